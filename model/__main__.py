@@ -1,0 +1,29 @@
+"""Train one run: python -m model optimizer.lr=3e-4"""
+
+import sys
+
+from pydantic import ValidationError
+
+from model.config import TrainConfig
+from model.section import ConfigError, updated
+
+
+def main(arguments: list[str]) -> int:
+    """Train a run and print a line a rung; return the exit status."""
+    try:
+        if wrong := [argument for argument in arguments if "=" not in argument]:
+            raise ConfigError(f"must be path=value, such as optimizer.lr=3e-4, got {wrong[0]}")
+        config = updated(TrainConfig(), dict(argument.split("=", 1) for argument in arguments))
+        from model.train import Trainer
+
+        for rung, metrics in Trainer([config]):
+            m = metrics[0]
+            print(f"rung {rung:3d}  tokens {m.tokens:9,d}  val_loss {m.val_loss:.4f}  val_bpb {m.val_bpb:.4f}")
+    except (ConfigError, ValidationError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""One run on disk: a safetensors file with the state as JSON in its header. Never pickle."""
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import TrainConfig
+
+FILE = "state.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or belongs to another run."""
+
+
+def save(
+    folder: Path,
+    config: TrainConfig,
+    data_hash: str,
+    tensors: Mapping[str, Tensor],
+    progress: Mapping[str, Any],
+) -> None:
+    """Write `folder`/state.safetensors, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"config": config.model_dump(mode="json"), "data_hash": data_hash, "progress": dict(progress)}
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    part = folder / f"{FILE}.{os.getpid()}"
+    try:
+        save_file(whole, part, metadata={"state": json.dumps(state)})
+        part.replace(folder / FILE)
+    except SafetensorError as error:  # its own word for a full disk
+        raise OSError(errno.ENOSPC, f"checkpoint not written: {error}", str(part)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load(folder: Path, config: TrainConfig, data_hash: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the progress of a run that is to go on as `config`.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds a run of another config or of other data.
+    """
+    tensors, state = read(folder)
+    if state["config"] != config.model_dump(mode="json"):
+        raise CheckpointError(f"{folder / FILE}: holds a run of another configuration")
+    if state["data_hash"] != data_hash:
+        raise CheckpointError(f"{folder / FILE}: holds a run on other data")
+    return tensors, state["progress"]
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the state of whatever run the folder holds.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint that can be read ({error})") from error

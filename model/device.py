@@ -1,0 +1,39 @@
+"""What `auto` means on this machine."""
+
+import torch
+
+from model.config import TrainConfig
+from model.section import ConfigError, updated
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Return the config with every `auto` of its run section replaced by what this machine has.
+
+    Raises:
+        ConfigError: a device or precision is asked for by name that is not here.
+    """
+    run = config.run
+    device = best_device() if run.device == "auto" else run.device
+    if not available(device):
+        raise ConfigError(f"run.device: no {device} device on this machine; use auto or cpu, got {run.device}")
+    precision = run.precision
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError("run.precision: this GPU has no bf16; use auto, fp32 or fp16, got bf16")
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    compiled = run.compile
+    if compiled == "auto":
+        compiled = "on" if device == "cuda" else "off"
+    return updated(config, {"run.device": device, "run.precision": precision, "run.compile": compiled})
+
+
+def available(device: str) -> bool:
+    """Return whether torch can compute there."""
+    if device == "mps":
+        return torch.backends.mps.is_available()
+    return device == "cpu" or torch.cuda.is_available()
+
+
+def best_device() -> str:
+    """Return cuda, else mps, else cpu."""
+    return next(device for device in ("cuda", "mps", "cpu") if available(device))

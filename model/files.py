@@ -1,0 +1,171 @@
+"""Find, download and read the text files that corpora are made of; every complaint names key and file."""
+
+import glob
+import gzip
+import hashlib
+import http.client
+import os
+import re
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from model.section import ConfigError
+
+PASSAGE = 1000  # characters that a passage has at least, unless its file ends before
+LONG = 8 * PASSAGE  # a paragraph beyond this is cut
+TIMEOUT = 15  # seconds without an answer; many machines have no network and should learn it soon
+
+
+def cache_root() -> Path:
+    """Return the folder of prepared and downloaded data: $HPO_CACHE, else the user's cache folder."""
+    if os.environ.get("HPO_CACHE"):
+        return Path(os.environ["HPO_CACHE"]).expanduser().absolute()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser().absolute() / "hpo"
+
+
+def matching(path: str) -> list[Path]:
+    """Return the files that a path or a glob names, sorted.
+
+    Raises:
+        ConfigError: nothing is there, or it is not a file.
+    """
+    literal = Path(path).expanduser()
+    try:
+        if literal.is_dir():
+            raise ConfigError(f"data.path: is a directory: {path}; give a file or a glob such as {path}/*.txt")
+        if literal.exists():
+            return [literal]
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise ConfigError(f"data.path: cannot be read: {path}: {error.strerror}") from None
+    if not glob.has_magic(path):
+        raise ConfigError(f"data.path: no such file: {path}")
+    found = [Path(p) for p in sorted(glob.glob(str(literal), recursive=True)) if Path(p).is_file()]
+    if not found:
+        raise ConfigError(f"data.path: no file matches {path}")
+    return found
+
+
+def read_bytes(path: Path, key: str = "data.path") -> bytes:
+    """Return what a file holds, unpacked where its name ends in .gz."""
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ConfigError(f"{key}: not a whole gzip file: {path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from None
+
+
+def digest(path: Path, key: str = "data.path") -> bytes:
+    """Return the SHA-256 of a file as it lies there."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from None
+
+
+def read_text(path: Path, key: str = "data.path") -> str:
+    r"""Return the text of a file, without byte order mark, lines ended by \n.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not UTF-8 text.
+    """
+    content = read_bytes(path, key)
+    nul = content.find(b"\0")
+    if nul >= 0:
+        raise ConfigError(f"{key}: must be UTF-8 text, got a NUL byte at offset {nul}: {path}")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = f"0x{content[error.start]:02x}"
+        where = f"got byte {byte} at offset {error.start}"
+        raise ConfigError(f"{key}: must be UTF-8 text, {where}: {path}; save it as UTF-8") from None
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def passages(text: str) -> Iterator[str]:
+    """Yield paragraphs, joined until they have PASSAGE characters; a very long one is cut."""
+    held: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        for piece in _cut(paragraph):
+            held.append(piece)
+            if sum(map(len, held)) >= PASSAGE:
+                yield "\n\n".join(held)
+                held = []
+    if held:
+        yield "\n\n".join(held)
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Yield pieces of at least PASSAGE characters: cut at a line end, else at a space, else anywhere."""
+    start = 0
+    while len(text) - start > LONG:
+        low, high = start + PASSAGE, start + LONG
+        breaks = (text.find(mark, low, high) for mark in ("\n", " "))
+        end = next((at for at in breaks if at >= 0), low)
+        yield text[start:end]
+        start = end + (text[end] in "\n ")
+    yield text[start:]
+
+
+def public(names: list[str], url: str, sha256: str) -> Path:
+    """Return a public file: the first of `names` in $HPO_DATA or among the downloads, else download it.
+
+    Raises:
+        ConfigError: it is nowhere and the download failed.
+    """
+    return local(names) or download(url, cache_root() / "downloads" / names[0], sha256)
+
+
+def local(names: list[str]) -> Path | None:
+    """Return the first file of these names in $HPO_DATA or among the downloads."""
+    folders = [Path(os.environ["HPO_DATA"]).expanduser()] if os.environ.get("HPO_DATA") else []
+    folders.append(cache_root() / "downloads")
+    candidates = (folder / name for folder in folders for name in names)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def download(url: str, target: Path, sha256: str) -> Path:
+    """Fetch a file whose content is known by its hash; nothing is left behind when that fails."""
+    remedy = f"or put the file at $HPO_DATA/{target.name}"
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            # read() at once: read(n) returns a torn download as if it were whole
+            content = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is the answer too, and holds the connection
+        reason = getattr(error, "reason", error)
+        raise ConfigError(f"data: cannot download {url}: {reason}; try again, {remedy}") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        # a network's login page also answers 200
+        raise ConfigError(f"data: download of {url} has the wrong content; try again, {remedy}")
+    return write_whole(target, content)
+
+
+def write_whole(target: Path, content: bytes) -> Path:
+    """Write a file beside its place and rename it, so that nobody ever sees half of it.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.chmod(file.name, 0o644)  # a temporary file is private, a cache may be shared
+                os.replace(file.name, target)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise ConfigError(f"data: cannot write {target}: {error.strerror}; set HPO_CACHE") from None
+    return target

@@ -1,0 +1,93 @@
+"""Base class of every configuration section, dotted paths into them, and the number types that fields share."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # coefficient of a moving average, such as beta1
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A user's mistake that shows only when a run is prepared; the message names the key."""
+
+
+class Section(BaseModel):
+    """A frozen group of hyperparameters; an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def flat(section: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """Return the fields by dotted path, such as {"optimizer.lr": 0.001}."""
+    fields: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
+
+
+def updated(section: M, values: Mapping[str, Any]) -> M:
+    """Return a copy with dotted fields replaced, such as {"optimizer.lr": 3e-4}.
+
+    Another `name` puts another component in place: what was said explicitly stays where the new
+    component has that field, the rest takes the new component's defaults.
+
+    Raises:
+        pydantic.ValidationError: the result is not a valid configuration.
+    """
+    tree = section.model_dump(exclude_unset=True)
+    # Explicit defaults of a component must travel with its name.
+    for path, value in flat(section).items():
+        if path.endswith(".name"):
+            _set(tree, path, value)
+    for path in sorted(values, key=lambda p: (not p.endswith(".name"), p)):
+        if path.endswith(".name"):
+            _rename(section, tree, path, values[path])
+        else:
+            _set(tree, path, values[path])
+    return type(section).model_validate(tree)
+
+
+def component(section: BaseModel, key: str, name: Any) -> type[BaseModel] | None:
+    """Return the class that `name` stands for in the union at the field `key`, None for no such class."""
+    kinds = getattr(type(section).model_fields[key].annotation, "__args__", ())
+    for kind in kinds:
+        if isinstance(kind, type) and name in _words(kind):
+            return kind
+    return None
+
+
+def _words(kind: type) -> tuple[Any, ...]:
+    if not issubclass(kind, BaseModel) or "name" not in kind.model_fields:
+        return ()
+    return getattr(kind.model_fields["name"].annotation, "__args__", ())
+
+
+def _rename(section: BaseModel, tree: dict[str, Any], path: str, name: Any) -> None:
+    """Switch one component, keeping the explicit fields that the new one has too."""
+    key = path.removesuffix(".name")
+    old = tree.get(key, {})
+    if old.get("name") == name:
+        return
+    kind = component(section, key, name) if "." not in key else None
+    kept = {k: v for k, v in old.items() if kind and k in kind.model_fields}
+    tree[key] = kept | {"name": name}
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            return  # the model's own check names the key that is not a section
+    tree[leaf] = value
