@@ -1,0 +1,230 @@
+"""Study files, found, read and checked, all problems together, before anything runs."""
+
+import difflib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hpo import notation
+from hpo.explain import explain, messages
+from hpo.problems import Problem
+from hpo.ranges import Space, discrete
+from hpo.space import check
+from hpo.study import DEFAULT_CONFIG, DEFAULT_TRAIN, Study, StudyFile
+from hpo.target import imported
+from model.section import flat, updated
+
+M = TypeVar("M", bound=BaseModel)
+
+# Trials of one study must be comparable: what they are measured over is not searched.
+FIXED = {"run.tokens": "lengths", "run.rungs": "rungs", "run.align": "rungs"}
+
+
+def shipped() -> Path:
+    """Return the folder of the study files that come with the package."""
+    inside = Path(__file__).parent / "studies"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "studies"
+
+
+def find(study: str) -> Path:
+    """Return the file of a study given by path, or by name here, in ./studies or among the shipped ones.
+
+    Raises:
+        Problem: there is none.
+    """
+    folders = [Path(), Path("studies"), shipped()]
+    names = sorted({path.stem for folder in folders[1:] for path in folder.glob("*.yaml")})
+    if study.endswith((".yaml", ".yml")) or "/" in study:
+        if not _is_file(Path(study)):
+            raise Problem(f"study: no such file: {study}{_meant(Path(study).stem, names)}")
+        return Path(study)
+    for folder in folders:
+        if study and _is_file(folder / f"{study}.yaml"):
+            return folder / f"{study}.yaml"
+    raise Problem(
+        f"study: no study {study!r}{_meant(study, names)} (there are {', '.join(names)}; or give the path of a file)"
+    )
+
+
+def _meant(word: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name too long to be one
+        return False
+
+
+def read(
+    study: str, overrides: Sequence[str] = (), budget: Mapping[str, Any] | None = None, seed: int | None = None
+) -> Study:
+    """Read and check a study file.
+
+    overrides: path=value, in the base. budget: replaces those of the file's keys that are not None.
+
+    Raises:
+        Problem: naming everything that is wrong.
+    """
+    path = find(study)
+    tree = _tree(path)
+    asked = {key: value for key, value in (budget or {}).items() if value is not None}
+    if asked and isinstance(tree.get("budget", {}), dict):
+        tree["budget"] = {**tree.get("budget", {}), **asked}
+    if seed is not None:
+        tree["seed"] = seed
+    try:
+        file = StudyFile.model_validate(tree)
+    except ValidationError as error:
+        raise Problem(*(f"{path}: {line}" for line in messages(error, StudyFile))) from None
+    base = _base(path, file, overrides)
+    problems = [f"{path}: {line}" for line in _problems(file, base)]
+    if problems:
+        raise Problem(*problems)
+    return Study(path.stem, str(path), file, base)
+
+
+def assignments(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return --set path=value pairs as a mapping.
+
+    Raises:
+        Problem: one has no =.
+    """
+    values = {}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not all(part.isidentifier() for part in path.strip().split(".")):
+            raise Problem(f"--set: must be path=value, such as optimizer.lr=3e-4, got {override!r}")
+        values[path.strip()] = notation.value(text)
+    return values
+
+
+def overridden(config: M, overrides: Sequence[str]) -> M:
+    """Return a configuration with --set path=value pairs in place.
+
+    Raises:
+        Problem: one has no =, or the result is not a configuration.
+    """
+    try:
+        return updated(config, assignments(overrides))
+    except ValidationError as error:
+        found = explain(error, type(config))
+        raise Problem(*(f"--set {key}: {rule}" if key else f"--set: {rule}" for key, rule in found)) from None
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    try:
+        tree = notation.load(path.read_text("utf-8"))
+    except notation.NotationError as error:
+        raise Problem(f"{path}: {error}") from None
+    except UnicodeDecodeError:
+        raise Problem(f"{path}: must be text in UTF-8, got other bytes") from None
+    except OSError as error:
+        raise Problem(f"{path}: cannot be read: {error.strerror}") from None
+    if not isinstance(tree, dict):
+        got = {list: "a list", type(None): "nothing"}.get(type(tree), repr(tree)[:40])
+        raise Problem(f"{path}: must be a mapping with the keys {', '.join(StudyFile.model_fields)}, got {got}")
+    return tree
+
+
+def _base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseModel:
+    """Return the base configuration, overrides in place, rung marks aligned for the whole space."""
+    try:
+        kind = imported(file.config, "config")
+    except Problem as problem:
+        raise Problem(*(f"{path}: {line}" for line in problem.lines)) from None
+    if not isinstance(kind, type) or not issubclass(kind, BaseModel):
+        raise Problem(f"{path}: config: must be a pydantic model, got {file.config}")
+    try:
+        base = kind.model_validate(file.base)
+    except ValidationError as error:
+        raise Problem(*(f"{path}: {line}" for line in messages(error, kind, "base"))) from None
+    base = overridden(base, overrides)
+    if file.config != DEFAULT_CONFIG:
+        return base
+    files = {key: str(Path(value).absolute()) for key, value in flat(base).items() if key == "data.path"}
+    base = updated(base, files)  # workers may be started in another folder
+    return updated(base, {"run.align": align(base, file.space)})
+
+
+def align(base: BaseModel, space: Space) -> int:
+    """Return the multiple that rung marks are rounded to, so that every trial reaches them exactly.
+
+    It is the least common multiple of the update sizes that the space allows; 1, which has each trial scored at
+    its first update past a mark, where that multiple is longer than a rung.
+    """
+    factors = []
+    for path in ("run.batch_size", "run.grad_accum", "model.context"):
+        entry = space.get(path)
+        values = discrete(entry, int) if entry else [flat(base)[path]]
+        if not values or len(values) > 1000 or not all(isinstance(v, int) and v > 0 for v in values):
+            return 1
+        factors.append(values)
+    spacing = flat(base)["run.tokens"] / flat(base)["run.rungs"]
+    common = 1
+    for combination in itertools.product(*factors):
+        common = math.lcm(common, math.prod(combination))
+        if common > spacing:
+            return 1
+    return common
+
+
+def _problems(file: StudyFile, base: BaseModel) -> list[str]:
+    """Return what is wrong with a file whose keys are right."""
+    problems = check(base, file.space)
+    problems += [
+        f"space.{path}: must not be searched, since trials of different {why} cannot be compared"
+        for path, why in FIXED.items()
+        if path in file.space and file.config == DEFAULT_CONFIG
+    ]
+    for i, values in enumerate(file.baseline):
+        problems += [
+            f"baseline.{i}.{key}: must be a dotted field, such as {key}.{next(iter(value), 'name')}, got a mapping"
+            for key, value in values.items()
+            if isinstance(value, dict) and isinstance(getattr(base, key, None), BaseModel)
+        ]
+        try:
+            updated(base, values)
+        except ValidationError as error:
+            problems += messages(error, type(base), f"baseline.{i}")
+    if file.budget.trials is not None and file.budget.trials < len(file.baseline):
+        n = len(file.baseline)
+        problems.append(f"budget.trials: must be at least {n}, one for each baseline, got {file.budget.trials}")
+    if not problems:
+        problems += file.sampler.problems(base, file.space)
+    return problems + _objective_problems(file) + _plug_problems(file, base)
+
+
+def _objective_problems(file: StudyFile) -> list[str]:
+    if file.config != DEFAULT_CONFIG:
+        return []
+    if file.objective not in ("val_loss", "val_bpb"):
+        return [f"objective: must be one of 'val_loss', 'val_bpb', got {file.objective!r}"]
+    varied = [path for path in file.space if path.startswith(("tokenizer.", "data."))]
+    if varied and file.objective != "val_bpb":
+        return [
+            f"objective: must be val_bpb, since {varied[0]} is searched and nats per token of different "
+            "tokens cannot be compared, got val_loss"
+        ]
+    return []
+
+
+def _plug_problems(file: StudyFile, base: BaseModel) -> list[str]:
+    own = flat(base).get("run.rungs")
+    if file.rungs is None and own is None:
+        return ["rungs: required with a config that has no run.rungs: how many values a run reports"]
+    if own is not None and file.rungs not in (None, own):
+        return [f"rungs: must be left out, since run.rungs of the base says {own}, got {file.rungs}"]
+    try:
+        train = imported(file.train, "train") if file.train != DEFAULT_TRAIN else None
+    except Problem as problem:
+        return list(problem.lines)
+    if train is not None and not callable(train):
+        return [f"train: must be a function, got {file.train}"]
+    return []

@@ -1,0 +1,71 @@
+"""hpo data: the prepared texts of this machine."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hpo.checking import overridden, read
+from hpo.data import prepared
+from hpo.problems import Problem
+from model.anchors import anchors
+from model.config import TrainConfig
+from model.data import list_prepared
+
+
+def configured(study: str | None, overrides: Sequence[str]) -> TrainConfig:
+    """Return the configuration whose text is meant.
+
+    Raises:
+        Problem: it is none, or the study has no text of ours.
+    """
+    if study is None:
+        return overridden(TrainConfig(), overrides)
+    base = read(study, overrides).base
+    if not isinstance(base, TrainConfig):
+        raise Problem(f"--study: {study} has a configuration of its own, whose data is its own too")
+    return base
+
+
+def prepare(study: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Prepare a text and return what is known of it."""
+    config = configured(study, overrides)
+    found = prepared(config)
+    splits = {
+        name: {"documents": split.documents, "tokens": split.n_targets, "bytes": split.text_bytes}
+        for name, split in found.splits.items()
+    }
+    return {
+        "data": config.data.name,
+        "tokenizer": config.tokenizer.name,
+        "vocab_size": found.vocab_size,
+        "hash": found.hash[:12],
+        **splits,
+        "anchors": anchors(found),
+        "folder": str(found.folder),
+    }
+
+
+def listed() -> list[dict[str, Any]]:
+    """Return one record a prepared text."""
+    return [
+        {
+            "data": meta["name"],
+            "tokenizer": meta["tokenizer"]["name"],
+            "vocab_size": meta["vocab_size"],
+            "hash": meta["hash"][:12],
+            "documents": sum(split["documents"] for split in meta["splits"].values()),
+            "tokens": sum(split["tokens"] for split in meta["splits"].values()),
+            "folder": meta["folder"],
+        }
+        for meta in list_prepared()
+    ]
+
+
+def documents(study: str | None, overrides: Sequence[str], count: int) -> list[str]:
+    """Return the first documents of the training split, as their tokens read."""
+    found = prepared(configured(study, overrides))
+    split, vocabulary = found.splits["train"], found.tokenizer()
+    bounds = split.starts[: count + 1].tolist()
+    return [vocabulary.decode(np.asarray(split.tokens[a:b], np.int64)) for a, b in pairwise(bounds)]

@@ -1,0 +1,231 @@
+"""pydantic's errors in our words: the key as the user wrote it, the rule, the value, the remedy."""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, Tag, ValidationError
+from pydantic_core import ErrorDetails
+
+Kind = type[BaseModel]
+
+LIMITS = {
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "multiple_of": ("a multiple of", "multiple_of"),
+}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "dict": "a mapping",
+    "model": "a mapping",
+    "list": "a list",
+    "tuple": "a list",
+}
+
+
+def explain(error: ValidationError, kind: Kind) -> list[tuple[str, str]]:
+    """Return (key, rule) for each problem, such as ("optimizer.beta2", "must be less than 1, got 1.5").
+
+    kind: the class that was validated.
+    """
+    found: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        key = _key(kind, problem["loc"])
+        if problem["type"].startswith("union_tag"):
+            key = f"{key}.name".lstrip(".")
+        rule = _rule(problem, kind, key)
+        # A plain union such as int | float complains once a member: a broken bound says more than a type,
+        # and of two types the wider one is the last.
+        if key not in found or not problem["type"].endswith(("_type", "_parsing")) or _is_type(found[key]):
+            found[key] = rule
+    return list(found.items())
+
+
+def messages(error: ValidationError, kind: Kind, prefix: str = "") -> list[str]:
+    """Return the problems as lines, `prefix` in front of each key: "base.optimizer.lr: must be ..."."""
+    lines = []
+    for key, rule in explain(error, kind):
+        path = ".".join(part for part in (prefix.rstrip("."), key) if part)
+        lines.append(f"{path}: {rule}" if path else rule)
+    return lines
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the known word most like this one, nothing where none is like it."""
+    words = sorted(known, key=lambda w: not w.startswith(word))
+    found = [w for w in words if w.startswith(word)] or difflib.get_close_matches(word, words)
+    return f"; did you mean {found[0]}?" if word and found else ""
+
+
+def nearest_path(path: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the known field most like this one.
+
+    A slip is looked for in one part of the path at a time: common first parts would make all fields alike.
+    """
+    section, _, leaf = path.rpartition(".")
+    split = [other.rpartition(".") for other in known]
+    siblings = {name: f"{there}{dot}{name}" for there, dot, name in split if there == section}
+    namesakes = {there: f"{there}{dot}{name}" for there, dot, name in split if name == leaf}
+    for word, found in (leaf, siblings), (section, namesakes):
+        for like in difflib.get_close_matches(word, found, n=1):
+            return f"; did you mean {found[like]}?"
+    return f"; did you mean {next(iter(namesakes.values()))}?" if namesakes else ""
+
+
+def paths(kind: Kind, prefix: str = "") -> list[str]:
+    """Return every dotted field of a configuration class, those of all members of its unions included."""
+    found: dict[str, None] = {}
+    for name, field in kind.model_fields.items():
+        sections = [m for m in members(field.annotation) if _is_section(m)]
+        for section in sections:
+            found |= dict.fromkeys(paths(section, f"{prefix}{name}."))
+        if not sections:
+            found[prefix + name] = None
+    return list(found)
+
+
+def members(annotation: Any) -> list[Any]:
+    """Return the types that a field accepts: a union's members without None, else the type itself."""
+    if get_origin(annotation) is Annotated:
+        return members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [m for arg in get_args(annotation) if arg is not type(None) for m in members(arg)]
+    return [annotation]
+
+
+def number_remedy(value: Any) -> str:
+    """Return what to write instead of YAML's look-alikes of a number, nothing for other values."""
+    if isinstance(value, bool):
+        return "; YAML reads on, off, yes and no as true and false"
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return ""
+        if value.lower().lstrip("+-").startswith(tuple("0123456789.")):
+            return f"; write {_yaml_number(value, number)} (YAML reads {value} as text)"
+    return ""
+
+
+def _yaml_number(text: str, number: float) -> str:
+    """Write a number as PyYAML reads it: 1e-4 needs a dot and a signed exponent."""
+    mantissa, _, exponent = text.lower().partition("e")
+    if not exponent:
+        return repr(int(number)) if number.is_integer() and "." not in text else repr(number)
+    mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
+    return f"{mantissa}e{exponent if exponent[0] in '+-' else '+' + exponent}"
+
+
+def _rule(problem: ErrorDetails, root: Kind, key: str) -> str:
+    word, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+    if word in ("missing", "union_tag_not_found"):
+        return "required"
+    if word == "extra_forbidden":
+        return "no such field" + _unknown(root, problem["loc"], key)
+    if word == "union_tag_invalid":
+        return _one_of(context["expected_tags"], context["tag"])
+    if word == "literal_error":
+        return _one_of(context["expected"].replace(" or ", ", "), value)
+    if word in LIMITS:
+        text, limit = LIMITS[word]
+        return f"must be {text} {_short(context[limit])}, got {value!r}"
+    if word == "too_short":
+        return "must not be empty"
+    if word == "value_error":
+        return str(context["error"])
+    expected = KINDS.get(word.partition("_")[0])
+    if expected is None:
+        return f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, got {value!r}"
+    remedy = number_remedy(value) if "number" in expected else _word_remedy(value)
+    return f"must be {expected}, got {value!r}{remedy}"
+
+
+def _one_of(expected: str, value: Any) -> str:
+    like = nearest(repr(value), expected.split(", ")) if isinstance(value, str) else ""
+    return f"must be one of {expected}, got {value!r}{like}{_word_remedy(value)}"
+
+
+def _word_remedy(value: Any) -> str:
+    return "; quote the word: YAML reads on, off, yes and no as true and false" if isinstance(value, bool) else ""
+
+
+def _is_type(rule: str) -> bool:
+    return any(rule.startswith(f"must be {kind},") for kind in KINDS.values())
+
+
+def _short(limit: Any) -> str:
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)
+
+
+def _key(root: Kind, loc: tuple[int | str, ...]) -> str:
+    """Join a location, leaving out the words that pydantic adds for members of unions."""
+    return ".".join(_walk(root, loc)[0])
+
+
+def _unknown(root: Kind, loc: tuple[int | str, ...], key: str) -> str:
+    """Say what an unknown key may have meant: a field beside it, or one of another section or component."""
+    prefix = key.rpartition(".")[0]
+    parent = _walk(root, loc[:-1])[1]
+    beside = [f"{prefix}.{name}".lstrip(".") for name in parent.model_fields] if _is_section(parent) else []
+    known = paths(root)
+    if key in known and _names(parent):
+        return f" while {prefix}.name is {_names(parent)[0]!r}"
+    return nearest_path(key, [*beside, *known])
+
+
+def _walk(root: Kind, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:
+    """Follow a location through the types: the key's words, and the type that it leads to."""
+    key: list[str] = []
+    here: Any = root
+    for word in loc:
+        found = members(here)
+        if here is not None and len(found) > 1:
+            here = _member(here, word)
+            continue
+        if word != "[key]":
+            key.append(str(word))
+        here = _inside(found[0], word) if found else None
+        if len(alone := members(here)) == 1:
+            here = alone[0]
+    return key, here
+
+
+def _inside(kind: Any, word: int | str) -> Any:
+    """Return the annotation of what lies under `word`, None where that is not known."""
+    if _is_section(kind):
+        field = kind.model_fields.get(word)
+        return field.annotation if field else None
+    if issubclass(get_origin(kind) or object, Mapping):
+        return get_args(kind)[1]
+    if get_origin(kind) in (list, tuple):
+        return get_args(kind)[0]
+    return None
+
+
+def _member(union: Any, word: int | str) -> Any:
+    """Return the member of a union that pydantic calls `word`: its tag, its `name`, or its class."""
+    while get_origin(union) is Annotated:
+        union = get_args(union)[0]
+    for arg in get_args(union):
+        kind = members(arg)[0]
+        tags = [meta.tag for meta in get_args(arg)[1:] if isinstance(meta, Tag)]
+        if word in (*tags, getattr(kind, "__name__", None)) or word in _names(kind):
+            return kind
+    return None
+
+
+def _names(kind: Any) -> tuple[Any, ...]:
+    if not _is_section(kind) or "name" not in kind.model_fields:
+        return ()
+    return get_args(kind.model_fields["name"].annotation)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

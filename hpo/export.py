@@ -1,0 +1,60 @@
+"""The configuration of a trial, complete and trainable, with where it comes from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from hpo.folders import config_text
+from hpo.problems import Problem
+from hpo.reading import Trial
+from hpo.status import MACHINE, SET, Snapshot, best_trial, find, value
+from hpo.study import Study, from_spec
+from model.section import flat
+
+
+def picked(of: Snapshot, number: int | None) -> Trial:
+    """Return trial `number`, the best one where it is None."""
+    if number is None:
+        return best_trial(of)
+    trial = find(of, number)
+    if not trial.params and SET not in trial.user_attrs:
+        raise Problem(f"trial: {number} has no configuration yet; it is {trial.state.value}")
+    return trial
+
+
+def configuration(study: Study, trial: Trial) -> BaseModel:
+    """Return what a trial trained."""
+    fixed: Mapping[str, Any] | None = trial.user_attrs.get(SET)
+    return study.configured(trial.params if fixed is None else fixed)
+
+
+def provenance(of: Snapshot, trial: Trial) -> dict[str, Any]:
+    """Return study, trial, value, seeds, versions, commit and data hash."""
+    return {
+        "study": of.name,
+        "trial": trial.number,
+        "state": trial.state.value,
+        "objective": of.objective,
+        "value": value(trial),
+        "sampler_seed": of.spec["seed"],
+        "data_hash": of.data_hash,
+        "anchors": dict(of.anchors),
+        "train": of.spec["train"],
+        "config": of.spec["config"],
+        **trial.user_attrs.get(MACHINE, {}),
+    }
+
+
+def text(of: Snapshot, trial: Trial) -> str:
+    """Return the YAML file of a trial."""
+    return config_text(configuration(from_spec(of.spec), trial), provenance(of, trial))
+
+
+def changes(of: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:
+    """Return (field, baseline's value, this trial's value) for each field of the configuration that differs."""
+    study = from_spec(of.spec)
+    first = study.file.baseline[0] if study.file.baseline else {}
+    before, after = flat(study.configured(first)), flat(configuration(study, trial))
+    paths = [path for path in after if path in study.file.space] + [p for p in after if p not in study.file.space]
+    return [(path, before.get(path), after[path]) for path in paths if before.get(path) != after[path]]

@@ -1,0 +1,254 @@
+"""hpo launch: make the study, start workers, show how they fare, and say what was found."""
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpo import cores, folders, notation
+from hpo.checking import read
+from hpo.data import described
+from hpo.engine import look, normalise
+from hpo.export import changes, text
+from hpo.group import Event, Group
+from hpo.live import Plain, Screen, clock, standing
+from hpo.output import number, say, shown
+from hpo.patience import PATIENCE, safe
+from hpo.problems import NothingFeasible, Problem, WorkFailed
+from hpo.register import register
+from hpo.status import Snapshot, best_trial, counts, snapshot, tokens
+from hpo.storage import check_connections, connect
+from hpo.study import Study
+
+REFRESH_S = 5.0  # between looks at the whole study
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line of `hpo launch` says."""
+
+    study: str
+    storage: str
+    workers: int
+    budget: Mapping[str, Any]
+    overrides: Sequence[str]
+    seed: int | None
+    gpus: Sequence[str]
+    per_gpu: int
+    pack: int
+    out: Path
+    dry_run: bool
+    quiet: bool
+    plain: bool
+
+
+def launch(options: Options) -> int:
+    """Run a study to the end of its budget; return the exit status."""
+    study = read(options.study, options.overrides, options.budget, options.seed)
+    environments = environments_of(options.workers, options.gpus, options.per_gpu)
+    data_hash, anchors = described(study.base)
+    if not options.quiet:
+        say(plan(study, anchors))
+    if options.dry_run:
+        return 0
+    began = time.monotonic()
+    with connect(options.storage, create=True) as store:
+        check_connections(store, len(environments))
+        register(store, study, data_hash, anchors, options.budget)
+        folder = folders.study_folder(options.out, study.name)
+        try:
+            folders.write(folder / "study.yaml", notation.dump(study.spec()))
+        except WorkFailed as failed:  # before anything ran: the folder is a wrong one
+            raise Problem(str(failed)) from None
+        status = _supervise(options, study, environments, folder)
+        if status:
+            return status
+        return conclude(snapshot(store, study.name), folder, options, time.monotonic() - began)
+
+
+def environments_of(workers: int, gpus: Sequence[str], per_gpu: int) -> list[dict[str, str]]:
+    """Return the environment of each worker: its share of the cores, and one GPU.
+
+    Set before torch is imported, which reads the number of threads only once.
+
+    Raises:
+        Problem: a GPU is asked for that is not there.
+    """
+    n = workers or (len(gpus) * per_gpu if gpus else 1)
+    cores.check_gpus(gpus)
+    if gpus and n > len(gpus) * per_gpu:
+        raise Problem(f"--workers: must be at most {len(gpus) * per_gpu}, {per_gpu} on each of the GPUs, got {n}")
+    shared = cores.environment(max(1, cores.available() // n))
+    return [shared | ({"CUDA_VISIBLE_DEVICES": gpus[i // per_gpu % len(gpus)]} if gpus else {}) for i in range(n)]
+
+
+def plan(study: Study, anchors: Mapping[str, float]) -> str:
+    """Return what is about to be run, for a person to check."""
+    file, budget = study.file, study.file.budget.model_dump(exclude_none=True)
+    rows = [f"{study.name}  ({study.source})"]
+    rows += [f"  {path:28} {_range(entry.model_dump(exclude_defaults=True))}" for path, entry in file.space.items()]
+    rows.append(
+        f"  budget {', '.join(f'{shown(v)} {k}' for k, v in budget.items())}; sampler {file.sampler.name}, "
+        f"pruner {file.pruner.name}, objective {file.objective}"
+    )
+    if study.rung_tokens:
+        marks = [f"{round(i * study.rung_tokens):,}" for i in (1, 2)]
+        rows.append(
+            f"  {study.rungs} rungs, at {marks[0]}, {marks[1]}, ... {round(study.rungs * study.rung_tokens):,} tokens"
+        )
+    if anchors:
+        rows.append("  anchors: " + ", ".join(f"{name} {number(value)}" for name, value in anchors.items()))
+    return "\n".join([*rows, ""])
+
+
+def _range(entry: Mapping[str, Any]) -> str:
+    if "choices" in entry:
+        return "one of " + ", ".join(shown(c) for c in entry["choices"])
+    scale = "log" if entry.get("log") else "log in 1 - x" if entry.get("complement_log") else ""
+    step = f"step {entry['step']}" if entry.get("step") else ""
+    return " ".join(word for word in (f"{entry['low']} to {entry['high']}", scale, step) if word)
+
+
+def _supervise(options: Options, study: Study, environments: Sequence[Mapping[str, str]], folder: Path) -> int:
+    """Run workers until they end; return 0, or the status of the signal that ended them.
+
+    Raises:
+        WorkFailed: a worker failed and trials are left.
+    """
+    arguments = ["--study", study.name, "--pack", str(options.pack), "--out", str(options.out)]
+    # The URL travels in the environment: a password on a command line is for everyone to read.
+    urls = {"HPO_STORAGE": normalise(options.storage)}
+    # As patient as the workers: a storage that is away for a minute must not end them.
+    with look(options.storage, PATIENCE) as at:
+        first = snapshot(at, study.name)
+        plain = options.plain or options.quiet or not sys.stderr.isatty()
+        view = Plain(first, options.quiet) if plain else Screen(first, len(environments))
+        group = Group(arguments, [{**urls, **env} for env in environments], folder)
+        signals = _Signals(group)
+        refresh_at = 0.0
+        try:
+            with view:
+                while group.alive():
+                    for event in [*group.events(wait=0.5), *signals.news()]:
+                        view.show(event)
+                    if time.monotonic() >= refresh_at:  # at the whole study, which is dear when it is long
+                        view.refresh(snapshot(at, study.name))
+                        refresh_at = time.monotonic() + REFRESH_S
+        finally:
+            signals.restore()
+            group.end()
+        if signals.first is not None:
+            say(f"stopped; this goes on where it was: {again(options)}")
+            return 128 + signals.first
+        _check_failed(group)
+    return 0
+
+
+def _check_failed(group: Group) -> None:
+    """Say which workers failed; that fails the launch where none saw the budget spent.
+
+    Raises:
+        WorkFailed: with the status of the workers, if they have one in common.
+    """
+    failed = group.failed()
+    told = [f"worker {m.number} ended with status {m.process.returncode}:\n{m.last_words()}" for m in failed]
+    if len(failed) < len(group.members):
+        for text in told:
+            say(text)
+        return
+    problem = WorkFailed(*told)
+    statuses = {m.process.returncode for m in failed}
+    problem.status = statuses.pop() if len(statuses) == 1 and statuses <= {2, 4} else WorkFailed.status
+    raise problem
+
+
+class _Signals:
+    """Passes Ctrl-C and SIGTERM on to the workers: the first finishes the rung, the second stops now."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.first: int | None = None
+        self.told = False
+        self.before = {n: signal.signal(n, self._on) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _on(self, number: int, _: Any) -> None:
+        self.first = self.first or number
+        self.group.send(signal.Signals(number))
+
+    def news(self) -> list[Event]:
+        """Return what to say once: not from the handler, which may interrupt a line that is being written."""
+        if self.first is None or self.told:
+            return []
+        self.told = True
+        text = "stopping: each worker finishes its rung and saves; press Ctrl-C again to stop at once"
+        return [{"event": "note", "text": text}]
+
+    def restore(self) -> None:
+        for n, handler in self.before.items():
+            signal.signal(n, handler)
+
+
+def conclude(of: Snapshot, folder: Path, options: Options, seconds: float) -> int:
+    """Say what a study found, keep its best configuration, and say what to type next."""
+    n, spent = counts(of), tokens(of)
+    ended = n["complete"] + n["pruned"] + n["failed"]
+    spared = ""
+    if spent["trained"] and spent["saved_by_pruning"]:
+        share = spent["saved_by_pruning"] / (spent["trained"] + spent["saved_by_pruning"])
+        spared = f"; pruning saved {share:.0%} of the tokens"
+    say(
+        f"{of.name}: {ended} trials after {clock(seconds)}: {n['complete']} complete, {n['pruned']} pruned, "
+        f"{n['failed']} failed{spared}"
+    )
+    best = of.best()
+    if best is None:
+        raise NothingFeasible(f"study {of.name}: no trial was completed; `hpo trials` and `hpo show N` say why")
+    path = folder / "best.yaml"
+    folders.write(path, text(of, best_trial(of)))
+    print("\n".join(answer(of, path, options)))
+    return 0
+
+
+def answer(of: Snapshot, path: Path, options: Options) -> list[str]:
+    """Return the best configuration, what changed against the baseline, and the next commands."""
+    best = best_trial(of)
+    found = [standing(of), ""]
+    changed = changes(of, best)
+    width = max((len(field) for field, _, _ in changed), default=0)
+    found += [f"  {field:{width}}  {shown(before):>8} -> {shown(after)}" for field, before, after in changed]
+    found += ["" if changed else "  the baseline itself: nothing that was tried is better"]
+    bigram = of.anchors.get("bigram_bpb" if of.objective == "val_bpb" else "bigram")
+    if bigram is not None and best.values[0] > bigram:
+        found += [f"note: a table of bigrams does better ({number(bigram)}); the runs are too short or too small", ""]
+    where = _where(options)
+    return [
+        *found,
+        f"complete configuration: {path}",
+        "next:",
+        f"  hpo export --study {of.name}{where} -o best.yaml",
+        "  hpo train best.yaml",
+        f"  hpo dashboard{where}",
+    ]
+
+
+def _where(options: Options) -> str:
+    """Return the --storage of the next command, "" where it is the default; a password is left out."""
+    if options.storage == "sqlite:///runs/hpo.db":
+        return ""
+    return f" --storage {shlex.quote(options.storage if safe(options.storage) else '...')}"
+
+
+def again(options: Options) -> str:
+    """Return the command that launches the same again."""
+    words = ["hpo", "launch", "--study", options.study, "--workers", str(options.workers)]
+    words += [word for key, value in options.budget.items() if value is not None for word in (f"--{key}", str(value))]
+    words += [word for override in options.overrides for word in ("--set", override)]
+    words += ["--seed", str(options.seed)] if options.seed is not None else []
+    words += ["--gpus", ",".join(options.gpus), "--per-gpu", str(options.per_gpu)] if options.gpus else []
+    words += ["--pack", str(options.pack)] if options.pack > 1 else []
+    words += ["--out", str(options.out)] if str(options.out) != "runs" else []
+    return shlex.join(words) + _where(options)

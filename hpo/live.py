@@ -1,0 +1,162 @@
+"""What a launch looks like while it runs: a live table on a terminal, a line an event elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from hpo.group import Event
+from hpo.output import number, stderr
+from hpo.status import Snapshot, counts, value
+
+ENDS = ("complete", "pruned", "diverged", "invalid", "error")
+
+
+class Plain:
+    """A line an event, for logs and pipes."""
+
+    def __init__(self, snapshot: Snapshot, quiet: bool = False) -> None:
+        self.snapshot, self.quiet = snapshot, quiet
+
+    def __enter__(self) -> "Plain":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, event: Event) -> None:
+        if not self.quiet and (text := line(event, self.snapshot.rungs)):
+            who = f"worker {event['worker']}: " if "worker" in event else ""
+            stderr().print(f"{who}{text}", markup=False)
+
+    def refresh(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+
+class Screen:
+    """One line a worker, best so far against baseline and anchors, progress, time left."""
+
+    def __init__(self, snapshot: Snapshot, workers: int) -> None:
+        self.snapshot = snapshot
+        self.workers: dict[int, Event] = {i: {"event": "waking"} for i in range(1, workers + 1)}
+        self.rates: dict[int, float] = {}
+        self.begun = time.monotonic()
+        self.done_before = _done(snapshot)
+        self.live = Live(console=Console(stderr=True), refresh_per_second=4, get_renderable=self.render)
+
+    def __enter__(self) -> "Screen":
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.refresh()
+        self.live.stop()
+
+    def show(self, event: Event) -> None:
+        worker = event.get("worker", 0)
+        if worker in self.workers:
+            self.workers[worker] = {"event": "ended"} if event["event"] == "exit" else event
+            if event.get("tokens_per_second"):
+                self.rates[worker] = event["tokens_per_second"]
+        elif text := line(event, self.snapshot.rungs):
+            self.live.console.print(text, markup=False, highlight=False)
+
+    def refresh(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def render(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("worker", "trial", "rung", self.snapshot.objective, "tokens/s", ""):
+            table.add_column(column, justify="left" if column == "" else "right", min_width=6)
+        for worker, event in self.workers.items():
+            table.add_row(*self._row(worker, event))
+        return Group(Text(self.snapshot.name, style="bold"), table, Text(self._progress()), Text(self._standing()))
+
+    def _row(self, worker: int, event: Event) -> tuple[str, ...]:
+        if "trial" not in event:
+            return str(worker), "", "", "", "", str(event["event"])
+        loss, rate = event.get("value"), self.rates.get(worker)
+        word = event["event"] if event["event"] in (*ENDS, "requeued", "lost") else ""
+        return (
+            str(worker),
+            str(event["trial"]),
+            f"{event.get('rung', 0)}/{self.snapshot.rungs}",
+            "" if loss is None else f"{loss:.4f}",
+            "" if rate is None else f"{rate:,.0f}",
+            word,
+        )
+
+    def _progress(self) -> str:
+        n = counts(self.snapshot)
+        ended = _done(self.snapshot)
+        text = f"{n['complete']} complete, {n['pruned']} pruned, {n['failed']} failed, {n['running']} running"
+        total = self.snapshot.budget.get("trials")
+        if not total:
+            return text
+        left, fresh = total - ended, ended - self.done_before
+        text += f", {n['waiting']} waiting of {total}"
+        if fresh and left > 0:
+            text += f"; about {clock((time.monotonic() - self.begun) / fresh * left)} left"
+        return text
+
+    def _standing(self) -> str:
+        return standing(self.snapshot) or "no trial complete yet"
+
+
+def standing(of: Snapshot) -> str:
+    """Return the best trial against baseline and anchors, in one line; "" before there is one."""
+    best, baseline = of.best(), of.baseline()
+    if best is None:
+        return ""
+    against = []
+    if baseline is not None and (was := value(baseline)) is not None:
+        against.append(f"baseline {number(was)}")
+    suffix = "_bpb" if of.objective == "val_bpb" else ""
+    against += [f"{name} {number(of.anchors[name + suffix])}" for name in ("bigram", "unigram") if of.anchors]
+    found = f"best: trial {best.number}, {of.objective} {number(best.values[0])}"
+    return f"{found} ({', '.join(against)})" if against else found
+
+
+def line(event: Event, rungs: int) -> str:
+    """Return an event as one line of text, "" for one that needs none."""
+    trial, kind = event.get("trial"), event["event"]
+    if kind == "start":
+        return f"trial {trial}: started{' (baseline)' if event['kind'] == 'baseline' else ''}" + _again(event)
+    if kind == "rung":
+        rate = event.get("tokens_per_second")
+        return f"trial {trial}: rung {event['rung']}/{rungs}, {_loss(event)}" + (
+            f", {rate:,.0f} tokens/s" if rate else ""
+        )
+    if kind in ENDS:
+        told = f": {event['error']}" if event.get("error") else f", {_loss(event)}"
+        return f"trial {trial}: {kind} at rung {event['rung']}/{rungs}{told}"
+    if kind in ("requeued", "lost"):
+        return f"trial {trial}: {kind}"
+    if kind == "exit":
+        return f"ended with status {event['status']}" if event["status"] else ""
+    return str(event.get("text", kind))
+
+
+def _again(event: Event) -> str:
+    return f", attempt {event['attempt']}" if event.get("attempt", 1) > 1 else ""
+
+
+def _loss(event: dict[str, Any]) -> str:
+    return "no finite loss" if event.get("value") is None else f"{event['value']:.4f}"
+
+
+def _done(of: Snapshot) -> int:
+    n = counts(of)
+    return n["complete"] + n["pruned"] + n["failed"]
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as a person says it: 40 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,106 @@
+"""Patience with a storage: passing faults are waited for, others said at once, no password ever shown."""
+
+import itertools
+import logging
+import random
+import re
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+PATIENCE = 300.0  # seconds that a worker waits for a storage that is away, such as a server being restarted
+QUICK = 5.0  # the same for commands that a person waits for
+
+# What time or an administrator cures: busy, locked, nomem, ioerr, full, cantopen, protocol.
+_SQLITE_PASSING = {5, 6, 7, 10, 13, 14, 15}
+# Classes of SQLSTATE: connection, transaction rollback, resources, in use, operator intervention, system.
+_POSTGRES_PASSING = {"08", "40", "53", "55", "57", "58"}
+# A refused connection carries no SQLSTATE, only libpq's words.
+_REFUSED = re.compile(
+    r"authentication failed|no password|does not exist|pg_hba\.conf|not permitted|invalid (port|conn)"
+)
+
+_DRIVER = (PoolTimeout, sqlite3.Error)
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class StorageError(Exception):
+    """The storage cannot be reached or is not one that we can use; the message holds no password."""
+
+
+def shown(url: str) -> str:
+    """Return the URL without its passwords."""
+    # up to the last @, since a password may hold an unescaped one
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
+
+
+def safe(url: str) -> bool:
+    """Return whether a URL may be printed as it is: it holds no password."""
+    return shown(url) == url
+
+
+def retry(call: Callable[..., T], *args: Any, patience: float = PATIENCE, url: str = "", **kwargs: Any) -> T:
+    """Call until the storage answers, at most for `patience` seconds. Every storage call goes through here.
+
+    A call may have taken effect although its answer was lost, so it may be made twice.
+
+    Raises:
+        StorageError: the failure is one that does not pass, or it did not pass in time.
+    """
+    deadline = time.monotonic() + patience
+    for attempt in itertools.count():
+        try:
+            return call(*args, **kwargs)
+        except _faults() as error:
+            cause = _cause(error)
+            # jitter: workers that lost the server together must not come back together
+            pause = random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(attempt, 10))
+            if not _passes(cause) or time.monotonic() + pause > deadline:
+                raise StorageError(_explanation(cause, url)) from error
+            if attempt == 5:
+                _log.warning("%s; trying again for %.0f s", _explanation(cause, url), deadline - time.monotonic())
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """Return what a storage raises. Optuna's own error only where Optuna is in use: importing it takes 0.3 s."""
+    optuna = sys.modules.get("optuna.exceptions")
+    ours = (DBAPIError, PoolTimeout, sqlite3.Error)
+    return (*ours, optuna.StorageInternalError) if optuna else ours
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the driver's own error from under SQLAlchemy's and Optuna's."""
+    if isinstance(error, DBAPIError) and error.orig:
+        return error.orig
+    if not isinstance(error, _DRIVER) and error.__cause__:
+        return _cause(error.__cause__)  # Optuna's StorageInternalError
+    return error
+
+
+def _passes(cause: BaseException) -> bool:
+    """Tell whether trying again may help."""
+    if isinstance(cause, sqlite3.Error):
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_PASSING
+    if state := getattr(cause, "sqlstate", None):
+        return state[:2] in _POSTGRES_PASSING
+    return not _REFUSED.search(str(cause))
+
+
+def _explanation(cause: BaseException, url: str) -> str:
+    text = " ".join(str(cause).split())
+    if url:
+        parsed = sa.make_url(url)
+        for secret in {parsed.password, parsed.query.get("password")} - {None, ""}:
+            text = text.replace(str(secret), "***")
+    return f"storage {shown(url)}: {text}"

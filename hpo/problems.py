@@ -1,0 +1,25 @@
+"""What goes wrong in a way that the user can mend, and the exit status that says so."""
+
+from collections.abc import Sequence
+
+
+class Problem(Exception):
+    """One or more lines for the user, each naming key, rule, value and remedy; never shown as a traceback."""
+
+    status = 2
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines: Sequence[str] = lines
+
+
+class WorkFailed(Problem):
+    """The work itself failed: a run, a worker, a server."""
+
+    status = 1
+
+
+class NothingFeasible(Problem):
+    """There is no finished trial to answer with."""
+
+    status = 3

@@ -1,0 +1,161 @@
+"""A study in the storage: made once, found by name, refused where it is another one."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optuna
+
+from hpo.problems import Problem
+from hpo.reading import chosen
+from hpo.slots import Slots
+from hpo.status import ANCHORS, BUDGET, DATA, SPEC, STARTED
+from hpo.storage import Store, exclusive
+from hpo.study import Budget, Study, fingerprint, from_spec
+from hpo.view import experimental
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A study as it lies in the storage."""
+
+    study: Study
+    optuna: optuna.Study
+    slots: Slots
+    store: Store
+
+    @property
+    def data_hash(self) -> str | None:
+        found: str | None = self.optuna.user_attrs.get(DATA)
+        return found
+
+    @property
+    def anchors(self) -> dict[str, float]:
+        found: dict[str, float] = self.optuna.user_attrs.get(ANCHORS) or {}
+        return found
+
+    def over(self) -> bool:
+        """Return whether the hours or tokens of the budget are used up."""
+        attrs = self.optuna.user_attrs
+        budget = attrs[BUDGET]
+        if budget.get("hours") and self.slots.now() - attrs[STARTED] >= 3600 * budget["hours"]:
+            return True
+        if not budget.get("tokens"):
+            return False
+        rungs = sum(t.last_step or 0 for t in self.optuna.get_trials(deepcopy=False))
+        return rungs * (self.study.rung_tokens or 0) >= budget["tokens"]
+
+
+def register(
+    store: Store,
+    study: Study,
+    data_hash: str | None,
+    anchors: Mapping[str, float],
+    asked: Mapping[str, Any] | None = None,
+) -> Registered:
+    """Make a study, or find it if it is there already; fill its slots up to the budget.
+
+    asked: the budget of the command line. A study that is there keeps its own where that says nothing, unless the
+    file's trials are more by now.
+
+    Raises:
+        Problem: the storage holds another study under that name, or the data are others.
+    """
+    spec = study.spec()
+    with exclusive(store.url, store.patience):  # two launches at one moment, perhaps of two files of one name
+        made = optuna.create_study(
+            study_name=study.name, storage=store.optuna, direction="minimize", load_if_exists=True
+        )
+        held = made.user_attrs.get(SPEC)
+        if held is None:
+            _describe(made, {DATA: data_hash, ANCHORS: dict(anchors), STARTED: Slots(store, 0).now(), SPEC: spec})
+        else:
+            _check_same(study, held, spec)
+            check_data(made, data_hash)
+            study = _budgeted(study, made.user_attrs.get(BUDGET) or held["budget"], asked or {})
+        made.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
+        slots = Slots(store, made._study_id)
+        slots.fill(study.slots())
+    return Registered(study, made, slots, store)
+
+
+def _budgeted(study: Study, held: Mapping[str, Any], asked: Mapping[str, Any]) -> Study:
+    """Return the study with the budget that is in force from now on."""
+    budget = {**held, **{key: value for key, value in asked.items() if value is not None}}
+    if asked.get("trials") is None and budget["trials"] and study.file.budget.trials:
+        budget["trials"] = max(budget["trials"], study.file.budget.trials)
+    file = study.file.model_copy(update={"budget": Budget.model_validate(budget)})
+    return replace(study, file=file)
+
+
+def _describe(made: optuna.Study, attributes: Mapping[str, Any]) -> None:
+    """Write a new study's description, the file last: with it, the study is whole."""
+    if made.get_trials(deepcopy=False):
+        raise Problem(
+            f"study: the storage holds a study {made.study_name!r} that another program made; use another --storage"
+        )
+    with experimental():  # the name that the dashboard's axes carry
+        made.set_metric_names([attributes[SPEC]["objective"]])
+    for key, value in attributes.items():
+        made.set_user_attr(key, value)
+
+
+def load(store: Store, name: str | None) -> Registered:
+    """Find a study by name, or the only one of the storage.
+
+    Raises:
+        Problem: there is none of that name, or several and no name.
+    """
+    name = chosen(store, name)
+    found = optuna.load_study(study_name=name, storage=store.optuna)
+    spec = found.user_attrs.get(SPEC)
+    if spec is None:
+        raise Problem(f"study: {name!r} was not made by `hpo launch`")
+    budget = found.user_attrs.get(BUDGET) or spec["budget"]
+    return Registered(from_spec({**spec, "budget": budget}), found, Slots(store, found._study_id), store)
+
+
+def check_data(study: optuna.Study, data_hash: str | None) -> None:
+    """Refuse data that are not the study's own.
+
+    Raises:
+        Problem: the hashes differ.
+    """
+    held = study.user_attrs.get(DATA)
+    if held != data_hash:
+        raise Problem(
+            f"study {study.study_name}: its data has the hash {_short(held)}, here it has {_short(data_hash)}; "
+            "losses on different data cannot be compared: use the same text, or another study name"
+        )
+
+
+def _check_same(study: Study, held: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+    if fingerprint(held) == fingerprint(spec):
+        return
+    before, after = _leaves({**held, "budget": None}), _leaves({**spec, "budget": None})
+    lines = [
+        f"{study.source}: {key}: the study in the storage has {_said(before, key)}, here it is {_said(after, key)}"
+        for key in sorted(before.keys() | after.keys())
+        if _said(before, key) != _said(after, key)
+    ]
+    remedy = (
+        f"a study keeps its questions: give the file another name, or use another --storage than that of {study.name}"
+    )
+    raise Problem(*lines, remedy)
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping) and tree:
+        return {
+            k: v for key, value in tree.items() for k, v in _leaves(value, f"{prefix}.{key}" if prefix else key).items()
+        }
+    return {prefix: tree}
+
+
+def _said(leaves: Mapping[str, Any], key: str) -> str:
+    return json.dumps(leaves[key]) if key in leaves else "nothing"
+
+
+def _short(text: str | None) -> str:
+    return text[:12] if text else "none"

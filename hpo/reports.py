@@ -1,0 +1,92 @@
+"""What the commands that only look print."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from hpo.folders import lines, trial_folder
+from hpo.live import clock, standing
+from hpo.output import Format, record, rows, say
+from hpo.reading import Opened, Trial, study_ids
+from hpo.status import ERROR, METRICS, Snapshot, counts, ended, find, snapshot, summary, tokens, value, word
+
+
+def studies(at: Opened) -> list[dict[str, Any]]:
+    """Return one record a study."""
+    from hpo.problems import Problem
+
+    found: list[dict[str, Any]] = []
+    for name in sorted(study_ids(at)):
+        try:
+            of = snapshot(at, name)
+        except Problem:
+            continue  # another program's study in the same database
+        best = of.best()
+        found.append({"study": name, **counts(of), of.objective: best and best.values[0]})
+    return found
+
+
+def show_status(at: Opened, name: str | None, format: Format, watch: bool) -> None:
+    """Print how far a study is, once or until it ends."""
+    while True:
+        of = snapshot(at, name)
+        if format is Format.table:
+            print(_told(of), flush=True)
+        else:
+            record(summary(of), format)
+        if not watch or ended(of):
+            return
+        time.sleep(2)
+
+
+def _told(of: Snapshot) -> str:
+    """Return the status of a study as a few lines."""
+    n, spent = counts(of), tokens(of)
+    total = of.budget.get("trials")
+    told = [
+        f"{of.name}: {n['complete'] + n['pruned'] + n['failed']} of {total or 'any number of'} trials ended, "
+        f"first launched {clock(of.elapsed)} ago",
+        ", ".join(f"{count} {state}" for state, count in n.items()),
+    ]
+    held = [t.number for t in of.trials if word(of, t) == "interrupted"]
+    if held:
+        told.append(f"interrupted, to be gone on with at the next launch: trials {', '.join(map(str, held))}")
+    words = [word(of, t) for t in of.trials]
+    special = {w: words.count(w) for w in ("diverged", "invalid", "error") if w in words}
+    if special:
+        told.append("of these " + ", ".join(f"{count} {w}" for w, count in special.items()))
+    if spent["trained"] is not None:
+        told.append(f"{spent['trained']:,} tokens trained, {spent['saved_by_pruning']:,} saved by pruning")
+    told.append(standing(of) or "no trial is complete yet")
+    return "\n".join(told)
+
+
+def trial(of: Snapshot, number: int) -> dict[str, Any]:
+    """Return all that is known of one trial."""
+    found = find(of, number)
+    error = str(found.user_attrs.get(ERROR, "")).strip()
+    return {
+        "number": number,
+        "state": word(of, found),
+        "kind": found.user_attrs.get("kind"),
+        of.objective: value(found),
+        "params": dict(found.params),
+        "curve": {str(rung): v for rung, v in sorted(found.intermediate_values.items())},
+        "metrics": found.user_attrs.get(METRICS, {}),
+        "worker": found.user_attrs.get("worker"),
+        "attempt": found.user_attrs.get("attempt"),
+        **({"reason": error.splitlines()[-1]} if error else {}),
+    }
+
+
+def show_logs(of: Snapshot, found: Trial, out: Path, format: Format) -> None:
+    """Print the metrics file of a trial and what it left on standard error."""
+    folder = trial_folder(out, of.name, found.number)
+    metrics = list(lines(folder / "metrics.jsonl"))
+    if not metrics:
+        say(f"no metrics in {folder}; another machine may have them, or --out names another folder than at launch")
+        metrics = [{"rung": rung, of.objective: v} for rung, v in sorted(found.intermediate_values.items())]
+    rows(metrics, format)
+    stderr = folder / "stderr.log"
+    if stderr.is_file():
+        say(stderr.read_text("utf-8", "replace").rstrip())

@@ -1,0 +1,192 @@
+"""What a study has done so far, read from the storage alone: no model, no torch, so it answers at once."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hpo.problems import NothingFeasible, Problem
+from hpo.reading import Opened, State, Trial, chosen, study_attrs, study_ids, trials
+from hpo.slots import Slots
+
+# User attributes of a study
+SPEC = "hpo:spec"  # the whole study file
+BUDGET = "hpo:budget"  # the budget, which alone may change while a study runs
+STARTED = "hpo:started"  # first launch, by the database's clock
+ANCHORS = "hpo:anchors"  # unigram and bigram loss of its validation split
+DATA = "hpo:data"  # hash of its prepared data
+
+# User attributes of a trial
+SET = "hpo:set"  # the fixed values of a baseline or of a point of a grid
+MACHINE = "hpo:machine"  # versions, threads, git commit
+METRICS = "hpo:metrics"  # its last metrics
+ENDED = "hpo:ended"  # why it ended, in one word
+ERROR = "hpo:error"  # the text of the exception that ended it
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A study and its trials at one moment."""
+
+    name: str
+    spec: Mapping[str, Any]
+    budget: Mapping[str, Any]
+    anchors: Mapping[str, float]
+    data_hash: str | None
+    elapsed: float
+    trials: list[Trial]
+    slots: Mapping[str, int]
+    leased: frozenset[int]
+
+    @property
+    def objective(self) -> str:
+        return str(self.spec["objective"])
+
+    @property
+    def rungs(self) -> int:
+        return int(self.spec["rungs"])
+
+    @property
+    def rung_tokens(self) -> float | None:
+        found: float | None = self.spec.get("rung_tokens")
+        return found
+
+    def in_state(self, *states: State) -> list[Trial]:
+        return [t for t in self.trials if t.state in states]
+
+    def best(self) -> Trial | None:
+        """Return the finished trial with the smallest objective, among those that meet their constraints."""
+        finished = [t for t in self.in_state(State.COMPLETE) if all(c <= 0 for c in t.constraints.values())]
+        return min(finished, key=lambda t: t.values[0], default=None)
+
+    def baseline(self) -> Trial | None:
+        """Return the first baseline trial, finished or not."""
+        found = [t for t in self.trials if t.user_attrs.get("kind") == "baseline"]
+        return min(found, key=lambda t: int(t.user_attrs["slot"]), default=None)
+
+
+def snapshot(at: Opened, name: str | None) -> Snapshot:
+    """Read a study.
+
+    Raises:
+        Problem: there is none of that name, or it was not made by us.
+    """
+    name = chosen(at, name)
+    study_id = study_ids(at)[name]
+    attrs = study_attrs(at, study_id)
+    if SPEC not in attrs:
+        raise Problem(f"--study: {name!r} was not made by `hpo launch`")
+    slots = Slots(at, study_id)
+    return Snapshot(
+        name=name,
+        spec=attrs[SPEC],
+        budget=attrs.get(BUDGET) or attrs[SPEC]["budget"],
+        anchors=attrs.get(ANCHORS) or {},
+        data_hash=attrs.get(DATA),
+        elapsed=slots.now() - attrs[STARTED],
+        trials=trials(at, study_id),
+        slots=slots.counts(),
+        leased=frozenset(lease.slot for lease in slots.owners() if lease.seconds > 0),
+    )
+
+
+def best_trial(of: Snapshot) -> Trial:
+    """Return the best trial.
+
+    Raises:
+        NothingFeasible: no trial is complete.
+    """
+    best = of.best()
+    if best is None:
+        raise NothingFeasible(f"study {of.name}: no trial is complete yet; `hpo status` says how far it is")
+    return best
+
+
+def summary(of: Snapshot) -> dict[str, Any]:
+    """Return the object that `hpo status --format json` prints."""
+    best, baseline = of.best(), of.baseline()
+    return {
+        "study": of.name,
+        "objective": of.objective,
+        "trials": counts(of),
+        "budget": dict(of.budget),
+        "tokens": tokens(of),
+        "best": answer(best) if best else None,
+        "baseline": answer(baseline) if baseline else None,
+    }
+
+
+def counts(of: Snapshot) -> dict[str, int]:
+    """Return trials by state; waiting are slots that nobody began."""
+    begun = {t.user_attrs.get("slot") for t in of.trials}
+    total = sum(of.slots[state] for state in ("free", "leased", "done"))
+    return {
+        "complete": len(of.in_state(State.COMPLETE)),
+        "pruned": len(of.in_state(State.PRUNED)),
+        "failed": len(of.in_state(State.FAIL)),
+        "running": len(of.in_state(State.RUNNING)),
+        "waiting": max(0, total - len(begun)) if of.budget.get("trials") else 0,
+    }
+
+
+def ended(of: Snapshot) -> bool:
+    """Return whether a study has nothing left to do."""
+    n, budget = counts(of), of.budget
+    over = bool(budget.get("hours")) and of.elapsed >= 3600 * float(budget["hours"])
+    over = over or (bool(budget.get("tokens")) and (tokens(of)["trained"] or 0) >= budget["tokens"])
+    return not n["running"] and (over or (bool(budget.get("trials")) and not n["waiting"]))
+
+
+def tokens(of: Snapshot) -> dict[str, int | None]:
+    """Return tokens trained, and those that pruned trials were spared; None where a run has no tokens."""
+    if of.rung_tokens is None:
+        return {"trained": None, "saved_by_pruning": None}
+    trained = sum(t.last_step or 0 for t in of.trials)
+    saved = sum(of.rungs - (t.last_step or 0) for t in of.in_state(State.PRUNED))
+    return {"trained": round(trained * of.rung_tokens), "saved_by_pruning": round(saved * of.rung_tokens)}
+
+
+def answer(trial: Trial) -> dict[str, Any]:
+    return {"number": trial.number, "value": value(trial), "params": dict(trial.params)}
+
+
+def value(trial: Trial) -> float | None:
+    """Return a trial's result, or the last finite value of one that has none."""
+    if trial.state == State.COMPLETE:
+        return float(trial.values[0])
+    finite = [v for _, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)]
+    return finite[-1] if finite else None
+
+
+def word(of: Snapshot, trial: Trial) -> str:
+    """Return in one word where a trial stands: complete, pruned, diverged, error, running, interrupted."""
+    if trial.state == State.RUNNING:
+        return "running" if trial.user_attrs.get("slot") in of.leased else "interrupted"
+    return str(trial.user_attrs.get(ENDED, trial.state))
+
+
+def row(of: Snapshot, trial: Trial) -> dict[str, Any]:
+    """Return one line of `hpo trials`."""
+    worked = trial.duration.total_seconds() if trial.duration else None
+    return {
+        "number": trial.number,
+        "state": word(of, trial),
+        "kind": trial.user_attrs.get("kind", "search"),
+        "rung": trial.last_step or 0,
+        of.objective: value(trial),
+        "seconds": worked,
+        **trial.params,
+    }
+
+
+def find(of: Snapshot, number: int) -> Trial:
+    """Return a trial by number.
+
+    Raises:
+        Problem: there is none.
+    """
+    for trial in of.trials:
+        if trial.number == number:
+            return trial
+    held = f"0 to {len(of.trials) - 1}" if of.trials else "none yet"
+    raise Problem(f"trial: study {of.name} has no trial {number}; it has {held}")

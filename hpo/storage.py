@@ -1,0 +1,171 @@
+"""The database that all workers share: opened safely, every call retried, no password ever shown.
+
+SQLite serves one machine, Postgres several. Optuna's tables and one of ours (`SLOT`) share the database.
+"""
+
+import fcntl
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import optuna
+import sqlalchemy as sa
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial
+
+from hpo.engine import SLOT, check_present, engine_options, file_of, hook, normalise, unpooled
+from hpo.patience import QUICK, StorageError, retry, shown
+
+# Optuna tells on standard error of every study made, opened and every trial.
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+_LOCK = 0x68706F  # "hpo": the key of the advisory lock under which tables are created
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open storage: `optuna` for Optuna's objects, retrying by itself; `engine` for our own table."""
+
+    url: str
+    rdb: RDBStorage
+    optuna: BaseStorage
+    patience: float
+
+    @property
+    def engine(self) -> sa.Engine:
+        """Return the engine that Optuna's storage works on."""
+        return self.rdb.engine
+
+    def retry(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call with this storage's patience; see `retry`."""
+        return retry(call, *args, patience=self.patience, url=self.url, **kwargs)
+
+    def create_new_trial(self, study_id: int, template: FrozenTrial) -> int:
+        """Make a trial's row as Optuna's method does, but without retrying: a lost answer must not make two."""
+        made: int = type(self.optuna).create_new_trial(self.optuna, study_id, template)
+        return made
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.rdb.remove_session()
+        self.engine.dispose()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def connect(url: str, create: bool = False, patience: float = QUICK) -> Store:
+    """Open the storage; `create` makes missing tables, also when several processes do so at once.
+
+    patience: seconds for which this call and each later one wait for a storage that is away.
+
+    Raises:
+        StorageError: there is no such storage, it does not answer, or it cannot be written.
+    """
+    url = normalise(url)
+    if create:
+        with exclusive(url, patience):
+            retry(_create, url, patience=patience, url=url)
+    else:
+        check_present(url, patience)
+    rdb = retry(_opened, url, patience=patience, url=url)
+    retry(_write_probe, rdb.engine, patience=patience, url=url)
+    cached = optuna.storages.get_storage(rdb)
+    for name, method in vars(BaseStorage).items():
+        if callable(method) and not name.startswith("_"):
+            setattr(cached, name, functools.partial(retry, getattr(cached, name), patience=patience, url=url))
+    return Store(url, rdb, cached, patience)
+
+
+def check_connections(store: Store, workers: int) -> None:
+    """Check that the server has connections left for so many workers (2 each) and 10 for everything else.
+
+    Raises:
+        StorageError: it has not.
+    """
+    if store.engine.name == "sqlite":
+        return
+    total, used = store.retry(_connections, store.engine)
+    if workers * 2 + 10 > total - used:
+        raise StorageError(
+            f"storage: {workers} workers need {workers} x 2 + 10 = {workers * 2 + 10} connections, "
+            f"the server allows {total} and {used} are in use; "
+            f"start at most {max(0, (total - used - 10) // 2)} workers, or raise max_connections"
+        )
+
+
+def _connections(engine: sa.Engine) -> tuple[int, int]:
+    count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+    with engine.begin() as connection:
+        total = connection.exec_driver_sql("SELECT current_setting('max_connections')::int").scalar_one()
+        return int(total), int(connection.exec_driver_sql(count).scalar_one())
+
+
+def _template(url: str) -> str:
+    """Return the URL as Optuna wants it: it fills in {SCHEMA_VERSION}, so braces are doubled."""
+    return url.replace("{", "{{").replace("}", "}}")
+
+
+@contextmanager
+def exclusive(url: str, patience: float) -> Iterator[None]:
+    """Hold the lock under which tables and studies are created; without it processes that do so at once fail."""
+    file = file_of(url)
+    if file is None:
+        engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", **unpooled(url))
+        with retry(_locked, engine, patience=patience, url=url):
+            yield  # closing the connection frees the lock
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(f"{file}.lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise StorageError(f"storage: {file.parent} cannot be written: {error.strerror}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _locked(engine: sa.Engine) -> sa.Connection:
+    """Return a connection that holds the lock."""
+    connection = engine.connect()
+    try:
+        connection.exec_driver_sql(f"SELECT pg_advisory_lock({_LOCK})")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create(url: str) -> None:
+    """Create what is missing of Optuna's tables and ours, and check that Optuna's are of this version."""
+    try:
+        rdb = RDBStorage(_template(url), engine_kwargs=unpooled(url))
+    except RuntimeError as error:  # tables of another version of Optuna
+        raise StorageError(f"{shown(url)}: {error}") from error
+    SLOT.create(rdb.engine, checkfirst=True)
+
+
+def _opened(url: str) -> RDBStorage:
+    options = engine_options(url)
+    rdb = RDBStorage(_template(url), options, skip_compatibility_check=True, skip_table_creation=True)
+    if rdb.engine.name == "sqlite":
+        rdb.engine.dispose()  # Optuna's constructor has used it, and opens a second connection inside a transaction
+        hook(rdb.engine)
+    return rdb
+
+
+def _write_probe(engine: sa.Engine) -> None:
+    """Write without a change, so that a full disk or missing rights show now and not after a training."""
+    with engine.begin() as connection:
+        if engine.name == "sqlite":
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA user_version = {version}")
+        else:
+            connection.execute(sa.update(SLOT).values(attempt=SLOT.c.attempt).where(sa.false()))

@@ -1,0 +1,115 @@
+"""What a study is: one YAML file a question, and what follows from it. hpo/checking.py reads such files."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, Field, model_validator
+
+from hpo.pruner import Median, Pruner
+from hpo.ranges import Space
+from hpo.sampler import TPE, Sampler
+from hpo.target import imported
+from model.section import Count, Positive, Section, flat, updated
+
+M = TypeVar("M", bound=BaseModel)
+
+DEFAULT_CONFIG = "model.config:TrainConfig"
+DEFAULT_TRAIN = "model.train:Trainer"
+
+
+class Budget(Section):
+    """When a study ends: at the first of these that is reached."""
+
+    trials: Count | None = None
+    """Trials to run, baseline and pruned ones included."""
+    hours: Positive | None = None
+    """Hours since the study was first launched, after which no trial is begun."""
+    tokens: Count | None = None
+    """Tokens trained by all trials together, after which no trial is begun."""
+
+    @model_validator(mode="after")
+    def _some_end(self) -> Self:
+        if self.trials is None and self.hours is None and self.tokens is None:
+            raise ValueError("must give trials, hours or tokens")
+        return self
+
+
+class StudyFile(Section):
+    """The keys of a study file."""
+
+    base: dict[str, Any] = Field(default_factory=dict)
+    """A configuration; what is left out keeps its default."""
+    space: Space = Field(min_length=1)
+    """Dotted field of the configuration -> the range to search."""
+    baseline: tuple[dict[str, Any], ...] = ({},)
+    """Configurations that run first, exactly once, never pruned: dotted field -> value; {} is the base itself."""
+    sampler: Sampler = TPE()
+    pruner: Pruner = Median()
+    budget: Budget = Budget(trials=24)
+    objective: str = "val_loss"
+    """The metric to make small: val_loss, or val_bpb, which a study that varies tokenizer or data must use."""
+    seed: int = 0
+    """Of the sampler."""
+    train: str = DEFAULT_TRAIN
+    """module:function that trains a configuration, a generator of (rung, value)."""
+    config: str = DEFAULT_CONFIG
+    """module:Class of the configuration, a pydantic model."""
+    rungs: Count | None = None
+    """Reports of one run, for a `train` of the user's own; the GPT's are run.rungs."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study: its name, its file and its base configuration."""
+
+    name: str
+    source: str
+    file: StudyFile
+    base: BaseModel
+
+    @property
+    def rungs(self) -> int:
+        own = self.file.rungs
+        return own if own is not None else int(flat(self.base)["run.rungs"])
+
+    @property
+    def rung_tokens(self) -> float | None:
+        """Tokens between two rungs, None for a training function of the user's own that does not say."""
+        measure = getattr(self.base, "rung_tokens", None)
+        return measure() if measure else None
+
+    def configured(self, values: Mapping[str, Any]) -> BaseModel:
+        """Return the base with these fields replaced."""
+        return updated(self.base, values)
+
+    def slots(self) -> list[tuple[str, dict[str, Any] | None]]:
+        """Return kind and fixed values of each trial of the budget: baselines first."""
+        wanted: list[tuple[str, dict[str, Any] | None]] = [("baseline", dict(b)) for b in self.file.baseline]
+        points = self.file.sampler.combinations(self.base, self.file.space)
+        # Without a limit in trials, rows enough that hours or tokens end the study first.
+        n = (self.file.budget.trials or 10_000) - len(wanted)
+        if points is None:
+            return wanted + [("search", None)] * n
+        return wanted + [("search", points[i]) for i in range(min(n, len(points)))]
+
+    def spec(self) -> dict[str, Any]:
+        """Return all that a worker elsewhere needs, as JSON values."""
+        tree: dict[str, Any] = self.file.model_dump(mode="json", exclude={"base"})
+        derived = {"name": self.name, "rungs": self.rungs, "rung_tokens": self.rung_tokens}
+        return tree | {"base": self.base.model_dump(mode="json")} | derived
+
+
+def from_spec(spec: Mapping[str, Any]) -> Study:
+    """Return the study that `Study.spec` described."""
+    tree = {key: value for key, value in spec.items() if key not in ("name", "rung_tokens")}
+    file = StudyFile.model_validate(tree)
+    return Study(spec["name"], f"study {spec['name']}", file, imported(file.config, "config")(**file.base))
+
+
+def fingerprint(spec: Mapping[str, Any]) -> str:
+    """Return a hash of what must not change while a study runs: all but its budget."""
+    fixed = {key: value for key, value in spec.items() if key != "budget"}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
