@@ -1,0 +1,88 @@
+"""What the service costs: hpo status, and report and pruning as a share of a trial. python bench/service.py"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPEATS = 9
+
+
+def main() -> None:
+    """Make a real study of the default size, then measure beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        url = f"sqlite:///{folder}/runs/hpo.db"
+        launch(url)
+        status(url)
+        share(url)
+
+
+def launch(url: str) -> None:
+    """Run three trials of beta2_sweep's base."""
+    asked = ["launch", "--study", "beta2_sweep", "--trials", "3", "--workers", "2", "--storage", url, "--quiet"]
+    subprocess.run([sys.executable, "-m", "hpo", *asked], check=True, stdout=subprocess.DEVNULL)
+
+
+def status(url: str) -> None:
+    """Compare hpo status with an interpreter that imports what any reader of the storage must."""
+    asked = {
+        "hpo status": ["-m", "hpo", "status", "--storage", url],
+        "import optuna, sqlalchemy": ["-c", "import optuna, sqlalchemy"],
+        "python -c pass": ["-c", "pass"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in asked}
+    for _ in range(REPEATS):
+        for name, arguments in asked.items():
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+            seconds[name].append(time.perf_counter() - began)
+    for name, found in seconds.items():
+        print(f"{name:28} {spread(found, 's')}")
+    check = "import sys, hpo.cli, hpo.reports, hpo.status; print('torch' in sys.modules or 'model' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True)
+    print(f"{'torch or model imported':28} {loaded.stdout.strip()}")
+
+
+def share(url: str) -> None:
+    """Time what a worker does with the storage at each rung, against what the trials took."""
+    from optuna.trial import TrialState, create_trial
+
+    from hpo.pruner import Judge
+    from hpo.register import load
+    from hpo.status import snapshot
+    from hpo.storage import connect
+
+    with connect(url) as store:
+        at = load(store, None)
+        trials = [t.duration.total_seconds() for t in snapshot(store, None).trials if t.duration]
+        rungs = at.study.rungs
+        judge = Judge(at.optuna, at.study.file.pruner.build(rungs), rungs)
+        costs = []
+        for _ in range(REPEATS):
+            trial_id = store.optuna.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.RUNNING))
+            own = store.optuna.get_trial(trial_id)
+            began = time.perf_counter()
+            for rung in range(1, rungs + 1):
+                store.optuna.set_trial_intermediate_value(trial_id, rung, 4.0)
+                own.intermediate_values[rung] = 4.0
+                judge.verdict(own)
+            costs.append(time.perf_counter() - began)
+            store.optuna.set_trial_state_values(trial_id, TrialState.FAIL)
+    print(f"{f'{rungs} reports and decisions':28} {spread(costs, 's')}")
+    print(f"{'a trial':28} {spread(trials, 's')}")
+    shares = [cost / statistics.median(trials) for cost in costs]
+    print(f"{'share of a trial':28} {statistics.median(shares):.3%} ({min(shares):.3%} to {max(shares):.3%})")
+
+
+def spread(found: list[float], unit: str) -> str:
+    """Return median and range."""
+    return f"{statistics.median(found):.3f} {unit} ({min(found):.3f} to {max(found):.3f}, n = {len(found)})"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    main()

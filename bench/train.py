@@ -1,0 +1,128 @@
+"""Compare the trainer with a plain loop over the same network, and packs with single runs, in tokens per second.
+
+    python bench/train.py [--rounds 7] [--threads 1] [--device cpu]
+
+Both sides train only: no validation. They take turns in one process, so that a busy machine slows both alike; the
+ratio is the median over the rounds of (trainer / loop), its spread the smallest and the largest.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from model.config import TrainConfig
+from model.data import Prepared, prepare
+from model.optim import AdamW
+from model.section import updated
+from model.train import Trainer
+from model.windows import TrainingOrder
+
+LONG = {"run.tokens": 10**12, "run.rungs": 1}  # nobody reaches the end
+MICROGPT = {
+    "tokenizer.name": "bytes",
+    "model.n_layer": 1,
+    "model.n_embd": 16,
+    "model.context": 16,
+    "run.batch_size": 1,
+}
+
+
+def plain(config: TrainConfig, prepared: Prepared, device: torch.device) -> Callable[[int], None]:
+    """Return a function that trains for some updates as a script of one page would."""
+    assert isinstance(config.optimizer, AdamW)
+    rule, B, p = config.optimizer, config.run.batch_size, config.regularization.dropout
+    network = config.model.build(prepared.vocab_size, config.run.seed).to(device)
+    order = TrainingOrder(prepared.splits["train"], config.data.layout, config.model.context, config.run.seed)
+    if p:
+        network.sites = frozenset({"embedding", "attention", "residual", "mlp"})
+        network.drop = lambda x, site, number: F.dropout(x, p)
+    groups = [
+        {"params": [q for q in network.parameters() if q.ndim >= 2], "weight_decay": rule.weight_decay},
+        {"params": [q for q in network.parameters() if q.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, rule.lr, (rule.beta1, rule.beta2), rule.eps, fused=True)
+    total, done = config.marks()[-1], count()
+
+    def run(updates: int) -> None:
+        for _ in range(updates):
+            step = next(done)
+            for group in optimizer.param_groups:
+                group["lr"] = rule.lr * config.schedule.multiplier((step + 0.5) / total)
+            x, y = (torch.from_numpy(a).to(device) for a in order.batch(step * B, B))
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.run.precision == "bf16"):
+                logits = network(x)
+            loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-1)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip.limit())
+            optimizer.step()
+
+    return run
+
+
+def speed(run: Callable[[int], Any], updates: int, tokens: int) -> float:
+    """Return tokens per second over some updates. tokens: of one update."""
+    began = time.perf_counter()
+    run(updates)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return updates * tokens / (time.perf_counter() - began)
+
+
+def take_turns(sides: dict[str, tuple[Callable[[int], Any], int]], rounds: int, seconds: float) -> None:
+    """Print the speed of each side and its ratio to the first. sides: what to run, tokens of one update."""
+    updates = {}
+    for name, (run, tokens) in sides.items():
+        run(20)
+        updates[name] = max(5, round(speed(run, 20, tokens) * seconds / tokens))
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, (run, tokens) in sides.items():
+            found[name].append(speed(run, updates[name], tokens))
+    first = next(iter(found.values()))
+    for name, speeds in found.items():
+        ratios = [a / b for a, b in zip(speeds, first, strict=True)]
+        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+        spread = "" if speeds is first else f"   x {middle:.3f} ({low:.3f}..{high:.3f})"
+        print(f"  {name:24s} {statistics.median(speeds):12,.0f} tokens/s{spread}", flush=True)
+
+
+def main() -> None:
+    """Print all comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one side in one round")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--packs", default="4", help="sizes of packs, such as 4,16")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    default = updated(TrainConfig(), LONG | {"run.device": arguments.device})
+    sizes = {
+        "default size": default,
+        "default size, dropout 0.1": updated(default, {"regularization.dropout": 0.1}),
+        "microgpt size": updated(default, MICROGPT),
+    }
+    for title, config in sizes.items():
+        prepared = prepare(config.data, config.tokenizer)
+        print(f"{title}: {config.model.n_layer} layers, width {config.model.n_embd}, {config.update_tokens()} tokens")
+        alone = Trainer([config], prepared)
+        tokens = config.update_tokens()
+        sides = {
+            "plain loop": (plain(alone.shared, prepared, alone.device), tokens),
+            "trainer": (alone._train, tokens),
+        }
+        for size in map(int, arguments.packs.split(",")):
+            runs = [updated(config, {"run.seed": seed}) for seed in range(size)]
+            sides[f"pack of {size}, all runs"] = (Trainer(runs, prepared)._train, tokens * size)
+        take_turns(sides, arguments.rounds, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()
