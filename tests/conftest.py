@@ -1,0 +1,72 @@
+"""What several test modules share: a private cache folder, storages of both kinds, races between processes."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Two test processes share two cores; torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from hpo.storage import connect
+from tests.postgres import MISSING, Postgres, binaries
+from tests.race import Race
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep prepared data out of the user's own cache, one folder for all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "hpo-cache"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HPO_CACHE", str(folder))
+        patch.delenv("HPO_STORAGE", raising=False)
+        patch.delenv("OPTUNA_STORAGE", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running server whose database `with_tables` is a template that has all tables."""
+    if not binaries():
+        pytest.skip(MISSING)
+    server = Postgres()
+    try:
+        server.start()
+        server.sql("CREATE DATABASE with_tables")
+        connect(server.url("with_tables"), create=True).close()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A storage without studies, for connect(storage_url, create=True)."""
+    yield from _fresh(request, tmp_path, "with_tables")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A storage without tables."""
+    yield from _fresh(request, tmp_path, "template1")
+
+
+def _fresh(request: pytest.FixtureRequest, tmp_path: Path, template: str) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/hpo.db"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    name = server.database(template)
+    yield server.url(name)
+    server.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def race() -> Iterator[Race]:
+    """Eight processes; race(function, *args) runs function(i, *args) in all of them at once."""
+    processes = Race()
+    yield processes
+    processes.close()

@@ -1,0 +1,50 @@
+"""A training function with planted curves, searched through the `train:` plug: dozens of trials in seconds."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MODULE = '''
+import os
+import time
+from collections.abc import Iterator
+from pydantic import BaseModel, Field
+
+
+class Config(BaseModel):
+    x: float = Field(default=0.5, ge=0.0, le=1.0)
+    rungs: int = 4
+    pause: float = 0.0
+
+
+def train(config: Config) -> Iterator[tuple[int, float]]:
+    """Fall from 3 to 1 + x: the smaller x, the better, at every rung."""
+    for rung in range(1, config.rungs + 1):
+        time.sleep(config.pause)
+        yield rung, 1.0 + config.x + (1.0 - rung / config.rungs)
+
+
+def noted(config: Config) -> Iterator[tuple[int, float]]:
+    """The same, leaving one file for each start of a run."""
+    with open(f"start-{os.getpid()}-{time.monotonic_ns()}", "w") as file:
+        file.write(str(config.x))
+    yield from train(config)
+'''
+
+
+def study(folder: Path, name: str = "planted", **keys: Any) -> Path:
+    """Write the module and a study file that searches it; return the file."""
+    (folder / "curves.py").write_text(textwrap.dedent(MODULE))
+    tree = {
+        "train": "curves:train",
+        "config": "curves:Config",
+        "rungs": 4,
+        "space": {"x": {"low": 0.0, "high": 1.0}},
+        "sampler": {"name": "random"},
+        "budget": {"trials": 12},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**tree, **keys}))
+    return path

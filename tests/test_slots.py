@@ -1,0 +1,213 @@
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+import pytest
+
+from hpo.patience import StorageError
+from hpo.slots import Claim, Renewer, Slots
+from hpo.storage import Store, connect
+from tests.race import N_PROCESSES, Race
+
+SEARCH: tuple[str, None] = ("search", None)
+EXPIRED = -1.0  # a lease that has run out when it is given
+
+
+@pytest.fixture
+def store(storage_url: str) -> Iterator[Store]:
+    with connect(storage_url, create=True) as store:
+        yield store
+
+
+@pytest.fixture
+def slots(store: Store) -> Slots:
+    slots = Slots(store, study_id=1)
+    slots.fill([("baseline", {"optimizer.lr": 0.001}), SEARCH, SEARCH, SEARCH])
+    return slots
+
+
+def claim(slots: Slots, owner: str = "me", lease_s: float = 60.0) -> Claim:
+    claim = slots.claim(owner, lease_s)
+    assert claim
+    return claim
+
+
+def test_slots_are_claimed_in_order_until_none_is_left(slots: Slots) -> None:
+    assert claim(slots) == Claim(0, 1, "baseline", {"optimizer.lr": 0.001}, None)
+    assert [claim(slots) for _ in range(3)] == [Claim(i, 1, "search", None, None) for i in (1, 2, 3)]
+    assert slots.claim("me", 60) is None
+
+
+def test_filling_again_changes_nothing_and_a_larger_budget_adds(slots: Slots) -> None:
+    held = claim(slots)
+    slots.fill([SEARCH] * 6)
+    assert slots.counts() == {"free": 5, "leased": 1, "done": 0, "expired": 0}
+    assert slots.holds(held, "me")
+    assert slots.release(held, "me")
+    assert claim(slots).kind == "baseline"
+
+
+def test_a_smaller_budget_deletes_only_slots_that_nobody_claimed(slots: Slots) -> None:
+    given_back = [claim(slots) for _ in range(3)]
+    assert slots.done(given_back[0], "me")
+    assert slots.release(given_back[2], "me")
+    slots.fill([SEARCH])
+    assert slots.counts() == {"free": 1, "leased": 1, "done": 1, "expired": 0}
+
+
+def test_an_interrupted_trial_comes_before_new_ones(slots: Slots) -> None:
+    _, second = claim(slots), claim(slots)
+    assert slots.link(second, "me", 17)
+    assert slots.release(second, "me")
+    slots.fill([SEARCH] * 5)
+    assert claim(slots) == Claim(1, 2, "search", None, 17)
+    assert claim(slots).slot == 2
+
+
+def test_an_expired_lease_goes_to_another_owner_and_the_first_is_fenced(slots: Slots) -> None:
+    old = claim(slots, "old", EXPIRED)
+    assert slots.counts() == {"free": 3, "leased": 0, "done": 0, "expired": 1}
+    new = claim(slots, "new")
+    assert (new.slot, new.attempt) == (0, 2)
+    assert not slots.holds(old, "old")
+    assert not slots.link(old, "old", 1)
+    assert not slots.done(old, "old")
+    assert not slots.release(old, "old")
+    assert slots.renew("old", [(0, 1)], 60) == set()
+    assert slots.holds(new, "new")
+
+
+def test_the_same_owner_with_a_later_attempt_fences_its_earlier_one(slots: Slots) -> None:
+    old, new = claim(slots, "me", EXPIRED), claim(slots, "me")
+    assert not slots.done(old, "me")
+    assert slots.done(new, "me")
+
+
+def test_a_lease_in_force_is_not_given_away(slots: Slots) -> None:
+    for _ in range(4):
+        claim(slots)
+    assert slots.claim("other", 60) is None
+    assert slots.left() == 4
+
+
+def test_ending_twice_is_ending_once(slots: Slots) -> None:
+    held = claim(slots)
+    assert slots.done(held, "me")
+    assert slots.done(held, "me")  # the first answer may have been lost
+    assert not slots.release(held, "me")
+    assert slots.left() == 3
+
+
+def test_renewal_is_for_the_named_claims_of_the_owner(slots: Slots) -> None:
+    mine, orphan, other = claim(slots, "me", 1.0), claim(slots, "me", 1.0), claim(slots, "you", 1.0)
+    named = {(mine.slot, mine.attempt), (other.slot, other.attempt)}
+    assert slots.renew("me", named, 900) == {(mine.slot, mine.attempt)}
+    left = {lease.slot: lease.seconds for lease in slots.owners()}
+    assert left[mine.slot] > 800
+    assert left[orphan.slot] <= 1.0
+    assert left[other.slot] <= 1.0
+
+
+def test_owners_lists_every_claimed_slot(slots: Slots) -> None:
+    first, second = claim(slots, "b"), claim(slots, "a", EXPIRED)
+    slots.link(first, "b", 5)
+    rows = slots.owners()
+    assert [row[:5] for row in rows] == [("a", second.slot, 1, "search", None), ("b", 0, 1, "baseline", 5)]
+    assert rows[0].seconds < 0 < rows[1].seconds
+
+
+def test_studies_do_not_share_slots(store: Store, slots: Slots) -> None:
+    other = Slots(store, study_id=2)
+    assert other.claim("me", 60) is None
+    other.fill([SEARCH])
+    assert claim(other).slot == 0
+    assert slots.counts()["free"] == 4
+
+
+def test_a_time_zone_does_not_move_a_lease(slots: Slots, storage_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim(slots)
+    for name in ("TZ", "PGTZ"):
+        monkeypatch.setenv(name, "Asia/Tokyo")
+    with connect(storage_url) as store:
+        assert 0 < Slots(store, 1).owners()[0].seconds <= 60
+
+
+def test_a_renewed_lease_outlives_its_length(slots: Slots) -> None:
+    with Renewer(slots, "me", lease_s=0.4) as renewer:
+        held = claim(slots, "me", 0.4)
+        renewer.hold(held)
+        time.sleep(1.0)
+        assert slots.holds(held, "me")
+        assert slots.counts()["expired"] == 0
+        assert renewer.lost == set()
+
+
+def test_the_renewer_survives_a_storage_that_is_away(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
+    back = threading.Event()
+    renew, failures = slots.renew, []
+
+    def away(*args: Any) -> set[tuple[int, int]]:
+        if len(failures) < 3:
+            failures.append(1)
+            raise StorageError("away")
+        back.set()
+        return renew(*args)
+
+    monkeypatch.setattr(slots, "renew", away)
+    held = claim(slots, "me", 0.2)
+    with Renewer(slots, "me", lease_s=0.2) as renewer:
+        renewer.hold(held)
+        assert back.wait(30)
+        assert renewer.lost == set()
+
+
+def test_the_renewer_tells_which_claim_another_owner_took(slots: Slots) -> None:
+    kept, lost = claim(slots, "me"), claim(slots, "me", EXPIRED)
+    assert claim(slots, "other").slot == lost.slot
+    with Renewer(slots, "me", lease_s=0.2) as renewer:
+        renewer.hold(lost)
+        renewer.hold(kept)
+        deadline = time.monotonic() + 30
+        while not renewer.lost and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert renewer.lost == {(lost.slot, lost.attempt)}
+        renewer.drop(lost)
+        assert renewer.lost == set()
+
+
+def claim_all(i: int, url: str) -> list[int]:
+    with connect(url, patience=60) as store:
+        slots, mine = Slots(store, 1), []
+        while slots.counts()["free"]:
+            if held := slots.claim(f"process {i}", 600):
+                mine.append(held.slot)
+        return mine
+
+
+def test_eight_processes_claim_every_slot_exactly_once(race: Race, store: Store) -> None:
+    Slots(store, 1).fill([SEARCH] * 200)
+    claimed = race(claim_all, store.url)
+    assert sorted(slot for each in claimed for slot in each) == list(range(200))
+
+
+def end_all(i: int, url: str, trial_ids: list[int]) -> list[int]:
+    ended = []
+    state, values = [(optuna.trial.TrialState.COMPLETE, [1.0]), (optuna.trial.TrialState.FAIL, None)][i % 2]
+    with connect(url, patience=60) as store:
+        for trial_id in trial_ids:
+            try:
+                store.rdb.set_trial_state_values(trial_id, state, values)
+                ended.append(trial_id)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                pass
+    return ended
+
+
+def test_of_eight_processes_exactly_one_ends_a_trial(race: Race, store: Store) -> None:
+    study = optuna.create_study(storage=store.optuna)
+    trial_ids = [study.ask()._trial_id for _ in range(100)]
+    ended = race(end_all, store.url, trial_ids)
+    assert len(ended) == N_PROCESSES
+    assert sorted(trial_id for each in ended for trial_id in each) == trial_ids
