@@ -32,7 +32,9 @@ def anchors(prepared: Prepared) -> dict[str, float]:
 
 
 def _anchors(prepared: Prepared) -> dict[str, float]:
-    train, val = (prepared.splits[name].tokens.astype(np.int64) for name in ("train", "val"))
+    # synthetic documents are left out, so that the anchors of a text do not depend on them
+    train = prepared.splits["train"].real.astype(np.int64)
+    val = prepared.splits["val"].tokens.astype(np.int64)
     unigram = unigram_probabilities(train, prepared.vocab_size)
     bigram = bigram_probabilities(train, unigram, val[:-1], val[1:])
     nats = {
@@ -69,4 +71,4 @@ def bigram_probabilities(train: Int, unigram: Float, before: Int, target: Int) -
 
 def _keep(path: Path, found: dict[str, float]) -> None:
     with suppress(ConfigError):  # a read-only cache: they are counted again next time
-        write_whole(path, json.dumps(found, indent=1).encode())
+        write_whole(path, [json.dumps(found, indent=1).encode()])

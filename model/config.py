@@ -1,19 +1,24 @@
 """TrainConfig: everything that determines a training run, and nothing else."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import model_validator
 
 from model.clip import Clip, Norm
 from model.corpus import Corpus, PythonDocs
-from model.gpt import GPT, Model
+from model.gpt import GPT, Model, MoE
 from model.optim import AdamW, Optimizer
+from model.recovery import Recovering, Stop
 from model.regularization import Regularization
 from model.run import Run
-from model.schedule import Cosine, Schedule
+from model.schedule import Cosine, OneCycle, Schedule
 from model.section import Section
 from model.tokenizer import BPE, Tokenizer
+
+# Fields of `run` in which the runs of a pack may differ.
+LOOSE = {"tokens", "rungs", "align", "grad_accum", "seed", "keep_checkpoints", "spike_every", "spike_scale"}
 
 
 class TrainConfig(Section):
@@ -26,6 +31,7 @@ class TrainConfig(Section):
     schedule: Schedule = Cosine()
     clip: Clip = Norm()
     regularization: Regularization = Regularization()
+    recovery: Recovering = Stop()
     run: Run = Run()
 
     @model_validator(mode="before")
@@ -70,15 +76,46 @@ class TrainConfig(Section):
         spacing, update = self.rung_tokens(), self.update_tokens()
         return [math.ceil(rung * spacing / update) for rung in range(1, self.run.rungs + 1)]
 
+    @model_validator(mode="after")
+    def _fields_mean_something_together(self) -> Self:
+        if problems := list(self._contradictions()):
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Yield what means nothing in this combination, so that it is refused instead of ignored."""
+        rule, shape, schedule = self.optimizer, self.model, self.schedule
+        for key in ("head_lr", "head_decay"):
+            if shape.tied and (value := getattr(rule, key)) is not None:
+                yield f"optimizer.{key}: a tied model has no head of its own; leave it out, got {value}"
+        if isinstance(schedule, OneCycle) and schedule.beta1_dip is not None and not hasattr(rule, "beta1"):
+            yield f"schedule.beta1_dip: {rule.name} has no beta1; leave it out, got {schedule.beta1_dip}"
+        if shape.document_mask and self.data.layout == "documents":
+            yield "model.document_mask: a row of layout documents is one document; set data.layout=stream, got true"
+        if isinstance(shape, MoE) and self.run.compile == "on":
+            yield "run.compile: the experts' shares change from batch to batch; leave it auto, got on"
+        if self.run.attention == "explicit" and self.regularization.numbers()["attention_dropout"] > 0:
+            yield "run.attention: attention dropout writes the weights out anyway; leave it auto, got explicit"
+
     def pack_key(self) -> str:
         """Return what runs must share to train side by side: all but numbers that are not shapes."""
+        rule = self.optimizer
         loose: dict[str, Any] = {
-            "optimizer": {name: True for name, value in self.optimizer if isinstance(value, float)},
+            "data": {"drop_documents", "shuffle_documents", "curriculum"},
+            "model": set(self.model.numbers()),
+            "optimizer": {name for name, value in rule if isinstance(value, float | None)}
+            | {"scale_lr", "scale_lr_tokens"},
             "schedule": True,
-            "clip": True,
+            "clip": {name for name, value in self.clip if isinstance(value, int | float | None)},
             "regularization": True,
-            "run": {"tokens", "rungs", "align", "grad_accum", "seed", "keep_checkpoints"},
+            "recovery": {"spike", "at_most", "lr_factor"},
+            "run": LOOSE,
         }
-        # Whether fused attention may be used is part of the shape: its last bits differ from the written-out one.
-        fused = self.regularization.at("attention") == 0
-        return f"{self.model_dump_json(exclude=loose)} fused={fused}"
+        shapes = {
+            # Whether fused attention may be used: its last bits differ from the written-out one.
+            "fused": self.regularization.numbers()["attention_dropout"] == 0,
+            "ema": self.regularization.ema is not None,
+            "layers": rule.layer_decay != 1,
+            "watched": self.recovery.watches(),
+        }
+        return f"{self.model_dump_json(exclude=loose)} {shapes}"

@@ -5,15 +5,12 @@ Each id after the first is a target once.
 """
 
 import errno
-import fcntl
 import importlib.metadata
 import json
 import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,20 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.corpus import Corpus
-from model.files import cache_root, digest
+from model.documents import SPLITS, Documents, distinct, divided
+from model.files import cache_root, digest, locked
 from model.section import ConfigError
-from model.seeds import derive
-from model.tokenizer import END, Tokenizer, Vocabulary, load
+from model.tokenizer import Tokenizer, Vocabulary, load
+from model.writing import Progress, add_synthetic, n_bytes, token_type, write_split
 
 FORMAT = 1  # raise it when the same text would be prepared differently
-SPLITS = ("train", "val", "test")
-BATCH = 1000  # documents tokenized between two reports of progress
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-Progress = Callable[[str, float], None]
-"""Told what is being done and which fraction of it is, in [0, 1]."""
-
-Documents = dict[str, list[str]]  # by split
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +38,21 @@ class Split:
     tokens: NDArray[np.uint16] | NDArray[np.uint32]  # (n_targets + 1,)
     starts: NDArray[np.int64]  # (documents + 1,) where the end token before each document is; then the last one
     text_bytes: int
+    """Of the documents that are not synthetic."""
     documents: int
     unknown: int
+    synthetic: int = 0
+    """How many of the documents, the last ones, are made up."""
 
     @property
     def n_targets(self) -> int:
         """Tokens that are predicted: all but the first."""
         return len(self.tokens) - 1
+
+    @property
+    def real(self) -> NDArray[np.uint16] | NDArray[np.uint32]:
+        """The stream of the documents that are not synthetic, to count words in."""
+        return self.tokens[: self.starts[self.documents - self.synthetic] + 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +88,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None = No
     folder = cache_root() / f"{corpus.name}-{_key(corpus, tokenizer)[:12]}"
     if not folder.exists():
         try:
-            with _lock(folder):
+            with locked(folder):
                 if not folder.exists():  # else another process made it while we waited
                     _make(folder, corpus, tokenizer, progress or (lambda message, fraction: None))
         except OSError as error:
@@ -123,34 +122,24 @@ def on_stderr(patience: float = 1.0) -> Progress:
 
 def _key(corpus: Corpus, tokenizer: Tokenizer) -> str:
     """Return a hash of the settings and of the source files, quick enough for every start."""
-    fields = {"format": FORMAT, "corpus": corpus.model_dump(), "tokenizer": tokenizer.model_dump()}
+    fields = {"format": FORMAT, "corpus": corpus.preparation(), "tokenizer": tokenizer.model_dump()}
     key = sha256(json.dumps(fields, sort_keys=True).encode())
     for path in corpus.files():
         key.update(digest(path))
     return key.hexdigest()
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the machine-wide lock on making `folder`; it goes with the process, however that ends."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f".{folder.name}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _make(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: Progress) -> None:
     progress(f"reading {corpus.name}", 0.0)
-    documents, repeats = _distinct(corpus)
-    splits = _split(documents, corpus)
+    documents, repeats = distinct(corpus)
+    splits = divided(documents, corpus)
     progress(f"training the {tokenizer.name} tokenizer", 0.0)
     vocabulary = tokenizer.train(splits["train"])
     meta = {
         "name": corpus.name,
-        "hash": _hash(splits, vocabulary, corpus),
         "vocab_size": vocabulary.vocab_size,
         "duplicates_removed": repeats,
-        "corpus": corpus.model_dump(),
+        "corpus": corpus.preparation(),
         "tokenizer": tokenizer.model_dump(),
         "versions": {name: importlib.metadata.version(name) for name in ("numpy", "tokenizers")}
         | {"python": sys.version.split()[0], "format": str(FORMAT)},
@@ -158,47 +147,22 @@ def _make(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: Progress
     beside = folder.with_name(f".{folder.name}.part")  # we hold the lock: an old one belongs to a dead process
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        _write(beside, splits, vocabulary, meta, progress)
+        meta |= _write(beside, splits, vocabulary, corpus, progress)
+        (beside / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", "utf-8")
         beside.rename(folder)
     except OSError as error:
         if error.errno not in FULL:
             raise
-        size = sum(_n_bytes(texts) for texts in splits.values()) * _dtype(vocabulary.vocab_size).itemsize
+        size = sum(n_bytes(texts) for texts in splits.values()) * token_type(vocabulary.vocab_size).itemsize
         raise ConfigError(
             f"data: {str(error.strerror).lower()} preparing {corpus.name} under {folder.parent}; "
-            f"needs up to {size / 1e6:.1f} MB; set HPO_CACHE to a folder with room"
+            f"needs up to {size * (1 + corpus.synthetic) / 1e6:.1f} MB; set HPO_CACHE to a folder with room"
         ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _distinct(corpus: Corpus) -> tuple[list[str], int]:
-    """Return the documents that are not blank, each once, and how many repeats were left out."""
-    kept = [text for text in corpus.documents() if text.strip()]
-    distinct = list(dict.fromkeys(kept))
-    for number, text in enumerate(distinct, 1):
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-            raise ConfigError(f"data: document {number} holds a lone surrogate, which is not text") from None
-    return distinct, len(kept) - len(distinct)
-
-
-def _split(documents: list[str], corpus: Corpus) -> Documents:
-    """Return the documents by split, drawn at random, each split in the corpus' order."""
-    rng = np.random.Generator(np.random.PCG64(derive(corpus.split_seed, "split")))
-    drawn = rng.permutation(len(documents))[: corpus.max_documents or None]
-    n = len(drawn)
-    if n < len(SPLITS):
-        raise ConfigError(
-            f"data: needs at least 3 distinct documents (train, validation, test), got {n} from {corpus.name}"
-        )
-    n_val, n_test = (max(1, round(f * n)) for f in (corpus.val_fraction, corpus.test_fraction))
-    val, test, train = np.split(drawn, [n_val, n_val + n_test])
-    return {name: [documents[i] for i in np.sort(part)] for name, part in zip(SPLITS, (train, val, test), strict=True)}
-
-
-def _hash(splits: Documents, vocabulary: Vocabulary, corpus: Corpus) -> str:
+def _hash(splits: Documents, synthetic: bytes, vocabulary: Vocabulary, corpus: Corpus) -> str:
     """Return a hash of what training sees: every document in its split, the tokenizer, how it was split."""
     parameters = corpus.model_dump(include={"val_fraction", "test_fraction", "split_seed", "max_documents"})
     whole = sha256(json.dumps([FORMAT, parameters], sort_keys=True).encode())
@@ -207,53 +171,28 @@ def _hash(splits: Documents, vocabulary: Vocabulary, corpus: Corpus) -> str:
         whole.update(f"\n{name} {len(splits[name])}\n".encode())
         for text in splits[name]:
             whole.update(sha256(text.encode()).digest())
+    whole.update(synthetic)
     return whole.hexdigest()
 
 
-def _write(folder: Path, splits: Documents, vocabulary: Vocabulary, meta: dict[str, Any], progress: Progress) -> None:
+def _write(
+    folder: Path, splits: Documents, vocabulary: Vocabulary, corpus: Corpus, progress: Progress
+) -> dict[str, Any]:
+    """Write everything but the description; return the part of it that is known only now."""
     folder.mkdir()
-    counts = {name: _write_split(folder, name, splits[name], vocabulary, progress) for name in SPLITS}
+    counts = {name: write_split(folder, name, splits[name], vocabulary, progress) for name in SPLITS}
+    synthetic = b""
+    if corpus.synthetic:
+        progress("drawing synthetic documents", 0.0)
+        synthetic = add_synthetic(folder, counts["train"], corpus, token_type(vocabulary.vocab_size))
     (folder / "tokenizer.json").write_text(vocabulary.to_json(), "utf-8")
-    text = json.dumps(meta | {"splits": counts}, indent=1, ensure_ascii=False)
-    (folder / "meta.json").write_text(text + "\n", "utf-8")
-
-
-def _write_split(
-    folder: Path, name: str, texts: list[str], vocabulary: Vocabulary, progress: Progress
-) -> dict[str, int]:
-    """Tokenize one split into its two files; return its counts."""
-    dtype = _dtype(vocabulary.vocab_size)
-    end = np.full(1, END, dtype)
-    lengths: list[int] = []
-    unknown = 0
-    with open(folder / f"{name}.bin", "wb") as file:
-        file.write(end.tobytes())
-        for first in range(0, len(texts), BATCH):
-            progress(f"tokenizing {name}", first / len(texts))
-            batch = vocabulary.encode_batch(texts[first : first + BATCH])
-            flat = np.concatenate([ids for document in batch for ids in (document, end)]).astype(dtype)
-            file.write(flat.tobytes())  # tofile() would lose the errno of a full disk
-            lengths += [len(document) + 1 for document in batch]
-            unknown += vocabulary.unknown(flat)
-    progress(f"tokenizing {name}", 1.0)
-    starts = np.cumsum([0, *lengths], dtype=np.int64)
-    (folder / f"{name}.starts").write_bytes(starts.tobytes())
-    n_bytes = _n_bytes(texts)
-    return {"documents": len(texts), "tokens": int(starts[-1]) + 1, "text_bytes": n_bytes, "unknown": unknown}
-
-
-def _dtype(vocab_size: int) -> np.dtype[Any]:
-    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-
-
-def _n_bytes(texts: list[str]) -> int:
-    return sum(len(text.encode()) for text in texts)
+    return {"hash": _hash(splits, synthetic, vocabulary, corpus), "splits": counts}
 
 
 def _opened(folder: Path) -> Prepared:
     try:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
-        dtype = _dtype(meta["vocab_size"])
+        dtype = token_type(meta["vocab_size"])
         splits = {name: _mapped(folder, name, dtype, counts) for name, counts in meta["splits"].items()}
     except (OSError, ValueError) as error:
         # a power cut can leave files shorter than their folder promises
@@ -267,4 +206,6 @@ def _mapped(folder: Path, name: str, dtype: np.dtype[Any], counts: dict[str, int
     starts = np.fromfile(folder / f"{name}.starts", np.int64)
     if not len(starts) or starts[-1] != counts["tokens"] - 1:
         raise ValueError(f"{name}.starts does not fit {name}.bin")
-    return Split(name, tokens, starts, counts["text_bytes"], counts["documents"], counts["unknown"])
+    return Split(
+        name, tokens, starts, counts["text_bytes"], counts["documents"], counts["unknown"], counts["synthetic"]
+    )

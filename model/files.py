@@ -1,5 +1,6 @@
 """Find, download and read the text files that corpora are made of; every complaint names key and file."""
 
+import fcntl
 import glob
 import gzip
 import hashlib
@@ -10,7 +11,8 @@ import tempfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from model.section import ConfigError
@@ -146,10 +148,29 @@ def download(url: str, target: Path, sha256: str) -> Path:
     if hashlib.sha256(content).hexdigest() != sha256:
         # a network's login page also answers 200
         raise ConfigError(f"data: download of {url} has the wrong content; try again, {remedy}")
-    return write_whole(target, content)
+    return write_whole(target, [content])
 
 
-def write_whole(target: Path, content: bytes) -> Path:
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the machine-wide lock on making `path`; it goes with the process, however that ends.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path.parent / f".{path.name}.lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(
+            f"data: cannot write in {path.parent}: {error.strerror}; set HPO_CACHE to a folder that can be written to"
+        ) from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_whole(target: Path, pieces: Iterable[bytes]) -> Path:
     """Write a file beside its place and rename it, so that nobody ever sees half of it.
 
     Raises:
@@ -159,7 +180,8 @@ def write_whole(target: Path, content: bytes) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as file:
             try:
-                file.write(content)
+                for piece in pieces:
+                    file.write(piece)
                 file.flush()
                 os.chmod(file.name, 0o644)  # a temporary file is private, a cache may be shared
                 os.replace(file.name, target)

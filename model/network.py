@@ -4,193 +4,168 @@ Shapes: B sequences, T tokens, C residual width, H heads, D = C // H, V vocabula
 """
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.dropout import dropout
-from model.gpt import GPT
-from model.regularization import SITES, Site
-from model.seeds import derive
+from model.attention import Attention, documents
+from model.dropout import dropout, normal, replaced
+from model.gpt import MoE, Transformer
+from model.initial import initialise
+from model.mlp import MLP
+from model.moe import Experts
+from model.regularization import Regularization
 
 ROPE_THETA = 10_000.0
-
-
-class Causal(torch.autograd.Function):
-    """Fused causal attention that under vmap folds the runs into the batch.
-
-    Attention has no vmap rule on a CPU: without this, vmap would loop over the runs and warn.
-    """
-
-    @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        raise AssertionError("outside of vmap, attention is called directly")
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple[int | None, ...], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, int]:
-        assert None not in dims
-        q, k, v = (t.movedim(d or 0, 0).flatten(0, 1) for t, d in zip((q, k, v), dims, strict=True))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (K B, H, T, D)
-        return y.unflatten(0, (info.batch_size, -1)), 0
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (i, i + D/2) of x by their position. x: (B, H, T, D); cos, sin: (T, D/2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+# Sites of random numbers, see model/dropout.py; those of layers are 1 and up. REPLACED takes the next one too.
+HEAD, NOISE, REPLACED = 65_536, 65_537, 65_538
 
 
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019), in fp32."""
 
-    def __init__(self, shape: GPT) -> None:
+    def __init__(self, shape: Transformer) -> None:
         super().__init__()
-        self.kind, self.eps = shape.norm, shape.norm_eps
-        self.weight = nn.Parameter(torch.empty(shape.n_embd))
-        self.bias = nn.Parameter(torch.empty(shape.n_embd)) if shape.bias and shape.norm == "layernorm" else None
+        self.kind, self.eps, C = shape.norm, shape.norm_eps, shape.n_embd
+        self.scalar = shape.norm_gain == "scalar"
+        gains = torch.empty(1 if self.scalar else C)
+        self.weight = None if shape.norm_gain == "none" else nn.Parameter(gains)
+        self.bias = nn.Parameter(torch.empty(C)) if shape.bias and shape.norm == "layernorm" else None
 
     def forward(self, x: Tensor) -> Tensor:
+        x, width = x.float(), x.shape[-1:]
+        weight = self.weight.expand(width) if self.scalar and self.weight is not None else self.weight
         if self.kind == "rmsnorm":
-            return F.rms_norm(x.float(), x.shape[-1:], self.weight, self.eps)
-        return F.layer_norm(x.float(), x.shape[-1:], self.weight, self.bias, self.eps)
+            return F.rms_norm(x, width, weight, self.eps)
+        return F.layer_norm(x, width, weight, self.bias, self.eps)
 
 
-class Attention(nn.Module):
-    """Causal multi-head self-attention (Vaswani et al. 2017)."""
+class Pass(NamedTuple):
+    """One forward pass, to its layers."""
 
-    def __init__(self, shape: GPT, layer: int) -> None:
-        super().__init__()
-        C = shape.n_embd
-        self.n_head, self.site = shape.n_head, 4 * layer
-        self.qkv = nn.Linear(C, 3 * C, bias=shape.bias)
-        self.proj = nn.Linear(C, C, bias=shape.bias)
-
-    def forward(self, x: Tensor, net: "Network") -> Tensor:
-        B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D)
-        if net.shape.position == "rope":
-            q, k = rotate(q, net.cos[:T], net.sin[:T]), rotate(k, net.cos[:T], net.sin[:T])
-        y = self.weighted(q, k, v, net) if net.drops("attention") else self.fused(q, k, v)
-        y = self.proj(y.transpose(1, 2).reshape(B, T, C))
-        return net.drop(y, "residual", self.site + 2)
-
-    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if torch._C._functorch.is_batchedtensor(q):
-            return Causal.apply(q, k, v)  # type: ignore[no-untyped-call]
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    def weighted(self, q: Tensor, k: Tensor, v: Tensor, net: "Network") -> Tensor:
-        """Attend with the weights written out, since dropout must act on them."""
-        T, D = q.shape[-2:]
-        scores = (q @ k.transpose(-2, -1)) / math.sqrt(D)  # (B, H, T, T)
-        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-        weights = scores.masked_fill(future, -torch.inf).float().softmax(-1)
-        return net.drop(weights, "attention", self.site + 1).to(v.dtype) @ v
-
-
-class MLP(nn.Module):
-    """Two layers, or the gated three of swiglu."""
-
-    def __init__(self, shape: GPT, layer: int) -> None:
-        super().__init__()
-        C, hidden = shape.n_embd, shape.hidden()
-        self.kind, self.site = shape.mlp, 4 * layer
-        self.fc = nn.Linear(C, hidden, bias=shape.bias)
-        self.gate = nn.Linear(C, hidden, bias=shape.bias) if shape.mlp == "swiglu" else None
-        self.proj = nn.Linear(hidden, C, bias=shape.bias)
-
-    def forward(self, x: Tensor, net: "Network") -> Tensor:
-        h = self.fc(x)
-        if self.gate is not None:
-            h = F.silu(self.gate(x)) * h
-        elif self.kind == "gelu":
-            h = F.gelu(h)
-        else:
-            h = F.relu(h)
-            h = h * h if self.kind == "relu2" else h
-        y = self.proj(net.drop(h, "mlp", self.site + 3))
-        return net.drop(y, "residual", self.site + 4)
+    net: "Network"
+    mask: Tensor | None
+    """Where a query may see a key, (B, 1, T, T); none: all that is not later."""
+    notes: dict[str, list[Tensor]]
+    """What layers say besides; a layer appends where its key is there."""
 
 
 class Block(nn.Module):
     """Attention and mlp, each normalised before and added to the residual stream."""
 
-    def __init__(self, shape: GPT, layer: int) -> None:
+    def __init__(self, shape: Transformer, layer: int) -> None:
         super().__init__()
         self.norm1, self.attn = Norm(shape), Attention(shape, layer)
-        self.norm2, self.mlp = Norm(shape), MLP(shape, layer)
+        self.norm2 = Norm(shape)
+        self.mlp = Experts(shape, layer) if isinstance(shape, MoE) else MLP(shape, layer)
 
-    def forward(self, x: Tensor, net: "Network") -> Tensor:
-        x = x + self.attn(self.norm1(x), net)
-        return x + self.mlp(self.norm2(x), net)
+    def forward(self, x: Tensor, now: Pass) -> Tensor:
+        x = x + self.attn(self.norm1(x), now)
+        return x + self.mlp(self.norm2(x), now)
 
 
 class Network(nn.Module):
     """Token ids in, logits out.
 
-    Dropout probabilities and the key of their masks are 0-D buffers, so that the runs of a pack may differ in them.
+    The numbers that act inside, such as dropout probabilities, and the key of all its random numbers are 0-D buffers,
+    so that the runs of a pack may differ in them.
     """
 
     key: Tensor
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, shape: GPT, vocab_size: int, seed: int) -> None:
+    def __init__(self, shape: Transformer, vocab_size: int, seed: int) -> None:
         super().__init__()
-        self.shape, self.sites = shape, frozenset[Site]()
-        C, T = shape.n_embd, shape.context
+        self.shape = shape
+        self.active = frozenset[str]()  # which numbers are above 0 in any run of the pack
+        self.explicit = False  # whether attention weights are always written out
+        C, T, L = shape.n_embd, shape.context, shape.n_layer
         self.wte = nn.Embedding(vocab_size, C)
         self.wpe = nn.Embedding(T, C) if shape.position == "learned" else None
-        self.blocks = nn.ModuleList([Block(shape, layer) for layer in range(shape.n_layer)])
-        self.norm = Norm(shape)
+        self.embedding_projection = nn.Linear(C, C, bias=False) if shape.embedding_projection else None
+        self.embedding_norm = Norm(shape) if shape.embedding_norm else None
+        self.blocks = nn.ModuleList([Block(shape, layer) for layer in range(L)])
+        self.skip_weights = nn.Parameter(torch.empty(L // 2)) if shape.skips != "none" else None
+        self.norm = Norm(shape) if shape.final_norm else None
+        self.head_projection = nn.Linear(C, C, bias=False) if shape.embedding_projection else None
         self.head = None if shape.tied else nn.Linear(C, vocab_size, bias=False)
         self.register_buffer("key", torch.zeros((), dtype=torch.int32))
-        for site in SITES:
-            self.register_buffer(f"{site}_dropout", torch.zeros(()))
+        for name in (*Regularization().numbers(), *shape.numbers()):
+            self.register_buffer(name, torch.zeros(()))
         D = C // shape.n_head
         angle = torch.arange(T)[:, None] * ROPE_THETA ** (-torch.arange(0, D - 1, 2) / D)  # (T, D/2)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
-        self.initialise(seed)
+        initialise(self, seed)
 
-    @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Draw every parameter from a stream of its own, so that one more layer changes no other layer.
+    def acts(self, name: str) -> bool:
+        """Return whether a number is above 0 in any run of the pack, and this is training."""
+        return self.training and name in self.active
 
-        Source: Radford et al. 2019, section 2.3, for the smaller start of residual projections.
+    def drop(self, x: Tensor, name: str, site: int) -> Tensor:
+        return dropout(x, self.get_buffer(name), self.key, site) if self.acts(name) else x
+
+    def forward(self, tokens: Tensor, notes: dict[str, list[Tensor]] | None = None) -> Tensor:
+        """Return the logits of the next token, (B, T, V). tokens: (B, T).
+
+        notes: what layers say besides is appended where its key is there: "balance", the weighted loss of a mixture in
+        training; "attention_entropy", nats; "expert_load", (E,), share of assignments; "kurtosis" of the residual
+        stream, 0 for a Gaussian. One tensor for each layer.
         """
-        for name, p in self.named_parameters():
-            if p.ndim == 1:
-                p.fill_(1.0 if name.endswith("weight") else 0.0)
-                continue
-            residual = name.endswith("proj.weight")
-            std = self.shape.init_std / (math.sqrt(2 * self.shape.n_layer) if residual else 1)
-            generator = torch.Generator().manual_seed(derive(seed, f"weights/{name}") % 2**63)
-            p.normal_(0.0, std, generator=generator)
-
-    def drops(self, site: Site) -> bool:
-        """Return whether anything is dropped here, by any run of the pack."""
-        return self.training and site in self.sites
-
-    def drop(self, x: Tensor, site: Site, number: int) -> Tensor:
-        if not self.drops(site):
-            return x
-        return dropout(x, getattr(self, f"{site}_dropout"), self.key, number)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of the next token, (B, T, V). tokens: (B, T)."""
-        x = self.wte(tokens)  # (B, T, C)
-        if self.wpe is not None:
-            x = x + self.wpe.weight[: tokens.shape[1]]
-        x = self.drop(x, "embedding", 0)
-        for block in self.blocks:
-            x = block(x, self)
-        x = self.norm(x)
+        mask = documents(tokens) if self.shape.document_mask else None
+        now = Pass(self, mask, {} if notes is None else notes)
+        x = self.run(self.embed(tokens, mask), now)  # (B, T, C)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.head_projection is not None:
+            x = self.head_projection(x)
+        x = self.drop(x, "head_dropout", HEAD)
         return F.linear(x, self.wte.weight) if self.head is None else self.head(x)
+
+    def embed(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        if self.acts("mask_tokens"):
+            tokens = replaced(tokens, self.get_buffer("mask_tokens"), self.wte.num_embeddings, self.key, REPLACED)
+        x = self.wte(tokens)  # (B, T, C)
+        if self.shape.scale_embedding:
+            x = x * math.sqrt(self.shape.n_embd)
+        if self.acts("embedding_noise"):
+            size = self.get_buffer("embedding_noise") * x.detach().pow(2).mean(-1, keepdim=True).sqrt()
+            x = x + size * normal(x.numel(), self.key, NOISE).view(x.shape)
+        if self.wpe is not None:
+            # A token sees those of its document up to itself.
+            restarting = None if mask is None else mask.sum(-1)[:, 0] - 1  # (B, T)
+            x = x + (self.wpe.weight[: tokens.shape[1]] if restarting is None else self.wpe(restarting))
+        if self.embedding_projection is not None:
+            x = self.embedding_projection(x)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        return self.drop(x, "embedding_dropout", 0)
+
+    def run(self, x: Tensor, now: Pass) -> Tensor:
+        """Pass the residual stream through all blocks; with skips the second half takes in what the first gave out."""
+        half, kept = self.shape.n_layer // 2, []
+        for i, block in enumerate(self.blocks):
+            x = block(x, now)
+            if self.skip_weights is not None:
+                if i < half:
+                    kept.append(x)
+                else:
+                    x = self.mixed(x, kept.pop(), self.skip_weights[2 * half - 1 - i])
+            if "kurtosis" in now.notes:
+                now.notes["kurtosis"].append(excess_kurtosis(x.detach().float()))
+        return x
+
+    def mixed(self, x: Tensor, skip: Tensor, a: Tensor) -> Tensor:
+        if self.shape.skips == "additive":
+            return x + a * skip
+        share = a.sigmoid()
+        return (1 - share) * x + share * skip
+
+
+def excess_kurtosis(x: Tensor) -> Tensor:
+    """Return the fourth moment of all elements about their mean, over their squared variance, less 3; 0-D."""
+    squares = (x - x.mean()).pow(2)
+    return squares.pow(2).mean() / squares.mean().pow(2) - 3

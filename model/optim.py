@@ -1,64 +1,18 @@
-"""Optimizers over stacked parameters: every tensor is (K, P), one row per run.
-
-A rule has two halves. `coefficients` turns one run's hyperparameters into the numbers of one update, in Python's
-double precision: 1 - beta2 in float32 is off by 6e-5 at beta2 = 0.999. `update` applies them to all rows at once;
-there they are floats where K = 1 and (K, 1) tensors otherwise.
-"""
+"""Optimizers over stacked parameters: every tensor is (K, n), one row per run. What they share is in model/rule.py."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from model.section import Decay, NonNegative, Positive, Section
+from model.groups import GROUPS, Group, Part
+from model.muon import Muon
+from model.rule import Coefficients, Moments, Rule, State, adam
+from model.section import Decay, NonNegative, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Coefficients = Mapping[str, Any]
-
-
-class Rule(Section):
-    """What every optimizer has: a peak rate, a weight decay and what it is applied to."""
-
-    lr: Positive = 1e-3
-    """Peak learning rate; the schedule multiplies it."""
-    decay: Literal["matrices", "all"] = "matrices"
-    """What weight decay acts on. Gains and biases are left out by default: decay fights the norm layers."""
-
-    def state(self) -> tuple[str, ...]:
-        """Return the names of the tensors kept for every parameter, zero at the start."""
-        return ()
-
-    def coefficients(self, lr: float, step: int) -> dict[str, float]:
-        """Return the numbers of one update; "decay" is the one that weight decay enters by.
-
-        lr: already scheduled. step: 1 at the first update.
-        """
-        raise AssertionError(f"{type(self).__name__} has no coefficients")
-
-    def update(self, p: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Coefficients) -> None:
-        """Take one step in place. p, g and every state tensor: (K, P)."""
-        raise AssertionError(f"{type(self).__name__} has no update")
-
-
-class Moments(Rule):
-    """What the Adam family keeps: running means of gradients and of their squares."""
-
-    beta1: Decay = 0.9
-    """Decay of the mean of gradients."""
-    beta2: Decay = 0.95
-    """Decay of the mean of squared gradients."""
-    eps: Positive = 1e-8
-    """Added to the root of the mean square."""
-    weight_decay: NonNegative = 0.0
-    """How much is decayed; each member says of what."""
-
-    def state(self) -> tuple[str, ...]:
-        return ("m", "v")
 
 
 class AdamW(Moments):
@@ -68,13 +22,35 @@ class AdamW(Moments):
     weight_decay: NonNegative = 0.1
     """Share of a weight taken off in each update, per unit of learning rate."""
 
-    def coefficients(self, lr: float, step: int) -> dict[str, float]:
-        moments = _moments(self.beta1, self.beta2, self.eps, lr, step)
-        return moments | {"decay": lr * self.weight_decay}
+    def coefficients(self, group: Group, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+        return self.moments(lr, step, beta1) | {"decay": lr * self.decay(group)}
 
-    def update(self, p: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Coefficients) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
         p.mul_(1 - c["decay"])
-        _adam(p, g, state, c)
+        adam(p, g, state, c)
+
+
+class StableAdamW(Moments):
+    """AdamW whose rate is cut, tensor by tensor, where gradients outgrow their running mean square.
+
+    Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2. It takes the place of gradient clipping.
+    """
+
+    name: Literal["stable-adamw"] = "stable-adamw"
+    weight_decay: NonNegative = 0.1
+    """Share of a weight taken off in each update, per unit of learning rate."""
+
+    def coefficients(self, group: Group, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+        return self.moments(lr, step, beta1) | {"decay": lr * self.decay(group), "least": self.eps**2}
+
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
+        squares = g * g
+        m = state["m"].lerp_(g, c["m_rate"])
+        v = state["v"].lerp_(squares, c["v_rate"])
+        root = v.sqrt().mul_(c["v_scale"])  # of the mean square without its bias
+        rms = part.mean(squares / (root * root).clamp(min=c["least"])).sqrt()  # (K, tensors)
+        cut = part.spread(1 / rms.clamp(min=1.0))
+        p.sub_(cut * (c["lr"] * m / (root + c["eps"]) + c["decay"] * p))
 
 
 class Adam(Moments):
@@ -86,12 +62,37 @@ class Adam(Moments):
     weight_decay: NonNegative = 0.0
     """L2 penalty: this share of each weight is added to its gradient."""
 
-    def coefficients(self, lr: float, step: int) -> dict[str, float]:
-        moments = _moments(self.beta1, self.beta2, self.eps, lr, step)
-        return moments | {"decay": self.weight_decay}
+    def coefficients(self, group: Group, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+        return self.moments(lr, step, beta1) | {"decay": self.decay(group)}
 
-    def update(self, p: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Coefficients) -> None:
-        _adam(p, g + p * c["decay"], state, c)
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
+        adam(p, g + p * c["decay"], state, c)
+
+
+class Lion(Rule):
+    """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675, algorithm 2)."""
+
+    name: Literal["lion"] = "lion"
+    lr: Positive = 1e-4
+    """Peak learning rate; 3 to 10 times smaller than AdamW's."""
+    beta1: Decay = 0.9
+    """Share of the momentum in the step."""
+    beta2: Decay = 0.99
+    """Decay of the momentum."""
+    weight_decay: NonNegative = 0.1
+    """Share of a weight taken off in each update, per unit of learning rate."""
+
+    def state(self) -> dict[str, tuple[Group, ...]]:
+        return {"m": GROUPS}
+
+    def coefficients(self, group: Group, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+        rates = {"step_rate": 1 - (self.beta1 if beta1 is None else beta1), "m_rate": 1 - self.beta2}
+        return rates | {"lr": lr, "decay": lr * self.decay(group)}
+
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
+        step = state["m"].lerp(g, c["step_rate"]).sign_()
+        p.mul_(1 - c["decay"]).sub_(step * c["lr"])
+        state["m"].lerp_(g, c["m_rate"])
 
 
 class SGD(Rule):
@@ -107,13 +108,19 @@ class SGD(Rule):
     weight_decay: NonNegative = 0.0
     """L2 penalty: this share of each weight is added to its gradient."""
 
-    def state(self) -> tuple[str, ...]:
-        return ("m",)
+    @model_validator(mode="after")
+    def _looks_ahead_by_something(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead by a momentum step: needs momentum above 0, got 0")
+        return self
 
-    def coefficients(self, lr: float, step: int) -> dict[str, float]:
-        return {"lr": lr, "momentum": self.momentum, "decay": self.weight_decay}
+    def state(self) -> dict[str, tuple[Group, ...]]:
+        return {"m": GROUPS}
 
-    def update(self, p: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Coefficients) -> None:
+    def coefficients(self, group: Group, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+        return {"lr": lr, "momentum": self.momentum, "decay": self.decay(group)}
+
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
         g = g + p * c["decay"]
         m = state["m"].mul_(c["momentum"]).add_(g)
         p.sub_((g + m * c["momentum"] if self.nesterov else m) * c["lr"])
@@ -132,35 +139,21 @@ class RMSprop(Rule):
     weight_decay: NonNegative = 0.0
     """L2 penalty: this share of each weight is added to its gradient."""
 
-    def state(self) -> tuple[str, ...]:
-        return ("m", "v")
+    def state(self) -> dict[str, tuple[Group, ...]]:
+        return {"m": GROUPS, "v": GROUPS}
 
-    def coefficients(self, lr: float, step: int) -> dict[str, float]:
+    def coefficients(self, group: Group, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
         rates = {"v_rate": 1 - self.alpha, "eps": self.eps, "momentum": self.momentum}
-        return rates | {"lr": lr, "decay": self.weight_decay}
+        return rates | {"lr": lr, "decay": self.decay(group)}
 
-    def update(self, p: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Coefficients) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
         g = g + p * c["decay"]
         v = state["v"].lerp_(g * g, c["v_rate"])
         m = state["m"].mul_(c["momentum"]).add_(g / v.sqrt().add_(c["eps"]))
         p.sub_(m * c["lr"])
 
 
-def _moments(beta1: float, beta2: float, eps: float, lr: float, step: int) -> dict[str, float]:
-    """Return Adam's numbers of one update, the corrections for zero starts included (algorithm 1)."""
-    return {
-        "m_rate": 1 - beta1,
-        "v_rate": 1 - beta2,
-        "eps": eps,
-        "lr": lr / (1 - beta1**step),
-        "v_scale": 1 / math.sqrt(1 - beta2**step),
-    }
-
-
-def _adam(p: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Coefficients) -> None:
-    m = state["m"].lerp_(g, c["m_rate"])
-    v = state["v"].lerp_(g * g, c["v_rate"])
-    p.sub_((m / v.sqrt().mul_(c["v_scale"]).add_(c["eps"])).mul_(c["lr"]))
-
-
-Optimizer = Annotated[AdamW | Adam | SGD | RMSprop, Field(discriminator="name")]
+Optimizer = Annotated[
+    AdamW | Adam | StableAdamW | Muon | Lion | SGD | RMSprop,
+    Field(discriminator="name"),
+]

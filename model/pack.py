@@ -1,8 +1,4 @@
-"""The weights of K runs of one shape, side by side in one block of memory.
-
-All parameters of a run lie in one row: matrices first, then gains and biases. Elementwise optimizers and clipping
-then act on two long tensors instead of dozens of short ones, which at small sizes is most of their cost.
-"""
+"""K networks of one shape, side by side: their losses, their gradients, their scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,117 +8,85 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from model.clip import clip
 from model.config import TrainConfig
 from model.network import Network
-from model.regularization import SITES, Regularization
+from model.weights import Weights
 
-Coefficients = Mapping[str, float]
 Named = Mapping[str, Tensor]
-Measure = Callable[[Tensor, Tensor], Any]
+Notes = dict[str, list[Tensor]]
+Measure = Callable[[Tensor, Tensor, Notes], tuple[Tensor, ...]]
 
 
 class Pack:
-    """K networks of one shape with their gradients and optimizer state."""
+    """K networks of one shape; their weights are rows of one block."""
 
     def __init__(self, config: TrainConfig, vocab_size: int, size: int, device: torch.device) -> None:
         self.config, self.vocab_size, self.size, self.device = config, vocab_size, size, device
         self.network: Network = config.model.build(vocab_size, config.run.seed).to(device)
-        named = dict(self.network.named_parameters())
-        self.names = sorted(named, key=lambda name: named[name].ndim < 2)  # stable: matrices first
-        ends = torch.tensor([named[name].numel() for name in self.names]).cumsum(0).tolist()
-        self.spans = dict(zip(self.names, zip([0, *ends], ends, strict=False), strict=True))
-        self.matrices = max((self.spans[n][1] for n in self.names if named[n].ndim >= 2), default=0)
-        self.weights, self.grads = (torch.zeros(size, ends[-1], device=device) for _ in range(2))  # (K, P)
-        self.state = {key: torch.zeros_like(self.weights) for key in config.optimizer.state()}
-        self.shapes = {name: named[name].shape for name in self.names}
-        self.leaves = {name: self._leaf(name) for name in self.names}  # (K, ...), or the module's own where K = 1
-        self.dropouts = [Regularization() for _ in range(size)]
-        self.scales = [2.0**16 if config.run.precision == "fp16" else 1.0] * size
+        self.network.explicit = config.run.attention == "explicit"
+        shapes = {name: p.shape for name, p in self.network.named_parameters()}
+        self.weights = Weights(config, shapes, size, device)
+        self.leaves = {name: self._leaf(name) for name in self.weights.shapes}
+        self.numbers: list[dict[str, float]] = [{} for _ in range(size)]  # that act inside the network
+        self.scales = [1.0] * size  # of the fp16 loss
         self.clean = [0] * size  # updates since a gradient last overflowed
         wrap = torch.compile if config.run.compile == "on" else _as_it_is
-        self.nats = wrap(self._each(nats, shared=False))
+        self.losses = wrap(self._each(losses, shared=False))
         self.score = wrap(self._each(score, shared=True))
 
     def _leaf(self, name: str) -> Tensor:
-        """Make one parameter a window on the common block."""
-        a, b = self.spans[name]
-        shape = (self.size, *self.shapes[name])
+        """Make one parameter a window on the common block: (K, ...), or the module's own where K = 1."""
+        a, b = self.weights.spans[name]
+        shape = (self.size, *self.weights.shapes[name])
         if self.size == 1:
             own = self.network.get_parameter(name)
-            own.data = self.weights[0, a:b].view(shape[1:])
+            own.data = self.weights.p[0, a:b].view(shape[1:])
             return own
-        return self.weights[:, a:b].view(shape).requires_grad_()
+        return self.weights.p[:, a:b].view(shape).requires_grad_()
 
     def fill(self, place: int, config: TrainConfig) -> None:
-        """Put a new run in a place: initial weights, empty optimizer state, its dropout."""
-        fresh = config.model.build(self.vocab_size, config.run.seed).state_dict()
-        self.load(place, {f"weights.{name}": fresh[name] for name in self.names})
-        self.dropouts[place] = config.regularization
+        """Put a new run in a place: initial weights, empty optimizer state, its numbers."""
+        self.weights.fill(place, config.model.build(self.vocab_size, config.run.seed).state_dict())
+        self.numbers[place] = {**config.regularization.numbers(), **config.model.numbers()}
         self.scales[place] = 2.0**16 if config.run.precision == "fp16" else 1.0
         self.clean[place] = 0
 
-    def tensors(self, place: int) -> dict[str, Tensor]:
-        """Return views of all that a place holds, by name: "weights.wte.weight", "m.wte.weight", ..."""
-        held = {"weights": self.weights, **self.state}
-        return {
-            f"{kind}.{name}": block[place, a:b].view(self.shapes[name])
-            for kind, block in held.items()
-            for name, (a, b) in self.spans.items()
-        }
-
-    @torch.no_grad()
-    def load(self, place: int, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors into a place; what is not given becomes zero."""
-        self.grads[place] = 0
-        for name, held in self.tensors(place).items():
-            held.copy_(tensors[name]) if name in tensors else held.zero_()
-
-    def train_on(self, x: Tensor, y: Tensor, keys: Sequence[int], shares: Sequence[float]) -> Tensor:
+    def train_on(
+        self, x: Tensor, y: Tensor, keys: Sequence[int], shares: Sequence[float], balances: Sequence[float]
+    ) -> Tensor:
         """Add the gradients of one micro-step; return the summed nats of each run, (K,).
 
-        x, y: (K, B, T), y = -1 where nothing is scored. keys: of the dropout masks. shares: weight of a token's loss.
+        x, y: (K, B, T), y = -1 where nothing is scored. keys: of the random numbers in the network. shares: weight of
+        a token's loss. balances: weight of the load-balancing loss.
         """
         if not self.network.training:  # to ask every module costs as much as a small layer
             self.network.train()
-        self.network.sites = frozenset(s for s in SITES if any(d.at(s) for d in self.dropouts))
+        self.network.active = frozenset(
+            name for numbers in self.numbers for name, value in numbers.items() if value > 0
+        )
         with self.autocast():
-            sums = self.nats(self._buffers(keys), x, y)  # (K,)
-        weights = [share * scale for share, scale in zip(shares, self.scales, strict=True)]
-        loss = (sums * torch.tensor(weights, device=self.device)).sum()
+            sums, *balance = self.losses(self._buffers(keys), x, y)  # (K,) each
+        loss = (sums * self._scaled(shares)).sum()
+        for lost in balance:  # one for each layer that has any
+            loss = loss + (lost * self._scaled(balances)).sum()
         grads = torch.autograd.grad(loss, list(self.leaves.values()))
-        self.grads += torch.cat([grad.reshape(self.size, -1) for grad in grads], dim=1)
+        self.weights.g += torch.cat([grad.reshape(self.size, -1) for grad in grads], dim=1)
         return sums.detach()
 
+    def _scaled(self, weights: Sequence[float]) -> Tensor:
+        """Return weights of losses times the scale of each run, (K,)."""
+        scaled = [weight * scale for weight, scale in zip(weights, self.scales, strict=True)]
+        return torch.tensor(scaled, device=self.device)
+
     def _buffers(self, keys: Sequence[int]) -> dict[str, Tensor]:
-        """Return the 0-D buffers of the network for each run, (K,), none where nothing is dropped."""
-        if not self.network.sites:
+        """Return the 0-D buffers of the network for each run, (K,), none where no number is above 0."""
+        if not self.network.active:
             return {}
         buffers = {"key": torch.tensor(keys, dtype=torch.int32, device=self.device)}
-        for site in self.network.sites:
-            p = [d.at(site) for d in self.dropouts]
-            buffers[f"{site}_dropout"] = torch.tensor(p, device=self.device)
+        for name in self.network.active:
+            values = [numbers.get(name, 0.0) for numbers in self.numbers]
+            buffers[name] = torch.tensor(values, device=self.device)
         return buffers
-
-    @torch.no_grad()
-    def update(self, places: Sequence[int], coefficients: Sequence[Coefficients], limits: Sequence[float]) -> Tensor:
-        """Clip, take one optimizer step in some places, in ascending order, and clear their gradients.
-
-        Returns norms before clipping and whether each was clipped, (2, n).
-        """
-        everyone = len(places) == self.size
-        rows = slice(None) if everyone else torch.tensor(places, device=self.device)
-        # A slice is a view and is updated in place; a list of places is a copy and is written back.
-        p, g = self.weights[rows], self.grads[rows]
-        state = {key: tensor[rows] for key, tensor in self.state.items()}
-        norms, clipped = clip(g, torch.tensor(limits, device=self.device))
-        self._step(p, g, state, coefficients)
-        if not everyone:
-            self.weights[rows] = p
-            for key, tensor in self.state.items():
-                tensor[rows] = state[key]
-        self.grads[rows] = 0
-        return torch.stack((norms, clipped))
 
     @torch.no_grad()
     def unscale(self, places: Sequence[int]) -> list[int]:
@@ -133,7 +97,7 @@ class Pack:
         """
         good = []
         for place in places:
-            grad = self.grads[place].div_(self.scales[place])
+            grad = self.weights.g[place].div_(self.scales[place])
             if bool(grad.isfinite().all()):
                 good.append(place)
                 self.clean[place] += 1
@@ -145,42 +109,42 @@ class Pack:
                 self.scales[place] = max(1.0, self.scales[place] / 2)
         return good
 
-    def _step(self, p: Tensor, g: Tensor, state: dict[str, Tensor], coefficients: Sequence[Coefficients]) -> None:
-        rule = self.config.optimizer
-        columns = {key: [c[key] for c in coefficients] for key in coefficients[0]}
-        c = {
-            key: column[0] if len(column) == 1 else torch.tensor(column, device=self.device)[:, None]
-            for key, column in columns.items()
-        }
-        for part, decays in (
-            (slice(0, self.matrices), True),
-            (slice(self.matrices, None), rule.decay == "all"),
-        ):
-            tensors = {key: tensor[:, part] for key, tensor in state.items()}
-            rule.update(p[:, part], g[:, part], tensors, c if decays else c | {"decay": 0.0})
-
     @torch.no_grad()
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return summed nats and the number of targets predicted right, (K,) each. x, y: (B, T), for all runs."""
         self.network.eval()
         with self.autocast():
-            return self.score({}, x, y)
+            nats, hits = self.score({}, x, y)
+        return nats, hits
+
+    @torch.no_grad()
+    def notes(self, place: int, x: Tensor) -> Notes:
+        """Return what the layers of one run have to say of themselves. x: (B, T)."""
+        self.network.eval()
+        notes: Notes = {"attention_entropy": [], "expert_load": [], "kurtosis": []}
+        own = self.leaves if self.size == 1 else {name: leaf[place] for name, leaf in self.leaves.items()}
+        with self.autocast():
+            functional_call(self.network, own, (x, notes), tie_weights=False)
+        return notes
 
     def autocast(self) -> torch.autocast:
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.run.precision)
         return torch.autocast(self.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
 
     def _each(self, measure: Measure, shared: bool) -> Callable[..., Any]:
-        """Return measure(logits, y) for each run, stacked. shared: x and y are the same for all runs."""
+        """Return measure(logits, y, notes) for each run, stacked. shared: x and y are the same for all runs."""
 
-        def one(leaves: Named, buffers: Named, x: Tensor, y: Tensor) -> Any:
-            return measure(functional_call(self.network, {**leaves, **buffers}, (x,), tie_weights=False), y)
+        def one(leaves: Named, buffers: Named, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            notes: Notes = {"balance": []}
+            held = {**leaves, **buffers}
+            return measure(functional_call(self.network, held, (x, notes), tie_weights=False), y, notes)
 
-        def alone(buffers: Named, x: Tensor, y: Tensor) -> Any:
+        def alone(buffers: Named, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
             for name, b in buffers.items():
                 self.network.get_buffer(name).copy_(b[0])
-            found = measure(self.network(x), y) if shared else measure(self.network(x[0]), y[0])
-            return tuple(f[None] for f in found) if isinstance(found, tuple) else found[None]
+            notes: Notes = {"balance": []}
+            x, y = (x, y) if shared else (x[0], y[0])
+            return tuple(found[None] for found in measure(self.network(x, notes), y, notes))
 
         def side_by_side(buffers: Named, x: Tensor, y: Tensor) -> Any:
             batch = None if shared else 0
@@ -195,7 +159,12 @@ def nats(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-1, reduction="sum")
 
 
-def score(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def losses(logits: Tensor, y: Tensor, notes: Notes) -> tuple[Tensor, ...]:
+    """Return the summed cross-entropy and the balance loss of each layer that has one."""
+    return nats(logits, y), *notes["balance"]
+
+
+def score(logits: Tensor, y: Tensor, notes: Notes) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy and the number of targets predicted right."""
     return nats(logits, y), (logits.argmax(-1) == y).sum()
 

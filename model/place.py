@@ -1,5 +1,6 @@
-"""Where one run of a pack stands: its config, its place in the data, its rung."""
+"""Where one run of a pack stands: its config, its place in the data, its rung, its health."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,10 @@ from numpy.typing import NDArray
 
 from model.config import TrainConfig
 from model.data import Split
+from model.groups import Part
+from model.recovery import Health
 from model.seeds import derive
+from model.weights import Step
 from model.windows import TrainingOrder
 
 
@@ -16,9 +20,12 @@ class Place:
 
     def __init__(self, config: TrainConfig, split: Split) -> None:
         self.config, self.run = config, config.run
-        self.order = TrainingOrder(split, config.data.layout, config.model.context, config.run.seed)
+        self.order = TrainingOrder(split, config.data, config.model.context, config.run.seed)
         self.marks = [updates * self.run.grad_accum for updates in config.marks()]  # in micro-steps
+        self.health = Health(config.recovery)
+        self.scale = config.optimizer.scale(config.update_tokens())
         self.micro_step = 0
+        self.steps = 0  # updates taken; one that failed is none
         self.seconds = 0.0
         self.diverged = False
         self.begin_rung()
@@ -26,7 +33,7 @@ class Place:
     def begin_rung(self) -> None:
         self.targets = 0  # trained on since the last rung
         self.training = 0.0  # seconds since the last rung, validation left out
-        self.began = self.micro_step
+        self.began, self.steps_at_rung = self.micro_step, self.steps
         self.rung = sum(mark <= self.micro_step for mark in self.marks)  # marks passed
 
     def to_mark(self) -> int:
@@ -41,20 +48,23 @@ class Place:
         B = self.run.batch_size
         return self.order.batch(self.micro_step * B, B)
 
-    def advance(self) -> None:
-        """Count the micro-step whose batch was just trained on."""
+    def advance(self, counted: bool = True) -> None:
+        """Go past the micro-step whose batch was just trained on. counted: its loss enters the mean."""
         B = self.run.batch_size
-        self.targets += self.order.targets(self.micro_step * B, B)
+        self.targets += self.order.targets(self.micro_step * B, B) if counted else 0
         self.micro_step += 1
 
-    def update_targets(self) -> int:
-        """Return the targets of the whole update that the next micro-step belongs to."""
+    def shares(self) -> tuple[float, float]:
+        """Return the weights of one token's and of one micro-step's loss in the update that comes next."""
         B, accum = self.run.batch_size, self.run.grad_accum
-        first = self.micro_step // accum * accum * B
-        return max(1, self.order.targets(first, accum * B))
+        update = self.micro_step // accum
+        scale = 1.0
+        if self.run.spike_every and self.run.spike_scale and (update + 1) % self.run.spike_every == 0:
+            scale = self.run.spike_scale
+        return scale / max(1, self.order.targets(update * accum * B, accum * B)), scale / accum
 
-    def dropout_key(self) -> int:
-        """Return the key of the next micro-step's dropout masks, a signed 32-bit number."""
+    def key(self) -> int:
+        """Return the key of the next micro-step's randomness in the forward pass, a signed 32-bit number."""
         return derive(self.run.seed, f"dropout/{self.micro_step}") % 2**32 - 2**31
 
     def completes_update(self) -> bool:
@@ -63,18 +73,33 @@ class Place:
     def updates(self) -> int:
         return self.micro_step // self.run.grad_accum
 
-    def updates_since_rung(self) -> int:
-        return (self.micro_step - self.began) // self.run.grad_accum
+    def steps_since_rung(self) -> int:
+        return self.steps - self.steps_at_rung
+
+    def multiplier(self) -> float:
+        """Return the factor on all peak rates in the last update."""
+        return self.config.schedule.multiplier(self.progress()) * self.scale * self.health.cut
+
+    def progress(self) -> float:
+        """Return the fraction of the run at the middle of the last update."""
+        return (max(1, self.updates()) - 0.5) / (self.marks[-1] // self.run.grad_accum)
 
     def lr(self) -> float:
-        """Return the learning rate of the last update."""
-        total = self.marks[-1] // self.run.grad_accum
-        progress = (max(1, self.updates()) - 0.5) / total
-        return self.config.optimizer.lr * self.config.schedule.multiplier(progress)
+        return self.config.optimizer.rate("matrix") * self.multiplier()
 
-    def coefficients(self) -> dict[str, float]:
-        """Return the optimizer's numbers for the update that was just completed."""
-        return self.config.optimizer.coefficients(self.lr(), self.updates())
+    def step(self, parts: Sequence[Part]) -> Step:
+        """Count the update that was just completed and return its numbers."""
+        self.steps += 1
+        rule, ema = self.config.optimizer, self.config.regularization.ema
+        beta1 = getattr(rule, "beta1", None)
+        beta1 = None if beta1 is None else self.config.schedule.beta1(self.progress(), beta1)
+        coefficients = []
+        for part in parts:
+            lr = rule.rate(part.group) * rule.layer_decay**part.depth * self.multiplier()
+            coefficients.append({**rule.coefficients(part.group, lr, self.steps, beta1), "rate": lr})
+        # A young average follows the weights closely, so that it forgets how they began.
+        average = 1 - min(ema, (1 + self.steps) / (10 + self.steps)) if ema is not None else 0.0
+        return Step(coefficients, self.config.clip.numbers(), average)
 
     def tokens(self) -> int:
         return self.micro_step * self.run.batch_size * self.config.model.context
@@ -87,8 +112,14 @@ class Place:
         passed = sum(mark <= self.micro_step for mark in self.marks)
         return max(passed, self.rung + 1)
 
-    def progress(self) -> dict[str, Any]:
-        return {"micro_step": self.micro_step, "seconds": self.seconds}
+    def state(self) -> dict[str, Any]:
+        """Return what a run that goes on later must know."""
+        h = self.health
+        health = {"failures": h.failures, "seen": h.seen, "mean": h.mean, "cut": h.cut}
+        return {"micro_step": self.micro_step, "steps": self.steps, "seconds": self.seconds, "health": health}
 
-    def restore(self, progress: dict[str, Any]) -> None:
-        self.micro_step, self.seconds = int(progress["micro_step"]), float(progress["seconds"])
+    def restore(self, state: dict[str, Any]) -> None:
+        self.micro_step, self.steps = int(state["micro_step"]), int(state["steps"])
+        self.seconds = float(state["seconds"])
+        for key, value in state["health"].items():
+            setattr(self.health, key, value)

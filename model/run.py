@@ -1,10 +1,10 @@
 """How long a run is, how it is cut into updates and rungs, and on what it is computed."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from model.section import Count, Section
+from model.section import Count, Positive, Section
 
 
 class Run(Section):
@@ -26,8 +26,23 @@ class Run(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward and backward pass; weights stay fp32. auto: bf16 on a GPU that has it, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile, worth its 10 to 30 s only on long runs. auto: on a GPU."""
+    """torch.compile, worth its 10 to 30 s only on long runs. auto: on a GPU, but for a mixture of experts."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train. auto: cuda, else mps, else cpu."""
     keep_checkpoints: Literal["none", "last", "best", "all"] = "last"
     """Which rungs leave a checkpoint on disk; best is by validation loss."""
+    attention: Literal["auto", "explicit"] = "auto"
+    """auto: fused, wherever attention dropout is 0. explicit: weights written out, to compare with."""
+    diagnostics: bool = False
+    """Measure attention entropy, expert load and kurtosis at each rung, which takes one more validation batch."""
+    spike_every: Count | None = None
+    """Updates from one whose loss is multiplied by spike_scale to the next: an injected fault, to test clipping and
+    recovery."""
+    spike_scale: Positive | None = None
+    """Factor on the loss of those updates; 1e38 makes their gradients overflow."""
+
+    @model_validator(mode="after")
+    def _spikes_have_a_size(self) -> Self:
+        if (self.spike_every is None) != (self.spike_scale is None):
+            raise ValueError(f"spike_every and spike_scale go together, got {self.spike_every} and {self.spike_scale}")
+        return self

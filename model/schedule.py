@@ -27,6 +27,10 @@ class Warmup(Section):
             return progress / self.warmup
         return self.shape((progress - self.warmup) / (1 - self.warmup))
 
+    def beta1(self, progress: float, beta1: float) -> float:
+        """Return the beta1 in force, where the optimizer has one."""
+        return beta1
+
     def shape(self, t: float) -> float:
         """Return the factor after warmup; t runs from 0 at the peak to 1 at the end."""
         raise AssertionError(f"{type(self).__name__} has no shape")
@@ -88,4 +92,39 @@ class WSD(Warmup):
         return self.floor + (1 - self.floor) * left
 
 
-Schedule = Annotated[Constant | Cosine | Linear | Exponential | WSD, Field(discriminator="name")]
+class OneCycle(Warmup):
+    """Half a cosine up from a fraction of the peak, another down to almost nothing (Smith 2018, arXiv:1803.09820).
+
+    As torch.optim.lr_scheduler.OneCycleLR with anneal_strategy cos and two phases: start is 1 / div_factor, floor
+    1 / (div_factor final_div_factor).
+    """
+
+    name: Literal["onecycle"] = "onecycle"
+    warmup: Decay = 0.3
+    """Fraction of the updates spent rising to the peak."""
+    start: Annotated[float, Field(gt=0, le=1)] = 0.04
+    """Learning rate at the beginning, as a fraction of the peak."""
+    floor: Fraction = 4e-6
+    """Learning rate at the end, as a fraction of the peak."""
+    beta1_dip: Decay | None = None
+    """The optimizer's beta1 falls to this at the peak and comes back; none: it stays as it is."""
+
+    def multiplier(self, progress: float) -> float:
+        if progress < self.warmup:
+            return _between(self.start, 1.0, progress / self.warmup)
+        return _between(1.0, self.floor, (progress - self.warmup) / (1 - self.warmup))
+
+    def beta1(self, progress: float, beta1: float) -> float:
+        if self.beta1_dip is None:
+            return beta1
+        if progress < self.warmup:
+            return _between(beta1, self.beta1_dip, progress / self.warmup)
+        return _between(self.beta1_dip, beta1, (progress - self.warmup) / (1 - self.warmup))
+
+
+def _between(a: float, b: float, t: float) -> float:
+    """Return the point of half a cosine from a, at t = 0, to b, at t = 1."""
+    return b + (a - b) * 0.5 * (1 + math.cos(math.pi * t))
+
+
+Schedule = Annotated[Constant | Cosine | Linear | Exponential | WSD | OneCycle, Field(discriminator="name")]

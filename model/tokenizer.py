@@ -22,6 +22,10 @@ UNKNOWN = 1
 Ids: TypeAlias = NDArray[np.int64]
 
 
+class UnknownCharacter(ValueError):
+    """A text has a character that a vocabulary without an id for unknown ones does not know."""
+
+
 class Vocabulary(Protocol):
     """A trained tokenizer."""
 
@@ -65,34 +69,44 @@ class ByteVocabulary:
 
 
 class CharVocabulary:
-    """A sorted list of characters, from id 2."""
+    """A sorted list of characters, from id 2, or from id 1 where no id stands for unknown ones."""
 
-    def __init__(self, chars: str) -> None:
-        """Take the distinct characters in order of code point."""
+    def __init__(self, chars: str, unknown: bool = True) -> None:
+        """Take the distinct characters in order of code point, and whether others have an id too."""
         self.chars = chars
         self._codes = _code_points(chars)
-        self.vocab_size = len(chars) + 2
+        self._has_unknown = unknown
+        self._first = 2 if unknown else 1
+        self.vocab_size = len(chars) + self._first
 
     def encode_batch(self, documents: list[str]) -> list[Ids]:
-        """Return an id for each character, UNKNOWN where it was not in the training text."""
+        """Return an id for each character, UNKNOWN where it was not in the training text.
+
+        Raises:
+            UnknownCharacter: it was not, and there is no such id.
+        """
         return [self._encode(_code_points(d)) for d in documents]
 
     def _encode(self, codes: NDArray[np.uint32]) -> Ids:
         at = np.searchsorted(self._codes, codes)
         known = self._codes[np.minimum(at, len(self.chars) - 1)] == codes
-        return np.where(known, at + 2, UNKNOWN).astype(np.int64)
+        if not self._has_unknown and not known.all():
+            code = int(codes[~known][0])
+            raise UnknownCharacter(f"the character {chr(code)!r} (U+{code:04X})")
+        return np.where(known, at + self._first, UNKNOWN).astype(np.int64)
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Return the text, U+FFFD for an unknown character."""
-        return "".join("\ufffd" if i == UNKNOWN else self.chars[i - 2] for i in ids if i != END)
+        return "".join("\ufffd" if i < self._first else self.chars[i - self._first] for i in ids if i != END)
 
     def unknown(self, ids: Ids) -> int:
         """Return the number of unknown characters."""
-        return int((ids == UNKNOWN).sum())
+        return int((ids == UNKNOWN).sum()) if self._has_unknown else 0
 
     def to_json(self) -> str:
         """Return the characters."""
-        return json.dumps({"name": "chars", "chars": self.chars})
+        others = {} if self._has_unknown else {"unknown": False}
+        return json.dumps({"name": "chars", "chars": self.chars} | others)
 
 
 class BPEVocabulary:
@@ -129,7 +143,7 @@ def load(text: str) -> Vocabulary:
     if saved["name"] == "bytes":
         return ByteVocabulary()
     if saved["name"] == "chars":
-        return CharVocabulary(saved["chars"])
+        return CharVocabulary(saved["chars"], saved.get("unknown", True))
     from tokenizers import Tokenizer as Trained
 
     return BPEVocabulary(Trained.from_str(json.dumps(saved["tokenizer"])))
@@ -154,12 +168,15 @@ class Chars(Section):
 
     name: Literal["chars"] = "chars"
 
+    unknown: bool = True
+    """Whether unknown characters have an id; false: text of any split that has one is refused."""
+
     def train(self, documents: Iterable[str]) -> Vocabulary:
         """Return the distinct characters of the documents."""
         chars: set[str] = set()
         for document in documents:
             chars.update(document)
-        return CharVocabulary("".join(sorted(chars)))
+        return CharVocabulary("".join(sorted(chars)), self.unknown)
 
 
 class BPE(Section):
@@ -173,13 +190,18 @@ class BPE(Section):
     vocab_size: Annotated[int, Field(ge=257, le=2**20)] = 512
     """Number of ids: the end token, 256 bytes, merges; fewer where the text has no more pairs to merge."""
 
+    split_urls: bool = False
+    """Whether a URL is set apart before pairs are counted, so that no merge crosses its border."""
+
     def train(self, documents: Iterable[str]) -> Vocabulary:
         """Return the merges of the documents' most frequent pairs."""
         import tokenizers
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
         tokenizer = tokenizers.Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        urls = pre_tokenizers.Split(tokenizers.Regex(r"(?i)https?://\S+"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([urls, words]) if self.split_urls else words
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size - 1,

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,41 +14,10 @@ from model import checkpoint
 from model.config import TrainConfig
 from model.data import Prepared, bits_per_byte, prepare
 from model.device import resolve
+from model.metrics import Metrics, perplexity
 from model.pack import Pack
 from model.place import Place
-from model.windows import Windows
-
-EVAL_TOKENS = 8192  # of one validation batch; the metric does not depend on it
-EVAL_LOGITS = 2**26  # numbers in the logits of one validation batch, all runs together
-
-
-class Metrics(NamedTuple):
-    """What one run measured at one rung."""
-
-    rung: int
-    """1 at the first mark."""
-    tokens: int
-    """Trained on so far."""
-    updates: int
-    val_loss: float
-    """Mean nats per target token over the whole validation split; nan where the run diverged."""
-    val_bpb: float
-    """Bits to code the validation text, per UTF-8 byte of it."""
-    val_perplexity: float
-    val_accuracy: float
-    """Fraction of validation tokens predicted right."""
-    train_loss: float
-    """Mean nats per token since the last rung."""
-    lr: float
-    """Learning rate of the last update."""
-    grad_norm: float
-    """Mean over the updates since the last rung, before clipping."""
-    clipped: float
-    """Fraction of the updates since the last rung that were clipped."""
-    tokens_per_second: float
-    """Of this run, since the last rung, validation left out."""
-    seconds: float
-    """Spent on this run so far, validation included."""
+from model.validation import Scores, Validation
 
 
 class Trainer:
@@ -70,13 +39,12 @@ class Trainer:
         self.shared = resolve(configs[0])
         self.prepared = prepared or prepare(self.shared.data, self.shared.tokenizer)
         self.device = torch.device(self.shared.run.device)
-        layout, context = self.shared.data.layout, self.shared.model.context
-        self.validation = Windows(self.prepared.splits["val"], layout, context)
         self.pack = Pack(self.shared, self.prepared.vocab_size, len(configs), self.device)
-        # Sums of many losses want double precision, which Apple's GPUs do not have.
-        self.precise = torch.float32 if self.device.type == "mps" else torch.float64
-        self.sums = torch.zeros(len(configs), dtype=self.precise, device=self.device)  # nats since the last rung
-        self.norms = torch.zeros(2, len(configs), device=self.device)  # gradient norms, clipped updates
+        self.validation = Validation(self.shared, self.prepared, self.pack)
+        # nats since the last rung
+        self.sums = torch.zeros(len(configs), dtype=self.validation.precise, device=self.device)
+        self.norms = torch.zeros(2, len(configs), device=self.device)  # gradient norms, clipped shares
+        self.finite, self.sound = torch.ones(2, len(configs), dtype=torch.bool, device=self.device)
         self.places: dict[int, Place] = {}
         for place, config in enumerate(configs):
             self.start(place, config)
@@ -91,7 +59,7 @@ class Trainer:
             raise ValueError("runs of one pack must have equal pack_key(); group them first")
         self.pack.fill(place, config)
         self.places[place] = Place(config, self.prepared.splits["train"])
-        self._forget(place)
+        self._begin_rung(place)
 
     def stop(self, place: int) -> None:
         """End a run; iteration ends when none is left."""
@@ -106,8 +74,8 @@ class Trainer:
         run = self.places[place]
         if run.micro_step != run.began:
             raise ValueError("a run can be saved only at a rung of its own")
-        progress = {"scale": self.pack.scales[place], "clean": self.pack.clean[place], **run.progress()}
-        checkpoint.save(folder, run.config, self.prepared.hash, self.pack.tensors(place), progress)
+        state = {"scale": self.pack.scales[place], "clean": self.pack.clean[place], **run.state()}
+        checkpoint.save(folder, run.config, self.prepared.hash, self.pack.weights.tensors(place), state)
 
     def resume(self, place: int, folder: Path) -> int:
         """Set a place to where `folder` left the run of the same config; return the rung it was left at.
@@ -116,11 +84,11 @@ class Trainer:
             checkpoint.CheckpointError: it cannot be read, or holds another run.
         """
         run = self.places[place]
-        tensors, progress = checkpoint.load(folder, run.config, self.prepared.hash)
-        self.pack.load(place, tensors)
-        self.pack.scales[place], self.pack.clean[place] = float(progress["scale"]), int(progress["clean"])
-        run.restore(progress)
-        self._forget(place)
+        tensors, state = checkpoint.load(folder, run.config, self.prepared.hash)
+        self.pack.weights.load(place, tensors)
+        self.pack.scales[place], self.pack.clean[place] = float(state["scale"]), int(state["clean"])
+        run.restore(state)
+        self._begin_rung(place)
         return run.rung
 
     def __iter__(self) -> Iterator[tuple[int, dict[int, Metrics]]]:
@@ -128,15 +96,17 @@ class Trainer:
             began = time.perf_counter()
             finite = self._train(min(run.to_mark() for run in self.places.values()))
             trained = time.perf_counter()
-            at_mark = [place for place, run in self.places.items() if run.to_mark() == 0 or not finite[place]]
-            scores = self._validate() if any(finite[place] for place in at_mark) else None
+            at_mark = sorted(place for place, run in self.places.items() if run.to_mark() == 0 or not finite[place])
+            scored = [place for place in at_mark if finite[place]]
+            scores = self.validation.scores() if scored else None
+            averaged = self._averaged_scores() if scored else None
             for place, run in self.places.items():
                 run.seconds += time.perf_counter() - began
                 run.training += trained - began
                 run.diverged = not finite[place]
-            metrics = {place: self._metrics(place, finite[place], scores) for place in sorted(at_mark)}
+            metrics = {place: self._metrics(place, scores, averaged) for place in at_mark}
             for place in at_mark:
-                self._forget(place)
+                self._begin_rung(place)
             yield max(m.rung for m in metrics.values()), metrics
 
     def _stop_what_is_over(self) -> bool:
@@ -146,20 +116,28 @@ class Trainer:
         return bool(self.places)
 
     def _train(self, micro_steps: int) -> list[bool]:
-        """Train all places for some micro-steps, or until no loss is finite; return whose losses all were."""
-        finite = torch.ones(self.pack.size, dtype=torch.bool, device=self.device)
+        """Train all places for some micro-steps, or until every run has diverged; return which have not."""
+        self.finite.fill_(True)
         live = list(self.places)
+        watched = self.shared.recovery.watches()
         for step in range(micro_steps):
-            nats = self.pack.train_on(*self._batch(), *self._keys_and_shares())
-            self.sums += nats
-            finite &= nats.isfinite()
-            for run in self.places.values():
-                run.advance()
+            keys, shares, balances = self._keys_and_shares()
+            nats = self.pack.train_on(*self._batch(), keys, shares, balances)
+            good = nats.isfinite()
+            if watched:  # a loss that is not finite fails the step, and has no part in the mean
+                self.sound &= good
+                self.sums += nats.where(good, 0)
+            else:
+                self.finite &= good
+                self.sums += nats
+            counted = good.tolist() if watched else [True] * self.pack.size
+            for place, run in self.places.items():
+                run.advance(counted[place])
             self._update()
             # A look at the losses makes a GPU wait, hence not at every micro-step there.
-            if (self.device.type == "cpu" or step % 64 == 63) and not bool(finite[live].any()):
+            if (self.device.type == "cpu" or step % 64 == 63) and not bool(self.finite[live].any()):
                 break
-        return finite.tolist()
+        return self.finite.tolist()
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Return the next inputs and targets of each place, (K, B, T); an empty place has no targets."""
@@ -169,9 +147,11 @@ class Trainer:
             x[place], y[place] = run.batch()
         return torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device)
 
-    def _keys_and_shares(self) -> tuple[list[int], list[float]]:
+    def _keys_and_shares(self) -> tuple[list[int], list[float], list[float]]:
+        """Return the key of each place, the share of a token in its loss, and that of a micro-step."""
         runs = [self.places.get(place) for place in range(self.pack.size)]
-        return [r.dropout_key() if r else 0 for r in runs], [1 / r.update_targets() if r else 0.0 for r in runs]
+        shares = [run.shares() if run else (0.0, 0.0) for run in runs]
+        return [run.key() if run else 0 for run in runs], [s for s, _ in shares], [s for _, s in shares]
 
     def _update(self) -> None:
         """Take an optimizer step wherever the last micro-step of an update was just done."""
@@ -179,55 +159,85 @@ class Trainer:
         due = [place for place, run in sorted(self.places.items()) if run.completes_update()]
         if self.shared.run.precision == "fp16":
             due = self.pack.unscale(due)
+        if due and self.shared.recovery.watches():
+            due = self._healthy(due)
         if not due:
             return
-        coefficients = [self.places[place].coefficients() for place in due]
-        limits = [self.places[place].config.clip.limit() for place in due]
+        weights = self.pack.weights
+        norms = weights.norms(due)
+        steps = [self.places[place].step(weights.parts) for place in due]
+        watch = any(self.places[place].to_mark() == 0 for place in due)
+        found = torch.stack((norms, weights.update(due, steps, norms, watch)))
         if len(due) == self.pack.size:
-            self.norms += self.pack.update(due, coefficients, limits)
+            self.norms += found
         else:
-            self.norms[:, due] += self.pack.update(due, coefficients, limits)
+            self.norms[:, due] += found
 
-    def _validate(self) -> tuple[list[float], list[float]]:
-        """Score the whole validation split, every target once; return nats and hits of each place."""
-        context = self.shared.model.context
-        tokens = min(EVAL_TOKENS, EVAL_LOGITS // (self.prepared.vocab_size * self.pack.size))
-        rows = max(1, tokens // context)
-        totals = torch.zeros(2, self.pack.size, dtype=self.precise, device=self.device)
-        for first in range(0, len(self.validation), rows):
-            x, y = self.validation.gather(np.arange(first, min(first + rows, len(self.validation))))
-            # All batches of one shape, for torch.compile; what is added has no targets.
-            missing = ((0, rows - len(x)), (0, 0))
-            inputs = torch.from_numpy(np.pad(x, missing)).to(self.device)
-            targets = torch.from_numpy(np.pad(y, missing, constant_values=-1)).to(self.device)
-            totals += torch.stack([total.to(self.precise) for total in self.pack.evaluate(inputs, targets)])
-        nats, hits = totals.tolist()
-        return nats, hits
+    def _healthy(self, due: list[int]) -> list[int]:
+        """Return the places whose step is good; skip, roll back or end the others."""
+        norms = self.pack.weights.norms(due).where(self.sound[due], math.nan).tolist()
+        self.sound[due] = True
+        good = []
+        for place, norm in zip(due, norms, strict=True):
+            answer = self.places[place].health.judge(norm)
+            if answer == "go":
+                good.append(place)
+                continue
+            self.pack.weights.clear([place])
+            if answer == "rollback":
+                self.pack.weights.go_back(place)
+                self.places[place].steps = self.places[place].steps_at_rung
+            elif answer == "stop":
+                self.finite[place] = False
+        return good
 
-    def _metrics(self, place: int, finite: bool, scores: tuple[list[float], list[float]] | None) -> Metrics:
+    def _averaged_scores(self) -> Scores | None:
+        """Score the averaged weights, where there are any."""
+        if self.shared.regularization.ema is None:
+            return None
+        with self.pack.weights.averaged():
+            return self.validation.scores()
+
+    def _metrics(self, place: int, scores: Scores | None, averaged: Scores | None) -> Metrics:
         run, split = self.places[place], self.prepared.splits["val"]
-        nats = scores[0][place] if scores and finite else math.nan
-        hits = scores[1][place] if scores and finite else math.nan
-        loss = nats / split.n_targets
-        updates = max(1, run.updates_since_rung())
-        norm, clipped = (self.norms[:, place] / updates).tolist()
+        scored = scores is not None and not run.diverged
+        loss = scores[0][place] / split.n_targets if scores and scored else math.nan
+        smooth = averaged[0][place] / split.n_targets if averaged and scored else math.nan
+        kept = self.shared.regularization.ema is not None
+        norm, clipped = (self.norms[:, place] / max(1, run.steps_since_rung())).tolist()
+        grad_norms, ratios = self.pack.weights.by_group(place)
         return Metrics(
             rung=run.rung_reached(),
             tokens=run.tokens(),
             updates=run.updates(),
             val_loss=loss,
             val_bpb=bits_per_byte(loss, split),
-            val_perplexity=math.exp(min(loss, 700.0)),
-            val_accuracy=hits / split.n_targets,
+            val_perplexity=perplexity(loss),
+            val_accuracy=scores[1][place] / split.n_targets if scores and scored else math.nan,
+            ema_val_loss=smooth if kept else None,
+            ema_val_bpb=bits_per_byte(smooth, split) if kept else None,
             train_loss=float(self.sums[place]) / max(1, run.targets),
             lr=run.lr(),
             grad_norm=norm,
             clipped=clipped,
+            grad_norms=grad_norms,
+            update_ratios=ratios,
+            recoveries=run.health.recoveries(),
             tokens_per_second=run.tokens_since_rung() / max(run.training, 1e-9),
             seconds=run.seconds,
+            **self._notes(place, scored),
         )
 
-    def _forget(self, place: int) -> None:
-        """Start the sums of a new rung."""
-        self.sums[place], self.norms[:, place] = 0, 0
+    def _notes(self, place: int, scored: bool) -> dict[str, Any]:
+        """Return what was asked for of attention, experts and the residual stream."""
+        if not (scored and self.shared.run.diagnostics):
+            return {}
+        found = self.validation.notes(place)
+        return {key: [note.tolist() for note in notes] for key, notes in found.items() if notes}
+
+    def _begin_rung(self, place: int) -> None:
+        """Start the sums of a new rung; what it starts from is what a run may roll back to."""
+        self.sums[place], self.norms[:, place], self.sound[place] = 0, 0, True
         self.places[place].begin_rung()
+        if self.shared.recovery.name == "rollback":
+            self.pack.weights.keep(place)

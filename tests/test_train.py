@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-import model.train
+import model.validation
 from model.config import TrainConfig
 from model.data import prepare
+from model.groups import group_of
 from model.place import Place
 from model.section import ConfigError, updated
 from model.train import Trainer
@@ -17,11 +18,11 @@ from tests.tiny import UPDATE, alone, curves, timeless, tiny
 MIXED = [
     {"optimizer.lr": 3e-3, "run.grad_accum": 1},
     {"optimizer.lr": 1e-2, "run.grad_accum": 2, "optimizer.beta2": 0.999, "run.seed": 1, "schedule.name": "wsd"},
-    {"optimizer.lr": 3e-2, "run.grad_accum": 4, "optimizer.weight_decay": 0.0, "clip.name": "none", "run.seed": 2},
+    {"optimizer.lr": 3e-2, "run.grad_accum": 4, "optimizer.weight_decay": 0.0, "clip.max_norm": 1e6, "run.seed": 2},
     {"optimizer.lr": 1e-3, "optimizer.beta1": 0.5, "clip.max_norm": 0.1, "schedule.warmup": 0.5, "run.seed": 3},
     {"optimizer.lr": 5e-3, "run.grad_accum": 2, "optimizer.eps": 1e-4, "schedule.name": "constant", "run.tokens": 1024},
 ]
-DIVERGING = {"optimizer.lr": 1e30, "clip.name": "none", "schedule.warmup": 0.0}
+DIVERGING = {"optimizer.lr": 1e30, "clip.max_norm": 1e30, "schedule.warmup": 0.0}
 
 gpu = pytest.mark.gpu
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -55,7 +56,7 @@ def test_a_run_in_a_pack_equals_the_run_alone(size, dropout):
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_a_run_in_a_pack_equals_the_run_alone_in_every_shape(position):
     shape = {"model.position": position, "model.norm": "rmsnorm", "model.mlp": "swiglu", "model.n_layer": 2}
-    configs = mixed(0.1, shape | {"model.bias": True, "model.tied": False, "optimizer.decay": "all"})[:2]
+    configs = mixed(0.1, shape | {"model.bias": True, "model.tied": False, "optimizer.scalar_decay": 0.1})[:2]
     together = curves(Trainer(configs))
     for place, config in enumerate(configs):
         assert_close(together[place], alone(config))
@@ -117,15 +118,15 @@ def test_accumulating_four_batches_of_four_equals_a_batch_of_sixteen(layout):
 
 
 def test_the_score_of_given_weights_does_not_depend_on_the_training_batch():
-    scores = [Trainer([tiny({"run.batch_size": B})])._validate() for B in (1, 4, 16)]
+    scores = [Trainer([tiny({"run.batch_size": B})]).validation.scores() for B in (1, 4, 16)]
     assert scores[0] == scores[1] == scores[2]
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 1600])
 def test_the_score_does_not_depend_on_the_evaluation_batch(tokens, monkeypatch):
-    (wanted,), wanted_hits = Trainer([tiny()])._validate()
-    monkeypatch.setattr(model.train, "EVAL_TOKENS", tokens)
-    (nats,), hits = Trainer([tiny()])._validate()
+    (wanted,), wanted_hits = Trainer([tiny()]).validation.scores()
+    monkeypatch.setattr(model.validation, "EVAL_TOKENS", tokens)
+    (nats,), hits = Trainer([tiny()]).validation.scores()
     assert nats == pytest.approx(wanted, rel=1e-6)
     assert hits == wanted_hits
 
@@ -149,10 +150,10 @@ def test_val_loss_is_the_mean_over_every_target_once(layout):
                 hits += int(row.argmax() == target)
                 seen += 1
     assert seen == split.n_targets
-    (found,), (found_hits,) = trainer._validate()
+    (found,), (found_hits,) = trainer.validation.scores()
     assert found == pytest.approx(nats, rel=1e-5)
     assert found_hits == hits
-    m = trainer._metrics(0, True, ([found], [found_hits]))
+    m = trainer._metrics(0, ([found], [found_hits]), None)
     assert m.val_loss == pytest.approx(nats / seen, rel=1e-5)
     assert m.val_accuracy == pytest.approx(hits / seen)
     assert m.val_perplexity == pytest.approx(math.exp(nats / seen), rel=1e-4)
@@ -164,8 +165,11 @@ def test_validation_reads_the_validation_split_and_no_other():
     config = tiny()
     prepared = prepare(config.data, config.tokenizer)
     without = prepared.splits | {"train": prepared.splits["val"], "test": prepared.splits["train"]}
-    wanted = Trainer([config], prepared)._validate()
-    assert Trainer([config], type(prepared)(prepared.folder, "", prepared.vocab_size, without))._validate() == wanted
+    wanted = Trainer([config], prepared).validation.scores()
+    assert (
+        Trainer([config], type(prepared)(prepared.folder, "", prepared.vocab_size, without)).validation.scores()
+        == wanted
+    )
 
 
 @pytest.mark.parametrize("batch_size", [4, 8])
@@ -249,9 +253,93 @@ def test_training_lowers_the_loss_below_the_unigram_table():
     assert last.val_loss < anchors(prepare(config.data, config.tokenizer))["unigram"]
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+def test_the_average_of_the_weights_is_scored_beside_them(decay):
+    config = tiny({"regularization.ema": decay, "optimizer.lr": 1e-2})
+    trainer, plain = Trainer([config]), alone(updated(config, {"regularization.ema": None}))
+    trainer.validation.scores()  # leaves no trace
+    average = trainer.pack.weights.p.clone()
+    for t in range(1, 9):
+        trainer._train(1)
+        rate = min(decay, (1 + t) / (10 + t))
+        average = rate * average + (1 - rate) * trainer.pack.weights.p
+    torch.testing.assert_close(trainer.pack.weights.state["average"], average, rtol=1e-5, atol=1e-7)
+    raw = trainer.pack.weights.p.clone()
+    (nats,), _ = trainer._averaged_scores()
+    assert torch.equal(trainer.pack.weights.p, raw)
+    trainer.pack.weights.p.copy_(average)
+    assert nats == pytest.approx(trainer.validation.scores()[0][0], rel=1e-5)
+    found = alone(config)
+    assert [m.val_loss for m in found] == [m.val_loss for m in plain]
+    assert found[0].ema_val_loss == pytest.approx(nats / trainer.prepared.splits["val"].n_targets, rel=1e-6)
+    assert found[0].ema_val_loss != found[0].val_loss or decay == 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_gradients_and_updates_are_measured_by_group_at_the_last_update_of_a_rung(optimizer):
+    values = {"optimizer.name": optimizer, "model.tied": False, "clip.max_norm": 0.01}
+    trainer = Trainer([tiny(values)])
+    trainer._train(7)
+    before, grads = trainer.pack.weights.p.clone(), []
+    update = trainer.pack.weights.update
+
+    def spy(*given):
+        grads.append(trainer.pack.weights.g.clone())  # before clipping
+        return update(*given)
+
+    trainer.pack.weights.update = spy
+    _, metrics = next(iter(trainer))
+    groups = {"matrix": [], "embedding": [], "head": [], "scalar": []}
+    for name, (a, b) in trainer.pack.weights.spans.items():
+        groups[group_of(name, trainer.pack.weights.shapes[name])] += range(a, b)
+    for group, at in groups.items():
+        moved = (trainer.pack.weights.p - before)[0, at].norm() / before[0, at].norm()
+        assert metrics[0].grad_norms[group] == pytest.approx(float(grads[-1][0, at].norm()), rel=1e-5)
+        assert metrics[0].update_ratios[group] == pytest.approx(float(moved), rel=1e-4)
+
+
+@pytest.mark.parametrize("model", ["gpt", "moe"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_diagnostics_change_no_bit(model, size):
+    configs = [tiny({"model.name": model, "model.n_layer": 2, "run.seed": seed}) for seed in range(size)]
+    plain, found = (curves(Trainer([updated(c, {"run.diagnostics": on}) for c in configs])) for on in (False, True))
+    for place in plain:
+        for m, wanted in zip(found[place], plain[place], strict=True):
+            assert m._replace(attention_entropy=None, expert_load=None, kurtosis=None) == wanted
+            assert len(m.attention_entropy) == len(m.kurtosis) == 2
+            assert all(0 < entropy < math.log(16) for entropy in m.attention_entropy)
+            assert (m.expert_load is None) == (model == "gpt")
+            for load in m.expert_load or []:
+                assert len(load) == 8
+                assert sum(load) == pytest.approx(1.0)
+
+
+def test_attention_written_out_equals_fused():
+    assert_close(alone(tiny({"run.attention": "explicit"})), alone(tiny()))
+
+
+def test_the_loss_of_every_so_many_updates_is_multiplied():
+    spiking = Trainer([tiny({"run.spike_every": 3, "run.spike_scale": 50.0, "run.grad_accum": 2})])
+    plain = Trainer([tiny({"run.grad_accum": 2})])
+    for update in range(1, 7):
+        norms = []
+        for trainer in (spiking, plain):
+            trainer.norms.zero_()
+            trainer._train(2)
+            norms.append(float(trainer.norms[0, 0]))
+            trainer.pack.weights.load(0, Trainer([trainer.places[0].config]).pack.weights.tensors(0))
+        assert norms[0] / norms[1] == pytest.approx(50.0 if update % 3 == 0 else 1.0, rel=1e-4)
+
+
 def test_metrics_are_plain_numbers():
     (_, metrics), *_ = Trainer([tiny()])
-    assert {type(value) for value in metrics[0]} == {int, float}
+    numbers = dict(metrics[0]._asdict())
+    for by_group in (numbers.pop("grad_norms"), numbers.pop("update_ratios")):
+        assert set(by_group) == {"matrix", "embedding", "scalar"}
+        assert {type(value) for value in by_group.values()} == {float}
+    asked = {"ema_val_loss", "ema_val_bpb", "attention_entropy", "expert_load", "kurtosis"}
+    assert {key for key, value in numbers.items() if value is None} == asked
+    assert {type(value) for key, value in numbers.items() if key not in asked} == {int, float}
     assert metrics[0].seconds > 0
     assert metrics[0].tokens_per_second > 0
 
@@ -280,7 +368,7 @@ def test_dropout_masks_differ_by_micro_step_and_seed_and_by_nothing_else():
     def keys(values):
         place, found = Place(tiny(values), split), []
         for _ in range(50):
-            found.append(place.dropout_key())
+            found.append(place.key())
             place.advance()
         return found
 
@@ -315,10 +403,34 @@ RULES = [
     {"optimizer.name": "adam"},
     {"optimizer.name": "sgd"},
     {"optimizer.name": "rmsprop", "optimizer.momentum": 0.5},
+    {"optimizer.name": "muon", "optimizer.layer_decay": 0.8, "clip.name": "update-rms"},
+    {"optimizer.name": "stable-adamw", "clip.name": "value", "clip.max_value": 0.01},
+    {"optimizer.name": "lion", "clip.name": "adagc", "clip.warmup": 4, "regularization.ema": 0.9},
+    {"clip.name": "zclip", "clip.warmup": 4, "clip.z": 1.0, "regularization.ema": 0.99},
+    {"schedule.name": "onecycle", "schedule.beta1_dip": 0.5},
 ]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("optimizer.name", "adamw"))
+def named(rule: dict) -> str:
+    return " ".join(str(value) for path, value in rule.items() if path.endswith(".name")) or "adamw"
+
+
+@pytest.mark.parametrize("rule", RULES, ids=named)
+def test_a_run_in_a_pack_equals_the_run_alone_under_every_rule(rule):
+    configs = [tiny(rule | {"run.seed": seed, "optimizer.lr": lr}) for seed, lr in enumerate((3e-3, 1e-3))]
+    together = curves(Trainer(configs))
+    for place, config in enumerate(configs):
+        wanted = alone(config)
+        assert_close(together[place], wanted)
+        for field in ("clipped", "ema_val_loss"):
+            a, b = ([getattr(m, field) or 0.0 for m in ms] for ms in (together[place], wanted))
+            assert a == pytest.approx(b, abs=1e-5), field
+        for field in ("grad_norms", "update_ratios"):
+            for m, w in zip(together[place], wanted, strict=True):
+                assert getattr(m, field) == pytest.approx(getattr(w, field), rel=1e-3), field
+
+
+@pytest.mark.parametrize("rule", RULES, ids=named)
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_resumed_run_goes_on_as_if_nothing_had_happened(rule, size, tmp_path):
     common = rule | {"regularization.dropout": 0.1, "run.grad_accum": 2, "run.rungs": 4}
@@ -376,12 +488,13 @@ def test_half_precision_trains_near_fp32(precision, values):
 
 def test_an_overflowing_fp16_gradient_is_thrown_away_and_the_scale_halved():
     trainer = Trainer([tiny({"run.precision": "fp16"})])
-    before = trainer.pack.weights.clone()
-    trainer.pack.grads.fill_(math.inf)
+    before = trainer.pack.weights.p.clone()
+    trainer.pack.weights.g.fill_(math.inf)
     trainer.places[0].advance()
     trainer._update()
-    assert torch.equal(trainer.pack.weights, before)
-    assert not trainer.pack.grads.any()
+    assert torch.equal(trainer.pack.weights.p, before)
+    assert not trainer.pack.weights.g.any()
+    assert trainer.places[0].steps == 0
     assert trainer.pack.scales == [2.0**15]
 
 

@@ -1,0 +1,53 @@
+"""What a run measures at a rung."""
+
+import math
+from typing import NamedTuple
+
+
+class Metrics(NamedTuple):
+    """What one run measured at one rung."""
+
+    rung: int
+    """1 at the first mark."""
+    tokens: int
+    """Trained on so far."""
+    updates: int
+    val_loss: float
+    """Mean nats per target token over the whole validation split; nan where the run diverged."""
+    val_bpb: float
+    """Bits to code the validation text, per UTF-8 byte of it."""
+    val_perplexity: float
+    val_accuracy: float
+    """Fraction of validation tokens predicted right."""
+    ema_val_loss: float | None
+    """val_loss of the averaged weights, where regularization.ema keeps them."""
+    ema_val_bpb: float | None
+    train_loss: float
+    """Mean nats per token since the last rung."""
+    lr: float
+    """Learning rate of the matrices of the last block in the last update."""
+    grad_norm: float
+    """Mean over the updates since the last rung, before clipping."""
+    clipped: float
+    """Fraction of the updates since the last rung that were clipped; of their tensors, where each is by itself."""
+    grad_norms: dict[str, float]
+    """By parameter group, before clipping, in the last update."""
+    update_ratios: dict[str, float]
+    """Norm of the update over norm of the weights, by parameter group, in the last update."""
+    recoveries: int
+    """Failed steps so far that the run recovered from."""
+    tokens_per_second: float
+    """Of this run, since the last rung, validation left out."""
+    seconds: float
+    """Spent on this run so far, validation included."""
+    attention_entropy: list[float] | None = None
+    """Mean entropy in nats of the attention weights, by layer, where run.diagnostics asks for it."""
+    expert_load: list[list[float]] | None = None
+    """Share of the assignments of each expert, by layer, of a mixture of experts."""
+    kurtosis: list[float] | None = None
+    """Excess kurtosis of the residual stream after each block."""
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), short of an overflow."""
+    return math.exp(min(loss, 700.0))
