@@ -38,10 +38,10 @@ def plain(config: TrainConfig, prepared: Prepared, device: torch.device) -> Call
     assert isinstance(config.optimizer, AdamW)
     rule, B, p = config.optimizer, config.run.batch_size, config.regularization.dropout
     network = config.model.build(prepared.vocab_size, config.run.seed).to(device)
-    order = TrainingOrder(prepared.splits["train"], config.data.layout, config.model.context, config.run.seed)
+    order = TrainingOrder(prepared.splits["train"], config.data, config.model.context, config.run.seed)
     if p:
-        network.sites = frozenset({"embedding", "attention", "residual", "mlp"})
-        network.drop = lambda x, site, number: F.dropout(x, p)
+        network.active = frozenset(name for name, value in config.regularization.numbers().items() if value > 0)
+        network.drop = lambda x, name, site: F.dropout(x, p)
     groups = [
         {"params": [q for q in network.parameters() if q.ndim >= 2], "weight_decay": rule.weight_decay},
         {"params": [q for q in network.parameters() if q.ndim < 2], "weight_decay": 0.0},
@@ -60,7 +60,7 @@ def plain(config: TrainConfig, prepared: Prepared, device: torch.device) -> Call
             loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-1)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip.limit())
+            torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip.numbers()["max_norm"])
             optimizer.step()
 
     return run

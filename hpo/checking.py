@@ -1,6 +1,5 @@
 """Study files, found, read and checked, all problems together, before anything runs."""
 
-import difflib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -9,57 +8,22 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hpo import notation
+from hpo import bases, notation
 from hpo.explain import explain, messages
 from hpo.problems import Problem
 from hpo.ranges import Space, discrete
+from hpo.shelf import find, is_ledger
 from hpo.space import check
 from hpo.study import DEFAULT_CONFIG, DEFAULT_TRAIN, Study, StudyFile
 from hpo.target import imported
 from model.section import flat, updated
+from model.splitting import TRAINING
 
 M = TypeVar("M", bound=BaseModel)
 
+OBJECTIVES = ("val_loss", "val_bpb", "ema_val_loss", "ema_val_bpb")
 # Trials of one study must be comparable: what they are measured over is not searched.
 FIXED = {"run.tokens": "lengths", "run.rungs": "rungs", "run.align": "rungs"}
-
-
-def shipped() -> Path:
-    """Return the folder of the study files that come with the package."""
-    inside = Path(__file__).parent / "studies"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "studies"
-
-
-def find(study: str) -> Path:
-    """Return the file of a study given by path, or by name here, in ./studies or among the shipped ones.
-
-    Raises:
-        Problem: there is none.
-    """
-    folders = [Path(), Path("studies"), shipped()]
-    names = sorted({path.stem for folder in folders[1:] for path in folder.glob("*.yaml")})
-    if study.endswith((".yaml", ".yml")) or "/" in study:
-        if not _is_file(Path(study)):
-            raise Problem(f"study: no such file: {study}{_meant(Path(study).stem, names)}")
-        return Path(study)
-    for folder in folders:
-        if study and _is_file(folder / f"{study}.yaml"):
-            return folder / f"{study}.yaml"
-    raise Problem(
-        f"study: no study {study!r}{_meant(study, names)} (there are {', '.join(names)}; or give the path of a file)"
-    )
-
-
-def _meant(word: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name too long to be one
-        return False
 
 
 def read(
@@ -73,6 +37,8 @@ def read(
         Problem: naming everything that is wrong.
     """
     path = find(study)
+    if is_ledger(path):
+        raise Problem(f"{path}: is a ledger of claims, not a study; `hpo check {study}` validates it")
     tree = _tree(path)
     asked = {key: value for key, value in (budget or {}).items() if value is not None}
     if asked and isinstance(tree.get("budget", {}), dict):
@@ -142,15 +108,24 @@ def _base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseModel:
     if not isinstance(kind, type) or not issubclass(kind, BaseModel):
         raise Problem(f"{path}: config: must be a pydantic model, got {file.config}")
     try:
-        base = kind.model_validate(file.base)
+        base = bases.resolved(file.base, kind)
+    except Problem as problem:
+        raise Problem(*(f"{path}: {line}" for line in problem.lines)) from None
     except ValidationError as error:
         raise Problem(*(f"{path}: {line}" for line in messages(error, kind, "base"))) from None
     base = overridden(base, overrides)
     if file.config != DEFAULT_CONFIG:
         return base
-    files = {key: str(Path(value).absolute()) for key, value in flat(base).items() if key == "data.path"}
-    base = updated(base, files)  # workers may be started in another folder
+    base = updated(base, _absolute(flat(base)))  # workers may be started in another folder
     return updated(base, {"run.align": align(base, file.space)})
+
+
+def _absolute(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return the path of the text as it reads from any folder; owner/name on a hub is none."""
+    path = fields.get("data.path")
+    if path is None or (fields["data.name"] == "hub" and not Path(path).is_dir()):
+        return {}
+    return {"data.path": str(Path(path).absolute())}
 
 
 def align(base: BaseModel, space: Space) -> int:
@@ -198,19 +173,22 @@ def _problems(file: StudyFile, base: BaseModel) -> list[str]:
         problems.append(f"budget.trials: must be at least {n}, one for each baseline, got {file.budget.trials}")
     if not problems:
         problems += file.sampler.problems(base, file.space)
-    return problems + _objective_problems(file) + _plug_problems(file, base)
+    return problems + _objective_problems(file, base) + _plug_problems(file, base)
 
 
-def _objective_problems(file: StudyFile) -> list[str]:
+def _objective_problems(file: StudyFile, base: BaseModel) -> list[str]:
     if file.config != DEFAULT_CONFIG:
         return []
-    if file.objective not in ("val_loss", "val_bpb"):
-        return [f"objective: must be one of 'val_loss', 'val_bpb', got {file.objective!r}"]
-    varied = [path for path in file.space if path.startswith(("tokenizer.", "data."))]
-    if varied and file.objective != "val_bpb":
+    if file.objective not in OBJECTIVES:
+        return [f"objective: must be one of {', '.join(map(repr, OBJECTIVES))}, got {file.objective!r}"]
+    if file.objective.startswith("ema_") and flat(base)["regularization.ema"] is None:
+        return [f"objective: needs regularization.ema in the base, which keeps the average, got {file.objective}"]
+    free = {f"data.{field}" for field in TRAINING}
+    varied = [path for path in file.space if path.startswith(("tokenizer.", "data.")) and path not in free]
+    if varied and not file.objective.endswith("val_bpb"):
         return [
             f"objective: must be val_bpb, since {varied[0]} is searched and nats per token of different "
-            "tokens cannot be compared, got val_loss"
+            f"tokens cannot be compared, got {file.objective}"
         ]
     return []
 

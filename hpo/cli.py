@@ -91,12 +91,20 @@ def worker(
 
 @app.command()
 def check(
-    study: Annotated[str, typer.Argument(help="Name of a study, or a study file.")],
+    study: Annotated[str, typer.Argument(help="Name of a study, or a study file; claims: the ledger of claims.")],
     overrides: Set = None,
 ) -> None:
-    """Check a study file: keys, bounds, both ends of every range."""
+    """Check a study file: keys, bounds, both ends of every range; or a ledger of claims: every arm of every claim."""
     from hpo.checking import read
+    from hpo.shelf import find, is_ledger
 
+    if is_ledger(path := find(study)):
+        from hpo.ledger import read as ledger
+
+        if overrides:
+            raise Problem(f"--set: must be left out with a ledger, whose arms are what they are; got {overrides[0]}")
+        print(f"{path}: fine; {ledger(path).summary()}")
+        return
     found = read(study, overrides or [])
     print(f"{found.source}: fine; {len(found.file.space)} hyperparameters, {found.rungs} rungs")
 
@@ -205,7 +213,7 @@ def export(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="Configuration, as `hpo export` writes it.")],
+    config: Annotated[Path, typer.Argument(help="Configuration, as `hpo export` writes it, or name of a base.")],
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last run of this file.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the run's folder.")] = RUNS / "train",

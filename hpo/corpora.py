@@ -8,6 +8,7 @@ import numpy as np
 
 from hpo.checking import overridden, read
 from hpo.data import prepared
+from hpo.output import say
 from hpo.problems import Problem
 from model.anchors import anchors
 from model.config import TrainConfig
@@ -36,6 +37,8 @@ def prepare(study: str | None, overrides: Sequence[str]) -> dict[str, Any]:
         name: {"documents": split.documents, "tokens": split.n_targets, "bytes": split.text_bytes}
         for name, split in found.splits.items()
     }
+    if synthetic := found.splits["train"].synthetic:
+        splits["train"]["synthetic"] = synthetic
     return {
         "data": config.data.name,
         "tokenizer": config.tokenizer.name,
@@ -65,7 +68,11 @@ def listed() -> list[dict[str, Any]]:
 
 def documents(study: str | None, overrides: Sequence[str], count: int) -> list[str]:
     """Return the first documents of the training split, as their tokens read."""
-    found = prepared(configured(study, overrides))
+    config = configured(study, overrides)
+    found = prepared(config)
     split, vocabulary = found.splits["train"], found.tokenizer()
+    if split.synthetic:
+        made_up = f"{split.synthetic} of {split.documents} documents"
+        say(f"the last {made_up} are synthetic, drawn from a {config.data.ngram()}-gram model of the others")
     bounds = split.starts[: count + 1].tolist()
     return [vocabulary.decode(np.asarray(split.tokens[a:b], np.int64)) for a, b in pairwise(bounds)]

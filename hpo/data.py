@@ -58,11 +58,11 @@ def _check_context(found: Prepared, config: TrainConfig) -> None:
     Raises:
         Problem: some split is too short.
     """
-    from model.windows import Windows
+    from model.windows import TrainingOrder, Windows
 
     try:
-        for name in ("train", "val"):
-            Windows(found.splits[name], config.data.layout, config.model.context)
+        TrainingOrder(found.splits["train"], config.data, config.model.context, config.run.seed)
+        Windows(found.splits["val"], config.data.layout, config.model.context)
     except ConfigError as error:
         raise Problem(str(error)) from None
 
@@ -81,7 +81,7 @@ class Corpora:
         return self._of(config).hash if isinstance(config, TrainConfig) else None
 
     def _of(self, config: TrainConfig) -> Prepared:
-        key = config.data.model_dump_json() + config.tokenizer.model_dump_json()
+        key = f"{config.data.preparation()} {config.tokenizer}"
         if key not in self._held:
             self._held[key] = prepared(config)
         return self._held[key]

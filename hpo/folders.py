@@ -78,6 +78,10 @@ def jsonable(value: Any) -> Any:
     """Return a value as JSON can hold it: no nan, no infinity, no numbers of other libraries."""
     if isinstance(value, bool | str | int) or value is None:
         return value
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(inner) for inner in value]
     if hasattr(value, "__float__"):
         number = float(value)
         return number if math.isfinite(number) else None

@@ -221,7 +221,7 @@ def answer(of: Snapshot, path: Path, options: Options) -> list[str]:
     width = max((len(field) for field, _, _ in changed), default=0)
     found += [f"  {field:{width}}  {shown(before):>8} -> {shown(after)}" for field, before, after in changed]
     found += ["" if changed else "  the baseline itself: nothing that was tried is better"]
-    bigram = of.anchors.get("bigram_bpb" if of.objective == "val_bpb" else "bigram")
+    bigram = of.anchors.get("bigram_bpb" if of.objective.endswith("val_bpb") else "bigram")
     if bigram is not None and best.values[0] > bigram:
         found += [f"note: a table of bigrams does better ({number(bigram)}); the runs are too short or too small", ""]
     where = _where(options)

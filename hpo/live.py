@@ -113,7 +113,7 @@ def standing(of: Snapshot) -> str:
     against = []
     if baseline is not None and (was := value(baseline)) is not None:
         against.append(f"baseline {number(was)}")
-    suffix = "_bpb" if of.objective == "val_bpb" else ""
+    suffix = "_bpb" if of.objective.endswith("val_bpb") else ""
     against += [f"{name} {number(of.anchors[name + suffix])}" for name in ("bigram", "unigram") if of.anchors]
     found = f"best: trial {best.number}, {of.objective} {number(best.values[0])}"
     return f"{found} ({', '.join(against)})" if against else found

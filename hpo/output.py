@@ -40,15 +40,18 @@ def say(text: str) -> None:
 
 def rows(found: Sequence[Mapping[str, Any]], format: Format) -> None:
     """Print a list of records."""
-    columns = list(dict.fromkeys(key for record in found for key in record))
     if format is Format.json:
         print(json.dumps([plain(record) for record in found], indent=2))
-    elif format is Format.yaml:
+        return
+    if format is Format.yaml:
         print(notation.dump([plain(record) for record in found]), end="")
-    elif format is Format.csv:
-        print(_csv(columns, found), end="")
+        return
+    leaves = [dict(_flat(record)) for record in found]
+    columns = list(dict.fromkeys(key for record in leaves for key in record))
+    if format is Format.csv:
+        print(_csv(columns, leaves), end="")
     else:
-        _table(columns, found)
+        _table(columns, leaves)
 
 
 def record(found: Mapping[str, Any], format: Format) -> None:
@@ -75,6 +78,8 @@ def shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return number(value)
+    if isinstance(value, list):
+        return " ".join(shown(inner) for inner in value)
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return str(value)

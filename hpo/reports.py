@@ -86,7 +86,8 @@ def show_logs(of: Snapshot, found: Trial, out: Path, format: Format) -> None:
     if not metrics:
         say(f"no metrics in {folder}; another machine may have them, or --out names another folder than at launch")
         metrics = [{"rung": rung, of.objective: v} for rung, v in sorted(found.intermediate_values.items())]
-    rows(metrics, format)
+    unmeasured = {key for key in metrics[0] if all(m.get(key) is None for m in metrics)} if metrics else set()
+    rows([{key: value for key, value in m.items() if key not in unmeasured} for m in metrics], format)
     stderr = folder / "stderr.log"
     if stderr.is_file():
         say(stderr.read_text("utf-8", "replace").rstrip())

@@ -41,7 +41,7 @@ class StudyFile(Section):
     """The keys of a study file."""
 
     base: dict[str, Any] = Field(default_factory=dict)
-    """A configuration; what is left out keeps its default."""
+    """A configuration; what is left out keeps its default, or is that of the base whose name is given as `from`."""
     space: Space = Field(min_length=1)
     """Dotted field of the configuration -> the range to search."""
     baseline: tuple[dict[str, Any], ...] = ({},)
@@ -50,7 +50,8 @@ class StudyFile(Section):
     pruner: Pruner = Median()
     budget: Budget = Budget(trials=24)
     objective: str = "val_loss"
-    """The metric to make small: val_loss, or val_bpb, which a study that varies tokenizer or data must use."""
+    """The metric to make small: val_loss, or val_bpb, which a study that varies tokenizer or data must use; with ema_
+    before it, of the averaged weights."""
     seed: int = 0
     """Of the sampler."""
     train: str = DEFAULT_TRAIN

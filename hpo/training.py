@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hpo import checkpoints, cores, folders, plug
+from hpo import bases, checkpoints, cores, folders, plug
 from hpo.checking import overridden
 from hpo.data import Corpora
 from hpo.explain import messages
@@ -21,11 +21,12 @@ from model.section import ConfigError
 
 
 def train(path: Path, overrides: Sequence[str], out: Path, resume: bool) -> int:
-    """Train a configuration file; return the exit status.
+    """Train a configuration file, or a base by its name; return the exit status.
 
     Raises:
         Problem: the file is not one, or asks for what is not here.
     """
+    path = bases.path_of(path)
     tree, provenance = folders.read_config(path)
     # The last bits of a loss depend on the number of threads; torch, which a module of the user's own may import,
     # reads it when it is imported.

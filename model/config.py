@@ -9,6 +9,7 @@ from pydantic import model_validator
 from model.clip import Clip, Norm
 from model.corpus import Corpus, PythonDocs
 from model.gpt import GPT, Model, MoE
+from model.muon import Muon
 from model.optim import AdamW, Optimizer
 from model.recovery import Recovering, Stop
 from model.regularization import Regularization
@@ -88,6 +89,10 @@ class TrainConfig(Section):
         for key in ("head_lr", "head_decay"):
             if shape.tied and (value := getattr(rule, key)) is not None:
                 yield f"optimizer.{key}: a tied model has no head of its own; leave it out, got {value}"
+        if rule.scalar_lr is not None and not shape.has_scalars():
+            yield f"optimizer.scalar_lr: the model has no gains, biases, skips or routers; got {rule.scalar_lr}"
+        if isinstance(rule, Muon) and rule.adam_lr != Muon().adam_lr and not self._left_to_adam(rule):
+            yield f"optimizer.adam_lr: every group has a rate of its own; leave it out, got {rule.adam_lr}"
         if isinstance(schedule, OneCycle) and schedule.beta1_dip is not None and not hasattr(rule, "beta1"):
             yield f"schedule.beta1_dip: {rule.name} has no beta1; leave it out, got {schedule.beta1_dip}"
         if shape.document_mask and self.data.layout == "documents":
@@ -96,6 +101,11 @@ class TrainConfig(Section):
             yield "run.compile: the experts' shares change from batch to batch; leave it auto, got on"
         if self.run.attention == "explicit" and self.regularization.numbers()["attention_dropout"] > 0:
             yield "run.attention: attention dropout writes the weights out anyway; leave it auto, got explicit"
+
+    def _left_to_adam(self, rule: Muon) -> bool:
+        """Return whether a group of this model takes Muon's adam_lr."""
+        groups = {"embedding": True, "head": not self.model.tied, "scalar": self.model.has_scalars()}
+        return any(there and getattr(rule, f"{group}_lr") is None for group, there in groups.items())
 
     def pack_key(self) -> str:
         """Return what runs must share to train side by side: all but numbers that are not shapes."""

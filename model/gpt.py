@@ -93,6 +93,10 @@ class Transformer(Section):
         width = self.mlp_ratio * self.n_embd
         return max(1, round(width * 2 / 3 if self.mlp == "swiglu" else width))
 
+    def has_scalars(self) -> bool:
+        """Return whether there are gains, biases, skip weights or routers."""
+        return self.bias or self.norm_gain != "none" or self.skips != "none"
+
     def numbers(self) -> dict[str, float]:
         """Return the numbers that act inside the network and may differ between the runs of a pack."""
         return {}
@@ -142,6 +146,9 @@ class MoE(Transformer):
         if broken:
             raise ValueError("; ".join(broken))
         return self
+
+    def has_scalars(self) -> bool:
+        return True
 
     def numbers(self) -> dict[str, float]:
         return {"router_noise": self.router_noise, "balance": self.balance}

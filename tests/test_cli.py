@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hpo import notation
-from hpo.checking import read, shipped
+from hpo.checking import read
 from hpo.patience import StorageError
 from hpo.problems import NothingFeasible, Problem
 from hpo.register import register
+from hpo.shelf import shipped
 from hpo.storage import connect
 from tests.command import COMMANDS, STUDY, environment, here, hpo, trivial
 from tests.tiny import corpus

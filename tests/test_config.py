@@ -407,6 +407,19 @@ def test_messages_say_the_rule_and_the_value():
             "schedule.beta1_dip: sgd has no beta1.*got 0.8",
         ),
         ({"model.document_mask": True, "data.layout": "documents"}, "model.document_mask: .*data.layout=stream"),
+        (
+            {"model.norm_gain": "none", "optimizer.scalar_lr": 0.1},
+            "optimizer.scalar_lr: the model has no gains.*got 0.1",
+        ),
+        (
+            {
+                "optimizer.name": "muon",
+                "optimizer.adam_lr": 0.1,
+                "optimizer.embedding_lr": 0.1,
+                "optimizer.scalar_lr": 0.1,
+            },
+            "optimizer.adam_lr: every group has a rate of its own.*got 0.1",
+        ),
         ({"model.name": "moe", "run.compile": "on"}, "run.compile: the experts' shares change.*got on"),
         ({"run.attention": "explicit", "regularization.dropout": 0.1}, "run.attention: .*leave it auto, got explicit"),
     ],

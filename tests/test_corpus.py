@@ -1,6 +1,5 @@
 import gzip
 import hashlib
-import importlib.util
 import json
 import os
 import threading
@@ -12,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from model import files
-from model.corpus import Corpus, HackerNews, Lines, Names, PythonDocs, Table, Text, TinyShakespeare
+from model.corpus import Corpus, HackerNews, Hub, Lines, Names, PythonDocs, Table, Text, TinyShakespeare
 from model.section import ConfigError
 
 needs_data = pytest.mark.skipif(not os.environ.get("HPO_DATA"), reason="HPO_DATA is not set")
@@ -79,8 +78,39 @@ def test_union_picks_the_corpus_by_name_and_names_an_unknown_field():
         adapter.validate_python({"name": "table", "path": "a.csv", "colum": "x"})
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"shuffle_documents": True, "layout": "documents"},
+            "shuffle_documents must be false with layout documents, whose rows have a new order in each epoch anyway, "
+            "got true",
+        ),
+        ({"synthetic_order": 3}, "synthetic_order must be left out where synthetic is 0, got 3; set synthetic"),
+        ({"synthetic": 1.0, "synthetic_order": 6}, "less than or equal to 5"),
+        ({"drop_documents": 1.0}, "less than 1"),
+        ({"curriculum": "long"}, "'none', 'short' or 'easy'"),
+    ],
+    ids=str,
+)
+def test_a_field_without_effect_or_out_of_bounds_is_refused(fields, said):
+    with pytest.raises(ValidationError) as caught:
+        Lines(path="a.txt", **fields)
+    assert said in str(caught.value)
+
+
+def test_all_that_has_no_effect_is_said_at_once():
+    with pytest.raises(ValidationError, match=r"shuffle_documents must.*; synthetic_order must"):
+        Names(shuffle_documents=True, layout="documents", synthetic_order=2)
+
+
+def test_a_complete_dump_loads_again():
+    for corpus in (Lines(path="a"), Names(synthetic=0.5), Names(layout="documents", drop_documents=0.5)):
+        assert type(corpus).model_validate(corpus.model_dump()) == corpus
+
+
 def test_every_field_says_what_it_means():
-    for corpus in (PythonDocs, Names, TinyShakespeare, HackerNews, Text, Lines, Table):
+    for corpus in (PythonDocs, Names, TinyShakespeare, HackerNews, Hub, Text, Lines, Table):
         for name, field in corpus.model_fields.items():
             assert name == "name" or field.description, f"{corpus.__name__}.{name}"
 
@@ -205,14 +235,6 @@ def test_a_failed_download_leaves_nothing_and_says_where_to_put_the_file(server,
 def test_a_refused_connection_fails_at_once(tmp_path):
     with pytest.raises(ConfigError, match="Connection refused"):
         files.download("http://127.0.0.1:9/names.txt", tmp_path / "names.txt", "0" * 64)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="the library is here")
-def test_hacker_news_without_file_and_library_names_both_remedies(monkeypatch):
-    monkeypatch.delenv("HPO_DATA", raising=False)
-    said = message(HackerNews())
-    assert "$HPO_DATA/hacker-news.txt" in said
-    assert "pip install 'hpo[hub]'" in said
 
 
 @pytest.mark.data

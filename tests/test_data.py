@@ -14,10 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpo.data import Corpora
+from model.config import TrainConfig
 from model.corpus import Lines, Names, Table
 from model.data import bits_per_byte, list_prepared, on_stderr, prepare
+from model.documents import divided
 from model.section import ConfigError
 from model.seeds import derive
+from model.splitting import ORDER
 from model.tokenizer import BPE, END, Bytes, Chars
 
 
@@ -104,6 +108,45 @@ def test_every_field_that_changes_the_data_changes_the_hash(corpus):
     found = [prepare(corpus.model_copy(update=change), Bytes()) for change in changes]
     found += [prepare(corpus, Chars()), prepare(corpus, BPE(vocab_size=260)), prepare(corpus, BPE(vocab_size=270))]
     assert len({p.hash for p in found}) == len({p.folder for p in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"layout": "documents"}, {"drop_documents": 0.1}, {"shuffle_documents": True}, {"curriculum": "easy"}],
+    ids=str,
+)
+def test_fields_that_only_order_the_training_share_the_prepared_data(corpus, fields):
+    assert set(fields) <= ORDER
+    before = prepare(corpus, Bytes())
+    after = prepare(corpus.model_copy(update=fields), Bytes(), lambda *_: pytest.fail("prepared again"))
+    assert (after.folder, after.hash) == (before.folder, before.hash)
+    with_study = {TrainConfig(data=c, tokenizer=Bytes()) for c in (corpus, corpus.model_copy(update=fields))}
+    corpora = Corpora()
+    assert len({id(corpora.given(config)["prepared"]) for config in with_study}) == 1
+
+
+def test_prepared_data_has_the_hash_it_always_had(corpus):
+    """Recorded before there were other fields than layout, fractions, seed and number of documents."""
+    assert prepare(corpus, Bytes()).hash.startswith("37b1478f6a4e3e84")
+    assert prepare(corpus, Chars()).hash.startswith("bec4c2b779286148")
+
+
+def test_a_character_without_an_id_is_named_with_its_split(tmp_path, cache):
+    (tmp_path / "a.txt").write_text("\n".join(["plain words", *(f"word {i}" for i in range(90)), "wörd"]), "utf-8")
+    for seed in range(200):
+        corpus = Lines(path=str(tmp_path / "a.txt"), split_seed=seed)
+        documents = divided(list(corpus.documents()), corpus)
+        if "wörd" in documents["val"]:
+            break
+    with pytest.raises(ConfigError) as caught:
+        prepare(corpus, Chars(unknown=False))
+    assert str(caught.value) == (
+        "tokenizer.unknown: must be true where training text lacks a character, got false, and the character 'ö' "
+        "(U+00F6) of the validation split is not in it; set tokenizer.unknown to true, or tokenizer.name to bytes or "
+        "bpe"
+    )
+    assert [p for p in cache.iterdir() if p.is_dir()] == []
+    assert prepare(corpus, Chars()).splits["val"].unknown == 1
 
 
 def test_the_same_again_is_read_not_made(corpus):
@@ -246,3 +289,4 @@ def test_seeds_differ_by_label_and_never_change():
 def test_names_lose_their_repeats():
     splits = prepare(Names(), Chars()).splits
     assert sum(split.documents for split in splits.values()) == 29_494
+    assert prepare(Names(), Chars(unknown=False)).vocab_size == 27

@@ -226,7 +226,7 @@ def largest_update(history: torch.Tensor, beta1: float, beta2: float) -> float:
     ("beta2", "after_quiet", "supremum"), [(0.95, 0.447, 1.165), (0.85, 0.258, 1.190), (0.999, 3.162, 7.27)]
 )
 def test_beta2_bounds_of_one_update(beta2, after_quiet, supremum):
-    """The largest update falls by 1.73 from beta2 .95 to .85 after a quiet past, and over all pasts it does not fall."""
+    """The largest update falls by 1.73 from beta2 .95 to .85 after a quiet past, over all pasts it does not fall."""
     beta1 = 0.9
     quiet = (1 - beta1) / math.sqrt(1 - beta2)
     bound = quiet / math.sqrt(1 - beta1**2 / beta2)

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from hpo import notation
-from hpo.checking import read, shipped
+from hpo.checking import read
 from hpo.problems import Problem
 from hpo.study import Study, fingerprint, from_spec
 from model.config import TrainConfig
 from model.section import flat
+from model.splitting import TRAINING
 
 VALID: dict[str, Any] = {
     "base": {
@@ -70,21 +71,6 @@ def problems(study: str, *overrides: str, **given: Any) -> list[str]:
 
 def valid(tree: dict[str, Any] | None = None, *overrides: str) -> Study:
     return read(write(tree or VALID), overrides)
-
-
-@pytest.mark.parametrize("path", sorted(shipped().glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_study_passes_and_begins_with_its_question(path: Path) -> None:
-    first = path.read_text().splitlines()[0]
-    assert first.startswith("# ")
-    assert first.endswith("?")
-    study = read(path.stem)
-    assert study.file.baseline == ({},)
-    assert study.rungs >= 4
-
-
-def test_the_studies_that_the_manual_names_are_shipped() -> None:
-    names = {path.stem for path in shipped().glob("*.yaml")}
-    assert names >= {"quickstart", "beta2_sweep", "lr_schedule", "regularization", "architecture"}
 
 
 RANGE = {"low": 1e-3, "high": 1e-2}
@@ -167,11 +153,24 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
         "objective: must be val_bpb, since data.max_documents is searched and nats per token of different tokens "
         "cannot be compared, got val_loss"
     ]),
+    ("space/data.split_seed", {"low": 0, "high": 3}, [
+        "objective: must be val_bpb, since data.split_seed is searched and nats per token of different tokens "
+        "cannot be compared, got val_loss"
+    ]),
     ("space/tokenizer.name", {"choices": ["bytes", "chars"]}, [
         "objective: must be val_bpb, since tokenizer.name is searched and nats per token of different tokens "
         "cannot be compared, got val_loss"
     ]),
-    ("objective", "loss", ["objective: must be one of 'val_loss', 'val_bpb', got 'loss'"]),
+    (
+        "objective",
+        "loss",
+        ["objective: must be one of 'val_loss', 'val_bpb', 'ema_val_loss', 'ema_val_bpb', got 'loss'"],
+    ),
+    (
+        "objective",
+        "ema_val_loss",
+        ["objective: needs regularization.ema in the base, which keeps the average, got ema_val_loss"],
+    ),
     ("space/run.tokens", {"low": 8192, "high": 9000}, [f"space.run.tokens: {COMPARED} lengths cannot be compared"]),
     ("space/run.rungs", {"choices": [2, 4]}, [f"space.run.rungs: {COMPARED} rungs cannot be compared"]),
     ("baseline", [{}] * 5, ["budget.trials: must be at least 5, one for each baseline, got 4"]),
@@ -202,6 +201,20 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
 )
 def test_mistake_is_named_by_file_key_rule_and_value(key: str, value: Any, lines: list[str]) -> None:
     assert problems(write(edited(key, value))) == [f"s.yaml: {line}" for line in lines]
+
+
+@pytest.mark.parametrize("field", sorted(TRAINING - {"synthetic_order"}))
+def test_what_leaves_the_validation_tokens_alone_is_searched_by_nats_per_token(field: str) -> None:
+    ranges = {"layout": ["stream", "documents"], "curriculum": ["none", "easy"], "shuffle_documents": [False, True]}
+    tree = edited("space", {f"data.{field}": {"choices": ranges.get(field, [0.0, 0.5])}})
+    assert read(write(tree)).file.objective == "val_loss"
+
+
+def test_name_of_a_data_set_on_the_hub_is_no_path(folder: Path) -> None:
+    data = {"name": "hub", "path": "owner/name", "revision": "1"}
+    assert flat(read(write(edited("base/data", data))).base)["data.path"] == "owner/name"
+    (folder / "owner" / "name").mkdir(parents=True)
+    assert flat(read(write(edited("base/data", data))).base)["data.path"] == str(folder / "owner" / "name")
 
 
 def test_all_mistakes_are_named_together() -> None:

@@ -43,7 +43,7 @@ def pip(*arguments: str) -> None:
 
 def test_wheel_holds_both_packages_and_every_study(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    studies = {f"hpo/studies/{path.name}" for path in (ROOT / "studies").glob("*.yaml")}
+    studies = {f"hpo/{path.relative_to(ROOT)}" for path in (ROOT / "studies").rglob("*.yaml")}
     modules = {str(path.relative_to(ROOT)) for name in ("hpo", "model") for path in (ROOT / name).glob("**/*.py")}
     assert studies
     assert studies | modules <= names
@@ -68,6 +68,7 @@ def test_installed_wheel_checks_launches_and_looks_from_another_folder(installed
 
     source = hpo("check", "beta2_sweep").stdout.split(": ")[0]
     assert Path(source) == installed / "hpo" / "studies" / "beta2_sweep.yaml"
+    assert hpo("check", "claims").stdout.startswith(f"{installed}/hpo/studies/claims.yaml: fine; ")
     hpo("launch", "--study", "trivial.yaml", "--trials", "1")
     assert hpo("studies", "--format", "csv").stdout.splitlines()[1].startswith("trivial,1,0,0,0,0,")
     assert "git_commit: null" in (tmp_path / "runs/trivial/best.yaml").read_text()

@@ -1,0 +1,32 @@
+"""Train one configuration on several seeds side by side and put what was measured on a line."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpo.bases import load
+from model.config import TrainConfig
+from model.data import prepare
+from model.metrics import Metrics
+from model.section import updated
+from model.train import Trainer
+
+
+def base(name: str, values: Mapping[str, Any]) -> TrainConfig:
+    """Return a base with dotted fields replaced."""
+    return updated(load(name, "base", TrainConfig), values)
+
+
+def last(config: TrainConfig, seeds: int) -> list[Metrics]:
+    """Train with seeds 0, 1, ... to the end; return the metrics of the last rung of each."""
+    configs = [updated(config, {"run.seed": seed}) for seed in range(seeds)]
+    found: dict[int, Metrics] = {}
+    for _, metrics in Trainer(configs, prepare(config.data, config.tokenizer)):
+        found |= metrics
+    return [found[place] for place in range(seeds)]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean, standard deviation and all values."""
+    each = " ".join(f"{value:.4f}" for value in values)
+    return f"{statistics.mean(values):.4f} (sd {statistics.stdev(values):.4f}; {each})"
