@@ -131,4 +131,7 @@ def _table(columns: Sequence[str], found: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for r in found:
         table.add_row(*(shown(r.get(column)) for column in columns))
-    stdout().print(table)
+    console = stdout()
+    # A number cut off to fit is worse than a line that the terminal wraps.
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
+    console.print(table)

@@ -1,6 +1,7 @@
 """What the commands that only look print."""
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from hpo.live import clock, standing
 from hpo.output import Format, record, rows, say
 from hpo.reading import Opened, Trial, study_ids
 from hpo.status import ERROR, METRICS, Snapshot, counts, ended, find, snapshot, summary, tokens, value, word
+
+TWICE = {"val_perplexity"}  # val_loss in other words
 
 
 def studies(at: Opened) -> list[dict[str, Any]]:
@@ -79,6 +82,15 @@ def trial(of: Snapshot, number: int) -> dict[str, Any]:
     }
 
 
+def _readable(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what fits on a line for a person: no group by group, no layer by layer, nothing that was not measured."""
+    many = {key for m in metrics for key, value in m.items() if isinstance(value, Mapping | list)}
+    if many:
+        say(f"{', '.join(sorted(many))}: with --format json or csv")
+    told = {key for m in metrics for key, value in m.items() if value is not None} - many - TWICE
+    return [{key: value for key, value in m.items() if key in told} for m in metrics]
+
+
 def show_logs(of: Snapshot, found: Trial, out: Path, format: Format) -> None:
     """Print the metrics file of a trial and what it left on standard error."""
     folder = trial_folder(out, of.name, found.number)
@@ -86,8 +98,7 @@ def show_logs(of: Snapshot, found: Trial, out: Path, format: Format) -> None:
     if not metrics:
         say(f"no metrics in {folder}; another machine may have them, or --out names another folder than at launch")
         metrics = [{"rung": rung, of.objective: v} for rung, v in sorted(found.intermediate_values.items())]
-    unmeasured = {key for key in metrics[0] if all(m.get(key) is None for m in metrics)} if metrics else set()
-    rows([{key: value for key, value in m.items() if key not in unmeasured} for m in metrics], format)
+    rows(_readable(metrics) if format is Format.table else metrics, format)
     stderr = folder / "stderr.log"
     if stderr.is_file():
         say(stderr.read_text("utf-8", "replace").rstrip())

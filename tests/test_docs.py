@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -65,8 +66,16 @@ def test_every_component_is_named_in_the_readme() -> None:
     for field in ("sampler", "pruner"):
         names = [kind.model_fields["name"].default for kind in StudyFile.model_fields[field].annotation.__args__]  # type: ignore[union-attr]
         assert [name for name in names if f"`{name}`" not in README] == []
-    corpora = TrainConfig.model_fields["data"].annotation.__args__  # type: ignore[union-attr]
-    assert [c for c in corpora if f"`{c.model_fields['name'].default}`" not in README] == []
+    for field in TrainConfig.model_fields.values():
+        kinds = get_args(field.annotation)
+        assert [kind for kind in kinds if f"`{kind.model_fields['name'].default}`" not in README] == []
+
+
+def test_every_shipped_study_and_base_is_named_in_the_readme() -> None:
+    shipped = [path.stem for path in (ROOT / "studies").glob("*.yaml") if path.stem != "claims"]
+    bases = [path.stem for path in (ROOT / "studies/bases").glob("*.yaml") if not path.stem.endswith("-small")]
+    assert [name for name in shipped + bases if f"`{name}`" not in README] == []
+    assert all((ROOT / f"studies/bases/{name}-small.yaml").is_file() for name in bases)
 
 
 @pytest.mark.parametrize("path", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=lambda p: p.name)

@@ -13,6 +13,7 @@ from model.data import prepare
 
 # Plain descent at 6e-3, a cosine to zero without warmup, the norm cut at 1, dropout 0.1, nothing decayed.
 SGD = {
+    "regularization.dropout": 0.1,
     "optimizer.name": "sgd",
     "optimizer.lr": 6e-3,
     "optimizer.momentum": 0.0,
