@@ -86,8 +86,9 @@ class Attention(nn.Module):
         if net.shape.position == "rope":
             q, k = rotate(q, net.cos[:T], net.sin[:T]), rotate(k, net.cos[:T], net.sin[:T])
         if "attention_entropy" in now.notes:
-            entropy = torch.special.entr(self.weights(q, k, now.mask)).sum(-1).mean()
-            now.notes["attention_entropy"].append(entropy.detach())
+            entropy = torch.special.entr(self.weights(q, k, now.mask)).sum(-1).mean(1)  # (B, T)
+            seen = entropy if now.valid is None else entropy[now.valid]
+            now.notes["attention_entropy"].append(seen.mean().detach())
         written_out = net.explicit or net.acts("attention_dropout")
         y = self.weighted(q, k, v, now) if written_out else self.fused(q, k, v, now.mask)
         y = self.proj(y.transpose(1, 2).reshape(B, T, C))

@@ -111,13 +111,15 @@ class ZClip(Rule):
         z = (norm - mean) / (sd + 1e-6)
         spikes = warm & (z > c["z"])
         kept = torch.where(spikes, mean + c["z"] ** 2 / z * sd, norm)
-        seen += 1
-        # Welford's running mean and variance while warming up: with the same sum each norm enters once.
-        rate = torch.where(warm, torch.as_tensor(1 - c["alpha"], device=g.device), 1 / seen)
+        # Welford's running mean and variance while warming up: each norm has the same weight.
+        rate = torch.where(warm, torch.as_tensor(1 - c["alpha"], device=g.device), 1 / (seen + 1))
         moved = mean + rate * (kept - mean)
         spread = torch.where(warm, (kept - moved) ** 2, (kept - mean) * (kept - moved))
-        var += rate * (spread - var)
-        mean.copy_(moved)
+        learnt = var + rate * (spread - var)
+        usable = learnt.isfinite()  # a norm may overflow where no gradient does, and would be remembered for ever
+        var.copy_(learnt.where(usable, var))
+        mean.copy_(moved.where(usable, mean))
+        seen += usable
         limit = torch.where(spikes, kept, torch.full_like(kept, torch.inf))
         return _scale(g, norm, limit.clamp(max=torch.as_tensor(c["max_norm"], device=g.device))).float().squeeze(1)
 
@@ -153,7 +155,7 @@ class AdaGC(Rule):
         factor = torch.where(own > 0, at_most.clamp(max=1.0), torch.ones_like(own))
         kept = factor * own
         learnt = torch.where(warm & gamma.isfinite(), gamma + (1 - c["beta"]) * (kept - gamma), gamma.minimum(kept))
-        gamma.copy_(torch.where(own > 0, learnt, gamma))
+        gamma.copy_(torch.where((own > 0) & own.isfinite(), learnt, gamma))
         seen += 1
         g.mul_(whole.spread(factor))
         return (factor < 1).float().mean(dim=1)

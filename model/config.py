@@ -91,10 +91,16 @@ class TrainConfig(Section):
                 yield f"optimizer.{key}: a tied model has no head of its own; leave it out, got {value}"
         if rule.scalar_lr is not None and not shape.has_scalars():
             yield f"optimizer.scalar_lr: the model has no gains, biases, skips or routers; got {rule.scalar_lr}"
+        if rule.scalar_decay and not shape.has_scalars():
+            yield f"optimizer.scalar_decay: the model has no gains, biases, skips or routers; got {rule.scalar_decay}"
         if isinstance(rule, Muon) and rule.adam_lr != Muon().adam_lr and not self._left_to_adam(rule):
             yield f"optimizer.adam_lr: every group has a rate of its own; leave it out, got {rule.adam_lr}"
-        if isinstance(schedule, OneCycle) and schedule.beta1_dip is not None and not hasattr(rule, "beta1"):
-            yield f"schedule.beta1_dip: {rule.name} has no beta1; leave it out, got {schedule.beta1_dip}"
+        if isinstance(schedule, OneCycle) and schedule.beta1_dip is not None:
+            beta1: float | None = getattr(rule, "beta1", None)
+            if beta1 is None:
+                yield f"schedule.beta1_dip: {rule.name} has no beta1; leave it out, got {schedule.beta1_dip}"
+            elif schedule.beta1_dip >= beta1:
+                yield f"schedule.beta1_dip: must be below optimizer.beta1 = {beta1}, got {schedule.beta1_dip}"
         if shape.document_mask and self.data.layout == "documents":
             yield "model.document_mask: a row of layout documents is one document; set data.layout=stream, got true"
         if isinstance(shape, MoE) and self.run.compile == "on":

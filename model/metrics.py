@@ -23,17 +23,18 @@ class Metrics(NamedTuple):
     """val_loss of the averaged weights, where regularization.ema keeps them."""
     ema_val_bpb: float | None
     train_loss: float
-    """Mean nats per token since the last rung."""
+    """Mean nats per token since the last rung, of the micro-steps whose loss was finite where a run may recover."""
     lr: float
     """Learning rate of the matrices of the last block in the last update."""
     grad_norm: float
-    """Mean over the updates since the last rung, before clipping."""
+    """Mean over the updates taken since the last rung, or since the run went back to it, before clipping."""
     clipped: float
     """Fraction of the updates since the last rung that were clipped; of their tensors, where each is by itself."""
     grad_norms: dict[str, float]
-    """By parameter group, before clipping, in the last update."""
+    """By parameter group, before clipping, in the last update; 0 where that failed."""
     update_ratios: dict[str, float]
-    """Norm of the update over norm of the weights, by parameter group, in the last update."""
+    """Norm of the update over norm of the weights, by parameter group, in the last update; 0 where that failed, or
+    all weights of the group were 0."""
     recoveries: int
     """Failed steps so far that the run recovered from."""
     tokens_per_second: float

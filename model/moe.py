@@ -94,17 +94,23 @@ class Experts(nn.Module):
         weights = best.softmax(-1) if self.top_k > 1 else probabilities.gather(-1, chosen)
         flat = chosen.flatten()
         counts = flat.new_zeros(self.n_expert).scatter_add(0, flat, torch.ones_like(flat))
-        self.note(probabilities, counts, now)
+        self.note(probabilities, chosen, now)
         return weights, chosen, counts
 
-    def note(self, probabilities: Tensor, counts: Tensor, now: Pass) -> None:
-        """Note the load of the experts and its balance loss.
+    def note(self, probabilities: Tensor, chosen: Tensor, now: Pass) -> None:
+        """Note the load of the experts and its balance loss, padding left out.
 
         Source: Fedus et al. 2021, arXiv:2101.03961, equation 4, over all k assignments of a token.
         """
-        load = counts / (len(probabilities) * self.top_k)  # (E,)
+        if not ({"expert_load", "balance"} & now.notes.keys()):
+            return
+        real = torch.ones_like(probabilities[:, 0]) if now.valid is None else now.valid.flatten().to(probabilities)
+        of = real.sum()  # tokens
+        taken = real[:, None].expand_as(chosen).flatten()  # (M,)
+        load = taken.new_zeros(self.n_expert).scatter_add(0, chosen.flatten(), taken) / (of * self.top_k)  # (E,)
         if "expert_load" in now.notes:
             now.notes["expert_load"].append(load)
         if "balance" in now.notes and now.net.acts("balance"):
-            uneven = self.n_expert * (load * probabilities.mean(0)).sum()
+            mean = (probabilities * real[:, None]).sum(0) / of  # (E,)
+            uneven = self.n_expert * (load * mean).sum()
             now.notes["balance"].append(now.net.get_buffer("balance") * uneven)

@@ -17,6 +17,7 @@ from model.initial import initialise
 from model.mlp import MLP
 from model.moe import Experts
 from model.regularization import Regularization
+from model.tokenizer import END
 
 ROPE_THETA = 10_000.0
 # Sites of random numbers, see model/dropout.py; those of layers are 1 and up. REPLACED takes the next one too.
@@ -50,6 +51,8 @@ class Pass(NamedTuple):
     """Where a query may see a key, (B, 1, T, T); none: all that is not later."""
     notes: dict[str, list[Tensor]]
     """What layers say besides; a layer appends where its key is there."""
+    valid: Tensor | None = None
+    """Which tokens are no padding, (B, T), for the notes; none: all."""
 
 
 class Block(nn.Module):
@@ -82,6 +85,7 @@ class Network(nn.Module):
         self.shape = shape
         self.active = frozenset[str]()  # which numbers are above 0 in any run of the pack
         self.explicit = False  # whether attention weights are always written out
+        self.padded = False  # whether what follows a document in its row is padding
         C, T, L = shape.n_embd, shape.context, shape.n_layer
         self.wte = nn.Embedding(vocab_size, C)
         self.wpe = nn.Embedding(T, C) if shape.position == "learned" else None
@@ -116,7 +120,10 @@ class Network(nn.Module):
         stream, 0 for a Gaussian. One tensor for each layer.
         """
         mask = documents(tokens) if self.shape.document_mask else None
-        now = Pass(self, mask, {} if notes is None else notes)
+        # Padding has the id of the end token, which in a row of its own document stands only at the beginning.
+        first = torch.arange(tokens.shape[1], device=tokens.device) == 0
+        valid = (tokens != END) | first if self.padded and notes else None
+        now = Pass(self, mask, {} if notes is None else notes, valid)
         x = self.run(self.embed(tokens, mask), now)  # (B, T, C)
         if self.norm is not None:
             x = self.norm(x)
@@ -155,7 +162,8 @@ class Network(nn.Module):
                 else:
                     x = self.mixed(x, kept.pop(), self.skip_weights[2 * half - 1 - i])
             if "kurtosis" in now.notes:
-                now.notes["kurtosis"].append(excess_kurtosis(x.detach().float()))
+                seen = x if now.valid is None else x[now.valid]
+                now.notes["kurtosis"].append(excess_kurtosis(seen.detach().float()))
         return x
 
     def mixed(self, x: Tensor, skip: Tensor, a: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from model.clip import LARGEST
 from model.groups import GROUPS, Group, Part
 from model.muon import Muon
 from model.rule import Coefficients, Moments, Rule, State, adam
@@ -44,7 +45,7 @@ class StableAdamW(Moments):
         return self.moments(lr, step, beta1) | {"decay": lr * self.decay(group), "least": self.eps**2}
 
     def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
-        squares = g * g
+        squares = (g * g).clamp(max=LARGEST)  # infinity over infinity would be nan
         m = state["m"].lerp_(g, c["m_rate"])
         v = state["v"].lerp_(squares, c["v_rate"])
         root = v.sqrt().mul_(c["v_scale"])  # of the mean square without its bias
@@ -81,6 +82,12 @@ class Lion(Rule):
     """Decay of the momentum."""
     weight_decay: NonNegative = 0.1
     """Share of a weight taken off in each update, per unit of learning rate."""
+
+    @model_validator(mode="after")
+    def _has_a_momentum(self) -> Self:
+        if self.beta1 == 0 and self.beta2 != Lion.model_fields["beta2"].default:
+            raise ValueError(f"beta2 is of a momentum that beta1 = 0 leaves out of the step; got {self.beta2}")
+        return self
 
     def state(self) -> dict[str, tuple[Group, ...]]:
         return {"m": GROUPS}

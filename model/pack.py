@@ -23,6 +23,7 @@ class Pack:
     def __init__(self, config: TrainConfig, vocab_size: int, size: int, device: torch.device) -> None:
         self.config, self.vocab_size, self.size, self.device = config, vocab_size, size, device
         self.network: Network = config.model.build(vocab_size, config.run.seed).to(device)
+        self.network.padded = config.data.layout == "documents"
         self.network.explicit = config.run.attention == "explicit"
         shapes = {name: p.shape for name, p in self.network.named_parameters()}
         self.weights = Weights(config, shapes, size, device)

@@ -34,6 +34,7 @@ class Place:
         self.targets = 0  # trained on since the last rung
         self.training = 0.0  # seconds since the last rung, validation left out
         self.began, self.steps_at_rung = self.micro_step, self.steps
+        self.health.mark()
         self.rung = sum(mark <= self.micro_step for mark in self.marks)  # marks passed
 
     def to_mark(self) -> int:
@@ -58,10 +59,13 @@ class Place:
         """Return the weights of one token's and of one micro-step's loss in the update that comes next."""
         B, accum = self.run.batch_size, self.run.grad_accum
         update = self.micro_step // accum
-        scale = 1.0
-        if self.run.spike_every and self.run.spike_scale and (update + 1) % self.run.spike_every == 0:
-            scale = self.run.spike_scale
+        scale = self.fault(update + 1)
         return scale / max(1, self.order.targets(update * accum * B, accum * B)), scale / accum
+
+    def fault(self, update: int) -> float:
+        """Return the factor on the loss of update number `update`, counted from 1: an injected fault, else 1."""
+        every, scale = self.run.spike_every, self.run.spike_scale
+        return scale if every and scale and update % every == 0 else 1.0
 
     def key(self) -> int:
         """Return the key of the next micro-step's randomness in the forward pass, a signed 32-bit number."""

@@ -85,6 +85,11 @@ class Health:
         self.failures, self.seen = 0, 0
         self.mean = 0.0  # of gradient norms
         self.cut = 1.0  # on all learning rates
+        self.mark()
+
+    def mark(self) -> None:
+        """Remember the usual size of gradients: a run that goes back to its weights of now has it again."""
+        self.marked = self.seen, self.mean
 
     def recoveries(self) -> int:
         """Return the failures that did not end the run."""
@@ -100,6 +105,7 @@ class Health:
         answer = self.rule.answer(self.failures)
         if answer == "rollback":
             self.cut *= self.rule.cut()
+            self.seen, self.mean = self.marked
         return answer
 
     def _failed(self, norm: float) -> bool:

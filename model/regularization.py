@@ -1,5 +1,9 @@
 """Dropout (Srivastava et al. 2014), noise on the input, and an average of the weights."""
 
+from typing import Self
+
+from pydantic import model_validator
+
 from model.section import Decay, NonNegative, Section
 
 SITES = ("embedding", "attention", "residual", "mlp")  # each with a field of its own that is `dropout` where none
@@ -28,6 +32,12 @@ class Regularization(Section):
     embedding_noise: NonNegative = 0.0
     """Standard deviation of Gaussian noise on the embeddings in training, as a fraction of the root mean square of
     each token's embedding."""
+
+    @model_validator(mode="after")
+    def _reaches_some_site(self) -> Self:
+        if self.dropout and all(getattr(self, f"{site}_dropout") is not None for site in SITES):
+            raise ValueError(f"dropout reaches no site, each has a probability of its own; got {self.dropout}")
+        return self
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers in force inside the network, by the name of its buffer."""

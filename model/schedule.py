@@ -5,9 +5,9 @@ has lr > 0 under any warmup, and no update is spent at a rate of exactly zero.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.section import Decay, Fraction, Section
 
@@ -87,6 +87,12 @@ class WSD(Warmup):
     floor: Fraction = 0.0
     """Learning rate at the end, as a fraction of the peak."""
 
+    @model_validator(mode="after")
+    def _decays(self) -> Self:
+        if self.floor == 1 and self.decay != WSD.model_fields["decay"].default:
+            raise ValueError(f"decay is the share spent falling to the floor, which is the peak; got {self.decay}")
+        return self
+
     def shape(self, t: float) -> float:
         left = min(1.0, (1 - t) / self.decay)
         return self.floor + (1 - self.floor) * left
@@ -108,6 +114,12 @@ class OneCycle(Warmup):
     """Learning rate at the end, as a fraction of the peak."""
     beta1_dip: Decay | None = None
     """The optimizer's beta1 falls to this at the peak and comes back; none: it stays as it is."""
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> Self:
+        if self.warmup == 0 and self.start != OneCycle.model_fields["start"].default:
+            raise ValueError(f"start is where warmup begins, of which there is none; got {self.start}")
+        return self
 
     def multiplier(self, progress: float) -> float:
         if progress < self.warmup:

@@ -17,6 +17,8 @@ from model.device import resolve
 from model.metrics import Metrics, perplexity
 from model.pack import Pack
 from model.place import Place
+from model.section import ConfigError
+from model.updates import Updates
 from model.validation import Scores, Validation
 
 
@@ -43,8 +45,7 @@ class Trainer:
         self.validation = Validation(self.shared, self.prepared, self.pack)
         # nats since the last rung
         self.sums = torch.zeros(len(configs), dtype=self.validation.precise, device=self.device)
-        self.norms = torch.zeros(2, len(configs), device=self.device)  # gradient norms, clipped shares
-        self.finite, self.sound = torch.ones(2, len(configs), dtype=torch.bool, device=self.device)
+        self.updates = Updates(self.pack)
         self.places: dict[int, Place] = {}
         for place, config in enumerate(configs):
             self.start(place, config)
@@ -54,9 +55,12 @@ class Trainer:
 
         Raises:
             ValueError: the config does not share the pack's pack_key().
+            ConfigError: this text cannot do what the config asks.
         """
         if resolve(config).pack_key() != self.shared.pack_key():
             raise ValueError("runs of one pack must have equal pack_key(); group them first")
+        if config.regularization.mask_tokens and self.prepared.vocab_size < 3:
+            raise ConfigError("regularization.mask_tokens: needs another token to take, the vocabulary has but one")
         self.pack.fill(place, config)
         self.places[place] = Place(config, self.prepared.splits["train"])
         self._begin_rung(place)
@@ -94,12 +98,14 @@ class Trainer:
     def __iter__(self) -> Iterator[tuple[int, dict[int, Metrics]]]:
         while self._stop_what_is_over():
             began = time.perf_counter()
-            finite = self._train(min(run.to_mark() for run in self.places.values()))
+            self._train(min(run.to_mark() for run in self.places.values()))
             trained = time.perf_counter()
+            finite = self.updates.finite.tolist()
             at_mark = sorted(place for place, run in self.places.items() if run.to_mark() == 0 or not finite[place])
-            scored = [place for place in at_mark if finite[place]]
-            scores = self.validation.scores() if scored else None
-            averaged = self._averaged_scores() if scored else None
+            scores = averaged = None
+            if any(finite[place] for place in at_mark):
+                scores, averaged = self._scores(at_mark)
+                finite = self.updates.finite.tolist()
             for place, run in self.places.items():
                 run.seconds += time.perf_counter() - began
                 run.training += trained - began
@@ -115,29 +121,24 @@ class Trainer:
             self.stop(place)
         return bool(self.places)
 
-    def _train(self, micro_steps: int) -> list[bool]:
-        """Train all places for some micro-steps, or until every run has diverged; return which have not."""
-        self.finite.fill_(True)
+    def _train(self, micro_steps: int) -> None:
+        """Train all places for some micro-steps, or until every run has diverged."""
+        self.updates.finite.fill_(True)
         live = list(self.places)
-        watched = self.shared.recovery.watches()
         for step in range(micro_steps):
             keys, shares, balances = self._keys_and_shares()
             nats = self.pack.train_on(*self._batch(), keys, shares, balances)
-            good = nats.isfinite()
-            if watched:  # a loss that is not finite fails the step, and has no part in the mean
-                self.sound &= good
-                self.sums += nats.where(good, 0)
-            else:
-                self.finite &= good
-                self.sums += nats
-            counted = good.tolist() if watched else [True] * self.pack.size
-            for place, run in self.places.items():
-                run.advance(counted[place])
-            self._update()
-            # A look at the losses makes a GPU wait, hence not at every micro-step there.
-            if (self.device.type == "cpu" or step % 64 == 63) and not bool(self.finite[live].any()):
-                break
-        return self.finite.tolist()
+            self.sums += self.updates.see(nats)
+            counted = nats.isfinite().tolist() if self.updates.watched else [True] * self.pack.size
+            for place in live:
+                self.places[place].advance(counted[place])
+            self.updates.take(self.places, live)
+            # A look at who has diverged makes a GPU wait, hence not at every micro-step there.
+            if self.device.type == "cpu" or step % 64 == 63:
+                finite = self.updates.finite.tolist()
+                live = [place for place in live if finite[place]]
+                if not live:
+                    break
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Return the next inputs and targets of each place, (K, B, T); an empty place has no targets."""
@@ -153,50 +154,15 @@ class Trainer:
         shares = [run.shares() if run else (0.0, 0.0) for run in runs]
         return [run.key() if run else 0 for run in runs], [s for s, _ in shares], [s for _, s in shares]
 
-    def _update(self) -> None:
-        """Take an optimizer step wherever the last micro-step of an update was just done."""
-        # Sorted: a place that was refilled comes last in the dictionary, but its row stays where it is.
-        due = [place for place, run in sorted(self.places.items()) if run.completes_update()]
-        if self.shared.run.precision == "fp16":
-            due = self.pack.unscale(due)
-        if due and self.shared.recovery.watches():
-            due = self._healthy(due)
-        if not due:
-            return
-        weights = self.pack.weights
-        norms = weights.norms(due)
-        steps = [self.places[place].step(weights.parts) for place in due]
-        watch = any(self.places[place].to_mark() == 0 for place in due)
-        found = torch.stack((norms, weights.update(due, steps, norms, watch)))
-        if len(due) == self.pack.size:
-            self.norms += found
-        else:
-            self.norms[:, due] += found
-
-    def _healthy(self, due: list[int]) -> list[int]:
-        """Return the places whose step is good; skip, roll back or end the others."""
-        norms = self.pack.weights.norms(due).where(self.sound[due], math.nan).tolist()
-        self.sound[due] = True
-        good = []
-        for place, norm in zip(due, norms, strict=True):
-            answer = self.places[place].health.judge(norm)
-            if answer == "go":
-                good.append(place)
-                continue
-            self.pack.weights.clear([place])
-            if answer == "rollback":
-                self.pack.weights.go_back(place)
-                self.places[place].steps = self.places[place].steps_at_rung
-            elif answer == "stop":
-                self.finite[place] = False
-        return good
-
-    def _averaged_scores(self) -> Scores | None:
-        """Score the averaged weights, where there are any."""
+    def _scores(self, at_mark: Sequence[int]) -> tuple[Scores, Scores | None]:
+        """Score the weights, and their averages where there are any; who has no score is ended or goes back."""
+        scores = self.validation.scores()
+        if self.updates.mend(self.places, scores[0], at_mark):
+            scores = self.validation.scores()
         if self.shared.regularization.ema is None:
-            return None
+            return scores, None
         with self.pack.weights.averaged():
-            return self.validation.scores()
+            return scores, self.validation.scores()
 
     def _metrics(self, place: int, scores: Scores | None, averaged: Scores | None) -> Metrics:
         run, split = self.places[place], self.prepared.splits["val"]
@@ -204,7 +170,7 @@ class Trainer:
         loss = scores[0][place] / split.n_targets if scores and scored else math.nan
         smooth = averaged[0][place] / split.n_targets if averaged and scored else math.nan
         kept = self.shared.regularization.ema is not None
-        norm, clipped = (self.norms[:, place] / max(1, run.steps_since_rung())).tolist()
+        norm, clipped = (self.updates.measured[:, place] / max(1, run.steps_since_rung())).tolist()
         grad_norms, ratios = self.pack.weights.by_group(place)
         return Metrics(
             rung=run.rung_reached(),
@@ -216,7 +182,7 @@ class Trainer:
             val_accuracy=scores[1][place] / split.n_targets if scores and scored else math.nan,
             ema_val_loss=smooth if kept else None,
             ema_val_bpb=bits_per_byte(smooth, split) if kept else None,
-            train_loss=float(self.sums[place]) / max(1, run.targets),
+            train_loss=float(self.sums[place]) / run.targets if run.targets else math.nan,
             lr=run.lr(),
             grad_norm=norm,
             clipped=clipped,
@@ -236,8 +202,7 @@ class Trainer:
         return {key: [note.tolist() for note in notes] for key, notes in found.items() if notes}
 
     def _begin_rung(self, place: int) -> None:
-        """Start the sums of a new rung; what it starts from is what a run may roll back to."""
-        self.sums[place], self.norms[:, place], self.sound[place] = 0, 0, True
+        """Start the sums of a new rung."""
+        self.sums[place] = 0
         self.places[place].begin_rung()
-        if self.shared.recovery.name == "rollback":
-            self.pack.weights.keep(place)
+        self.updates.begin_rung(place)

@@ -77,9 +77,14 @@ class Weights:
     @torch.no_grad()
     def load(self, place: int, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors into a place; what is not given becomes zero."""
-        self.g[place] = self.grad_norms[place] = self.ratios[place] = 0
+        self.g[place] = 0
+        self.forget(place)
         for name, held in self.tensors(place).items():
             held.copy_(tensors[name]) if name in tensors else held.zero_()
+
+    def forget(self, place: int) -> None:
+        """Forget what was measured by group."""
+        self.grad_norms[place] = self.ratios[place] = 0
 
     def keep(self, place: int) -> None:
         """Remember a place as it is."""
@@ -105,10 +110,10 @@ class Weights:
         return self._rows(self.g, places).norm(dim=1)
 
     @torch.no_grad()
-    def update(self, places: Sequence[int], steps: Sequence[Step], norms: Tensor, watch: bool = False) -> Tensor:
+    def update(self, places: Sequence[int], steps: Sequence[Step], norms: Tensor, watch: Sequence[int] = ()) -> Tensor:
         """Clip, take one optimizer step in some places, in ascending order, and clear their gradients.
 
-        norms: (n,), of the gradients. watch: measure gradients and update by group too.
+        norms: (n,), of the gradients. watch: of which places gradients and update are measured by group too.
         Returns how much of each was clipped, in [0, 1], (n,).
         """
         p, g = self._rows(self.p, places), self._rows(self.g, places)
@@ -127,10 +132,10 @@ class Weights:
             for key, block in {**state, **memory}.items():
                 (self.state if key in state else self.memory)[key][rows] = block
         if before is not None and grad_norms is not None:
-            self.grad_norms[places], self.ratios[places] = (
-                grad_norms,
-                self._by_group(p - before) / self._by_group(before),
-            )
+            at = [list(places).index(place) for place in watch]
+            self.grad_norms[watch] = grad_norms[at]
+            ratios = self._by_group(p - before) / self._by_group(before)
+            self.ratios[watch] = ratios.where(ratios.isfinite(), 0)[at]
         self.clear(places)
         found = clipped if bounded is None else bounded
         return torch.zeros_like(norms) if found is None else found

@@ -209,3 +209,14 @@ def test_rules_of_a_pack_keep_their_own_numbers_and_memory(kind):
         for k, harness in enumerate(alone):
             assert harness.clip(each[k]) == pytest.approx([found[k]])
             torch.testing.assert_close(rows[k : k + 1], each[k], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("rule", [ZClip(warmup=3), ZClip(warmup=30), AdaGC(warmup=3), AdaGC(warmup=30)], ids=str)
+def test_a_norm_that_overflows_where_no_gradient_does_is_not_remembered(rule):
+    harness = Harness(rule)
+    for i, norm in enumerate(series(20, {10: 1e30})):
+        row = gradient(1.0, i) * norm
+        harness.clip(row)
+        assert row.isfinite().all()
+    assert all(block.isfinite().all() for block in harness.state.values())
+    assert float(harness.state.get("mean", harness.state.get("gamma")).max()) < 10

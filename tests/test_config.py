@@ -411,6 +411,19 @@ def test_messages_say_the_rule_and_the_value():
             {"model.norm_gain": "none", "optimizer.scalar_lr": 0.1},
             "optimizer.scalar_lr: the model has no gains.*got 0.1",
         ),
+        ({"model.norm_gain": "none", "optimizer.scalar_decay": 0.1}, "optimizer.scalar_decay: the model has no gains"),
+        (
+            {"schedule.name": "onecycle", "schedule.beta1_dip": 0.9},
+            "schedule.beta1_dip: must be below optimizer.beta1 = 0.9, got 0.9",
+        ),
+        ({"schedule.name": "onecycle", "schedule.warmup": 0.0, "schedule.start": 0.2}, "start is where warmup begins"),
+        ({"schedule.name": "wsd", "schedule.floor": 1.0, "schedule.decay": 0.5}, "decay is the share spent falling"),
+        ({"optimizer.name": "lion", "optimizer.beta1": 0.0, "optimizer.beta2": 0.5}, "beta2 is of a momentum"),
+        (
+            {f"regularization.{site}_dropout": 0.1 for site in ("embedding", "attention", "residual", "mlp")}
+            | {"regularization.dropout": 0.2},
+            "dropout reaches no site",
+        ),
         (
             {
                 "optimizer.name": "muon",

@@ -273,3 +273,35 @@ def test_a_mixture_that_diverges_changes_no_bit_of_its_neighbours():
     assert math.isnan(found[1][-1].val_loss)
     assert found[0] == wanted[0]
     assert found[2] == wanted[2]
+
+
+def test_padding_has_no_part_in_what_layers_say_of_themselves():
+    shape = MoE(n_layer=2, n_head=2, n_embd=16, context=12, n_expert=4, top_k=2, balance=1.0)
+    network = shape.build(20, 0)
+    network.active = frozenset({"balance"})
+    network.balance.fill_(1.0)
+    network.padded = True
+    rows = [torch.tensor([0, 5, 6, 7, 8, 9, 3]), torch.tensor([0, 4, 2]), torch.tensor([11, 12])]  # the last goes on
+    padded = torch.stack([torch.cat([row, torch.zeros(12 - len(row), dtype=torch.long)]) for row in rows])
+    keys = ("balance", "attention_entropy", "expert_load", "kurtosis")
+    found = {key: [] for key in keys}
+    network(padded, found)
+    tokens = sum(len(row) for row in rows)
+    each = []
+    for row in rows:
+        notes = {key: [] for key in keys}
+        network(row[None], notes)
+        each.append((len(row), notes))
+    for layer in range(2):
+        load = sum(n * notes["expert_load"][layer] for n, notes in each) / tokens
+        torch.testing.assert_close(found["expert_load"][layer], load)
+        entropy = sum(n * notes["attention_entropy"][layer] for n, notes in each) / tokens
+        torch.testing.assert_close(found["attention_entropy"][layer], entropy)
+    # The first layer's balance loss from its router's logits on real tokens alone.
+    block, probabilities = network.blocks[0], []
+    for row in rows:
+        h = network.embed(row[None], None)
+        h = h + block.attn(block.norm1(h), Pass(network, None, {}))
+        probabilities.append(block.mlp.router(block.norm2(h))[0].softmax(-1))
+    mean = torch.cat(probabilities).mean(0)
+    torch.testing.assert_close(found["balance"][0], 4 * (found["expert_load"][0] * mean).sum())

@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from model.recovery import PATIENCE, Health, RollBack, Skip, Stop
+from model.section import updated
 from model.train import Trainer
 from tests.tiny import UPDATE, alone, curves, timeless, tiny
 
@@ -146,6 +147,120 @@ def test_a_resumed_run_knows_its_failures(name, tmp_path):
     later = Trainer([config])
     assert later.resume(0, tmp_path) == 2
     assert [timeless(m) for _, ms in later for m in ms.values()] == whole[2:]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_injected_fault_is_a_failure_in_every_precision(precision):
+    values = FAULT | {"run.precision": precision, "run.spike_every": 5, "recovery.name": "skip", "recovery.at_most": 2}
+    found = alone(tiny(values))
+    assert [m.recoveries for m in found] == [1, 2, 2]
+    assert math.isnan(found[-1].val_loss)
+    assert found[-1].updates == 15
+
+
+def test_a_first_overflow_of_fp16_is_no_failure():
+    trainer = Trainer([tiny({"run.precision": "fp16", "recovery.name": "skip"})])
+    trainer.pack.scales[0] = 2.0**40
+    found = curves(trainer)[0]
+    assert trainer.pack.scales[0] < 2.0**40
+    assert [m.recoveries for m in found] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["stop", "skip", "rollback"])
+def test_an_fp16_run_whose_every_step_fails_ends(name, monkeypatch):
+    trainer = Trainer([tiny({"run.precision": "fp16", "recovery.name": name, "run.rungs": 1})])
+    train_on = trainer.pack.train_on
+
+    def faulty(*given):
+        nats = train_on(*given)
+        trainer.pack.weights.g.fill_(math.inf)
+        return nats
+
+    monkeypatch.setattr(trainer.pack, "train_on", faulty)
+    assert math.isnan(curves(trainer)[0][-1].val_loss)
+
+
+def test_one_loss_of_fp16_that_is_not_finite_costs_one_update(monkeypatch):
+    trainer = Trainer([tiny({"run.precision": "fp16", "recovery.name": "rollback"})])
+    train_on, calls = trainer.pack.train_on, []
+
+    def faulty(*given):
+        calls.append(None)
+        nats = train_on(*given)
+        if len(calls) == 5:
+            trainer.pack.weights.g[0, 5] = math.nan
+            return nats * math.nan
+        return nats
+
+    monkeypatch.setattr(trainer.pack, "train_on", faulty)
+    next(iter(trainer))
+    assert trainer.places[0].steps == 3  # eight updates; the fifth sent it back to none
+    assert trainer.places[0].health.failures == 1
+
+
+def test_what_was_measured_before_a_rollback_is_forgotten_with_it():
+    values = {"recovery.name": "rollback", "recovery.at_most": 9, "run.spike_every": 5, "clip.max_norm": 0.01}
+    for m in alone(tiny(FAULT | values | {"clip.name": "norm", "run.tokens": 24 * UPDATE})):
+        assert m.clipped == pytest.approx(1.0)
+        assert m.grad_norm < 3
+
+
+@pytest.mark.parametrize(("name", "rungs"), [("stop", 2), ("skip", 2), ("rollback", 3)])
+@pytest.mark.parametrize("size", [1e38, math.inf])
+def test_a_last_update_that_breaks_the_weights_is_a_failure_of_its_rung(name, rungs, size, monkeypatch):
+    trainer = Trainer([tiny({"recovery.name": name, "regularization.ema": 0.5})])
+    update, calls = trainer.pack.weights.update, []
+
+    def breaking(*given):
+        calls.append(None)
+        found = update(*given)
+        if len(calls) == 16:  # the end of the second rung
+            trainer.pack.weights.p.fill_(size)  # 1e38: finite weights that have no finite loss
+        return found
+
+    monkeypatch.setattr(trainer.pack.weights, "update", breaking)
+    found = curves(trainer)[0]
+    assert len(found) == rungs
+    assert math.isfinite(found[0].val_loss)
+    if name == "rollback":  # the second rung has the score of the first
+        assert found[1].val_loss == found[0].val_loss
+        assert [m.recoveries for m in found] == [0, 1, 1]
+        assert math.isfinite(found[2].val_loss)
+    else:
+        assert math.isnan(found[1].val_loss)
+
+
+def test_a_failed_last_update_of_a_rung_is_the_same_alone_in_a_pack_and_after_a_resume(tmp_path):
+    config = tiny(FAULT | {"recovery.name": "skip", "run.spike_every": 6, "run.rungs": 3})
+    neighbour = updated(config, {"run.rungs": 6, "run.spike_every": 1000})
+    wanted = alone(config)
+    assert set(wanted[0].update_ratios.values()) == {0.0}
+    together = curves(Trainer([config, neighbour]))[0]
+    assert [m.grad_norms for m in together] == [pytest.approx(m.grad_norms, rel=1e-4) for m in wanted]
+    trainer = Trainer([config])
+    next(iter(trainer))
+    trainer.save(0, tmp_path)
+    later = Trainer([config])
+    later.resume(0, tmp_path)
+    assert curves(later)[0] == wanted[1:]
+
+
+@pytest.mark.parametrize("name", ["stop", "skip"])
+def test_a_diverged_run_has_the_record_of_the_run_alone(name):
+    config = tiny(FAULT | {"recovery.name": name, "run.spike_every": 3, "recovery.spike": 9.0})
+    config = updated(config, {"recovery.at_most": 1} if name == "skip" else {})
+    sound = updated(config, {"run.spike_every": 1000})
+    together, wanted = curves(Trainer([config, sound]))[0], alone(config)
+    for m, w in zip(together, wanted, strict=True):
+        assert (m.tokens, m.updates, m.lr, m.recoveries) == (w.tokens, w.updates, w.lr, w.recoveries)
+        assert m.train_loss == pytest.approx(w.train_loss, abs=1e-5, nan_ok=True)
+
+
+def test_a_rung_without_a_finite_loss_has_no_training_loss():
+    trainer = Trainer([tiny({"recovery.name": "skip", "recovery.at_most": 1000})])
+    trainer.pack.weights.p.fill_(math.nan)
+    _, metrics = next(iter(trainer))
+    assert math.isnan(metrics[0].train_loss)
 
 
 def test_a_bound_that_every_step_exceeds_is_refused():

@@ -265,7 +265,7 @@ def test_the_average_of_the_weights_is_scored_beside_them(decay):
         average = rate * average + (1 - rate) * trainer.pack.weights.p
     torch.testing.assert_close(trainer.pack.weights.state["average"], average, rtol=1e-5, atol=1e-7)
     raw = trainer.pack.weights.p.clone()
-    (nats,), _ = trainer._averaged_scores()
+    _, ((nats,), _) = trainer._scores([0])
     assert torch.equal(trainer.pack.weights.p, raw)
     trainer.pack.weights.p.copy_(average)
     assert nats == pytest.approx(trainer.validation.scores()[0][0], rel=1e-5)
@@ -314,6 +314,15 @@ def test_diagnostics_change_no_bit(model, size):
                 assert sum(load) == pytest.approx(1.0)
 
 
+def test_diagnostics_do_not_depend_on_who_shares_the_pack(monkeypatch):
+    config = tiny({"run.diagnostics": True})
+    monkeypatch.setattr(model.validation, "EVAL_LOGITS", 257 * 16 * 4)  # four rows alone, one in a pack of three
+    together, wanted = curves(Trainer([config] * 3))[0], alone(config)
+    for m, w in zip(together, wanted, strict=True):
+        assert m.attention_entropy == pytest.approx(w.attention_entropy, abs=1e-5)
+        assert m.kurtosis == pytest.approx(w.kurtosis, abs=1e-4)
+
+
 def test_attention_written_out_equals_fused():
     assert_close(alone(tiny({"run.attention": "explicit"})), alone(tiny()))
 
@@ -324,9 +333,9 @@ def test_the_loss_of_every_so_many_updates_is_multiplied():
     for update in range(1, 7):
         norms = []
         for trainer in (spiking, plain):
-            trainer.norms.zero_()
+            trainer.updates.measured.zero_()
             trainer._train(2)
-            norms.append(float(trainer.norms[0, 0]))
+            norms.append(float(trainer.updates.measured[0, 0]))
             trainer.pack.weights.load(0, Trainer([trainer.places[0].config]).pack.weights.tensors(0))
         assert norms[0] / norms[1] == pytest.approx(50.0 if update % 3 == 0 else 1.0, rel=1e-4)
 
@@ -491,7 +500,7 @@ def test_an_overflowing_fp16_gradient_is_thrown_away_and_the_scale_halved():
     before = trainer.pack.weights.p.clone()
     trainer.pack.weights.g.fill_(math.inf)
     trainer.places[0].advance()
-    trainer._update()
+    trainer.updates.take(trainer.places, [0])
     assert torch.equal(trainer.pack.weights.p, before)
     assert not trainer.pack.weights.g.any()
     assert trainer.places[0].steps == 0
