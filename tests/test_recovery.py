@@ -51,12 +51,15 @@ def test_rolling_back_takes_weights_and_optimizer_state_of_the_last_rung_and_cut
     next(steps)  # six updates
     weights = trainer.pack.weights
     kept = {name: block.clone() for name, block in weights.blocks().items()}
+    usual = trainer.places[0].health.mean
     trainer._train(3)
+    assert trainer.places[0].health.mean != usual
     assert not torch.equal(weights.p, kept["weights"])
     taken = trainer.places[0].steps
     trainer._train(1)
     for name, block in weights.blocks().items():
         assert torch.equal(block, kept[name]), name
+    assert trainer.places[0].health.mean == usual  # what is usual for those weights
     assert (taken, trainer.places[0].steps) == (9, 6)  # Adam's correction for its zero start goes back too
     before = config.schedule.multiplier(9.5 / 18) * config.optimizer.lr
     assert trainer.places[0].lr() == pytest.approx(0.25 * before)
