@@ -138,9 +138,11 @@ def _line(rung: int, value: float, objective: str, metrics: Mapping[str, Any]) -
     parts = [f"rung {rung}", f"{objective} {number(value)}"]
     if "tokens" in metrics:
         parts.insert(1, f"tokens {metrics['tokens']:,}")
-    for key in ("val_bpb", "train_loss", "lr", "tokens_per_second"):
-        if key in metrics and key != objective:
+    for key in ("val_bpb", "ema_val_loss", "train_loss", "lr", "tokens_per_second"):
+        if metrics.get(key) is not None and key != objective:
             parts.append(f"{key} {number(metrics[key])}")
+    if metrics.get("recoveries"):
+        parts.append(f"recoveries {metrics['recoveries']}")
     return "  ".join(parts)
 
 
