@@ -20,7 +20,7 @@ def _of_form(pattern: str, example: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Id = Annotated[str, _of_form(r"C\d{3}-\d\d", "C000-01")]
+Id = Annotated[str, _of_form(r"C[0-9]{3}-[0-9]{2}", "C000-01")]
 Sentence = Annotated[str, Field(min_length=1)]
 Node = Annotated[str, _of_form(r"tests/\w+\.py::test_\w+", "tests/test_claims.py::test_it")]
 
@@ -38,7 +38,7 @@ class Effect(Section):
 
     text: Sentence
     """In the report's own measure."""
-    value: float | None = None
+    value: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
     """The smallest effect that the report claims, where it gives a number."""
     unit: Literal["share", "level"] | None = None
     """share: of the reference's metric, -0.1 is ten percent lower. level: the metric itself, which is at most that."""
@@ -81,7 +81,7 @@ class Arms(Section):
     """What all arms get the same of. seconds: curves are read, between rungs, where the first arm to end ended."""
     metric: Metric | dict[str, Metric]
     """What is compared; arm -> metric where one run is scored in two ways."""
-    arms: dict[str, Values] | None = Field(default=None, min_length=2)
+    arms: dict[str, Values] | None = None
     """Name -> what differs from the base."""
     factors: dict[str, list[Choice] | dict[str, Values]] | None = Field(default=None, min_length=1)
     """Instead of arms, all crossed: field -> its values, or name -> {level -> what differs}; the first ones are the

@@ -15,6 +15,9 @@ from model.config import TrainConfig
 from model.section import flat, updated
 from model.splitting import TRAINING
 
+# What makes no arm: seeds are the protocol's, the others leave losses alone.
+NEUTRAL = {"run.seed": 0, "run.device": "auto", "run.keep_checkpoints": "last", "run.diagnostics": False}
+
 
 def read(path: Path) -> Ledger:
     """Read and check a ledger.
@@ -57,7 +60,7 @@ def configurations(test: Arms) -> dict[str, TrainConfig]:
 
 def _problems(name: str, claim: Claim) -> list[str]:
     """Return what is wrong with a claim whose keys are right, each line beginning with the key."""
-    own = [] if claim.report[1:] == name[1:4] else [f"report: must be S{name[1:4]}, got {claim.report}"]
+    own = [] if claim.report == f"S{name[1:4]}" else [f"report: must be S{name[1:4]}, got {claim.report}"]
     return own + (_arm_problems(claim.test) if isinstance(claim.test, Arms) else [])
 
 
@@ -83,7 +86,10 @@ def _difference(test: Arms, configs: Mapping[str, TrainConfig]) -> list[str]:
     seen: dict[str, str] = {}
     problems = []
     for name, config in configs.items():
-        first = seen.setdefault(f"{config.model_dump_json()} {test.metric_of(name)}", name)
+        same = updated(config, NEUTRAL)
+        if not test.metric_of(name).startswith("ema_"):
+            same = updated(same, {"regularization.ema": None})
+        first = seen.setdefault(f"{same.model_dump_json()} {test.metric_of(name)}", name)
         if first != name:
             problems.append(f"test.arms.{name}: must differ from every other arm, is the same as {first}")
     return problems
@@ -121,6 +127,8 @@ def _measurable(test: Arms, configs: Mapping[str, TrainConfig]) -> list[str]:
             "test.metric: must be val_bpb, since the tokenizer is varied and nats per token of different tokens "
             f"cannot be compared, got {next(iter(metrics.values()))}"
         )
+    if len({metric.removeprefix("ema_") for metric in metrics.values()}) > 1:
+        problems.append(f"test.metric: must be one for all arms, but for ema_, got {', '.join(metrics.values())}")
     for name, config in configs.items():
         if metrics[name].startswith("ema_") and config.regularization.ema is None:
             problems.append(f"test.arms.{name}: must set regularization.ema, since its metric is {metrics[name]}")

@@ -110,7 +110,7 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
         "got 'hoped'"
     ]),
     (claim({"base": "mien"}), ["C009-01.test.base: no base 'mien'; did you mean mine? (there are blueberry"]),
-    (claim({"arms": {"a": {}}}), ["C009-01.test.arms: must not be empty"]),
+    (claim({"arms": {"a": {}}}), ["C009-01.test: must have two arms at least, besides what is tuned"]),
     (claim({"metric": "loss"}), ["C009-01.test.metric: must be one of"]),
     (claim({"seeds": 2}), ["C009-01.test.seeds: must be at least 3, got 2"]),
     (claim({"factors": FACTORS}), ["C009-01.test: must give arms or factors, one of them"]),
@@ -129,6 +129,16 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     (claim({"arms": {"a": {}, "b": {}}}), [
         "C009-01.test.arms.b: must differ from every other arm, is the same as a"
     ]),
+    (claim({"arms": {"a": {}, "b": {"run.seed": 1, "run.diagnostics": True}}}), [
+        "C009-01.test.arms.b: must differ from every other arm, is the same as a"
+    ]),
+    (claim({"arms": {"a": {}, "b": {"regularization.ema": 0.9}}}), [
+        "C009-01.test.arms.b: must differ from every other arm, is the same as a"
+    ]),
+    (claim({"metric": {"a": "val_loss", "b": "tokens_per_second"}}), [
+        "C009-01.test.metric: must be one for all arms, but for ema_, got val_loss, tokens_per_second"
+    ]),
+    (claim(effect={"text": "much", "value": float("nan"), "unit": "share"}), ["C009-01.effect.value: must be"]),
     (claim({"arms": {"a": {}, "b": {"run.tokens": 4096}}}), [
         "C009-01.test.arms.b: must have the tokens of the first arm, 2048, got 4096"
     ]),
@@ -150,7 +160,7 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
         "C009-01.test.arms.a: must set regularization.ema, since its metric is ema_val_loss",
         "C009-01.test.arms.b: must set regularization.ema, since its metric is ema_val_loss",
     ]),
-    (claim({"metric": "kurtosis", "arms": {"a": {"run.diagnostics": True}, "b": {}}}), [
+    (claim({"metric": "kurtosis", "arms": {"a": {"run.diagnostics": True}, "b": {"optimizer.lr": 0.01}}}), [
         "C009-01.test.arms.b: must set run.diagnostics, since its metric is kurtosis"
     ]),
     (claim({"equal": "seconds", "arms": {"a": {"run.rungs": 2}, "b": {"run.rungs": 2, "optimizer.lr": 1}}}), [

@@ -28,5 +28,7 @@ def last(config: TrainConfig, seeds: int) -> list[Metrics]:
 
 def spread(values: Sequence[float]) -> str:
     """Return mean, standard deviation and all values."""
+    if len(values) < 2:
+        return f"{values[0]:.4f} (one seed)"
     each = " ".join(f"{value:.4f}" for value in values)
     return f"{statistics.mean(values):.4f} (sd {statistics.stdev(values):.4f}; {each})"
