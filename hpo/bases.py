@@ -47,13 +47,18 @@ def resolved(tree: Mapping[str, Any], kind: type[M]) -> M:
 
 
 def dotted(tree: Mapping[str, Any], base: BaseModel) -> dict[str, Any]:
-    """Return {"optimizer.lr": 1e-3} for {"optimizer": {"lr": 1e-3}}, where `base` has a section of that name."""
+    """Return {"optimizer.lr": 1e-3} for {"optimizer": {"lr": 1e-3}}, where `base` has a section of that name.
+
+    Raises:
+        Problem: a field is given in both ways.
+    """
     values: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and isinstance(getattr(base, key, None), BaseModel):
-            values |= {f"{key}.{field}": inner for field, inner in value.items()}
-        else:
-            values[key] = value
+        nested = isinstance(value, dict) and isinstance(getattr(base, key, None), BaseModel)
+        found = {f"{key}.{field}": inner for field, inner in value.items()} if nested else {key: value}
+        if twice := sorted(values.keys() & found.keys()):
+            raise Problem(f"base.{twice[0]}: given twice, as a field of a section and as a dotted field; keep one")
+        values |= found
     return values
 
 

@@ -85,6 +85,10 @@ def test_whole_base_travels_in_the_study() -> None:
         ({"from": "bases/mine.yaml"}, "s.yaml: base.from: no such file: bases/mine.yaml; did you mean mine?"),
         ({"from": 3}, "s.yaml: base.from: must be the name of a base, got 3"),
         ({"from": "mine", "optimizer": {"lrr": 1}}, "s.yaml: base.optimizer.lrr: no such field; did you mean"),
+        (
+            {"from": "mine", "optimizer": {"lr": 0.1}, "optimizer.lr": 0.2},
+            "s.yaml: base.optimizer.lr: given twice, as a field of a section and as a dotted field; keep one",
+        ),
         ({"from": "mine", "optimizer": 3}, "s.yaml: base.optimizer: must be a mapping, got 3"),
         ({"from": "mine", "optimiser": {"lr": 3}}, "s.yaml: base.optimiser: no such field; did you mean optimizer?"),
         ({"from": "mine", "optimizer": {"lr": -1}}, "s.yaml: base.optimizer.lr: must be greater than 0, got -1"),
