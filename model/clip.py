@@ -96,7 +96,7 @@ class ZClip(Rule):
     alpha: Decay = 0.97
     """Decay of the mean and variance of norms."""
     warmup: Annotated[int, Field(ge=2)] = 25
-    """Updates whose norms make the first mean and variance."""
+    """Updates whose norms make the first mean and variance; a run of no more is not clipped for its z-scores."""
     max_norm: Positive | None = None
     """Largest L2 norm besides, during warmup too; none: no such bound."""
 
@@ -139,7 +139,7 @@ class AdaGC(Rule):
     beta: Decay = 0.98
     """Decay of the running means."""
     warmup: Count = 100
-    """Updates before the running means are used."""
+    """Updates before the running means are used; a run of no more is clipped at `absolute` alone."""
 
     def state(self, tensors: int) -> dict[str, tuple[int, float]]:
         return {"seen": (1, 0.0), "gamma": (tensors, float("inf"))}

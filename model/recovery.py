@@ -19,8 +19,8 @@ class Recovery(Section):
     """What counts as a failed step."""
 
     spike: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
-    """A step whose gradient norm, before clipping, is more than this many times its running mean has failed; none:
-    only one that is not finite."""
+    """A step whose gradient norm, before clipping, is more than this many times its running mean has failed, from the
+    21st good step on; none: only one that is not finite."""
 
 
 class Stop(Recovery):

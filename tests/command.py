@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
-from hpo import cores
+from hpo import cores, notation
 from hpo.cli import app
+from tests.tiny import corpus
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,3 +70,10 @@ def trivial(folder: Path, name: str = "trivial") -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(STUDY)
     return path
+
+
+def write_base(folder: Path, name: str, tree: dict[str, Any]) -> None:
+    """Put a base on the tiny text where commands that run in `folder` find it."""
+    (folder / "studies" / "bases").mkdir(parents=True)
+    text = notation.dump(tree | {"data": {"name": "text", "path": corpus()}})
+    (folder / "studies" / "bases" / f"{name}.yaml").write_text(text)

@@ -71,3 +71,15 @@ def assert_same(a: Seen, b: Seen, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(a.logits, b.logits, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(a.notes, b.notes, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(a.grads, b.grads, rtol=tolerance, atol=tolerance * 10)
+
+
+def assert_nan_stays_with_its_run(networks: Sequence[Network], tokens: Tensor) -> None:
+    """Break the second of three runs; logits and gradients of its neighbours keep every bit."""
+    calm = together(networks, tokens)
+    with torch.no_grad():
+        networks[1].wte.weight.fill_(torch.nan)
+    stormy = together(networks, tokens)
+    assert stormy[1].logits.isnan().all()
+    for k in (0, 2):
+        assert torch.equal(calm[k].logits, stormy[k].logits)
+        assert all(torch.equal(calm[k].grads[name], stormy[k].grads[name]) for name in calm[k].grads)

@@ -7,7 +7,7 @@ from model.attention import documents
 from model.gpt import GPT
 from model.network import Network
 from model.tokenizer import END
-from tests.side_by_side import alone, assert_same, random, shaken, together
+from tests.side_by_side import alone, assert_nan_stays_with_its_run, assert_same, random, shaken, together
 
 VOCAB = 31
 SHAPE = GPT(n_layer=2, n_head=2, n_embd=12, context=8)
@@ -63,14 +63,7 @@ def test_masked_documents_side_by_side_equal_a_run_alone(explicit, position, sam
 def test_a_run_of_nan_leaves_every_bit_of_its_neighbours():
     networks = [built(seed) for seed in range(3)]
     x = ROWS.expand(3, -1, -1)
-    calm = together(networks, x)
-    with torch.no_grad():
-        networks[1].wte.weight.fill_(math.nan)
-    stormy = together(networks, x)
-    assert stormy[1].logits.isnan().all()
-    for k in (0, 2):
-        assert torch.equal(calm[k].logits, stormy[k].logits)
-        assert all(torch.equal(calm[k].grads[name], stormy[k].grads[name]) for name in calm[k].grads)
+    assert_nan_stays_with_its_run(networks, x)
 
 
 def test_a_mask_is_of_the_document_and_of_the_past():

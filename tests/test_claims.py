@@ -18,8 +18,8 @@ from model.config import TrainConfig
 from model.metrics import Metrics
 from model.section import updated
 from model.train import Trainer
-from tests.command import ROOT, hpo
-from tests.tiny import alone, corpus, tiny
+from tests.command import ROOT, hpo, write_base
+from tests.tiny import alone, tiny
 
 LEDGER = read(shipped() / "claims.yaml")
 BY_ARMS = {name: claim.test for name, claim in LEDGER.claims.items() if isinstance(claim.test, Arms)}
@@ -40,9 +40,7 @@ FACTORS = {"optimizer.lr": [1e-3, 1e-2], "clip": {"norm": {}, "none": {"clip.nam
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a base of its own."""
-    (tmp_path / "studies" / "bases").mkdir(parents=True)
-    text = notation.dump(BASE | {"data": {"name": "text", "path": corpus()}})
-    (tmp_path / "studies" / "bases" / "mine.yaml").write_text(text)
+    write_base(tmp_path, "mine", BASE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -9,7 +9,7 @@ from model.gpt import GPT
 from model.network import Network, Norm, Pass, excess_kurtosis
 from model.regularization import Regularization
 from model.tokenizer import END
-from tests.side_by_side import alone, assert_same, random, shaken, together
+from tests.side_by_side import alone, assert_nan_stays_with_its_run, assert_same, random, shaken, together
 
 VOCAB = 31
 DROPOUTS = [name for name in Regularization().numbers() if name.endswith("_dropout")]
@@ -303,14 +303,7 @@ def test_a_run_of_nan_leaves_every_bit_of_its_neighbours():
         for name in NUMBERS:
             network.get_buffer(name).fill_(0.2)
     x = torch.stack([tokens()] * 3)
-    calm = together(networks, x)
-    with torch.no_grad():
-        networks[1].wte.weight.fill_(math.nan)
-    stormy = together(networks, x)
-    assert stormy[1].logits.isnan().all()
-    for k in (0, 2):
-        assert torch.equal(calm[k].logits, stormy[k].logits)
-        assert all(torch.equal(calm[k].grads[name], stormy[k].grads[name]) for name in calm[k].grads)
+    assert_nan_stays_with_its_run(networks, x)
 
 
 def noisy(name: str, value: float, **values) -> Network:
