@@ -36,10 +36,6 @@ class Stop(Recovery):
         """Return whether every step's gradient norm must be looked at."""
         return self.spike is not None
 
-    def cut(self) -> float:
-        """Return the factor on the learning rate after a failure."""
-        return 1.0
-
 
 class Skip(Recovery):
     """Leave the update out and go on with the next batch."""
@@ -53,9 +49,6 @@ class Skip(Recovery):
 
     def watches(self) -> bool:
         return True
-
-    def cut(self) -> float:
-        return 1.0
 
 
 class RollBack(Recovery):
@@ -72,9 +65,6 @@ class RollBack(Recovery):
 
     def watches(self) -> bool:
         return True
-
-    def cut(self) -> float:
-        return self.lr_factor
 
 
 class Health:
@@ -103,8 +93,8 @@ class Health:
             return "go"
         self.failures += 1
         answer = self.rule.answer(self.failures)
-        if answer == "rollback":
-            self.cut *= self.rule.cut()
+        if isinstance(self.rule, RollBack) and answer == "rollback":
+            self.cut *= self.rule.lr_factor
             self.seen, self.mean = self.marked
         return answer
 
