@@ -4,10 +4,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from hpo import looking
+from hpo.arguments import RUNS, Out, Pack, Print, Set, Storage, Study, leave, url
 from hpo.output import Format, say
 from hpo.problems import Problem
 
@@ -21,13 +23,7 @@ app = typer.Typer(
 texts = typer.Typer(no_args_is_help=True, help="Prepare and look at the text that runs train on.")
 app.add_typer(texts, name="data")
 
-Study = Annotated[str | None, typer.Option(help="Name of the study; may be left out where the storage holds one.")]
-Storage = Annotated[str | None, typer.Option(help="URL; else $HPO_STORAGE, else sqlite:///runs/hpo.db.")]
-Print = Annotated[Format, typer.Option(help="How to print.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="A field of the configuration.")]
-Out = Annotated[Path, typer.Option(help="Folder of the runs.")]
-Pack = Annotated[int, typer.Option(min=1, help="Trials that a worker trains side by side.")]
-RUNS = Path("runs")
+app.add_typer(looking.commands)
 
 
 @app.command()
@@ -54,7 +50,7 @@ def launch(
 
     options = Options(
         study=study,
-        storage=_url(storage),
+        storage=url(storage),
         workers=workers,
         budget={"trials": trials, "hours": hours},
         overrides=overrides or [],
@@ -67,7 +63,7 @@ def launch(
         quiet=quiet,
         plain=plain,
     )
-    _leave(launch(options))
+    leave(launch(options))
 
 
 @app.command()
@@ -86,7 +82,7 @@ def worker(
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before torch is imported
     from hpo.joining import join
 
-    _leave(join(_url(storage), study, pack, out))
+    leave(join(url(storage), study, pack, out))
 
 
 @app.command()
@@ -110,108 +106,6 @@ def check(
 
 
 @app.command()
-def studies(storage: Storage = None, format: Print = Format.table) -> None:
-    """List the studies of a storage."""
-    from hpo.output import rows
-    from hpo.reports import studies
-
-    with _looking(storage) as store:
-        rows(studies(store), format)
-
-
-@app.command()
-def status(
-    study: Study = None,
-    storage: Storage = None,
-    format: Print = Format.table,
-    watch: Annotated[bool, typer.Option("--watch", help="Print again every two seconds until the study ends.")] = False,
-) -> None:
-    """Say how far a study is, and what is best so far."""
-    from hpo.reports import show_status
-
-    with _looking(storage) as store:
-        show_status(store, study, format, watch)
-
-
-@app.command()
-def trials(study: Study = None, storage: Storage = None, format: Print = Format.table) -> None:
-    """List the trials of a study."""
-    from hpo.output import rows
-    from hpo.status import row, snapshot
-
-    with _looking(storage) as store:
-        of = snapshot(store, study)
-        rows([row(of, trial) for trial in of.trials], format)
-
-
-@app.command()
-def show(
-    number: Annotated[int, typer.Argument(help="Number of the trial.")],
-    study: Study = None,
-    storage: Storage = None,
-    format: Print = Format.table,
-) -> None:
-    """Show one trial: values, curve, how it ended."""
-    from hpo.output import record
-    from hpo.reports import trial
-    from hpo.status import snapshot
-
-    with _looking(storage) as store:
-        record(trial(snapshot(store, study), number), format)
-
-
-@app.command()
-def logs(
-    number: Annotated[int, typer.Argument(help="Number of the trial.")],
-    study: Study = None,
-    storage: Storage = None,
-    out: Out = RUNS,
-    format: Print = Format.table,
-) -> None:
-    """Print the metrics of a trial, a line a rung, and what it wrote to standard error."""
-    from hpo.reports import show_logs
-    from hpo.status import find, snapshot
-
-    with _looking(storage) as store:
-        of = snapshot(store, study)
-        show_logs(of, find(of, number), out, format)
-
-
-@app.command()
-def best(study: Study = None, storage: Storage = None, format: Print = Format.table) -> None:
-    """Print the best trial."""
-    from hpo.output import record
-    from hpo.reports import trial
-    from hpo.status import best_trial, snapshot
-
-    with _looking(storage) as store:
-        of = snapshot(store, study)
-        record(trial(of, best_trial(of).number), format)
-
-
-@app.command()
-def export(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; else standard output.")] = None,
-    trial: Annotated[int | None, typer.Option(help="Number of the trial; else the best.")] = None,
-    study: Study = None,
-    storage: Storage = None,
-) -> None:
-    """Write the configuration of the best trial, complete and trainable."""
-    from hpo.export import picked, text
-    from hpo.folders import write
-    from hpo.status import snapshot
-
-    with _looking(storage) as store:
-        of = snapshot(store, study)
-        found = text(of, picked(of, trial))
-    if output is None:
-        print(found, end="")
-        return
-    write(output, found)
-    say(f"{output}: trial {picked(of, trial).number} of {of.name}; next: hpo train {output}")
-
-
-@app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="Configuration, as `hpo export` writes it, or name of a base.")],
     overrides: Set = None,
@@ -221,7 +115,7 @@ def train(
     """Train a configuration; --set run.tokens=... trains longer, the schedule stretched over the new length."""
     from hpo.training import train
 
-    _leave(train(config, overrides or [], out, resume))
+    leave(train(config, overrides or [], out, resume))
 
 
 @app.command()
@@ -248,7 +142,7 @@ def dashboard(
     """Serve the Optuna Dashboard over the storage."""
     from hpo.dashboard import serve
 
-    serve(_url(storage), host, port)
+    serve(url(storage), host, port)
 
 
 @texts.command("prepare")
@@ -285,23 +179,6 @@ def data_show(
     for text in some(study, overrides or [], documents):
         print(text)
         print("-" * 40)
-
-
-def _url(storage: str | None) -> str:
-    from hpo.engine import default_url
-
-    return default_url(storage)
-
-
-def _looking(storage: str | None) -> Any:
-    from hpo.engine import look
-
-    return look(_url(storage))
-
-
-def _leave(status: int) -> None:
-    if status:
-        raise typer.Exit(status)
 
 
 def main() -> None:

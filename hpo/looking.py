@@ -1,0 +1,113 @@
+"""The commands that only look at a storage. They import neither Optuna nor torch, so they answer at once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpo.arguments import RUNS, Number, Out, Print, Storage, Study, looking
+from hpo.output import Format, say
+
+commands = typer.Typer()
+
+
+@commands.command()
+def studies(storage: Storage = None, format: Print = Format.table) -> None:
+    """List the studies of a storage."""
+    from hpo.output import rows
+    from hpo.reports import studies
+
+    with looking(storage) as store:
+        rows(studies(store), format)
+
+
+@commands.command()
+def status(
+    study: Study = None,
+    storage: Storage = None,
+    format: Print = Format.table,
+    watch: Annotated[bool, typer.Option("--watch", help="Print again every two seconds until the study ends.")] = False,
+) -> None:
+    """Say how far a study is, and what is best so far."""
+    from hpo.reports import show_status
+
+    with looking(storage) as store:
+        show_status(store, study, format, watch)
+
+
+@commands.command()
+def trials(study: Study = None, storage: Storage = None, format: Print = Format.table) -> None:
+    """List the trials of a study."""
+    from hpo.output import rows
+    from hpo.status import row, snapshot
+
+    with looking(storage) as store:
+        of = snapshot(store, study)
+        rows([row(of, trial) for trial in of.trials], format)
+
+
+@commands.command()
+def show(
+    number: Number,
+    study: Study = None,
+    storage: Storage = None,
+    format: Print = Format.table,
+) -> None:
+    """Show one trial: values, curve, how it ended."""
+    from hpo.output import record
+    from hpo.reports import trial
+    from hpo.status import snapshot
+
+    with looking(storage) as store:
+        record(trial(snapshot(store, study), number), format)
+
+
+@commands.command()
+def logs(
+    number: Number,
+    study: Study = None,
+    storage: Storage = None,
+    out: Out = RUNS,
+    format: Print = Format.table,
+) -> None:
+    """Print the metrics of a trial, a line a rung, and what it wrote to standard error."""
+    from hpo.reports import show_logs
+    from hpo.status import find, snapshot
+
+    with looking(storage) as store:
+        of = snapshot(store, study)
+        show_logs(of, find(of, number), out, format)
+
+
+@commands.command()
+def best(study: Study = None, storage: Storage = None, format: Print = Format.table) -> None:
+    """Print the best trial."""
+    from hpo.output import record
+    from hpo.reports import trial
+    from hpo.status import best_trial, snapshot
+
+    with looking(storage) as store:
+        of = snapshot(store, study)
+        record(trial(of, best_trial(of).number), format)
+
+
+@commands.command()
+def export(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; else standard output.")] = None,
+    trial: Annotated[int | None, typer.Option(help="Number of the trial; else the best.")] = None,
+    study: Study = None,
+    storage: Storage = None,
+) -> None:
+    """Write the configuration of the best trial, complete and trainable."""
+    from hpo.export import picked, text
+    from hpo.folders import write
+    from hpo.status import snapshot
+
+    with looking(storage) as store:
+        of = snapshot(store, study)
+        found = text(of, picked(of, trial))
+    if output is None:
+        print(found, end="")
+        return
+    write(output, found)
+    say(f"{output}: trial {picked(of, trial).number} of {of.name}; next: hpo train {output}")
