@@ -171,9 +171,20 @@ def _problems(file: StudyFile, base: BaseModel) -> list[str]:
     if file.budget.trials is not None and file.budget.trials < len(file.baseline):
         n = len(file.baseline)
         problems.append(f"budget.trials: must be at least {n}, one for each baseline, got {file.budget.trials}")
+    problems += _token_problems(file, base)
     if not problems:
         problems += file.sampler.problems(base, file.space)
     return problems + _objective_problems(file, base) + _plug_problems(file, base)
+
+
+def _token_problems(file: StudyFile, base: BaseModel) -> list[str]:
+    tokens, rung_tokens = file.budget.tokens, getattr(base, "rung_tokens", None)
+    if tokens is None:
+        return []
+    if rung_tokens is None:
+        return ["budget.tokens: needs a config that counts tokens, with a method rung_tokens(); give trials or hours"]
+    run = round(rung_tokens() * (file.rungs or flat(base)["run.rungs"]))
+    return [] if tokens >= run else [f"budget.tokens: must be at least {run}, the length of one run, got {tokens}"]
 
 
 def _objective_problems(file: StudyFile, base: BaseModel) -> list[str]:

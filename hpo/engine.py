@@ -13,27 +13,63 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
 
-from hpo.patience import QUICK, StorageError, retry, shown
+from hpo.patience import QUICK, StorageError, limit, retry, shown
+
+OURS = sa.MetaData()  # our own tables, beside Optuna's
 
 # A row a trial of the budget: who runs it, until when by the database's clock, as which Optuna trial.
 SLOT = sa.Table(
     "hpo_slot",
-    sa.MetaData(),
+    OURS,
     sa.Column("study_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("kind", sa.String(16), nullable=False),  # baseline | search
+    sa.Column("kind", sa.String(16), nullable=False),  # baseline | search | enqueued | retry
     sa.Column("state", sa.String(16), nullable=False, default="free"),  # free | leased | done
     sa.Column("owner", sa.String(255)),  # who claimed it last
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
     sa.Column("lease_until", sa.Double, nullable=False, default=0.0),  # seconds since 1970
     sa.Column("trial_id", sa.Integer),
     sa.Column("fixed", sa.Text),  # JSON: parameters that this slot must run with
+    sa.Column("origin", sa.Integer),  # number of the trial that this one tries again
+    sa.Column("wish", sa.String(16)),  # kill: what a person wants of the trial
+    sa.Column("rungs", sa.Integer, nullable=False, server_default="0"),  # trained, or set aside of a budget in tokens
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),  # attempts lost since its last new rung
 )
+
+# What happened to attempts, workers and the study, in one word each; a row is never changed.
+EVENT = sa.Table(
+    "hpo_event",
+    OURS,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("study_id", sa.Integer, nullable=False, index=True),
+    sa.Column("at", sa.Double, nullable=False),  # seconds since 1970, by the database's clock
+    sa.Column("word", sa.String(32), nullable=False),
+    sa.Column("slot", sa.Integer),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("owner", sa.String(255)),
+    sa.Column("text", sa.Text),
+)
+
+BUSY_S = 60.0  # for which SQLite waits for another process's lock
 
 _FILES = (".db", ".sqlite", ".sqlite3")
 _POSTGRES = {"postgres", "postgresql"} | {f"postgresql+{driver}" for driver in ("psycopg", "psycopg2", "psycopg2cffi")}
 
+# Storages that Optuna knows and that cannot carry leases, each with its reason.
+_REFUSED = {
+    "grpc": "Optuna's gRPC proxy has no transactions for leases, and one process does the work of all workers",
+    "journal": "Optuna's journal storage has no transactions for leases, and a torn line makes its file unreadable",
+    "redis": "a journal in Redis has no transactions for leases",
+    "mysql": "MySQL cannot return what an update changed, which claiming a trial needs, and is not tested",
+    "mariadb": "MariaDB is not tested",
+}
+
 T = TypeVar("T")
+
+
+def _of_file(url: str) -> str | None:
+    """Return why a file that Optuna would take for a journal is refused."""
+    return _REFUSED["journal"] if url.endswith((".log", ".journal", ".jsonl")) else None
 
 
 @dataclass(frozen=True)
@@ -92,6 +128,8 @@ def normalise(url: str) -> str:
         if parsed.database in (None, "", ":memory:"):
             raise StorageError(f"storage: must be a file that workers can share, got {shown(url)}")
         return parsed.set(drivername="sqlite").render_as_string()
+    if reason := _REFUSED.get(url.partition(":")[0].partition("+")[0].lower()) or _of_file(url):
+        raise StorageError(f"storage: {reason}, got {shown(url)}; use SQLite on one machine, Postgres between machines")
     raise StorageError(
         f"storage: must be a file that ends in {', '.join(_FILES)}, sqlite:///FILE or "
         f"postgresql://USER@HOST/DATABASE, got {shown(url)}"
@@ -106,7 +144,7 @@ def file_of(url: str) -> Path | None:
 
 def engine_options(url: str, readonly: bool = False) -> dict[str, Any]:
     if file_of(url):
-        return {"connect_args": {"timeout": 60}}
+        return {"connect_args": {"timeout": BUSY_S}}
     # A worker that is stopped inside a transaction must not hold its locks against the others.
     options = "-c timezone=UTC -c idle_in_transaction_session_timeout=30000"
     options += " -c default_transaction_read_only=on" if readonly else ""
@@ -133,8 +171,26 @@ def check_present(url: str, patience: float) -> None:
     if file and not file.is_file():
         raise StorageError(f"no storage at {file}; `hpo launch` creates it")
     engine = sa.create_engine(url, **unpooled(url))
-    if not retry(lambda: sa.inspect(engine).has_table("version_info"), patience=patience, url=url):
+    missing = retry(missing_columns, engine, patience=patience, url=url)
+    if missing is None:
         raise StorageError(f"no study in {shown(url)}; `hpo launch` creates the tables")
+    if missing:
+        raise StorageError(
+            f"{shown(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}; "
+            "`hpo doctor --fix` adds them"
+        )
+
+
+def missing_columns(engine: sa.Engine) -> list[sa.Column[Any]] | None:
+    """Return the columns of our tables that a storage has not; None where it has not even Optuna's tables."""
+    inspector = sa.inspect(engine)
+    if not inspector.has_table("version_info"):
+        return None
+    tables = set(inspector.get_table_names())
+    have = {
+        t.name: {c["name"] for c in inspector.get_columns(t.name)} for t in OURS.tables.values() if t.name in tables
+    }
+    return [c for t in OURS.tables.values() for c in t.columns if c.name not in have.get(t.name, ())]
 
 
 def hook(engine: sa.Engine, readonly: bool = False) -> None:
@@ -154,4 +210,7 @@ def hook(engine: sa.Engine, readonly: bool = False) -> None:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
+        # SQLite waits for a lock inside one call, where nothing else can end the wait.
+        wait = min(BUSY_S, limit())
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(1000 * wait)}")
         connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")

@@ -1,5 +1,6 @@
 """Files of a study: runs/<study>/{study.yaml, best.yaml, trials/0007/{config.yaml, metrics.jsonl, ...}}."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hpo import cores, notation
-from hpo.problems import Problem, WorkFailed
+from hpo.problems import Problem, Unwritable
 
 PACKAGES = ("hpo", "torch", "optuna", "numpy", "tokenizers")
 
@@ -30,7 +31,7 @@ def write(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 
     Raises:
-        WorkFailed: it cannot be written; the message names it.
+        Unwritable: the message names it.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -39,21 +40,35 @@ def write(path: Path, text: str) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise WorkFailed(f"cannot write {path}: {error.strerror or error}") from None
+        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def writable(folder: Path, n_bytes: int = 2**20) -> bool:
+    """Return whether a folder takes so many bytes."""
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(n_bytes))
+        return True
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def append(path: Path, metrics: Mapping[str, Any]) -> None:
     """Add one line of JSON; numbers that JSON has not are null.
 
     Raises:
-        WorkFailed: the file cannot be written.
+        Unwritable: the message names it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({key: jsonable(value) for key, value in metrics.items()}) + "\n")
     except OSError as error:
-        raise WorkFailed(f"cannot write {path}: {error.strerror or error}") from None
+        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,14 @@
 """One trial in the hands of a worker: its slot, its Optuna trial, its folder."""
 
+import contextlib
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel, ValidationError
 
@@ -15,18 +18,39 @@ from hpo.sampler import seeded
 from hpo.slots import Claim
 from hpo.space import held, suggest
 from hpo.status import MACHINE, SET
+from hpo.storage import fenced
 from model.seeds import derive
 
 
 @dataclass
 class Job:
-    """A trial that this worker runs; `trial` is the worker's own copy, to which it adds each value."""
+    """A trial that this worker runs; `trial` is the worker's own copy, to which it adds each value.
+
+    unsent: values by rung that the storage has not got yet, since it was away.
+    seconds: what its earlier attempts took; began: when this one did, by this process's clock.
+    """
 
     claim: Claim
     trial: FrozenTrial
     config: BaseModel
     folder: Path
     metrics: dict[str, Any] = field(default_factory=dict)
+    unsent: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, rung: int, value: float) -> None:
+        """Add a value that is to be told to the study; one that the study has stays as it is."""
+        if rung not in self.trial.intermediate_values:
+            self.trial.intermediate_values[rung] = self.unsent[rung] = value
+
+    def spent(self) -> float:
+        """Return the seconds of all attempts."""
+        return self.seconds + time.monotonic() - self.began
+
+    def overdue(self, limit: float | None) -> bool:
+        """Return whether it took longer than so many seconds."""
+        return limit is not None and self.spent() >= limit
 
     @property
     def number(self) -> int:
@@ -42,24 +66,22 @@ class Job:
 
 
 def open_trial(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
-    """Return the trial of a claimed slot: the one that an earlier attempt began, else a new one."""
-    return _begun(at, claim) or _new(at, claim, owner, pack)
+    """Return the trial of a claimed slot: the one that an earlier attempt began, else a new one.
 
-
-def _begun(at: Registered, claim: Claim) -> FrozenTrial | None:
-    """Return the trial that an earlier attempt began, also where it died before it could note which."""
-    if claim.trial_id is not None:
-        return at.store.optuna.get_trial(claim.trial_id)
-    return None if claim.attempt == 1 else _of_slot(at, claim)
-
-
-def _of_slot(at: Registered, claim: Claim) -> FrozenTrial | None:
-    trials = at.store.optuna.get_all_trials(at.optuna._study_id, deepcopy=False)
-    return next((t for t in trials if t.user_attrs.get("slot") == claim.slot), None)
+    Raises:
+        Lost: the claim is lost.
+    """
+    if claim.trial_id is None:
+        return _new(at, claim, owner, pack)
+    with fenced(at.slots.held(claim, owner)):
+        for key, value in {"attempt": claim.attempt, "worker": owner, MACHINE: {**machine(), "pack": pack}}.items():
+            with contextlib.suppress(UpdateFinishedTrialError):
+                at.store.optuna.set_trial_user_attr(claim.trial_id, key, value)
+    return at.store.optuna.get_trial(claim.trial_id)
 
 
 def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
-    """Make the trial's row, slot and attempt in it, in one transaction."""
+    """Make the trial's row, slot and attempt in it, and note it in the slot, all in one transaction."""
     fixed = _holdable(at, claim)
     template = create_trial(
         state=TrialState.RUNNING,
@@ -71,26 +93,20 @@ def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
             "kind": claim.kind,
             "worker": owner,
             **({} if claim.fixed is None else {SET: claim.fixed}),
+            **({} if claim.origin is None else {"retry_of": claim.origin}),
             MACHINE: {**machine(), "pack": pack},
         },
     )
-    trial_id = _made_once(at, claim, template)
-    at.slots.link(claim, owner, trial_id)
-    return at.store.optuna.get_trial(trial_id)
-
-
-def _made_once(at: Registered, claim: Claim, template: FrozenTrial) -> int:
-    """Make a trial's row and return its id; one row also where the storage's answer is lost and asked for again."""
     tries = 0
 
     def make() -> int:
         nonlocal tries
         tries += 1
-        made = _of_slot(at, claim) if tries > 1 else None
-        return made._trial_id if made else at.store.create_new_trial(at.optuna._study_id, template)
+        made = at.slots.trial_id(claim.slot) if tries > 1 else None  # its answer was lost, or it was not made
+        with fenced(at.slots.held(claim, owner), at.slots.link(claim, owner)):
+            return at.store.create_new_trial(at.optuna._study_id, template) if made is None else made
 
-    trial_id: int = at.store.retry(make)
-    return trial_id
+    return at.store.optuna.get_trial(at.store.retry(make))
 
 
 def _holdable(at: Registered, claim: Claim) -> dict[str, tuple[Any, BaseDistribution]]:

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,20 @@ from typing import Any
 from hpo import cores, folders, notation
 from hpo.checking import read
 from hpo.data import described
-from hpo.engine import look, normalise
+from hpo.engine import Reader, look, normalise
 from hpo.export import changes, text
 from hpo.group import Event, Group
+from hpo.keeper import LEASE_S, Keeper, reap
 from hpo.live import Plain, Screen, clock, standing
 from hpo.output import number, say, shown
-from hpo.patience import PATIENCE, safe
+from hpo.patience import PATIENCE, StorageError, at_most, safe
 from hpo.problems import NothingFeasible, Problem, WorkFailed
-from hpo.register import register
+from hpo.register import Registered, register
 from hpo.status import Snapshot, best_trial, counts, snapshot, tokens
 from hpo.storage import check_connections, connect
 from hpo.study import Study
 
+LOOK_S = 2.0  # for which the view waits for the storage
 REFRESH_S = 5.0  # between looks at the whole study
 
 
@@ -58,15 +61,17 @@ def launch(options: Options) -> int:
     began = time.monotonic()
     with connect(options.storage, create=True) as store:
         check_connections(store, len(environments))
-        register(store, study, data_hash, anchors, options.budget)
+        at = register(store, study, data_hash, anchors, options.budget)
         folder = folders.study_folder(options.out, study.name)
         try:
             folders.write(folder / "study.yaml", notation.dump(study.spec()))
         except WorkFailed as failed:  # before anything ran: the folder is a wrong one
             raise Problem(str(failed)) from None
-        status = _supervise(options, study, environments, folder)
+        status = _supervise(options, at, environments, folder)
         if status:
             return status
+        if at.now().state == "stopped":
+            say(f"{study.name} was stopped; this goes on where it was: {again(options)}")
         return conclude(snapshot(store, study.name), folder, options, time.monotonic() - began)
 
 
@@ -113,31 +118,25 @@ def _range(entry: Mapping[str, Any]) -> str:
     return " ".join(word for word in (f"{entry['low']} to {entry['high']}", scale, step) if word)
 
 
-def _supervise(options: Options, study: Study, environments: Sequence[Mapping[str, str]], folder: Path) -> int:
+def _supervise(options: Options, at: Registered, environments: Sequence[Mapping[str, str]], folder: Path) -> int:
     """Run workers until they end; return 0, or the status of the signal that ended them.
 
     Raises:
         WorkFailed: a worker failed and trials are left.
     """
-    arguments = ["--study", study.name, "--pack", str(options.pack), "--out", str(options.out)]
+    arguments = ["--study", at.study.name, "--pack", str(options.pack), "--out", str(options.out)]
     # The URL travels in the environment: a password on a command line is for everyone to read.
     urls = {"HPO_STORAGE": normalise(options.storage)}
     # As patient as the workers: a storage that is away for a minute must not end them.
-    with look(options.storage, PATIENCE) as at:
-        first = snapshot(at, study.name)
+    with look(options.storage, PATIENCE) as reader, Keeper(at.slots, "launch", LEASE_S):
+        first = snapshot(reader, at.study.name)
         plain = options.plain or options.quiet or not sys.stderr.isatty()
         view = Plain(first, options.quiet) if plain else Screen(first, len(environments))
         group = Group(arguments, [{**urls, **env} for env in environments], folder)
         signals = _Signals(group)
-        refresh_at = 0.0
         try:
             with view:
-                while group.alive():
-                    for event in [*group.events(wait=0.5), *signals.news()]:
-                        view.show(event)
-                    if time.monotonic() >= refresh_at:  # at the whole study, which is dear when it is long
-                        view.refresh(snapshot(at, study.name))
-                        refresh_at = time.monotonic() + REFRESH_S
+                _watch(group, signals, view, reader, at)
         finally:
             signals.restore()
             group.end()
@@ -148,6 +147,23 @@ def _supervise(options: Options, study: Study, environments: Sequence[Mapping[st
     return 0
 
 
+def _watch(group: Group, signals: "_Signals", view: Plain | Screen, reader: Reader, at: Registered) -> None:
+    """Show what workers tell, start again those that crash, and free their trials, until all have ended."""
+    refresh_at = 0.0
+    while group.alive():
+        for event in [*group.events(wait=0.5), *signals.news()]:
+            view.show(event)
+        for member in group.tend():
+            view.show({"event": "note", "worker": member.number, "text": member.outlook()})
+            if member.owner is not None:
+                with suppress(StorageError), at_most(LOOK_S):  # else when its leases have run out
+                    reap(at.store, member.owner, member.end())
+        if time.monotonic() >= refresh_at:  # at the whole study, which is dear when it is long
+            with suppress(StorageError), at_most(LOOK_S):
+                view.refresh(snapshot(reader, at.study.name))
+            refresh_at = time.monotonic() + REFRESH_S
+
+
 def _check_failed(group: Group) -> None:
     """Say which workers failed; that fails the launch where none saw the budget spent.
 
@@ -155,7 +171,7 @@ def _check_failed(group: Group) -> None:
         WorkFailed: with the status of the workers, if they have one in common.
     """
     failed = group.failed()
-    told = [f"worker {m.number} ended with status {m.process.returncode}:\n{m.last_words()}" for m in failed]
+    told = [m.end() for m in failed]
     if len(failed) < len(group.members):
         for text in told:
             say(text)

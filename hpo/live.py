@@ -8,11 +8,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpo.group import Event
+from hpo.group import ENDS, Event
 from hpo.output import number, stderr
 from hpo.status import Snapshot, counts, value
-
-ENDS = ("complete", "pruned", "diverged", "invalid", "error")
 
 
 class Plain:
@@ -78,7 +76,7 @@ class Screen:
         if "trial" not in event:
             return str(worker), "", "", "", "", str(event["event"])
         loss, rate = event.get("value"), self.rates.get(worker)
-        word = event["event"] if event["event"] in (*ENDS, "requeued", "lost") else ""
+        word = event["event"] if event["event"] in (*ENDS, "requeued", "taken") else ""
         return (
             str(worker),
             str(event["trial"]),
@@ -132,8 +130,12 @@ def line(event: Event, rungs: int) -> str:
     if kind in ENDS:
         told = f": {event['error']}" if event.get("error") else f", {_loss(event)}"
         return f"trial {trial}: {kind} at rung {event['rung']}/{rungs}{told}"
-    if kind in ("requeued", "lost"):
-        return f"trial {trial}: {kind}"
+    if kind == "requeued":
+        return f"trial {trial}: given back after rung {event['rung']} ({event['text']})"
+    if kind == "taken":
+        return f"trial {trial}: its lease ran out; another worker goes on with it"
+    if kind == "joined":
+        return ""
     if kind == "exit":
         return f"ended with status {event['status']}" if event["status"] else ""
     return str(event.get("text", kind))

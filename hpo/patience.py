@@ -2,12 +2,15 @@
 
 import itertools
 import logging
+import math
 import random
 import re
 import sqlite3
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -33,7 +36,36 @@ T = TypeVar("T")
 
 
 class StorageError(Exception):
-    """The storage cannot be reached or is not one that we can use; the message holds no password."""
+    """The storage cannot be reached or is not one that we can use; the message holds no password.
+
+    passing: it was away for longer than the caller could wait, and may be back later.
+    """
+
+    def __init__(self, message: str, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class _Limit(threading.local):
+    seconds = math.inf
+
+
+_limit = _Limit()
+
+
+def limit() -> float:
+    """Return how many seconds this thread may wait for a storage, whatever its patience."""
+    return _limit.seconds
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Have this thread wait no longer than this for a storage, in each call inside."""
+    before, _limit.seconds = _limit.seconds, min(seconds, _limit.seconds)
+    try:
+        yield
+    finally:
+        _limit.seconds = before
 
 
 def shown(url: str) -> str:
@@ -56,7 +88,7 @@ def retry(call: Callable[..., T], *args: Any, patience: float = PATIENCE, url: s
     Raises:
         StorageError: the failure is one that does not pass, or it did not pass in time.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + min(patience, limit())
     for attempt in itertools.count():
         try:
             return call(*args, **kwargs)
@@ -64,8 +96,9 @@ def retry(call: Callable[..., T], *args: Any, patience: float = PATIENCE, url: s
             cause = _cause(error)
             # jitter: workers that lost the server together must not come back together
             pause = random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(attempt, 10))
-            if not _passes(cause) or time.monotonic() + pause > deadline:
-                raise StorageError(_explanation(cause, url)) from error
+            passing = _passes(cause)
+            if not passing or time.monotonic() + pause > deadline:
+                raise StorageError(_explanation(cause, url), passing) from error
             if attempt == 5:
                 _log.warning("%s; trying again for %.0f s", _explanation(cause, url), deadline - time.monotonic())
             time.sleep(pause)

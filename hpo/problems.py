@@ -19,6 +19,10 @@ class WorkFailed(Problem):
     status = 1
 
 
+class Unwritable(WorkFailed):
+    """A file could not be written: the disk is full, or it may not be written."""
+
+
 class NothingFeasible(Problem):
     """There is no finished trial to answer with."""
 

@@ -10,10 +10,12 @@ import optuna
 from hpo.problems import Problem
 from hpo.reading import chosen
 from hpo.slots import Slots
-from hpo.status import ANCHORS, BUDGET, DATA, SPEC, STARTED
+from hpo.status import ANCHORS, BUDGET, DATA, PROTOCOL, SPEC, STARTED, STATE
 from hpo.storage import Store, exclusive
 from hpo.study import Budget, Study, fingerprint, from_spec
 from hpo.view import experimental
+
+VERSION = 1  # of what workers of one study agree on: tables, attributes, the meaning of a slot
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,27 @@ class Registered:
         found: dict[str, float] = self.optuna.user_attrs.get(ANCHORS) or {}
         return found
 
-    def over(self) -> bool:
-        """Return whether the hours or tokens of the budget are used up."""
+    def now(self) -> "Now":
+        """Read what may change while a study runs."""
         attrs = self.optuna.user_attrs
-        budget = attrs[BUDGET]
-        if budget.get("hours") and self.slots.now() - attrs[STARTED] >= 3600 * budget["hours"]:
-            return True
-        if not budget.get("tokens"):
-            return False
-        rungs = sum(t.last_step or 0 for t in self.optuna.get_trials(deepcopy=False))
-        return rungs * (self.study.rung_tokens or 0) >= budget["tokens"]
+        budget = Budget.model_validate(attrs[BUDGET])
+        file = self.study.file.model_copy(update={"budget": budget})
+        spent, n = False, replace(self.study, file=file).rungs_in_budget
+        if budget.hours is not None:
+            spent = self.slots.now() - attrs[STARTED] >= 3600 * budget.hours
+        return Now(attrs.get(STATE, "active"), spent, None if n is None else (self.study.rungs, n))
+
+
+@dataclass(frozen=True)
+class Now:
+    """How a study stands at this moment: its state, whether its hours are over, and the rungs of its tokens.
+
+    rungs: those of one trial, and those that all trials may train.
+    """
+
+    state: str
+    hours_over: bool
+    rungs: tuple[int, int] | None
 
 
 def register(
@@ -69,11 +82,14 @@ def register(
         )
         held = made.user_attrs.get(SPEC)
         if held is None:
-            _describe(made, {DATA: data_hash, ANCHORS: dict(anchors), STARTED: Slots(store, 0).now(), SPEC: spec})
+            told = {DATA: data_hash, ANCHORS: dict(anchors), STARTED: Slots(store, 0).now()}
+            _describe(made, {**told, PROTOCOL: VERSION, SPEC: spec})
         else:
-            _check_same(study, held, spec)
+            _check_version(made)
+            _check_same(study, from_spec(held).spec(), spec)
             check_data(made, data_hash)
             study = _budgeted(study, made.user_attrs.get(BUDGET) or held["budget"], asked or {})
+        made.set_user_attr(STATE, "active")
         made.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
         slots = Slots(store, made._study_id)
         slots.fill(study.slots())
@@ -112,8 +128,23 @@ def load(store: Store, name: str | None) -> Registered:
     spec = found.user_attrs.get(SPEC)
     if spec is None:
         raise Problem(f"study: {name!r} was not made by `hpo launch`")
+    _check_version(found)
     budget = found.user_attrs.get(BUDGET) or spec["budget"]
     return Registered(from_spec({**spec, "budget": budget}), found, Slots(store, found._study_id), store)
+
+
+def _check_version(study: optuna.Study) -> None:
+    """Refuse a study whose workers agree on other things than we do.
+
+    Raises:
+        Problem: it is one.
+    """
+    held = study.user_attrs.get(PROTOCOL, VERSION)
+    if held != VERSION:
+        raise Problem(
+            f"study {study.study_name}: was made by a version of hpo whose workers speak protocol {held}, this one "
+            f"speaks {VERSION}; install the same version on all machines, or use another study name"
+        )
 
 
 def check_data(study: optuna.Study, data_hash: str | None) -> None:
@@ -140,7 +171,8 @@ def _check_same(study: Study, held: Mapping[str, Any], spec: Mapping[str, Any]) 
         if _said(before, key) != _said(after, key)
     ]
     remedy = (
-        f"a study keeps its questions: give the file another name, or use another --storage than that of {study.name}"
+        f"a study keeps its questions: `hpo fork {study.source} --from {study.name}` begins another one with the "
+        "trials that fit it; or give the file another name"
     )
     raise Problem(*lines, remedy)
 

@@ -1,8 +1,10 @@
 """What a study has done so far, read from the storage alone: no model, no torch, so it answers at once."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from hpo.problems import NothingFeasible, Problem
@@ -15,6 +17,8 @@ BUDGET = "hpo:budget"  # the budget, which alone may change while a study runs
 STARTED = "hpo:started"  # first launch, by the database's clock
 ANCHORS = "hpo:anchors"  # unigram and bigram loss of its validation split
 DATA = "hpo:data"  # hash of its prepared data
+STATE = "hpo:state"  # active, paused or stopped
+PROTOCOL = "hpo:protocol"  # version of what workers of one study agree on
 
 # User attributes of a trial
 SET = "hpo:set"  # the fixed values of a baseline or of a point of a grid
@@ -22,6 +26,8 @@ MACHINE = "hpo:machine"  # versions, threads, git commit
 METRICS = "hpo:metrics"  # its last metrics
 ENDED = "hpo:ended"  # why it ended, in one word
 ERROR = "hpo:error"  # the text of the exception that ended it
+ATTEMPTS = "hpo:attempts"  # how its earlier attempts ended: [attempt, word, worker]
+FEASIBLE = "hpo:feasible"  # false where it met a limit; the dashboard does not show Optuna's constraints
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,32 @@ class Snapshot:
 
     def best(self) -> Trial | None:
         """Return the finished trial with the smallest objective, among those that meet their constraints."""
-        finished = [t for t in self.in_state(State.COMPLETE) if all(c <= 0 for c in t.constraints.values())]
-        return min(finished, key=lambda t: t.values[0], default=None)
+        return self._best
 
     def baseline(self) -> Trial | None:
         """Return the first baseline trial, finished or not."""
+        return self._baseline
+
+    @cached_property  # the live view asks four times a second
+    def _best(self) -> Trial | None:
+        finished = [t for t in self.in_state(State.COMPLETE) if all(c <= 0 for c in t.constraints.values())]
+        return min(finished, key=lambda t: t.values[0], default=None)
+
+    @cached_property
+    def _baseline(self) -> Trial | None:
         found = [t for t in self.trials if t.user_attrs.get("kind") == "baseline"]
         return min(found, key=lambda t: int(t.user_attrs["slot"]), default=None)
+
+    @cached_property
+    def _counts(self) -> dict[str, int]:
+        begun = {t.user_attrs.get("slot") for t in self.trials}
+        total = sum(self.slots[state] for state in ("free", "leased", "done"))
+        waiting = max(0, total - len(begun)) if self.budget.get("trials") else 0
+        states = Counter(t.state for t in self.trials)
+        return {state.value: states[state] for state in _SHOWN} | {"waiting": waiting}
+
+
+_SHOWN = (State.COMPLETE, State.PRUNED, State.FAIL, State.RUNNING)
 
 
 def snapshot(at: Opened, name: str | None) -> Snapshot:
@@ -118,15 +143,7 @@ def summary(of: Snapshot) -> dict[str, Any]:
 
 def counts(of: Snapshot) -> dict[str, int]:
     """Return trials by state; waiting are slots that nobody began."""
-    begun = {t.user_attrs.get("slot") for t in of.trials}
-    total = sum(of.slots[state] for state in ("free", "leased", "done"))
-    return {
-        "complete": len(of.in_state(State.COMPLETE)),
-        "pruned": len(of.in_state(State.PRUNED)),
-        "failed": len(of.in_state(State.FAIL)),
-        "running": len(of.in_state(State.RUNNING)),
-        "waiting": max(0, total - len(begun)) if of.budget.get("trials") else 0,
-    }
+    return dict(of._counts)
 
 
 def ended(of: Snapshot) -> bool:
@@ -152,7 +169,7 @@ def answer(trial: Trial) -> dict[str, Any]:
 
 def value(trial: Trial) -> float | None:
     """Return a trial's result, or the last finite value of one that has none."""
-    if trial.state == State.COMPLETE:
+    if trial.values:  # of a pruned trial, the worker tells the last finite one
         return float(trial.values[0])
     finite = [v for _, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)]
     return finite[-1] if finite else None

@@ -5,6 +5,7 @@ SQLite serves one machine, Postgres several. Optuna's tables and one of ours (`S
 
 import fcntl
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
-from hpo.engine import SLOT, check_present, engine_options, file_of, hook, normalise, unpooled
+from hpo.engine import OURS, SLOT, check_present, engine_options, file_of, hook, missing_columns, normalise, unpooled
 from hpo.patience import QUICK, StorageError, retry, shown
 
 # Optuna tells on standard error of every study made, opened and every trial.
@@ -24,6 +25,36 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _LOCK = 0x68706F  # "hpo": the key of the advisory lock under which tables are created
 
 T = TypeVar("T")
+
+
+class Lost(Exception):
+    """A write of an attempt that no longer holds its lease; nothing of it was written."""
+
+
+class _Fence(threading.local):
+    """What must hold at the beginning of each transaction of this thread, and what is written at its end."""
+
+    check: sa.Select[Any] | None = None
+    link: sa.Update | None = None
+
+
+_fence = _Fence()
+
+
+@contextmanager
+def fenced(check: sa.Select[Any], link: sa.Update | None = None) -> Iterator[None]:
+    """Let this thread write only while `check` finds a row, which stays locked to the end of each transaction.
+
+    link: made part of each transaction, so that it is written with it or not at all.
+
+    Raises:
+        Lost: it finds none.
+    """
+    _fence.check, _fence.link = check, link
+    try:
+        yield
+    finally:
+        _fence.check = _fence.link = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +180,17 @@ def _create(url: str) -> None:
         rdb = RDBStorage(_template(url), engine_kwargs=unpooled(url))
     except RuntimeError as error:  # tables of another version of Optuna
         raise StorageError(f"{shown(url)}: {error}") from error
-    SLOT.create(rdb.engine, checkfirst=True)
+    OURS.create_all(rdb.engine)
+    add_columns(rdb.engine)
+
+
+def add_columns(engine: sa.Engine) -> None:
+    """Add what tables of an earlier version lack."""
+    for column in missing_columns(engine) or []:
+        kind = column.type.compile(engine.dialect)
+        default = f" DEFAULT {column.server_default.arg}" if isinstance(column.server_default, sa.DefaultClause) else ""
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} {kind}{default}")
 
 
 def _opened(url: str) -> RDBStorage:
@@ -158,7 +199,19 @@ def _opened(url: str) -> RDBStorage:
     if rdb.engine.name == "sqlite":
         rdb.engine.dispose()  # Optuna's constructor has used it, and opens a second connection inside a transaction
         hook(rdb.engine)
+    sa.event.listen(rdb.engine, "begin", _check_fence)
+    sa.event.listen(rdb.engine, "commit", _write_link)
     return rdb
+
+
+def _check_fence(connection: sa.Connection) -> None:
+    if _fence.check is not None and connection.execute(_fence.check).first() is None:
+        raise Lost
+
+
+def _write_link(connection: sa.Connection) -> None:
+    if _fence.link is not None:
+        connection.execute(_fence.link)
 
 
 def _write_probe(engine: sa.Engine) -> None:
@@ -169,3 +222,19 @@ def _write_probe(engine: sa.Engine) -> None:
             connection.exec_driver_sql(f"PRAGMA user_version = {version}")
         else:
             connection.execute(sa.update(SLOT).values(attempt=SLOT.c.attempt).where(sa.false()))
+
+
+def browse(url: str, patience: float = QUICK) -> Store:
+    """Open the storage with Optuna's objects to look at it: no write lock is taken, writes are refused.
+
+    Raises:
+        StorageError: there is no such storage, or it does not answer.
+    """
+    url = normalise(url)
+    check_present(url, patience)
+    options = engine_options(url, readonly=True)
+    rdb = RDBStorage(_template(url), options, skip_compatibility_check=True, skip_table_creation=True)
+    if rdb.engine.name == "sqlite":
+        rdb.engine.dispose()  # as in _opened
+        hook(rdb.engine, readonly=True)
+    return Store(url, rdb, optuna.storages.get_storage(rdb), patience)

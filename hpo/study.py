@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -28,13 +29,22 @@ class Budget(Section):
     hours: Positive | None = None
     """Hours since the study was first launched, after which no trial is begun."""
     tokens: Count | None = None
-    """Tokens trained by all trials together, after which no trial is begun."""
+    """Tokens trained by all trials together; a trial is begun only where all of it fits."""
 
     @model_validator(mode="after")
     def _some_end(self) -> Self:
         if self.trials is None and self.hours is None and self.tokens is None:
             raise ValueError("must give trials, hours or tokens")
         return self
+
+
+class Limits(Section):
+    """What one trial may use; one that would use more is pruned, and the sampler learns to keep away."""
+
+    seconds: Positive | None = None
+    """Seconds of one trial, validation included, over all its attempts."""
+    memory_gb: Positive | None = None
+    """Memory of one trial on its device, in 1e9 bytes. Left out: what the device has."""
 
 
 class StudyFile(Section):
@@ -49,6 +59,9 @@ class StudyFile(Section):
     sampler: Sampler = TPE()
     pruner: Pruner = Median()
     budget: Budget = Budget(trials=24)
+    limits: Limits = Limits()
+    keep_best: Annotated[int, Field(ge=0)] = 3
+    """Finished trials whose checkpoints stay on disk: so many of the best."""
     objective: str = "val_loss"
     """The metric to make small: val_loss, or val_bpb, which a study that varies tokenizer or data must use; with ema_
     before it, of the averaged weights."""
@@ -81,6 +94,13 @@ class Study:
         """Tokens between two rungs, None for a training function of the user's own that does not say."""
         measure = getattr(self.base, "rung_tokens", None)
         return measure() if measure else None
+
+    @property
+    def rungs_in_budget(self) -> int | None:
+        """Rungs of all trials that a budget in tokens pays for, the last of them perhaps in part; None without one."""
+        if self.file.budget.tokens is None or not self.rung_tokens:
+            return None
+        return math.ceil(self.file.budget.tokens / self.rung_tokens)
 
     def configured(self, values: Mapping[str, Any]) -> BaseModel:
         """Return the base with these fields replaced."""

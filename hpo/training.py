@@ -88,7 +88,6 @@ def _run(runs: plug.Runs, config: BaseModel, folder: Path, objective: str) -> in
             checkpoints.keep(runs, 0, config, folder, rung, value < best)
             best = min(best, value)
             if got:
-                runs.save(0, folder / checkpoints.INTERRUPTED)
                 say(f"stopped; `hpo train {folder / 'config.yaml'} --resume` goes on")
                 return 128 + got[0]
     return _conclude(folder, objective, value)
@@ -186,10 +185,10 @@ def _newest(folder: Path) -> Path:
     Raises:
         Problem: there is none.
     """
-    found = checkpoints.newest(folder)
-    if found is None:
-        raise Problem(f"--resume: there is no checkpoint in {folder}; run.keep_checkpoints says which rungs leave one")
-    return found
+    found = checkpoints.to_resume(folder)
+    if not found:
+        raise Problem(f"--resume: there is no checkpoint in {folder}")
+    return found[0]
 
 
 def sample(run: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> str:
