@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hpo import looking
+from hpo import looking, steering
 from hpo.arguments import RUNS, Out, Pack, Print, Set, Storage, Study, leave, url
 from hpo.output import Format, say
 from hpo.problems import Problem
@@ -24,6 +24,7 @@ texts = typer.Typer(no_args_is_help=True, help="Prepare and look at the text tha
 app.add_typer(texts, name="data")
 
 app.add_typer(looking.commands)
+app.add_typer(steering.commands)
 
 
 @app.command()
@@ -119,6 +120,25 @@ def train(
 
 
 @app.command()
+def limits(
+    config: Annotated[Path, typer.Argument(help="Configuration, as `hpo export` writes it, or name of a base.")],
+    overrides: Set = None,
+    memory: Annotated[
+        float | None, typer.Option(metavar="GB", help="Memory that may be used; else nine tenths of what is free.")
+    ] = None,
+    pack: Pack = 1,
+    format: Print = Format.table,
+) -> None:
+    """Find the largest run.batch_size that fits in memory, by estimate, then by training two updates, eight times at most.
+
+    The batch is no free choice: a larger one makes fewer updates of the same tokens, and so other results.
+    """
+    from hpo.limits import limits
+
+    limits(config, overrides or [], memory, pack, format)
+
+
+@app.command()
 def sample(
     run: Annotated[Path, typer.Argument(help="Folder of a run, as `hpo train` prints it.")],
     prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
@@ -138,11 +158,15 @@ def dashboard(
     storage: Storage = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any.")] = 8080,
+    edit: Annotated[
+        bool | None,
+        typer.Option("--allow-edit/--read-only", help="Whether pages may change studies; else on this machine only."),
+    ] = None,
 ) -> None:
-    """Serve the Optuna Dashboard over the storage."""
+    """Serve the Optuna Dashboard over the storage; beyond this machine with HPO_DASHBOARD_PASSWORD only."""
     from hpo.dashboard import serve
 
-    serve(url(storage), host, port)
+    serve(url(storage), host, port, edit)
 
 
 @texts.command("prepare")

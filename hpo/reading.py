@@ -2,11 +2,15 @@
 
 `hpo status` answers in half the time for it. The tables are those of Optuna 5; a test compares what is read here
 with what Optuna itself reads, on both storages.
+
+Of every trial is read what a list of trials needs. Parameters, curves and the longer attributes, nine tenths of a
+long study, are read when somebody asks for them.
 """
 
+import functools
 import json
 import math
-from collections.abc import Container
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -44,25 +48,80 @@ class State(StrEnum):
 
 @dataclass
 class Trial:
-    """One trial; attributes are named as Optuna names them."""
+    """One trial, to be looked at while its storage is open; attributes are named as Optuna names them."""
 
     number: int
     state: State
     started: datetime | None
     ended: datetime | None
+    user_attrs: "Attributes"
     values: list[float] = field(default_factory=list)
-    params: dict[str, Any] = field(default_factory=dict)
-    intermediate_values: dict[int, float] = field(default_factory=dict)
-    user_attrs: dict[str, Any] = field(default_factory=dict)
     constraints: dict[str, float] = field(default_factory=dict)
+    last_step: int | None = None
 
     @property
-    def last_step(self) -> int | None:
-        return max(self.intermediate_values, default=None)
+    def params(self) -> dict[str, Any]:
+        return self.user_attrs.details.params(self.user_attrs.trial_id)
+
+    @property
+    def intermediate_values(self) -> dict[int, float]:
+        return self.user_attrs.details.curves(self.user_attrs.trial_id)
 
     @property
     def duration(self) -> timedelta | None:
         return self.ended - self.started if self.started and self.ended else None
+
+
+class Attributes(Mapping[str, Any]):
+    """The user attributes of one trial: those of `LISTED` are known, the others are read when asked for."""
+
+    def __init__(self, trial_id: int, details: "Details") -> None:
+        self.trial_id, self.details = trial_id, details
+        self.listed: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        return self.listed[key] if key in LISTED else self.details.attrs(self.trial_id)[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.details.attrs(self.trial_id))
+
+    def __len__(self) -> int:
+        return len(self.details.attrs(self.trial_id))
+
+
+LISTED = ("slot", "kind", "hpo:ended")
+ALONE = 4  # trials of which one table is read one by one; who asks for more looks through them all
+
+
+class Details:
+    """What is read of a study's trials on demand."""
+
+    def __init__(self, at: Opened, study_id: int) -> None:
+        def lazy(table: str, columns: str, pair: Callable[..., tuple[Any, Any]]) -> "_Lazy":
+            return _Lazy(lambda trial_id: _of(at, table, columns, study_id, trial_id), pair)
+
+        self.params = lazy("trial_params", "param_name, param_value, distribution_json", _parameter)
+        self.attrs = lazy("trial_user_attributes", "key, value_json", _attribute)
+        self.curves = lazy("trial_intermediate_values", "step, intermediate_value, intermediate_value_type", _point)
+
+
+class _Lazy:
+    """One table: called with a trial's id, returns its rows as a mapping."""
+
+    def __init__(self, read: Callable[[int | None], Rows], pair: Callable[..., tuple[Any, Any]]) -> None:
+        self.read, self.pair = read, pair
+        self.found: dict[int, dict[Any, Any]] = {}
+        self.whole = False
+
+    def __call__(self, trial_id: int) -> dict[Any, Any]:
+        if trial_id not in self.found and not self.whole:
+            self.whole = len(self.found) >= ALONE
+            kept = dict(self.found)
+            for owner, *row in self.read(None if self.whole else trial_id):
+                if owner not in kept:
+                    key, value = self.pair(*row)
+                    self.found.setdefault(owner, {})[key] = value
+        return self.found.setdefault(trial_id, {})
 
 
 def study_ids(at: Opened) -> dict[str, int]:
@@ -72,28 +131,29 @@ def study_ids(at: Opened) -> dict[str, int]:
 
 def study_attrs(at: Opened, study_id: int) -> dict[str, Any]:
     """Return a study's user attributes."""
-    found = _rows(at, "SELECT key, value_json FROM study_user_attributes WHERE study_id = :study", study_id)
+    found = _rows(at, "SELECT key, value_json FROM study_user_attributes WHERE study_id = :study", study=study_id)
     return {key: json.loads(text) for key, text in found}
 
 
 def trials(at: Opened, study_id: int) -> list[Trial]:
     """Return the trials of a study in the order of their numbers."""
+    details = Details(at, study_id)
     found = {
-        trial_id: Trial(number, State[state], _time(started), _time(ended))
-        for trial_id, number, state, started, ended in _rows(at, _TRIALS, study_id)
+        trial_id: Trial(number, State[state], _time(started), _time(ended), Attributes(trial_id, details))
+        for trial_id, number, state, started, ended in _rows(at, _TRIALS, study=study_id)
     }
-    for trial_id, value, kind in _of(at, found, "trial_values", "value, value_type", study_id):
-        found[trial_id].values.append(_number(value, kind))
-    curves = "step, intermediate_value, intermediate_value_type"
-    for trial_id, step, value, kind in _of(at, found, "trial_intermediate_values", curves, study_id):
-        found[trial_id].intermediate_values[step] = _number(value, kind)
-    parameters = "param_name, param_value, distribution_json"
-    for trial_id, name, value, text in _of(at, found, "trial_params", parameters, study_id):
-        found[trial_id].params[name] = _parameter(value, text)
-    for trial_id, key, text in _of(at, found, "trial_user_attributes", "key, value_json", study_id):
-        found[trial_id].user_attrs[key] = json.loads(text)
-    for trial_id, key, text in _of(at, found, "trial_system_attributes", "key, value_json", study_id):
-        if key.startswith("constraints:"):
+    # A trial that was begun since the list was read is left out.
+    for trial_id, value, kind in _of(at, "trial_values", "value, value_type", study_id):
+        if trial_id in found:
+            found[trial_id].values.append(_number(value, kind))
+    for trial_id, step in _rows(at, _LAST_STEPS, study=study_id):
+        if trial_id in found:
+            found[trial_id].last_step = step
+    for trial_id, key, text in _rows(at, _LISTED, study=study_id):
+        if trial_id in found:
+            found[trial_id].user_attrs.listed[key] = json.loads(text)
+    for trial_id, key, text in _rows(at, _CONSTRAINTS, study=study_id):
+        if trial_id in found:
             found[trial_id].constraints[key.removeprefix("constraints:")] = float(json.loads(text))
     return sorted(found.values(), key=lambda trial: trial.number)
 
@@ -102,22 +162,33 @@ _TRIALS = """
     SELECT trial_id, number, CAST(state AS VARCHAR(16)), datetime_start, datetime_complete
     FROM trials WHERE study_id = :study
 """
+_LAST_STEPS = """
+    SELECT t.trial_id, MAX(t.step) FROM trial_intermediate_values t JOIN trials ON trials.trial_id = t.trial_id
+    WHERE study_id = :study GROUP BY t.trial_id
+"""
+_LISTED = f"""
+    SELECT t.trial_id, t.key, t.value_json FROM trial_user_attributes t JOIN trials ON trials.trial_id = t.trial_id
+    WHERE study_id = :study AND t.key IN {LISTED}
+"""
+_CONSTRAINTS = """
+    SELECT t.trial_id, t.key, t.value_json FROM trial_system_attributes t JOIN trials ON trials.trial_id = t.trial_id
+    WHERE study_id = :study AND t.key LIKE 'constraints:%'
+"""
 
 
-def _of(at: Opened, known: Container[int], table: str, columns: str, study_id: int) -> Rows:
-    """Return rows of a table that belongs to the trials of a study, the trial's id first, in order of writing.
-
-    A trial that was begun since the list of trials was read is left out.
-    """
+def _of(at: Opened, table: str, columns: str, study_id: int, trial_id: int | None = None) -> Rows:
+    """Return rows of a table that belongs to the trials of a study, of one or of all, the trial's id first."""
     named = ", ".join(f"t.{column.strip()}" for column in columns.split(","))
     query = f"SELECT t.trial_id, {named} FROM {table} t JOIN trials ON trials.trial_id = t.trial_id"
-    return [row for row in _rows(at, f"{query} WHERE study_id = :study ORDER BY 1, 2", study_id) if row[0] in known]
+    query += " WHERE study_id = :study" + ("" if trial_id is None else " AND t.trial_id = :trial")
+    named_ids = {"study": study_id} | ({} if trial_id is None else {"trial": trial_id})
+    return _rows(at, f"{query} ORDER BY 1, 2", **named_ids)
 
 
-def _rows(at: Opened, query: str, study_id: int | None = None) -> Rows:
+def _rows(at: Opened, query: str, **named: int) -> Rows:
     def read() -> Rows:
         with at.engine.connect() as connection:
-            return list(connection.execute(sa.text(query), {} if study_id is None else {"study": study_id}))
+            return list(connection.execute(sa.text(query), named))
 
     found: Rows = at.retry(read)
     return found
@@ -129,15 +200,30 @@ def _number(value: float | None, kind: Any) -> float:
     return special[str(kind)] if str(kind) in special else float(value or 0.0)
 
 
-def _parameter(value: float, text: str) -> Any:
+def _point(step: int, value: float | None, kind: Any) -> tuple[int, float]:
+    return step, _number(value, kind)
+
+
+def _attribute(key: str, text: str) -> tuple[str, Any]:
+    return key, json.loads(text)
+
+
+def _parameter(name: str, value: float, text: str) -> tuple[str, Any]:
     """Return a parameter as it was suggested: Optuna stores a float, and what it stands for beside it."""
-    distribution = json.loads(text)
-    match distribution["name"]:
+    kind, choices = _distribution(text)
+    match kind:
         case "CategoricalDistribution":
-            return distribution["attributes"]["choices"][int(value)]
+            return name, choices[int(value)]
         case "IntDistribution":
-            return int(value)
-    return float(value)
+            return name, int(value)
+    return name, float(value)
+
+
+@functools.lru_cache
+def _distribution(text: str) -> tuple[str, list[Any]]:
+    """Return name and choices of a distribution; those of all trials are mostly the same few."""
+    found = json.loads(text)
+    return found["name"], found["attributes"].get("choices", [])
 
 
 def _time(found: Any) -> datetime | None:

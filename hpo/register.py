@@ -171,8 +171,8 @@ def _check_same(study: Study, held: Mapping[str, Any], spec: Mapping[str, Any]) 
         if _said(before, key) != _said(after, key)
     ]
     remedy = (
-        f"a study keeps its questions: `hpo fork {study.source} --from {study.name}` begins another one with the "
-        "trials that fit it; or give the file another name"
+        f"a study keeps its questions: `hpo fork {study.source} --from {study.name} --as {study.name}-2` begins "
+        "another one with the trials that fit it; or give the file another name"
     )
     raise Problem(*lines, remedy)
 

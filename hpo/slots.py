@@ -185,8 +185,9 @@ class Slots:
         return bool(self._run(statement.returning(_c.slot)))
 
     def take(self, slot: int, owner: str, lease_s: float) -> Claim | None:
-        """Claim this slot if it is free and begun."""
-        free = sa.and_(self._study, _c.slot == slot, _c.state == "free", _c.trial_id.is_not(None))
+        """Claim this slot if it is begun, and free or its lease has run out."""
+        idle = sa.or_(_c.state == "free", sa.and_(_c.state == "leased", _c.lease_until < self._now))
+        free = sa.and_(self._study, _c.slot == slot, idle, _c.trial_id.is_not(None))
         values = {"state": "leased", "owner": owner, "attempt": _c.attempt + 1, "lease_until": self._now + lease_s}
         taken = sa.update(SLOT).where(free).values(**values).returning(_c.slot, _c.attempt, _c.kind, _c.trial_id)
         for slot, attempt, kind, trial_id in self._run(taken):

@@ -80,10 +80,11 @@ class Snapshot:
 
     @cached_property
     def _counts(self) -> dict[str, int]:
-        begun = {t.user_attrs.get("slot") for t in self.trials}
-        total = sum(self.slots[state] for state in ("free", "leased", "done"))
-        waiting = max(0, total - len(begun)) if self.budget.get("trials") else 0
+        begun = {t.user_attrs["slot"] for t in self.trials if "slot" in t.user_attrs}
         states = Counter(t.state for t in self.trials)
+        waiting = states[State.WAITING]  # interrupted, to be gone on with
+        if self.budget.get("trials"):
+            waiting += max(0, sum(self.slots.values()) - len(begun))
         return {state.value: states[state] for state in _SHOWN} | {"waiting": waiting}
 
 
@@ -150,8 +151,12 @@ def ended(of: Snapshot) -> bool:
     """Return whether a study has nothing left to do."""
     n, budget = counts(of), of.budget
     over = bool(budget.get("hours")) and of.elapsed >= 3600 * float(budget["hours"])
-    over = over or (bool(budget.get("tokens")) and (tokens(of)["trained"] or 0) >= budget["tokens"])
-    return not n["running"] and (over or (bool(budget.get("trials")) and not n["waiting"]))
+    if budget.get("tokens") and of.rung_tokens:  # what is left does not pay for a whole trial
+        spent = sum(t.last_step or 0 for t in of.trials)
+        over = over or spent + of.rungs > math.ceil(budget["tokens"] / of.rung_tokens)
+    if n["running"] or of.in_state(State.WAITING):
+        return False
+    return over or (bool(budget.get("trials")) and not n["waiting"])
 
 
 def tokens(of: Snapshot) -> dict[str, int | None]:
@@ -177,8 +182,8 @@ def value(trial: Trial) -> float | None:
 
 def word(of: Snapshot, trial: Trial) -> str:
     """Return in one word where a trial stands: complete, pruned, diverged, error, running, interrupted."""
-    if trial.state == State.RUNNING:
-        return "running" if trial.user_attrs.get("slot") in of.leased else "interrupted"
+    if trial.state == State.WAITING or (trial.state == State.RUNNING and trial.user_attrs.get("slot") not in of.leased):
+        return "interrupted"
     return str(trial.user_attrs.get(ENDED, trial.state))
 
 

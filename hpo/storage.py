@@ -233,6 +233,8 @@ def browse(url: str, patience: float = QUICK) -> Store:
     url = normalise(url)
     check_present(url, patience)
     options = engine_options(url, readonly=True)
+    if not file_of(url):  # thousands of trials take Optuna longer than a worker may be idle, and block nobody
+        options["connect_args"]["options"] += " -c idle_in_transaction_session_timeout=300000"
     rdb = RDBStorage(_template(url), options, skip_compatibility_check=True, skip_table_creation=True)
     if rdb.engine.name == "sqlite":
         rdb.engine.dispose()  # as in _opened

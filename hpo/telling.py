@@ -55,7 +55,10 @@ class Teller:
                         value = job.unsent[rung]
                         self.at.store.optuna.set_trial_intermediate_value(job.trial._trial_id, rung, value)
                         del job.unsent[rung]
-        except (Lost, UpdateFinishedTrialError):  # another attempt goes on with it, or has ended it
+        except Lost:  # another attempt goes on with it
+            return "lost"
+        except UpdateFinishedTrialError:  # another program has ended it
+            self.close(job, "ended")
             return "lost"
         except StorageError as error:
             if wait or not error.passing:

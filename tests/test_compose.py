@@ -36,6 +36,12 @@ def test_only_the_dashboard_is_published_and_only_on_this_machine() -> None:
     assert published == {"dashboard": ["127.0.0.1:8080:8080"]}
 
 
+def test_the_dashboard_asks_for_a_password_and_lets_nobody_change_anything() -> None:
+    service = SERVICES["dashboard"]
+    assert service["environment"]["HPO_DASHBOARD_PASSWORD"] == "${HPO_DASHBOARD_PASSWORD:?set it in .env}"
+    assert service["command"] == ["hpo", "dashboard", "--host", "0.0.0.0", "--port", "8080"]
+
+
 def test_no_password_is_written_down() -> None:
     secrets = [service["environment"].get("POSTGRES_PASSWORD") for service in SERVICES.values()]
     urls = [service["environment"].get("HPO_STORAGE", "") for service in SERVICES.values()]

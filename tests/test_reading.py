@@ -42,14 +42,14 @@ def test_reads_trials_as_optuna_does(storage_url: str) -> None:
             ours = trials(at, study_ids(at)["s"])
             assert study_attrs(at, study_ids(at)["s"]) == study.user_attrs
             assert sorted(study_ids(at)) == ["other", "s"]
-        assert len(ours) == len(theirs) == 12
-        for mine, its in zip(ours, theirs, strict=True):
-            assert mine.state.name == its.state.name
-            assert (mine.number, mine.params, mine.user_attrs) == (its.number, its.params, its.user_attrs)
-            assert [type(v) for v in mine.params.values()] == [type(its.params[k]) for k in mine.params]
-            assert mine.values == (its.values or [])
-            assert repr(mine.intermediate_values) == repr(its.intermediate_values)
-            assert (mine.last_step, mine.duration, mine.constraints) == (its.last_step, its.duration, its.constraints)
+            assert len(ours) == len(theirs) == 12
+            for mine, its in zip(ours, theirs, strict=True):
+                assert mine.state.name == its.state.name
+                assert (mine.number, mine.params, mine.user_attrs) == (its.number, its.params, its.user_attrs)
+                assert [type(v) for v in mine.params.values()] == [type(its.params[k]) for k in mine.params]
+                assert mine.values == (its.values or [])
+                assert repr(mine.intermediate_values) == repr(its.intermediate_values)
+                assert (mine.last_step, mine.duration, mine.constraints) == (its.last_step, its.duration, its.constraints)
 
 
 def test_names_the_studies_there_are(storage_url: str) -> None:

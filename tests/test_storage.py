@@ -14,9 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.engine import default_url, look, normalise
+from hpo.keeper import Keeper
 from hpo.patience import StorageError, retry, shown
 from hpo.reading import trials
-from hpo.slots import Renewer, Slots
+from hpo.slots import Slots
 from hpo.storage import Store, check_connections, connect
 from tests.postgres import MISSING, Postgres, binaries
 from tests.race import N_PROCESSES, Race
@@ -45,10 +46,7 @@ def test_a_url_is_brought_to_the_driver_in_use(given: str, used: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        f"mysql://u:{SECRET}@h/d",
-        f"redis://:{SECRET}@h/0",
-        "journal.log",
-        "grpc://h:13000",
+        f"oracle://u:{SECRET}@h/d",
         "sqlite://",
         "sqlite:///:memory:",
         "sqlite://runs/hpo.db",
@@ -59,6 +57,24 @@ def test_another_kind_of_storage_is_refused_with_what_is_accepted(url: str) -> N
     with pytest.raises(StorageError, match="must be") as refusal:
         normalise(url)
     assert SECRET not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        (f"mysql://u:{SECRET}@h/d", "MySQL"),
+        (f"mysql+pymysql://u:{SECRET}@h/d", "MySQL"),
+        (f"redis://:{SECRET}@h/0", "Redis"),
+        ("journal.log", "journal storage"),
+        ("journal:///runs/j.log", "journal storage"),
+        ("grpc://h:13000", "gRPC proxy"),
+    ],
+)
+def test_a_storage_that_cannot_carry_leases_is_refused_by_name_with_the_reason(url: str, named: str) -> None:
+    with pytest.raises(StorageError, match=named) as refusal:
+        normalise(url)
+    assert SECRET not in str(refusal.value)
+    assert "use SQLite on one machine, Postgres between machines" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -305,8 +321,8 @@ def test_a_worker_holds_at_most_two_connections(server: Postgres, remote: Store)
     claim = slots.claim("me", 60)
     assert claim
     count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hpo'"
-    with Renewer(slots, "me", lease_s=0.05) as renewer:
-        renewer.hold(claim)
+    with Keeper(slots, "me", lease_s=0.05) as keeper:
+        keeper.hold(claim)
         for _ in range(10):
             study.tell(study.ask(), 1.0)
             assert server.sql(count)[0][0] <= 2

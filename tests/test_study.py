@@ -249,7 +249,7 @@ def test_corrupt_file_is_named_with_line_and_column(text: bytes, line: str) -> N
 @pytest.mark.parametrize(("text", "got"), [("", "nothing"), ("- 1\n- 2", "a list"), ("word", "'word'"), ("7", "7")])
 def test_file_that_is_no_mapping_is_told_the_keys(text: str, got: str) -> None:
     Path("s.yaml").write_text(text)
-    keys = "base, space, baseline, sampler, pruner, budget, objective, seed, train, config, rungs"
+    keys = "base, space, baseline, sampler, pruner, budget, limits, keep_best, objective, seed, train, config, rungs"
     assert problems("s.yaml") == [f"s.yaml: must be a mapping with the keys {keys}, got {got}"]
 
 

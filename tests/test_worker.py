@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,14 @@ import pytest
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
+import hpo.worker
 from hpo.checking import read
 from hpo.engine import look
 from hpo.folders import lines
-from hpo.problems import WorkFailed
+from hpo.keeper import reap
 from hpo.reading import State
 from hpo.register import Registered, register
-from hpo.slots import Slots
+from hpo.slots import Claim
 from hpo.status import ENDED, ERROR, STARTED, counts, snapshot, summary
 from hpo.storage import connect
 from hpo.worker import Worker
@@ -204,7 +206,7 @@ def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: P
 
         def stop_at_first_rung(event: dict[str, Any]) -> None:
             if event["event"] == "rung":
-                worker.stopping = 2
+                worker.alarm.ask(2)
 
         worker.listener = stop_at_first_rung
         assert worker.work() == 130
@@ -212,8 +214,8 @@ def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: P
             "complete": 0,
             "pruned": 0,
             "failed": 0,
-            "running": 1,
-            "waiting": 1,
+            "running": 0,
+            "waiting": 2,
         }
         assert at.slots.counts()["leased"] == 0
         assert Worker(at, Path("parts"), 1, lambda event: None).work() == 0
@@ -236,12 +238,12 @@ def test_trial_of_a_killed_worker_is_taken_over_when_its_lease_runs_out(here: Pa
     with connect(storage_url, create=True) as store:
         register(store, read(str(path)), None, {})
         at = register(store, read(str(path)), None, {})
-        env = {**os.environ, "HPO_STORAGE": storage_url}
+        env = {**os.environ, "HPO_STORAGE": storage_url, "HPO_LEASE_S": "2"}
         asked = [sys.executable, "-c", KILLED]
         assert subprocess.run(asked, env=env, timeout=60, check=False).returncode == -9
         assert at.slots.counts()["leased"] == 1
         deadline = time.monotonic() + 30
-        while at.slots.counts()["leased"] and time.monotonic() < deadline:
+        while not reap(store) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
         of = snapshot(store, "planted")
@@ -283,7 +285,6 @@ from pathlib import Path
 from hpo.register import load
 from hpo.engine import look
 from hpo.storage import connect
-hpo.worker.LEASE_S = 2.0
 with connect(os.environ["HPO_STORAGE"]) as store:
     def die(event):
         if event["event"] == "rung":
@@ -292,28 +293,66 @@ with connect(os.environ["HPO_STORAGE"]) as store:
 """
 
 
-def test_worker_that_lost_its_lease_writes_nothing_more_and_takes_other_work(here: Path) -> None:
+def test_worker_that_lost_its_lease_writes_nothing_more_and_takes_other_work(here: Path, storage_url: str) -> None:
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"})
-    with connect(sqlite(here), create=True) as store:
+    with connect(storage_url, create=True) as store:
         at = register(store, read(str(path)), None, {})
         told: list[dict[str, Any]] = []
+        taken: list[Claim | None] = []
         worker = Worker(at, Path("runs"), 1, told.append)
 
         def lose_the_first(event: dict[str, Any]) -> None:
             told.append(event)
-            if event["event"] == "rung" and event["trial"] == 0 and not worker.renewer.lost:
-                worker.renewer.lost.add((0, 1))
+            if event["event"] == "rung" and event["trial"] == 0 and not taken:
+                reap(store, worker.owner)
+                taken.append(at.slots.claim("thief", 600))
+            elif event["event"] == "complete" and event["trial"] == 2:
+                assert taken[0]
+                at.slots.done(taken[0], "thief")  # so that the worker has nothing to wait for
 
         worker.listener = lose_the_first
-        thief = Slots(store, at.optuna._study_id)
-        worker._spent = lambda: True  # type: ignore[method-assign]  # its slot stays leased, by nobody
         assert worker.work() == 0
         first = snapshot(store, "planted").trials[0]
-        assert first.state == State.RUNNING
+        assert first.state == State.RUNNING, "as the thief left it"
         assert list(first.intermediate_values) == [1]
         assert counts(snapshot(store, "planted"))["complete"] == 2
-        assert thief.counts()["leased"] == 1
-    assert {"event": "lost", "trial": 0} in told
+        assert [word for _, word, _ in at.slots.attempts(0)] == ["lost", "complete"]
+    assert {"event": "taken", "trial": 0} in told
+
+
+@pytest.mark.parametrize("write", ["value", "end", "parameter"])
+def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: str, write: str) -> None:
+    """The lease is lost between the look at it and the write."""
+    path = planted(here, budget={"trials": 1}, pruner={"name": "none"}, baseline=[])
+    with connect(storage_url, create=True) as store:
+        at = register(store, read(str(path)), None, {})
+        worker = Worker(at, Path("runs"), 1, lambda event: None)
+        calls = {
+            "value": "set_trial_intermediate_value",
+            "end": "set_trial_state_values",
+            "parameter": "set_trial_param",
+        }
+        real = getattr(store.optuna, calls[write])
+        taken: list[Claim | None] = []
+
+        def rob(*arguments: Any) -> Any:
+            if not taken:
+                thread = threading.Thread(target=steal)  # a thread of its own has no fence
+                thread.start()
+                thread.join()
+            return real(*arguments)
+
+        def steal() -> None:
+            reap(store, worker.owner)
+            taken.append(at.slots.claim("thief", 600))
+
+        setattr(store.optuna, calls[write], rob)
+        worker.work(enough=lambda: bool(taken))
+        found = snapshot(store, "planted").trials[0]
+        assert taken[0] is not None
+        assert found.state == State.RUNNING
+        assert len(found.intermediate_values) == {"value": 0, "end": 4, "parameter": 0}[write]
+        assert list(found.params) == ([] if write == "parameter" else ["x"])
 
 
 def test_lost_answer_to_the_making_of_a_trial_makes_it_once(here: Path, storage_url: str) -> None:
@@ -347,9 +386,7 @@ def test_trial_that_another_ended_is_let_go_and_its_neighbour_in_the_pack_goes_o
                 other = at.optuna.get_trials(deepcopy=False)[1]
                 store.optuna.set_trial_state_values(other._trial_id, TrialState.PRUNED)
 
-        worker = Worker(at, Path("runs"), 2, end_the_second)
-        worker._spent = lambda: True  # type: ignore[method-assign]
-        assert worker.work() == 0
+        assert Worker(at, Path("runs"), 2, end_the_second).work() == 0
         assert [t.state for t in snapshot(store, "planted").trials] == [State.COMPLETE, State.PRUNED]
 
 
@@ -360,12 +397,13 @@ def test_interrupted_trial_is_finished_though_the_hours_are_over(here: Path) -> 
         worker = Worker(at, Path("runs"), 1, lambda event: None)
 
         def stop(event: dict[str, Any]) -> None:
-            worker.stopping = 2 if event["event"] == "rung" else worker.stopping
+            if event["event"] == "rung":
+                worker.alarm.ask(2)
 
         worker.listener = stop
         assert worker.work() == 130
         at.optuna.set_user_attr(STARTED, at.slots.now() - 3600)
-        assert at.over()
+        assert at.now().hours_over
         assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
         assert [t.state for t in snapshot(store, "planted").trials] == [State.COMPLETE]
 
@@ -378,7 +416,10 @@ def test_budget_of_the_command_line_outlives_a_launch_without_it(here: Path) -> 
         assert register(store, read(str(path), budget={"trials": 5}), None, {}, {"trials": 5}).slots.left() == 5
 
 
-def test_full_disk_ends_the_worker_and_costs_no_trial(here: Path) -> None:
+def test_full_disk_quarantines_the_worker_until_there_is_room_and_costs_no_trial(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hpo.worker, "PROBE_S", 0.05)
     path = gpt_study(here / "full.yaml", budget={"trials": 3})
     small = here / "small"
     small.mkdir()
@@ -387,16 +428,25 @@ def test_full_disk_ends_the_worker_and_costs_no_trial(here: Path) -> None:
     )
     if mounted.returncode:
         pytest.skip("only root may mount a small disk")
+    told: list[dict[str, Any]] = []
+
+    def make_room(event: dict[str, Any]) -> None:
+        told.append(event)
+        if "quarantined" in event.get("text", ""):
+            subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+
     try:
         with connect(sqlite(here), create=True) as store:
-            with pytest.raises(WorkFailed, match="cannot write"):
-                Worker(register_gpt(store, path), small, 1, lambda event: None).work()
-            assert counts(snapshot(store, "full"))["failed"] == 0
-            assert snapshot(store, "full").slots["leased"] == 0
-            assert Worker(register_gpt(store, path), Path("runs"), 1, lambda event: None).work() == 0
-            assert counts(snapshot(store, "full"))["complete"] == 3
+            at = register_gpt(store, path)
+            assert Worker(at, small, 1, make_room).work() == 0
+            assert counts(snapshot(store, "full")) | {"pruned": 0} == {
+                "complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0
+            }  # fmt: skip
+            assert [word for _, word, _ in at.slots.attempts(0)] == ["disk", "disk", "disk", "complete"]
     finally:
         subprocess.run(["umount", small], check=True)
+    notes = [event["text"].partition(":")[0] for event in told if event["event"] == "note"]
+    assert notes == ["quarantined", "released"]
 
 
 def test_launching_again_resumes_and_a_larger_budget_extends(here: Path) -> None:
@@ -418,7 +468,6 @@ def test_study_ends_when_its_hours_are_over(here: Path) -> None:
 
         def end_the_hour(event: dict[str, Any]) -> None:
             at.optuna.set_user_attr(STARTED, at.slots.now() - 3600)
-            worker.look_at_budget = 0.0
 
         worker.listener = end_the_hour
         assert worker.work() == 0

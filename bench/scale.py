@@ -1,0 +1,185 @@
+"""What a long study costs: looks, asks, decisions, fresh workers, CPU a trial. python bench/scale.py [--trials 5000]"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from pydantic import TypeAdapter
+
+from bench.crowd import Config, plant, study, train
+from bench.service import spread
+from hpo.job import configuration
+from hpo.pruner import Judge, Pruner
+from hpo.register import Registered, load, register
+from hpo.sampler import Sampler
+from hpo.slots import Claim
+from hpo.storage import connect
+from tests.postgres import Postgres
+
+LOOKS = ("status", "trials --format csv", "show 7", "best")
+SAMPLERS: tuple[tuple[dict[str, Any], int], ...] = (
+    ({"name": "tpe"}, 20),
+    ({"name": "tpe", "history": 1_000_000}, 20),
+    ({"name": "tpe", "multivariate": False}, 8),
+    ({"name": "random"}, 20),
+    ({"name": "qmc"}, 20),
+    ({"name": "nsga2"}, 8),
+    ({"name": "cmaes"}, 8),
+    ({"name": "gp"}, 5),
+)
+PRUNERS = ("median", "percentile", "halving", "hyperband", "wilcoxon")
+N_RUNNING = 64
+FEW, MANY = 24, 120  # trials of the two runs whose difference is the CPU of a trial, free of what a start costs
+
+
+def main() -> None:
+    """Measure on both storages."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--trials", type=int, default=5000, help="finished trials; 64 more run")
+    n = asked.parse_args().trials
+    server = Postgres()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            server.start()
+            for name, url in ("SQLite", f"sqlite:///{folder}/hpo.db"), ("Postgres", server.url()):
+                print(f"{name}, {n:,} finished trials, {N_RUNNING} running")
+                with connect(url, create=True) as store:
+                    seconds, _ = timed(lambda store=store: plant(store, n, N_RUNNING))
+                print(f"  {'planted in':32} {seconds:.1f} s")
+                looks(url)
+                worker(url)
+                trial(name, server, folder)
+        finally:
+            server.remove()
+
+
+def looks(url: str, repeats: int = 5) -> None:
+    """Time whole commands, the start of Python included."""
+    for command in LOOKS:
+        asked = [sys.executable, "-m", "hpo", *command.split(), "--storage", url, "--study", "crowd"]
+        found = []
+        for _ in range(repeats):
+            before = _cpu()
+            seconds, _ = timed(lambda asked=asked: subprocess.run(asked, check=True, capture_output=True))
+            found.append((seconds, _cpu() - before))
+        line(f"hpo {command}", found)
+
+
+FRESH = """
+import sys, resource, time
+from hpo.register import load
+from hpo.storage import connect
+with connect(sys.argv[1]) as store:
+    at = load(store, "crowd")
+    before, began, spent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), time.process_time()
+    at.optuna.get_trials(deepcopy=False)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"{time.perf_counter() - began:.1f} s, CPU {time.process_time() - spent:.1f} s, {grown:.0f} MB")
+"""
+
+
+def worker(url: str) -> None:
+    """Time what a worker does with a long study: reading it at first, then asks and decisions."""
+    told = subprocess.run([sys.executable, "-c", FRESH, url], check=True, capture_output=True, text=True)
+    print(f"  {'a fresh worker reads it in':32} {told.stdout.strip()}")
+    with connect(url) as store:
+        at = load(store, "crowd")
+        at.optuna.get_trials(deepcopy=False)
+        line("again, unfinished ones only", [timed(lambda: at.optuna.get_trials(deepcopy=False)) for _ in range(20)])
+        for fields, repeats in SAMPLERS:
+            sampled = with_sampler(at, fields)
+            ask(sampled)  # imports, and the first look at the trials
+            told = " ".join(str(value) if key == "name" else f"{key}={value}" for key, value in fields.items())
+            line(f"ask, {told}", [ask(sampled) for _ in range(repeats)])
+        own = [t for t in at.optuna.get_trials(deepcopy=False) if not t.state.is_finished()]
+        for name in PRUNERS:
+            line(f"decision, {name}", [cost for some in own[:3] for cost in decisions(at, name, some.number)])
+
+
+def ask(at: Registered) -> tuple[float, float]:
+    """Return what it costs to find out what to train."""
+    storage = at.store.optuna
+    trial_id = storage.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.RUNNING))
+    claim = Claim(1_000_000 + trial_id, 1, "search", None, None)
+    own = storage.get_trial(trial_id)
+    found = timed(lambda: configuration(at, claim, own))
+    storage.set_trial_state_values(trial_id, TrialState.FAIL)
+    return found
+
+
+def decisions(at: Registered, name: str, number: int) -> Iterator[tuple[float, float]]:
+    """Yield what each decision of one trial costs after the first, which reads the trials."""
+    pruner = TypeAdapter(Pruner).validate_python({"name": name})
+    judge = Judge(at.optuna, pruner.build(at.study.rungs), at.study.rungs, refresh_s=1e9)
+    own: FrozenTrial = create_trial(state=TrialState.RUNNING)
+    own.number = number
+    for rung, value in train(Config()):
+        own.intermediate_values[rung] = value
+        found = timed(lambda: judge.verdict(own))
+        if rung > 1:
+            yield found
+
+
+def trial(name: str, server: Postgres, folder: str) -> None:
+    """Print the CPU of a whole trial of 20 reports with four workers at once."""
+    spent = []
+    for n_trials in (FEW, MANY):
+        url = f"sqlite:///{folder}/{n_trials}.db" if name == "SQLite" else server.url(server.database())
+        with connect(url, create=True) as store:
+            register(store, study(n_trials), None, {})
+        environment = {**os.environ, "HPO_STORAGE": url, "OMP_NUM_THREADS": "1"}
+        asked = [sys.executable, "-m", "hpo", "worker", "--study", "crowd", "--out", f"{folder}/{name}{n_trials}"]
+        before = _cpu(), _server(server)
+        members = [subprocess.Popen(asked, env=environment, stdout=subprocess.DEVNULL) for _ in range(4)]
+        if sum(member.wait() for member in members):
+            raise SystemExit("a worker failed")
+        spent.append((_cpu() - before[0], _server(server) - before[1]))
+    workers, database = (1000 * (b - a) / (MANY - FEW) for a, b in zip(*spent, strict=True))
+    print(f"  {'CPU of a trial of 20 reports':32} {workers:.0f} ms in 4 workers, {database:.0f} ms in the server")
+
+
+def with_sampler(at: Registered, fields: dict[str, Any]) -> Registered:
+    file = at.study.file.model_copy(update={"sampler": TypeAdapter(Sampler).validate_python(fields)})
+    return replace(at, study=replace(at.study, file=file))
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, float]:
+    """Return seconds by the wall and of this process."""
+    began, spent = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - began, time.process_time() - spent
+
+
+def line(what: str, found: list[tuple[float, float]]) -> None:
+    """Print median and range of the wall, and the median of the CPU, in ms."""
+    wall = [1000 * seconds for seconds, _ in found]
+    cpu = statistics.median(1000 * seconds for _, seconds in found)
+    print(f"  {what:32} {spread(wall, 'ms')}, CPU {cpu:.3f} ms")
+
+
+def _cpu() -> float:
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+def _server(server: Postgres) -> float:
+    """Return CPU seconds of the server's processes that have ended: one a connection."""
+    time.sleep(0.5)  # the last ones are ending
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()

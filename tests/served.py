@@ -1,0 +1,48 @@
+"""A dashboard that runs, as a person starts it, and requests to it."""
+
+import base64
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def dashboard(url: str, *arguments: str, password: str = "") -> Iterator[str]:
+    """A running dashboard; yields its address."""
+    asked = [sys.executable, "-m", "hpo", "dashboard", "--storage", url, "--port", "0", *arguments]
+    env = {**os.environ, "HPO_DASHBOARD_PASSWORD": password}
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            assert process.stderr is not None
+            told = process.stderr.readline()
+            found = re.search(r"http://[^/]+", told)
+            assert found, told
+            yield found[0].replace("0.0.0.0", "127.0.0.1")
+        finally:
+            process.terminate()
+            rest = process.communicate()[1]
+    assert process.returncode == 143
+    assert "Traceback" not in rest, rest
+
+
+def basic(password: str) -> str:
+    """Return the Authorization header that a browser sends for a password."""
+    return "Basic " + base64.b64encode(f"me:{password}".encode()).decode()
+
+
+def answer(address: str, method: str = "GET", password: str = "") -> int:
+    """Return the status of the answer to a request."""
+    request = urllib.request.Request(address, method=method)
+    if password:
+        request.add_header("Authorization", basic(password))
+    try:
+        with urllib.request.urlopen(request, timeout=50) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
