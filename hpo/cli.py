@@ -74,6 +74,9 @@ def worker(
     pack: Pack = 1,
     gpus: Annotated[str, typer.Option(help="Number of the GPU to use.")] = "",
     out: Out = RUNS,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Serve every active study of the storage, and wait for more.")
+    ] = False,
 ) -> None:
     """Join a study and run its trials, until none is left."""
     if gpus:
@@ -81,6 +84,13 @@ def worker(
 
         check_gpus([gpu.strip() for gpu in gpus.split(",")])
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before torch is imported
+    if follow:
+        from hpo.following import Follower
+
+        if study is not None:
+            raise Problem(f"--study: must be left out with --follow, which serves every study, got {study}")
+        leave(Follower(url(storage), pack, out).work())
+        return
     from hpo.joining import join
 
     leave(join(url(storage), study, pack, out))
@@ -129,9 +139,10 @@ def limits(
     pack: Pack = 1,
     format: Print = Format.table,
 ) -> None:
-    """Find the largest run.batch_size that fits in memory, by estimate, then by training two updates, eight times at most.
+    """Find the largest run.batch_size that fits in memory, by estimate and then by trying, two updates a try.
 
-    The batch is no free choice: a larger one makes fewer updates of the same tokens, and so other results.
+    There are eight tries at most, each a process of its own. The batch is no free choice: a larger one makes fewer
+    updates of the same tokens, and so other results.
     """
     from hpo.limits import limits
 

@@ -169,11 +169,11 @@ def unpooled(url: str) -> dict[str, Any]:
 def check_present(url: str, patience: float) -> None:
     file = file_of(url)
     if file and not file.is_file():
-        raise StorageError(f"no storage at {file}; `hpo launch` creates it")
+        raise StorageError(f"no storage at {file}; `hpo launch` creates it", passing=True)
     engine = sa.create_engine(url, **unpooled(url))
     missing = retry(missing_columns, engine, patience=patience, url=url)
     if missing is None:
-        raise StorageError(f"no study in {shown(url)}; `hpo launch` creates the tables")
+        raise StorageError(f"no study in {shown(url)}; `hpo launch` creates the tables", passing=True)
     if missing:
         raise StorageError(
             f"{shown(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}; "

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ from hpo import cores
 from hpo.data import Corpora
 from hpo.group import EVENTS
 from hpo.live import line
-from hpo.patience import PATIENCE
-from hpo.register import check_data, load
+from hpo.patience import PATIENCE, StorageError
+from hpo.problems import Problem, WorkFailed
+from hpo.register import Registered, check_data, load
 from hpo.storage import connect
+from hpo.study import DEFAULT_TRAIN
+from hpo.target import place
+from model.config import TrainConfig
 
 
 def join(storage: str, name: str | None, pack: int, out: Path) -> int:
@@ -19,6 +24,7 @@ def join(storage: str, name: str | None, pack: int, out: Path) -> int:
 
     Raises:
         Problem: there is no such study, or the data here are not its own.
+        WorkFailed: this machine cannot train the study's baseline.
     """
     # A worker by itself has the whole machine; a launcher divides it up beforehand.
     cores.settle(cores.available())
@@ -26,12 +32,45 @@ def join(storage: str, name: str | None, pack: int, out: Path) -> int:
 
     with connect(storage, patience=PATIENCE) as store:
         at = load(store, name)
-        check_data(at.optuna, Corpora().hash(at.study.base))
-        rungs = at.study.rungs
-
-        def tell(event: dict[str, Any]) -> None:
-            text = json.dumps(event) if os.environ.get(EVENTS) == "json" else line(event, rungs)
-            print(text, flush=True)
-
+        check(at, Corpora())
         launched = os.environ.get(EVENTS) == "json"
-        return Worker(at, out.absolute(), pack, tell, parent=os.getppid() if launched else None).work()
+        parent = os.getppid() if launched else None
+        return Worker(at, out.absolute(), pack, teller(at.study.rungs), parent).work()
+
+
+def teller(rungs: int, prefix: str = "") -> Callable[[dict[str, Any]], None]:
+    """Return what prints a worker's events: as JSON to a launcher, as lines to a person."""
+
+    def tell(event: dict[str, Any]) -> None:
+        if os.environ.get(EVENTS) == "json":
+            print(json.dumps(event), flush=True)
+        elif text := line(event, rungs):
+            print(f"{prefix}{text}", flush=True)
+
+    return tell
+
+
+def check(at: Registered, corpora: Corpora) -> None:
+    """Check that this machine has the study's data and can train its baseline: the first two updates are tried.
+
+    Otherwise every trial would fail in the same way. A training function of the user's own is not tried, since a
+    call of it may do more than train.
+
+    Raises:
+        Problem: the data are others.
+        WorkFailed: the baseline's first updates fail, with the cause.
+    """
+    check_data(at.optuna, corpora.hash(at.study.base))
+    if at.study.file.train != DEFAULT_TRAIN or not isinstance(at.study.base, TrainConfig):
+        return
+    from model.rehearsal import rehearse
+
+    config = at.study.configured(next(iter(at.study.file.baseline), {}))
+    assert isinstance(config, TrainConfig)
+    try:
+        rehearse(config, **corpora.given(config))
+    except (Problem, StorageError):
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}{place(error)}"
+        raise WorkFailed(f"pre-flight: the first two updates of the baseline failed here: {cause}") from None

@@ -1,11 +1,12 @@
 """The worker: claim trials of a study, train them, until its budget is spent or somebody says stop."""
 
+import functools
+import math
 import os
 import signal
 import socket
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +42,21 @@ class Worker:
         self.at, self.out, self.pack, self.listener, self.parent = at, out, pack, listener, parent
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.keeper = Keeper(at.slots, self.owner, LEASE_S)
-        self.alarm = alarm or Alarm()
+        self.alarm = Alarm()
         self.jobs = Jobs(at, self.owner, self.keeper, out, LEASE_S, self.tell)
         self.now = Now("active", False, None)
+        self.claimed = 0
 
-    def work(self, enough: Callable[[], bool] = lambda: False) -> int:
+    def work(self, turns: float = math.inf) -> int:
         """Run trials; return 0 when there is nothing left to do, else 128 + the signal that ended the work.
 
-        enough: whether to take no more trials, asked before each.
+        turns: how many trials to take at most.
         """
         self.tell({"event": "joined", "owner": self.owner})
         word = "interrupted"
         with self.keeper, self.alarm:
             try:
-                self._work(enough)
+                self._work(turns)
                 word = "preempted" if self.alarm.signal else self.now.state
             except (Hurry, KeyboardInterrupt):  # each trial goes on from its last rung
                 if self.alarm.signal is None:
@@ -64,7 +66,7 @@ class Worker:
                 self.jobs.requeue(self.jobs.held, word)
         return 128 + self.alarm.signal if self.alarm.signal else 0
 
-    def _work(self, enough: Callable[[], bool]) -> None:
+    def _work(self, turns: float) -> None:
         while not self._leaving():
             if self.jobs.quarantine:
                 self._recover(*self.jobs.quarantine)
@@ -72,12 +74,12 @@ class Worker:
                 self.jobs.requeue(self.jobs.held, "paused")
                 time.sleep(POLL_S)
             else:
-                if not enough():
-                    self._claim()
+                self._claim(turns)
                 if self.jobs.held:
-                    places = Packing(self.jobs, self.pack, self.alarm).run(self._leaving_pack, self._claim)
+                    refill = functools.partial(self._claim, turns)
+                    places = Packing(self.jobs, self.pack, self.alarm).run(self._leaving_pack, refill)
                     self.pack = max(1, places or self.pack)
-                elif enough() or self._spent():
+                elif turns < math.inf or self._spent():
                     return
                 elif not self.jobs.quarantine:
                     time.sleep(POLL_S)
@@ -100,11 +102,12 @@ class Worker:
     def _leaving_pack(self) -> bool:
         return self._leaving() or self.now.state == "paused" or self.jobs.quarantine is not None
 
-    def _claim(self) -> None:
+    def _claim(self, turns: float) -> None:
         """Take trials until there is one for each place of the pack."""
-        while len(self.jobs.held) < self.pack and self.jobs.quarantine is None and self.now.state == "active":
-            if self._leaving() or not self.jobs.claim(self.pack):
+        while len(self.jobs.held) < self.pack and self.claimed < turns and self.jobs.quarantine is None:
+            if self._leaving() or self.now.state != "active" or not self.jobs.claim(self.pack):
                 return
+            self.claimed += 1
 
     def _spent(self) -> bool:
         if self.at.slots.left(only_begun=self.now.hours_over) == 0:

@@ -347,7 +347,7 @@ def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: s
             taken.append(at.slots.claim("thief", 600))
 
         setattr(store.optuna, calls[write], rob)
-        worker.work(enough=lambda: bool(taken))
+        worker.work(turns=1)
         found = snapshot(store, "planted").trials[0]
         assert taken[0] is not None
         assert found.state == State.RUNNING
@@ -446,7 +446,7 @@ def test_full_disk_quarantines_the_worker_until_there_is_room_and_costs_no_trial
     finally:
         subprocess.run(["umount", small], check=True)
     notes = [event["text"].partition(":")[0] for event in told if event["event"] == "note"]
-    assert notes == ["quarantined", "released"]
+    assert [note for note in notes if note != "restarted"] == ["quarantined", "released"]
 
 
 def test_launching_again_resumes_and_a_larger_budget_extends(here: Path) -> None:
@@ -467,7 +467,8 @@ def test_study_ends_when_its_hours_are_over(here: Path) -> None:
         worker = Worker(at, Path("runs"), 1, lambda event: None)
 
         def end_the_hour(event: dict[str, Any]) -> None:
-            at.optuna.set_user_attr(STARTED, at.slots.now() - 3600)
+            if event["event"] == "start":
+                at.optuna.set_user_attr(STARTED, at.slots.now() - 3600)
 
         worker.listener = end_the_hour
         assert worker.work() == 0
