@@ -180,6 +180,22 @@ def dashboard(
     serve(url(storage), host, port, edit)
 
 
+@app.command()
+def doctor(
+    study: Study = None,
+    storage: Storage = None,
+    out: Out = RUNS,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Do what is safe: free leases, remove leftovers, add columns.")
+    ] = False,
+    format: Print = Format.table,
+) -> None:
+    """Look for what is wrong: storage, clock, disks, GPUs, data, leases, leftover files; say what to do."""
+    from hpo.doctor import report
+
+    leave(report(url(storage), study, out, fix, format))
+
+
 @texts.command("prepare")
 def data_prepare(
     study: Annotated[str | None, typer.Option(help="Prepare the text of this study.")] = None,

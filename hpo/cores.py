@@ -37,17 +37,20 @@ def settle(threads: int) -> None:
         os.environ.setdefault(name, value)
 
 
-def check_gpus(gpus: Sequence[str]) -> None:
-    """Check that GPUs of these numbers are here, without torch.
+def gpus() -> list[str]:
+    """Return the numbers of this machine's NVIDIA GPUs, without torch."""
+    smi = shutil.which("nvidia-smi")
+    listed = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False).stdout if smi else ""
+    return [row.split(":")[0].removeprefix("GPU ").strip() for row in listed.splitlines() if row.startswith("GPU ")]
+
+
+def check_gpus(wanted: Sequence[str]) -> None:
+    """Check that GPUs of these numbers are here.
 
     Raises:
         Problem: one is not.
     """
-    if not gpus:
-        return
-    smi = shutil.which("nvidia-smi")
-    listed = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False).stdout if smi else ""
-    have = [row.split(":")[0].removeprefix("GPU ").strip() for row in listed.splitlines() if row.startswith("GPU ")]
-    if any(gpu not in have for gpu in gpus):
+    have = gpus() if wanted else []
+    if any(gpu not in have for gpu in wanted):
         there = f"GPUs {', '.join(have)}" if have else "no NVIDIA GPU"
-        raise Problem(f"--gpus: this machine has {there}, got {','.join(gpus)}; leave --gpus out to train on the CPU")
+        raise Problem(f"--gpus: this machine has {there}, got {','.join(wanted)}; leave --gpus out to train on the CPU")

@@ -50,6 +50,9 @@ EVENT = sa.Table(
     sa.Column("text", sa.Text),
 )
 
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p", "afs"}
+_NETWORK |= {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs"}
+
 BUSY_S = 60.0  # for which SQLite waits for another process's lock
 
 _FILES = (".db", ".sqlite", ".sqlite3")
@@ -140,6 +143,18 @@ def file_of(url: str) -> Path | None:
     """Return the file of a SQLite URL, None for a server."""
     parsed = sa.make_url(url)
     return Path(str(parsed.database)) if parsed.drivername == "sqlite" else None
+
+
+def network_of(file: Path) -> str | None:
+    """Return the kind of file system a file lies on where it is another machine's, as /proc/mounts says."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:  # not a Linux
+        return None
+    path = str(file.absolute().resolve())
+    under = [(folder, kind) for folder, kind in mounts if path == folder or path.startswith(folder.rstrip("/") + "/")]
+    kind = max(under, key=lambda mount: len(mount[0]), default=("", ""))[1]
+    return kind if kind in _NETWORK else None
 
 
 def engine_options(url: str, readonly: bool = False) -> dict[str, Any]:

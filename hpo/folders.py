@@ -43,8 +43,8 @@ def write(path: Path, text: str) -> None:
         raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def writable(folder: Path, n_bytes: int = 2**20) -> bool:
-    """Return whether a folder takes so many bytes."""
+def takes(folder: Path, n_bytes: int = 2**20) -> bool:
+    """Return whether a folder has room for so many bytes, and may be written."""
     probe = folder / f".probe.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -117,7 +117,7 @@ class BruteForce(Proposer):
 
 
 class GP(Proposer):
-    """Gaussian process; for up to a few hundred trials that are dear enough to wait 0.5 s for each."""
+    """Gaussian process; for up to a few hundred trials that are dear enough to wait a second for each."""
 
     name: Literal["gp"] = "gp"
     startup_trials: Count = 10

@@ -16,7 +16,18 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
-from hpo.engine import OURS, SLOT, check_present, engine_options, file_of, hook, missing_columns, normalise, unpooled
+from hpo.engine import (
+    OURS,
+    SLOT,
+    check_present,
+    engine_options,
+    file_of,
+    hook,
+    missing_columns,
+    network_of,
+    normalise,
+    unpooled,
+)
 from hpo.patience import QUICK, StorageError, retry, shown
 
 # Optuna tells on standard error of every study made, opened and every trial.
@@ -101,6 +112,8 @@ def connect(url: str, create: bool = False, patience: float = QUICK) -> Store:
         StorageError: there is no such storage, it does not answer, or it cannot be written.
     """
     url = normalise(url)
+    if (file := file_of(url)) is not None and (kind := network_of(file)):
+        raise StorageError(f"storage: {file} lies on {kind}, where SQLite's locks fail; use a local disk, or Postgres")
     if create:
         with exclusive(url, patience):
             retry(_create, url, patience=patience, url=url)
@@ -182,6 +195,34 @@ def _create(url: str) -> None:
         raise StorageError(f"{shown(url)}: {error}") from error
     OURS.create_all(rdb.engine)
     add_columns(rdb.engine)
+
+
+def schema_problem(url: str, patience: float = QUICK) -> str | None:
+    """Return what is wrong with the tables of a storage that is there, None where nothing is.
+
+    Raises:
+        StorageError: there is no storage, or it does not answer.
+    """
+    file = file_of(url)
+    if file and not file.is_file():
+        raise StorageError(f"no storage at {file}; `hpo launch` creates it")
+    engine = sa.create_engine(url, **unpooled(url))
+    missing = retry(missing_columns, engine, patience=patience, url=url)
+    if missing is None:
+        raise StorageError(f"no study in {shown(url)}; `hpo launch` creates the tables")
+    if missing:
+        return f"{shown(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}"
+    try:
+        retry(RDBStorage, _template(url), engine_kwargs=unpooled(url), skip_table_creation=True, patience=patience)
+    except RuntimeError as error:  # Optuna's tables are of another version
+        return f"{shown(url)}: {error}"
+    return None
+
+
+def update_schema(url: str) -> None:
+    """Add what our tables lack; Optuna's own are for `optuna storage upgrade`."""
+    with exclusive(url, QUICK):
+        retry(_create, url, patience=QUICK, url=url)
 
 
 def add_columns(engine: sa.Engine) -> None:

@@ -129,7 +129,7 @@ class Worker:
             failed = WorkFailed(f"quarantined after three failures in a row: {text}")
             failed.status = TRY_AGAIN
             raise failed
-        while not self._leaving() and not folders.writable(self.out):
+        while not self._leaving() and not folders.takes(self.out):
             time.sleep(PROBE_S)
         if not self._leaving():
             self.jobs.breaker.half()

@@ -49,7 +49,11 @@ def test_reads_trials_as_optuna_does(storage_url: str) -> None:
                 assert [type(v) for v in mine.params.values()] == [type(its.params[k]) for k in mine.params]
                 assert mine.values == (its.values or [])
                 assert repr(mine.intermediate_values) == repr(its.intermediate_values)
-                assert (mine.last_step, mine.duration, mine.constraints) == (its.last_step, its.duration, its.constraints)
+                assert (mine.last_step, mine.duration, mine.constraints) == (
+                    its.last_step,
+                    its.duration,
+                    its.constraints,
+                )
 
 
 def test_names_the_studies_there_are(storage_url: str) -> None:
