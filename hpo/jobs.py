@@ -15,6 +15,7 @@ from hpo import checkpoints, folders
 from hpo.data import Corpora
 from hpo.explain import messages
 from hpo.failures import LOST_IN_A_ROW, Breaker, kind
+from hpo.fitting import too_large
 from hpo.job import Job, configuration, open_trial
 from hpo.keeper import Keeper
 from hpo.patience import StorageError, at_most
@@ -94,6 +95,9 @@ class Jobs:
             self.end(job, TrialState.PRUNED, "invalid", str(problem))
             return
         job.trial = self.at.store.optuna.get_trial(job.trial._trial_id)  # a copy of our own, parameters included
+        if reason := too_large(self.at.study, job.config, self.corpora):
+            self.end(job, TrialState.PRUNED, "oom", reason)
+            return
         self._write_config(job, data_hash, pack)
         last = job.trial.intermediate_values.get(self.at.study.rungs)
         if last is not None and last == last:  # the last attempt ended between its last report and telling so

@@ -8,6 +8,7 @@ from typing import Any
 
 from hpo import cores
 from hpo.data import Corpora
+from hpo.fitting import learn
 from hpo.group import EVENTS
 from hpo.live import line
 from hpo.patience import PATIENCE, StorageError
@@ -68,7 +69,7 @@ def check(at: Registered, corpora: Corpora) -> None:
     config = at.study.configured(next(iter(at.study.file.baseline), {}))
     assert isinstance(config, TrainConfig)
     try:
-        rehearse(config, **corpora.given(config))
+        learn(at.study, corpora, rehearse(config, **corpora.given(config)).peak_bytes)
     except (Problem, StorageError):
         raise
     except Exception as error:

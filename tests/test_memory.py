@@ -1,10 +1,13 @@
 import gc
+from pathlib import Path
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from hpo.folders import read_config
 from model import capacity
+from model.config import TrainConfig
 from model.data import prepare
 from model.memory import Memory, estimate, fits
 from model.network import Network
@@ -13,6 +16,7 @@ from model.section import updated
 from model.train import Trainer
 from tests.tiny import alone, tiny
 
+ROOT = Path(__file__).parents[1]
 V = 257  # of the tokenizer "bytes"
 # Large enough that tensors outweigh Python, small enough to train in a second.
 SHAPE = {"model.n_layer": 2, "model.n_embd": 64, "model.context": 32, "run.batch_size": 32, "run.rungs": 1}
@@ -24,6 +28,7 @@ CASES = {
     "bf16": {"run.precision": "bf16"},
     "masked": {"model.document_mask": True, "model.position": "rope", "model.mlp": "swiglu"},
     "explicit": {"run.attention": "explicit", "model.tied": False, "model.bias": True},
+    "drawn": {"model.init": "glorot", "model.embedding_projection": True, "model.skips": "convex"},
     "moe": {"model.name": "moe"},
     "moe-swiglu": {"model.name": "moe", "model.mlp": "swiglu", "model.n_expert": 3, "model.top_k": 1},
     "diagnostics": {"run.diagnostics": True},
@@ -117,6 +122,14 @@ def test_a_run_that_no_machine_holds_is_estimated():
     matrices = 12 * 65_536**2 * 2
     assert found.parameters == pytest.approx(4 * matrices, rel=0.01)
     assert found.total > 4 * found.parameters
+
+
+@pytest.mark.parametrize("base", sorted(ROOT.glob("studies/bases/*-small.yaml")), ids=lambda path: path.stem)
+def test_what_is_shipped_can_be_estimated(base):
+    tree, _ = read_config(base)
+    run = updated(TrainConfig.model_validate(tree), {"run.device": "cpu"})
+    n = sum(p.numel() for p in run.model.build(V, 0).parameters())
+    assert estimate(run, V, runs=2).parameters == 2 * 4 * n
 
 
 def test_accumulating_adds_nothing():
