@@ -121,7 +121,7 @@ def asked(study: Study, overrides: Sequence[str]) -> tuple[dict[str, Any], BaseM
     """
     values = assignments(overrides)
     if not values:
-        raise Problem("--set: must be given at least once, such as --set optimizer.lr=3e-4; the base has run already")
+        raise Problem("--set: must be given at least once, such as --set optimizer.lr=3e-4")
     sections = [
         key
         for key, v in values.items()
@@ -151,9 +151,9 @@ def asked(study: Study, overrides: Sequence[str]) -> tuple[dict[str, Any], BaseM
 
 def _incomparable(study: Study, path: str) -> str:
     """Return what makes trials that differ in a field incomparable, "" where nothing does."""
-    if study.file.config != DEFAULT_CONFIG or path in study.file.space:
-        return ""
     section, _, leaf = path.partition(".")
+    if study.file.config != DEFAULT_CONFIG or {path, f"{section}.name"} & study.file.space.keys():
+        return ""
     if section == "tokenizer" or (section == "data" and leaf not in TRAINING):
         return {"tokenizer": "tokenizers", "data": "data"}[section]
     return FIXED.get(path, "")

@@ -1,6 +1,7 @@
 """What the commands that only look print."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from hpo.folders import lines, trial_folder
 from hpo.live import clock, standing
 from hpo.output import Format, record, rows, say
 from hpo.reading import Opened, Trial, study_ids
+from hpo.slots import Happening
 from hpo.status import ERROR, METRICS, Snapshot, counts, ended, find, snapshot, summary, tokens, value, word
 
+SPECIAL = ("diverged", "invalid", "oom", "timeout", "lost", "killed", "error")
+LATEST = 5  # events that `hpo status` shows
 TWICE = {"val_perplexity"}  # val_loss in other words
 
 
@@ -45,23 +49,46 @@ def show_status(at: Opened, name: str | None, format: Format, watch: bool) -> No
 def _told(of: Snapshot) -> str:
     """Return the status of a study as a few lines."""
     n, spent = counts(of), tokens(of)
-    total = of.budget.get("trials")
+    total = sum(of.slots.values()) if of.budget.get("trials") else None  # what was added by hand included
     told = [
         f"{of.name}: {n['complete'] + n['pruned'] + n['failed']} of {total or 'any number of'} trials ended, "
-        f"first launched {clock(of.elapsed)} ago",
+        f"first launched {clock(of.elapsed)} ago" + (f"; {of.state}" if of.state != "active" else ""),
         ", ".join(f"{count} {state}" for state, count in n.items()),
     ]
     held = [t.number for t in of.trials if word(of, t) == "interrupted"]
     if held:
-        told.append(f"interrupted, to be gone on with at the next launch: trials {', '.join(map(str, held))}")
-    words = [word(of, t) for t in of.trials]
-    special = {w: words.count(w) for w in ("diverged", "invalid", "error") if w in words}
+        told.append(f"interrupted, to be gone on with by the next worker: trials {', '.join(map(str, held))}")
+    words = Counter(word(of, t) for t in of.trials)
+    special = {w: words[w] for w in SPECIAL if words[w]}
     if special:
         told.append("of these " + ", ".join(f"{count} {w}" for w, count in special.items()))
+    told += _happened(of)
     if spent["trained"] is not None:
         told.append(f"{spent['trained']:,} tokens trained, {spent['saved_by_pruning']:,} saved by pruning")
     told.append(standing(of) or "no trial is complete yet")
     return "\n".join(told)
+
+
+def _happened(of: Snapshot) -> list[str]:
+    """Return what happened out of the ordinary: how often each, and the latest in a line each."""
+    if not of.happened:
+        return []
+    often = Counter(happening.word for happening in of.happened)
+    told = ["on the way: " + ", ".join(f"{count} {w}" for w, count in often.items()) + "; the latest:"]
+    return told + [f"  {clock(h.seconds_ago)} ago: {h.word}{_where(of, h)}" for h in of.happened[:LATEST]]
+
+
+def _where(of: Snapshot, happening: Happening) -> str:
+    """Return whom something happened to, and what is known of it."""
+    who = [
+        f"trial {t.number}"
+        for t in of.trials
+        if happening.slot is not None and t.user_attrs.get("slot") == happening.slot
+    ]
+    who += [f"attempt {happening.attempt}"] if happening.attempt is not None else []
+    who += [happening.owner.rpartition(":")[0]] if happening.owner else []
+    said = (happening.text or "").strip().splitlines()
+    return "".join([f" ({', '.join(who)})" if who else "", f": {said[-1]}" if said else ""])
 
 
 def trial(of: Snapshot, number: int) -> dict[str, Any]:
@@ -78,8 +105,17 @@ def trial(of: Snapshot, number: int) -> dict[str, Any]:
         "metrics": found.user_attrs.get(METRICS, {}),
         "worker": found.user_attrs.get("worker"),
         "attempt": found.user_attrs.get("attempt"),
+        **{key: found.user_attrs[key] for key in ("retry_of", "forked_from") if key in found.user_attrs},
+        **({"interruptions": told} if (told := _interruptions(of, found)) else {}),
         **({"reason": error.splitlines()[-1]} if error else {}),
     }
+
+
+def _interruptions(of: Snapshot, found: Trial) -> list[str]:
+    """Return how the attempts of a trial ended that did not end it, the first of them first."""
+    slot = found.user_attrs.get("slot")
+    mine = [h for h in reversed(of.happened) if slot is not None and h.slot == slot and h.word != word(of, found)]
+    return [f"attempt {h.attempt}: {h.word}" for h in mine]
 
 
 def _readable(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

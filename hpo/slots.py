@@ -57,6 +57,20 @@ class Lease(NamedTuple):
     seconds: float
 
 
+class Happening(NamedTuple):
+    """Something out of the ordinary: to an attempt of a slot, to a worker, or to the study."""
+
+    seconds_ago: float
+    word: str
+    slot: int | None
+    attempt: int | None
+    owner: str | None
+    text: str | None
+
+
+ORDINARY = ("began", "complete", "pruned", "diverged", "invalid")
+
+
 class Slots:
     """The slots of one study. Every method is one transaction and is retried while the storage is away."""
 
@@ -238,6 +252,13 @@ class Slots:
         columns = (EVENT.c.attempt, EVENT.c.word, EVENT.c.owner)
         mine = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.slot == slot, EVENT.c.word != "began")
         return [list(row) for row in self._run(sa.select(*columns).where(mine).order_by(EVENT.c.id))]
+
+    def happened(self, limit: int = 1000) -> list[Happening]:
+        """Return what happened out of the ordinary, the latest first."""
+        told = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.word.not_in(ORDINARY))
+        columns = (self._now - EVENT.c.at, EVENT.c.word, EVENT.c.slot, EVENT.c.attempt, EVENT.c.owner, EVENT.c.text)
+        found = sa.select(*columns).where(told).order_by(EVENT.c.id.desc()).limit(limit)
+        return [Happening(*row) for row in self._run(found)]
 
     def log(self, word: str, text: str = "", owner: str | None = None) -> None:
         """Write down what happened to the study or a worker."""

@@ -2,14 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from hpo.problems import NothingFeasible, Problem
 from hpo.reading import Opened, State, Trial, chosen, study_attrs, study_ids, trials
-from hpo.slots import Slots
+from hpo.slots import Happening, Slots
 
 # User attributes of a study
 SPEC = "hpo:spec"  # the whole study file
@@ -43,6 +43,8 @@ class Snapshot:
     trials: list[Trial]
     slots: Mapping[str, int]
     leased: frozenset[int]
+    state: str = "active"
+    happened: Sequence[Happening] = ()
 
     @property
     def objective(self) -> str:
@@ -113,6 +115,8 @@ def snapshot(at: Opened, name: str | None) -> Snapshot:
         trials=trials(at, study_id),
         slots=slots.counts(),
         leased=frozenset(lease.slot for lease in slots.owners() if lease.seconds > 0),
+        state=attrs.get(STATE, "active"),
+        happened=slots.happened(),
     )
 
 
@@ -181,7 +185,7 @@ def value(trial: Trial) -> float | None:
 
 
 def word(of: Snapshot, trial: Trial) -> str:
-    """Return in one word where a trial stands: complete, pruned, diverged, error, running, interrupted."""
+    """Return in one word where a trial stands: running, interrupted, complete, or why it ended."""
     if trial.state == State.WAITING or (trial.state == State.RUNNING and trial.user_attrs.get("slot") not in of.leased):
         return "interrupted"
     return str(trial.user_attrs.get(ENDED, trial.state))

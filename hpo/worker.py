@@ -72,6 +72,8 @@ class Worker:
                 self._recover(*self.jobs.quarantine)
             elif self.now.state == "paused":
                 self.jobs.requeue(self.jobs.held, "paused")
+                if turns < math.inf or self._spent():  # there are other studies; there is nothing to wait for
+                    return
                 time.sleep(POLL_S)
             else:
                 self._claim(turns)
