@@ -19,13 +19,12 @@ from hpo.reading import study_ids
 from hpo.register import Registered, check_data, load, register
 from hpo.slots import transact
 from hpo.space import held
-from hpo.status import ENDED, FEASIBLE, MACHINE, METRICS, SET
+from hpo.status import ENDED, FEASIBLE, FORKED, MACHINE, METRICS, SET
 from hpo.storage import Store, exclusive
 from hpo.study import Study, from_spec
 from hpo.telling import LIMITS
 from model.section import flat
 
-FORKED = "forked"  # kind of a trial that was taken over: it has no slot, and does not count in the budget
 FROM = "forked_from"  # user attribute of one: study/number
 CARRIED = (ENDED, METRICS, FEASIBLE, MACHINE)  # what else it keeps
 
@@ -116,7 +115,7 @@ def sorted_out(old: Registered, new: Study) -> tuple[list[FrozenTrial], Counter[
 def _row(old: Study, new: Study, trial: FrozenTrial) -> FrozenTrial | str:
     """Return a trial as a row of a new study, or why it is none."""
     if trial.user_attrs.get(ENDED) in LIMITS and old.file.limits != new.file.limits:
-        return "ended at a limit that is another one"
+        return "ended at another limit"
     given = trial.user_attrs.get(SET, trial.params)
     try:
         before = flat(old.configured(given))

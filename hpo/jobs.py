@@ -23,6 +23,7 @@ from hpo.problems import Problem
 from hpo.pruner import Judge
 from hpo.register import Registered
 from hpo.slots import Claim
+from hpo.status import FORKED
 from hpo.storage import Lost, fenced
 from hpo.telling import AWAY_S, Teller, last_line
 
@@ -118,7 +119,8 @@ class Jobs:
         """End a trial that reached its last rung, and keep checkpoints of the best trials alone."""
         self.end(job, TrialState.COMPLETE, "complete", value=value)
         complete = self.at.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        ranked = sorted(complete, key=lambda trial: trial.values[0])
+        own = [trial for trial in complete if trial.user_attrs.get("kind") != FORKED]
+        ranked = sorted(own, key=lambda trial: trial.values[0])
         checkpoints.thin(self._folder(trial.number) for trial in ranked[self.at.study.file.keep_best :])
 
     def end(self, job: Job, state: TrialState, word: str, error: str = "", value: float | None = None) -> None:

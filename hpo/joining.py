@@ -11,6 +11,7 @@ from hpo.data import Corpora
 from hpo.fitting import learn
 from hpo.group import EVENTS
 from hpo.live import line
+from hpo.output import say
 from hpo.patience import PATIENCE, StorageError
 from hpo.problems import Problem, WorkFailed
 from hpo.register import Registered, check_data, load
@@ -33,6 +34,8 @@ def join(storage: str, name: str | None, pack: int, out: Path) -> int:
 
     with connect(storage, patience=PATIENCE) as store:
         at = load(store, name)
+        if at.now().state != "active":
+            say(f"study {at.study.name} is {at.now().state}; `hpo resume` lets its workers go on")
         check(at, Corpora())
         launched = os.environ.get(EVENTS) == "json"
         parent = os.getppid() if launched else None

@@ -21,10 +21,12 @@ from hpo.live import Plain, Screen, clock, standing
 from hpo.output import number, say, shown
 from hpo.patience import PATIENCE, StorageError, at_most, safe
 from hpo.problems import NothingFeasible, Problem, WorkFailed
+from hpo.reading import study_attrs, study_ids
 from hpo.register import Registered, register
-from hpo.status import Snapshot, best_trial, counts, snapshot, tokens
+from hpo.shelf import find
+from hpo.status import BUDGET, SPEC, Snapshot, best_trial, counts, snapshot, tokens
 from hpo.storage import check_connections, connect
-from hpo.study import Study
+from hpo.study import Study, from_spec
 
 LOOK_S = 2.0  # for which the view waits for the storage
 REFRESH_S = 5.0  # between looks at the whole study
@@ -51,7 +53,7 @@ class Options:
 
 def launch(options: Options) -> int:
     """Run a study to the end of its budget; return the exit status."""
-    study = read(options.study, options.overrides, options.budget, options.seed)
+    study = _held(options) or read(options.study, options.overrides, options.budget, options.seed)
     environments = environments_of(options.workers, options.gpus, options.per_gpu)
     data_hash, anchors = described(study.base)
     if not options.quiet:
@@ -73,6 +75,25 @@ def launch(options: Options) -> int:
         if at.now().state == "stopped":
             say(f"{study.name} was stopped; this goes on where it was: {again(options)}")
         return conclude(snapshot(store, study.name), folder, options, time.monotonic() - began)
+
+
+def _held(options: Options) -> Study | None:
+    """Return a study that has no file here but lies in the storage, such as one that `hpo fork` made; else None."""
+    with suppress(Problem):
+        find(options.study)
+        return None
+    try:
+        with look(options.storage) as at:
+            study_id = study_ids(at).get(options.study)
+            attrs = {} if study_id is None else study_attrs(at, study_id)
+    except StorageError:
+        return None
+    if SPEC not in attrs:
+        return None
+    if options.overrides or options.seed is not None:
+        raise Problem(f"--set, --seed: must be left out, since {options.study} is begun and keeps its questions")
+    asked = {key: value for key, value in options.budget.items() if value is not None}
+    return from_spec({**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **asked}})
 
 
 def environments_of(workers: int, gpus: Sequence[str], per_gpu: int) -> list[dict[str, str]]:

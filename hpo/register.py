@@ -82,6 +82,7 @@ def register(
         )
         held = made.user_attrs.get(SPEC)
         if held is None:
+            Slots(store, made._study_id).clear()  # SQLite gives the id of a deleted study to the next
             told = {DATA: data_hash, ANCHORS: dict(anchors), STARTED: Slots(store, 0).now()}
             _describe(made, {**told, PROTOCOL: VERSION, SPEC: spec})
         else:

@@ -14,6 +14,7 @@ from hpo.slots import Happening
 from hpo.status import ERROR, METRICS, Snapshot, counts, ended, find, snapshot, summary, tokens, value, word
 
 SPECIAL = ("diverged", "invalid", "oom", "timeout", "lost", "killed", "error")
+REMEDY = {"paused": "; paused: `hpo resume` goes on", "stopped": "; stopped: `hpo launch` goes on"}
 LATEST = 5  # events that `hpo status` shows
 TWICE = {"val_perplexity"}  # val_loss in other words
 
@@ -52,13 +53,15 @@ def _told(of: Snapshot) -> str:
     total = sum(of.slots.values()) if of.budget.get("trials") else None  # what was added by hand included
     told = [
         f"{of.name}: {n['complete'] + n['pruned'] + n['failed']} of {total or 'any number of'} trials ended, "
-        f"first launched {clock(of.elapsed)} ago" + (f"; {of.state}" if of.state != "active" else ""),
+        f"first launched {clock(of.elapsed)} ago" + REMEDY.get(of.state, ""),
         ", ".join(f"{count} {state}" for state, count in n.items()),
     ]
     held = [t.number for t in of.trials if word(of, t) == "interrupted"]
     if held:
         told.append(f"interrupted, to be gone on with by the next worker: trials {', '.join(map(str, held))}")
-    words = Counter(word(of, t) for t in of.trials)
+    if carried := len(of.trials) - len(of.own):
+        told.append(f"{carried} more were carried over from another study")
+    words = Counter(word(of, t) for t in of.own)
     special = {w: words[w] for w in SPECIAL if words[w]}
     if special:
         told.append("of these " + ", ".join(f"{count} {w}" for w, count in special.items()))

@@ -80,6 +80,15 @@ class Slots:
         self._now = clock(store.engine)
         self._study = _c.study_id == study_id
 
+    def clear(self) -> None:
+        """Delete all slots and events."""
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(sa.delete(SLOT).where(self._study))
+            connection.execute(sa.delete(EVENT).where(EVENT.c.study_id == self.study_id))
+
+        self._transact(write)
+
     def fill(self, wanted: Sequence[tuple[str, Fixed]]) -> None:
         """Make slots 0, 1, ... of these (kind, fixed); slots that are there already stay as they are.
 
@@ -174,12 +183,15 @@ class Slots:
         rows = self._run(sa.select(_c.trial_id).where(self._study, _c.slot == slot))
         return rows[0][0] if rows else None
 
-    def beat(self, claim: Claim, owner: str, lease_s: float, rung: int) -> str | None:
-        """Renew one lease at a rung; return what a person wishes of the trial, "" for nothing, None if it is lost."""
+    def beating(self, claim: Claim, owner: str, lease_s: float, rung: int) -> sa.Executable:
+        """Return what renews a lease at a rung and gives the wish for its trial, as a fence of what is written."""
         later = sa.case((_c.rungs < rung, rung), else_=_c.rungs)
         statement = sa.update(SLOT).where(self._is(claim, owner), _c.state == "leased")
-        values = {"lease_until": self._now + lease_s, "rungs": later, "failures": 0}
-        rows = self._run(statement.values(**values).returning(_c.wish))
+        return statement.values(lease_until=self._now + lease_s, rungs=later, failures=0).returning(_c.wish)
+
+    def beat(self, claim: Claim, owner: str, lease_s: float, rung: int) -> str | None:
+        """Renew a lease at a rung; return what a person wishes of the trial, "" for nothing, None if it is lost."""
+        rows = self._run(self.beating(claim, owner, lease_s, rung))
         return (rows[0][0] or "") if rows else None
 
     def done(self, claim: Claim, owner: str, rung: int = 0, word: str = "complete", text: str = "") -> bool:

@@ -20,6 +20,8 @@ DATA = "hpo:data"  # hash of its prepared data
 STATE = "hpo:state"  # active, paused or stopped
 PROTOCOL = "hpo:protocol"  # version of what workers of one study agree on
 
+FORKED = "forked"  # kind of a trial that was carried over from another study
+
 # User attributes of a trial
 SET = "hpo:set"  # the fixed values of a baseline or of a point of a grid
 MACHINE = "hpo:machine"  # versions, threads, git commit
@@ -59,6 +61,11 @@ class Snapshot:
         found: float | None = self.spec.get("rung_tokens")
         return found
 
+    @cached_property
+    def own(self) -> list[Trial]:
+        """The trials that this study ran itself: not those that `hpo fork` carried over."""
+        return [t for t in self.trials if t.user_attrs.get("kind") != FORKED]
+
     def in_state(self, *states: State) -> list[Trial]:
         return [t for t in self.trials if t.state in states]
 
@@ -82,8 +89,8 @@ class Snapshot:
 
     @cached_property
     def _counts(self) -> dict[str, int]:
-        begun = {t.user_attrs["slot"] for t in self.trials if "slot" in t.user_attrs}
-        states = Counter(t.state for t in self.trials)
+        begun = {t.user_attrs["slot"] for t in self.own}
+        states = Counter(t.state for t in self.own)
         waiting = states[State.WAITING]  # interrupted, to be gone on with
         if self.budget.get("trials"):
             waiting += max(0, sum(self.slots.values()) - len(begun))
@@ -156,7 +163,7 @@ def ended(of: Snapshot) -> bool:
     n, budget = counts(of), of.budget
     over = bool(budget.get("hours")) and of.elapsed >= 3600 * float(budget["hours"])
     if budget.get("tokens") and of.rung_tokens:  # what is left does not pay for a whole trial
-        spent = sum(t.last_step or 0 for t in of.trials)
+        spent = sum(t.last_step or 0 for t in of.own)
         over = over or spent + of.rungs > math.ceil(budget["tokens"] / of.rung_tokens)
     if n["running"] or of.in_state(State.WAITING):
         return False
@@ -167,8 +174,8 @@ def tokens(of: Snapshot) -> dict[str, int | None]:
     """Return tokens trained, and those that pruned trials were spared; None where a run has no tokens."""
     if of.rung_tokens is None:
         return {"trained": None, "saved_by_pruning": None}
-    trained = sum(t.last_step or 0 for t in of.trials)
-    saved = sum(of.rungs - (t.last_step or 0) for t in of.in_state(State.PRUNED))
+    trained = sum(t.last_step or 0 for t in of.own)
+    saved = sum(of.rungs - (t.last_step or 0) for t in of.own if t.state == State.PRUNED)
     return {"trained": round(trained * of.rung_tokens), "saved_by_pruning": round(saved * of.rung_tokens)}
 
 

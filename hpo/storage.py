@@ -45,25 +45,27 @@ class Lost(Exception):
 class _Fence(threading.local):
     """What must hold at the beginning of each transaction of this thread, and what is written at its end."""
 
-    check: sa.Select[Any] | None = None
-    link: sa.Update | None = None
+    check: sa.Executable | None = None
+    link: sa.Executable | None = None
+    found: sa.Row[Any] | None = None
 
 
 _fence = _Fence()
 
 
 @contextmanager
-def fenced(check: sa.Select[Any], link: sa.Update | None = None) -> Iterator[None]:
+def fenced(check: sa.Executable, link: sa.Executable | None = None) -> Iterator[_Fence]:
     """Let this thread write only while `check` finds a row, which stays locked to the end of each transaction.
 
-    link: made part of each transaction, so that it is written with it or not at all.
+    link: made part of each transaction, so that it is written with it or not at all. The row found last is yielded
+    as `found`.
 
     Raises:
         Lost: it finds none.
     """
-    _fence.check, _fence.link = check, link
+    _fence.check, _fence.link, _fence.found = check, link, None
     try:
-        yield
+        yield _fence
     finally:
         _fence.check = _fence.link = None
 
@@ -246,8 +248,10 @@ def _opened(url: str) -> RDBStorage:
 
 
 def _check_fence(connection: sa.Connection) -> None:
-    if _fence.check is not None and connection.execute(_fence.check).first() is None:
-        raise Lost
+    if _fence.check is not None:
+        _fence.found = connection.execute(_fence.check).first()
+        if _fence.found is None:
+            raise Lost
 
 
 def _write_link(connection: sa.Connection) -> None:

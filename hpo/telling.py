@@ -1,6 +1,7 @@
 """What a worker writes of its trials into the study: fenced by the lease, patient with the storage."""
 
 import math
+import time
 from typing import Any, Literal
 
 import optuna
@@ -15,6 +16,7 @@ from hpo.register import Now, Registered
 from hpo.status import ATTEMPTS, ENDED, ERROR, FEASIBLE, METRICS
 from hpo.storage import Lost, fenced
 
+LOOK_S = 0.5  # between looks at what may change while a study runs: rungs may be shorter than that
 AWAY_S = 3.0  # for which a training waits for the storage at a rung; then it goes on, and tells later
 LEAVING_S = 5.0  # the same for a worker that is asked to leave
 KEPT_LINES = 40  # of a traceback: the end says what happened
@@ -28,13 +30,16 @@ class Teller:
 
     def __init__(self, at: Registered, owner: str, keeper: Keeper, lease_s: float) -> None:
         self.at, self.owner, self.keeper, self.lease_s = at, owner, keeper, lease_s
-        self._now = Now("active", False, None)
+        self._now, self._look_at = Now("active", False, None), -math.inf
 
     def now(self) -> Now:
-        """Return how the study stands; while the storage is away, how it stood."""
+        """Return how the study stood at most `LOOK_S` ago; while the storage is away, how it stood before."""
+        if time.monotonic() < self._look_at:
+            return self._now
         try:
             with at_most(AWAY_S):
                 self._now = self.at.now()
+                self._look_at = time.monotonic() + LOOK_S
         except StorageError as error:
             if not error.passing:
                 raise
@@ -47,14 +52,7 @@ class Teller:
         """
         try:
             with at_most(math.inf if wait else AWAY_S):
-                wish = self.at.slots.beat(job.claim, self.owner, self.lease_s, job.rung)
-                if wish is None:
-                    return "lost"
-                with fenced(self.at.slots.held(job.claim, self.owner)):
-                    for rung in sorted(job.unsent):
-                        value = job.unsent[rung]
-                        self.at.store.optuna.set_trial_intermediate_value(job.trial._trial_id, rung, value)
-                        del job.unsent[rung]
+                wish = self._write(job)
         except Lost:  # another attempt goes on with it
             return "lost"
         except UpdateFinishedTrialError:  # another program has ended it
@@ -65,6 +63,24 @@ class Teller:
                 raise
             return "away"
         return "killed" if wish == "kill" else "held"
+
+    def _write(self, job: Job) -> str:
+        """Write the values that the study has not got, each with a renewal of the lease; return the wish found.
+
+        Raises:
+            Lost: the lease is another attempt's.
+        """
+        slots, storage = self.at.slots, self.at.store.optuna
+        if not job.unsent:
+            wish = slots.beat(job.claim, self.owner, self.lease_s, job.rung)
+            if wish is None:
+                raise Lost
+            return wish
+        with fenced(slots.beating(job.claim, self.owner, self.lease_s, job.rung)) as fence:
+            for rung in sorted(job.unsent):
+                storage.set_trial_intermediate_value(job.trial._trial_id, rung, job.unsent[rung])
+                del job.unsent[rung]
+        return str(fence.found[0] or "") if fence.found is not None else ""
 
     def end(self, job: Job, state: TrialState, word: str, error: str = "", value: float | None = None) -> list[float]:
         """Tell the study how a trial ended, then close its slot; return the value that it ended with.

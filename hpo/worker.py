@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import random
 import signal
 import socket
 import time
@@ -18,7 +19,7 @@ from hpo.packing import Packing
 from hpo.problems import WorkFailed
 from hpo.register import Now, Registered
 
-POLL_S = 1.0  # between looks for a slot that came free, while others still work
+POLL_S = (0.5, 3.0)  # between looks for a slot that came free, while others still work: at first, and at most
 PROBE_S = 10.0  # between looks at a disk that was full
 TRY_AGAIN = 75  # exit status of a worker whose device failed: a new process may find it well
 
@@ -67,6 +68,7 @@ class Worker:
         return 128 + self.alarm.signal if self.alarm.signal else 0
 
     def _work(self, turns: float) -> None:
+        pause = POLL_S[0]
         while not self._leaving():
             if self.jobs.quarantine:
                 self._recover(*self.jobs.quarantine)
@@ -74,17 +76,19 @@ class Worker:
                 self.jobs.requeue(self.jobs.held, "paused")
                 if turns < math.inf or self._spent():  # there are other studies; there is nothing to wait for
                     return
-                time.sleep(POLL_S)
+                time.sleep(POLL_S[0])
             else:
                 self._claim(turns)
                 if self.jobs.held:
+                    pause = POLL_S[0]
                     refill = functools.partial(self._claim, turns)
                     places = Packing(self.jobs, self.pack, self.alarm).run(self._leaving_pack, refill)
                     self.pack = max(1, places or self.pack)
                 elif turns < math.inf or self._spent():
                     return
                 elif not self.jobs.quarantine:
-                    time.sleep(POLL_S)
+                    time.sleep(random.uniform(0.7, 1.0) * pause)
+                    pause = min(1.5 * pause, POLL_S[1])
 
     def tell(self, event: dict[str, Any]) -> None:
         try:

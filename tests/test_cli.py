@@ -106,7 +106,7 @@ def test_status_4_where_the_storage_does_not_answer_and_no_password_is_shown(tmp
     [
         ("sqlite:///none.db", "no storage at none.db; `hpo launch` creates it"),
         ("mysql://me:s3cret@h/db", "got mysql://me:***@h/db"),
-        ("redis://h", "storage: must be a file that ends in"),
+        ("redis://h", "a journal in Redis has no transactions for leases"),
         ("sqlite:///:memory:", "storage: must be a file that workers can share"),
         ("some words", "got some words"),
         ("empty.db", "`hpo launch` creates the tables"),
@@ -188,7 +188,8 @@ def test_study_of_another_shape_is_refused_with_both_values_and_nothing_is_chang
     assert failed.stderr.splitlines()[-3:] == [
         "hpo: trivial.yaml: rungs: the study in the storage has 3, here it is 4",
         "trivial.yaml: space.lr.high: the study in the storage has 1.0, here it is 2.0",
-        "a study keeps its questions: give the file another name, or use another --storage than that of trivial",
+        "a study keeps its questions: `hpo fork trivial.yaml --from trivial --as trivial-2` begins another one with "
+        "the trials that fit it; or give the file another name",
     ]
     assert contents(url) == before
 

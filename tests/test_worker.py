@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
+import hpo.telling
 import hpo.worker
 from hpo.checking import read
 from hpo.engine import look
@@ -460,7 +461,8 @@ def test_launching_again_resumes_and_a_larger_budget_extends(here: Path) -> None
     assert len(list(here.glob("start-*"))) == 7
 
 
-def test_study_ends_when_its_hours_are_over(here: Path) -> None:
+def test_study_ends_when_its_hours_are_over(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hpo.telling, "LOOK_S", 0.0)
     path = planted(here, budget={"hours": 1})
     with connect(sqlite(here), create=True) as store:
         at = register(store, read(str(path)), None, {})
