@@ -169,8 +169,8 @@ def _counted(reasons: Counter[str]) -> str:
 
 
 def _next(stem: str, new: Study, source: str, overrides: Sequence[str], trials: int | None) -> str:
-    """Return what to type to run the new study: a launch finds a study by its file's name."""
+    """Return what to type to run the new study: by its file, or by a name that only the storage has."""
     if new.name != stem:
-        return f"hpo worker --study {new.name}"
+        return shlex.join(["hpo", "launch", "--study", new.name])
     words = ["hpo", "launch", "--study", source, *(word for text in overrides for word in ("--set", text))]
     return shlex.join(words + ([] if trials is None else ["--trials", str(trials)]))

@@ -511,8 +511,13 @@ def test_fork_that_a_launch_offers_for_a_changed_space_does_what_it_says(here: P
     assert offered == f"hpo fork {path} --from planted --as planted-2"
     told = typed(store.url, *offered.split()[1:])
     assert "planted-2: begins with 3 of the 3 finished trials" in told
-    assert "next: hpo worker --study planted-2" in told
+    assert "next: hpo launch --study planted-2" in told
     assert len(snapshot(store, "planted-2").trials) == 3
+    hpo("launch", "--study", "planted-2", "--trials", "4", "--storage", store.url, "--quiet", cwd=here)
+    of = snapshot(store, "planted-2")
+    assert (len(of.own), len(of.trials)) == (4, 7), "what was carried over does not count in the budget"
+    told = hpo("launch", "--study", "planted-2", "--seed", "3", "--storage", store.url, cwd=here, status=2).stderr
+    assert "--set, --seed: must be left out, since planted-2 is begun" in told
 
 
 def test_fork_refuses_another_measure_no_overlap_and_a_name_that_is_taken(here: Path, store: Store) -> None:
