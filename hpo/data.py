@@ -5,11 +5,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.problems import Problem
+from hpo.problems import Problem, Unwritable
 from model.anchors import anchors
 from model.config import TrainConfig
 from model.data import Prepared, on_stderr, prepare
-from model.section import ConfigError
+from model.section import CacheError, ConfigError
 
 Progress = Callable[[str, float], None]
 
@@ -19,9 +19,12 @@ def prepared(config: TrainConfig, progress: Progress | None = None) -> Prepared:
 
     Raises:
         Problem: the text cannot be used.
+        Unwritable: there is no room for what is made of it.
     """
     try:
         return prepare(config.data, config.tokenizer, progress or on_stderr())
+    except CacheError as error:
+        raise Unwritable(str(error)) from None
     except ConfigError as error:
         raise Problem(str(error)) from None
 

@@ -19,7 +19,7 @@ from hpo.fitting import too_large
 from hpo.job import Job, configuration, open_trial
 from hpo.keeper import Keeper
 from hpo.patience import StorageError, at_most
-from hpo.problems import Problem
+from hpo.problems import Problem, Unwritable
 from hpo.pruner import Judge
 from hpo.register import Registered
 from hpo.slots import Claim
@@ -92,6 +92,8 @@ class Jobs:
         except ValidationError as error:
             self.end(job, TrialState.PRUNED, "invalid", "; ".join(messages(error, type(self.at.study.base))))
             return
+        except Unwritable:
+            raise
         except Problem as problem:
             self.end(job, TrialState.PRUNED, "invalid", str(problem))
             return

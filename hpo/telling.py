@@ -98,6 +98,8 @@ class Teller:
         storage, trial_id = self.at.store.optuna, job.trial._trial_id
         try:
             with fenced(self.at.slots.held(job.claim, self.owner)):
+                for rung, found in sorted(job.unsent.items()):  # what it reached while the storage was away
+                    storage.set_trial_intermediate_value(trial_id, rung, found)
                 for key, found in attrs.items():
                     storage.set_trial_user_attr(trial_id, key, found)
                 if word in LIMITS:

@@ -18,6 +18,7 @@ from hpo.keeper import LEASE_S, Keeper
 from hpo.packing import Packing
 from hpo.problems import WorkFailed
 from hpo.register import Now, Registered
+from model.files import cache_root
 
 POLL_S = (0.5, 3.0)  # between looks for a slot that came free, while others still work: at first, and at most
 PROBE_S = 10.0  # between looks at a disk that was full
@@ -135,8 +136,8 @@ class Worker:
             failed = WorkFailed(f"quarantined after three failures in a row: {text}")
             failed.status = TRY_AGAIN
             raise failed
-        while not self._leaving() and not folders.takes(self.out):
+        while not self._leaving() and not (folders.takes(self.out) and folders.takes(cache_root())):
             time.sleep(PROBE_S)
         if not self._leaving():
             self.jobs.breaker.half()
-            self.jobs.log("released", f"{self.out} can be written again")
+            self.jobs.log("released", "there is room again")

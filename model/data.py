@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from model.corpus import Corpus
 from model.documents import SPLITS, Documents, distinct, divided
 from model.files import cache_root, digest, locked
-from model.section import ConfigError
+from model.section import CacheError, ConfigError
 from model.tokenizer import Tokenizer, Vocabulary, load
 from model.writing import Progress, add_synthetic, n_bytes, token_type, write_split
 
@@ -83,7 +83,8 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None = No
     """Return the prepared data, made now if this machine does not have it yet.
 
     Raises:
-        ConfigError: the corpus cannot be read, is too small, or the cache cannot be written to.
+        ConfigError: the corpus cannot be read, or is too small.
+        CacheError: the cache cannot be written to.
     """
     folder = cache_root() / f"{corpus.name}-{_key(corpus, tokenizer)[:12]}"
     if not folder.exists():
@@ -92,7 +93,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None = No
                 if not folder.exists():  # else another process made it while we waited
                     _make(folder, corpus, tokenizer, progress or (lambda message, fraction: None))
         except OSError as error:
-            raise ConfigError(
+            raise CacheError(
                 f"data: cannot write in {folder.parent}: {error.strerror or error}; "
                 "set HPO_CACHE to a folder that can be written to"
             ) from None
@@ -154,7 +155,7 @@ def _make(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: Progress
         if error.errno not in FULL:
             raise
         size = sum(n_bytes(texts) for texts in splits.values()) * token_type(vocabulary.vocab_size).itemsize
-        raise ConfigError(
+        raise CacheError(
             f"data: {str(error.strerror).lower()} preparing {corpus.name} under {folder.parent}; "
             f"needs up to {size * (1 + corpus.synthetic) / 1e6:.1f} MB; set HPO_CACHE to a folder with room"
         ) from None

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model.section import ConfigError
+from model.section import CacheError, ConfigError
 
 PASSAGE = 1000  # characters that a passage has at least, unless its file ends before
 LONG = 8 * PASSAGE  # a paragraph beyond this is cut
@@ -156,13 +156,13 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the machine-wide lock on making `path`; it goes with the process, however that ends.
 
     Raises:
-        ConfigError: the folder cannot be written to.
+        CacheError: the folder cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path.parent / f".{path.name}.lock", "w")  # noqa: SIM115
     except OSError as error:
-        raise ConfigError(
+        raise CacheError(
             f"data: cannot write in {path.parent}: {error.strerror}; set HPO_CACHE to a folder that can be written to"
         ) from None
     with file:
@@ -174,7 +174,7 @@ def write_whole(target: Path, pieces: Iterable[bytes]) -> Path:
     """Write a file beside its place and rename it, so that nobody ever sees half of it.
 
     Raises:
-        ConfigError: the folder cannot be written to.
+        CacheError: the folder cannot be written to.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -189,5 +189,5 @@ def write_whole(target: Path, pieces: Iterable[bytes]) -> Path:
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        raise ConfigError(f"data: cannot write {target}: {error.strerror}; set HPO_CACHE") from None
+        raise CacheError(f"data: cannot write {target}: {error.strerror}; set HPO_CACHE") from None
     return target

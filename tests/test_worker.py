@@ -20,6 +20,7 @@ from hpo.checking import read
 from hpo.engine import look
 from hpo.folders import lines
 from hpo.keeper import reap
+from hpo.patience import StorageError
 from hpo.reading import State
 from hpo.register import Registered, register
 from hpo.slots import Claim
@@ -448,6 +449,67 @@ def test_full_disk_quarantines_the_worker_until_there_is_room_and_costs_no_trial
         subprocess.run(["umount", small], check=True)
     notes = [event["text"].partition(":")[0] for event in told if event["event"] == "note"]
     assert [note for note in notes if note != "restarted"] == ["quarantined", "released"]
+
+
+def test_full_disk_for_the_data_of_a_trial_is_not_the_trial_s_fault(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hpo.worker, "PROBE_S", 0.05)
+    cache = here / "cache"
+    cache.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", cache], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    base = tiny({"tokenizer.name": "bpe", "tokenizer.vocab_size": 300}).model_dump(mode="json")
+    keys = {"space": {"tokenizer.vocab_size": {"choices": [300, 330]}}, "sampler": {"name": "grid"}, "baseline": []}
+    path = gpt_study(here / "cache.yaml", base=base, objective="val_bpb", budget={"trials": 2}, **keys)
+    monkeypatch.setenv("HPO_CACHE", str(cache))
+    told: list[str] = []
+
+    def make_room(event: dict[str, Any]) -> None:
+        told.append(event.get("text", event["event"]).partition(":")[0])
+        if told[-1] == "quarantined":
+            subprocess.run(["mount", "-o", "remount,size=64m", cache], check=True)
+
+    try:
+        with connect(sqlite(here), create=True) as store:
+            at = register_gpt(store, path)
+            used = os.statvfs(cache)
+            full = (used.f_blocks - used.f_bfree) * used.f_frsize // 1024 + 4
+            subprocess.run(["mount", "-o", f"remount,size={full}k", cache], check=True)
+            assert Worker(at, Path("runs"), 1, make_room).work() == 0
+            assert [t.state for t in snapshot(store, "cache").trials] == [State.COMPLETE] * 2
+            assert [word for _, word, _ in at.slots.attempts(1)] == ["disk", "disk", "disk", "complete"]
+    finally:
+        subprocess.run(["umount", "--lazy", cache], check=True)  # its files are mapped into memory
+    assert "released" in told
+
+
+def test_trial_that_diverges_while_the_storage_is_away_leaves_its_whole_curve(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = planted(here, baseline=[], budget={"trials": 1}, pruner={"name": "none"})
+    module = here / "curves.py"
+    module.write_text(module.read_text().replace("yield rung, 1.0", "yield rung, float('nan') if rung == 3 else 1.0"))
+    monkeypatch.setattr(hpo.telling, "AWAY_S", 0.1)
+    with connect(sqlite(here), create=True) as store:
+        at = register(store, read(str(path)), None, {})
+        real, calls = store.optuna.set_trial_intermediate_value, []
+
+        def away(*arguments: Any) -> Any:
+            calls.append(arguments[1])
+            if len(calls) <= 3:  # at each of three rungs
+                raise StorageError("away", passing=True)
+            return real(*arguments)
+
+        monkeypatch.setattr(store.optuna, "set_trial_intermediate_value", away)
+        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
+        found = snapshot(store, "planted").trials[0]
+        assert found.user_attrs[ENDED] == "diverged"
+        assert list(found.intermediate_values) == [1, 2, 3]
+        assert calls == [1, 1, 1, 1, 2, 3], "each rung begins with what is owed"
 
 
 def test_launching_again_resumes_and_a_larger_budget_extends(here: Path) -> None:
