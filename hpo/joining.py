@@ -1,7 +1,10 @@
 """hpo worker: join a study that is there, from any machine that reaches its storage."""
 
+import ctypes
 import json
 import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from hpo.storage import connect
 from hpo.study import DEFAULT_TRAIN
 from hpo.target import place
 from model.config import TrainConfig
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def join(storage: str, name: str | None, pack: int, out: Path) -> int:
@@ -38,8 +43,19 @@ def join(storage: str, name: str | None, pack: int, out: Path) -> int:
             say(f"study {at.study.name} is {at.now().state}; `hpo resume` lets its workers go on")
         check(at, Corpora())
         launched = os.environ.get(EVENTS) == "json"
-        parent = os.getppid() if launched else None
+        parent = _with_parent() if launched else None
         return Worker(at, out.absolute(), pack, teller(at.study.rungs), parent).work()
+
+
+def _with_parent() -> int:
+    """Have this process asked to leave when its parent dies, at once and not only at its next rung; return the parent.
+
+    Linux has a call for it; elsewhere the worker looks for its parent at each rung.
+    """
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    return parent
 
 
 def teller(rungs: int, prefix: str = "") -> Callable[[dict[str, Any]], None]:
