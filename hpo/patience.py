@@ -80,6 +80,34 @@ def safe(url: str) -> bool:
     return shown(url) == url
 
 
+class _Outages:
+    """How long a storage did not answer this process, whichever of its threads asked."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since: float | None = None
+        self._over: list[float] = []
+
+    def failed(self) -> None:
+        with self._lock:
+            self._since = self._since or time.monotonic()
+
+    def answered(self) -> None:
+        if self._since is not None:
+            with self._lock:
+                self._over += [time.monotonic() - self._since] if self._since is not None else []
+                self._since = None
+
+    def over(self) -> list[float]:
+        """Return the seconds of each outage that has ended since this was last asked."""
+        with self._lock:
+            found, self._over = self._over, []
+        return found
+
+
+outages = _Outages()
+
+
 def retry(call: Callable[..., T], *args: Any, patience: float = PATIENCE, url: str = "", **kwargs: Any) -> T:
     """Call until the storage answers, at most for `patience` seconds. Every storage call goes through here.
 
@@ -91,12 +119,16 @@ def retry(call: Callable[..., T], *args: Any, patience: float = PATIENCE, url: s
     deadline = time.monotonic() + min(patience, limit())
     for attempt in itertools.count():
         try:
-            return call(*args, **kwargs)
+            found = call(*args, **kwargs)
+            outages.answered()
+            return found
         except _faults() as error:
             cause = _cause(error)
             # jitter: workers that lost the server together must not come back together
             pause = random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(attempt, 10))
             passing = _passes(cause)
+            if passing:
+                outages.failed()
             if not passing or time.monotonic() + pause > deadline:
                 raise StorageError(_explanation(cause, url), passing) from error
             if attempt == 5:

@@ -16,12 +16,14 @@ from hpo.alarm import Alarm, Hurry
 from hpo.jobs import Jobs, Tell
 from hpo.keeper import LEASE_S, Keeper
 from hpo.packing import Packing
+from hpo.patience import outages
 from hpo.problems import WorkFailed
 from hpo.register import Now, Registered
 from model.files import cache_root
 
 POLL_S = (0.5, 3.0)  # between looks for a slot that came free, while others still work: at first, and at most
 PROBE_S = 10.0  # between looks at a disk that was full
+OUTAGE_S = 2.0  # for which the storage did not answer, from when on it is written down
 TRY_AGAIN = 75  # exit status of a worker whose device failed: a new process may find it well
 
 
@@ -104,6 +106,9 @@ class Worker:
             self.alarm.ask(signal.SIGTERM)
         if self.alarm.signal is None:
             self.now = self.jobs.teller.now()
+            for seconds in outages.over():
+                if seconds >= OUTAGE_S:
+                    self.jobs.log("away", f"the storage did not answer for {seconds:.0f} s")
         return self.alarm.signal is not None or self.now.state == "stopped"
 
     def _leaving_pack(self) -> bool:

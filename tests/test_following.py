@@ -119,6 +119,7 @@ def test_follower_survives_a_server_that_is_away(here: Path) -> None:
             assert until(ended(store, "long"))
             assert process.poll() is None
             of = snapshot(store, "long")
+            assert "away" in {happening.word for happening in of.happened}, "and the outage is explained by a word"
         assert counts(of)["complete"] == len(of.trials) == 4
     finally:
         server.remove()
