@@ -18,10 +18,25 @@ RUNS = Path("runs")
 
 
 def url(storage: str | None) -> str:
-    """Return the URL of the storage that the command line means."""
-    from hpo.engine import default_url
+    """Return the URL of the storage that the command line means.
 
-    return default_url(storage)
+    Raises:
+        StorageError: it holds what no URL or name of a file can hold.
+    """
+    from hpo.engine import default_url, file_of, normalise
+    from hpo.patience import StorageError
+
+    found = default_url(storage)
+    try:
+        found.encode()
+        if file := file_of(normalise(found)):
+            file.is_file()
+    except StorageError:
+        return found  # which is refused where it is opened
+    except (OSError, ValueError) as error:  # a name that is too long; bytes that are no UTF-8
+        why = error.strerror if isinstance(error, OSError) else "must be text in UTF-8"
+        raise StorageError(f"storage: {why}, got {found!r:.60}") from None
+    return found
 
 
 def looking(storage: str | None) -> Any:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,14 @@ from hpo import looking, steering
 from hpo.arguments import RUNS, Out, Pack, Print, Set, Storage, Study, leave, url
 from hpo.output import Format, say
 from hpo.problems import Problem
+
+
+class Where(StrEnum):
+    """Where the workers of a launch run."""
+
+    local = "local"
+    ray = "ray"
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +40,7 @@ app.add_typer(steering.commands)
 def launch(
     study: Annotated[str, typer.Option(help="Name of a study, or a study file.")],
     workers: Annotated[
-        int, typer.Option(min=0, help="Worker processes; 0: one, or one for each place on the GPUs.")
+        int, typer.Option(min=0, max=1024, help="Worker processes; 0: one, or one for each place on the GPUs.")
     ] = 0,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all; a larger number extends a study.")] = None,
     hours: Annotated[float | None, typer.Option(min=0, help="Hours after which no trial is begun.")] = None,
@@ -39,14 +48,26 @@ def launch(
     overrides: Set = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampler.")] = None,
     gpus: Annotated[str, typer.Option(help="Numbers of the GPUs to use, such as 0,1.")] = "",
-    per_gpu: Annotated[int, typer.Option(min=1, help="Workers on each GPU.")] = 1,
+    per_gpu: Annotated[int, typer.Option(min=1, max=64, help="Workers on each GPU.")] = 1,
+    on: Annotated[Where, typer.Option(help="This machine, or the nodes of a running Ray cluster.")] = Where.local,
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT of the Ray cluster's head; else $RAY_ADDRESS, else the one on this machine.")
+    ] = "",
+    gpus_per_worker: Annotated[
+        float, typer.Option(min=0, help="GPUs of a worker on a Ray cluster; 0.5: two workers share one.")
+    ] = 0.0,
     pack: Pack = 1,
     out: Out = RUNS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, and end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only what was found.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="A line an event instead of a live table.")] = False,
 ) -> None:
-    """Run a study: make it, start workers, show how they fare, print the best configuration."""
+    """Run a study: make it, start workers, show how they fare, print the best configuration.
+
+    With --on ray, Ray finds room for the workers, one CPU each, and other room where a node is lost. The storage must
+    be Postgres, and hpo installed on each node, which prepares the data for itself. A trial of a lost node goes on
+    from its checkpoint where all nodes see the folder --out, and starts again elsewhere where they do not.
+    """
     from hpo.launch import Options, launch
 
     options = Options(
@@ -58,6 +79,9 @@ def launch(
         seed=seed,
         gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()],
         per_gpu=per_gpu,
+        on=on,
+        address=address,
+        gpus_per_worker=gpus_per_worker,
         pack=pack,
         out=out,
         dry_run=dry_run,

@@ -1,10 +1,11 @@
 """hpo launch: make the study, start workers, show how they fare, and say what was found."""
 
+import functools
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from hpo.status import BUDGET, SPEC, Snapshot, best_trial, counts, snapshot, tok
 from hpo.storage import check_connections, connect
 from hpo.study import Study, from_spec
 
+# Starts a group, given the workers' arguments, the environment of each, and the folder of their logs.
+Crew = Callable[[Sequence[str], Sequence[Mapping[str, str]], Path], Group]
+
 LOOK_S = 2.0  # for which the view waits for the storage
 REFRESH_S = 5.0  # between looks at the whole study
 
@@ -44,6 +48,9 @@ class Options:
     seed: int | None
     gpus: Sequence[str]
     per_gpu: int
+    on: str
+    address: str
+    gpus_per_worker: float
     pack: int
     out: Path
     dry_run: bool
@@ -54,7 +61,7 @@ class Options:
 def launch(options: Options) -> int:
     """Run a study to the end of its budget; return the exit status."""
     study = _held(options) or read(options.study, options.overrides, options.budget, options.seed)
-    environments = environments_of(options.workers, options.gpus, options.per_gpu)
+    environments, crew = crew_of(options)
     data_hash, anchors = described(study.base)
     if not options.quiet:
         say(plan(study, anchors))
@@ -69,7 +76,7 @@ def launch(options: Options) -> int:
             folders.write(folder / "study.yaml", notation.dump(study.spec()))
         except WorkFailed as failed:  # before anything ran: the folder is a wrong one
             raise Problem(str(failed)) from None
-        status = _supervise(options, at, environments, folder)
+        status = _supervise(options, at, environments, folder, crew)
         if status:
             return status
         if at.now().state == "stopped":
@@ -94,6 +101,28 @@ def _held(options: Options) -> Study | None:
         raise Problem(f"--set, --seed: must be left out, since {options.study} is begun and keeps its questions")
     asked = {key: value for key, value in options.budget.items() if value is not None}
     return from_spec({**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **asked}})
+
+
+def crew_of(options: Options) -> tuple[list[dict[str, str]], Crew]:
+    """Return the environment of each worker, and what starts them: on this machine, or on a Ray cluster's nodes.
+
+    Raises:
+        Problem: an option does not go with the place. WorkFailed: there is no such cluster.
+    """
+    from hpo import cluster  # loads Ray only where it is asked for
+
+    local = {"--gpus": options.gpus, "--per-gpu": options.per_gpu > 1}
+    ray = {"--address": options.address, "--gpus-per-worker": options.gpus_per_worker}
+    if options.on == "local":
+        if alien := [name for name, value in ray.items() if value]:
+            raise Problem(f"{alien[0]}: must be left out without --on ray")
+        return environments_of(options.workers, options.gpus, options.per_gpu), Group
+    if alien := [name for name, value in local.items() if value]:
+        raise Problem(f"{alien[0]}: must be left out with --on ray, which finds GPUs by --gpus-per-worker")
+    n = max(1, options.workers)
+    cluster.check(options.storage, options.gpus_per_worker)
+    cluster.join(options.address, options.storage, options.gpus_per_worker)
+    return [cores.environment(cluster.CPUS)] * n, functools.partial(cluster.Cluster, options.gpus_per_worker)
 
 
 def environments_of(workers: int, gpus: Sequence[str], per_gpu: int) -> list[dict[str, str]]:
@@ -139,13 +168,15 @@ def _range(entry: Mapping[str, Any]) -> str:
     return " ".join(word for word in (f"{entry['low']} to {entry['high']}", scale, step) if word)
 
 
-def _supervise(options: Options, at: Registered, environments: Sequence[Mapping[str, str]], folder: Path) -> int:
+def _supervise(
+    options: Options, at: Registered, environments: Sequence[Mapping[str, str]], folder: Path, crew: Crew
+) -> int:
     """Run workers until they end; return 0, or the status of the signal that ended them.
 
     Raises:
         WorkFailed: a worker failed and trials are left.
     """
-    arguments = ["--study", at.study.name, "--pack", str(options.pack), "--out", str(options.out)]
+    arguments = ["--study", at.study.name, "--pack", str(options.pack), "--out", str(options.out.absolute())]
     # The URL travels in the environment: a password on a command line is for everyone to read.
     urls = {"HPO_STORAGE": normalise(options.storage)}
     # As patient as the workers: a storage that is away for a minute must not end them.
@@ -153,7 +184,7 @@ def _supervise(options: Options, at: Registered, environments: Sequence[Mapping[
         first = snapshot(reader, at.study.name)
         plain = options.plain or options.quiet or not sys.stderr.isatty()
         view = Plain(first, options.quiet) if plain else Screen(first, len(environments))
-        group = Group(arguments, [{**urls, **env} for env in environments], folder)
+        group = crew(arguments, [{**urls, **env} for env in environments], folder)
         signals = _Signals(group)
         try:
             with view:
@@ -286,6 +317,9 @@ def again(options: Options) -> str:
     words += [word for override in options.overrides for word in ("--set", override)]
     words += ["--seed", str(options.seed)] if options.seed is not None else []
     words += ["--gpus", ",".join(options.gpus), "--per-gpu", str(options.per_gpu)] if options.gpus else []
+    words += ["--on", options.on] if options.on != "local" else []
+    words += ["--address", options.address] if options.address else []
+    words += ["--gpus-per-worker", f"{options.gpus_per_worker:g}"] if options.gpus_per_worker else []
     words += ["--pack", str(options.pack)] if options.pack > 1 else []
     words += ["--out", str(options.out)] if str(options.out) != "runs" else []
     return shlex.join(words) + _where(options)
