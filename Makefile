@@ -4,15 +4,20 @@
 PYTHON ?= python3
 STUDY ?= beta2_sweep
 WORKERS ?= 4
+MINUTES ?= 30
 BIN := .venv/bin
 
-.PHONY: launch test lint bench clean
+.PHONY: launch test generated lint bench chaos clean
 
 launch: .venv/.installed
 	$(BIN)/hpo launch --study $(STUDY) --workers $(WORKERS)
 
 test: lint
 	$(BIN)/pytest -n 2
+
+# Made-up command lines and study files, far more of them than in `make test`: about a quarter of an hour.
+generated: .venv/.installed-dev
+	HPO_EXAMPLES=10000 $(BIN)/pytest -n 2 --dist loadfile tests/test_generated.py tests/test_generated_files.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
@@ -21,6 +26,10 @@ lint: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+# Faults drawn at random against real studies on both storages; docs/reliability.md holds the last run's summary.
+chaos: .venv/.installed-dev
+	PYTHONPATH=. $(BIN)/python -m tests.faults.chaos --minutes $(MINUTES)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -46,13 +46,23 @@ class Alarm:
 
     def overdue_in(self, seconds: float) -> None:
         """Raise Overdue after so many seconds, unless it is turned off before."""
-        if self.signal is None:
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
+        if self.signal is not None:
+            return
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
+        if self.signal is not None:  # asked in between
+            signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
     def off(self) -> None:
         """Forget about a trial that would be overdue."""
-        if self.signal is None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.signal is not None:
+            return
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.signal is not None:  # asked in between
+            signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+    def rest(self) -> None:
+        """Let what is left to do take the time that it takes."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _on_stop(self, number: int, _: Any) -> None:
         if self.signal is not None:

@@ -191,9 +191,9 @@ def _shared(name: str, of: Snapshot, out: Path) -> Finding:
 
 def _leftovers(name: str, of: Snapshot, out: Path) -> Finding:
     """Return checkpoints that no trial will use again: of trials that ended and are not among the best."""
-    ranked = sorted(of.in_state(State.COMPLETE), key=lambda trial: trial.values[0])
+    ranked = sorted((t for t in of.own if t.state == State.COMPLETE), key=lambda trial: trial.values[0])
     keep = {trial.number for trial in ranked[: int(of.spec.get("keep_best", 3))]}
-    over = [folders.trial_folder(out, name, t.number) for t in of.trials if _ended(t) and t.number not in keep]
+    over = [folders.trial_folder(out, name, t.number) for t in of.own if _ended(t) and t.number not in keep]
     left = [folder for folder in over if checkpoints.to_resume(folder)]
     if not left:
         return Finding("checkpoints", "fine", f"{name}: none is left over")

@@ -161,7 +161,7 @@ def engine_options(url: str, readonly: bool = False) -> dict[str, Any]:
     if file_of(url):
         return {"connect_args": {"timeout": BUSY_S}}
     # A worker that is stopped inside a transaction must not hold its locks against the others.
-    options = "-c timezone=UTC -c idle_in_transaction_session_timeout=30000"
+    options = "-c timezone=UTC -c idle_in_transaction_session_timeout=60000"
     options += " -c default_transaction_read_only=on" if readonly else ""
     given = sa.make_url(url).query.get("options", "")
     connect_args = {
@@ -171,6 +171,7 @@ def engine_options(url: str, readonly: bool = False) -> dict[str, Any]:
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
+        "tcp_user_timeout": 15000,  # ms; keepalives say nothing while sent data wait for their answer
     }
     # One connection for the work and one for the thread that renews leases.
     return {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0, "connect_args": connect_args}

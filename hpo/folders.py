@@ -39,7 +39,8 @@ def write(path: Path, text: str) -> None:
         part.write_text(text, "utf-8")
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
 
 

@@ -111,8 +111,10 @@ class Follower:
         worker.alarm, worker.jobs.corpora = self.alarm, self.corpora
         try:
             worker.work(turns=self.pack)
-        except Problem as problem:  # the machine's fault, said by the worker
-            say(f"{name}: {problem}")
+        except StorageError:
+            raise
+        except Exception as error:  # the machine's fault, or one that must not end the service of other studies
+            say(f"{name}: left alone for {REST_S:.0f} s: {error}")
             self.rests[name] = time.monotonic() + REST_S
         if not worker.claimed:
             self.rests[name] = time.monotonic() + IDLE_S

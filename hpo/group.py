@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpo.failures import LOST_IN_A_ROW
+
 Event = dict[str, Any]
 ENDS = ("complete", "pruned", "diverged", "invalid", "error", "oom", "timeout", "killed", "lost")
 EVENTS = "HPO_EVENTS"  # environment: a worker that finds "json" here prints its events as lines of JSON
 
 
-IN_A_ROW = 3  # ends of one worker, none of its trials ended in between, after which it is not started again
+# Ends of one worker in a row after which it is not started again: of one that never joined its study; of one that
+# reached no rung in between, which is more than it takes for the trial that ends its workers to be given up.
+IN_A_ROW, AT_WORK = 3, LOST_IN_A_ROW + 1
 MENDED_BY_STARTING = (75,)  # exit status: the device failed, and a new process may find it well
 
 
@@ -44,10 +48,14 @@ class Member:
         status = self.process.poll()
         return status is not None and (status < 0 or status in MENDED_BY_STARTING)
 
+    def given_up(self) -> bool:
+        """Return whether starting it again has not helped."""
+        return self.ends >= (IN_A_ROW if self.owner is None else AT_WORK)
+
     def outlook(self) -> str:
         """Return how its process ended, and whether there will be another."""
         how = self.end().splitlines()[0].partition(" ended ")[2]
-        if self.ends >= IN_A_ROW:
+        if self.given_up():
             return f"ended {how.rstrip(':')}, {self.ends} times in a row; it is not started again"
         return f"ended {how.rstrip(':')}; it is started again"
 
@@ -101,7 +109,7 @@ class Group:
                 event = json.loads(line)
                 if event["event"] == "joined":
                     member.owner = event["owner"]
-                elif event["event"] in ENDS:
+                elif event["event"] in (*ENDS, "rung"):
                     member.ends = 0
                 self._events.put({**event, "worker": member.number})
         self._events.put({"event": "exit", "worker": member.number, "status": process.wait()})
@@ -116,7 +124,8 @@ class Group:
                 continue
             if member.start_at is None:
                 member.ends += 1
-                member.start_at = time.monotonic() + 2.0 ** (member.ends - 1) if member.ends < IN_A_ROW else math.inf
+                again = time.monotonic() + 2.0 ** (member.ends - 1)
+                member.start_at = math.inf if member.given_up() else again
                 yield member
             elif time.monotonic() >= member.start_at:
                 member.process, member.owner, member.start_at = (
@@ -135,8 +144,8 @@ class Group:
 
     def alive(self) -> bool:
         """Return whether a worker runs, is about to be started again, or has told something that was not read."""
-        waiting = [m for m in self.members if m.start_at is not None and m.start_at < math.inf and not self._ending]
-        return bool(waiting) or any(m.process.poll() is None for m in self.members) or not self._events.empty()
+        again = [m for m in self.members if m.crashed() and m.start_at != math.inf and not self._ending]
+        return bool(again) or any(m.process.poll() is None for m in self.members) or not self._events.empty()
 
     def failed(self) -> list[Member]:
         """Return the workers that ended otherwise than by seeing the budget spent."""

@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from hpo.folders import machine
 from hpo.register import Registered
@@ -18,7 +18,7 @@ from hpo.sampler import seeded
 from hpo.slots import Claim
 from hpo.space import held, suggest
 from hpo.status import MACHINE, SET
-from hpo.storage import fenced
+from hpo.storage import Lost, fenced
 from model.seeds import derive
 
 
@@ -26,6 +26,7 @@ from model.seeds import derive
 class Job:
     """A trial that this worker runs; `trial` is the worker's own copy, to which it adds each value.
 
+    alone: whether to train it without neighbours, to see whose failure a pack's was.
     unsent: values by rung that the storage has not got yet, since it was away.
     seconds: what its earlier attempts took; began: when this one did, by this process's clock.
     """
@@ -35,6 +36,7 @@ class Job:
     config: BaseModel
     folder: Path
     metrics: dict[str, Any] = field(default_factory=dict)
+    alone: bool = False
     unsent: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
     began: float = field(default_factory=time.monotonic)
@@ -73,6 +75,7 @@ def open_trial(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTri
     """
     if claim.trial_id is None:
         return _new(at, claim, owner, pack)
+    _meet(at)
     with fenced(at.slots.held(claim, owner)):
         for key, value in {"attempt": claim.attempt, "worker": owner, MACHINE: {**machine(), "pack": pack}}.items():
             with contextlib.suppress(UpdateFinishedTrialError):
@@ -97,16 +100,24 @@ def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
             MACHINE: {**machine(), "pack": pack},
         },
     )
-    tries = 0
 
     def make() -> int:
-        nonlocal tries
-        tries += 1
-        made = at.slots.trial_id(claim.slot) if tries > 1 else None  # its answer was lost, or it was not made
-        with fenced(at.slots.held(claim, owner), at.slots.link(claim, owner)):
-            return at.store.create_new_trial(at.optuna._study_id, template) if made is None else made
+        try:
+            with fenced(at.slots.held(claim, owner), at.slots.link(claim, owner)):
+                return at.store.create_new_trial(at.optuna._study_id, template)
+        except Lost:
+            made = at.slots.trial_id(claim.slot)  # made before, and its answer was lost, or another attempt's
+            if made is None:
+                raise
+            _meet(at)
+            return made
 
     return at.store.optuna.get_trial(at.store.retry(make))
+
+
+def _meet(at: Registered) -> None:
+    """Have Optuna's cache see every trial: it takes no parameter of one that it never saw."""
+    at.optuna.get_trials(deepcopy=False)
 
 
 def _holdable(at: Registered, claim: Claim) -> dict[str, tuple[Any, BaseDistribution]]:
@@ -115,7 +126,7 @@ def _holdable(at: Registered, claim: Claim) -> dict[str, tuple[Any, BaseDistribu
         return {}
     try:
         return held(at.study.configured(claim.fixed), at.study.file.space)
-    except ValidationError:
+    except Exception:  # said where the trial is configured, when it has a row to be told in
         return {}
 
 

@@ -59,13 +59,11 @@ class Jobs:
             self.let_go(claim)
         except Exception as error:
             held = [job for job in self.held if job.claim == claim]
-            if held and kind(error) == "disk":
-                self.failed(error, held)
-                return True
-            if not held:  # else it is given back with the others
+            if not held:
                 self.keeper.drop(claim)
-                self.at.slots.release(claim, self.owner, "interrupted", str(error))
-            raise
+                self.at.slots.release(claim, self.owner, "interrupted", str(error), failed=True)
+                raise
+            self.failed(error, held)  # its own failure, whoever trains beside it
         return True
 
     def _take(self, job: Job, pack: int) -> None:
@@ -165,7 +163,8 @@ class Jobs:
             case "ours":
                 raise error
             case "disk" | "device" as word:
-                self.requeue(jobs, word, last_line(text), failed=True)
+                # A disk is no trial's doing; what fails a device may be, since a configuration can ask for nonsense.
+                self.requeue(jobs, word, last_line(text), failed=word == "device")
                 if self.breaker.failed(word):
                     self.quarantine = word, last_line(text)
                 else:

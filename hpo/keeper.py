@@ -19,14 +19,15 @@ _c = SLOT.c
 _log = logging.getLogger(__name__)
 
 
-def reap(store: Opened, owner: str | None = None, text: str = "") -> list[Lease]:
+def reap(store: Opened, owner: str | None = None, text: str = "", before: float | None = None) -> list[Lease]:
     """Free the slots whose lease has run out, in every study of the storage; return them.
 
+    before: judge by this earlier time of the database's clock.
     owner: instead, those of a worker that is known to have ended. text: what is known of its end.
     A trial that was told before its worker ended is done, not to be run again.
     """
     now = clock(store.engine)
-    gone = _c.lease_until < now if owner is None else _c.owner == owner
+    gone = _c.lease_until < (now if before is None else before) if owner is None else _c.owner == owner
     told = sa.exists().where(
         TRIALS.c.trial_id == _c.trial_id, sa.cast(TRIALS.c.state, sa.String).in_(["COMPLETE", "PRUNED", "FAIL"])
     )
@@ -50,7 +51,8 @@ class Keeper:
 
     It renews what it was told to `hold` and nothing else. `lost`: the (slot, attempt) of what it was to hold
     and the owner has no more. Every keeper also frees the leases that ran out, of whatever owner and study, but only
-    after the storage has answered for half a lease: when it comes back, the living renew before anyone is judged.
+    after the storage has answered for half a lease, and by the time of the tick before: when a storage comes back, or
+    goes on after standing still, the living renew before anyone is judged.
     """
 
     def __init__(self, slots: Slots, owner: str, lease_s: float) -> None:
@@ -60,6 +62,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._answered_since = time.monotonic()
+        self._ticked: float | None = None  # by the database's clock
         # daemon: a storage that does not answer must not keep the process alive
         self._thread = threading.Thread(target=self._loop, name="keeper", daemon=True)
 
@@ -100,8 +103,9 @@ class Keeper:
 
     def _tend(self) -> None:
         self._renew()
-        if time.monotonic() - self._answered_since >= self._lease_s / 2:
-            reap(self._slots.store)
+        if self._ticked is not None and time.monotonic() - self._answered_since >= self._lease_s / 2:
+            reap(self._slots.store, before=self._ticked)
+        self._ticked = self._slots.now()
 
     def _renew(self) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from hpo import checkpoints, folders, plug
 from hpo.alarm import Alarm, Overdue
+from hpo.failures import kind
 from hpo.job import Job
 from hpo.jobs import Jobs
 
@@ -20,8 +21,10 @@ class Packing:
         self.jobs, self.alarm = jobs, alarm
         self.study = jobs.at.study
         self.key = plug.pack_key(jobs.held[0].config)
-        self.fitting = [job for job in jobs.held if plug.pack_key(job.config) == self.key][:size]
+        fitting = [job for job in jobs.held if not job.alone and plug.pack_key(job.config) == self.key]
+        self.fitting = [jobs.held[0]] if jobs.held[0].alone else fitting[:size]
         self.places: dict[int, Job] = {}
+        self.begun = False
 
     def run(self, leaving: Callable[[], bool], refill: Callable[[], None]) -> int | None:
         """Train; return the places that a pack may have from now on, None for as many as before.
@@ -29,25 +32,31 @@ class Packing:
         leaving: whether to stop at this rung. refill: claims trials for places that came free.
         """
         try:
-            self.runs = self._built()
-            for place, job in enumerate(self.fitting):
-                self._begin(place, job)
-                self.places[place] = job
+            self._start()
             self._train(leaving, refill)
         except Overdue:
             self._end_overdue()
         except Exception as error:  # whatever a configuration or a user's function does must not end the worker
-            at_fault = [job for job in self.places.values() or self.fitting if job in self.jobs.held]
+            at_fault = [job for job in self.places.values() if job in self.jobs.held]
             if not at_fault:
                 raise
+            if len(at_fault) > 1 and not self.begun and kind(error) == "error":
+                for job in at_fault:  # one of them: which one shows when each is begun by itself
+                    job.alone = True
+                return None
             return self.jobs.failed(error, at_fault)
         finally:
             self.alarm.off()
         return None
 
-    def _built(self) -> plug.Runs:
+    def _start(self) -> None:
+        """Build the runs and set each to where it goes on."""
+        self.places = dict(enumerate(self.fitting))
         given = self.jobs.corpora.given(self.fitting[0].config)
-        return plug.runs(self.study.file.train, [job.config for job in self.fitting], **given)
+        self.runs = plug.runs(self.study.file.train, [job.config for job in self.fitting], **given)
+        for place, job in self.places.items():
+            self._begin(place, job)
+        self.begun = True
 
     def _train(self, leaving: Callable[[], bool], refill: Callable[[], None]) -> None:
         """Drive the pack from rung to rung."""
@@ -165,12 +174,18 @@ class Packing:
     def _fill(self) -> None:
         """Put trials of the pack's shape into places that came free; others wait for a pack of their own."""
         taken = list(self.places.values())
-        waiting = [j for j in self.jobs.held if j not in taken and plug.pack_key(j.config) == self.key]
+        held = [job for job in self.jobs.held if job not in taken and not job.alone]
+        waiting = [job for job in held if plug.pack_key(job.config) == self.key]
         free = [place for place in range(len(self.fitting)) if place not in self.places]
         for place, job in zip(free, waiting, strict=False):
-            self.runs.start(place, job.config)
-            self._begin(place, job)
-            self.places[place] = job
+            try:
+                self.runs.start(place, job.config)
+                self._begin(place, job)
+                self.places[place] = job
+            except Exception as error:  # its own failure, not its neighbours'
+                with contextlib.suppress(KeyError):  # it may not have come so far
+                    self.runs.stop(place)
+                self.jobs.failed(error, [job])
 
     def _drop_lost(self) -> None:
         """Let go of the trials that the keeper found lost."""

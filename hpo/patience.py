@@ -24,6 +24,7 @@ QUICK = 5.0  # the same for commands that a person waits for
 _SQLITE_PASSING = {5, 6, 7, 10, 13, 14, 15}
 # Classes of SQLSTATE: connection, transaction rollback, resources, in use, operator intervention, system.
 _POSTGRES_PASSING = {"08", "40", "53", "55", "57", "58"}
+_FROZEN = "25P03"  # this process stood still inside a transaction, and the server ended that
 # A refused connection carries no SQLSTATE, only libpq's words.
 _REFUSED = re.compile(
     r"authentication failed|no password|does not exist|pg_hba\.conf|not permitted|invalid (port|conn)"
@@ -158,7 +159,7 @@ def _passes(cause: BaseException) -> bool:
     if isinstance(cause, sqlite3.Error):
         return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_PASSING
     if state := getattr(cause, "sqlstate", None):
-        return state[:2] in _POSTGRES_PASSING
+        return state[:2] in _POSTGRES_PASSING or state == _FROZEN
     return not _REFUSED.search(str(cause))
 
 

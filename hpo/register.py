@@ -40,7 +40,7 @@ class Registered:
     def now(self) -> "Now":
         """Read what may change while a study runs."""
         attrs = self.optuna.user_attrs
-        budget = Budget.model_validate(attrs[BUDGET])
+        budget = Budget.model_validate(attrs.get(BUDGET) or attrs[SPEC]["budget"])
         file = self.study.file.model_copy(update={"budget": budget})
         spent, n = False, replace(self.study, file=file).rungs_in_budget
         if budget.hours is not None:
@@ -83,8 +83,8 @@ def register(
         held = made.user_attrs.get(SPEC)
         if held is None:
             Slots(store, made._study_id).clear()  # SQLite gives the id of a deleted study to the next
-            told = {DATA: data_hash, ANCHORS: dict(anchors), STARTED: Slots(store, 0).now()}
-            _describe(made, {**told, PROTOCOL: VERSION, SPEC: spec})
+            told = {DATA: data_hash, ANCHORS: dict(anchors), STARTED: Slots(store, 0).now(), PROTOCOL: VERSION}
+            _describe(made, told, study.file.objective)
         else:
             _check_version(made)
             _check_same(study, from_spec(held).spec(), spec)
@@ -94,6 +94,8 @@ def register(
         made.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
         slots = Slots(store, made._study_id)
         slots.fill(study.slots())
+        if held is None:
+            made.set_user_attr(SPEC, spec)  # last: with it the study is whole, and workers may join
     return Registered(study, made, slots, store)
 
 
@@ -106,14 +108,14 @@ def _budgeted(study: Study, held: Mapping[str, Any], asked: Mapping[str, Any]) -
     return replace(study, file=file)
 
 
-def _describe(made: optuna.Study, attributes: Mapping[str, Any]) -> None:
-    """Write a new study's description, the file last: with it, the study is whole."""
+def _describe(made: optuna.Study, attributes: Mapping[str, Any], objective: str) -> None:
+    """Write a new study's description."""
     if made.get_trials(deepcopy=False):
         raise Problem(
             f"study: the storage holds a study {made.study_name!r} that another program made; use another --storage"
         )
     with experimental():  # the name that the dashboard's axes carry
-        made.set_metric_names([attributes[SPEC]["objective"]])
+        made.set_metric_names([objective])
     for key, value in attributes.items():
         made.set_user_attr(key, value)
 

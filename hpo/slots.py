@@ -111,10 +111,16 @@ class Slots:
     def add(self, wanted: Sequence[tuple[str, Fixed, int | None]]) -> None:
         """Add slots of these (kind, fixed, origin) beside those of the budget; they come before its search slots."""
 
+        planned: list[int] = []
+
         def write(connection: sa.Connection) -> None:
             self._lock(connection)
+            made = sa.select(_c.slot).where(self._study, _c.slot.in_(planned))
+            if planned and connection.execute(made).first():  # its answer was lost
+                return
             last = connection.execute(sa.select(sa.func.max(_c.slot)).where(self._study, _c.slot >= ADDED)).scalar()
             first = ADDED if last is None else last + 1
+            planned[:] = range(first, first + len(wanted))
             for slot, (kind, fixed, origin) in enumerate(wanted, first):
                 values = {"study_id": self.study_id, "slot": slot, "kind": kind, "fixed": _text(fixed)}
                 connection.execute(sa.insert(SLOT).values(**values, origin=origin))
@@ -176,22 +182,25 @@ class Slots:
         Optuna makes the trials of a study one at a time, so that the newest is the one just made.
         """
         newest = sa.select(sa.func.max(TRIALS.c.trial_id)).where(TRIALS.c.study_id == self.study_id)
-        return sa.update(SLOT).where(self._is(claim, owner)).values(trial_id=newest.scalar_subquery())
+        unlinked = sa.and_(self._is(claim, owner), _c.trial_id.is_(None))  # made once, though the answer is lost
+        return sa.update(SLOT).where(unlinked).values(trial_id=newest.scalar_subquery())
 
     def trial_id(self, slot: int) -> int | None:
         """Return the Optuna trial of a slot."""
         rows = self._run(sa.select(_c.trial_id).where(self._study, _c.slot == slot))
         return rows[0][0] if rows else None
 
-    def beating(self, claim: Claim, owner: str, lease_s: float, rung: int) -> sa.Executable:
+    def beating(self, claim: Claim, owner: str, lease_s: float, rung: int, new: bool = True) -> sa.Executable:
         """Return what renews a lease at a rung and gives the wish for its trial, as a fence of what is written."""
         later = sa.case((_c.rungs < rung, rung), else_=_c.rungs)
         statement = sa.update(SLOT).where(self._is(claim, owner), _c.state == "leased")
-        return statement.values(lease_until=self._now + lease_s, rungs=later, failures=0).returning(_c.wish)
+        # A rung that an earlier attempt has told is no progress: whatever ended that one may end this one.
+        values = {"lease_until": self._now + lease_s, "rungs": later} | ({"failures": 0} if new else {})
+        return statement.values(values).returning(_c.wish)
 
     def beat(self, claim: Claim, owner: str, lease_s: float, rung: int) -> str | None:
-        """Renew a lease at a rung; return what a person wishes of the trial, "" for nothing, None if it is lost."""
-        rows = self._run(self.beating(claim, owner, lease_s, rung))
+        """Renew a lease at a known rung; return what a person wishes of the trial, "" for nothing, None if lost."""
+        rows = self._run(self.beating(claim, owner, lease_s, rung, new=False))
         return (rows[0][0] or "") if rows else None
 
     def done(self, claim: Claim, owner: str, rung: int = 0, word: str = "complete", text: str = "") -> bool:

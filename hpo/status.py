@@ -63,8 +63,8 @@ class Snapshot:
 
     @cached_property
     def own(self) -> list[Trial]:
-        """The trials that this study ran itself: not those that `hpo fork` carried over."""
-        return [t for t in self.trials if t.user_attrs.get("kind") != FORKED]
+        """The trials that this study ran itself: not those that `hpo fork` carried over, or another program made."""
+        return [t for t in self.trials if "slot" in t.user_attrs and t.user_attrs.get("kind") != FORKED]
 
     def in_state(self, *states: State) -> list[Trial]:
         return [t for t in self.trials if t.state in states]

@@ -3,8 +3,10 @@
 SQLite serves one machine, Postgres several. Optuna's tables and one of ours (`SLOT`) share the database.
 """
 
+import errno
 import fcntl
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,8 +59,8 @@ _fence = _Fence()
 def fenced(check: sa.Executable, link: sa.Executable | None = None) -> Iterator[_Fence]:
     """Let this thread write only while `check` finds a row, which stays locked to the end of each transaction.
 
-    link: made part of each transaction, so that it is written with it or not at all. The row found last is yielded
-    as `found`.
+    link: made part of each transaction, so that it is written with it or not at all; it must change a row. The row
+    found last is yielded as `found`.
 
     Raises:
         Lost: it finds none.
@@ -89,7 +91,7 @@ class Store:
         return retry(call, *args, patience=self.patience, url=self.url, **kwargs)
 
     def create_new_trial(self, study_id: int, template: FrozenTrial) -> int:
-        """Make a trial's row as Optuna's method does, but without retrying: a lost answer must not make two."""
+        """Make a trial's row as Optuna's method does, with no patience but its own: the caller knows what to retry."""
         made: int = type(self.optuna).create_new_trial(self.optuna, study_id, template)
         return made
 
@@ -120,6 +122,7 @@ def connect(url: str, create: bool = False, patience: float = QUICK) -> Store:
         with exclusive(url, patience):
             retry(_create, url, patience=patience, url=url)
     else:
+        _check_writable(url)
         check_present(url, patience)
     rdb = retry(_opened, url, patience=patience, url=url)
     retry(_write_probe, rdb.engine, patience=patience, url=url)
@@ -128,6 +131,15 @@ def connect(url: str, create: bool = False, patience: float = QUICK) -> Store:
         if callable(method) and not name.startswith("_"):
             setattr(cached, name, functools.partial(retry, getattr(cached, name), patience=patience, url=url))
     return Store(url, rdb, cached, patience)
+
+
+def _check_writable(url: str) -> None:
+    """Refuse a file on a read-only disk at once: SQLite says of it what it says of a file that is away for a moment."""
+    file = file_of(url)
+    for path in (file.parent, file) if file and file.is_file() else ():
+        if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            why = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+            raise StorageError(f"storage: {path} cannot be written: {os.strerror(why)}")
 
 
 def check_connections(store: Store, workers: int) -> None:
@@ -255,8 +267,8 @@ def _check_fence(connection: sa.Connection) -> None:
 
 
 def _write_link(connection: sa.Connection) -> None:
-    if _fence.link is not None:
-        connection.execute(_fence.link)
+    if _fence.link is not None and not connection.execute(_fence.link).rowcount:
+        raise Lost
 
 
 def _write_probe(engine: sa.Engine) -> None:

@@ -67,6 +67,7 @@ class Worker:
                     raise
                 word = "preempted"
             finally:
+                self.alarm.rest()
                 self.jobs.requeue(self.jobs.held, word)
         return 128 + self.alarm.signal if self.alarm.signal else 0
 
@@ -74,7 +75,7 @@ class Worker:
         pause = POLL_S[0]
         while not self._leaving():
             if self.jobs.quarantine:
-                self._recover(*self.jobs.quarantine)
+                self._recover(*self.jobs.quarantine, turns)
             elif self.now.state == "paused":
                 self.jobs.requeue(self.jobs.held, "paused")
                 if turns < math.inf or self._spent():  # there are other studies; there is nothing to wait for
@@ -128,21 +129,23 @@ class Worker:
         limit = self.now.rungs
         return limit is not None and self.at.slots.rungs() + limit[0] > limit[1] and not self.at.slots.left(True)
 
-    def _recover(self, kind: str, text: str) -> None:
+    def _recover(self, kind: str, text: str, turns: float) -> None:
         """Take no trials until this machine is well again.
 
         Raises:
-            WorkFailed: only another process may find it so.
+            WorkFailed: only another process may find it so, or there are other studies to serve meanwhile.
         """
         self.jobs.quarantine = None
         self.jobs.log("quarantined", f"three failures in a row: {text}")
         self.jobs.requeue(self.jobs.held, kind)
-        if kind != "disk":
+        if kind != "disk" or turns < math.inf:
             failed = WorkFailed(f"quarantined after three failures in a row: {text}")
             failed.status = TRY_AGAIN
             raise failed
-        while not self._leaving() and not (folders.takes(self.out) and folders.takes(cache_root())):
+        while (
+            not self._leaving() and not self._spent() and not (folders.takes(self.out) and folders.takes(cache_root()))
+        ):
             time.sleep(PROBE_S)
-        if not self._leaving():
+        if not self._leaving() and not self._spent():
             self.jobs.breaker.half()
             self.jobs.log("released", "there is room again")

@@ -211,6 +211,7 @@ PASSING = [
     sa.exc.OperationalError("SELECT 1", None, psycopg.errors.AdminShutdown("terminating connection")),
     sa.exc.OperationalError("SELECT 1", None, psycopg.OperationalError("server closed the connection")),
     sa.exc.TimeoutError("QueuePool limit"),
+    sa.exc.OperationalError("SELECT 1", None, psycopg.errors.IdleInTransactionSessionTimeout("terminating connection")),
 ]
 LASTING = [
     sa.exc.OperationalError("SELECT 1", None, sqlite3.OperationalError("no such table: hpo_slot")),
@@ -231,12 +232,12 @@ def fails(n: int, error: Exception) -> Any:
     return call
 
 
-@pytest.mark.parametrize("error", PASSING, ids=["locked", "wrapped", "shutdown", "closed", "pool"])
+@pytest.mark.parametrize("error", PASSING, ids=["locked", "wrapped", "shutdown", "closed", "pool", "frozen"])
 def test_a_passing_error_is_tried_again(error: Exception) -> None:
     assert retry(fails(3, error), "done", patience=30) == "done"
 
 
-@pytest.mark.parametrize("error", PASSING, ids=["locked", "wrapped", "shutdown", "closed", "pool"])
+@pytest.mark.parametrize("error", PASSING, ids=["locked", "wrapped", "shutdown", "closed", "pool", "frozen"])
 def test_patience_ends_in_a_storage_error(error: Exception) -> None:
     with pytest.raises(StorageError, match=r"storage sqlite:///a\.db: "):
         retry(fails(10**6, error), "done", patience=0.2, url="sqlite:///a.db")

@@ -1,0 +1,255 @@
+"""A soak: one study after the other on both storages, faults drawn at random, the same checks after each.
+
+Run it by `make chaos MINUTES=30`; `--seed` draws the same faults again, at moments that differ.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as a worker has; the last bits of a loss depend on it
+
+from hpo.storage import connect
+from tests.faults import table
+from tests.faults.scene import GPT, NAME, PLANTED, Scene
+from tests.postgres import Postgres
+
+WORKERS = 4
+STUDY_S = 60.0  # for which one study is disturbed; then it is left to end
+
+
+class Soak:
+    """Studies, what happened to them, and what came of it."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.faults: Counter[str] = Counter()
+        self.words: Counter[str] = Counter()
+        self.studies: Counter[str] = Counter()
+        self.trials = self.attempts = 0
+
+    def study(self, folder: Path, server: Postgres | None, gpt: bool) -> None:
+        """Disturb one study for a while, let it end, and check it."""
+        url = f"sqlite:///{folder}/hpo.db"
+        if server:
+            url = server.url(server.database("with_tables"))
+        scene = Scene(folder, url, server)
+        scene.study(GPT if gpt else PLANTED, trials=60)
+        try:
+            with scene.witness, disk(scene) as small:
+                self._disturb(scene, small)
+                self._settle(scene)
+                scene.check()
+        finally:
+            scene.close()
+        self._count(scene)
+
+    def _disturb(self, scene: Scene, small: Path | None) -> None:
+        until = time.monotonic() + STUDY_S
+        scene.launch(WORKERS)
+        scene.until(lambda: scene.rows("SELECT 1 FROM hpo_slot WHERE state = 'leased'"))
+        while time.monotonic() < until and not ended(scene):
+            time.sleep(self.draw.uniform(0.5, 4.0))
+            name, fault = self.draw.choice(FAULTS)
+            if fault(self, scene, small):
+                self.faults[name] += 1
+            self._relaunch(scene)
+
+    def _relaunch(self, scene: Scene) -> None:
+        """Launch again where nobody launches."""
+        if scene.processes[-1].poll() is not None and not ended(scene):
+            scene.launch(WORKERS)
+
+    def _settle(self, scene: Scene) -> None:
+        """Launch until the study is over: a launch whose workers were killed too often gives up."""
+        for _ in range(5):
+            if scene.processes[-1].poll() is not None and ended(scene):
+                break
+            if scene.processes[-1].poll() is not None:
+                scene.launch(WORKERS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                scene.processes[-1].wait(120)
+        scene.until(lambda: not scene.pids())
+        for process in scene.processes:
+            assert "Traceback" not in scene.said(process), scene.said(process)
+
+    def _count(self, scene: Scene) -> None:
+        self.studies[scene.kind] += 1
+        self.trials += scene.trials
+        self.attempts += scene.ends.total()
+        self.words.update(scene.ends)
+
+    def summary(self, seed: int, minutes: float, result: str) -> str:
+        """Return what is written into docs/reliability.md."""
+        rows = [
+            ("seed", str(seed)),
+            ("minutes", f"{minutes:.1f}"),
+            ("studies", ", ".join(f"{n} on {kind}" for kind, n in self.studies.items())),
+            ("trials", f"{self.trials}, in {self.attempts} attempts"),
+            ("faults", f"{self.faults.total()}: " + ", ".join(f"{n} {name}" for name, n in self.faults.most_common())),
+            ("ends of attempts", ", ".join(f"{n} `{word}`" for word, n in self.words.most_common())),
+            ("result", result),
+        ]
+        return "\n".join(f"| {key} | {value} |" for key, value in rows)
+
+
+def disk(scene: Scene) -> contextlib.AbstractContextManager[Path | None]:
+    """Put the runs of a scene on a small disk, where that is permitted."""
+    if os.geteuid() != 0:
+        return contextlib.nullcontext()
+    scene.out = scene.folder / "small"
+    return table.small_disk(scene.out, "16m")
+
+
+def ended(scene: Scene) -> bool:
+    counted = scene.rows("SELECT count(*) FROM hpo_slot")
+    return bool(counted) and counted[0][0] > 0 and scene.rows("SELECT 1 FROM hpo_slot WHERE state <> 'done'") == []
+
+
+def kill(soak: Soak, scene: Scene, _: Path | None) -> bool:
+    return bool(signalled(soak, scene, signal.SIGKILL))
+
+
+def terminate(soak: Soak, scene: Scene, _: Path | None) -> bool:
+    return bool(signalled(soak, scene, signal.SIGTERM))
+
+
+def freeze(soak: Soak, scene: Scene, _: Path | None) -> bool:
+    pid = signalled(soak, scene, signal.SIGSTOP)
+    time.sleep(soak.draw.uniform(0.5, 5.0))
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    return bool(pid)
+
+
+def signalled(soak: Soak, scene: Scene, number: signal.Signals) -> int:
+    """Send a signal to one worker; return which, 0 where there is none."""
+    pids = scene.pids()
+    if not pids:
+        return 0
+    pid = soak.draw.choice(pids)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+    return pid
+
+
+def kill_launcher(soak: Soak, scene: Scene, _: Path | None) -> bool:
+    scene.processes[-1].kill()
+    scene.processes[-1].wait()
+    return True
+
+
+def kill_all(soak: Soak, scene: Scene, _: Path | None) -> bool:
+    for pid in [scene.processes[-1].pid, *scene.pids()]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    scene.processes[-1].wait()
+    return True
+
+
+def interrupt(soak: Soak, scene: Scene, _: Path | None) -> bool:
+    for _time in range(soak.draw.choice((1, 2))):
+        scene.processes[-1].send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        scene.processes[-1].wait(30)
+    return True
+
+
+def restart(soak: Soak, scene: Scene, _: Path | None) -> bool:
+    if scene.server is None:
+        return False
+    scene.server.stop(soak.draw.choice((signal.SIGINT, signal.SIGQUIT)))
+    time.sleep(soak.draw.uniform(0.0, 8.0))
+    scene.server.start()
+    return True
+
+
+def cut(soak: Soak, scene: Scene, _: Path | None) -> bool:
+    if scene.server is None:
+        return False
+    for _time in range(20):
+        scene.server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{scene.database}'")
+        time.sleep(0.05)
+    return True
+
+
+def lock(soak: Soak, scene: Scene, _: Path | None) -> bool:
+    with table.locked(scene):
+        time.sleep(soak.draw.uniform(1.0, 8.0))
+    return True
+
+
+def fill(soak: Soak, scene: Scene, small: Path | None) -> bool:
+    if small is None:
+        return False
+    ballast = table.fill(small)
+    time.sleep(soak.draw.uniform(1.0, 6.0))
+    ballast.unlink()
+    return True
+
+
+def garble(soak: Soak, scene: Scene, _: Path | None) -> bool:
+    found = list(scene.out.glob(f"{NAME}/trials/*/*/state.safetensors"))
+    if not found:
+        return False
+    with contextlib.suppress(OSError):
+        os.truncate(soak.draw.choice(found), soak.draw.randrange(1000))
+    return True
+
+
+Happening = Callable[[Soak, Scene, Path | None], bool]
+FAULTS: list[tuple[str, Happening]] = [
+    ("worker killed", kill),
+    ("worker killed", kill),
+    ("worker terminated", terminate),
+    ("worker frozen", freeze),
+    ("launcher killed", kill_launcher),
+    ("launcher and workers killed", kill_all),
+    ("launcher interrupted", interrupt),
+    ("server restarted", restart),
+    ("connections cut", cut),
+    ("storage locked", lock),
+    ("disk full", fill),
+    ("checkpoint truncated", garble),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    asked = parser.parse_args()
+    print(f"seed {asked.seed}", flush=True)
+    soak, began, result = Soak(asked.seed), time.monotonic(), "failed"
+    server = Postgres()
+    with tempfile.TemporaryDirectory(prefix="hpo-chaos-", ignore_cleanup_errors=True) as name:
+        os.environ["HPO_CACHE"] = name
+        try:
+            server.start()
+            server.sql("CREATE DATABASE with_tables")
+            connect(server.url("with_tables"), create=True).close()
+            n = 0
+            while time.monotonic() - began < 60 * asked.minutes:
+                folder = Path(name) / f"study-{n}"
+                folder.mkdir()
+                soak.study(folder, server if n % 2 else None, gpt=n // 2 % 2 == 1)
+                n += 1
+                print(f"study {n}: {soak.trials} trials, {soak.faults.total()} faults, all checks hold", flush=True)
+            result = "every check held after every study"
+        finally:
+            server.remove()
+            print(soak.summary(asked.seed, (time.monotonic() - began) / 60, result))
+
+
+if __name__ == "__main__":
+    main()

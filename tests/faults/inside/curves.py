@@ -1,0 +1,63 @@
+"""Runs of a scene: curves that are known beforehand and go on from checkpoints, so that a wrong value shows."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class Config(BaseModel):
+    x: float = Field(default=0.5, ge=0.0, le=1.0)
+    rungs: int = 4
+    pause: float = 0.1
+    nan_above: float = 1.0
+
+
+def curve(x: float, rungs: int) -> list[float]:
+    """Return the values of all rungs; each depends on the one before, so that a wrong state shows to the end."""
+    found = [1.0 + x]
+    while len(found) < rungs:
+        found.append(found[-1] / 2 + x)
+    return found
+
+
+class Curves:
+    """Runs side by side, as the worker drives them; a checkpoint holds the state of one, in JSON."""
+
+    def __init__(self, configs: Sequence[Config]) -> None:
+        self.configs: dict[int, Config] = {}
+        self.states: dict[int, list[float]] = {}
+        for place, config in enumerate(configs):
+            self.start(place, config)
+
+    def start(self, place: int, config: Config) -> None:
+        self.configs[place], self.states[place] = config, []
+
+    def stop(self, place: int) -> None:
+        del self.configs[place], self.states[place]
+
+    def save(self, place: int, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / "part"
+        part.write_text(json.dumps([len(self.states[place]), self.states[place][-1]]) + "\n" * 2000)
+        part.replace(folder / "state.safetensors")
+
+    def resume(self, place: int, folder: Path) -> int:
+        rung, state = json.loads((folder / "state.safetensors").read_text())
+        self.states[place] = [math.nan] * (rung - 1) + [state]
+        return int(rung)
+
+    def __iter__(self) -> Iterator[tuple[int, dict[int, Any]]]:
+        while self.configs:
+            time.sleep(max(config.pause for config in self.configs.values()))
+            yield 0, {place: self._advance(place) for place in list(self.configs)}
+
+    def _advance(self, place: int) -> dict[str, float]:
+        config, states = self.configs[place], self.states[place]
+        states.append(states[-1] / 2 + config.x if states else 1.0 + config.x)
+        diverged = config.x > config.nan_above and len(states) == 2
+        return {"rung": len(states), "val_loss": math.nan if diverged else states[-1]}

@@ -1,0 +1,303 @@
+"""A study that is being searched by real processes, so that something may happen to it; and what must hold after."""
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import yaml
+
+from hpo import cores
+from hpo.engine import Reader, look
+from hpo.folders import lines
+from hpo.patience import StorageError, at_most
+from hpo.status import ENDED, snapshot
+from tests.faults.inside import curves
+from tests.postgres import Postgres
+from tests.tiny import UPDATE, alone, tiny
+
+ROOT = Path(__file__).parents[2]
+NAME = "scene"
+LEASE_S = 2.0
+RUNGS = 4
+TRIALS = 6
+FINISHED = ("COMPLETE", "PRUNED", "FAIL")
+
+PLANTED: dict[str, Any] = {
+    "train": "curves:Curves",
+    "config": "curves:Config",
+    "space": {"x": {"low": 0.0, "high": 1.0}},
+    "rungs": RUNGS,
+    "base": {"pause": 0.3},
+}
+LR = "optimizer.lr"
+GPT: dict[str, Any] = {"space": {LR: {"choices": [1e-3, 2e-3, 3e-3, 4e-3]}}}
+
+
+def base(values: Mapping[str, Any] | None = None) -> Any:
+    """Return the run of a GPT scene: four rungs of about a quarter of a second."""
+    return tiny({LR: 3e-3, "run.tokens": 640 * UPDATE, "run.rungs": RUNGS, **(values or {})})
+
+
+@functools.cache
+def reference(lr: float) -> list[float]:
+    """Return the curve of a run that nothing happens to."""
+    return [m.val_loss for m in alone(base({LR: lr}))]
+
+
+def planted_curve(params: Mapping[str, Any]) -> list[float]:
+    return curves.curve(params.get("x", 0.5), RUNGS)
+
+
+def gpt_curve(params: Mapping[str, Any]) -> list[float]:
+    return reference(params.get(LR, 3e-3))
+
+
+class Scene:
+    """A folder, a storage, and the processes that were started on them."""
+
+    def __init__(self, folder: Path, url: str, server: Postgres | None = None) -> None:
+        self.folder, self.url, self.server = folder, url, server
+        self.environment = {"HPO_LEASE_S": str(LEASE_S), "FAULT": "", "FAULT_MARK": f"{folder}/mark"}
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.out = folder / "runs"
+        self.witness, self.checked = Witness(self), False
+        self.happened: set[str] = set()
+        self.ends: Counter[str] = Counter()  # of attempts, by their words, once it is checked
+        self.study()
+
+    @property
+    def kind(self) -> str:
+        return "postgres" if self.server else "sqlite"
+
+    @property
+    def database(self) -> str:
+        """Return the name of the database of the server, or the file."""
+        return str(sa.make_url(self.url).database)
+
+    def study(self, keys: Mapping[str, Any] = PLANTED, trials: int = TRIALS, **more: Any) -> None:
+        """Write the study file: curves that are known, and no pruning, so that every value must be there."""
+        self.trials = trials
+        self.curve = planted_curve if "train" in keys else gpt_curve
+        tree = {} if "train" in keys else {"base": base().model_dump(mode="json")}
+        tree |= {"sampler": {"name": "random"}, "pruner": {"name": "none"}, "budget": {"trials": trials}, **keys}
+        self.file = self.folder / f"{NAME}.yaml"
+        self.file.write_text(yaml.safe_dump(tree | more))
+
+    def launch(self, workers: int = 2, **more: str) -> "subprocess.Popen[bytes]":
+        """Start `hpo launch` of the study."""
+        arguments = ["launch", "--study", str(self.file), "--workers", str(workers), "--plain"]
+        # A core for each worker, so one thread, as the reference has: the last bits of a loss depend on it.
+        return self.start(*arguments, "--out", str(self.out), SCENE_CORES=str(workers), **more)
+
+    def finish(self) -> None:
+        """Let the study come to its end, launched again if nobody launches it any more."""
+        if self.checked:  # at its end already, and its storage perhaps gone with a small disk
+            return
+        launcher = self.processes[-1] if self.processes else None
+        if launcher is None or launcher.poll() is not None or "launch" not in map(str, launcher.args):
+            launcher = self.launch()
+        self.end(launcher)
+
+    def worker(self, **more: str) -> "subprocess.Popen[bytes]":
+        """Start one `hpo worker` of the study."""
+        return self.start("worker", "--study", NAME, "--out", str(self.out), **more)
+
+    def start(self, *arguments: str, **more: str) -> "subprocess.Popen[bytes]":
+        environment = {**os.environ, **cores.environment(1), **self.environment, "HPO_STORAGE": self.url, **more}
+        environment["PYTHONPATH"] = f"{ROOT}/tests/faults/inside:{ROOT}"
+        with (self.folder / f"said-{len(self.processes)}.txt").open("wb") as said:
+            command = [sys.executable, "-m", "hpo", *arguments]
+            process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=said, stderr=said)
+        self.processes.append(process)
+        return process
+
+    def said(self, process: "subprocess.Popen[bytes]") -> str:
+        """Return what a process has printed so far."""
+        return (self.folder / f"said-{self.processes.index(process)}.txt").read_text("utf-8", "replace")
+
+    def end(self, process: "subprocess.Popen[bytes]", status: int = 0, seconds: float = 120.0) -> str:
+        """Wait for the end of a process, check its status and that it shows no traceback; return what it said."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        said = self.said(process)
+        assert process.poll() == status, f"{process.args}: {process.poll()} instead of {status}\n{said}{self.logs()}"
+        assert "Traceback" not in said, said
+        return said
+
+    def logs(self) -> str:
+        return "\n".join(f"{path}:\n{path.read_text()}" for path in self.out.glob(f"{NAME}/worker-*.log"))
+
+    def pids(self) -> list[int]:
+        """Return the worker processes of this scene."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"worker" in command and Path(os.readlink(entry / "cwd")) == self.folder:
+                    found.append(int(entry.name))
+        return sorted(found)
+
+    def holder(self) -> int:
+        """Wait for a worker that trains and is not about to end its trial, and return its process."""
+        last = "(SELECT coalesce(max(step), 0) FROM trial_intermediate_values v WHERE v.trial_id = s.trial_id)"
+        training = f"SELECT owner FROM hpo_slot s WHERE state = 'leased' AND {last} < 2 ORDER BY slot"
+        owners = self.until(lambda: self.rows(training))
+        return int(owners[-1][0].split(":")[1])
+
+    def until(self, true: Callable[[], Any], seconds: float = 60.0) -> Any:
+        """Wait for something and return it."""
+        deadline = time.monotonic() + seconds
+        while not (found := true()):
+            assert time.monotonic() < deadline, f"did not happen in {seconds:g} s\n{self.everything()}"
+            time.sleep(0.02)
+        return found
+
+    def everything(self) -> str:
+        said = "".join(f"{process.args}\n{self.said(process)}" for process in self.processes)
+        return f"{said}{self.logs()}\n" + "\n".join(map(str, self.rows("SELECT * FROM hpo_event ORDER BY id")))
+
+    def begun(self, values: int = 2) -> None:
+        """Wait until so many values have been told to the study."""
+        self.until(lambda: len(self.rows("SELECT 1 FROM trial_intermediate_values")) >= values)
+
+    def rows(self, statement: str) -> list[Any]:
+        """Read from the storage; nothing where it does not answer, or has no tables yet."""
+        try:
+            with at_most(2.0), look(self.url) as store:
+                return ask(store, statement)
+        except (StorageError, sa.exc.SQLAlchemyError):
+            return []
+
+    def write(self, statement: str) -> None:
+        """Write to the storage, as an administrator would."""
+        engine = sa.create_engine(self.url.replace("postgresql://", "postgresql+psycopg://"), poolclass=sa.NullPool)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+
+    def words(self) -> set[str]:
+        """Return what has happened so far, by the table of events."""
+        return {word for (word,) in self.rows("SELECT DISTINCT word FROM hpo_event")}
+
+    def check(self) -> None:
+        """Check what must hold of every study that has ended, whatever happened to it, while its storage is there."""
+        if not self.checked:
+            check(self)
+            self.happened, self.checked = self.words(), True
+
+    def close(self) -> None:
+        """End what was started, and nothing else."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+class Witness:
+    """Looks at the storage again and again while things happen, and remembers every value that it has seen."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.seen: dict[tuple[Any, ...], Any] = {}
+        self.changed: list[str] = []
+        self.lock = threading.Lock()  # whoever holds it has the storage to itself
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def __enter__(self) -> "Witness":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def look(self) -> None:
+        """Compare what is there with what was."""
+        passing = contextlib.suppress(StorageError, sa.exc.SQLAlchemyError)
+        with self.lock, passing, at_most(2.0), look(self.scene.url) as store:
+            found = dict(told(store))
+            for key in self.seen.keys() | found.keys():
+                before = self.seen.setdefault(key, found.get(key))
+                if found.get(key, "gone") != before:
+                    self.changed.append(f"{key}: {before} became {found.get(key, 'gone')}")
+
+    def _loop(self) -> None:
+        while not self._stop.wait(0.2):
+            self.look()
+
+
+def ask(store: Reader, statement: str) -> list[Any]:
+    with store.engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(sa.text(statement))]
+
+
+def told(store: Reader) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield what may never change again: values of rungs, and states and values of trials that have ended."""
+    with store.engine.connect() as connection:  # one look, one transaction
+
+        def rows(statement: str) -> Any:
+            return connection.execute(sa.text(statement)).all()
+
+        trials = rows("SELECT trial_id, number, CAST(state AS VARCHAR) AS state FROM trials")
+        numbers = {trial.trial_id: trial.number for trial in trials}
+        for row in rows("SELECT trial_id, step, intermediate_value AS v FROM trial_intermediate_values"):
+            if row.trial_id in numbers:  # Postgres shows each statement of a transaction the newest
+                yield (numbers[row.trial_id], "rung", row.step), row.v
+        ended = {trial.trial_id for trial in trials if trial.state in FINISHED}
+        yield from (((t.number, "state"), t.state) for t in trials if t.trial_id in ended)
+        for row in rows("SELECT trial_id, value FROM trial_values"):
+            if row.trial_id in ended:
+                yield (numbers[row.trial_id], "value"), row.value
+
+
+def check(scene: Scene) -> None:
+    """Check that the budget was spent exactly, nothing is left over, nothing was changed, and it is known why."""
+    scene.witness.look()
+    assert scene.witness.seen
+    assert scene.witness.changed == []
+    assert scene.pids() == []
+    with look(scene.url) as store:
+        of = snapshot(store, NAME)
+        slots = ask(store, "SELECT slot, state, attempt, trial_id FROM hpo_slot ORDER BY slot")
+        trials = [trial for (trial,) in ask(store, "SELECT trial_id FROM trials")]
+        events = ask(store, "SELECT slot, attempt, word FROM hpo_event WHERE slot IS NOT NULL ORDER BY id")
+        assert [(number, state) for number, state, *_ in slots] == [(n, "done") for n in range(scene.trials)]
+        assert Counter(trial for *_, trial in slots) == Counter(trials)
+        assert [t.number for t in of.trials] == list(range(scene.trials))
+        assert {t.state.name for t in of.trials} <= set(FINISHED)
+        assert all(t.state.name != "FAIL" or t.user_attrs[ENDED] == "lost" for t in of.trials)
+        for trial in of.trials:
+            check_curve(scene, trial)
+    scene.ends = Counter(word for _, _, word in events if word != "began")
+    # Every attempt began once and ended once, in one word.
+    wanted = {(slot, n) for slot, _, attempts, _ in slots for n in range(1, attempts + 1)}
+    assert Counter((slot, n) for slot, n, word in events if word == "began") == Counter(wanted)
+    assert Counter((slot, n) for slot, n, word in events if word != "began") == Counter(wanted)
+
+
+def check_curve(scene: Scene, trial: Any) -> None:
+    """Check that a curve is that of a run that nothing happened to, bit for bit, in the storage and in the file."""
+    curve = dict(enumerate(scene.curve(trial.params), 1))
+    found = dict(trial.intermediate_values)
+    assert {rung: v for rung, v in found.items() if v == v} == {r: curve[r] for r, v in found.items() if v == v}
+    if trial.state.name != "COMPLETE":
+        return
+    assert (found, trial.values) == (curve, [curve[RUNGS]])
+    rows = list(lines(scene.out / NAME / "trials" / f"{trial.number:04d}" / "metrics.jsonl"))
+    assert [(row["rung"], row["val_loss"]) for row in rows] == list(curve.items())

@@ -1,0 +1,377 @@
+"""The table of faults: how each is provoked, on which storages, and by which words it is known afterwards."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hpo.register import VERSION
+from tests.faults.scene import GPT, NAME, PLANTED, TRIALS, Scene
+
+LONG = {**PLANTED, "base": {"pause": 1.0}}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a study. `provoke` starts it and lets it happen; whatever is left is then launched again.
+
+    words: events that must be there afterwards. not_on: storages that cannot meet it, each with the reason.
+    """
+
+    name: str
+    provoke: Callable[[Scene], None]
+    words: frozenset[str] = frozenset()
+    not_on: Mapping[str, str] = field(default_factory=dict)
+
+
+def planted_death(where: str, keys: Mapping[str, object] = PLANTED) -> Callable[[Scene], None]:
+    """Return what kills one worker with SIGKILL at that place of `inside/sitecustomize.py`."""
+
+    def provoke(scene: Scene) -> None:
+        scene.study(keys, trials=TRIALS if keys is PLANTED else 3)
+        launcher, mark = scene.launch(FAULT=where), scene.folder / "mark"
+        scene.until(lambda: mark.exists() or launcher.poll() is not None)
+        assert mark.exists(), scene.everything()
+
+    return provoke
+
+
+def kill_launcher(scene: Scene) -> None:
+    launcher = scene.launch()
+    scene.begun()
+    launcher.kill()
+    launcher.wait()
+    scene.until(lambda: not scene.pids())  # they see at their next rung that they are alone
+
+
+def kill_everything(scene: Scene) -> None:
+    launcher = scene.launch()
+    scene.begun()
+    for pid in [launcher.pid, *scene.pids()]:
+        os.kill(pid, signal.SIGKILL)
+    launcher.wait()
+
+
+def ask_to_leave(number: signal.Signals, times: int = 1) -> Callable[[Scene], None]:
+    """Return what signals the launcher so often."""
+
+    def provoke(scene: Scene) -> None:
+        scene.study(LONG if times > 1 else PLANTED)  # a rung so long that the second comes in the middle of it
+        launcher = scene.launch()
+        scene.begun()
+        for _ in range(times):
+            launcher.send_signal(number)
+            time.sleep(0.2)
+        scene.end(launcher, 128 + number, 30)
+        assert scene.rows("SELECT 1 FROM hpo_slot WHERE state = 'leased'") == []
+
+    return provoke
+
+
+def terminate_worker(scene: Scene) -> None:
+    scene.launch()
+    scene.begun()
+    os.kill(scene.holder(), signal.SIGTERM)
+
+
+def freeze_worker(scene: Scene) -> None:
+    scene.launch()
+    scene.begun()
+    pid = freeze(scene)
+    try:
+        scene.until(lambda: "lost" in scene.words())
+        time.sleep(1.0)  # the other worker has begun with it
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def freeze(scene: Scene) -> int:
+    """Stop a worker that trains, but not in the middle of writing: it would keep the lock of a SQLite file."""
+    while True:
+        pid = scene.holder()
+        os.kill(pid, signal.SIGSTOP)
+        if scene.server or not is_locked(scene.database):
+            return pid
+        os.kill(pid, signal.SIGCONT)
+
+
+def is_locked(file: str) -> bool:
+    """Return whether somebody keeps the lock of a SQLite file for longer than a write takes."""
+    with contextlib.closing(sqlite3.connect(file, timeout=1.0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            return True
+    return False
+
+
+def stop_server(scene: Scene) -> None:
+    assert scene.server
+    scene.launch()
+    scene.begun()
+    scene.server.stop(signal.SIGQUIT)
+    time.sleep(20.0)
+    scene.server.start()
+
+
+def restart_server(scene: Scene) -> None:
+    assert scene.server
+    scene.launch()
+    scene.begun()
+    for _ in range(3):
+        scene.server.stop(signal.SIGINT)
+        scene.server.start()
+        time.sleep(1.0)
+
+
+def cut_connections(scene: Scene) -> None:
+    assert scene.server
+    launcher = scene.launch()
+    scene.begun()
+    mine = f"datname = '{scene.database}' AND application_name = 'hpo'"
+    cut, until = 0, time.monotonic() + 4.0
+    while time.monotonic() < until and launcher.poll() is None:
+        found = scene.server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
+        cut += len(found)
+        time.sleep(0.03)
+    assert cut > 10
+
+
+def lock_storage(scene: Scene) -> None:
+    scene.launch()
+    scene.begun()
+    with locked(scene):
+        time.sleep(30.0 if scene.kind == "sqlite" else 8.0)
+
+
+@contextmanager
+def locked(scene: Scene) -> Iterator[None]:
+    """Keep everyone else from writing, on Postgres from reading too."""
+    if scene.server:
+        import psycopg
+
+        with psycopg.connect(scene.server.url(scene.database)) as connection:
+            connection.execute("LOCK TABLE hpo_slot, trials IN ACCESS EXCLUSIVE MODE")
+            yield
+        return
+    # Another process: the locks of SQLite are those of a process.
+    code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)"
+    code += "; c.execute('BEGIN EXCLUSIVE'); print('locked', flush=True); sys.stdin.read()"
+    asked = [sys.executable, "-c", code, scene.database]
+    with subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdin
+        assert process.stdout.readline() == b"locked\n"
+        yield
+        process.stdin.close()
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Mount a small disk at a folder; it is skipped where that is not permitted."""
+    folder.mkdir(exist_ok=True)
+    asked = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", str(folder)]
+    if subprocess.run(asked, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Take all the room that a disk has left; return the file that does."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+def fill_checkpoints(scene: Scene) -> None:
+    with small_disk(scene.folder / "small", "8m") as disk:
+        scene.out = disk
+        scene.launch()
+        scene.begun()
+        ballast = fill(disk)
+        scene.until(lambda: "quarantined" in scene.words())
+        ballast.unlink()
+        scene.finish()
+        shutil.copytree(disk / NAME, scene.folder / "runs" / NAME)
+    scene.out = scene.folder / "runs"
+
+
+def fill_database(scene: Scene) -> None:
+    scene.study(PLANTED, trials=10)
+    with disk_of_database(scene) as disk:
+        scene.launch()
+        scene.begun()
+        ballast = fill(disk)
+        time.sleep(5.0)
+        ballast.unlink()
+        scene.finish()
+        scene.check()
+
+
+@contextmanager
+def disk_of_database(scene: Scene) -> Iterator[Path]:
+    """Put the scene's storage on a small disk."""
+    if scene.server is None:
+        with small_disk(scene.folder / "small", "2m") as disk:
+            scene.url = f"sqlite:///{disk}/hpo.db"
+            yield disk
+        return
+    name = scene.database
+    # Beside the server's own files, where its user may go.
+    with small_disk(scene.server.folder / "small", "32m") as disk:
+        space = disk / "space"
+        space.mkdir()
+        shutil.chown(space, "nobody")
+        scene.server.sql(f"CREATE TABLESPACE small LOCATION '{space}'")
+        scene.server.sql(f"ALTER DATABASE {name} SET TABLESPACE small")
+        try:
+            yield disk
+        finally:
+            scene.witness.stop()
+            scene.server.sql(f"ALTER DATABASE {name} SET TABLESPACE pg_default")
+            scene.server.sql("DROP TABLESPACE small")
+
+
+def fill_prepared_data(scene: Scene) -> None:
+    scene.study(GPT, trials=2)
+    with small_disk(scene.folder / "cache", "8m") as disk:
+        ballast = fill(disk)
+        assert f"no space left on device preparing text under {disk}" in scene.end(
+            scene.launch(HPO_CACHE=str(disk)), 1, 30
+        )
+        assert scene.rows("SELECT 1 FROM trials") == []
+        ballast.unlink()
+        scene.end(scene.launch(1, HPO_CACHE=str(disk)))
+
+
+def write_protect(scene: Scene) -> None:
+    """Interrupt the study, refuse a launch and a worker while nothing can be written, and let it go on."""
+    if scene.server is None:
+        with small_disk(scene.folder / "small", "8m") as disk:
+            scene.url = f"sqlite:///{disk}/hpo.db"
+            halve(scene)
+            with scene.witness.lock:  # a disk with an open file stays as it is
+                subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            refuse(scene)
+            subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+            scene.finish()
+            scene.check()
+        return
+    halve(scene)
+    scene.server.sql(f"ALTER DATABASE {scene.database} SET default_transaction_read_only = on")
+    refuse(scene)
+    scene.server.sql(f"ALTER DATABASE {scene.database} RESET default_transaction_read_only")
+
+
+def halve(scene: Scene, workers: int = 2) -> None:
+    """Run a part of the study, so that some trial is interrupted after its first rung."""
+    launcher = scene.launch(workers)
+    scene.begun(1)
+    launcher.send_signal(signal.SIGINT)
+    scene.end(launcher, 130, 30)
+
+
+def refuse(scene: Scene) -> None:
+    for process in (scene.launch(), scene.worker()):
+        said = scene.end(process, 4, 30).lower()
+        assert "read" in said, said
+        assert "write" in said or "only" in said, said
+
+
+def turn_clock(scene: Scene) -> None:
+    """Let one worker's clock be an hour late and the other's early, in another time zone."""
+    scene.end(scene.launch(FAULT="clock", TZ="Asia/Tokyo", PGTZ="Asia/Tokyo"))
+    assert (scene.folder / "mark").exists()
+
+
+def launch_twice(scene: Scene) -> None:
+    for process in [scene.launch() for _ in range(2)]:
+        scene.end(process)
+
+
+def diverge(scene: Scene) -> None:
+    scene.study(PLANTED, base={"nan_above": 0.7, "pause": 0.1}, baseline=[{"x": 0.9}, {"x": 0.2}, {"x": 0.8}])
+    scene.end(scene.launch())
+
+
+def run_out_of_memory(scene: Scene) -> None:
+    """Train a network whose weights do not fit into what a worker is given; the others are small."""
+    scene.study(GPT, trials=3, baseline=[{}, {"model.n_embd": 2048}])
+    scene.end(scene.launch(1, FAULT="memory"))
+    assert len(scene.rows("SELECT 1 FROM trials WHERE CAST(state AS VARCHAR) = 'PRUNED'")) == 1
+
+
+def garble_checkpoints(scene: Scene) -> None:
+    scene.study(GPT, trials=3)
+    halve(scene, 1)
+    found = list(scene.out.glob(f"{NAME}/trials/*/*/state.safetensors"))
+    assert found
+    for n, file in enumerate(found):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2] if n % 2 else bytes(b ^ 0xFF for b in whole))
+
+
+def join_with_another_version(scene: Scene) -> None:
+    halve(scene)
+    speak = "UPDATE study_user_attributes SET value_json = '{}' WHERE key = 'hpo:protocol'"
+    scene.write(speak.format(VERSION + 1))
+    for process in (scene.launch(), scene.worker()):
+        assert f"speak protocol {VERSION + 1}" in scene.end(process, 2, 30)
+    scene.write(speak.format(VERSION))
+
+
+LOST = frozenset({"lost"})
+PREEMPTED = frozenset({"preempted"})
+FILES = {"sqlite": "a file needs no server"}
+CLIENTS = {"sqlite": "there is no connection: a statement is a call in the worker's own process"}
+BEFORE = {"postgres": "it happens before the storage is opened"}
+
+AWAY = frozenset({"away"})
+
+FAULTS = [
+    Fault("worker killed before its first report", planted_death("first_report"), LOST),
+    Fault("worker killed between a report and its checkpoint", planted_death("report"), LOST),
+    Fault("worker killed between rungs", planted_death("checkpoint", GPT), LOST),
+    Fault("worker killed between claim and trial", planted_death("claimed"), LOST),
+    Fault("worker killed in the transaction that makes a trial", planted_death("made"), LOST),
+    Fault("worker killed in the transaction that tells", planted_death("tell"), LOST),
+    Fault("worker killed between tell and slot", planted_death("told"), LOST),
+    Fault("worker killed after the slot's end", planted_death("closed")),
+    Fault("launcher killed", kill_launcher, PREEMPTED),
+    Fault("launcher and workers killed at once", kill_everything, LOST),
+    Fault("SIGTERM", ask_to_leave(signal.SIGTERM), PREEMPTED),
+    Fault("SIGINT", ask_to_leave(signal.SIGINT), PREEMPTED),
+    Fault("SIGINT twice", ask_to_leave(signal.SIGINT, 2), PREEMPTED),
+    Fault("SIGTERM to one worker", terminate_worker, PREEMPTED),
+    Fault("SIGSTOP past the lease, then SIGCONT", freeze_worker, LOST),
+    Fault("Postgres killed and away for 20 s", stop_server, AWAY, FILES),
+    Fault("Postgres restarted three times", restart_server, not_on=FILES),
+    Fault("connections cut in mid-statement", cut_connections, not_on=CLIENTS),
+    Fault("storage locked by another process", lock_storage, AWAY),
+    Fault("full disk: checkpoints", fill_checkpoints, frozenset({"disk", "quarantined", "released"})),
+    Fault("full disk: database", fill_database, AWAY),
+    Fault("full disk: prepared data", fill_prepared_data, not_on=BEFORE),
+    Fault("read-only storage", write_protect, PREEMPTED),
+    Fault("clocks of workers an hour off", turn_clock),
+    Fault("two launches at the same moment", launch_twice),
+    Fault("a loss that is not a number", diverge, frozenset({"diverged"})),
+    Fault("out of memory", run_out_of_memory, frozenset({"oom"})),
+    Fault("corrupt checkpoint", garble_checkpoints, frozenset({"preempted", "restarted"})),
+    Fault("worker of another version", join_with_another_version, PREEMPTED),
+]
