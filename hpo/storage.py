@@ -6,6 +6,7 @@ SQLite serves one machine, Postgres several. Optuna's tables and one of ours (`S
 import errno
 import fcntl
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from hpo.engine import (
     normalise,
     unpooled,
 )
-from hpo.patience import QUICK, StorageError, retry, shown
+from hpo.patience import QUICK, StorageError, limit, retry, shown
 
 # Optuna tells on standard error of every study made, opened and every trial.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -251,12 +252,20 @@ def add_columns(engine: sa.Engine) -> None:
 def _opened(url: str) -> RDBStorage:
     options = engine_options(url)
     rdb = RDBStorage(_template(url), options, skip_compatibility_check=True, skip_table_creation=True)
+    if rdb.engine.name == "postgresql":
+        sa.event.listen(rdb.engine, "begin", _limit_statements)
     if rdb.engine.name == "sqlite":
         rdb.engine.dispose()  # Optuna's constructor has used it, and opens a second connection inside a transaction
         hook(rdb.engine)
     sa.event.listen(rdb.engine, "begin", _check_fence)
     sa.event.listen(rdb.engine, "commit", _write_link)
     return rdb
+
+
+def _limit_statements(connection: sa.Connection) -> None:
+    """Have the server end what waits longer than this thread may, such as for a lock."""
+    if limit() < math.inf:
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(1000 * limit()))}")
 
 
 def _check_fence(connection: sa.Connection) -> None:

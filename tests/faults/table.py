@@ -365,7 +365,7 @@ FAULTS = [
     Fault("connections cut in mid-statement", cut_connections, not_on=CLIENTS),
     Fault("storage locked by another process", lock_storage, AWAY),
     Fault("full disk: checkpoints", fill_checkpoints, frozenset({"disk", "quarantined", "released"})),
-    Fault("full disk: database", fill_database, AWAY),
+    Fault("full disk: database", fill_database),
     Fault("full disk: prepared data", fill_prepared_data, not_on=BEFORE),
     Fault("read-only storage", write_protect, PREEMPTED),
     Fault("clocks of workers an hour off", turn_clock),
