@@ -15,7 +15,7 @@ launch: .venv/.installed
 test: lint
 	$(BIN)/pytest -n 2
 
-# Made-up command lines and study files, far more of them than in `make test`: about a quarter of an hour.
+# Made-up command lines and study files, far more of them than in `make test`: about five minutes.
 generated: .venv/.installed-dev
 	HPO_EXAMPLES=10000 $(BIN)/pytest -n 2 --dist loadfile tests/test_generated.py tests/test_generated_files.py
 

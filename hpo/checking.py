@@ -2,26 +2,27 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from hpo import bases, notation
-from hpo.explain import explain, messages
+from hpo.explain import explain, got, messages, nearest_path
 from hpo.problems import Problem
 from hpo.ranges import Space, discrete
 from hpo.shelf import find, is_ledger
-from hpo.space import check
+from hpo.space import check, replaced
 from hpo.study import DEFAULT_CONFIG, DEFAULT_TRAIN, Study, StudyFile
-from hpo.target import imported
+from hpo.target import imported, model_class
 from model.section import flat, updated
 from model.splitting import TRAINING
 
 M = TypeVar("M", bound=BaseModel)
 
 OBJECTIVES = ("val_loss", "val_bpb", "ema_val_loss", "ema_val_bpb")
+MOST = 1_000_000  # trials of a study, each of which is a row from the start, or points of one range
 # Trials of one study must be comparable: what they are measured over is not searched.
 FIXED = {"run.tokens": "lengths", "run.rungs": "rungs", "run.align": "rungs"}
 
@@ -77,11 +78,21 @@ def overridden(config: M, overrides: Sequence[str]) -> M:
     Raises:
         Problem: one has no =, or the result is not a configuration.
     """
+    values = assignments(overrides)
     try:
-        return updated(config, assignments(overrides))
+        found = replaced(config, values)
     except ValidationError as error:
-        found = explain(error, type(config))
-        raise Problem(*(f"--set {key}: {rule}" if key else f"--set: {rule}" for key, rule in found)) from None
+        problems = explain(error, type(config))
+        raise Problem(*(f"--set {key}: {rule}" if key else f"--set: {rule}" for key, rule in problems)) from None
+    # A class of the user's own may drop what it does not know without a word.
+    dropped = [path for path in values if not found.model_extra and not _is_field(path, flat(found))]
+    if dropped:
+        raise Problem(*(f"--set {path}: no such field{nearest_path(path, flat(found))}" for path in dropped))
+    return found
+
+
+def _is_field(path: str, fields: Iterable[str]) -> bool:
+    return any(f"{path}.".startswith(f"{field}.") or field.startswith(f"{path}.") for field in fields)
 
 
 def _tree(path: Path) -> dict[str, Any]:
@@ -102,12 +113,7 @@ def _tree(path: Path) -> dict[str, Any]:
 def _base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseModel:
     """Return the base configuration, overrides in place, rung marks aligned for the whole space."""
     try:
-        kind = imported(file.config, "config")
-    except Problem as problem:
-        raise Problem(*(f"{path}: {line}" for line in problem.lines)) from None
-    if not isinstance(kind, type) or not issubclass(kind, BaseModel):
-        raise Problem(f"{path}: config: must be a pydantic model, got {file.config}")
-    try:
+        kind = model_class(file.config, "config")
         base = bases.resolved(file.base, kind)
     except Problem as problem:
         raise Problem(*(f"{path}: {line}" for line in problem.lines)) from None
@@ -138,7 +144,8 @@ def align(base: BaseModel, space: Space) -> int:
     for path in ("run.batch_size", "run.grad_accum", "model.context"):
         entry = space.get(path)
         values = discrete(entry, int) if entry else [flat(base)[path]]
-        if not values or len(values) > 1000 or not all(isinstance(v, int) and v > 0 for v in values):
+        # not len(), which fails for a range of more than 2**63 values
+        if not values or values[1000:] or not all(isinstance(v, int) and v > 0 for v in values):
             return 1
         factors.append(values)
     spacing = flat(base)["run.tokens"] / flat(base)["run.rungs"]
@@ -165,15 +172,16 @@ def _problems(file: StudyFile, base: BaseModel) -> list[str]:
             if isinstance(value, dict) and isinstance(getattr(base, key, None), BaseModel)
         ]
         try:
-            updated(base, values)
+            replaced(base, values)
         except ValidationError as error:
             problems += messages(error, type(base), f"baseline.{i}")
     if file.budget.trials is not None and file.budget.trials < len(file.baseline):
         n = len(file.baseline)
         problems.append(f"budget.trials: must be at least {n}, one for each baseline, got {file.budget.trials}")
     problems += _token_problems(file, base)
+    problems += _size_problems(file)
     if not problems:
-        problems += file.sampler.problems(base, file.space)
+        problems += file.sampler.problems(base, file.space) or _grid_problems(file, base)
     return problems + _objective_problems(file, base) + _plug_problems(file, base)
 
 
@@ -187,11 +195,29 @@ def _token_problems(file: StudyFile, base: BaseModel) -> list[str]:
     return [] if tokens >= run else [f"budget.tokens: must be at least {run}, the length of one run, got {tokens}"]
 
 
+def _size_problems(file: StudyFile) -> list[str]:
+    """Return which numbers would have a list made that no memory holds."""
+    sizes = {"budget.trials": file.budget.trials, "sampler.points": getattr(file.sampler, "points", None)}
+    return [
+        f"{key}: must be at most {MOST:,}, got {got(size)}"
+        for key, size in sizes.items()
+        if size is not None and size > MOST
+    ]
+
+
+def _grid_problems(file: StudyFile, base: BaseModel) -> list[str]:
+    try:
+        len(file.sampler.combinations(base, file.space) or ())
+    except OverflowError:  # there are more than 2**63
+        return [f"space: must have fewer combinations, of which sampler {file.sampler.name} would try each"]
+    return []
+
+
 def _objective_problems(file: StudyFile, base: BaseModel) -> list[str]:
     if file.config != DEFAULT_CONFIG:
         return []
     if file.objective not in OBJECTIVES:
-        return [f"objective: must be one of {', '.join(map(repr, OBJECTIVES))}, got {file.objective!r}"]
+        return [f"objective: must be one of {', '.join(map(repr, OBJECTIVES))}, got {got(file.objective)}"]
     if file.objective.startswith("ema_") and flat(base)["regularization.ema"] is None:
         return [f"objective: needs regularization.ema in the base, which keeps the average, got {file.objective}"]
     free = {f"data.{field}" for field in TRAINING}

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hpo import looking, steering
-from hpo.arguments import RUNS, Out, Pack, Print, Set, Storage, Study, leave, url
+from hpo.arguments import RUNS, Config, Out, Pack, Print, Set, Storage, Study, leave, possible, url
 from hpo.output import Format, say
 from hpo.problems import Problem
 
@@ -142,10 +142,10 @@ def check(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="Configuration, as `hpo export` writes it, or name of a base.")],
+    config: Config,
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last run of this file.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the run's folder.")] = RUNS / "train",
+    out: Annotated[Path, typer.Option(help="Folder of the run's folder.", callback=possible)] = RUNS / "train",
 ) -> None:
     """Train a configuration; --set run.tokens=... trains longer, the schedule stretched over the new length."""
     from hpo.training import train
@@ -155,7 +155,7 @@ def train(
 
 @app.command()
 def limits(
-    config: Annotated[Path, typer.Argument(help="Configuration, as `hpo export` writes it, or name of a base.")],
+    config: Config,
     overrides: Set = None,
     memory: Annotated[
         float | None, typer.Option(metavar="GB", help="Memory that may be used; else nine tenths of what is free.")
@@ -175,7 +175,7 @@ def limits(
 
 @app.command()
 def sample(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, as `hpo train` prints it.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as `hpo train` prints it.", callback=possible)],
     prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to draw.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 Kind = type[BaseModel]
+LONGEST = 200  # characters of a value in a message
 
 LIMITS = {
     "less_than": ("less than", "lt"),
@@ -100,6 +101,12 @@ def members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def got(value: Any) -> str:
+    """Return a value as a message shows it, cut where it is longer than a line or two."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
+
+
 def number_remedy(value: Any) -> str:
     """Return what to write instead of YAML's look-alikes of a number, nothing for other values."""
     if isinstance(value, bool):
@@ -135,21 +142,21 @@ def _rule(problem: ErrorDetails, root: Kind, key: str) -> str:
         return _one_of(context["expected"].replace(" or ", ", "), value)
     if word in LIMITS:
         text, limit = LIMITS[word]
-        return f"must be {text} {_short(context[limit])}, got {value!r}"
+        return f"must be {text} {_short(context[limit])}, got {got(value)}"
     if word == "too_short":
         return "must not be empty"
     if word == "value_error":
         return str(context["error"])
     expected = KINDS.get(word.partition("_")[0])
     if expected is None:
-        return f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, got {value!r}"
+        return f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, got {got(value)}"
     remedy = number_remedy(value) if "number" in expected else _word_remedy(value)
-    return f"must be {expected}, got {value!r}{remedy}"
+    return f"must be {expected}, got {got(value)}{remedy}"
 
 
 def _one_of(expected: str, value: Any) -> str:
     like = nearest(repr(value), expected.split(", ")) if isinstance(value, str) else ""
-    return f"must be one of {expected}, got {value!r}{like}{_word_remedy(value)}"
+    return f"must be one of {expected}, got {got(value)}{like}{_word_remedy(value)}"
 
 
 def _word_remedy(value: Any) -> str:
@@ -190,7 +197,7 @@ def _walk(root: Kind, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:
             here = _member(here, word)
             continue
         if word != "[key]":
-            key.append(str(word))
+            key.append(str(word) or "''")
         here = _inside(found[0], word) if found else None
         if len(alone := members(here)) == 1:
             here = alone[0]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hpo.arguments import RUNS, Number, Out, Print, Storage, Study, looking
+from hpo.arguments import RUNS, Number, Out, Print, Storage, Study, looking, possible
 from hpo.output import Format, say
 
 commands = typer.Typer()
@@ -93,7 +93,9 @@ def best(study: Study = None, storage: Storage = None, format: Print = Format.ta
 
 @commands.command()
 def export(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; else standard output.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; else standard output.", callback=possible)
+    ] = None,
     trial: Annotated[int | None, typer.Option(help="Number of the trial; else the best.")] = None,
     study: Study = None,
     storage: Storage = None,

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ _FLOAT = re.compile(
 )
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _NUMBER_STARTS = list("-+0123456789.")
+MOST = 100_000  # values of a text, its aliases written out: ten lines of aliases of aliases can stand for 1e10
 
 
 class NotationError(ValueError):
@@ -24,6 +26,8 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars, and 400_000; PyYAML reads 1e-4 as text, 1:30 and 017 as other numbers, off as False."""
 
     def construct_document(self, node: yaml.Node) -> Any:
+        if _size(node, {}) > 10**12:
+            raise _refusal(f"must stand for at most {MOST:,} values, aliases written out", node)
         self.deep_construct = True  # an alias inside its own anchor is then refused
         return super().construct_document(node)
 
@@ -46,13 +50,39 @@ class _Loader(yaml.SafeLoader):
         if _BOOL.match(text):
             return text == "true"
         if _INT.match(text):
-            return int(text, 0) if text[:2] in ("0x", "0o") else int(text.replace("_", ""))
+            return self._whole(text, node)
         if _FLOAT.match(text):
             return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
         raise _refusal(f"must be {node.tag.rpartition(':')[2]}, got {node.value!r}", node)
 
+    def _whole(self, text: str, node: yaml.Node) -> int:
+        plain = text.replace("_", "")
+        # Python writes and reads only so many digits; a number that no float holds can be computed with nowhere.
+        if len(plain) <= 400:
+            number = int(text, 0) if text[:2] in ("0x", "0o") else int(plain)
+            if abs(number) <= sys.float_info.max:
+                return number
+        raise _refusal(f"must be at most {sys.float_info.max:.1e}, got a number of {len(plain)} digits", node)
+
+    def text(self, node: yaml.ScalarNode) -> str:
+        """Return text, which an escape such as \\ud800 may have given half of a character."""
+        found = str(self.construct_scalar(node))
+        if any("\ud800" <= letter <= "\udfff" for letter in found):
+            raise _refusal(f"must be whole characters, got {found[:40]!r}", node)
+        return found
+
     def unknown(self, node: yaml.Node) -> Any:
         raise _refusal(f"no such tag here: {node.tag.replace('tag:yaml.org,2002:', '!!')}; leave it out", node)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for, every alias counted as what it stands for."""
+    if id(node) not in known:
+        known[id(node)] = 1  # what an alias inside its own anchor counts; the constructor refuses it
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _refusal(text: str, node: yaml.Node) -> yaml.MarkedYAMLError:
@@ -71,8 +101,9 @@ _Loader.yaml_implicit_resolvers = {
     for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.yaml_constructors = {
-    tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if _keep("null str seq map")(tag)
+    tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if _keep("null seq map")(tag)
 }
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.text)
 _Loader.add_constructor(None, _Loader.unknown)
 
 

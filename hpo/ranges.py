@@ -14,6 +14,8 @@ from model.section import Section
 Number = Annotated[int, Strict()] | Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Choice = None | Annotated[bool, Strict()] | Number | Annotated[str, Strict()]
 
+MOST_STEPS = 1_000_000  # of a range: some samplers try each of them
+
 # What W&B calls a distribution, in our words.
 SWEEP: dict[str, dict[str, Any]] = {
     "uniform": {},
@@ -22,6 +24,7 @@ SWEEP: dict[str, dict[str, Any]] = {
     "log_uniform_values": {"log": True},
     "categorical": {},
 }
+WORDS = {"min": "low", "max": "high", "values": "choices", "q": "step"}
 
 
 class Range(Section):
@@ -62,7 +65,10 @@ class Range(Section):
             raise ValueError("step goes with neither log nor complement_log")
         if step <= 0:
             raise ValueError(f"step must be greater than 0, got {step}")
-        if rest := (_decimal(self.high) - _decimal(self.low)) % step:
+        width = _decimal(self.high) - _decimal(self.low)
+        if width / step > MOST_STEPS:
+            raise ValueError(f"step must make at most {MOST_STEPS:,} steps from low to high, got {step}")
+        if rest := width % step:
             raise ValueError(f"high must be low plus whole steps, got {self.high}; write {_decimal(self.high) - rest}")
 
     def distribution(self, kind: type) -> BaseDistribution:
@@ -108,9 +114,12 @@ def _from_sweep(given: Mapping[str, Any]) -> dict[str, Any]:
     """Put W&B's words for a range in ours."""
     if "value" in given:
         raise ValueError("value is not a range; put it in base")
-    ours = {{"min": "low", "max": "high", "values": "choices", "q": "step"}.get(k, k): v for k, v in given.items()}
+    for theirs, ours_too in WORDS.items():
+        if theirs in given and ours_too in given:
+            raise ValueError(f"{theirs} and {ours_too} are one word in two languages; keep one")
+    ours = {WORDS.get(key, key): value for key, value in given.items()}
     word = ours.pop("distribution", "uniform")
-    if word not in SWEEP:
+    if not isinstance(word, str) or word not in SWEEP:
         raise ValueError(f"distribution must be one of {', '.join(SWEEP)}, got {word!r}{nearest(str(word), SWEEP)}")
     return ours | SWEEP[word]
 
@@ -142,7 +151,7 @@ def discrete(entry: Entry, kind: type) -> Sequence[Any] | None:
     if isinstance(entry, Choices):
         return entry.choices
     if kind is int:
-        return range(int(entry.low), int(entry.high) + 1, int(entry.step or 1))
+        return range(int(entry.low), int(entry.high) + 1, int(entry.step or 1) or 1)  # a step below 1 is refused later
     if entry.step is None:
         return None
     low, step = _decimal(entry.low), _decimal(entry.step)

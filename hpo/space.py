@@ -1,6 +1,7 @@
 """The search space: which fields of a configuration a study varies, and over what range."""
 
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -9,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 from hpo.explain import explain, members, nearest_path, number_remedy, paths
 from hpo.ranges import Choices, Entry, Space, inside
 from model.section import flat, updated
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def order(space: Space) -> list[str]:
@@ -64,9 +67,21 @@ def contexts(base: BaseModel, space: Space, path: str) -> list[BaseModel]:
 
 def _with(base: BaseModel, path: str, value: Any) -> BaseModel | None:
     try:
-        return updated(base, {path: value})
+        return replaced(base, {path: value})
     except ValidationError:
         return None
+
+
+def replaced(config: M, values: Mapping[str, Any]) -> M:
+    """Return a copy with dotted fields replaced; x.name where there is no x is an unknown field like any other.
+
+    Raises:
+        pydantic.ValidationError: the result is not a valid configuration.
+    """
+    known = type(config).model_fields.keys()
+    strange = {path for path in values if path.endswith(".name") and path.partition(".")[0] not in known}
+    whole = {path.removesuffix(".name"): {"name": values[path]} for path in strange}
+    return updated(config, {path: value for path, value in values.items() if path not in strange} | whole)
 
 
 def unconditional(base: BaseModel, space: Space) -> dict[str, BaseDistribution]:

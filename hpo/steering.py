@@ -6,6 +6,7 @@ import typer
 
 from hpo.arguments import Number, Set, Storage, Study, url
 from hpo.output import say
+from hpo.problems import Problem
 
 commands = typer.Typer()
 
@@ -86,5 +87,7 @@ def _turn(storage: str | None, study: str | None, state: str, because: str) -> N
     from hpo.control import turn
     from hpo.storage import connect
 
+    if any("\ud800" <= letter <= "\udfff" for letter in because):  # bytes of the command line that are no text
+        raise Problem(f"--because: must be text in UTF-8, got {because!r}")
     with connect(url(storage)) as store:
         say(turn(store, study, state, because))

@@ -7,6 +7,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from hpo.problems import Problem
 
 
@@ -32,6 +34,18 @@ def imported(target: str, key: str) -> Any:
         near = f"; did you mean {like[0]}?" if like else ""
         raise Problem(f"{key}: module {module} has no {name!r}{near}")
     return getattr(found, name)
+
+
+def model_class(target: str, key: str) -> type[BaseModel]:
+    """Return the configuration class that module:Class stands for.
+
+    Raises:
+        Problem: it cannot be imported, or is no class that can be made.
+    """
+    found = imported(target, key)
+    if not isinstance(found, type) or not issubclass(found, BaseModel) or found is BaseModel:
+        raise Problem(f"{key}: must be a pydantic model, got {target}")
+    return found
 
 
 def place(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from hpo.explain import messages
 from hpo.output import number, say
 from hpo.problems import Problem, WorkFailed
 from hpo.study import DEFAULT_CONFIG, DEFAULT_TRAIN
-from hpo.target import imported, place
+from hpo.target import model_class, place
 from model.section import ConfigError
 
 
@@ -148,9 +148,9 @@ def _line(rung: int, value: float, objective: str, metrics: Mapping[str, Any]) -
 def _configuration(
     path: Path, tree: Mapping[str, Any], provenance: Mapping[str, Any], overrides: Sequence[str]
 ) -> BaseModel:
-    kind = imported(str(provenance.get("config", DEFAULT_CONFIG)), "provenance.config")
+    kind = model_class(str(provenance.get("config", DEFAULT_CONFIG)), "provenance.config")
     try:
-        config: BaseModel = kind.model_validate(dict(tree))
+        config = kind.model_validate(dict(tree))
     except ValidationError as error:
         raise Problem(*(f"{path}: {text}" for text in messages(error, kind))) from None
     return overridden(config, overrides)

@@ -13,15 +13,12 @@ from typing import Any
 
 import optuna
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from hpo import notation
 from hpo.checking import read
 from hpo.patience import StorageError
 from hpo.problems import NothingFeasible, Problem
 from hpo.register import register
-from hpo.shelf import shipped
 from hpo.storage import connect
 from tests.command import COMMANDS, STUDY, environment, here, hpo, trivial
 from tests.tiny import corpus
@@ -380,76 +377,3 @@ def test_commands_are_those_of_the_manual() -> None:
     names = {path[0] for path in documented(COMMANDS) if path}
     looking = {"check", "studies", "status", "trials", "show", "logs", "best"}
     assert names >= looking | {"launch", "worker", "export", "train", "sample", "dashboard", "data"}
-
-
-# --- whatever is in a study file
-
-VALID = notation.load((shipped() / "beta2_sweep.yaml").read_text())
-VOCABULARY = """
-    base space baseline sampler pruner budget objective seed train config rungs name low high log step choices trials
-    hours optimizer.lr optimizer.beta2 model.n_head model.n_embd run.tokens data.name tokenizer.name optimizer lr tpe
-    grid median names bytes math:sin model.run:Run off 1e-4 . : x:y model.config:TrainConfig
-"""
-WORDS = st.sampled_from(VOCABULARY.split())
-LEAVES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-3, 40),
-    st.sampled_from([0.0, 0.5, 1e-9, 1e308, float("inf"), float("nan"), -1.5, 2**70]),
-    WORDS,
-    st.text(max_size=3),
-)
-TREES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3), max_leaves=6
-)
-
-
-@st.composite
-def mutated(draw: st.DrawFn) -> Any:
-    """Return a valid file with up to three of its values replaced, removed, or joined by another."""
-    tree = notation.load(notation.dump(VALID))
-    for _ in range(draw(st.integers(1, 3))):
-        here = tree
-        while isinstance(here, dict) and here:
-            key = draw(st.sampled_from(sorted(here)))
-            if not isinstance(here[key], dict) or draw(st.booleans()):
-                break
-            here = here[key]
-        if not isinstance(here, dict) or not here:
-            continue
-        action = draw(st.sampled_from(["replace", "remove", "add"]))
-        if action == "remove":
-            del here[key]
-        else:
-            here[key if action == "replace" else draw(WORDS)] = draw(TREES)
-    return tree
-
-
-OVERRIDES = st.lists(
-    st.one_of(
-        st.text("abc.=[]{}'\"0: #&*", max_size=8),
-        st.builds("{}={}".format, st.sampled_from(["optimizer.lr", "model.n_head", "data.name", "run"]), LEAVES),
-        st.builds("{}={}".format, WORDS, TREES),
-    ),
-    max_size=2,
-)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(tree=mutated(), overrides=OVERRIDES)
-def test_whatever_is_in_a_study_file_is_read_or_refused(tree: Any, overrides: list[str], tmp_path: Path) -> None:
-    path = tmp_path / "s.yaml"
-    path.write_text(notation.dump(tree))
-    with contextlib.suppress(Problem):
-        study = read(str(path), overrides)
-        assert study.spec()["name"] == "s"
-        assert study.slots() is not None
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(text=st.text() | st.binary())
-def test_whatever_a_study_file_is_it_is_read_or_refused(text: str | bytes, tmp_path: Path) -> None:
-    path = tmp_path / "s.yaml"
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    with pytest.raises(Problem):
-        read(str(path))
