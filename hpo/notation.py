@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars, and 400_000; PyYAML reads 1e-4 as text, 1:30 and 017 as other numbers, off as False."""
 
     def construct_document(self, node: yaml.Node) -> Any:
-        if _size(node, {}) > 10**12:
+        if _size(node, {}) > MOST:
             raise _refusal(f"must stand for at most {MOST:,} values, aliases written out", node)
         self.deep_construct = True  # an alias inside its own anchor is then refused
         return super().construct_document(node)
