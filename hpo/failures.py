@@ -11,7 +11,6 @@ Kind = Literal["ours", "disk", "device", "oom", "error"]
 
 FULL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EFBIG, errno.EIO)
 IN_A_ROW = 3  # failures of one kind after which a worker is quarantined
-LOST_IN_A_ROW = 5  # attempts without a new rung after which a trial is given up: it may be what ends its workers
 
 
 def kind(error: BaseException) -> Kind:

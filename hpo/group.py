@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpo.failures import LOST_IN_A_ROW
+from hpo.slots import LOST_IN_A_ROW
 
 Event = dict[str, Any]
 ENDS = ("complete", "pruned", "diverged", "invalid", "error", "oom", "timeout", "killed", "lost")

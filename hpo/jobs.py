@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from hpo import checkpoints, folders
 from hpo.data import Corpora
 from hpo.explain import messages
-from hpo.failures import LOST_IN_A_ROW, Breaker, kind
+from hpo.failures import Breaker, kind
 from hpo.fitting import too_large
 from hpo.job import Job, configuration, open_trial
 from hpo.keeper import Keeper
@@ -22,7 +22,7 @@ from hpo.patience import StorageError, at_most
 from hpo.problems import Problem, Unwritable
 from hpo.pruner import Judge
 from hpo.register import Registered
-from hpo.slots import Claim
+from hpo.slots import LOST_IN_A_ROW, Claim
 from hpo.status import FORKED
 from hpo.storage import Lost, fenced
 from hpo.telling import AWAY_S, Teller, last_line

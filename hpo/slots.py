@@ -19,6 +19,7 @@ from hpo.reading import Opened
 
 Fixed = Mapping[str, Any] | None  # parameters that a slot must run with; None: the sampler chooses
 
+LOST_IN_A_ROW = 5  # attempts without a new rung after which a trial is given up: it may be what ends its workers
 ADDED = 1_000_000  # slots from here on were added by hand, beside those of the budget
 
 _LOCK = 0x68706F  # "hpo": with a study's id, the key of an advisory lock

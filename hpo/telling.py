@@ -16,7 +16,7 @@ from hpo.register import Now, Registered
 from hpo.status import ATTEMPTS, ENDED, ERROR, FEASIBLE, METRICS
 from hpo.storage import Lost, fenced
 
-LOOK_S = 0.5  # between looks at what may change while a study runs: rungs may be shorter than that
+LOOK_S = 0.1  # between looks at what may change while a study runs: rungs may be shorter than that
 AWAY_S = 3.0  # for which a training waits for the storage at a rung; then it goes on, and tells later
 LEAVING_S = 5.0  # the same for a worker that is asked to leave
 KEPT_LINES = 40  # of a traceback: the end says what happened

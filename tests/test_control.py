@@ -175,7 +175,10 @@ def test_paused_study_trains_nothing_and_goes_on_to_the_exact_total(here: Path, 
     assert words == ["paused"] * (1 + given_back) + ["resumed"]
 
 
-def test_worker_that_has_other_studies_does_not_wait_at_a_paused_one(here: Path, store: Store) -> None:
+def test_worker_that_has_other_studies_does_not_wait_at_a_paused_one(
+    here: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.telling.LOOK_S", 0.0)  # these rungs take no time
     at = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
     worker = Worker(at, Path("runs"), 1, lambda event: None)
     worker.listener = lambda event: turn(store, None, "paused") if event["event"] == "rung" else None
@@ -190,7 +193,7 @@ def test_workers_of_a_paused_study_end_when_nothing_is_left_to_wait_for(here: Pa
     turn(store, None, "paused")
     with working(store.url, n=1) as workers:
         kill(store, None, 0)
-        assert ends(workers) == [(0, "")]
+        assert ends(workers) == [(0, "study planted is paused; `hpo resume` lets its workers go on\n")]
     assert "all of its trials have ended" in turn(store, None, "stopped")
 
 

@@ -244,7 +244,7 @@ def test_a_limit_on_file_size_leaves_no_half_folder(corpus, cache):
     )
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
     run = subprocess.run([sys.executable, "-c", program, corpus.path], preexec_fn=limit, capture_output=True, text=True)
-    assert "ConfigError: data: file too large preparing lines under" in run.stderr
+    assert "CacheError: data: file too large preparing lines under" in run.stderr
     assert [p for p in cache.iterdir() if p.is_dir()] == []
 
 

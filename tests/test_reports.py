@@ -60,7 +60,7 @@ def test_status_names_what_happened_and_to_whom(
 
 
 def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Path) -> None:
-    path = planted(here, base={"pause": 0.3}, budget={"trials": 5}, pruner={"name": "none"})
+    path = planted(here, base={"pause": 1.0}, budget={"trials": 5}, pruner={"name": "none"})
     process = launch("--study", str(path), "--workers", "2", "--plain")
     assert until(running(here))
     victim = workers(here)[0]
