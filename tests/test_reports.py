@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,7 @@ from hpo.worker import Worker
 from tests.planted import study as planted
 from tests.test_launch import launch, running, until, workers
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("curves", None)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_status_names_what_happened_and_to_whom(
@@ -62,10 +56,10 @@ def test_status_names_what_happened_and_to_whom(
 def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Path) -> None:
     path = planted(here, base={"pause": 1.0}, budget={"trials": 5}, pruner={"name": "none"})
     process = launch("--study", str(path), "--workers", "2", "--plain")
-    assert until(running(here))
-    victim = workers(here)[0]
-    os.kill(victim, signal.SIGKILL)
-    assert until(lambda: len(workers(here)) == 2 and victim not in workers(here), 60)
+    assert until(lambda: running(here)() and len(workers(here)) == 2, 60)
+    before = workers(here)
+    os.kill(before[0], signal.SIGKILL)
+    assert until(lambda: set(workers(here)) - set(before), 60)
     _, said = process.communicate(timeout=90)
     assert process.returncode == 0
     assert "ended with signal 9; it is started again" in said
