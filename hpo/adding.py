@@ -10,7 +10,6 @@ from pydantic import BaseModel
 
 from hpo.checking import FIXED, assignments, overridden
 from hpo.engine import SLOT
-from hpo.explain import nearest_path
 from hpo.output import shown
 from hpo.problems import Problem
 from hpo.ranges import inside
@@ -132,13 +131,7 @@ def asked(study: Study, overrides: Sequence[str]) -> tuple[dict[str, Any], BaseM
     config = overridden(study.base, overrides)
     before, after = flat(study.base), flat(config)
     reasons = [(path, _incomparable(study, path)) for path in after if before.get(path) != after[path]]
-    # A class of the user's own may drop what it does not know without a word.
     problems = [
-        f"--set {path}: no such field{nearest_path(path, after)}"
-        for path in values
-        if not any(f"{path}.".startswith(f"{known}.") for known in after)
-    ]
-    problems += [
         f"--set {path}: must be left out, since trials of different {why} cannot be compared; "
         "put it in the file of another study"
         for path, why in reasons

@@ -10,7 +10,7 @@ from hpo.explain import messages
 from hpo.folders import read_config
 from hpo.problems import Problem
 from hpo.shelf import find_base
-from hpo.space import replaced
+from model.section import updated
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -43,7 +43,7 @@ def resolved(tree: Mapping[str, Any], kind: type[M]) -> M:
     if not isinstance(tree["from"], str):
         raise Problem(f"base.from: must be the name of a base, got {tree['from']!r}")
     base = load(tree["from"], "base.from", kind)
-    return replaced(base, dotted(own, base))
+    return updated(base, dotted(own, base))
 
 
 def dotted(tree: Mapping[str, Any], base: BaseModel) -> dict[str, Any]:

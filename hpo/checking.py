@@ -13,7 +13,7 @@ from hpo.explain import explain, got, messages, nearest_path
 from hpo.problems import Problem
 from hpo.ranges import Space, discrete
 from hpo.shelf import find, is_ledger
-from hpo.space import check, replaced
+from hpo.space import check
 from hpo.study import DEFAULT_CONFIG, DEFAULT_TRAIN, Study, StudyFile
 from hpo.target import imported, model_class
 from model.section import flat, updated
@@ -80,7 +80,7 @@ def overridden(config: M, overrides: Sequence[str]) -> M:
     """
     values = assignments(overrides)
     try:
-        found = replaced(config, values)
+        found = updated(config, values)
     except ValidationError as error:
         problems = explain(error, type(config))
         raise Problem(*(f"--set {key}: {rule}" if key else f"--set: {rule}" for key, rule in problems)) from None
@@ -172,7 +172,7 @@ def _problems(file: StudyFile, base: BaseModel) -> list[str]:
             if isinstance(value, dict) and isinstance(getattr(base, key, None), BaseModel)
         ]
         try:
-            replaced(base, values)
+            updated(base, values)
         except ValidationError as error:
             problems += messages(error, type(base), f"baseline.{i}")
     if file.budget.trials is not None and file.budget.trials < len(file.baseline):

@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import optuna
-import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import ValidationError
 
 from hpo.checking import read
 from hpo.data import described
-from hpo.engine import SLOT
 from hpo.problems import Problem
 from hpo.reading import study_ids
 from hpo.register import Registered, check_data, load, register
-from hpo.slots import transact
 from hpo.space import held
 from hpo.status import ENDED, FEASIBLE, FORKED, MACHINE, METRICS, SET
 from hpo.storage import Store, exclusive
@@ -154,13 +151,12 @@ def _carry(at: Registered, rows: Sequence[FrozenTrial]) -> None:
             for row in rows:
                 at.store.optuna.create_new_trial(study_id, row)
         except BaseException:
-            _remove(at, study_id)
+            _remove(at)
             raise
 
 
-def _remove(at: Registered, study_id: int) -> None:
-    gone = sa.delete(SLOT).where(SLOT.c.study_id == study_id)  # an id is given to another study later on
-    transact(at.store, lambda connection: connection.execute(gone))
+def _remove(at: Registered) -> None:
+    at.slots.clear()
     optuna.delete_study(study_name=at.study.name, storage=at.store.optuna)
 
 

@@ -1,6 +1,7 @@
 """The trials in a worker's hands: claimed, ended, given back, and what is made of a failure."""
 
 import gc
+import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from hpo.storage import Lost, fenced
 from hpo.telling import AWAY_S, Teller, last_line
 
 Tell = Callable[[dict[str, Any]], None]
-ENDED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "error"}
+WORDS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "error"}
 
 
 class Jobs:
@@ -71,7 +72,7 @@ class Jobs:
         claim = job.claim
         if job.trial.state.is_finished():  # an earlier attempt ended it, but not its slot
             self.held.remove(job)
-            self.teller.close(job, ENDED[job.trial.state])
+            self.teller.close(job, WORDS[job.trial.state])
             return
         self.tell({"event": "start", "trial": job.number, "kind": claim.kind, "attempt": claim.attempt})
         if claim.wish == "kill":
@@ -101,7 +102,7 @@ class Jobs:
             return
         self._write_config(job, data_hash, pack)
         last = job.trial.intermediate_values.get(self.at.study.rungs)
-        if last is not None and last == last:  # the last attempt ended between its last report and telling so
+        if last is not None and math.isfinite(last):  # the last attempt ended between its last report and telling so
             job.metrics = next(iter(reversed(list(folders.lines(job.folder / "metrics.jsonl")))), {})
             self.finish(job, last)
 

@@ -1,6 +1,5 @@
 """The search space: which fields of a configuration a study varies, and over what range."""
 
-from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import optuna
@@ -67,21 +66,9 @@ def contexts(base: BaseModel, space: Space, path: str) -> list[BaseModel]:
 
 def _with(base: BaseModel, path: str, value: Any) -> BaseModel | None:
     try:
-        return replaced(base, {path: value})
+        return updated(base, {path: value})
     except ValidationError:
         return None
-
-
-def replaced(config: M, values: Mapping[str, Any]) -> M:
-    """Return a copy with dotted fields replaced; x.name where there is no x is an unknown field like any other.
-
-    Raises:
-        pydantic.ValidationError: the result is not a valid configuration.
-    """
-    known = type(config).model_fields.keys()
-    strange = {path for path in values if path.endswith(".name") and path.partition(".")[0] not in known}
-    whole = {path.removesuffix(".name"): {"name": values[path]} for path in strange}
-    return updated(config, {path: value for path, value in values.items() if path not in strange} | whole)
 
 
 def unconditional(base: BaseModel, space: Space) -> dict[str, BaseDistribution]:

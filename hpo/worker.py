@@ -30,15 +30,7 @@ TRY_AGAIN = 75  # exit status of a worker whose device failed: a new process may
 class Worker:
     """Works on one study."""
 
-    def __init__(
-        self,
-        at: Registered,
-        out: Path,
-        pack: int,
-        listener: Tell,
-        parent: int | None = None,
-        alarm: Alarm | None = None,
-    ) -> None:
+    def __init__(self, at: Registered, out: Path, pack: int, listener: Tell, parent: int | None = None) -> None:
         """Join a study.
 
         out: folder of the runs. listener: is told what happens. parent: the process without which not to go on.
@@ -142,10 +134,9 @@ class Worker:
             failed = WorkFailed(f"quarantined after three failures in a row: {text}")
             failed.status = TRY_AGAIN
             raise failed
-        while (
-            not self._leaving() and not self._spent() and not (folders.takes(self.out) and folders.takes(cache_root()))
-        ):
+        while not self._leaving() and not self._spent():
+            if folders.takes(self.out) and folders.takes(cache_root()):
+                self.jobs.breaker.half()
+                self.jobs.log("released", "there is room again")
+                return
             time.sleep(PROBE_S)
-        if not self._leaving() and not self._spent():
-            self.jobs.breaker.half()
-            self.jobs.log("released", "there is room again")

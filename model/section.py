@@ -64,7 +64,8 @@ def updated(section: M, values: Mapping[str, Any]) -> M:
 
 def component(section: BaseModel, key: str, name: Any) -> type[BaseModel] | None:
     """Return the class that `name` stands for in the union at the field `key`, None for no such class."""
-    kinds = getattr(type(section).model_fields[key].annotation, "__args__", ())
+    field = type(section).model_fields.get(key)  # None: no such field, which the model's own check says
+    kinds = getattr(field.annotation, "__args__", ()) if field else ()
     for kind in kinds:
         if isinstance(kind, type) and name in _words(kind):
             return kind
