@@ -1,6 +1,7 @@
 """What several test modules share: a private cache folder, storages of both kinds, races between processes."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from hpo.storage import connect
+from hpo.storage import Store, connect
 from tests.postgres import MISSING, Postgres, binaries
 from tests.race import Race
 
@@ -25,6 +26,15 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.delenv("HPO_STORAGE", raising=False)
         patch.delenv("OPTUNA_STORAGE", raising=False)
         yield folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of the test's own as the current one; modules that are written into it are forgotten."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in ("curves", "trivial"):  # tests/planted.py, tests/command.py
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +56,13 @@ def postgres() -> Iterator[Postgres]:
 def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A storage without studies, for connect(storage_url, create=True)."""
     yield from _fresh(request, tmp_path, "with_tables")
+
+
+@pytest.fixture
+def store(storage_url: str) -> Iterator[Store]:
+    """An open storage without studies."""
+    with connect(storage_url, create=True) as store:
+        yield store
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -23,6 +23,7 @@ from model.section import ConfigError
 from model.seeds import derive
 from model.splitting import ORDER
 from model.tokenizer import BPE, END, Bytes, Chars
+from tests.disk import small_disk
 
 
 @pytest.fixture(autouse=True)
@@ -216,20 +217,12 @@ def test_a_cache_that_cannot_be_written_is_named(corpus, tmp_path, monkeypatch):
 
 def test_a_full_disk_leaves_no_half_folder_and_says_how_much_is_needed(tmp_path, corpus, monkeypatch):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    if shutil.which("mount") is None or os.geteuid() != 0:
-        pytest.skip("a small disk needs root")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount")
-    try:
+    with small_disk(disk, "16k"):
         monkeypatch.setenv("HPO_CACHE", str(disk))
         Path(corpus.path).write_text("".join(f"word number {i}\n" for i in range(9000)))
         with pytest.raises(ConfigError) as caught:
             prepare(corpus, Bytes())
         assert [p for p in disk.iterdir() if p.is_dir()] == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
     assert str(caught.value) == (
         f"data: {os.strerror(errno.ENOSPC).lower()} preparing lines under {disk}; needs up to 0.3 MB; "
         "set HPO_CACHE to a folder with room"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,7 @@ from hpo.worker import Worker
 from tests.command import hpo as command
 from tests.planted import study as planted
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("curves", None)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture

@@ -20,12 +20,7 @@ from tests.command import environment
 from tests.planted import study as planted
 from tests.postgres import MISSING, Postgres, binaries
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("curves", None)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @contextmanager

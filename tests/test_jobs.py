@@ -1,7 +1,6 @@
 """What a worker makes of failures: whose they are, and what they cost."""
 
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +25,7 @@ from hpo.storage import Store, connect
 from hpo.worker import Worker
 from tests.planted import study as planted
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("curves", None)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,7 @@ from hpo.status import counts, snapshot
 from hpo.storage import connect
 from tests.planted import study as planted
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("curves", None)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def launch(*arguments: str) -> subprocess.Popen[str]:

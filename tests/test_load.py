@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -24,11 +23,7 @@ from tests.postgres import MISSING, Postgres, binaries
 SPAWN = multiprocessing.get_context("spawn")
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("curves", None)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def operate(i: int, url: str, n: int) -> int:
@@ -76,7 +71,7 @@ for i in range(n):
         try:
             with connect(url, patience=120) as store:
                 status = Worker(load(store, None), Path("runs"), 1, lambda event: None).work()
-        except BaseException:
+        except Exception:
             traceback.print_exc()
             status = 1
         os._exit(status)

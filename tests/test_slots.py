@@ -1,6 +1,5 @@
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import optuna
@@ -16,12 +15,6 @@ from tests.race import N_PROCESSES, Race
 
 SEARCH: tuple[str, None] = ("search", None)
 EXPIRED = -1.0  # a lease that has run out when it is given
-
-
-@pytest.fixture
-def store(storage_url: str) -> Iterator[Store]:
-    with connect(storage_url, create=True) as store:
-        yield store
 
 
 @pytest.fixture

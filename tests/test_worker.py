@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,11 @@ from hpo.slots import Claim
 from hpo.status import ENDED, ERROR, STARTED, counts, snapshot, summary
 from hpo.storage import connect
 from hpo.worker import Worker
+from tests.disk import resize, small_disk, used
 from tests.planted import study as planted
 from tests.tiny import tiny
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    for name in ("curves",):
-        sys.modules.pop(name, None)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def run(url: str, path: Path, pack: int = 1, **budget: Any) -> tuple[Registered, list[dict[str, Any]]]:
@@ -423,32 +418,26 @@ def test_full_disk_quarantines_the_worker_until_there_is_room_and_costs_no_trial
 ) -> None:
     monkeypatch.setattr(hpo.worker, "PROBE_S", 0.05)
     path = gpt_study(here / "full.yaml", budget={"trials": 3})
-    small = here / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", small], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("only root may mount a small disk")
-    told: list[dict[str, Any]] = []
+    with small_disk(here / "small", "32k"), connect(sqlite(here), create=True) as store:
+        at = register_gpt(store, path)
+        told: list[str] = []
+        assert Worker(at, here / "small", 1, make_room(here / "small", told)).work() == 0
+        assert counts(snapshot(store, "full")) | {"pruned": 0} == {
+            "complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0
+        }  # fmt: skip
+        assert [word for _, word, _ in at.slots.attempts(0)] == ["disk", "disk", "disk", "complete"]
+    assert [word for word in told if word in ("quarantined", "released")] == ["quarantined", "released"]
 
-    def make_room(event: dict[str, Any]) -> None:
-        told.append(event)
-        if "quarantined" in event.get("text", ""):
-            subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
 
-    try:
-        with connect(sqlite(here), create=True) as store:
-            at = register_gpt(store, path)
-            assert Worker(at, small, 1, make_room).work() == 0
-            assert counts(snapshot(store, "full")) | {"pruned": 0} == {
-                "complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0
-            }  # fmt: skip
-            assert [word for _, word, _ in at.slots.attempts(0)] == ["disk", "disk", "disk", "complete"]
-    finally:
-        subprocess.run(["umount", small], check=True)
-    notes = [event["text"].partition(":")[0] for event in told if event["event"] == "note"]
-    assert [note for note in notes if note != "restarted"] == ["quarantined", "released"]
+def make_room(disk: Path, told: list[str]) -> Callable[[dict[str, Any]], None]:
+    """Return a listener that enlarges a disk when the worker is quarantined; it keeps what it is told."""
+
+    def listen(event: dict[str, Any]) -> None:
+        told.append(event.get("text", event["event"]).partition(":")[0])
+        if told[-1] == "quarantined":
+            resize(disk, "64m")
+
+    return listen
 
 
 def test_full_disk_for_the_data_of_a_trial_is_not_the_trial_s_fault(
@@ -456,35 +445,27 @@ def test_full_disk_for_the_data_of_a_trial_is_not_the_trial_s_fault(
 ) -> None:
     monkeypatch.setattr(hpo.worker, "PROBE_S", 0.05)
     cache = here / "cache"
-    cache.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", cache], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("only root may mount a small disk")
     base = tiny({"tokenizer.name": "bpe", "tokenizer.vocab_size": 300}).model_dump(mode="json")
     keys = {"space": {"tokenizer.vocab_size": {"choices": [300, 330]}}, "sampler": {"name": "grid"}, "baseline": []}
     path = gpt_study(here / "cache.yaml", base=base, objective="val_bpb", budget={"trials": 2}, **keys)
     monkeypatch.setenv("HPO_CACHE", str(cache))
-    told: list[str] = []
-
-    def make_room(event: dict[str, Any]) -> None:
-        told.append(event.get("text", event["event"]).partition(":")[0])
-        if told[-1] == "quarantined":
-            subprocess.run(["mount", "-o", "remount,size=64m", cache], check=True)
-
-    try:
-        with connect(sqlite(here), create=True) as store:
-            at = register_gpt(store, path)
-            used = os.statvfs(cache)
-            full = (used.f_blocks - used.f_bfree) * used.f_frsize // 1024 + 4
-            subprocess.run(["mount", "-o", f"remount,size={full}k", cache], check=True)
-            assert Worker(at, Path("runs"), 1, make_room).work() == 0
-            assert [t.state for t in snapshot(store, "cache").trials] == [State.COMPLETE] * 2
-            assert [word for _, word, _ in at.slots.attempts(1)] == ["disk", "disk", "disk", "complete"]
-    finally:
-        subprocess.run(["umount", "--lazy", cache], check=True)  # its files are mapped into memory
+    with small_disk(cache, "64m"), connect(sqlite(here), create=True) as store:
+        at = register_gpt(store, path)
+        resize(cache, f"{used(cache) // 1024 + 4}k")
+        told: list[str] = []
+        assert Worker(at, Path("runs"), 1, make_room(cache, told)).work() == 0
+        assert [t.state for t in snapshot(store, "cache").trials] == [State.COMPLETE] * 2
+        assert [word for _, word, _ in at.slots.attempts(1)] == ["disk", "disk", "disk", "complete"]
     assert "released" in told
+
+
+def test_checkpoints_of_the_best_trials_alone_are_kept(here: Path) -> None:
+    path = gpt_study(here / "kept.yaml", budget={"trials": 4}, keep_best=2)
+    with connect(sqlite(here), create=True) as store:
+        assert Worker(register_gpt(store, path), Path("runs"), 1, lambda event: None).work() == 0
+        best = sorted(snapshot(store, "kept").trials, key=lambda trial: trial.values[0])
+        numbers = {trial.number for trial in best[:2]}
+    assert {int(file.parents[1].name) for file in Path("runs").glob("**/state.safetensors")} == numbers
 
 
 def test_trial_that_diverges_while_the_storage_is_away_leaves_its_whole_curve(

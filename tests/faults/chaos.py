@@ -18,6 +18,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as a worker has; the last bits of a loss depend on it
 
 from hpo.storage import connect
+from tests.disk import small_disk
 from tests.faults import table
 from tests.faults.scene import GPT, NAME, PLANTED, Scene
 from tests.postgres import Postgres
@@ -106,7 +107,7 @@ def disk(scene: Scene) -> contextlib.AbstractContextManager[Path | None]:
     if os.geteuid() != 0:
         return contextlib.nullcontext()
     scene.out = scene.folder / "small"
-    return table.small_disk(scene.out, "16m")
+    return small_disk(scene.out, "16m")
 
 
 def ended(scene: Scene) -> bool:

@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from hpo.register import VERSION
+from tests.disk import small_disk
 from tests.faults.scene import GPT, NAME, PLANTED, TRIALS, Scene
 
 LONG = {**PLANTED, "base": {"pause": 1.0}}
@@ -175,19 +174,6 @@ def locked(scene: Scene) -> Iterator[None]:
         assert process.stdout.readline() == b"locked\n"
         yield
         process.stdin.close()
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a small disk at a folder; it is skipped where that is not permitted."""
-    folder.mkdir(exist_ok=True)
-    asked = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", str(folder)]
-    if subprocess.run(asked, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(folder: Path) -> Path:
