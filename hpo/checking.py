@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hpo import bases, notation
+from hpo import arms, bases, notation
 from hpo.explain import explain, got, messages, nearest_path
 from hpo.problems import Problem
 from hpo.ranges import Space, discrete
 from hpo.shelf import find, is_ledger
 from hpo.space import check
-from hpo.study import DEFAULT_CONFIG, DEFAULT_TRAIN, Study, StudyFile
+from hpo.study import DEFAULT_CONFIG, DEFAULT_TRAIN, Study, StudyFile, seed_path
 from hpo.target import imported, model_class
 from model.section import flat, updated
 from model.splitting import TRAINING
@@ -51,9 +51,13 @@ def read(
     except ValidationError as error:
         raise Problem(*(f"{path}: {line}" for line in messages(error, StudyFile))) from None
     base = _base(path, file, overrides)
-    problems = [f"{path}: {line}" for line in _problems(file, base)]
+    found = arms.problems(file, base, tree) if file.arms is not None else []
+    problems = [f"{path}: {line}" for line in found or _problems(file, base)]
     if problems:
         raise Problem(*problems)
+    if file.arms is not None:
+        base = arms.aligned(file, base)
+        file = arms.arranged(file, base)
     return Study(path.stem, str(path), file, base)
 
 
@@ -159,13 +163,13 @@ def align(base: BaseModel, space: Space) -> int:
 
 def _problems(file: StudyFile, base: BaseModel) -> list[str]:
     """Return what is wrong with a file whose keys are right."""
-    problems = check(base, file.space)
+    problems = check(base, file.space) if file.arms is None else []
     problems += [
         f"space.{path}: must not be searched, since trials of different {why} cannot be compared"
         for path, why in FIXED.items()
         if path in file.space and file.config == DEFAULT_CONFIG
     ]
-    for i, values in enumerate(file.baseline):
+    for i, values in enumerate(file.baseline if file.arms is None else ()):
         problems += [
             f"baseline.{i}.{key}: must be a dotted field, such as {key}.{next(iter(value), 'name')}, got a mapping"
             for key, value in values.items()
@@ -175,14 +179,27 @@ def _problems(file: StudyFile, base: BaseModel) -> list[str]:
             updated(base, values)
         except ValidationError as error:
             problems += messages(error, type(base), f"baseline.{i}")
-    if file.budget.trials is not None and file.budget.trials < len(file.baseline):
-        n = len(file.baseline)
-        problems.append(f"budget.trials: must be at least {n}, one for each baseline, got {file.budget.trials}")
+    problems += _baseline_problems(file, base) if file.arms is None else []
     problems += _token_problems(file, base)
     problems += _size_problems(file)
-    if not problems:
+    if not problems and file.arms is None:
         problems += file.sampler.problems(base, file.space) or _grid_problems(file, base)
     return problems + _objective_problems(file, base) + _plug_problems(file, base)
+
+
+def _baseline_problems(file: StudyFile, base: BaseModel) -> list[str]:
+    n, seed = len(file.baseline) + file.baseline_seeds - 1, seed_path(base)
+    problems = []
+    if file.budget.trials is not None and file.budget.trials < n:
+        each = "one for each baseline" + (" and each of baseline_seeds" if file.baseline_seeds > 1 else "")
+        problems.append(f"budget.trials: must be at least {n}, {each}, got {file.budget.trials}")
+    if file.baseline_seeds > 1 and not file.baseline:
+        problems.append("baseline_seeds: needs a baseline, whose noise it measures")
+    if file.baseline_seeds > 1 and seed is None:
+        problems.append("baseline_seeds: needs a config with a field run.seed or seed")
+    if file.baseline_seeds > 1 and seed in file.space:
+        problems.append(f"baseline_seeds: must be left out, since {seed} is searched")
+    return problems
 
 
 def _token_problems(file: StudyFile, base: BaseModel) -> list[str]:

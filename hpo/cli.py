@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hpo import looking, steering
+from hpo import looking, steering, weighing
 from hpo.arguments import RUNS, Config, Out, Pack, Print, Set, Storage, Study, leave, possible, url
 from hpo.output import Format, say
 from hpo.problems import Problem
@@ -34,6 +34,7 @@ app.add_typer(texts, name="data")
 
 app.add_typer(looking.commands)
 app.add_typer(steering.commands)
+app.add_typer(weighing.commands)
 
 
 @app.command()
@@ -137,7 +138,9 @@ def check(
         print(f"{path}: fine; {ledger(path).summary()}")
         return
     found = read(study, overrides or [])
-    print(f"{found.source}: fine; {len(found.file.space)} hyperparameters, {found.rungs} rungs")
+    arms, n = found.file.arms, len(found.file.space)
+    what = f"{n} hyperparameters" if arms is None else f"{len(arms)} arms x {len(found.file.seeds)} seeds"
+    print(f"{found.source}: fine; {what}, {found.rungs} rungs")
 
 
 @app.command()

@@ -12,13 +12,15 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel
 
+from hpo.arms import arm_of
 from hpo.folders import machine
 from hpo.register import Registered
 from hpo.sampler import seeded
 from hpo.slots import Claim
 from hpo.space import held, suggest
-from hpo.status import MACHINE, SET
+from hpo.status import ARM, MACHINE, SEED, SET
 from hpo.storage import Lost, fenced
+from hpo.study import seed_path
 from model.seeds import derive
 
 
@@ -59,8 +61,9 @@ class Job:
         return self.trial.number
 
     @property
-    def baseline(self) -> bool:
-        return self.claim.kind == "baseline"
+    def spared(self) -> bool:
+        """Whether it is never pruned, since others are measured against it."""
+        return self.claim.kind in ("baseline", "seed", "arm")
 
     @property
     def rung(self) -> int:
@@ -96,6 +99,7 @@ def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
             "kind": claim.kind,
             "worker": owner,
             **({} if claim.fixed is None else {SET: claim.fixed}),
+            **_arm(at, claim),
             **({} if claim.origin is None else {"retry_of": claim.origin}),
             MACHINE: {**machine(), "pack": pack},
         },
@@ -113,6 +117,14 @@ def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
             return made
 
     return at.store.optuna.get_trial(at.store.retry(make))
+
+
+def _arm(at: Registered, claim: Claim) -> dict[str, Any]:
+    """Return arm and seed of a trial that is one of an arm's."""
+    path, fixed = seed_path(at.study.base), claim.fixed
+    if path is None or fixed is None or (name := arm_of(at.study.file, fixed, path)) is None:
+        return {}
+    return {ARM: name, SEED: fixed[path]}
 
 
 def _meet(at: Registered) -> None:

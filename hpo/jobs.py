@@ -110,7 +110,7 @@ class Jobs:
         """Return what becomes of a trial; while the storage is away, nothing is known that would end it."""
         try:
             with at_most(AWAY_S):
-                return self.judge.verdict(job.trial, job.baseline)
+                return self.judge.verdict(job.trial, job.spared)
         except StorageError as error:
             if not error.passing:
                 raise

@@ -13,13 +13,14 @@ from typing import Any
 
 from hpo import cores, folders, notation
 from hpo.checking import read
+from hpo.compare import columns, compare
 from hpo.data import described
 from hpo.engine import Reader, look, normalise
 from hpo.export import changes, text
 from hpo.group import Event, Group
 from hpo.keeper import LEASE_S, Keeper, reap
 from hpo.live import Plain, Screen, clock, standing
-from hpo.output import number, say, shown
+from hpo.output import Format, number, rows, say, shown
 from hpo.patience import PATIENCE, StorageError, at_most, safe
 from hpo.problems import NothingFeasible, Problem, WorkFailed
 from hpo.reading import study_attrs, study_ids
@@ -28,6 +29,9 @@ from hpo.shelf import find
 from hpo.status import BUDGET, SPEC, Snapshot, best_trial, counts, snapshot, tokens
 from hpo.storage import check_connections, connect
 from hpo.study import Study, from_spec
+
+# Says what a study found, given how it stands, its folder, and the seconds that this launch took.
+Conclude = Callable[[Snapshot, Path, "Options", float], int]
 
 # Starts a group, given the workers' arguments, the environment of each, and the folder of their logs.
 Crew = Callable[[Sequence[str], Sequence[Mapping[str, str]], Path], Group]
@@ -60,7 +64,14 @@ class Options:
 
 def launch(options: Options) -> int:
     """Run a study to the end of its budget; return the exit status."""
-    study = _held(options) or read(options.study, options.overrides, options.budget, options.seed)
+    study = held(options) or read(options.study, options.overrides, options.budget, options.seed)
+    if study.file.arms is not None and options.budget.get("trials") not in (None, study.file.budget.trials):
+        raise Problem(f"--trials: must be left out, since {study.name} has arms: their runs are the budget")
+    return run(options, study, conclude_arms if study.file.arms is not None else conclude)
+
+
+def run(options: Options, study: Study, conclude: Conclude) -> int:
+    """Run a study that was read or made to the end of its budget, and say what it found; return the exit status."""
     environments, crew = crew_of(options)
     data_hash, anchors = described(study.base)
     if not options.quiet:
@@ -84,7 +95,7 @@ def launch(options: Options) -> int:
         return conclude(snapshot(store, study.name), folder, options, time.monotonic() - began)
 
 
-def _held(options: Options) -> Study | None:
+def held(options: Options) -> Study | None:
     """Return a study that has no file here but lies in the storage, such as one that `hpo fork` made; else None."""
     with suppress(Problem):
         find(options.study)
@@ -144,20 +155,28 @@ def environments_of(workers: int, gpus: Sequence[str], per_gpu: int) -> list[dic
 def plan(study: Study, anchors: Mapping[str, float]) -> str:
     """Return what is about to be run, for a person to check."""
     file, budget = study.file, study.file.budget.model_dump(exclude_none=True)
-    rows = [f"{study.name}  ({study.source})"]
-    rows += [f"  {path:28} {_range(entry.model_dump(exclude_defaults=True))}" for path, entry in file.space.items()]
-    rows.append(
-        f"  budget {', '.join(f'{shown(v)} {k}' for k, v in budget.items())}; sampler {file.sampler.name}, "
-        f"pruner {file.pruner.name}, objective {file.objective}"
-    )
+    told = [f"{study.name}  ({study.source})"]
+    if file.arms is not None:
+        told += [f"  {name:28} {_values(values)}" for name, values in file.arms.items()]
+        told.append(f"  {len(file.arms)} arms x {len(file.seeds)} seeds, objective {file.objective}")
+    else:
+        told += [f"  {path:28} {_range(entry.model_dump(exclude_defaults=True))}" for path, entry in file.space.items()]
+        told.append(
+            f"  budget {', '.join(f'{shown(v)} {k}' for k, v in budget.items())}; sampler {file.sampler.name}, "
+            f"pruner {file.pruner.name}, objective {file.objective}"
+        )
     if study.rung_tokens:
         marks = [f"{round(i * study.rung_tokens):,}" for i in (1, 2)]
-        rows.append(
+        told.append(
             f"  {study.rungs} rungs, at {marks[0]}, {marks[1]}, ... {round(study.rungs * study.rung_tokens):,} tokens"
         )
     if anchors:
-        rows.append("  anchors: " + ", ".join(f"{name} {number(value)}" for name, value in anchors.items()))
-    return "\n".join([*rows, ""])
+        told.append("  anchors: " + ", ".join(f"{name} {number(value)}" for name, value in anchors.items()))
+    return "\n".join([*told, ""])
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path}={shown(value)}" for path, value in values.items()) or "the base itself"
 
 
 def _range(entry: Mapping[str, Any]) -> str:
@@ -278,6 +297,14 @@ def conclude(of: Snapshot, folder: Path, options: Options, seconds: float) -> in
     path = folder / "best.yaml"
     folders.write(path, text(of, best_trial(of)))
     print("\n".join(answer(of, path, options)))
+    return 0
+
+
+def conclude_arms(of: Snapshot, folder: Path, options: Options, seconds: float) -> int:
+    """Say how the arms of a study compare with the first of them."""
+    n = counts(of)
+    say(f"{of.name}: {n['complete']} of {sum(of.slots.values())} runs complete after {clock(seconds)}")
+    rows([columns(row) for row in compare(of)], Format.table)
     return 0
 
 

@@ -1,6 +1,5 @@
 """A ledger of claims, read and checked: every arm of every claim is built, and compared with the first one."""
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo import bases, notation
+from hpo.arms import common_align
 from hpo.claims import Arms, Claim, Ledger
 from hpo.explain import messages
 from hpo.problems import Problem
@@ -16,7 +16,9 @@ from model.section import flat, updated
 from model.splitting import TRAINING
 
 # What makes no arm: seeds are the protocol's, the others leave losses alone.
-NEUTRAL = {"run.seed": 0, "run.device": "auto", "run.keep_checkpoints": "last", "run.diagnostics": False}
+NEUTRAL = {"run.seed": 0, "run.device": "auto", "run.keep_checkpoints": "last", "run.diagnostics": False} | {
+    "run.test": False
+}
 
 
 def read(path: Path) -> Ledger:
@@ -52,9 +54,7 @@ def configurations(test: Arms) -> dict[str, TrainConfig]:
     found = {name: updated(base, values) for name, values in test.named().items()}
     if test.equal != "tokens":
         return found
-    common = math.lcm(*(config.update_tokens() for config in found.values()))
-    spacing = min(config.run.tokens // config.run.rungs for config in found.values())
-    align = common if common <= spacing else 1
+    align = common_align(found.values())
     return {name: updated(config, {"run.align": align}) for name, config in found.items()}
 
 

@@ -1,6 +1,7 @@
 """What a launch looks like while it runs: a live table on a terminal, a line an event elsewhere."""
 
 import time
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -10,7 +11,8 @@ from rich.text import Text
 
 from hpo.group import ENDS, Event
 from hpo.output import number, stderr
-from hpo.status import Snapshot, counts, value
+from hpo.reading import State
+from hpo.status import ARM, Snapshot, counts, value
 
 
 class Plain:
@@ -105,6 +107,8 @@ class Screen:
 
 def standing(of: Snapshot) -> str:
     """Return the best trial against baseline and anchors, in one line; "" before there is one."""
+    if of.spec.get("arms"):
+        return _arms(of)
     best, baseline = of.best(), of.baseline()
     if best is None:
         return ""
@@ -115,6 +119,15 @@ def standing(of: Snapshot) -> str:
     against += [f"{name} {number(of.anchors[name + suffix])}" for name in ("bigram", "unigram") if of.anchors]
     found = f"best: trial {best.number}, {of.objective} {number(best.values[0])}"
     return f"{found} ({', '.join(against)})" if against else found
+
+
+def _arms(of: Snapshot) -> str:
+    """Return the mean of each arm so far."""
+    values: dict[str, list[float]] = {}
+    for t in of.in_state(State.COMPLETE):
+        values.setdefault(str(t.user_attrs.get(ARM)), []).append(t.values[0])
+    told = [f"{arm} {number(fmean(found))} ({len(found)})" for arm, found in values.items()]
+    return f"{of.objective}, mean (runs): {', '.join(told)}" if told else ""
 
 
 def line(event: Event, rungs: int) -> str:

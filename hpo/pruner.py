@@ -239,20 +239,20 @@ class Judge:
         self._trials: list[FrozenTrial] = []
         self._read_at = -math.inf
 
-    def verdict(self, trial: FrozenTrial, baseline: bool = False) -> Verdict:
+    def verdict(self, trial: FrozenTrial, spared: bool = False) -> Verdict:
         """Return what becomes of a trial whose last value has just been added to it."""
         rung = trial.last_step
         if rung is None:
             return "continue"
         if not math.isfinite(trial.intermediate_values[rung]):
             return "diverged"
-        if baseline or rung >= self.rungs:
+        if spared or rung >= self.rungs:
             return "continue"
         return "prune" if self.pruner.prune(self._view, trial) else "continue"
 
-    def prune(self, trial: FrozenTrial, baseline: bool = False) -> bool:
+    def prune(self, trial: FrozenTrial, spared: bool = False) -> bool:
         """Return whether the pruner ends the trial; one that diverged is not asked about."""
-        return self.verdict(trial, baseline) == "prune"
+        return self.verdict(trial, spared) == "prune"
 
     def look_again(self) -> None:
         """Read the trials afresh at the next decision: one has just ended, and it is a peer of all that follow."""

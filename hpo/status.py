@@ -23,7 +23,9 @@ PROTOCOL = "hpo:protocol"  # version of what workers of one study agree on
 FORKED = "forked"  # kind of a trial that was carried over from another study
 
 # User attributes of a trial
-SET = "hpo:set"  # the fixed values of a baseline or of a point of a grid
+SET = "hpo:set"  # the fixed values of a baseline, of an arm or of a point of a grid
+ARM = "arm"  # of a study of arms, the name of its own; the dashboard shows both as columns
+SEED = "seed"
 MACHINE = "hpo:machine"  # versions, threads, git commit
 METRICS = "hpo:metrics"  # its last metrics
 ENDED = "hpo:ended"  # why it ended, in one word
@@ -66,6 +68,15 @@ class Snapshot:
         """The trials that this study ran itself: not those that `hpo fork` carried over, or another program made."""
         return [t for t in self.trials if "slot" in t.user_attrs and t.user_attrs.get("kind") != FORKED]
 
+    @cached_property
+    def feasible(self) -> list[Trial]:
+        """The finished trials, one of which is the best: they meet their constraints.
+
+        The baseline with another seed is none of them: it is the same configuration with more luck.
+        """
+        finished = [t for t in self.in_state(State.COMPLETE) if all(c <= 0 for c in t.constraints.values())]
+        return [t for t in finished if t.user_attrs.get("kind") != "seed"]
+
     def in_state(self, *states: State) -> list[Trial]:
         return [t for t in self.trials if t.state in states]
 
@@ -79,8 +90,7 @@ class Snapshot:
 
     @cached_property  # the live view asks four times a second
     def _best(self) -> Trial | None:
-        finished = [t for t in self.in_state(State.COMPLETE) if all(c <= 0 for c in t.constraints.values())]
-        return min(finished, key=lambda t: t.values[0], default=None)
+        return min(self.feasible, key=lambda t: t.values[0], default=None)
 
     @cached_property
     def _baseline(self) -> Trial | None:

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -16,6 +16,10 @@ from hpo.target import imported
 from model.section import Count, Positive, Section, flat, updated
 
 M = TypeVar("M", bound=BaseModel)
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 DEFAULT_CONFIG = "model.config:TrainConfig"
 DEFAULT_TRAIN = "model.train:Trainer"
@@ -30,11 +34,13 @@ class Budget(Section):
     """Hours since the study was first launched, after which no trial is begun."""
     tokens: Count | None = None
     """Tokens trained by all trials together; a trial is begun only where all of it fits."""
+    target: str | None = None
+    """Name of one of `targets`: once a trial has reached it, no further one is begun."""
 
     @model_validator(mode="after")
     def _some_end(self) -> Self:
-        if self.trials is None and self.hours is None and self.tokens is None:
-            raise ValueError("must give trials, hours or tokens")
+        if self.trials is None and self.hours is None and self.tokens is None and self.target is None:
+            raise ValueError("must give trials, hours, tokens or target")
         return self
 
 
@@ -52,14 +58,26 @@ class StudyFile(Section):
 
     base: dict[str, Any] = Field(default_factory=dict)
     """A configuration; what is left out keeps its default, or is that of the base whose name is given as `from`."""
-    space: Space = Field(min_length=1)
+    space: Space = Field(default_factory=dict)
     """Dotted field of the configuration -> the range to search."""
+    arms: dict[Name, dict[str, Any]] | None = Field(default=None, min_length=2)
+    """Instead of a space, name -> what differs from the base: each is run with each of `seeds`, and none is pruned."""
+    seeds: tuple[Seed, ...] = ()
+    """Of the runs of each arm: runs of one seed share initial weights and batches, and are compared in pairs."""
+    equal: Literal["tokens", "updates", "seconds"] = "tokens"
+    """What all arms are trained for the same number of. seconds: until the first of them has ended."""
     baseline: tuple[dict[str, Any], ...] = ({},)
     """Configurations that run first, exactly once, never pruned: dotted field -> value; {} is the base itself."""
+    baseline_seeds: Count = 1
+    """Runs of the first baseline, each with another seed: what they differ by is the noise that a result must beat."""
     sampler: Sampler = TPE()
     pruner: Pruner = Median()
     budget: Budget = Budget(trials=24)
     limits: Limits = Limits()
+    targets: dict[Name, Finite] = Field(default_factory=dict)
+    """Name -> a value of the objective to be reached, such as {tier1: 1.9}."""
+    milestones: dict[Share, Finite] = Field(default_factory=dict)
+    """Share of a run -> the value of the objective expected by then, such as {0.5: 4.2}."""
     keep_best: Annotated[int, Field(ge=0)] = 3
     """Finished trials whose checkpoints stay on disk: so many of the best."""
     objective: str = "val_loss"
@@ -73,6 +91,14 @@ class StudyFile(Section):
     """module:Class of the configuration, a pydantic model."""
     rungs: Count | None = None
     """Reports of one run, for a `train` of the user's own; the GPT's are run.rungs."""
+    about: dict[str, Any] = Field(default_factory=dict)
+    """What a study of arms was made for, as `hpo confirm`, `hpo ablate` and `hpo claims` note it."""
+
+    @model_validator(mode="after")
+    def _something_to_run(self) -> Self:
+        if not self.space and self.arms is None:
+            raise ValueError("space: must have one field at least; or give arms, configurations to compare")
+        return self
 
 
 @dataclass(frozen=True)
@@ -108,7 +134,11 @@ class Study:
 
     def slots(self) -> list[tuple[str, dict[str, Any] | None]]:
         """Return kind and fixed values of each trial of the budget: baselines first."""
+        path = seed_path(self.base) or ""
+        if self.file.arms is not None:
+            return [("arm", {**arm, path: seed}) for seed in self.file.seeds for arm in self.file.arms.values()]
         wanted: list[tuple[str, dict[str, Any] | None]] = [("baseline", dict(b)) for b in self.file.baseline]
+        wanted += [("seed", {**self.file.baseline[0], path: seed}) for seed in self.noise_seeds()]
         points = self.file.sampler.combinations(self.base, self.file.space)
         # Without a limit in trials, rows enough that hours or tokens end the study first.
         n = (self.file.budget.trials or 10_000) - len(wanted)
@@ -116,11 +146,24 @@ class Study:
             return wanted + [("search", None)] * n
         return wanted + [("search", points[i]) for i in range(min(n, len(points)))]
 
+    def noise_seeds(self) -> list[int]:
+        """Return the seeds with which the first baseline is run again."""
+        path = seed_path(self.base)
+        if self.file.baseline_seeds < 2 or path is None:
+            return []
+        first = flat(self.configured(self.file.baseline[0]))[path]
+        return [first + i for i in range(1, self.file.baseline_seeds)]
+
     def spec(self) -> dict[str, Any]:
         """Return all that a worker elsewhere needs, as JSON values."""
         tree: dict[str, Any] = self.file.model_dump(mode="json", exclude={"base"})
         derived = {"name": self.name, "rungs": self.rungs, "rung_tokens": self.rung_tokens}
         return tree | {"base": self.base.model_dump(mode="json")} | derived
+
+
+def seed_path(config: BaseModel) -> str | None:
+    """Return the field that holds a run's seed, None where there is none."""
+    return next((path for path in ("run.seed", "seed") if path in flat(config)), None)
 
 
 def from_spec(spec: Mapping[str, Any]) -> Study:

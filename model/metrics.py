@@ -41,6 +41,12 @@ class Metrics(NamedTuple):
     """Of this run, since the last rung, validation left out."""
     seconds: float
     """Spent on this run so far, validation included."""
+    test_loss: float | None = None
+    """val_loss of the test split, at the last rung, where run.test asks for it."""
+    test_bpb: float | None = None
+    ema_test_loss: float | None = None
+    """test_loss of the averaged weights."""
+    ema_test_bpb: float | None = None
     attention_entropy: list[float] | None = None
     """Mean entropy in nats of the attention weights, by layer, where run.diagnostics asks for it."""
     expert_load: list[list[float]] | None = None

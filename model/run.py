@@ -35,6 +35,8 @@ class Run(Section):
     """auto: fused, wherever attention dropout is 0. explicit: weights written out, to compare with."""
     diagnostics: bool = False
     """Measure attention entropy, expert load and kurtosis at each rung, which takes one more validation batch."""
+    test: bool = False
+    """Score the test split too, once, after the last rung; a search that looked at it would have none left."""
     spike_every: Count | None = None
     """Updates from one whose loss is multiplied by spike_scale to the next: an injected fault, to test clipping and
     recovery."""

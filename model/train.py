@@ -43,6 +43,7 @@ class Trainer:
         self.device = torch.device(self.shared.run.device)
         self.pack = Pack(self.shared, self.prepared.vocab_size, len(configs), self.device)
         self.validation = Validation(self.shared, self.prepared, self.pack)
+        self.testing = Validation(self.shared, self.prepared, self.pack, "test") if self.shared.run.test else None
         # nats since the last rung
         self.sums = torch.zeros(len(configs), dtype=self.validation.precise, device=self.device)
         self.updates = Updates(self.pack)
@@ -111,6 +112,7 @@ class Trainer:
                 run.training += trained - began
                 run.diverged = not finite[place]
             metrics = {place: self._metrics(place, scores, averaged) for place in at_mark}
+            metrics |= self._tested(metrics)
             for place in at_mark:
                 self._begin_rung(place)
             yield max(m.rung for m in metrics.values()), metrics
@@ -193,6 +195,27 @@ class Trainer:
             seconds=run.seconds,
             **self._notes(place, scored),
         )
+
+    def _tested(self, metrics: dict[int, Metrics]) -> dict[int, Metrics]:
+        """Return the metrics of the runs that are at their end, with those of the test split."""
+        over = [p for p in metrics if self.places[p].over() and not self.places[p].diverged]
+        if self.testing is None or not over:
+            return {}
+        split, found = self.testing.split, {p: metrics[p] for p in over}
+        for p, nats in zip(over, self._nats(self.testing, over), strict=True):
+            loss = nats / split.n_targets
+            found[p] = found[p]._replace(test_loss=loss, test_bpb=bits_per_byte(loss, split))
+        if self.shared.regularization.ema is not None:
+            with self.pack.weights.averaged():
+                averaged = self._nats(self.testing, over)
+            for p, nats in zip(over, averaged, strict=True):
+                loss = nats / split.n_targets
+                found[p] = found[p]._replace(ema_test_loss=loss, ema_test_bpb=bits_per_byte(loss, split))
+        return found
+
+    def _nats(self, validation: Validation, places: Sequence[int]) -> list[float]:
+        nats, _ = validation.scores()
+        return [nats[p] for p in places]
 
     def _notes(self, place: int, scored: bool) -> dict[str, Any]:
         """Return what was asked for of attention, experts and the residual stream."""

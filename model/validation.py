@@ -1,4 +1,4 @@
-"""Scoring: the whole validation split at every rung, every target once, whatever the training batch."""
+"""Scoring: a whole held-out split at once, every target once, whatever the training batch."""
 
 from collections.abc import Iterator
 
@@ -19,11 +19,12 @@ Scores = tuple[list[float], list[float]]
 
 
 class Validation:
-    """The validation split, in batches of one shape."""
+    """A held-out split, in batches of one shape."""
 
-    def __init__(self, config: TrainConfig, prepared: Prepared, pack: Pack) -> None:
+    def __init__(self, config: TrainConfig, prepared: Prepared, pack: Pack, split: str = "val") -> None:
         context = config.model.context
-        self.windows = Windows(prepared.splits["val"], config.data.layout, context)
+        self.split = prepared.splits[split]
+        self.windows = Windows(self.split, config.data.layout, context)
         self.pack, self.device = pack, pack.device
         tokens = min(EVAL_TOKENS, EVAL_LOGITS // (prepared.vocab_size * pack.size))
         self.rows = max(1, tokens // context)

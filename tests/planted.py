@@ -8,6 +8,7 @@ import yaml
 
 MODULE = '''
 import os
+import random
 import time
 from collections.abc import Iterator
 from pydantic import BaseModel, Field
@@ -15,15 +16,18 @@ from pydantic import BaseModel, Field
 
 class Config(BaseModel):
     x: float = Field(default=0.5, ge=0.0, le=1.0)
+    seed: int = 0
+    noise: float = 0.0
     rungs: int = 4
     pause: float = 0.0
 
 
 def train(config: Config) -> Iterator[tuple[int, float]]:
-    """Fall from 3 to 1 + x: the smaller x, the better, at every rung."""
+    """Fall from 3 to 1 + x: the smaller x, the better, at every rung; with noise, another curve for each seed."""
+    luck = config.noise * random.Random(repr((config.seed, config.x))).gauss(0.0, 1.0) if config.noise else 0.0
     for rung in range(1, config.rungs + 1):
         time.sleep(config.pause)
-        yield rung, 1.0 + config.x + (1.0 - rung / config.rungs)
+        yield rung, 1.0 + config.x + (1.0 - rung / config.rungs) + luck
 
 
 def noted(config: Config) -> Iterator[tuple[int, float]]:

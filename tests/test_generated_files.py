@@ -244,7 +244,7 @@ GRID = "space: {run.seed: {low: 1, high: %s}, run.batch_size: {low: 1, high: 60}
         (RANGE % "8, step: 0.5", "space.run.batch_size.step: must be a whole number, got 0.5"),
         (GRID % (2**63 - 2), "space: must have fewer combinations"),
         ('objective: "\\ud800"', "line 1, column 12: must be whole characters"),
-        ("objective: " + "x" * 9999, "space: required"),
+        ("objective: " + "x" * 9999, "space: must have one field"),
     ],
 )
 def test_what_no_memory_or_float_holds_is_refused_by_its_place(text: str, said: str, place: Place) -> None:

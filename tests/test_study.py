@@ -128,8 +128,8 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
         "space.optimizer.lr.choices: must be a number, got 'fast'"
     ]),
     ("space/optimizer.lr", 3, ["space.optimizer.lr: must be a mapping, got 3"]),
-    ("space", {}, ["space: must not be empty"]),
-    ("space", GONE, ["space: required"]),
+    ("space", {}, ["space: must have one field at least; or give arms, configurations to compare"]),
+    ("space", GONE, ["space: must have one field at least; or give arms, configurations to compare"]),
     ("base/optimizer", {"lr": "1-e4"}, ["base.optimizer.lr: must be a number, got '1-e4'"]),
     ("base/run", 3, ["base.run: must be a mapping, got 3"]),
     ("base", [1], ["base: must be a mapping, got [1]"]),
@@ -174,7 +174,7 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     ("space/run.tokens", {"low": 8192, "high": 9000}, [f"space.run.tokens: {COMPARED} lengths cannot be compared"]),
     ("space/run.rungs", {"choices": [2, 4]}, [f"space.run.rungs: {COMPARED} rungs cannot be compared"]),
     ("baseline", [{}] * 5, ["budget.trials: must be at least 5, one for each baseline, got 4"]),
-    ("budget", {}, ["budget: must give trials, hours or tokens"]),
+    ("budget", {}, ["budget: must give trials, hours, tokens or target"]),
     ("budget/trials", 0, ["budget.trials: must be greater than 0, got 0"]),
     ("rungs", 3, ["rungs: must be left out, since run.rungs of the base says 4, got 3"]),
     # plugs
@@ -249,7 +249,10 @@ def test_corrupt_file_is_named_with_line_and_column(text: bytes, line: str) -> N
 @pytest.mark.parametrize(("text", "got"), [("", "nothing"), ("- 1\n- 2", "a list"), ("word", "'word'"), ("7", "7")])
 def test_file_that_is_no_mapping_is_told_the_keys(text: str, got: str) -> None:
     Path("s.yaml").write_text(text)
-    keys = "base, space, baseline, sampler, pruner, budget, limits, keep_best, objective, seed, train, config, rungs"
+    keys = (
+        "base, space, arms, seeds, equal, baseline, baseline_seeds, sampler, pruner, budget, limits, targets, "
+        "milestones, keep_best, objective, seed, train, config, rungs, about"
+    )
     assert problems("s.yaml") == [f"s.yaml: must be a mapping with the keys {keys}, got {got}"]
 
 

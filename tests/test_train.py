@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -314,6 +315,26 @@ def test_diagnostics_change_no_bit(model, size):
                 assert sum(load) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_test_split_is_scored_once_at_the_end(ema, size):
+    configs = [tiny({"regularization.ema": ema, "run.seed": seed}) for seed in range(size)]
+    plain = curves(Trainer(configs))
+    scored = curves(Trainer([updated(c, {"run.test": True}) for c in configs]))
+    prepared = prepare(configs[0].data, configs[0].tokenizer)
+    swapped = dataclasses.replace(prepared, splits=prepared.splits | {"val": prepared.splits["test"]})
+    other = curves(Trainer(configs, swapped))
+    for place in plain:
+        *early, last = scored[place]
+        assert early == plain[place][:-1]
+        end = other[place][-1]
+        assert (last.test_loss, last.test_bpb) == (end.val_loss, end.val_bpb)
+        assert (last.ema_test_loss, last.ema_test_bpb) == (end.ema_val_loss, end.ema_val_bpb)
+        assert last.test_loss != last.val_loss
+        unscored = {"test_loss": None, "test_bpb": None, "ema_test_loss": None, "ema_test_bpb": None}
+        assert last._replace(**unscored) == plain[place][-1]
+
+
 def test_diagnostics_do_not_depend_on_who_shares_the_pack(monkeypatch):
     config = tiny({"run.diagnostics": True})
     monkeypatch.setattr(model.validation, "EVAL_LOGITS", 257 * 16 * 4)  # four rows alone, one in a pack of three
@@ -347,6 +368,7 @@ def test_metrics_are_plain_numbers():
         assert set(by_group) == {"matrix", "embedding", "scalar"}
         assert {type(value) for value in by_group.values()} == {float}
     asked = {"ema_val_loss", "ema_val_bpb", "attention_entropy", "expert_load", "kurtosis"}
+    asked |= {"test_loss", "test_bpb", "ema_test_loss", "ema_test_bpb"}
     assert {key for key, value in numbers.items() if value is None} == asked
     assert {type(value) for key, value in numbers.items() if key not in asked} == {int, float}
     assert metrics[0].seconds > 0
