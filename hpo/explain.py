@@ -144,7 +144,8 @@ def _rule(problem: ErrorDetails, root: Kind, key: str) -> str:
         text, limit = LIMITS[word]
         return f"must be {text} {_short(context[limit])}, got {got(value)}"
     if word == "too_short":
-        return "must not be empty"
+        least, n = context["min_length"], context["actual_length"]
+        return "must not be empty" if least == 1 else f"must have at least {least}, got {n}"
     if word == "value_error":
         return str(context["error"])
     expected = KINDS.get(word.partition("_")[0])

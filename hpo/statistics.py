@@ -46,7 +46,7 @@ def paired(differences: Sequence[float], test: Test = "t") -> Paired:
     mean = float(d.mean())
     if np.all(d == d[0]):  # the same to the last bit: no spread to draw from
         return Paired(len(d), mean, mean, mean, 1.0 if mean == 0 else 0.0)
-    p = stats.wilcoxon(d).pvalue if test == "wilcoxon" else stats.ttest_1samp(d, 0.0).pvalue
+    p = stats.wilcoxon(d).pvalue if test == "wilcoxon" else p_value(differences)
     low, high = _bootstrap(d)
     return Paired(len(d), mean, low, high, float(p))
 
@@ -72,6 +72,14 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
         return mean, mean, mean
     found = stats.ttest_1samp(v, 0.0).confidence_interval(LEVEL)
     return mean, float(found.low), float(found.high)
+
+
+def p_value(values: Sequence[float]) -> float:
+    """Return the p-value of Student's test that the mean is 0."""
+    v = np.asarray(values, float)
+    if np.all(v == v[0]):
+        return 1.0 if v[0] == 0 else 0.0
+    return float(stats.ttest_1samp(v, 0.0).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

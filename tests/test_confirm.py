@@ -1,0 +1,187 @@
+"""hpo confirm: what is run again, on which seeds, and what is made of it."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpo.confirm import Asked, begun, compared, design, first_fresh, ranked, table, verdicts
+from hpo.problems import NothingFeasible, Problem
+from hpo.reading import State
+from hpo.status import SPEC, Snapshot, snapshot
+from hpo.storage import Store, connect
+from hpo.study import from_spec
+from tests.command import hpo
+from tests.compared import searched, worked
+from tests.planted import study as planted
+from tests.test_launch import until
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def asked(**keys: Any) -> Asked:
+    return Asked(**{"study": None, "top": None, "seeds": None, "tokens": None, "name": None, "test": None, **keys})
+
+
+def confirmed(store: Store, of: Snapshot, **keys: Any) -> Snapshot:
+    name = f"{of.name}-confirm"
+    return worked(store, design(of, name, asked(**keys), first_fresh(store, of.name)))
+
+
+def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_search_never_had(
+    here: Path, store: Store
+) -> None:
+    of = searched(store, here, {}, baseline_seeds=3)
+    found = confirmed(store, of, top=2, seeds=4)
+    best = sorted((t for t in of.trials if t.user_attrs["kind"] == "search"), key=lambda t: t.values[0])[:2]
+    assert found.spec["arms"] == {"baseline": {}} | {f"trial {t.number}": t.params for t in best}
+    assert found.spec["seeds"] == [1000, 1001, 1002, 1003]
+    used = {t.user_attrs["hpo:set"]["seed"] for t in of.trials if t.user_attrs["kind"] == "seed"}
+    assert used == {1, 2}
+    assert [(t.user_attrs["arm"], t.user_attrs["seed"]) for t in found.trials[:3]] == [
+        (arm, 1000) for arm in found.spec["arms"]
+    ]
+    assert {t.state for t in found.trials} == {State.COMPLETE}
+
+
+def test_a_second_confirmation_has_seeds_of_its_own(here: Path, store: Store) -> None:
+    of = searched(store, here, {})
+    confirmed(store, of, top=1, seeds=3)
+    assert first_fresh(store, of.name) == 1003
+    assert first_fresh(store, "another") == 1000
+
+
+def test_what_was_suggested_twice_and_the_baseline_itself_are_confirmed_once(here: Path, store: Store) -> None:
+    space = {"x": {"choices": [0.5, 0.2]}}
+    of = searched(store, here, {"noise": 0.0}, space=space, sampler={"name": "random"})
+    assert [t.params for t in ranked(of, from_spec(of.spec))] == [{"x": 0.2}]
+
+
+def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(here: Path, store: Store) -> None:
+    of = searched(store, here, {"noise": 0.05})
+    found = confirmed(store, of, top=1, seeds=6)
+    arm = list(found.spec["arms"])[1]
+    value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in found.trials}
+    pairs = [value[arm, s] - value["baseline", s] for s in found.spec["seeds"]]
+    (row,) = compared(found)[1:]
+    assert row.difference is not None
+    assert row.difference.mean == pytest.approx(np.mean(pairs))
+    best, baseline = of.best(), of.baseline()
+    assert best is not None
+    assert baseline is not None
+    gain = best.values[0] - baseline.values[0]
+    (said,) = verdicts(found)
+    assert said.startswith(f"{arm}: better: {np.mean(pairs):.4f} against the baseline (")
+    assert f"the search saw {gain:.4f}, of which {np.mean(pairs) / gain:.0%} is left" in said
+    assert [record["search"] for record in table(found)] == [baseline.values[0], best.values[0]]
+
+
+def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: Store) -> None:
+    """The space does nothing: what the search found best is luck, of which nothing is left."""
+    path = planted(here, base={"noise": 0.1}, pruner={"name": "none"})
+    curves = here / "curves.py"
+    curves.write_text(curves.read_text().replace("1.0 + config.x", "1.0"))
+    from hpo.checking import read
+
+    of = worked(store, read(str(path)))
+    found = confirmed(store, of, top=3, seeds=5)
+    assert {row.verdict for row in compared(found)[1:]} == {"no difference shown"}
+    luckiest = table(found)[1]
+    assert luckiest["search"] < luckiest["mean"], "a minimum over noise flatters"
+
+
+def test_nothing_to_confirm_is_status_3(here: Path, store: Store) -> None:
+    of = searched(store, here, {}, budget={"trials": 1})
+    with pytest.raises(NothingFeasible, match="no trial but its baseline is complete yet"):
+        design(of, "c", asked(), 1000)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"seeds": 2}, "--seeds: must be at least 3, or no difference between 2 configurations"),
+        ({"seeds": 6, "test": "wilcoxon"}, "--seeds: must be at least 7, .* significant in a wilcoxon test; got 6"),
+        ({"tokens": 5000}, "--tokens: needs a config with a field run.tokens; leave it out"),
+    ],
+    ids=["t", "wilcoxon", "tokens"],
+)
+def test_what_cannot_be_shown_is_refused_with_what_is_needed(
+    here: Path, store: Store, keys: dict[str, Any], said: str
+) -> None:
+    of = searched(store, here, {})
+    with pytest.raises(Problem, match=said):
+        design(of, "c", asked(top=2, **keys), 1000)
+
+
+def test_a_comparison_is_no_search_to_confirm(here: Path, store: Store) -> None:
+    found = confirmed(store, searched(store, here, {}), top=1, seeds=3)
+    with pytest.raises(Problem, match="--study: must be a search; planted-confirm has arms"):
+        design(found, "c", asked(), 1000)
+
+
+def test_a_name_that_is_taken_by_another_study_is_refused(here: Path, store: Store) -> None:
+    of = searched(store, here, {})
+    with pytest.raises(Problem, match="--as: the storage holds another study 'planted'"):
+        begun(store, "planted", "confirms", of.name)
+
+
+def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_plan(
+    here: Path, storage_url: str
+) -> None:
+    path = planted(here, base={"noise": 0.05, "pause": 0.05}, budget={"trials": 6})
+    common = ["--storage", storage_url]
+    hpo("launch", "--study", str(path), "--quiet", *common, cwd=here)
+    words = [sys.executable, "-m", "hpo", "confirm", "--study", "planted", "--top", "1", "--seeds", "8", *common]
+    process = subprocess.Popen([*words, "--plain"], cwd=here, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with connect(storage_url) as store:
+        assert until(lambda: _complete(store, "planted-confirm") >= 2, 60)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "hpo launch --study planted-confirm" in said
+    other = hpo("confirm", "--study", "planted", "--seeds", "9", *common, cwd=here, status=2)
+    assert "--seeds: study planted-confirm was begun with 8, got 9; `--as NAME` begins another" in other.stderr
+    done = hpo("confirm", "--study", "planted", "--format", "json", "--workers", "2", *common, cwd=here)
+    records = json.loads(done.stdout)
+    assert [record["runs"] for record in records] == [8, 8]
+    assert "against the baseline" in done.stderr
+    with connect(storage_url) as store:
+        of = snapshot(store, "planted-confirm")
+        assert len(of.trials) == 16
+        assert store.optuna.get_study_user_attrs(1)[SPEC]["name"] == "planted"
+    again = hpo("confirm", "--study", "planted", "--format", "json", *common, cwd=here)
+    assert json.loads(again.stdout) == records
+
+
+def test_gpt_is_confirmed_at_full_length_on_both_splits(here: Path) -> None:
+    from tests.test_worker import gpt_study
+
+    path = gpt_study(here / "g.yaml", budget={"trials": 2})
+    hpo("launch", "--study", str(path), "--quiet", cwd=here)
+    length = 2 * from_spec(_spec("g")).base.run.tokens  # type: ignore[attr-defined]
+    done = hpo(
+        "confirm", "--tokens", str(length), "--seeds", "3", "--top", "1", "--format", "json", "--study", "g", cwd=here
+    )
+    baseline, found = json.loads(done.stdout)
+    assert baseline["test_loss"] != baseline["mean"]
+    assert found["test_loss difference"] == pytest.approx(found["test_loss"] - baseline["test_loss"])
+    assert "on the test split" in done.stderr
+    assert f"at {length // 2:,} tokens" in done.stderr or "the search saw" not in done.stderr
+    assert _spec("g-confirm")["base"]["run"]["tokens"] == length
+
+
+def _complete(store: Store, name: str) -> int:
+    try:
+        return len(snapshot(store, name).in_state(State.COMPLETE))
+    except Problem:  # it is not made yet
+        return 0
+
+
+def _spec(name: str) -> dict[str, Any]:
+    with connect("sqlite:///runs/hpo.db") as store:
+        return dict(snapshot(store, name).spec)
