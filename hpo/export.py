@@ -7,10 +7,39 @@ from pydantic import BaseModel
 
 from hpo.folders import config_text
 from hpo.problems import Problem
-from hpo.reading import Trial
-from hpo.status import MACHINE, SET, Snapshot, best_trial, find, value
+from hpo.reading import Opened, Trial, study_attrs, study_ids
+from hpo.status import MACHINE, SET, SPEC, Snapshot, best_trial, ended, find, snapshot, value
 from hpo.study import Study, from_spec
 from model.section import flat
+
+
+def preferred(at: Opened, of: Snapshot) -> tuple[Trial, str]:
+    """Return the trial to keep, and in words what is known of it: the best that was confirmed, else the search's best.
+
+    Raises:
+        NothingFeasible: no trial is complete.
+    """
+    found = _confirmation(at, of)
+    if found is None:
+        return best_trial(
+            of
+        ), "the search's best, not confirmed: `hpo confirm` says whether it is better than the baseline"
+    from hpo.confirm import compared  # scipy, which few exports need
+
+    better = [row for row in compared(found) if row.verdict == "better" and row.mean is not None]
+    if not better:
+        return best_trial(of), f"the search's best, which {found.name} did not find better than the baseline"
+    best = min(better, key=lambda row: row.mean or 0.0)
+    return find(of, found.spec["about"]["trials"][best.arm]), f"confirmed better than the baseline by {found.name}"
+
+
+def _confirmation(at: Opened, of: Snapshot) -> Snapshot | None:
+    """Return the latest study that confirmed this one and is over."""
+    for name, _ in sorted(study_ids(at).items(), key=lambda item: -item[1]):
+        spec = study_attrs(at, study_ids(at)[name]).get(SPEC, {})
+        if spec.get("about", {}).get("confirms") == of.name and ended(found := snapshot(at, name)):
+            return found
+    return None
 
 
 def picked(of: Snapshot, number: int | None) -> Trial:
@@ -29,7 +58,7 @@ def configuration(study: Study, trial: Trial) -> BaseModel:
     return study.configured(trial.params if fixed is None else fixed)
 
 
-def provenance(of: Snapshot, trial: Trial) -> dict[str, Any]:
+def provenance(of: Snapshot, trial: Trial, known: str = "") -> dict[str, Any]:
     """Return study, trial, value, seeds, versions, commit and data hash."""
     return {
         "study": of.name,
@@ -37,6 +66,7 @@ def provenance(of: Snapshot, trial: Trial) -> dict[str, Any]:
         "state": trial.state.value,
         "objective": of.objective,
         "value": value(trial),
+        **({"known": known} if known else {}),
         "sampler_seed": of.spec["seed"],
         "data_hash": of.data_hash,
         "anchors": dict(of.anchors),
@@ -46,9 +76,9 @@ def provenance(of: Snapshot, trial: Trial) -> dict[str, Any]:
     }
 
 
-def text(of: Snapshot, trial: Trial) -> str:
-    """Return the YAML file of a trial."""
-    return config_text(configuration(from_spec(of.spec), trial), provenance(of, trial))
+def text(of: Snapshot, trial: Trial, known: str = "") -> str:
+    """Return the YAML file of a trial; known: in words, what makes it the one to keep."""
+    return config_text(configuration(from_spec(of.spec), trial), provenance(of, trial, known))
 
 
 def changes(of: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:

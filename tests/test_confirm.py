@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from hpo.confirm import Asked, begun, compared, design, first_fresh, ranked, table, verdicts
 from hpo.problems import NothingFeasible, Problem
@@ -185,3 +186,30 @@ def _complete(store: Store, name: str) -> int:
 def _spec(name: str) -> dict[str, Any]:
     with connect("sqlite:///runs/hpo.db") as store:
         return dict(snapshot(store, name).spec)
+
+
+def test_export_prefers_what_was_confirmed_and_says_of_which_kind_it_is(here: Path) -> None:
+    """The search's best is lucky at x = 0.9: on other seeds it is as bad as x says, while x = 0.1 is better."""
+    path = planted(here, base={"noise": 0.01}, space={"x": {"choices": [0.9, 0.1]}}, sampler={"name": "grid"})
+    curves = here / "curves.py"
+    lucky = "luck = -2.0 if config.x == 0.9 and config.seed == 0 else "
+    curves.write_text(curves.read_text().replace("luck = ", lucky, 1))
+    hpo("launch", "--study", str(path), "--quiet", cwd=here)
+    first = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here)
+    assert "the search's best, not confirmed: `hpo confirm` says whether it is better" in first.stderr
+    assert yaml.safe_load((here / "best.yaml").read_text())["x"] == 0.9
+    hpo("confirm", "--study", "planted", "--seeds", "3", "--quiet", cwd=here)
+    again = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here)
+    assert "confirmed better than the baseline by planted-confirm; next: hpo train best.yaml" in again.stderr
+    found = yaml.safe_load((here / "best.yaml").read_text())
+    assert found["x"] == 0.1
+    assert found["provenance"]["known"] == "confirmed better than the baseline by planted-confirm"
+    assert "x: 0.9" in hpo("export", "--trial", "1", "--study", "planted", cwd=here).stdout
+
+
+def test_export_says_that_nothing_was_confirmed(here: Path) -> None:
+    path = planted(here, base={"noise": 0.1}, space={"x": {"low": 0.499, "high": 0.501}}, budget={"trials": 6})
+    hpo("launch", "--study", str(path), "--quiet", cwd=here)
+    hpo("confirm", "--study", "planted", "--seeds", "6", "--top", "1", "--quiet", cwd=here)
+    told = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here).stderr
+    assert "the search's best, which planted-confirm did not find better than the baseline" in told

@@ -1,0 +1,107 @@
+"""Whole studies of planted functions, each run to its end by a worker in this process."""
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hpo.ablate import Asked as ToAblate
+from hpo.ablate import effects_in, planned
+from hpo.checking import read
+from hpo.confirm import Asked as ToConfirm
+from hpo.confirm import compared, design, first_fresh
+from hpo.noise import noise
+from hpo.reading import State
+from hpo.storage import Store, connect
+from hpo.why import recompute
+from tests.compared import worked
+from tests.evidence.planted import EFFECTS, RUNGS
+
+TRIALS = 24
+PRUNERS: list[dict[str, Any]] = [
+    {"name": "median"},
+    {"name": "percentile", "percentile": 50},
+    {"name": "halving"},
+    {"name": "hyperband"},
+    {"name": "patient", "patience": 1, "min_delta": 0.3},
+    {"name": "threshold", "upper": 3.9},
+    {"name": "wilcoxon"},
+]
+Found = dict[str, Any]
+
+
+@contextlib.contextmanager
+def _storage() -> Any:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
+        yield stack.enter_context(connect("sqlite:///study.db", create=True))
+
+
+def _search(store: Store, function: str, number: int, **keys: Any) -> Any:
+    tree = {
+        "train": f"tests.evidence.planted:{function}",
+        "config": "tests.evidence.planted:Config",
+        "rungs": RUNGS,
+        "base": {"study": number},
+        "space": {"x": {"low": 0.0, "high": 1.0}, "y": {"low": 0.0, "high": 1.0}},
+        "budget": {"trials": TRIALS},
+        "seed": number,
+        **keys,
+    }
+    path = Path("planted.yaml")
+    path.write_text(yaml.safe_dump(tree))
+    return worked(store, read(str(path)))
+
+
+def _decisions(of: Any) -> tuple[int, int]:
+    """Return how many trials were pruned, and of how many of those the stored curves give the same decision."""
+    pruned = [t for t in of.trials if t.state == State.PRUNED]
+    again = [recompute(of, t) for t in pruned]
+    return len(pruned), sum(found is not None and found.prunes for found in again)
+
+
+def confirmed(function: str, number: int) -> Found:
+    """Search, confirm as `hpo confirm` does when nothing else is said, and return what either saw of the best."""
+    with _storage() as store:
+        of = _search(store, function, number)
+        best, baseline = of.best(), of.baseline()
+        asked = ToConfirm(None, None, None, None, None, None)
+        found = worked(store, design(of, "confirm", asked, first_fresh(store, of.name)))
+        rows = compared(found)[1:]
+        return {
+            "verdicts": [row.verdict for row in rows],
+            "searched": best.values[0] - baseline.values[0],
+            "confirmed": rows[0].difference.mean,
+            "decisions": _decisions(of),
+        }
+
+
+def spread(number: int) -> Found:
+    """Return sigma as four seeds of the baseline tell it."""
+    with _storage() as store:
+        of = _search(store, "nothing", number, baseline_seeds=4, budget={"trials": 4})
+        return {"sigma": noise(of).sigma}
+
+
+def crossed(number: int) -> Found:
+    """Return which planted effects lie inside their intervals in a factorial of three factors."""
+    with _storage() as store:
+        space = {name: {"low": 0.0, "high": 1.0} for name in "abc"}
+        target = {"a": 1.0, "b": 1.0, "c": 1.0}
+        of = _search(store, "crossed", number, space=space, baseline=[{}, target], budget={"trials": 2})
+        asked = ToAblate(None, "baseline", "1", "factorial", [], [], None, None, None)
+        effects = effects_in(worked(store, planned(of, "ablated", asked, 1000)))
+        return {
+            "inside": {e.name: e.low <= EFFECTS[e.name] <= e.high for e in effects},
+            "shown": {e.name: e.verdict != "not distinguishable from noise" for e in effects},
+        }
+
+
+def pruned(number: int) -> Found:
+    """Return the decisions of a search with something to prune, under each pruner in turn."""
+    pruner = PRUNERS[number % len(PRUNERS)]
+    with _storage() as store:
+        of = _search(store, "sloped", number, pruner=pruner, base={"study": number, "rungs": 8}, rungs=8)
+        return {"pruner": pruner["name"], "decisions": _decisions(of)}
