@@ -9,19 +9,23 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel
 
 from hpo.arms import arm_of
 from hpo.folders import machine
+from hpo.mirror import Mirror
 from hpo.register import Registered
 from hpo.sampler import seeded
 from hpo.slots import Claim
 from hpo.space import held, suggest
-from hpo.status import ARM, MACHINE, SEED, SET
+from hpo.status import ARM, MACHINE, SEED, SET, SUGGESTED
 from hpo.storage import Lost, fenced
 from hpo.study import seed_path
 from model.seeds import derive
+
+BLIND = ("random", "qmc")  # samplers that look at no trial
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Job:
 
     alone: whether to train it without neighbours, to see whose failure a pack's was.
     unsent: values by rung that the storage has not got yet, since it was away.
+    pruned: the comparison that ends it, once one does.
     seconds: what its earlier attempts took; began: when this one did, by this process's clock.
     """
 
@@ -40,6 +45,7 @@ class Job:
     metrics: dict[str, Any] = field(default_factory=dict)
     alone: bool = False
     unsent: dict[int, float] = field(default_factory=dict)
+    pruned: dict[str, Any] | None = None
     seconds: float = 0.0
     began: float = field(default_factory=time.monotonic)
 
@@ -98,7 +104,7 @@ def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
             "attempt": claim.attempt,
             "kind": claim.kind,
             "worker": owner,
-            **({} if claim.fixed is None else {SET: claim.fixed}),
+            **({} if claim.fixed is None else {SET: claim.fixed, SUGGESTED: _given(at, claim)}),
             **_arm(at, claim),
             **({} if claim.origin is None else {"retry_of": claim.origin}),
             MACHINE: {**machine(), "pack": pack},
@@ -117,6 +123,21 @@ def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
             return made
 
     return at.store.optuna.get_trial(at.store.retry(make))
+
+
+def _given(at: Registered, claim: Claim) -> dict[str, Any]:
+    """Return where the values of a fixed slot come from."""
+    file = at.study.file
+    if claim.kind == "retry":
+        return {"by": claim.kind, "of": claim.origin}
+    if claim.kind != "search":
+        return {"by": claim.kind}
+    before = len(file.baseline) + len(at.study.noise_seeds())
+    return {
+        "by": file.sampler.name,
+        "point": claim.slot - before + 1,
+        "of": len(file.sampler.combinations(at.study.base, file.space) or ()),
+    }
 
 
 def _arm(at: Registered, claim: Claim) -> dict[str, Any]:
@@ -153,7 +174,23 @@ def configuration(at: Registered, claim: Claim, trial: FrozenTrial) -> BaseModel
     seed = derive(at.study.file.seed, f"sampler/{claim.slot}/{claim.attempt}") % 2**32
     study_seed = derive(at.study.file.seed, "sampler") % 2**32
     file = at.study.file
-    at.optuna.sampler = seeded(file.sampler, at.study.base, file.space, seed, study_seed)
+    at.optuna.sampler = sampler = seeded(file.sampler, at.study.base, file.space, seed, study_seed)
+    opened = optuna.Trial(at.optuna, trial._trial_id)
+    if not trial.params:  # first, so that no parameter is ever there without it
+        at.store.optuna.set_trial_user_attr(trial._trial_id, SUGGESTED, _drawn(at, sampler, opened))
     # What an earlier attempt was suggested is in the row, and suggested again.
-    values = suggest(optuna.Trial(at.optuna, trial._trial_id), at.study.base, file.space)
-    return at.study.configured(values)
+    return at.study.configured(suggest(opened, at.study.base, file.space))
+
+
+def _drawn(at: Registered, sampler: BaseSampler, trial: optuna.Trial) -> dict[str, Any]:
+    """Return what a sampler knew when it was asked: the trials that it was shown, and whether it uses them yet."""
+    own = at.study.file.sampler
+    if own.name in BLIND:
+        return {"by": own.name}
+    assert isinstance(sampler, Mirror)
+    shown = sampler.view(at.optuna, sampler.joint).get_trials(deepcopy=False)  # read for the draw too, and once
+    finished = sum(other.state.is_finished() for other in shown)
+    running = sum(o.state == TrialState.RUNNING and o.number != trial.number for o in shown)
+    first = getattr(own, "startup_trials", getattr(own, "population", 0))
+    random = not trial.relative_params if sampler.joint else finished < first
+    return {"by": own.name, "finished": finished, "running": running} | ({"random_until": first} if random else {})

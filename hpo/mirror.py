@@ -60,7 +60,7 @@ class Mirror(optuna.samplers.BaseSampler):
         if not search_space:
             return {}
         kinds = {name: self._flipped_kind(name, kind) for name, kind in search_space.items()}
-        found = self.inner.sample_relative(self._view(study, kinds), self._flipped(trial), kinds)
+        found = self.inner.sample_relative(self.view(study, kinds), self._flipped(trial), kinds)
         return {name: self._plain(name, value, search_space[name]) for name, value in found.items()}
 
     def sample_independent(
@@ -68,25 +68,25 @@ class Mirror(optuna.samplers.BaseSampler):
     ) -> Any:
         """Return the inner sampler's draw of one parameter, in plain x."""
         kind = self._flipped_kind(param_name, param_distribution)
-        found = self.inner.sample_independent(self._view(study, {}), self._flipped(trial), param_name, kind)
+        found = self.inner.sample_independent(self.view(study, {}), self._flipped(trial), param_name, kind)
         return self._plain(param_name, found, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Forget the trials read for the one before, and tell the inner sampler."""
         self._seen = {}
-        self.inner.before_trial(self._view(study, {}), self._flipped(trial))
+        self.inner.before_trial(self.view(study, {}), self._flipped(trial))
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         """Tell the inner sampler."""
-        self.inner.after_trial(self._view(study, {}), self._flipped(trial), state, values)
+        self.inner.after_trial(self.view(study, {}), self._flipped(trial), state, values)
 
     def reseed_rng(self) -> None:
         """Reseed the inner sampler."""
         self.inner.reseed_rng()
 
-    def _view(self, study: optuna.Study, needed: Distributions) -> View:
+    def view(self, study: optuna.Study, needed: Distributions) -> View:
         """Return the study as the inner sampler may see it: finished trials with all `needed`, in its scale."""
 
         def read(use_cache: bool) -> list[FrozenTrial]:

@@ -3,14 +3,15 @@
 import binascii
 import math
 import time
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import optuna
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, PercentilePruner, WilcoxonPruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field, model_validator
 
+from hpo.rules import compare, place, spans
 from hpo.view import View, experimental
 from model.section import Count, NonNegative, Section
 
@@ -176,7 +177,7 @@ class Brackets(BasePruner):
 
     Optuna's own pruners note each mark passed in the storage, from inside the decision: a write that no fence
     covers, and a read of the trial at every rung. Marks are exact rungs here, so the values tell the same.
-    A failed trial does not count; in Optuna's it does.
+    A failed trial does not count; in Optuna's it does. Nor does one whose value there is NaN, in neither.
     """
 
     def __init__(self, min_rungs: int, factor: int, n_brackets: int) -> None:
@@ -189,21 +190,22 @@ class Brackets(BasePruner):
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Return whether the trial is not among the best 1 / factor of its bracket at this mark."""
         rung = trial.last_step
-        bracket = self.bracket(study, trial.number)
-        if rung is None or not self.is_mark(rung, bracket):
+        if rung is None or not self.is_mark(rung, self.bracket(study, trial.number)):
             return False
         sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
         value = sign * trial.intermediate_values[rung]
-        rivals = [
-            sign * other.intermediate_values[rung]
-            for other in study.get_trials(deepcopy=False)
-            if rung in other.intermediate_values
-            and other.state != TrialState.FAIL
-            and other.number != trial.number
-            and self.bracket(study, other.number) == bracket
+        values = [sign * rival.intermediate_values[rung] for rival in self.rivals(study, trial)]
+        return value > sorted([*values, value])[place(len(values) + 1, self.factor) - 1]
+
+    def rivals(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
+        """Return the other trials of a trial's bracket that have a value at its rung."""
+        rung, bracket = trial.last_step or 0, self.bracket(study, trial.number)
+        others = [
+            t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL and t.number != trial.number
         ]
-        kept = max(1, (len(rivals) + 1) // self.factor)
-        return value > sorted([*rivals, value])[kept - 1]
+        # Not one with NaN there, which would put a sorted list in disorder.
+        reached = [t for t in others if not math.isnan(t.intermediate_values.get(rung, math.nan))]
+        return [t for t in reached if self.bracket(study, t.number) == bracket]
 
     def bracket(self, study: optuna.Study, number: int) -> int:
         """Return a trial's bracket, the same in every worker."""
@@ -253,6 +255,29 @@ class Judge:
     def prune(self, trial: FrozenTrial, spared: bool = False) -> bool:
         """Return whether the pruner ends the trial; one that diverged is not asked about."""
         return self.verdict(trial, spared) == "prune"
+
+    def record(self, rule: Section, trial: FrozenTrial) -> dict[str, Any]:
+        """Return the comparison with which `verdict` has just pruned a trial, as it is stored.
+
+        rule: the study's pruner, as which ours was built.
+        """
+        peers = self._peers(trial)
+        found = compare(rule.model_dump(), trial.intermediate_values, [peer.intermediate_values for peer in peers])
+        told = {"rule": rule.model_dump()["name"], "rung": trial.last_step, "value": found.value}
+        return told | {"threshold": found.threshold, "n": len(peers), "peers": spans(peer.number for peer in peers)}
+
+    def _peers(self, trial: FrozenTrial) -> list[FrozenTrial]:
+        """Return the trials that a trial was compared with, from the list that the pruner read."""
+        held = View(self._study, lambda _: self._trials)
+        match self.pruner:
+            case Brackets():
+                return self.pruner.rivals(held, trial)
+            case PercentilePruner():
+                complete = held.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                return [peer for peer in complete if trial.last_step in peer.intermediate_values]
+            case WilcoxonPruner():
+                return [held._get_best_trial(deepcopy=False)]
+        return []
 
     def look_again(self) -> None:
         """Read the trials afresh at the next decision: one has just ended, and it is a peer of all that follow."""

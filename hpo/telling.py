@@ -13,7 +13,7 @@ from hpo.job import Job
 from hpo.keeper import Keeper
 from hpo.patience import StorageError, at_most
 from hpo.register import Now, Registered
-from hpo.status import ATTEMPTS, ENDED, ERROR, FEASIBLE, METRICS
+from hpo.status import ATTEMPTS, ENDED, ERROR, FEASIBLE, METRICS, PRUNED
 from hpo.storage import Lost, fenced
 
 LOOK_S = 0.1  # between looks at what may change while a study runs: rungs may be shorter than that
@@ -93,6 +93,7 @@ class Teller:
         error = "\n".join(error.strip().splitlines()[-KEPT_LINES:])
         attrs: dict[str, Any] = {METRICS: {k: folders.jsonable(v) for k, v in job.metrics.items()}, ENDED: word}
         attrs |= {ERROR: error} if error else {}
+        attrs |= {PRUNED: job.pruned} if word == "pruned" else {}
         attrs |= {FEASIBLE: False} if word in LIMITS else {}
         attrs |= {ATTEMPTS: self.at.slots.attempts(job.claim.slot)} if job.claim.attempt > 1 else {}
         storage, trial_id = self.at.store.optuna, job.trial._trial_id

@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import TypeAdapter, ValidationError
 
 from hpo.explain import explain
-from hpo.pruner import Judge, Pruner
+from hpo.pruner import Brackets, Judge, Pruner
+from hpo.rules import compare, unfolded
 from model.section import Section
 
 R = 12
@@ -249,6 +250,8 @@ def test_judging_reads_no_table_between_refreshes(crowd: optuna.Study) -> None:
     for name in NAMES:
         judge.pruner = pruner(name).build(R)
         end(judge, curve(3.0))
+        if name != "none":
+            judge.record(pruner(name), running(curve(3.0, 4)))
     assert statements == []
     crowd.get_trials(deepcopy=False)
     assert statements != []
@@ -271,3 +274,74 @@ def test_pruner_that_cannot_be_is_refused(given: dict[str, Any], rule: str) -> N
     with pytest.raises(ValidationError) as caught:
         File.model_validate({"pruner": given})
     assert [r for _, r in explain(caught.value, File)] == [rule]
+
+
+def test_a_rival_whose_value_is_no_number_changes_no_decision_in_halving(study: optuna.Study) -> None:
+    judge = Judge(study, pruner("halving").build(R), R, refresh_s=0)
+    for value in (3.0, 1.0, 2.0, 4.0):
+        study.add_trial(finished({1: value}, TrialState.PRUNED))
+    alone = [judge.prune(running({1: value})) for value in (0.5, 1.5, 2.5)]
+    for _ in range(3):
+        study.add_trial(finished({1: math.nan}, TrialState.PRUNED))
+    assert [judge.prune(running({1: value})) for value in (0.5, 1.5, 2.5)] == alone == [False, True, True]
+
+
+LOOSE: dict[str, dict[str, Any]] = {  # each decides from the first rung and the first peer on
+    "median": {"startup_trials": 0, "min_trials": 1, "warmup_rungs": 0},
+    "percentile": {"startup_trials": 0, "min_trials": 1, "warmup_rungs": 0, "percentile": 60},
+    "halving": {"factor": 2},
+    "hyperband": {"factor": 2},
+    "patient": {"patience": 1, "min_delta": 0.1},
+    "threshold": {"lower": 1.0, "upper": 2.0, "warmup_rungs": 0},
+    "wilcoxon": {"warmup_rungs": 0, "p_threshold": 0.3},
+}
+
+
+def odd_curve(chance: random.Random, rungs: int, with_nan: bool) -> dict[int, float]:
+    """Values in steps of a tenth, so that many are equal; now and then one that is no number, but no end of a curve."""
+    values = {rung: round(chance.gauss(1.5, 0.5), 1) for rung in range(1, rungs + 1)}
+    lost = [rung for rung in range(2, rungs) if with_nan and chance.random() < 0.2]
+    return values | dict.fromkeys(lost, math.nan)
+
+
+@pytest.mark.parametrize("name", LOOSE)
+def test_the_recorded_comparison_is_that_of_the_pruner_with_ties_and_values_that_are_no_numbers(name: str) -> None:
+    rule, chance = pruner(name, **LOOSE[name]), random.Random(name)
+    verdicts, parted = [], 0
+    for _ in range(120):
+        study = optuna.create_study(study_name="s")
+        for i in range(chance.randint(1, 9)):
+            state = TrialState.COMPLETE if i == 0 else chance.choice([*TrialState][1:4])
+            study.add_trial(finished(odd_curve(chance, R, with_nan=name != "wilcoxon" and i > 0), state))
+        judge = Judge(study, rule.build(R), R, refresh_s=0)
+        own = running(odd_curve(chance, chance.choice((4, 5, 7, 8, 8, 8)), with_nan=name != "wilcoxon"))
+        decision = judge.prune(own)
+        record = judge.record(rule, own) if decision or decides(judge, own) else None
+        if record is None:
+            continue
+        held = study.get_trials(deepcopy=False)
+        peers = [held[number].intermediate_values for number in unfolded(record["peers"])]
+        again = compare(rule.model_dump(), own.intermediate_values, peers)
+        assert again.prunes == decision
+        assert (record["value"], record["threshold"], record["n"]) == (again.value, again.threshold, len(peers))
+        verdicts.append(decision)
+        parted += not math.isclose(again.value, again.threshold)
+    assert 0.05 < sum(verdicts) / len(verdicts) < 0.95
+    assert parted > 5
+
+
+def decides(judge: Judge, trial: FrozenTrial) -> bool:
+    """Tell whether a rung is one at which the pruner compares at all."""
+    brackets = judge.pruner
+    return not isinstance(brackets, Brackets) or brackets.is_mark(
+        trial.last_step or 0, brackets.bracket(judge._study, trial.number)
+    )
+
+
+def test_the_record_is_of_the_list_that_the_pruner_read_though_a_trial_has_ended_since(crowd: optuna.Study) -> None:
+    rule = pruner("median")
+    judge = Judge(crowd, rule.build(R), R, refresh_s=0)
+    bad = running(dict.fromkeys(range(1, 5), 5.0))
+    assert judge.prune(bad)
+    crowd.add_trial(finished(curve(1.0)))
+    assert judge.record(rule, bad)["peers"] == "0-7"
