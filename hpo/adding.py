@@ -179,6 +179,10 @@ def waits(store: Store, of: Snapshot, slots: Slots) -> list[str]:
         found.append(f"its {hours:g} hours are over: `hpo launch` with larger --hours begins it")
     if tokens and of.rung_tokens and slots.rungs() + of.rungs > math.ceil(tokens / of.rung_tokens):
         found.append(f"its {tokens:,} tokens pay for no further trial: `hpo launch` with a larger budget begins it")
+    if of.target is not None:
+        found.append(
+            f"its target {of.target} is reached: `hpo launch` with another budget.target in its file begins it"
+        )
     if not any(lease.seconds > 0 for lease in slots.owners()):
         found.append(f"no worker trains at the moment; where none waits: hpo launch, or hpo worker --study {of.name}")
     return found

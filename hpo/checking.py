@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from hpo import arms, bases, notation
-from hpo.explain import explain, got, messages, nearest_path
+from hpo.explain import explain, got, messages, nearest, nearest_path
 from hpo.problems import Problem
 from hpo.ranges import Space, discrete
 from hpo.shelf import find, is_ledger
@@ -182,6 +182,7 @@ def _problems(file: StudyFile, base: BaseModel) -> list[str]:
     problems += _baseline_problems(file, base) if file.arms is None else []
     problems += _token_problems(file, base)
     problems += _size_problems(file)
+    problems += _aim_problems(file)
     if not problems and file.arms is None:
         problems += file.sampler.problems(base, file.space) or _grid_problems(file, base)
     return problems + _objective_problems(file, base) + _plug_problems(file, base)
@@ -220,6 +221,22 @@ def _size_problems(file: StudyFile) -> list[str]:
         for key, size in sizes.items()
         if size is not None and size > MOST
     ]
+
+
+def _aim_problems(file: StudyFile) -> list[str]:
+    """Return what is wrong with the target that ends the study."""
+    target = file.budget.target
+    if target is None:
+        return []
+    if file.arms is not None:
+        return ["budget.target: must be left out with arms, all of whose runs are compared"]
+    if not file.targets:
+        return [f"budget.target: needs targets, such as targets: {{{target}: 1.9}}"]
+    known = ", ".join(map(repr, file.targets))
+    like = nearest(target, file.targets)
+    return (
+        [] if target in file.targets else [f"budget.target: must be one of targets, {known}, got {got(target)}{like}"]
+    )
 
 
 def _grid_problems(file: StudyFile, base: BaseModel) -> list[str]:

@@ -19,12 +19,13 @@ from hpo.failures import Breaker, kind
 from hpo.fitting import too_large
 from hpo.job import Job, configuration, open_trial
 from hpo.keeper import Keeper
+from hpo.noise import measured
 from hpo.patience import StorageError, at_most
 from hpo.problems import Problem, Unwritable
 from hpo.pruner import Judge
 from hpo.register import Registered
 from hpo.slots import LOST_IN_A_ROW, Claim
-from hpo.status import FORKED
+from hpo.status import FORKED, NOISE, snapshot
 from hpo.storage import Lost, fenced
 from hpo.telling import AWAY_S, Teller, last_line
 
@@ -47,7 +48,7 @@ class Jobs:
     def claim(self, pack: int) -> bool:
         """Claim a trial for a pack of so many and find out what it is to train; False where there is none."""
         now = self.teller.now()
-        claim = self.at.slots.claim(self.owner, self.lease_s, now.hours_over, now.rungs)
+        claim = self.at.slots.claim(self.owner, self.lease_s, self.at.over(now), now.rungs)
         if claim is None:
             return False
         self.keeper.hold(claim)
@@ -73,6 +74,7 @@ class Jobs:
         if job.trial.state.is_finished():  # an earlier attempt ended it, but not its slot
             self.held.remove(job)
             self.teller.close(job, WORDS[job.trial.state])
+            self._measure_noise(job)
             return
         self.tell({"event": "start", "trial": job.number, "kind": claim.kind, "attempt": claim.attempt})
         if claim.wish == "kill":
@@ -110,19 +112,34 @@ class Jobs:
         """Return what becomes of a trial; while the storage is away, nothing is known that would end it."""
         try:
             with at_most(AWAY_S):
-                return self.judge.verdict(job.trial, job.spared)
+                verdict = self.judge.verdict(job.trial, job.spared)
         except StorageError as error:
             if not error.passing:
                 raise
             return "continue"
+        if verdict == "prune":
+            job.pruned = self.judge.record(self.at.study.file.pruner, job.trial)
+        return verdict
 
     def finish(self, job: Job, value: float) -> None:
         """End a trial that reached its last rung, and keep checkpoints of the best trials alone."""
         self.end(job, TrialState.COMPLETE, "complete", value=value)
+        self._measure_noise(job)
         complete = self.at.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         own = [trial for trial in complete if trial.user_attrs.get("kind") != FORKED]
         ranked = sorted(own, key=lambda trial: trial.values[0])
         checkpoints.thin(self._folder(trial.number) for trial in ranked[self.at.study.file.keep_best :])
+
+    def _measure_noise(self, job: Job) -> None:
+        """Keep what the runs of the baseline differ by, when one more of them has ended.
+
+        Of two that end at once, whoever writes last looks again and finds both.
+        """
+        if self.at.study.file.baseline_seeds < 2 or job.claim.kind not in ("baseline", "seed", "retry"):
+            return
+        store, name = self.at.store, self.at.study.name
+        while (floor := measured((of := snapshot(store, name)).repeats)) and floor.stored() != of.noise_held:
+            self.at.optuna.set_user_attr(NOISE, floor.stored())
 
     def end(self, job: Job, state: TrialState, word: str, error: str = "", value: float | None = None) -> None:
         """Tell the study how a trial ended, and close its slot."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo import cores, folders, notation
+from hpo.caveats import caveats
 from hpo.checking import read
 from hpo.compare import columns, compare
 from hpo.data import described
@@ -19,7 +20,7 @@ from hpo.engine import Reader, look, normalise
 from hpo.export import changes, text
 from hpo.group import Event, Group
 from hpo.keeper import LEASE_S, Keeper, reap
-from hpo.live import Plain, Screen, clock, standing
+from hpo.live import Plain, Screen, aims, clock, standing
 from hpo.output import Format, number, rows, say, shown
 from hpo.patience import PATIENCE, StorageError, at_most, safe
 from hpo.problems import NothingFeasible, Problem, WorkFailed
@@ -162,9 +163,14 @@ def plan(study: Study, anchors: Mapping[str, float]) -> str:
     else:
         told += [f"  {path:28} {_range(entry.model_dump(exclude_defaults=True))}" for path, entry in file.space.items()]
         told.append(
-            f"  budget {', '.join(f'{shown(v)} {k}' for k, v in budget.items())}; sampler {file.sampler.name}, "
+            f"  budget {', '.join(_amount(k, v) for k, v in budget.items())}; sampler {file.sampler.name}, "
             f"pruner {file.pruner.name}, objective {file.objective}"
         )
+    if file.targets:
+        told.append("  targets " + ", ".join(f"{name} {number(value)}" for name, value in file.targets.items()))
+    if file.milestones:
+        by = sorted(file.milestones.items())
+        told.append("  milestones " + ", ".join(f"{number(value)} by {share * 100:g} %" for share, value in by))
     if study.rung_tokens:
         marks = [f"{round(i * study.rung_tokens):,}" for i in (1, 2)]
         told.append(
@@ -173,6 +179,10 @@ def plan(study: Study, anchors: Mapping[str, float]) -> str:
     if anchors:
         told.append("  anchors: " + ", ".join(f"{name} {number(value)}" for name, value in anchors.items()))
     return "\n".join([*told, ""])
+
+
+def _amount(key: str, value: Any) -> str:
+    return f"target {value}" if key == "target" else f"{shown(value)} {key}"
 
 
 def _values(values: Mapping[str, Any]) -> str:
@@ -305,20 +315,21 @@ def conclude_arms(of: Snapshot, folder: Path, options: Options, seconds: float) 
     n = counts(of)
     say(f"{of.name}: {n['complete']} of {sum(of.slots.values())} runs complete after {clock(seconds)}")
     rows([columns(row) for row in compare(of)], Format.table)
+    for note in caveats(of):
+        say(f"note: {note}")
     return 0
 
 
 def answer(of: Snapshot, path: Path, options: Options) -> list[str]:
     """Return the best configuration, what changed against the baseline, and the next commands."""
     best = best_trial(of)
-    found = [standing(of), ""]
+    found = [standing(of), *aims(of), ""]
     changed = changes(of, best)
     width = max((len(field) for field, _, _ in changed), default=0)
     found += [f"  {field:{width}}  {shown(before):>8} -> {shown(after)}" for field, before, after in changed]
     found += ["" if changed else "  the baseline itself: nothing that was tried is better"]
-    bigram = of.anchors.get("bigram_bpb" if of.objective.endswith("val_bpb") else "bigram")
-    if bigram is not None and best.values[0] > bigram:
-        found += [f"note: a table of bigrams does better ({number(bigram)}); the runs are too short or too small", ""]
+    if notes := caveats(of):
+        found += [*(f"note: {note}" for note in notes), ""]
     where = _where(options)
     return [
         *found,

@@ -1,6 +1,7 @@
 """What a launch looks like while it runs: a live table on a terminal, a line an event elsewhere."""
 
 import time
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -9,7 +10,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hpo.aims import Milestone, milestones_of, targets
 from hpo.group import ENDS, Event
+from hpo.noise import beside, decimals, rounded, sigmas
 from hpo.output import number, stderr
 from hpo.reading import State
 from hpo.status import ARM, Snapshot, counts, value
@@ -27,7 +30,7 @@ class Plain:
     def __exit__(self, *_: object) -> None: ...
 
     def show(self, event: Event) -> None:
-        if not self.quiet and (text := line(event, self.snapshot.rungs)):
+        if not self.quiet and (text := line(event, self.snapshot.rungs, digits(self.snapshot))):
             who = f"worker {event['worker']}: " if "worker" in event else ""
             stderr().print(f"{who}{text}", markup=False)
 
@@ -44,6 +47,7 @@ class Screen:
         self.rates: dict[int, float] = {}
         self.begun = time.monotonic()
         self.done_before = _done(snapshot)
+        self.told = self._standing(snapshot)
         self.live = Live(console=Console(stderr=True), refresh_per_second=4, get_renderable=self.render)
 
     def __enter__(self) -> "Screen":
@@ -60,10 +64,11 @@ class Screen:
             self.workers[worker] = {"event": "ended"} if event["event"] == "exit" else event
             if event.get("tokens_per_second"):
                 self.rates[worker] = event["tokens_per_second"]
-        elif text := line(event, self.snapshot.rungs):
+        elif text := line(event, self.snapshot.rungs, digits(self.snapshot)):
             self.live.console.print(text, markup=False, highlight=False)
 
     def refresh(self, snapshot: Snapshot) -> None:
+        self.told = self._standing(snapshot)  # once, not each time the table is drawn
         self.snapshot = snapshot
 
     def render(self) -> RenderableType:
@@ -72,7 +77,8 @@ class Screen:
             table.add_column(column, justify="left" if column == "" else "right", min_width=6)
         for worker, event in self.workers.items():
             table.add_row(*self._row(worker, event))
-        return Group(Text(self.snapshot.name, style="bold"), table, Text(self._progress()), Text(self._standing()))
+        told = [self._progress(), *self.told]
+        return Group(Text(self.snapshot.name, style="bold"), table, *map(Text, told))
 
     def _row(self, worker: int, event: Event) -> tuple[str, ...]:
         if "trial" not in event:
@@ -83,7 +89,7 @@ class Screen:
             str(worker),
             str(event["trial"]),
             f"{event.get('rung', 0)}/{self.snapshot.rungs}",
-            "" if loss is None else f"{loss:.4f}",
+            "" if loss is None else _said(self.snapshot, loss),
             "" if rate is None else f"{rate:,.0f}",
             word,
         )
@@ -101,8 +107,9 @@ class Screen:
             text += f"; about {clock((time.monotonic() - self.begun) / fresh * left)} left"
         return text
 
-    def _standing(self) -> str:
-        return standing(self.snapshot) or "no trial complete yet"
+    @staticmethod
+    def _standing(of: Snapshot) -> list[str]:
+        return [standing(of) or "no trial complete yet", *aims(of)]
 
 
 def standing(of: Snapshot) -> str:
@@ -112,13 +119,61 @@ def standing(of: Snapshot) -> str:
     best, baseline = of.best(), of.baseline()
     if best is None:
         return ""
-    against = []
-    if baseline is not None and (was := value(baseline)) is not None:
+    against, floor = [], of.noise
+    if floor is not None:
+        against.append(f"baseline {beside(floor)}")
+    elif baseline is not None and (was := value(baseline)) is not None:
         against.append(f"baseline {number(was)}")
     suffix = "_bpb" if of.objective.endswith("val_bpb") else ""
     against += [f"{name} {number(of.anchors[name + suffix])}" for name in ("bigram", "unigram") if of.anchors]
-    found = f"best: trial {best.number}, {of.objective} {number(best.values[0])}"
-    return f"{found} ({', '.join(against)})" if against else found
+    found = f"best: trial {best.number}, {of.objective} {_said(of, best.values[0])}"
+    if floor is None:
+        return f"{found} ({', '.join(against)})" if against else found
+    return f"{found}{_below(sigmas(floor, best, best.values[0]))}; {', '.join(against)}"
+
+
+def _said(of: Snapshot, value: float) -> str:
+    return number(rounded(of.noise, value))
+
+
+def _below(n: float | None) -> str:
+    return "" if n is None else f" ({abs(n):.1f} sigma {'below' if n >= 0 else 'above'} the baseline)"
+
+
+def aims(of: Snapshot) -> list[str]:
+    """Return a line for each target, and one of what the best trial made of the milestones."""
+    wanted = targets(of.spec.get("targets") or {}, of.reached, of.rung_tokens)
+    told = [_target(of, name, found) for name, found in wanted.items()]
+    best = of.best()
+    if best is not None and (found := milestones_of(of, best)):
+        told.append(f"milestones of trial {best.number}: {_passed(of, found)}")
+    if of.target is not None:
+        running = counts(of)["running"]
+        on = f"; {running} that run go on to their end" if running else ""
+        told.append(
+            f"ended by its target {of.target}: no further trial is begun; another budget.target in its file goes on{on}"
+        )
+    return told
+
+
+def _passed(of: Snapshot, found: Sequence[Milestone]) -> str:
+    """Return which milestones were met and missed, and by how much."""
+    return ", ".join(m.told(None if of.noise is None else decimals(of.noise.sigma)) for m in found)
+
+
+def _target(of: Snapshot, name: str, found: Mapping[str, Any]) -> str:
+    wanted, reach = f"target {name} ({found['target']:g})", of.reached.get(name)
+    if reach is None:
+        best = of.best()
+        missing = "" if best is None else f"; the best is {_said(of, best.values[0] - found['target'])} above it"
+        return f"{wanted}: not reached yet{missing}"
+    after = f"{reach.rung} rungs of its own and {reach.rungs} of the study"
+    if found["tokens"] is not None:
+        after = f"{found['tokens']:,} tokens of its own and {found['study_tokens']:,} of the study"
+    return (
+        f"{wanted}: reached by trial {reach.trial} at rung {reach.rung}, {of.objective} {_said(of, reach.value)}, "
+        f"after {after}"
+    )
 
 
 def _arms(of: Snapshot) -> str:
@@ -130,18 +185,23 @@ def _arms(of: Snapshot) -> str:
     return f"{of.objective}, mean (runs): {', '.join(told)}" if told else ""
 
 
-def line(event: Event, rungs: int) -> str:
+def digits(of: Snapshot) -> int:
+    """Return the decimals with which values of a study's objective are told."""
+    return 4 if of.noise is None else decimals(of.noise.sigma)
+
+
+def line(event: Event, rungs: int, digits: int = 4) -> str:
     """Return an event as one line of text, "" for one that needs none."""
     trial, kind = event.get("trial"), event["event"]
     if kind == "start":
         return f"trial {trial}: started{' (baseline)' if event['kind'] == 'baseline' else ''}" + _again(event)
     if kind == "rung":
         rate = event.get("tokens_per_second")
-        return f"trial {trial}: rung {event['rung']}/{rungs}, {_loss(event)}" + (
+        return f"trial {trial}: rung {event['rung']}/{rungs}, {_loss(event, digits)}" + (
             f", {rate:,.0f} tokens/s" if rate else ""
         )
     if kind in ENDS:
-        told = f": {event['error']}" if event.get("error") else f", {_loss(event)}"
+        told = f": {event['error']}" if event.get("error") else f", {_loss(event, digits)}"
         return f"trial {trial}: {kind} at rung {event['rung']}/{rungs}{told}"
     if kind == "requeued":
         return f"trial {trial}: given back after rung {event['rung']} ({event['text']})"
@@ -158,8 +218,8 @@ def _again(event: Event) -> str:
     return f", attempt {event['attempt']}" if event.get("attempt", 1) > 1 else ""
 
 
-def _loss(event: dict[str, Any]) -> str:
-    return "no finite loss" if event.get("value") is None else f"{event['value']:.4f}"
+def _loss(event: dict[str, Any], digits: int) -> str:
+    return "no finite loss" if event.get("value") is None else f"{event['value']:.{digits}f}"
 
 
 def _done(of: Snapshot) -> int:

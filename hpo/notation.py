@@ -33,10 +33,13 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        for i, (key_node, value) in enumerate(node.value if isinstance(node, yaml.MappingNode) else ()):
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, float):  # a share of a run, which pydantic reads from a word too
+                key = repr(key)
+                node.value[i] = yaml.ScalarNode("tag:yaml.org,2002:str", key), value
             if not isinstance(key, str):
                 raise _refusal("a key must be a word; quote it", key_node)
             if key in seen:

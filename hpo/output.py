@@ -24,6 +24,17 @@ class Format(StrEnum):
     csv = "csv"
 
 
+class Rounded(float):
+    """A number that a person reads with so many decimals; programs get all its digits."""
+
+    decimals: int
+
+    def __new__(cls, value: float, decimals: int) -> "Rounded":
+        made = super().__new__(cls, value)
+        made.decimals = decimals
+        return made
+
+
 def stdout() -> Console:
     """Return the console for data; wide where nobody looks, so that a pipe cuts nothing off."""
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
@@ -86,9 +97,11 @@ def shown(value: Any) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with four to five significant digits."""
+    """Return a number with four to five significant digits, a rounded one with its decimals."""
     if not math.isfinite(value):
         return str(value)
+    if isinstance(value, Rounded):
+        return f"{value:,.{value.decimals}f}"
     size = abs(value)
     if size >= 10_000:
         return f"{value:,.0f}"
@@ -103,8 +116,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
     return value
 
 

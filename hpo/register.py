@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 
+from hpo.aims import met
 from hpo.problems import Problem
 from hpo.reading import chosen
 from hpo.slots import Slots
@@ -45,19 +46,28 @@ class Registered:
         spent, n = False, replace(self.study, file=file).rungs_in_budget
         if budget.hours is not None:
             spent = self.slots.now() - attrs[STARTED] >= 3600 * budget.hours
-        return Now(attrs.get(STATE, "active"), spent, None if n is None else (self.study.rungs, n))
+        target = None if budget.target is None else self.study.file.targets[budget.target]
+        return Now(attrs.get(STATE, "active"), spent, None if n is None else (self.study.rungs, n), target)
+
+    def over(self, now: "Now") -> bool:
+        """Return whether no further trial is to be begun: the hours are over, or a trial has come to the target.
+
+        Those that run go on to their end: one of them may be better still, and nothing is lost.
+        """
+        return now.hours_over or (now.target is not None and met(self.store, self.optuna._study_id, now.target))
 
 
 @dataclass(frozen=True)
 class Now:
     """How a study stands at this moment: its state, whether its hours are over, and the rungs of its tokens.
 
-    rungs: those of one trial, and those that all trials may train.
+    rungs: those of one trial, and those that all trials may train. target: the objective that ends the study.
     """
 
     state: str
     hours_over: bool
     rungs: tuple[int, int] | None
+    target: float | None = None
 
 
 def register(
@@ -100,10 +110,13 @@ def register(
 
 
 def _budgeted(study: Study, held: Mapping[str, Any], asked: Mapping[str, Any]) -> Study:
-    """Return the study with the budget that is in force from now on."""
-    budget = {**held, **{key: value for key, value in asked.items() if value is not None}}
-    if asked.get("trials") is None and budget["trials"] and study.file.budget.trials:
-        budget["trials"] = max(budget["trials"], study.file.budget.trials)
+    """Return the study with the budget that is in force from now on; its target is that of the file."""
+    own = study.file.budget
+    budget = {**held, **{key: value for key, value in asked.items() if value is not None}, "target": own.target}
+    if all(value is None for value in budget.values()):  # it had nothing but a target, and the file has none any more
+        return study
+    if asked.get("trials") is None and budget["trials"] and own.trials:
+        budget["trials"] = max(budget["trials"], own.trials)
     file = study.file.model_copy(update={"budget": Budget.model_validate(budget)})
     return replace(study, file=file)
 

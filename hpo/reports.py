@@ -6,12 +6,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpo.aims import milestones_of, records
+from hpo.caveats import caveats
 from hpo.folders import lines, trial_folder
-from hpo.live import clock, standing
+from hpo.live import aims, clock, standing
+from hpo.noise import rounded, sigmas
 from hpo.output import Format, record, rows, say
 from hpo.reading import Opened, Trial, study_ids
 from hpo.slots import Happening
-from hpo.status import ERROR, METRICS, Snapshot, counts, ended, find, snapshot, summary, tokens, value, word
+from hpo.status import (
+    ERROR,
+    METRICS,
+    Snapshot,
+    counts,
+    ended,
+    find,
+    snapshot,
+    summary,
+    tokens,
+    value,
+    word,
+)
 
 SPECIAL = ("diverged", "invalid", "oom", "timeout", "lost", "killed", "error")
 REMEDY = {"paused": "; paused: `hpo resume` goes on", "stopped": "; stopped: `hpo launch` goes on"}
@@ -30,7 +45,7 @@ def studies(at: Opened) -> list[dict[str, Any]]:
         except Problem:
             continue  # another program's study in the same database
         best = of.best()
-        found.append({"study": name, **counts(of), of.objective: best and best.values[0]})
+        found.append({"study": name, **counts(of), of.objective: best and rounded(of.noise, best.values[0])})
     return found
 
 
@@ -68,7 +83,8 @@ def _told(of: Snapshot) -> str:
     told += _happened(of)
     if spent["trained"] is not None:
         told.append(f"{spent['trained']:,} tokens trained, {spent['saved_by_pruning']:,} saved by pruning")
-    told.append(standing(of) or "no trial is complete yet")
+    told += [standing(of) or "no trial is complete yet", *aims(of)]
+    told += [f"note: {note}" for note in caveats(of)]
     return "\n".join(told)
 
 
@@ -102,16 +118,42 @@ def trial(of: Snapshot, number: int) -> dict[str, Any]:
         "number": number,
         "state": word(of, found),
         "kind": found.user_attrs.get("kind"),
-        of.objective: value(found),
+        **_weighed(of, found),
         "params": dict(found.params),
-        "curve": {str(rung): v for rung, v in sorted(found.intermediate_values.items())},
-        "metrics": found.user_attrs.get(METRICS, {}),
+        "curve": {str(rung): rounded(of.noise, v) for rung, v in sorted(found.intermediate_values.items())},
+        **({"milestones": _passed(of, found)} if of.spec.get("milestones") else {}),
+        "metrics": _rounded(of, found.user_attrs.get(METRICS, {})),
         "worker": found.user_attrs.get("worker"),
         "attempt": found.user_attrs.get("attempt"),
         **{key: found.user_attrs[key] for key in ("retry_of", "forked_from") if key in found.user_attrs},
         **({"interruptions": told} if (told := _interruptions(of, found)) else {}),
         **({"reason": error.splitlines()[-1]} if error else {}),
     }
+
+
+def _weighed(of: Snapshot, found: Trial) -> dict[str, Any]:
+    """Return a trial's result, against the noise of the baseline where that is known."""
+    result, floor = value(found), of.noise
+    if floor is None or result is None:
+        return {of.objective: result}
+    against = {"mean": rounded(floor, floor.mean), "sigma": rounded(floor, floor.sigma), "seeds": floor.n}
+    return {of.objective: rounded(floor, result), "sigmas": sigmas(floor, found, result), "baseline": against}
+
+
+def _passed(of: Snapshot, found: Trial) -> dict[str, dict[str, Any]]:
+    """Return what a trial made of the milestones."""
+    passed = records(milestones_of(of, found))
+    return {share: {key: _said(of, key, v) for key, v in record.items()} for share, record in passed.items()}
+
+
+def _said(of: Snapshot, key: str, found: Any) -> Any:
+    return rounded(of.noise, found) if key in ("value", "by") and found is not None else found
+
+
+def _rounded(of: Snapshot, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics of which the objective is told with the decimals that the noise leaves."""
+    found = metrics.get(of.objective)
+    return {**metrics, **({of.objective: rounded(of.noise, found)} if isinstance(found, float) else {})}
 
 
 def _interruptions(of: Snapshot, found: Trial) -> list[str]:
@@ -137,6 +179,7 @@ def show_logs(of: Snapshot, found: Trial, out: Path, format: Format) -> None:
     if not metrics:
         say(f"no metrics in {folder}; another machine may have them, or --out names another folder than at launch")
         metrics = [{"rung": rung, of.objective: v} for rung, v in sorted(found.intermediate_values.items())]
+    metrics = [_rounded(of, m) for m in metrics]
     rows(_readable(metrics) if format is Format.table else metrics, format)
     stderr = folder / "stderr.log"
     if stderr.is_file():

@@ -3,10 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from hpo import aims
+from hpo.noise import Noise, measured, restored, rounded, sigmas
 from hpo.problems import NothingFeasible, Problem
 from hpo.reading import Opened, State, Trial, chosen, study_attrs, study_ids, trials
 from hpo.slots import Happening, Slots
@@ -19,6 +21,7 @@ ANCHORS = "hpo:anchors"  # unigram and bigram loss of its validation split
 DATA = "hpo:data"  # hash of its prepared data
 STATE = "hpo:state"  # active, paused or stopped
 PROTOCOL = "hpo:protocol"  # version of what workers of one study agree on
+NOISE = "hpo:noise"  # what the runs of its baseline differ by
 
 FORKED = "forked"  # kind of a trial that was carried over from another study
 
@@ -28,6 +31,8 @@ ARM = "arm"  # of a study of arms, the name of its own; the dashboard shows both
 SEED = "seed"
 MACHINE = "hpo:machine"  # versions, threads, git commit
 METRICS = "hpo:metrics"  # its last metrics
+SUGGESTED = "hpo:suggested"  # where its parameters come from
+PRUNED = "hpo:pruned"  # the comparison that pruned it
 ENDED = "hpo:ended"  # why it ended, in one word
 ERROR = "hpo:error"  # the text of the exception that ended it
 ATTEMPTS = "hpo:attempts"  # how its earlier attempts ended: [attempt, word, worker]
@@ -49,6 +54,8 @@ class Snapshot:
     leased: frozenset[int]
     state: str = "active"
     happened: Sequence[Happening] = ()
+    noise_held: Mapping[str, Any] | None = None
+    reached: Mapping[str, aims.Reach] = field(default_factory=dict)
 
     @property
     def objective(self) -> str:
@@ -75,7 +82,35 @@ class Snapshot:
         The baseline with another seed is none of them: it is the same configuration with more luck.
         """
         finished = [t for t in self.in_state(State.COMPLETE) if all(c <= 0 for c in t.constraints.values())]
-        return [t for t in finished if t.user_attrs.get("kind") != "seed"]
+        return [t for t in finished if self.kind(t) != "seed"]
+
+    @cached_property
+    def repeats(self) -> list[Trial]:
+        """The finished runs of the first baseline, the one of the base's own seed first."""
+        first = self.baseline()
+        again = [t for t in self.own if self.kind(t) == "seed"]
+        return [t for t in ([first] if first else []) + again if t.state == State.COMPLETE]
+
+    @cached_property
+    def noise(self) -> Noise | None:
+        """What those runs differ by, None for fewer than two."""
+        held = self.noise_held
+        # A worker that died between the end of a run and the writing of this leaves it behind.
+        return restored(held) if held and held["n"] == len(self.repeats) else measured(self.repeats)
+
+    @cached_property
+    def target(self) -> str | None:
+        """The name of the target that ends the study, None where it goes by other things or is not reached."""
+        name = self.budget.get("target")
+        return name if name in self.reached else None
+
+    def kind(self, trial: Trial) -> str | None:
+        """Return what a trial is; one that is tried again is what it was before."""
+        found: str | None = trial.user_attrs.get("kind")
+        if found != "retry":
+            return found
+        origin = trial.user_attrs.get("retry_of")
+        return next((self.kind(t) for t in self.trials if t.number == origin), found)
 
     def in_state(self, *states: State) -> list[Trial]:
         return [t for t in self.trials if t.state in states]
@@ -121,11 +156,11 @@ def snapshot(at: Opened, name: str | None) -> Snapshot:
     attrs = study_attrs(at, study_id)
     if SPEC not in attrs:
         raise Problem(f"--study: {name!r} was not made by `hpo launch`")
-    slots = Slots(at, study_id)
+    slots, spec = Slots(at, study_id), attrs[SPEC]
     return Snapshot(
         name=name,
-        spec=attrs[SPEC],
-        budget=attrs.get(BUDGET) or attrs[SPEC]["budget"],
+        spec=spec,
+        budget=attrs.get(BUDGET) or spec["budget"],
         anchors=attrs.get(ANCHORS) or {},
         data_hash=attrs.get(DATA),
         elapsed=slots.now() - attrs[STARTED],
@@ -134,6 +169,8 @@ def snapshot(at: Opened, name: str | None) -> Snapshot:
         leased=frozenset(lease.slot for lease in slots.owners() if lease.seconds > 0),
         state=attrs.get(STATE, "active"),
         happened=slots.happened(),
+        noise_held=attrs.get(NOISE),
+        reached=aims.reached(at, study_id, spec.get("targets") or {}),
     )
 
 
@@ -160,6 +197,7 @@ def summary(of: Snapshot) -> dict[str, Any]:
         "tokens": tokens(of),
         "best": answer(best) if best else None,
         "baseline": answer(baseline) if baseline else None,
+        **aims.asked(of, best),
     }
 
 
@@ -175,6 +213,7 @@ def ended(of: Snapshot) -> bool:
     if budget.get("tokens") and of.rung_tokens:  # what is left does not pay for a whole trial
         spent = sum(t.last_step or 0 for t in of.own)
         over = over or spent + of.rungs > math.ceil(budget["tokens"] / of.rung_tokens)
+    over = over or of.target is not None
     if n["running"] or of.in_state(State.WAITING):
         return False
     return over or (bool(budget.get("trials")) and not n["waiting"])
@@ -211,12 +250,14 @@ def word(of: Snapshot, trial: Trial) -> str:
 def row(of: Snapshot, trial: Trial) -> dict[str, Any]:
     """Return one line of `hpo trials`."""
     worked = trial.duration.total_seconds() if trial.duration else None
+    found = value(trial)
     return {
         "number": trial.number,
         "state": word(of, trial),
         "kind": trial.user_attrs.get("kind", "search"),
         "rung": trial.last_step or 0,
-        of.objective: value(trial),
+        of.objective: None if found is None else rounded(of.noise, found),
+        **({"sigmas": sigmas(of.noise, trial, found)} if of.noise else {}),
         "seconds": worked,
         **trial.params,
     }

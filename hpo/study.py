@@ -35,7 +35,8 @@ class Budget(Section):
     tokens: Count | None = None
     """Tokens trained by all trials together; a trial is begun only where all of it fits."""
     target: str | None = None
-    """Name of one of `targets`: once a trial has reached it, no further one is begun."""
+    """Name of one of `targets`: once a trial has reached it, no further one is begun; those that run go on to their
+    end."""
 
     @model_validator(mode="after")
     def _some_end(self) -> Self:

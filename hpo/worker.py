@@ -115,7 +115,7 @@ class Worker:
             self.claimed += 1
 
     def _spent(self) -> bool:
-        if self.at.slots.left(only_begun=self.now.hours_over) == 0:
+        if self.at.slots.left(only_begun=self.at.over(self.now)) == 0:
             return True
         # Tokens that do not pay for another trial; one that is running may end early and leave enough.
         limit = self.now.rungs
