@@ -67,10 +67,15 @@ def arranged(file: StudyFile, base: BaseModel) -> StudyFile:
 
 
 def aligned(file: StudyFile, base: BaseModel) -> BaseModel:
-    """Return the base with rung marks that all arms reach exactly, where they are trained on equally many tokens."""
-    if file.config != DEFAULT_CONFIG or file.equal != "tokens":
+    """Return the base with the rungs of the arms, at the last of which a study ends its runs.
+
+    Arms that are trained on equally many tokens reach its marks exactly.
+    """
+    if file.config != DEFAULT_CONFIG:
         return base
-    return updated(base, {"run.align": common_align(configurations(file, base).values())})
+    configs = configurations(file, base)
+    base = updated(base, {"run.rungs": flat(next(iter(configs.values())))["run.rungs"]})
+    return updated(base, {"run.align": common_align(configs.values())}) if file.equal == "tokens" else base
 
 
 def study_of(like: Study, name: str, base: BaseModel, compared: Compared) -> Study:

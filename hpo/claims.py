@@ -123,6 +123,28 @@ class Arms(Section):
             for levels in itertools.product(*crossed)
         }
 
+    def contestants(self) -> dict[str, list[str]]:
+        """Return name without the tuned factors -> names of the arms that differ only there, one of which goes on."""
+        if self.factors is None:
+            return {name: [name] for name in self.arms or {}}
+        found: dict[str, list[str]] = {}
+        for levels in itertools.product(*([(f, n) for n, _ in _levels(f, self.factors[f])] for f in self.factors)):
+            own = ", ".join(name for factor, name in levels if factor not in self.tuned)
+            found.setdefault(own, []).append(", ".join(name for _, name in levels))
+        return found
+
+    def terms(self) -> dict[str, int]:
+        """Return the arms whose effects, against the reference, are added and taken away to make that of the claim."""
+        if self.contrast == "difference":
+            return {self.claimed or list(self.contestants())[1]: 1}
+        factors = self.factors or {}
+        levels = [[name for name, _ in _levels(f, factors[f])] for f in factors if f not in self.tuned]
+        found = {", ".join(names[-1] for names in levels): 1}
+        for own in levels:
+            alone = ", ".join(names[-1] if names is own else names[0] for names in levels)
+            found[alone] = found.get(alone, 0) - 1
+        return found
+
     def metric_of(self, arm: str) -> Metric:
         """Return what an arm is scored by."""
         return self.metric[arm] if isinstance(self.metric, dict) else self.metric

@@ -57,6 +57,20 @@ def find_base(base: str, key: str) -> Path:
     return _found("base", base, key, [Path("studies/bases"), shipped() / "bases"], _bases())
 
 
+def find_ledger(ledger: str) -> Path:
+    """Return the file of a ledger of claims given by path, or by name here, in ./studies or among the shipped ones.
+
+    Raises:
+        Problem: there is none, or the file is another one.
+    """
+    folders = [Path(), Path("studies"), shipped()]
+    names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml") if is_ledger(path)})
+    path = _found("ledger", ledger, "--ledger", folders, names)
+    if not is_ledger(path):
+        raise Problem(f"--ledger: {path} is no ledger of claims: it has no key `claims` at the start of a line")
+    return path
+
+
 def _bases() -> list[str]:
     return sorted({path.stem for folder in (Path("studies"), shipped()) for path in folder.glob("bases/*.yaml")})
 

@@ -1,0 +1,372 @@
+"""`hpo claims` runs the tests of a ledger as studies, keeps what they found, and writes the page from that alone."""
+
+import contextlib
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpo import notation, records
+from hpo.claims import Arms, Claim
+from hpo.engine import look
+from hpo.folders import append
+from hpo.judgement import Judgement, Unit
+from hpo.ledger import read
+from hpo.output import number
+from hpo.problems import Problem, WorkFailed
+from hpo.proof import best
+from hpo.reading import study_ids, trials
+from hpo.records import Finding, Findings, Run
+from hpo.scoring import at_equal_seconds, scored
+from hpo.shelf import shipped
+from hpo.status import Snapshot, snapshot
+from hpo.verdicts import by_size, cost, listed, page, pick
+from tests.command import ROOT, here, hpo, write_base
+from tests.test_claims import ARMS, BASE, claim, without
+
+SHIPPED = read(shipped() / "claims.yaml")
+RATE = {"optimizer.lr": 1e-2}
+AVERAGED = {"regularization.ema": 0.9}
+FINE = {"run.tokens": 4096, "run.rungs": 16}
+WILD = {"optimizer.lr": 1e30, "clip.name": "none"}
+HALF = {"text": "half", "value": -0.5, "unit": "share"}
+NOWHERE = {"arithmetic": "tests/test_nowhere.py::test_it", "computation": "1", "shows": "holds"}
+CLAIMS: dict[str, Any] = {
+    "C009-01": claim({"arms": {"a": {}, "b": RATE, "c": WILD}}, effect=HALF),
+    "C009-02": claim(
+        without(ARMS, "arms") | {"arms": None, "tuned": ["optimizer.lr"], "factors": {
+            "clip": {"norm": {}, "none": {"clip.name": "none"}}, "optimizer.lr": [1e-4, 1e-2]
+        }}
+    ),
+    "C009-03": claim({"metric": {"a": "val_loss", "b": "ema_val_loss"}, "arms": {"a": AVERAGED, "b": AVERAGED}}),
+    "C009-04": claim({"equal": "seconds", "arms": {"a": {**FINE, "run.tokens": 8192}, "b": {**FINE, **RATE}}}),
+    "C009-05": claim() | {"test": NOWHERE},
+    "C009-06": claim({"base": "away"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all of these claims were run."""
+    folder = tmp_path_factory.mktemp("claims")
+    write_base(folder, "mine", BASE)
+    gone = BASE | {"data": {"name": "text", "path": "gone.txt"}}
+    (folder / "studies" / "bases" / "away.yaml").write_text(notation.dump(gone))
+    (folder / "mine.yaml").write_text(notation.dump({"claims": CLAIMS}))
+    done = hpo("claims", "--ledger", "mine.yaml", "--plain", cwd=folder, status=1)
+    (folder / "said").write_text(done.stderr)
+    (folder / "told").write_text(done.stdout)
+    return folder
+
+
+def kept(folder: Path) -> Findings:
+    return records.load(folder / "runs" / "claims.json")
+
+
+def mine(folder: Path) -> dict[str, Claim]:
+    with contextlib.chdir(folder):
+        return read(Path("mine.yaml")).claims
+
+
+def verdicts_of(written: str) -> list[str]:
+    """Return the lines of a page that give a verdict."""
+    return [line for line in written.partition("## All arms")[0].splitlines() if line.startswith("| C")]
+
+
+def studies(folder: Path) -> dict[str, int]:
+    """Return the number of trials of each study."""
+    with look(f"sqlite:///{folder}/runs/hpo.db") as at:
+        return {name: len(trials(at, study_id)) for name, study_id in study_ids(at).items()}
+
+
+def of(folder: Path, study: str) -> Snapshot:
+    with look(f"sqlite:///{folder}/runs/hpo.db") as at:
+        found = snapshot(at, study)
+        for trial in found.trials:  # read while the storage is open
+            assert trial.user_attrs["slot"] is not None
+            assert dict(trial.user_attrs)
+        return found
+
+
+def test_each_arm_is_run_with_each_seed_and_what_is_tuned_before_on_seeds_of_its_own(ran: Path) -> None:
+    assert studies(ran) == {
+        "claim-C009-01": 9,
+        "claim-C009-02-tune": 12,
+        "claim-C009-02": 6,
+        "claim-C009-03": 6,
+        "claim-C009-04": 6,
+    }
+    found = kept(ran).claims
+    assert list(found) == [f"C009-0{i}" for i in (1, 2, 3, 4)]
+    assert {(run.arm, run.seed) for run in found["C009-01"].runs} == {
+        (arm, seed) for arm in "abc" for seed in (0, 1, 2)
+    }
+    assert {run.seed for run in found["C009-02"].tuning} == {100, 101, 102}
+    assert {run.seed for run in found["C009-02"].runs} == {0, 1, 2}
+
+
+def test_finding_holds_what_the_runs_were_and_the_command_that_repeats_them(ran: Path) -> None:
+    found = kept(ran).claims["C009-01"]
+    trial = of(ran, "claim-C009-01").trials[0]
+    first = found.runs[0]
+    assert (first.arm, first.seed, first.study, first.trial) == ("a", 0, "claim-C009-01", 0)
+    assert first.value == trial.values[0]
+    assert first.tokens == 2048
+    assert found.command == "hpo claims C009-01 --seeds 3"
+    assert found.base == "mine"
+    assert found.machines[0]["versions"]["torch"]
+    width = 16  # embedding and head of 257 ids, positions, two norms and a last one, attention, mlp
+    assert set(found.parameters) == {"a", "b"}
+    assert found.parameters["a"] > 4 * width**2
+
+
+def test_verdict_is_printed_with_effect_and_interval(ran: Path) -> None:
+    told, said = (ran / "told").read_text(), (ran / "said").read_text()
+    judged = records.judged(mine(ran)["C009-01"], kept(ran).claims["C009-01"])
+    assert judged.effect is not None
+    assert judged.effect < 0
+    assert judged.verdict == "holds in part"  # lower, and by less than half
+    assert records.measured(judged) in told
+    assert f"C009-01: holds in part; {records.measured(judged)}" in said
+
+
+def test_level_that_serves_an_arm_best_goes_on(ran: Path) -> None:
+    found = kept(ran).claims["C009-02"]
+    assert found.chosen == {f"clip={c}": f"clip={c}, optimizer.lr=0.01" for c in ("norm", "none")}
+    spec = of(ran, "claim-C009-02").spec
+    assert {arm["optimizer.lr"] for arm in spec["arms"].values()} == {0.01}
+
+
+def test_run_that_is_scored_in_two_ways_is_trained_once(ran: Path) -> None:
+    found = kept(ran).claims["C009-03"]
+    assert {run.arm: run.trial for run in found.runs if run.seed == 1}["a"] == {
+        run.arm: run.trial for run in found.runs if run.seed == 1
+    }["b"]
+    values = records.values(found.runs)
+    assert values["a"][0] != values["b"][0]
+    trial = of(ran, "claim-C009-03").trials[0]
+    assert trial.user_attrs["hpo:metrics"]["ema_val_loss"] == values["b"][0]
+
+
+def test_at_equal_seconds_the_longer_arm_is_read_where_the_shorter_one_ended(ran: Path) -> None:
+    values = records.values(kept(ran).claims["C009-04"].runs)
+    trials = of(ran, "claim-C009-04").trials
+    last = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.user_attrs["hpo:metrics"] for t in trials}
+    for seed in (0, 1, 2):
+        first, later = sorted("ab", key=lambda arm: last[arm, seed]["seconds"])
+        assert values[first][seed] == pytest.approx(last[first, seed]["val_loss"])
+        assert values[later][seed] != last[later, seed]["val_loss"]
+
+
+def test_curve_is_read_between_rungs_and_not_before_the_first(ran: Path, tmp_path: Path) -> None:
+    study = of(ran, "claim-C009-04")
+    arms = {arm: {t.user_attrs["seed"]: t for t in study.trials if t.user_attrs["arm"] == arm} for arm in "ab"}
+    curves = {  # arm and seed -> seconds and loss of each rung; b is the first to end
+        ("a", 0): [(1, 5.0), (2, 4.0), (3, 3.0)], ("b", 0): [(1, 6.0), (2.5, 1.0)],
+        ("a", 1): [(9, 5.0), (10, 4.0)], ("b", 1): [(1, 6.0), (2, 2.0)],
+        ("a", 2): [(1, 5.0), (2, 4.0)], ("b", 2): [(1, 6.0), (2, 2.0)],
+    }  # fmt: skip
+    for (arm, seed), rungs in curves.items():
+        for seconds, loss in rungs:
+            path = tmp_path / study.name / "trials" / f"{arms[arm][seed].number:04d}" / "metrics.jsonl"
+            append(path, {"seconds": seconds, "val_loss": loss, "ema_val_loss": None})
+    read = at_equal_seconds(study, arms, tmp_path)
+    found = {(arm, seed): read[arms[arm][seed].number] for arm, seed in curves}
+    assert found["a", 0] == {"seconds": 2.5, "val_loss": pytest.approx(3.5)}
+    assert found["b", 0] == {"seconds": 2.5, "val_loss": 1.0}
+    assert found["a", 1] is None
+    assert [found[arm, 2] for arm in "ab"] == [{"seconds": 2, "val_loss": 4.0}, {"seconds": 2, "val_loss": 2.0}]
+
+
+def test_run_that_diverges_is_scored_by_nothing_but_that(ran: Path) -> None:
+    values = records.values(kept(ran).claims["C009-01"].runs)
+    assert values["c"] == {0: None, 1: None, 2: None}
+    assert all(value is not None for value in values["a"].values())
+    finished = {t.user_attrs["arm"]: scored(t, "finished") for t in of(ran, "claim-C009-01").trials}
+    assert finished == {"a": 1, "b": 1, "c": 0}
+
+
+def test_claim_that_cannot_be_tested_here_is_left_out_with_the_reason(ran: Path) -> None:
+    said = (ran / "said").read_text()
+    assert "C009-05: left out: its calculation, tests/test_nowhere.py::test_it, is among the project's tests" in said
+    assert re.search("^C009-06: left out: .*gone.txt", said, re.M)
+    assert "without a result: C009-05, C009-06" in said
+
+
+def test_what_is_done_is_not_run_again_and_more_seeds_are_a_further_study(ran: Path) -> None:
+    before = studies(ran)
+    text = (ran / "runs" / "claims.json").read_text()
+    hpo("claims", "C009-01", "--ledger", "mine.yaml", cwd=ran)
+    assert studies(ran) == before
+    assert (ran / "runs" / "claims.json").read_text() == text
+    hpo("claims", "C009-01", "--seeds", "4", "--ledger", "mine.yaml", "--data", "more.json", cwd=ran)
+    assert studies(ran) == before | {"claim-C009-01-from-3": 3}
+    more, few = records.load(ran / "more.json").claims["C009-01"], kept(ran).claims["C009-01"]
+    assert set(few.runs) < set(more.runs)
+    assert {run.seed for run in more.runs} == {0, 1, 2, 3}
+    assert more.command.endswith("--seeds 4")
+
+
+def test_study_of_other_arms_under_the_name_is_not_mixed_in(ran: Path) -> None:
+    other = CLAIMS | {"C009-01": claim({"arms": {"a": {}, "b": {"optimizer.lr": 2e-2}}})}
+    (ran / "other.yaml").write_text(notation.dump({"claims": other}))
+    done = hpo("claims", "C009-01", "--ledger", "other.yaml", "--data", "other.json", cwd=ran, status=1)
+    assert "holds a study claim-C009-01 with other arms than the ledger's; give another --storage" in done.stderr
+    assert not (ran / "other.json").exists()
+
+
+def test_page_is_written_from_the_data_alone(ran: Path, tmp_path: Path) -> None:
+    write_base(tmp_path, "mine", BASE)
+    for name in ("mine.yaml", "studies/bases/away.yaml"):
+        (tmp_path / name).write_text((ran / name).read_text())
+    (tmp_path / "kept.json").write_text((ran / "runs" / "claims.json").read_text())
+    hpo("claims", "--ledger", "mine.yaml", "--data", "kept.json", "--write", "page.md", cwd=tmp_path)
+    written = (tmp_path / "page.md").read_text()
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in verdicts_of(written)}
+    assert list(lines) == list(CLAIMS)
+    assert "| holds in part | `hpo claims C009-01 --seeds 3` |" in lines["C009-01"]
+    assert "| 3 | 2,048 | mine, " in lines["C009-01"]
+    assert "| 3 | 4,096 to 8,192 | mine, " in lines["C009-04"]
+    assert lines["C009-05"].endswith("| not run yet | `hpo claims C009-05` |")
+    assert "| not run yet | 2 |" in written
+    scores = [run.value for run in kept(ran).claims["C009-01"].runs if run.arm == "b" and run.value is not None]
+    mean, sd = number(statistics.fmean(scores)), number(statistics.stdev(scores))
+    assert f"| C009-01 | b * |  | 3 |  | val_loss | {mean} | {sd} |" in written
+    assert "| C009-01 | c |  | 3 | 3 | val_loss |  |  |" in written
+    assert "| C009-02 | clip=norm | optimizer.lr=0.01 | 3 |" in written
+
+
+def test_finding_of_another_test_than_the_ledger_has_now_counts_as_none(ran: Path) -> None:
+    claims, held = mine(ran), kept(ran)
+    assert held.of("C009-01", claims["C009-01"]) is not None
+    assert held.of("C009-02", claims["C009-01"]) is None
+    more = claims["C009-01"].model_copy(update={"test": claims["C009-01"].test.model_copy(update={"seeds": 9})})
+    assert held.of("C009-01", more) is not None  # more seeds are the same test
+
+
+def test_hours_are_estimated_from_runs_of_the_same_base(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ran)  # where the base is
+    claims = mine(ran)
+    found = listed("C009-02", claims["C009-02"], 5, kept(ran))
+    assert found["runs"] == 4 * 3 + 2 * 5
+    assert found["tokens"] == 2048 * 22
+    assert found["hours"] is not None
+    assert listed("C009-02", claims["C009-02"], 5, Findings())["hours"] is None
+    assert cost(claims["C009-05"], 3) == (0, 0)
+
+
+# ------------------------------------------------------------------------------------------------- without runs
+
+
+def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> None:
+    def runs(**arms: list[float | None]) -> list[Run]:
+        return [
+            Run(arm=arm, seed=100 + i, value=value, tokens=1, seconds=1.0, study="s", trial=0)
+            for arm, scores in arms.items()
+            for i, value in enumerate(scores)
+        ]
+
+    test = SHIPPED.claims["C002-08"].test
+    assert isinstance(test, Arms)
+    found = runs(a=[1.0, 1.0, None], b=[3.0, 3.0, 3.0], c=[2.0, 2.0, 3.0], d=[0.0, 0.0], e=[None, None, None])
+    assert best(test, ["a", "b", "c", "d", "e"], found) == "c"
+    assert best(test, ["a", "d", "e"], found) == "a"
+    assert best(test.model_copy(update={"metric": "tokens_per_second"}), ["b", "c"], found) == "b"
+    with pytest.raises(WorkFailed, match="has all its runs"):
+        best(test, ["d"], found)
+
+
+def test_curves_that_are_elsewhere_are_asked_for(ran: Path, tmp_path: Path) -> None:
+    study = of(ran, "claim-C009-04")
+    with pytest.raises(WorkFailed, match=r"no curve in .*trials/0000/metrics\.jsonl: .* --out"):
+        at_equal_seconds(study, {"a": {0: study.trials[0]}}, tmp_path)
+
+
+@pytest.mark.parametrize(("unit", "ends", "said"), [
+    ("share", (-0.1, -0.124841, -0.075159), "-10.0 % (-12.5 to -7.5)"),
+    ("share", (1e-7, -3e-7, 5e-7), "+0.000010 % (-0.000030 to +0.000050)"),
+    ("share", (0.0, 0.0, 0.0), "+0.00 % (+0.00 to +0.00)"),
+    ("level", (2.32, 2.270317, 2.369683), "2.320 (2.270 to 2.370)"),
+    ("difference", (-12.0, -112.0, 88.0), "-12 (-112 to +88)"),
+    ("finished", (1.0, 1.0, 1.0), "+1.00 runs finish (+1.00 to +1.00)"),
+    ("share", (None, None, None), ""),
+])  # fmt: skip
+def test_effect_has_as_many_digits_as_its_interval_lets_one_know(
+    unit: Unit, ends: tuple[float | None, float | None, float | None], said: str
+) -> None:
+    assert records.measured(Judgement(*ends, n=3, unit=unit, verdict="holds")) == said
+
+
+def test_largest_claimed_effects_come_first_and_sums_before_them() -> None:
+    order = by_size(SHIPPED.claims)
+    assert sorted(order) == sorted(SHIPPED.claims)
+    assert {order.index(n) for n in ("C000-02", "C004-10")} < set(range(8))
+    assert order[7:11] == ["C000-15", "C001-03", "C002-01", "C004-02"]  # 46, 30, 26.9 and 25.3 percent
+
+
+def test_claims_are_picked_by_id_or_report() -> None:
+    assert list(pick(SHIPPED, ["C002-02", "S001"])) == [f"C001-{i:02d}" for i in range(1, 13)] + ["C002-02"]
+    assert len(pick(SHIPPED, [])) == 65
+
+
+def test_findings_survive_the_file_and_others_stay(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "claims.json"
+    run = Run(arm="a", seed=0, value=None, tokens=64, seconds=0.5, study="s", trial=3)
+    one = Finding(test={"arms": {"a": {}}}, command="x", runs=(run,), machines=({"versions": {"torch": "2"}},))
+    records.keep(path, SHIPPED, "C001-01", one)
+    records.keep(path, SHIPPED, "C000-01", Finding(test={}, command="y", passed=True))
+    records.keep(path, SHIPPED, "C001-01", one.model_copy(update={"command": "z"}))
+    held = records.load(path).claims
+    assert {name: found.command for name, found in held.items()} == {"C000-01": "y", "C001-01": "z"}
+    assert held["C001-01"].runs == (run,)
+    assert json.loads(path.read_text())["C001-01"]["runs"][0]["trial"] == 3
+    (line,) = [line for line in path.read_text().splitlines() if '"seed"' in line]
+    assert json.loads(line.strip()) == run.model_dump()
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["C01-02"], "IDS: no claim or report 'C01-02'; did you mean C001-02? (reports are S000, "),
+    (["c001-02"], "did you mean C001-02?"),
+    (["S009", "x"], "IDS: no claim or report 'S009'; did you mean S00"),
+    (["--ledger", "claim"], "--ledger: no ledger 'claim'; did you mean claims?"),
+    (["--ledger", "quickstart"], "is no ledger of claims: it has no key `claims`"),
+    (["--ledger", "none.yaml"], "--ledger: no such file: none.yaml"),
+    (["--data", "notes.json"], "--data: notes.json holds no findings of claims: "),
+    (["--data", "."], "--data: . holds no findings of claims: "),
+    (["C000-01", "--write", "x.md"], "--write: the page is of all claims; leave out C000-01"),
+    (["C000-14", "--gpus", "99"], "--gpus"),
+])  # fmt: skip
+def test_mistake_on_the_command_line_is_named(words: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text('{"C000-01": {"runs": 3}}')
+    with pytest.raises(Problem) as caught:
+        here("claims", *words, cwd=tmp_path)
+    assert caught.value.status == 2
+    assert said in str(caught.value)
+
+
+def test_fewer_seeds_than_the_rule_judges_by_are_refused(tmp_path: Path) -> None:
+    assert "'--seeds'" in hpo("claims", "--seeds", "2", cwd=tmp_path, status=2).stderr
+
+
+def test_list_and_dry_run_print_what_is_needed_and_run_nothing(tmp_path: Path) -> None:
+    listed = json.loads(here("claims", "S001", "--list", "--format", "json", cwd=tmp_path))
+    assert [line["id"] for line in listed] == [f"C001-{i:02d}" for i in range(1, 13)]
+    assert (listed[8]["runs"], listed[8]["tokens"], listed[8]["hours"]) == (9, 9 * 32_000, None)
+    assert json.loads(here("claims", "S001", "--dry-run", "--format", "json", cwd=tmp_path)) == listed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calculation_that_passes_gives_the_verdict_it_shows(tmp_path: Path) -> None:
+    done = here("claims", "C000-08", "--format", "json", cwd=tmp_path)
+    assert json.loads(done)[0]["verdict"] == "refuted by arithmetic"
+    assert records.load(tmp_path / "runs" / "claims.json").claims["C000-08"].passed is True
+
+
+def test_page_of_the_documents_is_what_their_data_give() -> None:
+    held = records.load(ROOT / "docs" / "claims.json")
+    written = (ROOT / "docs" / "claims.md").read_text("utf-8")
+    assert written == page(SHIPPED, held)
+    assert [line.split(" | ")[0].removeprefix("| ") for line in verdicts_of(written)] == list(SHIPPED.claims)
