@@ -7,7 +7,7 @@ WORKERS ?= 4
 MINUTES ?= 30
 BIN := .venv/bin
 
-.PHONY: launch test generated lint bench chaos clean
+.PHONY: launch test generated evidence lint bench chaos clean
 
 launch: .venv/.installed
 	$(BIN)/hpo launch --study $(STUDY) --workers $(WORKERS)
@@ -18,6 +18,10 @@ test: lint
 # Made-up command lines and study files, far more of them than in `make test`: about five minutes.
 generated: .venv/.installed-dev
 	HPO_EXAMPLES=10000 $(BIN)/pytest -n 2 --dist loadfile tests/test_generated.py tests/test_generated_files.py
+
+# What the verdicts are worth, on hundreds of studies with a planted truth; writes docs/evidence.md.
+evidence: .venv/.installed-dev
+	HPO_EVIDENCE=docs/evidence.md $(BIN)/pytest -q -m evidence tests/evidence
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .

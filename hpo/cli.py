@@ -200,11 +200,12 @@ def dashboard(
         bool | None,
         typer.Option("--allow-edit/--read-only", help="Whether pages may change studies; else on this machine only."),
     ] = None,
+    out: Out = RUNS,
 ) -> None:
     """Serve the Optuna Dashboard over the storage; beyond this machine with HPO_DASHBOARD_PASSWORD only."""
     from hpo.dashboard import serve
 
-    serve(url(storage), host, port, edit)
+    serve(url(storage), host, port, edit, out)
 
 
 @app.command()

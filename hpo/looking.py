@@ -63,6 +63,27 @@ def show(
 
 
 @commands.command()
+def why(
+    number: Number,
+    study: Study = None,
+    storage: Storage = None,
+    format: Print = Format.table,
+) -> None:
+    """Say why a trial was suggested, and why it ended as it did, in a sentence for each decision."""
+    from hpo.output import rows
+    from hpo.status import snapshot
+    from hpo.why import why
+
+    with looking(storage) as store:
+        found = why(snapshot(store, study), number)
+    if format is not Format.table:
+        rows(found, format)
+        return
+    for decision in found:
+        print(decision["sentence"])
+
+
+@commands.command()
 def logs(
     number: Number,
     study: Study = None,
@@ -100,16 +121,21 @@ def export(
     study: Study = None,
     storage: Storage = None,
 ) -> None:
-    """Write the configuration of the best trial, complete and trainable."""
-    from hpo.export import picked, text
+    """Write the configuration of the best trial, complete and trainable.
+
+    One that `hpo confirm` found better than the baseline comes before the best of the search.
+    """
+    from hpo.export import picked, preferred, text
     from hpo.folders import write
     from hpo.status import snapshot
 
     with looking(storage) as store:
         of = snapshot(store, study)
-        found = text(of, picked(of, trial))
+        kept, known = preferred(store, of) if trial is None else (picked(of, trial), "")
+        found = text(of, kept, known)
     if output is None:
         print(found, end="")
         return
     write(output, found)
-    say(f"{output}: trial {picked(of, trial).number} of {of.name}; next: hpo train {output}")
+    told = f"trial {kept.number} of {of.name}" + (f", {known}" if known else "")
+    say(f"{output}: {told}; next: hpo train {output}")

@@ -1,4 +1,4 @@
-"""The commands that weigh what a search found, by runs of their own: on fresh seeds, in pairs."""
+"""The commands that weigh what a search found: by runs of their own, on fresh seeds, in pairs; and in a report."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.arguments import RUNS, Out, Pack, Print, Storage, Study, leave, url
+from hpo.arguments import RUNS, Out, Pack, Print, Storage, Study, leave, possible, url
 from hpo.output import Format
 
 if TYPE_CHECKING:
@@ -91,3 +91,125 @@ def confirm(
     asked = Asked(study, top, seeds, tokens, name, None if test is None else test.value)
     how = options(storage, workers, gpus, per_gpu, pack, out, dry_run, quiet, plain)
     leave(confirm(asked, how, format))
+
+
+class Design(StrEnum):
+    """Which combinations of the changes are run."""
+
+    leave_one_out = "leave-one-out"
+    add_one_in = "add-one-in"
+    cumulative = "cumulative"
+    factorial = "factorial"
+
+
+@commands.command()
+def ablate(
+    study: Study = None,
+    before: Annotated[
+        str, typer.Option("--from", metavar="baseline|N|FILE", help="Configuration to begin from.")
+    ] = "baseline",
+    after: Annotated[
+        str, typer.Option("--to", metavar="best|N|FILE", help="Configuration whose changes are tried.")
+    ] = "best",
+    design: Annotated[Design, typer.Option(help="Which combinations of the changes to run.")] = Design.leave_one_out,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option("--factor", metavar="NAME=FIELD,FIELD", help="Changes that are made together, as one factor."),
+    ] = None,
+    order: Annotated[
+        str, typer.Option(metavar="NAME,NAME", help="Order of the changes, for a cumulative design; else the space's.")
+    ] = "",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each, on seeds of their own; else 5.")] = None,
+    tokens: Tokens = None,
+    name: Name = None,
+    storage: Storage = None,
+    workers: Workers = 0,
+    gpus: Gpus = "",
+    per_gpu: PerGpu = 1,
+    pack: Pack = 1,
+    out: Out = RUNS,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    plain: Plain = False,
+    format: Print = Format.table,
+) -> None:
+    """Try the changes between two configurations one by one, and say which of them matter.
+
+    leave-one-out: the target without each; add-one-in: the baseline with each; cumulative: one after the other;
+    factorial: all combinations up to five changes, a fraction of them up to 16, with the interactions of pairs.
+    Every combination is run with the same seeds; effects are differences of runs of one seed.
+    """
+    from hpo.ablate import Asked, ablate
+
+    names = [part.strip() for part in order.split(",") if part.strip()]
+    asked = Asked(study, before, after, design.value, groups or [], names, seeds, tokens, name)
+    how = options(storage, workers, gpus, per_gpu, pack, out, dry_run, quiet, plain)
+    leave(ablate(asked, how, format))
+
+
+@commands.command()
+def claims(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[IDS]...", help="Ids of claims, or reports, such as S001; else all.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=3, help="Pairs of runs of each; else those it asks for.")] = None,
+    ledger: Annotated[str, typer.Option(help="Ledger of claims, by name or path.")] = "claims",
+    listing: Annotated[bool, typer.Option("--list", help="List the claims and what their runs need, and end.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(callback=possible, help="File of what is found; else claims.json in ./docs if there, in ./runs."),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(callback=possible, help="Write the page of all verdicts there, and end.")
+    ] = None,
+    storage: Storage = None,
+    workers: Workers = 0,
+    gpus: Gpus = "",
+    per_gpu: PerGpu = 1,
+    pack: Pack = 1,
+    out: Out = RUNS,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    plain: Plain = False,
+    format: Print = Format.table,
+) -> None:
+    """Run the tests of a ledger of claims, and say which hold, by how much, and on what.
+
+    Each claim is a study of its own, claim-C000-01, with claim-C000-01-tune before it where a factor is chosen first.
+    What is done is not run again; more seeds go into a further study. The largest effects come first.
+    """
+    from hpo.verdicts import Asked, claims
+
+    asked = Asked(names or [], seeds, ledger, data, write, listing)
+    how = options(storage, workers, gpus, per_gpu, pack, out, dry_run, quiet, plain)
+    leave(claims(asked, how, format))
+
+
+@commands.command()
+def report(
+    study: Study = None,
+    storage: Storage = None,
+    out: Out = RUNS,
+    html: Annotated[Path | None, typer.Option(callback=possible, help="Write the page there.")] = None,
+    pdf: Annotated[
+        Path | None, typer.Option(callback=possible, help="Print the page there; needs a Chromium on this machine.")
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(callback=possible, help="Write all trials there, all curves beside it as F-curves.csv."),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(callback=possible, help="Write all there: verdict, noise, study, trials, curves.")
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish/--no-publish", help="Show verdict, figures and files in the dashboard too.")
+    ] = True,
+) -> None:
+    """Write what a study shows, as one page that needs no network; else to runs/STUDY/report.html.
+
+    It opens with a verdict: the best against the baseline, how much of that is noise or luck, and whether it was
+    confirmed. Figures, tables, and the commands that repeat it follow.
+    """
+    from hpo.report import Files, report
+
+    report(url(storage), study, out, Files(html, pdf, csv, json), publish)

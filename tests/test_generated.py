@@ -28,8 +28,9 @@ def commands(group: Any = COMMANDS, path: Path_ = ()) -> dict[Path_, Any]:
 
 ALL = commands()
 # A command that is not here is only typed wrongly or asked for help, until somebody has seen that it answers at once.
-NAMES = """studies, status, trials, show, logs, best, export, pause, resume, stop, kill, retry, enqueue, fork, check,
-    doctor, data list, launch, worker, dashboard, train, limits, sample, data prepare, data show"""
+NAMES = """studies, status, trials, show, why, logs, best, export, pause, resume, stop, kill, retry, enqueue, fork,
+    check, doctor, data list, launch, confirm, ablate, claims, worker, dashboard, train, limits, sample, report,
+    data prepare, data show"""
 QUICK = {tuple(name.split()) for name in NAMES.split(",")}
 
 ODD = st.one_of(
@@ -185,7 +186,7 @@ def held_back(line: Line) -> Line:
     first: list[str] = []
     last: list[str] = []
     match line.path:
-        case ("launch",):
+        case ("launch" | "confirm" | "ablate" | "claims",):
             first = ["--dry-run"]
         case ("worker",):  # a study and --follow exclude each other
             first = ["--follow", "--study=trivial"]
@@ -214,6 +215,10 @@ def due(line: Line) -> set[int]:
     match name:
         case "worker" | "limits" | "sample" | "data prepare" | "data show":
             return {2}
+        case "claims":  # odd names, ledgers and files of data are most of what is typed
+            return {0, 2} | ({4} if of.get("storage") in STORAGES else set()) | ({1} if "write" in of else set())
+        case "confirm" | "ablate":  # what they make of a study is what only its trials can tell
+            return {4} if of.get("storage") in STORAGES else {0, 2, 3}
         case "dashboard":
             return {2, 4}  # the address may be refused before the storage
         case "data list":
@@ -252,7 +257,7 @@ def _of_study(name: str, of: dict[str, str]) -> set[int]:
     number = int(of.get("number", of.get("trial", 0)))
     there = 0 <= number < STUDIES[study]
     match name:
-        case "show" | "logs":
+        case "show" | "why" | "logs":
             return {0} if there else {2}
         case "kill":
             return {0} if there and study == "held" else {2}
