@@ -84,7 +84,10 @@ def inside_noise(of: Snapshot) -> Iterator[str]:
 
 
 def edges(of: Snapshot, dead: Collection[str] = ()) -> Iterator[str]:
-    """Say which values of the best trial lie on the edge of their ranges; of a dead knob it does not matter."""
+    """Say which values of the best trial lie on the edge of their ranges; of a dead knob it does not matter.
+
+    An end beyond which the field has no values, such as a dropout of 0, is no edge.
+    """
     best = of.best()
     if best is None or of.kind(best) == "baseline" or not _settled(of):
         return
@@ -93,7 +96,10 @@ def edges(of: Snapshot, dead: Collection[str] = ()) -> Iterator[str]:
         if at is None or min(at, 1 - at) > NEAR:
             continue
         side, share = ("lower", at) if at < 0.5 else ("upper", 1 - at)
-        limit = shown(_ends(entry)[at >= 0.5])
+        end = _ends(entry)[at >= 0.5]
+        if ("low" if end == min(_ends(entry)) else "high") in of.spec.get("closed", {}).get(path, ()):
+            continue  # there is nothing beyond
+        limit = shown(end)
         where = f"is the {side} end of its range" if share == 0 else f"lies at the {side} end of its range, {limit}"
         near = f" ({100 * share:.2g} % away)" if share else ""
         yield f"{path} of the best trial, {shown(best.params[path])}, {where}{near}; beyond it nothing was tried"

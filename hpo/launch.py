@@ -335,6 +335,7 @@ def answer(of: Snapshot, path: Path, options: Options) -> list[str]:
         *found,
         f"complete configuration: {path}",
         "next:",
+        f"  hpo confirm --study {of.name}{where} --workers {max(1, options.workers)}",
         f"  hpo export --study {of.name}{where} -o best.yaml",
         "  hpo train best.yaml",
         f"  hpo dashboard{where}",

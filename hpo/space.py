@@ -132,6 +132,22 @@ def _check_ends(config: BaseModel, path: str, entry: Entry) -> list[str]:
     return problems
 
 
+def closed(base: BaseModel, space: Space) -> dict[str, list[str]]:
+    """Return the ends of ranges, low or high, beyond which the field itself has no values: nobody can search there."""
+    found: dict[str, list[str]] = {}
+    for path, entry in space.items():
+        numbers = [entry.low, entry.high] if not isinstance(entry, Choices) else list(entry.choices)
+        if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+            continue
+        low, high = min(numbers), max(numbers)  # type: ignore[type-var]
+        for config in contexts(base, space, path)[:1]:
+            step = 1 if field_type(config, path) is int else 1e-9
+            beyond = {"low": low - step, "high": high + step}  # type: ignore[operator]
+            if ends := [end for end, value in beyond.items() if _with(config, path, value) is None]:
+                found[path] = ends
+    return found
+
+
 def suggest(trial: optuna.Trial, base: BaseModel, space: Space) -> dict[str, Any]:
     """Return a value for each field of the space that applies, by dotted path."""
     config, values = base, {}

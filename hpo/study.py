@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from hpo.pruner import Median, Pruner
 from hpo.ranges import Space
 from hpo.sampler import TPE, Sampler
+from hpo.space import closed
 from hpo.target import imported
 from model.section import Count, Positive, Section, flat, updated
 
@@ -159,6 +160,7 @@ class Study:
         """Return all that a worker elsewhere needs, as JSON values."""
         tree: dict[str, Any] = self.file.model_dump(mode="json", exclude={"base"})
         derived = {"name": self.name, "rungs": self.rungs, "rung_tokens": self.rung_tokens}
+        derived["closed"] = closed(self.base, self.file.space)
         return tree | {"base": self.base.model_dump(mode="json")} | derived
 
 
@@ -169,7 +171,7 @@ def seed_path(config: BaseModel) -> str | None:
 
 def from_spec(spec: Mapping[str, Any]) -> Study:
     """Return the study that `Study.spec` described."""
-    tree = {key: value for key, value in spec.items() if key not in ("name", "rung_tokens")}
+    tree = {key: value for key, value in spec.items() if key not in ("name", "rung_tokens", "closed")}
     file = StudyFile.model_validate(tree)
     return Study(spec["name"], f"study {spec['name']}", file, imported(file.config, "config")(**file.base))
 

@@ -37,6 +37,8 @@ def store(here: Path) -> Iterator[Store]:
 
 def began(store: Store, folder: Path, anchors: Mapping[str, float] | None = None, **keys: Any) -> Registered:
     path = planted(folder, **{"space": SPACE, "budget": {"trials": 40}, **keys})
+    curves = folder / "curves.py"
+    curves.write_text(curves.read_text().replace("ge=0.0, le=1.0", "ge=-9.0, le=9.0"))
     return register(store, read(str(path)), None, anchors or {})
 
 
@@ -257,6 +259,20 @@ def test_one_pair_with_other_curves_acquits_a_knob(store: Store, here: Path) -> 
         put(at, value, x=x, pause=pause)
     over(at)
     assert notes(at) == []
+
+
+@pytest.mark.parametrize(("bounds", "said"), [("ge=-9.0, le=9.0", True), ("ge=0.0", False), ("gt=-1e-12", False)])
+def test_an_end_beyond_which_the_field_has_no_values_is_no_edge(
+    store: Store, here: Path, bounds: str, said: bool
+) -> None:
+    path = planted(here, space=SPACE, budget={"trials": 40})
+    curves = here / "curves.py"
+    curves.write_text(curves.read_text().replace("ge=0.0, le=1.0", bounds))
+    at = register(store, read(str(path)), None, {})
+    put(at, 1.5, "baseline", x=0.5)
+    for i in range(10):
+        put(at, 1.4 - i / 100, x=(9 - i) / 9)
+    assert bool(notes(at)) == said
 
 
 def test_a_study_that_ran_says_of_which_field_no_effect_shows_and_not_that_it_lies_on_an_edge(

@@ -58,7 +58,7 @@ def test_launch_prints_the_best_configuration_what_changed_and_what_to_type_next
     assert "baseline 1.5000" in stdout
     assert "0.5000 ->" in stdout
     typed = [text.strip() for text in stdout.splitlines() if text.startswith("  hpo ")]
-    assert [text.split()[1] for text in typed] == ["export", "train", "dashboard"]
+    assert [text.split()[1] for text in typed] == ["confirm", "export", "train", "dashboard"]
     assert Path("runs/planted/best.yaml").is_file()
     assert Path("runs/planted/study.yaml").is_file()
     assert "trial 0: started (baseline)" in stderr
