@@ -7,6 +7,7 @@ import socketserver
 import sys
 import wsgiref.simple_server
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from socket import AF_INET6
 from typing import Any
 
@@ -14,6 +15,7 @@ import optuna
 import optuna_dashboard
 import sqlalchemy as sa
 from bottle import HTTPError  # type: ignore[import-untyped]
+from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
 from hpo.guard import App, Environ, Guard, Login, Refusal, Start, is_loopback
@@ -56,10 +58,11 @@ class Quiet(wsgiref.simple_server.WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None: ...
 
 
-def serve(storage: str, host: str, port: int, edit: bool | None = None) -> None:
+def serve(storage: str, host: str, port: int, edit: bool | None = None, out: Path | None = None) -> None:
     """Serve until interrupted.
 
-    edit: whether the pages may change studies; None: on this machine only.
+    edit: whether the pages may change studies; None: on this machine only. out: the folder of the runs, where the
+    files are that `hpo report` attached.
 
     Raises:
         Problem: an address beyond this machine without a password.
@@ -75,7 +78,7 @@ def serve(storage: str, host: str, port: int, edit: bool | None = None) -> None:
     with contextlib.ExitStack() as stack:
         look = stack.enter_context(browse(storage))
         change = stack.enter_context(connect(storage)) if (local if edit is None else edit) else None
-        app = guarded(look, change, Login(password) if password.strip() else None, local)
+        app = guarded(look, change, Login(password) if password.strip() else None, local, attached(out))
         server = stack.enter_context(_listening(host, port, app))
         signal.signal(signal.SIGTERM, _end)
         what = "" if change else ", to look only"
@@ -83,23 +86,35 @@ def serve(storage: str, host: str, port: int, edit: bool | None = None) -> None:
         server.serve_forever()
 
 
-def guarded(look: Store, change: Store | None, login: Login | None, local: bool) -> Guard:
+def artifacts(out: Path) -> Path:
+    """Return the folder of the files that `hpo report` attaches to studies and trials."""
+    return out / "artifacts"
+
+
+def attached(out: Path | None) -> FileSystemArtifactStore | None:
+    """Return those files as the pages serve them, None where there are none."""
+    return FileSystemArtifactStore(artifacts(out)) if out is not None and artifacts(out).is_dir() else None
+
+
+def guarded(
+    look: Store, change: Store | None, login: Login | None, local: bool, files: FileSystemArtifactStore | None = None
+) -> Guard:
     """Return Optuna's pages behind the guard; what only looks is read from `look`, which takes no write lock."""
-    pages = _Pages(look)
-    edit = _edits(optuna_dashboard.wsgi(answering(change)), pages) if change else None
+    pages = _Pages(look, files)
+    edit = _edits(optuna_dashboard.wsgi(answering(change), artifact_store=files), pages) if change else None
     return Guard(pages, edit, login, local, lambda study_id: _n_trials(look, study_id))
 
 
 class _Pages:
     """Optuna's pages over a storage, with what Optuna remembers of it."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, files: FileSystemArtifactStore | None) -> None:
+        self._store, self._files = store, files
         self.forget()
 
     def forget(self) -> None:
         """Begin without memory: SQLite gives the number of a deleted study to the next one."""
-        self._app: App = optuna_dashboard.wsgi(answering(self._store))
+        self._app: App = optuna_dashboard.wsgi(answering(self._store), artifact_store=self._files)
 
     def __call__(self, environ: Environ, start: Start) -> Iterable[bytes]:
         return self._app(environ, start)

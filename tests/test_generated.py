@@ -129,7 +129,8 @@ def lines(draw: st.DrawFn) -> Line:
     """Return a command line over some options of any command, with up to four of them and some slips."""
     line = Line(draw(st.sampled_from(sorted(ALL))))
     parameters = ALL[line.path].params
-    options = [p for p in parameters if p.param_type_name == "option" and p.name != "watch"]  # of what never ends
+    unsaid = ("watch", "pdf")  # of what never ends, of what starts a browser
+    options = [p for p in parameters if p.param_type_name == "option" and p.name not in unsaid]
     chosen = draw(st.lists(st.sampled_from(options), max_size=4)) if options else []
     if draw(st.integers(0, 3)):  # most refusals would be for want of a study
         chosen += [option for option in options if option.name == "study"]
@@ -263,6 +264,8 @@ def _of_study(name: str, of: dict[str, str]) -> set[int]:
             return {0} if there and study == "held" else {2}
         case "best" | "export" if "trial" not in of and study != "trivial":
             return {3}
+        case "report":
+            return {0, 1} if study == "trivial" else {0, 1, 3}
         case "export":
             return {0, 1, 2} if there or "trial" not in of else {2}
         case "retry" | "enqueue":

@@ -1,0 +1,175 @@
+"""The sections at the end of a report: the best trials, failures, workers and budget, where all of it comes from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hpo import crew, notation
+from hpo.arms import ONLY_SEARCHED
+from hpo.finding import Related
+from hpo.live import clock
+from hpo.output import plain
+from hpo.page import code, heading, pairs, table, text
+from hpo.reading import State, Trial
+from hpo.sections import digits, figure
+from hpo.status import ENDED, ERROR, MACHINE, SET, Snapshot, counts, tokens
+from hpo.study import DEFAULT_CONFIG
+
+ACROSS = 6  # parameters in one table
+LISTED = 15  # trials in the page's table; the CSV has all
+
+
+def ledger(of: Snapshot) -> Iterator[str]:
+    """Yield who worked when, and what all of it cost."""
+    yield heading("Workers and budget")
+    if found := crew.timeline(of):
+        caption = (
+            "A bar is a trial, in the row of the worker that ended it. Gaps are waiting: for the first import, the "
+        )
+        caption += "storage, or a trial to run. Clocks are those of the workers' machines."
+        yield figure(found, "timeline", caption)
+    yield table(crew.records(of))
+    told = "share of its time: from the worker's first trial to the end of the study, pauses included."
+    yield text(told, "small")
+    budget = {key: value for key, value in of.budget.items() if value is not None}
+    n, spent = counts(of), tokens(of)
+    facts: dict[str, Any] = {"budget": ", ".join(f"{key}: {_word(value)}" for key, value in budget.items())}
+    facts["trials"] = f"{len(of.own)} begun, {n['waiting']} waiting"
+    if spent["trained"] is not None:
+        facts["tokens"] = f"{spent['trained']:,} trained, {spent['saved_by_pruning']:,} saved by pruning"
+    else:
+        facts["rungs"] = f"{sum(t.last_step or 0 for t in of.own):,} trained"
+    facts["training"] = clock(sum(t.duration.total_seconds() for t in crew.timed(of) if t.duration)) + " in all"
+    facts["from first to last trial"] = clock(crew.span(of))
+    yield pairs(facts)
+
+
+def _word(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def trials(of: Snapshot) -> Iterator[str]:
+    """Yield the best trials, and why others failed."""
+    best = sorted(of.feasible, key=lambda t: t.values[0])[:LISTED]
+    if best and not of.spec.get("arms"):
+        yield heading("Best trials")
+        d = digits(of)
+        paths = list(dict.fromkeys(path for t in best for path in t.params))
+        for i in range(0, max(1, len(paths)), ACROSS):  # more columns do not fit on a page
+            yield table([_best(of, t, d, paths[i : i + ACROSS]) for t in best])
+        yield text(
+            f"The first {len(best)} of {len(of.feasible)}; `hpo report --csv` writes all trials and curves.", "small"
+        )
+    failed = [t for t in of.own if t.state == State.FAIL]
+    if failed:
+        yield heading("Failures")
+        yield table(
+            [{"trial": t.number, "how": t.user_attrs.get(ENDED, "failed"), "why": _why(t)} for t in failed[:10]]
+        )
+        if len(failed) > 10:
+            yield text(f"The first 10 of {len(failed)}.", "small")
+
+
+def _best(of: Snapshot, trial: Trial, digits: int, paths: Sequence[str]) -> dict[str, Any]:
+    took = trial.duration.total_seconds() if trial.duration else None
+    told = {"trial": trial.number, "kind": of.kind(trial), of.objective: f"{trial.values[0]:.{digits}f}"}
+    told["seconds"] = None if took is None else f"{took:.1f}"
+    return told | {f"params.{k}" if k in told else k: v for k, v in trial.params.items() if k in paths}
+
+
+def _why(trial: Trial) -> str:
+    said = str(trial.user_attrs.get(ERROR) or "").strip().splitlines()
+    return said[-1][:300] if said else "–"
+
+
+def provenance(of: Snapshot, related: Sequence[Related]) -> Iterator[str]:
+    """Yield where the results come from, and what to type to get them again."""
+    yield heading("Where this comes from")
+    facts: dict[str, Any] = {"study": of.name, "train": of.spec["train"], "data (hash)": of.data_hash}
+    facts["seed of the sampler"] = of.spec["seed"]
+    facts["seeds of the runs"] = ", ".join(map(str, _seeds(of))) or None
+    machines = _machines(of)
+    facts |= machines[0] if machines else {}
+    if len(machines) > 1:
+        facts["note"] = f"trials ran under {len(machines)} different versions or settings; these are those of the most"
+    yield pairs(facts)
+    yield text("Commands that repeat it:")
+    commands = _commands(of, related)
+    yield code("\n".join(commands))
+    file = commands[0].endswith(".yaml")
+    told = "The file is at the end of this page. " if file else ""
+    told += "Equal versions, seeds "
+    yield text(told + "and threads give equal losses on a CPU. With several workers the order of trials, and so "
+                      "what the sampler knew, may differ.", "small")  # fmt: skip
+    best = of.best()
+    if best is not None and not of.spec.get("arms"):
+        yield text(f"Configuration of the best trial, {best.number}, where it differs from the base:")
+        fixed: Mapping[str, Any] = best.user_attrs.get(SET) or best.params
+        base = flat(of.spec["base"])
+        changed = [{"field": k, "base": base.get(k), "best": v} for k, v in fixed.items() if base.get(k) != v]
+        yield table(changed) or text("It is the base.")
+    if file:
+        yield heading("The study file") + code(notation.dump(plain(study_file(of))), "long")
+
+
+def study_file(of: Snapshot) -> dict[str, Any]:
+    """Return what to write into a study file to launch a study again, its overrides included."""
+    derived = {"name", "rung_tokens", "about", *(ONLY_SEARCHED if of.spec.get("arms") else ("arms", "seeds", "equal"))}
+    derived |= {"rungs"} if of.spec["config"] == DEFAULT_CONFIG else set()
+    tree = {key: value for key, value in of.spec.items() if key not in derived}
+    tree["budget"] = {key: value for key, value in of.budget.items() if value is not None}
+    if of.spec.get("arms"):
+        tree["budget"].pop("trials", None)
+    return {key: value for key, value in tree.items() if value not in ({}, [], None)}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the fields of a configuration by dotted path."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _seeds(of: Snapshot) -> list[int]:
+    if of.spec.get("arms"):
+        return list(of.spec["seeds"])
+    base = flat(of.spec["base"])
+    first = base.get("run.seed", base.get("seed"))
+    repeats = [t.user_attrs.get(SET) or {} for t in of.own if of.kind(t) == "seed"]
+    found = {v for values in repeats for k, v in values.items() if k.rpartition(".")[2] == "seed"}
+    return sorted({*found, *([first] if isinstance(first, int) else [])})
+
+
+def _machines(of: Snapshot) -> list[dict[str, Any]]:
+    """Return versions, commit and threads that trials ran under, those of the most trials first."""
+    often: dict[str, int] = {}
+    known: dict[str, dict[str, Any]] = {}
+    for trial in of.own:
+        held = {k: v for k, v in (trial.user_attrs.get(MACHINE) or {}).items() if k != "pack"}
+        if held:
+            known[repr(held)] = held
+            often[repr(held)] = often.get(repr(held), 0) + 1
+    return [_flat(known[key]) for key in sorted(often, key=lambda key: -often[key])]
+
+
+def _flat(held: Mapping[str, Any]) -> dict[str, Any]:
+    versions = ", ".join(f"{name} {found}" for name, found in (held.get("versions") or {}).items())
+    rest = {k.replace("_", " "): v for k, v in held.items() if k != "versions" and not isinstance(v, dict)}
+    return {"versions": versions, **rest}
+
+
+def _commands(of: Snapshot, related: Sequence[Related]) -> list[str]:
+    about = of.spec.get("about") or {}
+    workers = max(1, len(crew.crew(of)))
+    made = next(((key, source) for key, source in about.items() if key in ("confirms", "ablates")), None)
+    if made:
+        found = [f"hpo {'confirm' if made[0] == 'confirms' else 'ablate'} --study {made[1]} --as {of.name}"]
+    else:
+        found = [f"hpo launch --workers {workers} --study {of.name}.yaml"]
+    found += [
+        f"hpo {'confirm' if 'confirms' in one.of.spec['about'] else 'ablate'} --study {of.name}" for one in related
+    ]
+    best = of.best()
+    if best is not None and not of.spec.get("arms"):
+        found += [f"hpo export --study {of.name} --trial {best.number} -o best.yaml", "hpo train best.yaml"]
+    return [*found, f"hpo report --study {of.name}"]

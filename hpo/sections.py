@@ -1,0 +1,218 @@
+"""The sections of a report: each a heading, figures or tables, and how to read them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpo import figures, importance, landscape
+from hpo.axes import axes
+from hpo.drawing import Drawn, anchors, unit
+from hpo.finding import Related, Verdict, own
+from hpo.importance import Interactions
+from hpo.noise import decimals, noise
+from hpo.page import bullets, drawn, heading, pairs, table, text
+from hpo.reading import State
+from hpo.statistics import LEVEL
+from hpo.status import Snapshot, counts, tokens
+
+SHOWN_PAIRS = 6
+
+_SAME_BATCHES = (
+    "Trials of a study see the same batches in the same order, so curves of one seed may be compared point by point."
+)
+
+
+def figure(found: Drawn, name: str, caption: str) -> str:
+    """Return a figure, what it leaves out said at the end of its caption."""
+    shown, told = found
+    return drawn(shown, name, " ".join([caption, *told]))
+
+
+def opening(of: Snapshot, found: Verdict) -> str:
+    """Return what the study shows, before anything else."""
+    n, d = counts(of), digits(of)
+    best, base, floor = of.best(), of.baseline(), noise(of)
+    what = f"{of.objective}" + (f", in {unit(of)}" if unit(of) else "") + "; lower is better"
+    facts: dict[str, Any] = {"objective": what}
+    facts["trials"] = ", ".join(f"{count:,} {state}" for state, count in n.items() if count)
+    if best is not None and not of.spec.get("arms"):
+        facts["best"] = f"{best.values[0]:.{d}f} (trial {best.number})"
+    if floor:
+        facts["baseline"] = f"{floor.mean:.{d}f} ± {floor.sigma:.{d}f} (mean and σ of {floor.n} seeds)"
+    elif base is not None and base.values and base.state == State.COMPLETE:
+        facts["baseline"] = f"{base.values[0]:.{d}f} (trial {base.number}, one seed)"
+    facts |= {f"{name} model": f"{level:.{d}f}" for name, level in anchors(of).items()}
+    notes = text("To be kept in mind:") + bullets(found.caveats) if found.caveats else ""
+    return text(found.headline, "lead") + bullets(found.grounds) + notes + pairs(facts)
+
+
+def digits(of: Snapshot) -> int:
+    """Return the decimals that the noise leaves worth printing."""
+    floor = noise(of)
+    return decimals(floor.sigma) if floor else 4
+
+
+def course(of: Snapshot) -> Iterator[str]:
+    """Yield curves, the best so far, and what pruning saved."""
+    yield heading("Curves")
+    if of.spec.get("arms"):
+        caption = (
+            "The mean of each arm's runs, with one standard deviation either way; the number of runs in brackets. "
+        )
+        yield figure(figures.arms(of), "arms", caption + _anchored(of))
+    else:
+        caption = f"{of.objective} along each run. Grey: runs that ended early, pruned ones above all. " + _band(of)
+        yield figure(figures.curves(of), "curves", caption + _anchored(of) + _SAME_BATCHES)
+        yield heading("Best so far")
+        caption = "Each dot is a finished trial, placed where it ended. "
+        if noise(of):
+            caption += (
+                "Dotted: the best that would be expected of so many runs of the baseline with another seed each. "
+                "Only what lies below it is more than luck; how far below is worth believing, `hpo confirm` says."
+            )
+        yield figure(figures.history(of), "history", caption)
+    if any(t.state == State.PRUNED for t in of.own):
+        yield heading("What pruning saved")
+        told, spent = tokens(of), "rungs" if tokens(of)["trained"] is None else "tokens"
+        amount = (
+            f" {told['trained']:,} tokens trained, {told['saved_by_pruning']:,} saved." if spent == "tokens" else ""
+        )
+        caption = f"How many trials trained each stretch of a run, and how many had been stopped before it.{amount} "
+        caption += "Whether a stopped trial would have won in the end is not known; baselines are never stopped."
+        yield figure(figures.saved(of), "saved", caption)
+
+
+def _band(of: Snapshot) -> str:
+    floor = noise(of)
+    if floor is None:
+        return ""
+    return f"Band: two standard deviations either way of the mean of the baseline's {floor.n} seeds, the noise. "
+
+
+def _anchored(of: Snapshot) -> str:
+    if not anchors(of):
+        return ""
+    return "Dashed: what tables of single tokens (unigram) and of pairs (bigram) reach on the same text. "
+
+
+def knobs(of: Snapshot, out: Path) -> Iterator[str]:
+    """Yield importance, interactions, slices, contours and learning-rate curves of a search."""
+    of_axes = axes(of)
+    if of.spec.get("arms") or not of_axes:
+        return
+    rung, found = importance.at_end(of)
+    yield heading("Which hyperparameters mattered")
+    order = [w.path for w in found] + [path for path in of_axes if path not in {w.path for w in found}]
+    if found:
+        yield from _importance(of, rung, found)
+    else:
+        n = len(importance.points(of, of.rungs))
+        yield text(f"Too few trials for importances: {n} came to the last rung, {importance.FEWEST} are needed.")
+    if len(of_axes) > 1:
+        yield from _interactions(importance.interactions(of), of)
+    yield heading("Slices")
+    caption = "The result of each trial against each hyperparameter, on the scale that was searched; grey, trials that "
+    caption += "ended early, at their last value, which is no result. A search looks more often where it found good "
+    caption += "values, so a crowd is no evidence."
+    for i, one in enumerate(landscape.slices(of, order)):
+        yield figure(one, f"slices-{i}", caption if i == 0 else "The same for further hyperparameters.")
+    yield from _contours(of, order, rung)
+    yield from _rates(of, order, out)
+
+
+def _importance(of: Snapshot, rung: int, found: Sequence[importance.Weight]) -> Iterator[str]:
+    n = len(importance.points(of, rung))
+    caption = (
+        f"Where the better third of the {n} trials that came to rung {rung} of {of.rungs} lie, compared with where all "
+    )
+    caption += (
+        "lie (PED-ANOVA). A mark: what a hyperparameter without effect exceeds one time in 20, from shuffled values. "
+    )
+    caption += (
+        "Grey bars do not pass it, so nothing is shown of them, which is not to say that they do nothing. A search "
+    )
+    caption += "that moves several at once can make one look important by the company it keeps."
+    yield drawn(landscape.importance(found), "importance", caption)
+    rungs = importance.by_rung(of)
+    if len(rungs) > 1:
+        caption = (
+            "The same at each rung, of all trials that came to it, those pruned later included: what matters early "
+        )
+        caption += "need not matter at the end. What diverged counts as the worst."
+        yield drawn(landscape.by_rung(of, rungs), "importance-by-rung", caption)
+
+
+def _interactions(found: Interactions, of: Snapshot) -> Iterator[str]:
+    if not found.pairs:
+        if found.needed:
+            told = f"Too few trials to test for interactions: {found.n} came to rung {found.rung}, "
+            yield text(f"{told}{found.needed} are needed.")
+        return
+    clear = [pair for pair in found.pairs if pair.p < 1 - LEVEL]
+    said = f"{len(clear)} of {len(found.pairs)} pairs" if clear else f"None of the {len(found.pairs)} pairs"
+    yield text(f"Interactions: {said} of hyperparameters {'is' if len(clear) < 2 else 'are'} shown to act together.")
+    yield table(
+        [
+            {
+                "pair": f"{pair.first} × {pair.second}",
+                "p, corrected": f"{pair.p:.2g}",
+                "explains": f"{pair.explained:.0%}",
+            }
+            for pair in found.pairs[:SHOWN_PAIRS]
+        ]
+    )
+    told = f"A linear model of all hyperparameters and their squares, on the values of {found.n} trials at rung "
+    told += (
+        f"{found.rung}, with and without the pair's product: F test, p-values corrected by Holm's method; explains: "
+    )
+    told += "the share of the variance that the model leaves without it. Trials that a search placed are no designed "
+    told += "experiment: `hpo ablate` measures the effects of a configuration in pairs."
+    yield text(told, "small")
+
+
+def _contours(of: Snapshot, order: Sequence[str], rung: int) -> Iterator[str]:
+    found = landscape.contours(of, order, rung)
+    if not found:
+        return
+    yield heading("Pairs")
+    caption = (
+        f"{of.objective} at rung {rung} over two hyperparameters, dark is better, a dot a trial; between the dots "
+    )
+    caption += "linearly interpolated, so that noise looks like landscape. The worst tenth has one colour."
+    for i, one in enumerate(found):
+        yield figure(one, f"contour-{i}", caption if i == 0 else "The same for another pair.")
+
+
+def _rates(of: Snapshot, order: Sequence[str], out: Path) -> Iterator[str]:
+    curve, schedule = landscape.lr_curve(of, order), landscape.schedule(of, out)
+    if not curve and not schedule:
+        return
+    yield heading("Learning rate")
+    if curve:
+        caption = "The result of each finished trial against its learning rate. Colour: the most important other "
+        caption += "hyperparameter, if there is one. A minimum that moves with the colour is an interaction."
+        yield figure(curve, "lr", caption)
+    if schedule:
+        yield figure(schedule, "schedule", "The learning rate along the best run, at its rungs.")
+
+
+def arms(of: Snapshot, confirmed: Sequence[Related], ablated: Sequence[Related]) -> Iterator[str]:
+    """Yield the tables of arms: the study's own, and those of the studies that confirm or ablate it."""
+    if of.spec.get("arms"):
+        yield heading("Arms")
+        yield table(own(of).table)
+        told = "difference: of the pairs of runs with the same seed, the arm less the first one; low and high: its "
+        told += f"{LEVEL:.0%} interval by bootstrap; p: of no difference, by a t test of the pairs, corrected for "
+        yield text(told + "the number of arms by Holm's method.", "small")
+    for title, found in (("Confirmation", confirmed), ("Ablation", ablated)):
+        for one in found:
+            yield heading(f"{title}: {one.of.name}")
+            yield bullets(one.verdicts) + table(one.table)
+            yield text(_pairs_told(one.of), "small")
+
+
+def _pairs_told(of: Snapshot) -> str:
+    seeds = of.spec["seeds"]
+    last = "search: the value that the search had seen." if "confirms" in of.spec["about"] else ""
+    told = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), none of which the search used; runs of one seed share "
+    return told + "initial weights and batches, and are compared in pairs. " + last

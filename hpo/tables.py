@@ -1,0 +1,72 @@
+"""All trials and all curves as tables: CSV and JSON, for whoever wants to check or to draw anew."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hpo.folders import jsonable, write
+from hpo.reading import Trial
+from hpo.status import ARM, METRICS, SEED, Snapshot, value, word
+
+
+def trials(of: Snapshot) -> pd.DataFrame:
+    """Return a row a trial: how it ended, its parameters, its last metrics."""
+    return pd.DataFrame([_row(of, trial) for trial in of.trials])
+
+
+def _row(of: Snapshot, trial: Trial) -> dict[str, Any]:
+    attrs = trial.user_attrs
+    known: dict[str, Any] = {"number": trial.number, "state": word(of, trial), "kind": of.kind(trial)}
+    known |= {"rung": trial.last_step or 0, of.objective: value(trial)}
+    known |= {
+        "started": trial.started,
+        "ended": trial.ended,
+        "seconds": trial.duration and trial.duration.total_seconds(),
+    }
+    known |= {key: attrs[key] for key in ("worker", "slot", "attempt", "retry_of", ARM, SEED) if key in attrs}
+    plain = {k: v for k, v in (attrs.get(METRICS) or {}).items() if not isinstance(v, Mapping | list)}
+    metrics = {f"metrics.{key}": found for key, found in plain.items()}
+    # A config of the user's own may have a field of one of these names.
+    return known | {f"params.{k}" if k in known else k: v for k, v in trial.params.items()} | metrics
+
+
+def curves(of: Snapshot) -> pd.DataFrame:
+    """Return a row a trial and rung."""
+    rows = [
+        {"number": trial.number, "rung": rung}
+        | ({"tokens": round(rung * of.rung_tokens)} if of.rung_tokens else {})
+        | {of.objective: found}
+        for trial in of.trials
+        for rung, found in sorted(trial.intermediate_values.items())
+    ]
+    return pd.DataFrame(rows, columns=["number", "rung", *(["tokens"] if of.rung_tokens else []), of.objective])
+
+
+def beside(path: Path) -> Path:
+    """Return the file of the curves that goes with a file of trials."""
+    return path.with_name(f"{path.stem}-curves{path.suffix}")
+
+
+def write_csv(of: Snapshot, path: Path) -> None:
+    """Write the trials to one file and the curves to another beside it."""
+    write(path, trials(of).to_csv(index=False, lineterminator="\n"))
+    write(beside(path), curves(of).to_csv(index=False, lineterminator="\n"))
+
+
+def write_json(of: Snapshot, path: Path, more: Mapping[str, Any]) -> None:
+    """Write all of a study to one file: what is given, its spec, trials and curves."""
+    tree = {"study": of.name, **more, "spec": dict(of.spec), "anchors": dict(of.anchors)}
+    tree |= {"trials": _records(trials(of)), "curves": _records(curves(of))}
+    write(path, json.dumps(jsonable(tree), indent=1) + "\n")
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows, without the cells that pandas filled in."""
+    return [
+        {str(key): cell for key, cell in found.items() if not (isinstance(cell, float) and math.isnan(cell))}
+        for found in table.astype(object).to_dict("records")
+    ]
