@@ -210,6 +210,6 @@ def report(
     It opens with a verdict: the best against the baseline, how much of that is noise or luck, and whether it was
     confirmed. Figures, tables, and the commands that repeat it follow.
     """
-    from hpo.report import Files, report
+    from hpo.report.making import Files, report
 
     report(url(storage), study, out, Files(html, pdf, csv, json), publish)

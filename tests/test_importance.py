@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpo.axes import Axis, axes
 from hpo.checking import read
-from hpo.importance import FEWEST, Point, at_end, by_rung, interactions, pairs, points, weights
 from hpo.ranges import Choices, Range
+from hpo.report.axes import Axis, axes
+from hpo.report.importance import FEWEST, Point, at_end, by_rung, interactions, pairs, points, weights
 from hpo.status import Snapshot
 from hpo.storage import Store, connect
 from tests.compared import searched, worked

@@ -18,18 +18,18 @@ import pytest
 import yaml
 from optuna_dashboard import get_note, save_note
 
-from hpo import crew, figures
 from hpo.checking import read
-from hpo.drawing import blank, focus
-from hpo.finding import verdict
 from hpo.noise import noise
-from hpo.page import table, text
-from hpo.printing import browser, write_pdf
 from hpo.problems import NothingFeasible, Problem, WorkFailed
 from hpo.reading import State
 from hpo.register import register
-from hpo.report import Files, report
-from hpo.report import read as read_report
+from hpo.report import crew, figures
+from hpo.report.drawing import blank, focus
+from hpo.report.finding import verdict
+from hpo.report.making import Files, report
+from hpo.report.making import read as read_report
+from hpo.report.page import table, text
+from hpo.report.printing import browser, write_pdf
 from hpo.statistics import luckiest
 from hpo.status import Snapshot, snapshot
 from hpo.storage import Store, connect

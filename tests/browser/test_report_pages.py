@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.printing import write_pdf
+from hpo.report.printing import write_pdf
 from hpo.storage import connect
 from tests.browser.chromium import CHROMIUM, MISSING, Browser
 from tests.command import hpo

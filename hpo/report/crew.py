@@ -7,9 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from hpo.drawing import BLUE, ORANGE, Drawn, blank
 from hpo.live import clock
 from hpo.reading import State, Trial
+from hpo.report.drawing import BLUE, ORANGE, Drawn, blank
 from hpo.status import Snapshot
 
 Span = tuple[datetime, datetime]

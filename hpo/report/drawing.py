@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from hpo.axes import short
 from hpo.reading import Trial
+from hpo.report.axes import short
 from hpo.status import Snapshot
 from hpo.study import DEFAULT_CONFIG
 

@@ -9,13 +9,13 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from hpo.axes import Axis, axes, short
-from hpo.drawing import ARMS, BLUE, FAINT, GRID, INK, ORANGE, SHADES, Drawn, along, blank, focus, lines, measured
-from hpo.figures import MOST_MARKS, thinned
 from hpo.folders import lines as records
 from hpo.folders import trial_folder
-from hpo.importance import Point, Weight, points, searched
 from hpo.reading import State, Trial
+from hpo.report.axes import Axis, axes, short
+from hpo.report.drawing import ARMS, BLUE, FAINT, GRID, INK, ORANGE, SHADES, Drawn, along, blank, focus, lines, measured
+from hpo.report.figures import MOST_MARKS, thinned
+from hpo.report.importance import Point, Weight, points, searched
 from hpo.status import Snapshot, value
 
 ROWS = 3  # of slices in one figure, which must fit on a page

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpo import figures, importance, landscape
-from hpo.axes import axes
-from hpo.drawing import Drawn, anchors, unit
-from hpo.finding import Related, Verdict, own
-from hpo.importance import Interactions
 from hpo.noise import decimals, noise
-from hpo.page import bullets, drawn, heading, pairs, table, text
 from hpo.reading import State
+from hpo.report import figures, importance, landscape
+from hpo.report.axes import axes
+from hpo.report.drawing import Drawn, anchors, unit
+from hpo.report.finding import Related, Verdict, own
+from hpo.report.importance import Interactions
+from hpo.report.page import bullets, drawn, heading, pairs, table, text
 from hpo.statistics import LEVEL
 from hpo.status import Snapshot, counts, tokens
 

@@ -7,18 +7,18 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hpo import appendix, sections
 from hpo.engine import look
-from hpo.finding import Related, Verdict, related, verdict
 from hpo.folders import study_folder, write
 from hpo.noise import noise
 from hpo.output import say
-from hpo.page import page, text
-from hpo.printing import write_pdf
 from hpo.problems import NothingFeasible
 from hpo.reading import Opened, State
+from hpo.report import appendix, sections
+from hpo.report.finding import Related, Verdict, related, verdict
+from hpo.report.page import page, text
+from hpo.report.printing import write_pdf
+from hpo.report.tables import beside, write_csv, write_json
 from hpo.status import Snapshot, snapshot
-from hpo.tables import beside, write_csv, write_json
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def report(storage: str, name: str | None, out: Path, files: Files, publish: boo
         written = (where.html, where.pdf, where.csv, where.csv and beside(where.csv), where.json)
         say("\n".join(f"{path}: written" for path in written if path))
         if publish:
-            from hpo.showcase import show
+            from hpo.report.showcase import show
 
             show(storage, found.of, found.verdict, out, made)
 

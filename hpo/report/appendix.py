@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hpo import crew, notation
+from hpo import notation
 from hpo.arms import ONLY_SEARCHED
-from hpo.finding import Related
 from hpo.live import clock
 from hpo.output import plain
-from hpo.page import code, heading, pairs, table, text
 from hpo.reading import State, Trial
-from hpo.sections import digits, figure
+from hpo.report import crew
+from hpo.report.finding import Related
+from hpo.report.page import code, heading, pairs, table, text
+from hpo.report.sections import digits, figure
 from hpo.status import ENDED, ERROR, MACHINE, SET, Snapshot, counts, tokens
 from hpo.study import DEFAULT_CONFIG
 

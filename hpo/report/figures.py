@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from hpo.axes import short
 from hpo.compare import runs
-from hpo.drawing import (
+from hpo.noise import Noise, noise
+from hpo.reading import State, Trial
+from hpo.report.axes import short
+from hpo.report.drawing import (
     ARMS,
     BAND,
     BLUE,
@@ -25,8 +27,6 @@ from hpo.drawing import (
     lines,
     measured,
 )
-from hpo.noise import Noise, noise
-from hpo.reading import State, Trial
 from hpo.statistics import luckiest
 from hpo.status import Snapshot
 

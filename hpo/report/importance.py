@@ -12,8 +12,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 
-from hpo.axes import Axis, axes, common, units
 from hpo.reading import State, Trial
+from hpo.report.axes import Axis, axes, common, units
 from hpo.statistics import LEVEL, SEED, holm
 from hpo.status import ENDED, Snapshot
 

@@ -17,10 +17,10 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-from hpo import figures, importance, landscape
 from hpo.dashboard import artifacts
-from hpo.finding import Verdict
 from hpo.folders import trial_folder
+from hpo.report import figures, importance, landscape
+from hpo.report.finding import Verdict
 from hpo.status import Snapshot
 from hpo.storage import connect
 from hpo.view import experimental
