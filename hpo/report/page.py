@@ -15,6 +15,7 @@ _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inl
 
 LONG = 30  # letters of a cell from which on it may be broken anywhere
 WHOLE = 20  # rows of a table that is printed on one page
+WIDE = 8  # columns above which a table is set smaller: what is wider than the page shrinks every page in print
 
 _CSS = """
 @page { size: A4; margin: 15mm 15mm 17mm; }
@@ -43,6 +44,8 @@ td.long { overflow-wrap: anywhere; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 tr, table.whole { break-inside: avoid; }
 thead { display: table-header-group; }
+table.wide { font-size: 10.5px; }
+.wide th, .wide td { padding-right: 5px; }
 code, pre { font: 12.5px/1.5 Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: #f4f6f8; padding: 8px 12px; white-space: pre-wrap; break-inside: avoid; }
 pre.long { font-size: 10.5px; line-height: 1.35; columns: 2; break-inside: auto; }
@@ -84,7 +87,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
     right = {c for c in columns if all(_is_number(record.get(c)) for record in records)}
     head = "".join(f"<th{_class('n' if c in right else '')}>{_breakable(c)}</th>" for c in columns)
     rows = "".join(f"<tr>{_row(record, columns, right)}</tr>\n" for record in records)
-    kind = _class("whole" if len(records) <= WHOLE else "")
+    kinds = (("whole", len(records) <= WHOLE), ("wide", len(columns) > WIDE))
+    kind = _class(" ".join(name for name, given in kinds if given))
     return f"<table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>\n"
 
 
