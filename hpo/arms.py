@@ -12,11 +12,10 @@ from hpo.problems import Problem
 from hpo.pruner import Nothing
 from hpo.ranges import Choices
 from hpo.sampler import Random
-from hpo.study import DEFAULT_CONFIG, Study, StudyFile, seed_path
+from hpo.study import DEFAULT_CONFIG, ONLY_SEARCHED, Study, StudyFile, seed_path
 from model.section import flat, updated
 from model.splitting import TRAINING
 
-ONLY_SEARCHED = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
 Equal = Literal["tokens", "updates", "seconds"]
 _KINDS = (bool, int, float, str, type(None))  # of value that Optuna holds in a list of choices
 

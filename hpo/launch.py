@@ -29,7 +29,7 @@ from hpo.register import Registered, register
 from hpo.shelf import find
 from hpo.status import BUDGET, SPEC, Snapshot, best_trial, counts, snapshot, tokens
 from hpo.storage import check_connections, connect
-from hpo.study import Study, from_spec
+from hpo.study import Study, as_file, from_spec
 
 # Says what a study found, given how it stands, its folder, and the seconds that this launch took.
 Conclude = Callable[[Snapshot, Path, "Options", float], int]
@@ -85,7 +85,7 @@ def run(options: Options, study: Study, conclude: Conclude) -> int:
         at = register(store, study, data_hash, anchors, options.budget)
         folder = folders.study_folder(options.out, study.name)
         try:
-            folders.write(folder / "study.yaml", notation.dump(study.spec()))
+            folders.write(folder / "study.yaml", notation.dump(as_file(study.spec(), study.file.budget.model_dump())))
         except WorkFailed as failed:  # before anything ran: the folder is a wrong one
             raise Problem(str(failed)) from None
         status = _supervise(options, at, environments, folder, crew)

@@ -22,6 +22,9 @@ Name = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
+# Keys that only a search has.
+ONLY_SEARCHED = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
+
 DEFAULT_CONFIG = "model.config:TrainConfig"
 DEFAULT_TRAIN = "model.train:Trainer"
 
@@ -167,6 +170,18 @@ class Study:
 def seed_path(config: BaseModel) -> str | None:
     """Return the field that holds a run's seed, None where there is none."""
     return next((path for path in ("run.seed", "seed") if path in flat(config)), None)
+
+
+def as_file(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what to write into a study file to begin this study again, its overrides included."""
+    arms = spec.get("arms")
+    left_out = {"name", "rung_tokens", "closed", "about", *(ONLY_SEARCHED if arms else ("arms", "seeds", "equal"))}
+    left_out |= {"rungs"} if spec["config"] == DEFAULT_CONFIG else set()
+    tree = {key: value for key, value in spec.items() if key not in left_out}
+    tree["budget"] = {
+        key: value for key, value in budget.items() if value is not None and not (arms and key == "trials")
+    }
+    return {key: value for key, value in tree.items() if value not in ({}, [], None)}
 
 
 def from_spec(spec: Mapping[str, Any]) -> Study:

@@ -60,7 +60,8 @@ def test_launch_prints_the_best_configuration_what_changed_and_what_to_type_next
     typed = [text.strip() for text in stdout.splitlines() if text.startswith("  hpo ")]
     assert [text.split()[1] for text in typed] == ["confirm", "export", "train", "dashboard"]
     assert Path("runs/planted/best.yaml").is_file()
-    assert Path("runs/planted/study.yaml").is_file()
+    kept, given = (read(path).spec() | {"name": ""} for path in ("runs/planted/study.yaml", "planted.yaml"))
+    assert kept == given, "what was launched can be launched again"
     assert "trial 0: started (baseline)" in stderr
     # what it says to type next works
     for text in typed[:2]:

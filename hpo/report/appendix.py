@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hpo import notation
-from hpo.arms import ONLY_SEARCHED
 from hpo.live import clock
 from hpo.output import plain
 from hpo.reading import State, Trial
@@ -13,7 +12,7 @@ from hpo.report.finding import Related
 from hpo.report.page import code, heading, pairs, table, text
 from hpo.report.sections import digits, figure
 from hpo.status import ENDED, ERROR, MACHINE, SET, Snapshot, counts, tokens
-from hpo.study import DEFAULT_CONFIG
+from hpo.study import as_file
 
 ACROSS = 6  # parameters in one table
 LISTED = 15  # trials in the page's table; the CSV has all
@@ -109,18 +108,7 @@ def provenance(of: Snapshot, related: Sequence[Related]) -> Iterator[str]:
         changed = [{"field": k, "base": base.get(k), "best": v} for k, v in fixed.items() if base.get(k) != v]
         yield table(changed) or text("It is the base.")
     if file:
-        yield heading("The study file") + code(notation.dump(plain(study_file(of))), "long")
-
-
-def study_file(of: Snapshot) -> dict[str, Any]:
-    """Return what to write into a study file to launch a study again, its overrides included."""
-    derived = {"name", "rung_tokens", "about", *(ONLY_SEARCHED if of.spec.get("arms") else ("arms", "seeds", "equal"))}
-    derived |= {"rungs"} if of.spec["config"] == DEFAULT_CONFIG else set()
-    tree = {key: value for key, value in of.spec.items() if key not in derived}
-    tree["budget"] = {key: value for key, value in of.budget.items() if value is not None}
-    if of.spec.get("arms"):
-        tree["budget"].pop("trials", None)
-    return {key: value for key, value in tree.items() if value not in ({}, [], None)}
+        yield heading("The study file") + code(notation.dump(plain(as_file(of.spec, of.budget))), "long")
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
