@@ -11,10 +11,10 @@ from hpo.confirm import begun, first_fresh, full
 from hpo.engine import look
 from hpo.factorial import design, effects
 from hpo.factors import Factors, factors, named, ordered, rebased
-from hpo.launch import Options, run
 from hpo.live import clock
 from hpo.output import Format, number, rows, say
 from hpo.problems import Problem
+from hpo.running import Options, run
 from hpo.statistics import LEVEL, fewest, holm, interval, p_value
 from hpo.status import Snapshot, snapshot
 from hpo.study import Study, from_spec

@@ -69,7 +69,8 @@ def launch(
     be Postgres, and hpo installed on each node, which prepares the data for itself. A trial of a lost node goes on
     from its checkpoint where all nodes see the folder --out, and starts again elsewhere where they do not.
     """
-    from hpo.launch import Options, launch
+    from hpo.launch import launch
+    from hpo.running import Options
 
     options = Options(
         study=study,

@@ -10,13 +10,13 @@ from pydantic import BaseModel
 from hpo.arms import Compared, study_of
 from hpo.compare import Row, columns, compare
 from hpo.engine import look
-from hpo.launch import Options, run
 from hpo.live import clock
 from hpo.output import Format, number, rows, say
 from hpo.problems import NothingFeasible, Problem
-from hpo.reading import Opened, Trial, study_attrs, study_ids
+from hpo.reading import SPEC, Opened, Trial, study_attrs, study_ids
+from hpo.running import Options, run
 from hpo.statistics import Test, fewest
-from hpo.status import SET, SPEC, Snapshot, snapshot
+from hpo.status import SET, Snapshot, snapshot
 from hpo.study import DEFAULT_CONFIG, Study, from_spec, seed_path
 from model.section import flat, updated
 

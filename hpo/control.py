@@ -7,9 +7,9 @@ from optuna.trial import TrialState
 
 from hpo.keeper import LEASE_S
 from hpo.problems import Problem
-from hpo.reading import State, Trial, chosen, study_attrs, study_ids
+from hpo.reading import SPEC, State, Trial, chosen, study_attrs, study_ids
 from hpo.slots import Claim, Slots
-from hpo.status import ATTEMPTS, ENDED, METRICS, SPEC, STATE, Snapshot, find, snapshot, word
+from hpo.status import ATTEMPTS, ENDED, METRICS, STATE, Snapshot, find, snapshot, word
 from hpo.storage import Lost, Store, fenced
 
 EVENTS = {"active": "resumed", "paused": "paused", "stopped": "stopped"}  # state of a study -> word of the event

@@ -17,9 +17,9 @@ from hpo.keeper import reap
 from hpo.output import Format, rows
 from hpo.patience import StorageError, shown
 from hpo.problems import Problem
-from hpo.reading import State, Trial, study_attrs, study_ids
+from hpo.reading import SPEC, State, Trial, study_attrs, study_ids
 from hpo.slots import TRIALS, Slots, set_state, transact
-from hpo.status import SPEC, Snapshot, snapshot
+from hpo.status import Snapshot, snapshot
 from hpo.storage import connect, schema_problem, update_schema
 from hpo.study import from_spec
 

@@ -7,8 +7,8 @@ from pydantic import BaseModel
 
 from hpo.folders import config_text
 from hpo.problems import Problem
-from hpo.reading import Opened, Trial, study_attrs, study_ids
-from hpo.status import MACHINE, SET, SPEC, Snapshot, best_trial, ended, find, snapshot, value
+from hpo.reading import SPEC, Opened, Trial, study_attrs, study_ids
+from hpo.status import MACHINE, SET, Snapshot, best_trial, ended, find, snapshot, value
 from hpo.study import Study, from_spec
 from model.section import flat
 

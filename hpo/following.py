@@ -16,10 +16,10 @@ from hpo.keeper import LEASE_S, Keeper
 from hpo.output import say
 from hpo.patience import QUICK, StorageError
 from hpo.problems import Problem
-from hpo.reading import study_attrs, study_ids
+from hpo.reading import SPEC, study_attrs, study_ids
 from hpo.register import load
 from hpo.slots import Slots, transact
-from hpo.status import SPEC, STATE
+from hpo.status import STATE
 from hpo.storage import Store, connect
 
 POLL_S = 2.0  # between looks for a study, or for a storage that is away

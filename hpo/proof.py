@@ -19,14 +19,14 @@ from hpo.data import described as described_data
 from hpo.data import prepared
 from hpo.engine import look
 from hpo.judgement import better
-from hpo.launch import Options, run
 from hpo.output import say
 from hpo.patience import StorageError
 from hpo.problems import Problem, WorkFailed
-from hpo.reading import State, study_attrs, study_ids
+from hpo.reading import SPEC, State, study_attrs, study_ids
 from hpo.records import Finding, Run, described, values
+from hpo.running import Options, run
 from hpo.scoring import at_equal_seconds, scored
-from hpo.status import MACHINE, METRICS, SPEC, Snapshot, ended, snapshot, word
+from hpo.status import MACHINE, METRICS, Snapshot, ended, snapshot, word
 from hpo.study import Study, StudyFile, fingerprint, from_spec
 from model.config import TrainConfig
 from model.section import updated

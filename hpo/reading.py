@@ -124,6 +124,9 @@ class _Lazy:
         return self.found.setdefault(trial_id, {})
 
 
+SPEC = "hpo:spec"  # user attribute of a study: the whole study file
+
+
 def study_ids(at: Opened) -> dict[str, int]:
     """Return the id of each study by name."""
     return {name: study_id for study_id, name in _rows(at, "SELECT study_id, study_name FROM studies")}
@@ -231,7 +234,9 @@ def _time(found: Any) -> datetime | None:
 
 
 def chosen(at: Opened, name: str | None) -> str:
-    """Return the name of the study meant: the one asked for, or the only one there is.
+    """Return the name of the study meant: the one asked for, or the only search that there is.
+
+    What was made for another study, such as its confirmation, is meant only by its name.
 
     Raises:
         Problem: there is none of that name, or several and none was named.
@@ -239,10 +244,16 @@ def chosen(at: Opened, name: str | None) -> str:
     have = sorted(study_ids(at))
     listed = f"there are {', '.join(have)}" if have else "`hpo launch` makes one"
     if name is None:
-        if len(have) != 1:
+        searches = have if len(have) == 1 else [n for n in have if not _made_for(at, n)]
+        if len(searches) != 1:
             raise Problem(f"--study: the storage holds {len(have)} studies, {listed}; name one")
-        return have[0]
+        return searches[0]
     name = name.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")
     if name not in have:
         raise Problem(f"--study: no study {name!r} in the storage; {listed}")
     return name
+
+
+def _made_for(at: Opened, name: str) -> bool:
+    spec = study_attrs(at, study_ids(at)[name]).get(SPEC, {})
+    return bool(spec.get("about"))

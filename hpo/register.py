@@ -9,9 +9,9 @@ import optuna
 
 from hpo.aims import met
 from hpo.problems import Problem
-from hpo.reading import chosen
+from hpo.reading import SPEC, chosen
 from hpo.slots import Slots
-from hpo.status import ANCHORS, BUDGET, DATA, PROTOCOL, SPEC, STARTED, STATE
+from hpo.status import ANCHORS, BUDGET, DATA, PROTOCOL, STARTED, STATE
 from hpo.storage import Store, exclusive
 from hpo.study import Budget, Study, fingerprint, from_spec
 from hpo.view import experimental

@@ -10,11 +10,10 @@ from typing import Any
 from hpo import aims
 from hpo.noise import Noise, measured, restored, rounded, sigmas
 from hpo.problems import NothingFeasible, Problem
-from hpo.reading import Opened, State, Trial, chosen, study_attrs, study_ids, trials
+from hpo.reading import SPEC, Opened, State, Trial, chosen, study_attrs, study_ids, trials
 from hpo.slots import Happening, Slots
 
 # User attributes of a study
-SPEC = "hpo:spec"  # the whole study file
 BUDGET = "hpo:budget"  # the budget, which alone may change while a study runs
 STARTED = "hpo:started"  # first launch, by the database's clock
 ANCHORS = "hpo:anchors"  # unigram and bigram loss of its validation split

@@ -8,12 +8,12 @@ from typing import Any
 
 from hpo import folders, records
 from hpo.claims import Arms, Claim, Ledger
-from hpo.launch import Options, crew_of
 from hpo.ledger import configurations, read
 from hpo.output import Format, rows, say
 from hpo.problems import Problem, WorkFailed
 from hpo.proof import TUNING, LeftOut, prove
 from hpo.records import Finding, Findings
+from hpo.running import Options, crew_of
 from hpo.shelf import find_ledger
 
 

@@ -10,7 +10,7 @@ from hpo.arguments import RUNS, Out, Pack, Print, Storage, Study, leave, possibl
 from hpo.output import Format
 
 if TYPE_CHECKING:
-    from hpo.launch import Options
+    from hpo.running import Options
 
 commands = typer.Typer()
 
@@ -39,7 +39,7 @@ def options(
     plain: bool,
 ) -> "Options":  # fmt: skip
     """Return how to run a study, as `hpo launch` understands it."""
-    from hpo.launch import Options
+    from hpo.running import Options
 
     return Options(
         study="",

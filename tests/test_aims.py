@@ -16,8 +16,8 @@ from hpo.checking import read
 from hpo.cli import app
 from hpo.engine import look
 from hpo.job import open_trial
-from hpo.launch import plan
 from hpo.live import aims
+from hpo.plan import plan
 from hpo.problems import Problem
 from hpo.reading import State
 from hpo.register import Registered, register

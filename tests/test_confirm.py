@@ -13,8 +13,8 @@ import yaml
 
 from hpo.confirm import Asked, begun, compared, design, first_fresh, ranked, table, verdicts
 from hpo.problems import NothingFeasible, Problem
-from hpo.reading import State
-from hpo.status import SPEC, Snapshot, snapshot
+from hpo.reading import SPEC, State, chosen
+from hpo.status import Snapshot, snapshot
 from hpo.storage import Store, connect
 from hpo.study import from_spec
 from tests.command import hpo
@@ -205,6 +205,12 @@ def test_export_prefers_what_was_confirmed_and_says_of_which_kind_it_is(here: Pa
     assert found["x"] == 0.1
     assert found["provenance"]["known"] == "confirmed better than the baseline by planted-confirm"
     assert "x: 0.9" in hpo("export", "--trial", "1", "--study", "planted", cwd=here).stdout
+
+
+def test_search_is_meant_where_no_study_is_named_beside_its_confirmation(here: Path, store: Store) -> None:
+    confirmed(store, searched(store, here, {}), top=1, seeds=3)
+    assert chosen(store, None) == "planted"
+    assert chosen(store, "planted-confirm") == "planted-confirm"
 
 
 def test_export_says_that_nothing_was_confirmed(here: Path) -> None:

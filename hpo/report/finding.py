@@ -8,9 +8,9 @@ from hpo.compare import columns, compare
 from hpo.live import aims
 from hpo.noise import Noise, decimals, noise
 from hpo.problems import Problem
-from hpo.reading import Opened, State, Trial, study_attrs, study_ids
+from hpo.reading import SPEC, Opened, State, Trial, study_attrs, study_ids
 from hpo.statistics import luckiest
-from hpo.status import SPEC, Snapshot, counts, ended, snapshot, tokens
+from hpo.status import Snapshot, counts, ended, snapshot, tokens
 
 CLEAR = 2.0  # sigmas below which a gain is called no more than noise
 
