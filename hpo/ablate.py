@@ -2,24 +2,26 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hpo.arms import Compared, study_of
-from hpo.compare import runs, score
-from hpo.confirm import begun, first_fresh, full
+from hpo.compare import ended_without, runs, score
+from hpo.confirm import begun, first_fresh, full, told_of_end
 from hpo.engine import look
 from hpo.factorial import design, effects
 from hpo.factors import Factors, factors, named, ordered, rebased
-from hpo.live import clock
-from hpo.output import Format, number, rows, say
-from hpo.problems import Problem
+from hpo.output import Format, number, rows, say, shown
+from hpo.problems import NothingFeasible, Problem
 from hpo.running import Options, run
 from hpo.statistics import LEVEL, fewest, holm, interval, p_value
 from hpo.status import Snapshot, snapshot
 from hpo.study import Study, from_spec
+from model.section import flat
 
 NONE, ALL = "baseline", "target"
+NOISE = "not distinguishable from noise"
 Arms = dict[str, dict[str, Any]]
 Contrast = Mapping[str, float]  # arm -> weight
 Plan = tuple[Arms, dict[str, Contrast]]
@@ -27,14 +29,18 @@ Plan = tuple[Arms, dict[str, Contrast]]
 
 @dataclass(frozen=True)
 class Effect:
-    """What a change does to the objective: n paired contrasts, their mean and Student's interval, corrected p-value."""
+    """What a change does to the objective: n paired contrasts, their mean and Student's interval, corrected p-value.
+
+    lost: runs that diverged or failed, with the change and without it.
+    """
 
     name: str
     n: int
-    mean: float
-    low: float
-    high: float
-    p: float
+    lost: tuple[int, int]
+    mean: float | None
+    low: float | None
+    high: float | None
+    p: float | None
     verdict: str
 
 
@@ -121,17 +127,26 @@ def ablate(asked: Asked, options: Options, format: Format) -> int:
         of = snapshot(at, asked.study)
         name = asked.name or f"{of.name}-{asked.design}"
         study = begun(at, name, "ablates", of.name)
-        wanted = planned(of, name, asked, study.file.seeds[0] if study else first_fresh(at, of.name))
-    if study is not None:
-        _check_same(study, wanted)
+        if study is not None:
+            _check_same(study, asked)
+        else:
+            study = planned(of, name, asked, first_fresh(at, of))
+    return run(replace(options, study=name), study, partial(conclude, format=format))
 
-    def conclude(found: Snapshot, folder: Path, options: Options, seconds: float) -> int:
-        say(f"{found.name}: ended after {clock(seconds)}")
-        rows(table(found), format)
-        say("\n".join(["", *verdicts(found)]))
+
+def conclude(found: Snapshot, folder: Path, options: Options, seconds: float, format: Format = Format.table) -> int:
+    """Say what an ablation showed.
+
+    Raises:
+        NothingFeasible: no effect has runs to tell it by.
+    """
+    if not told_of_end(found, seconds):
         return 0
-
-    return run(replace(options, study=name), study or wanted, conclude)
+    rows(table(found), format)
+    say("\n".join(["", *verdicts(found)]))
+    if not any(effect.n for effect in effects_in(found)):
+        raise NothingFeasible(f"study {found.name}: no two runs of one seed are complete; `hpo trials` says why")
+    return 0
 
 
 def planned(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
@@ -150,41 +165,58 @@ def planned(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
     whole: Plan = ({NONE: {}, ALL: _together(between, between)}, {n: {ALL: 1.0, NONE: -1.0} for n in between})
     arms, effects_of = DESIGNS[asked.design](between) if len(between) > 1 else whole
     about: dict[str, Any] = {"ablates": of.name, "design": asked.design, "from": asked.before, "to": asked.after}
-    about |= {"factors": between, "effects": {name: dict(weights) for name, weights in effects_of.items()}}
+    about |= {
+        "groups": list(asked.groups),
+        "order": list(asked.order),
+        "factors": between,
+        "effects": {name: dict(weights) for name, weights in effects_of.items()},
+    }
     made = Compared(f"`hpo ablate` of {of.name}", arms, range(first, first + n), about)
     base = full(replace(searched, base=rebased(searched.base, before)), asked.tokens)
     return study_of(searched, name, base, made)
 
 
-def _check_same(held: Study, wanted: Study) -> None:
-    """Refuse to go on with a study as another one.
+def _check_same(study: Study, asked: Asked) -> None:
+    """Refuse to go on with a study under other options than it was begun with.
 
     Raises:
-        Problem: the arms or the seeds are others.
+        Problem: naming those that differ.
     """
-    pairs = {
-        "arms": (list(held.file.arms or {}), list(wanted.file.arms or {})),
-        "values": (held.file.arms, wanted.file.arms),
-        "seeds": (len(held.file.seeds), len(wanted.file.seeds)),
-        "base": (held.base, wanted.base),
+    about = study.file.about
+    has: dict[str, tuple[Any, Any]] = {
+        "--design": (asked.design, about["design"]),
+        "--from": (asked.before, about["from"]),
+        "--to": (asked.after, about["to"]),
+        "--factor": (list(asked.groups) or about["groups"], about["groups"]),
+        "--order": (list(asked.order) or about["order"], about["order"]),
+        "--seeds": (asked.seeds or len(study.file.seeds), len(study.file.seeds)),
+        "--tokens": (asked.tokens or flat(study.base).get("run.tokens"), flat(study.base).get("run.tokens")),
     }
-    if other := [key for key, (a, b) in pairs.items() if a != b]:
-        raise Problem(
-            f"ablate: study {held.name} was begun with other {', '.join(other)}; "
-            "`--as NAME` begins another on fresh seeds"
-        )
+    problems = [
+        f"{key}: study {study.name} was begun with {shown(held) or 'none'}, got {shown(wanted)}; "
+        "`--as NAME` begins another on fresh seeds"
+        for key, (wanted, held) in has.items()
+        if wanted != held
+    ]
+    if problems:
+        raise Problem(*problems)
 
 
-def effects_in(of: Snapshot, metric: str | None = None) -> list[Effect]:
-    """Return the effects that a study of an ablation shows so far: of the seeds that all arms of an effect have."""
-    found = {arm: {s: score(of, t, metric) for s, t in trials.items()} for arm, trials in runs(of).items()}
-    contrasts = {name: _contrasts(found, weights) for name, weights in of.spec["about"]["effects"].items()}
-    known = {name: values for name, values in contrasts.items() if len(values) > 1}
-    corrected = holm([p_value(values) for values in known.values()])
+def effects_in(of: Snapshot) -> list[Effect]:
+    """Return the effects that a study shows, each of the seeds with which all its arms have a value."""
+    trials = runs(of)
+    scores = {arm: {s: score(of, t) for s, t in found.items()} for arm, found in trials.items()}
+    lost = {arm: sum(ended_without(of, t) for t in found.values()) for arm, found in trials.items()}
+    weights = of.spec["about"]["effects"]
+    contrasts = {name: _contrasts(scores, weights[name]) for name in weights}
+    tested = [name for name, values in contrasts.items() if len(values) >= fewest("t")]
+    corrected = dict(zip(tested, holm([p_value(contrasts[name]) for name in tested]), strict=True))
     told = []
-    for (name, values), p in zip(known.items(), corrected, strict=True):
-        mean, low, high = interval(values)
-        told.append(Effect(name, len(values), mean, low, high, p, _verdict(mean, p)))
+    for name, values in contrasts.items():
+        sides = [sum(lost[arm] for arm, w in weights[name].items() if (w > 0) == up) for up in (True, False)]
+        mean, low, high = interval(values) if name in corrected else (None, None, None)
+        p, (with_it, without) = corrected.get(name), sides
+        told.append(Effect(name, len(values), (with_it, without), mean, low, high, p, _verdict(mean, p, sides)))
     return told
 
 
@@ -194,9 +226,13 @@ def _contrasts(found: Mapping[str, Mapping[int, float | None]], weights: Contras
     return [sum(v * w for v, w in row if v is not None) for row in values if all(v is not None for v, _ in row)]
 
 
-def _verdict(mean: float, p: float) -> str:
+def _verdict(mean: float | None, p: float | None, lost: Sequence[int]) -> str:
+    if lost[0] != lost[1]:
+        return f"{lost[0]} runs lost with it, {lost[1]} without"
+    if mean is None or p is None:
+        return f"too few pairs, {fewest('t')} needed"
     if p >= 1 - LEVEL:
-        return "not distinguishable from noise"
+        return NOISE
     return "lowers" if mean < 0 else "raises"
 
 
@@ -211,10 +247,17 @@ def table(of: Snapshot) -> list[dict[str, Any]]:
 def verdicts(of: Snapshot) -> list[str]:
     """Return in words what matters and what does not."""
     found = effects_in(of)
-    told = [
-        f"{e.name} {e.verdict} {of.objective}: {number(e.mean)} ({number(e.low)} to {number(e.high)}, p {e.p:.2g})"
-        for e in sorted(found, key=lambda e: e.mean)
-        if e.p < 1 - LEVEL
+    told = [f"{e.name}: {e.verdict}" for e in found if e.lost[0] != e.lost[1] or e.mean is None]
+    told += [
+        f"{e.name} {e.verdict} {of.objective}: {_measured(e)}"
+        for e in sorted(found, key=lambda e: e.mean or 0.0)
+        if e.verdict in ("lowers", "raises")
     ]
-    lost = [e.name for e in found if e.p >= 1 - LEVEL]
-    return told + ([f"not distinguishable from noise, with {found[0].n} seeds: {', '.join(lost)}"] if lost else [])
+    lost = [e.name for e in found if e.verdict == NOISE]
+    return told + ([f"{NOISE}, with {found[0].n} seeds: {', '.join(lost)}"] if lost else [])
+
+
+def _measured(e: Effect) -> str:
+    assert e.mean is not None
+    assert e.p is not None
+    return f"{number(e.mean)} ({shown(e.low)} to {shown(e.high)}, p {e.p:.2g})"

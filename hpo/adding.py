@@ -98,6 +98,10 @@ def enqueue(store: Store, name: str | None, overrides: Sequence[str]) -> list[st
         Problem: it is no configuration, one that the study may not train, or enqueued already.
     """
     at = load(store, name)
+    if at.study.file.arms is not None:
+        raise Problem(
+            f"enqueue: study {at.study.name} has arms, which are all that is run; write a file with another arm"
+        )
     values, config = asked(at.study, overrides)
     with exclusive(store.url, store.patience):  # as in `again`
         earlier = [row for row in by_hand(at.slots) if row.kind == "enqueued" and row.state != "done"]

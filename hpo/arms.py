@@ -88,6 +88,7 @@ def study_of(like: Study, name: str, base: BaseModel, compared: Compared) -> Stu
     budget = like.file.budget.model_copy(update={"hours": None, "tokens": None, "target": None})
     file = like.file.model_copy(
         update={"arms": wanted, "seeds": tuple(compared.seeds), "about": dict(compared.about), "equal": compared.equal}
+        | {"limits": like.file.limits.model_copy(update={"seconds": None})}  # runs may be longer than those of a search
         | {"baseline_seeds": 1, "targets": {}, "milestones": {}, "keep_best": 0, "budget": budget}
     )
     if found := problems(file, base, ()):
@@ -137,7 +138,7 @@ def _arm_problems(file: StudyFile, base: BaseModel, seed: str) -> list[str]:
             found += messages(error, type(base), f"arms.{name}")
     if found:
         return found
-    configs = configurations(file, base)
+    configs = configurations(file, aligned(file, base))
     first, *others = configs
     for name in others:
         same = next((n for n in configs if n != name and configs[n] == configs[name]), None)
@@ -163,7 +164,11 @@ def _incomparable(file: StudyFile, name: str, config: Any, first: Any) -> list[s
     if mine["run.rungs"] != its["run.rungs"]:
         found.append(f"arms.{name}.run.rungs: must be that of the first arm, {its['run.rungs']}")
     for what, one, other in _lengths(file.equal, config, first):
-        if one != other:
+        # Where no mark suits all arms, each is trained to its first update past it.
+        slack = (
+            0 if what == "updates" or flat(config)["run.align"] > 1 else max(c.update_tokens() for c in (config, first))
+        )
+        if abs(one - other) > slack:
             found.append(
                 f"arms.{name}: must be trained on as many {what} as the first arm, {other:,}, got {one:,}; runs of "
                 "different lengths cannot be compared"

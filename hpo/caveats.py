@@ -241,7 +241,8 @@ def twins(of: Snapshot) -> Iterator[str]:
     curves: dict[str, dict[int, dict[int, float]]] = {}
     for trial in of.in_state(State.COMPLETE):
         attrs = trial.user_attrs
-        curves.setdefault(attrs[ARM], {})[attrs[SEED]] = trial.intermediate_values
+        if ARM in attrs:  # the try of a run that had failed is told by its values alone
+            curves.setdefault(attrs[ARM], {})[attrs[SEED]] = trial.intermediate_values
     for a, b in combinations(curves, 2):
         both = curves[a].keys() & curves[b].keys()
         if both and all(curves[a][seed] == curves[b][seed] for seed in both):

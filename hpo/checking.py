@@ -22,6 +22,7 @@ from model.splitting import TRAINING
 M = TypeVar("M", bound=BaseModel)
 
 OBJECTIVES = ("val_loss", "val_bpb", "ema_val_loss", "ema_val_bpb")
+MOST_BASELINES = 1_000  # runs of baselines, where nothing else bounds the trials
 MOST = 1_000_000  # trials of a study, each of which is a row from the start, or points of one range
 # Trials of one study must be comparable: what they are measured over is not searched.
 FIXED = {"run.tokens": "lengths", "run.rungs": "rungs", "run.align": "rungs"}
@@ -198,6 +199,12 @@ def _baseline_problems(file: StudyFile, base: BaseModel) -> list[str]:
         problems.append("baseline_seeds: needs a baseline, whose noise it measures")
     if file.baseline_seeds > 1 and seed is None:
         problems.append("baseline_seeds: needs a config with a field run.seed or seed")
+    if file.baseline_seeds > 1 and seed is not None and type(flat(base)[seed]) is not int:
+        problems.append(f"baseline_seeds: needs a whole number in {seed} of the base, got {flat(base)[seed]!r}")
+    if n > MOST_BASELINES and file.budget.trials is None:
+        problems.append(
+            f"baseline_seeds: must be at most {MOST_BASELINES - len(file.baseline)}, got {file.baseline_seeds}"
+        )
     if file.baseline_seeds > 1 and seed in file.space:
         problems.append(f"baseline_seeds: must be left out, since {seed} is searched")
     return problems

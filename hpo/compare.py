@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from hpo.reading import State, Trial
-from hpo.statistics import LEVEL, Paired, Test, holm, paired
-from hpo.status import ARM, METRICS, SEED, SET, Snapshot, word
+from hpo.statistics import LEVEL, Paired, Test, fewest, holm, paired
+from hpo.status import ARM, METRICS, SEED, SET, Snapshot
 
 Runs = Mapping[str, Mapping[int, Trial]]  # arm -> seed -> its trial
 
@@ -18,13 +18,13 @@ Runs = Mapping[str, Mapping[int, Trial]]  # arm -> seed -> its trial
 class Row:
     """One arm: its runs, their mean, and how it compares with the first arm.
 
-    n: runs that have a value. diverged: those that came to no finite loss. difference: of the pairs, this arm less
+    n: runs that have a value. lost: those that diverged or failed. difference: of the pairs, this arm less
     the first, None for the first itself and for fewer than two pairs. p: corrected for the number of arms compared.
     """
 
     arm: str
     n: int
-    diverged: int
+    lost: int
     mean: float | None
     sd: float | None
     difference: Paired | None
@@ -55,18 +55,21 @@ def score(of: Snapshot, trial: Trial, metric: str | None = None) -> float | None
     return None if found is None or not math.isfinite(found) else float(found)
 
 
-def compare(of: Snapshot, metric: str | None = None, test: Test = "t", runs_of: Runs | None = None) -> list[Row]:
+def compare(of: Snapshot, metric: str | None = None) -> list[Row]:
     """Compare each arm with the first one; lower is better.
 
     An arm is better or worse where the test of its pairs, corrected for the number of arms by Holm's method, is
-    significant; a run that diverged has no value, and an arm that has such is worse where the first one has none.
+    significant; the test is that which the study was made for, else Student's. A run that diverged or failed has no
+    value: an arm that has more of them than the first one is worse, whatever its other runs say.
     """
-    found = runs(of) if runs_of is None else runs_of
+    test: Test = of.spec.get("about", {}).get("test", "t")
+    found = runs(of)
     scores = {name: {s: score(of, t, metric) for s, t in trials.items()} for name, trials in found.items()}
     first, *others = scores
     tested = {name: _paired(scores[name], scores[first], test) for name in others}
     corrected = dict(zip(tested, holm([t.p if t else 1.0 for t in tested.values()]), strict=True))
-    lost = {name: sum(word(of, t) == "diverged" for t in found[name].values()) for name in found}
+    lost = {name: sum(ended_without(of, t) for t in found[name].values()) for name in found}
+    least = fewest(test, len(others))
     rows = []
     for name, values in scores.items():
         known = [value for value in values.values() if value is not None]
@@ -75,12 +78,12 @@ def compare(of: Snapshot, metric: str | None = None, test: Test = "t", runs_of: 
             Row(
                 arm=name,
                 n=len(known),
-                diverged=lost[name],
+                lost=lost[name],
                 mean=float(np.mean(known)) if known else None,
                 sd=float(np.std(known, ddof=1)) if len(known) > 1 else None,
                 difference=pairs,
                 p=p if pairs else None,
-                verdict="reference" if name == first else _verdict(pairs, p, lost[name], lost[first]),
+                verdict="reference" if name == first else _verdict(pairs, p, lost[name] - lost[first], least),
             )
         )
     return rows
@@ -92,11 +95,17 @@ def _paired(mine: Mapping[int, float | None], its: Mapping[int, float | None], t
     return paired(differences, test) if len(differences) > 1 else None
 
 
-def _verdict(pairs: Paired | None, p: float | None, lost: int, lost_of_first: int) -> str:
-    if lost > lost_of_first:
-        return "worse: diverged"
-    if pairs is None or p is None:
-        return "too few pairs"
+def ended_without(of: Snapshot, trial: Trial) -> bool:
+    """Return whether a run has ended without a value: it diverged, failed, or met a limit."""
+    return trial.state in (State.PRUNED, State.FAIL) or (trial.state == State.COMPLETE and score(of, trial) is None)
+
+
+def _verdict(pairs: Paired | None, p: float | None, lost: int, least: int) -> str:
+    """lost: by how many more of its runs the arm lost than the first one."""
+    if lost > 0:
+        return "worse: runs lost"
+    if pairs is None or p is None or pairs.n < least:
+        return "better: the first lost runs" if lost < 0 else f"too few pairs, {least} needed"
     if p >= 1 - LEVEL:
         return "no difference shown"
     return "better" if pairs.mean < 0 else "worse"
@@ -107,7 +116,7 @@ def columns(row: Row) -> dict[str, Any]:
     return {
         "arm": row.arm,
         "runs": row.n,
-        **({"diverged": row.diverged} if row.diverged else {}),
+        **({"lost": row.lost} if row.lost else {}),
         "mean": row.mean,
         "sd": row.sd,
         "difference": row.difference and row.difference.mean,

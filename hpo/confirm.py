@@ -2,22 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from hpo.arms import Compared, study_of
-from hpo.compare import Row, columns, compare
+from hpo.compare import columns, compare
 from hpo.engine import look
 from hpo.live import clock
 from hpo.output import Format, number, rows, say
 from hpo.problems import NothingFeasible, Problem
-from hpo.reading import SPEC, Opened, Trial, study_attrs, study_ids
+from hpo.reading import SPEC, Opened, State, Trial, study_attrs, study_ids
 from hpo.running import Options, run
 from hpo.statistics import Test, fewest
-from hpo.status import SET, Snapshot, snapshot
-from hpo.study import DEFAULT_CONFIG, Study, from_spec, seed_path
+from hpo.status import SET, Snapshot, counts, ended, snapshot
+from hpo.study import DEFAULT_CONFIG, NAME, Study, from_spec, seed_path
 from model.section import flat, updated
 
 BASELINE = "baseline"
@@ -42,16 +43,37 @@ def confirm(asked: Asked, options: Options, format: Format) -> int:
     with look(options.storage) as at:
         of = snapshot(at, asked.study)
         name = asked.name or f"{of.name}-confirm"
-        study = begun(at, name, "confirms", of.name) or design(of, name, asked, first_fresh(at, of.name))
-    _check_asked(study, asked)
+        study = begun(at, name, "confirms", of.name)
+        if study is not None:
+            _check_asked(study, asked)
+        else:
+            study = design(of, name, asked, first_fresh(at, of))
+    return run(replace(options, study=name), study, partial(conclude, format=format))
 
-    def conclude(found: Snapshot, folder: Path, options: Options, seconds: float) -> int:
-        say(f"{found.name}: ended after {clock(seconds)}")
-        rows(table(found), format)
-        say("\n".join(["", *verdicts(found)]))
+
+def conclude(found: Snapshot, folder: Path, options: Options, seconds: float, format: Format = Format.table) -> int:
+    """Say what was confirmed.
+
+    Raises:
+        NothingFeasible: no configuration has a run to compare.
+    """
+    if not told_of_end(found, seconds):
         return 0
+    rows(table(found), format)
+    say("\n".join(["", *verdicts(found)]))
+    if all(row.difference is None for row in compare(found)[1:]):
+        raise NothingFeasible(f"study {found.name}: no two runs of one seed are complete; `hpo trials` says why")
+    return 0
 
-    return run(replace(options, study=name), study, conclude)
+
+def told_of_end(found: Snapshot, seconds: float) -> bool:
+    """Say that a comparison has ended, or that it has not: then there is no verdict, since a result chooses no n."""
+    n, total = counts(found)["complete"], sum(found.slots.values())
+    if ended(found):
+        say(f"{found.name}: ended after {clock(seconds)}")
+        return True
+    say(f"{found.name}: {n} of {total} runs complete; there is a verdict when all have ended")
+    return False
 
 
 def design(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
@@ -109,7 +131,7 @@ def full(study: Study, tokens: int | None) -> BaseModel:
 def ranked(of: Snapshot, study: Study) -> list[Trial]:
     """Return the finished trials, the best first, one of each configuration; the baseline is none of them."""
     seed = seed_path(study.base)
-    seen = [_seedless(study, values, seed) for values in study.file.baseline[:1]]
+    seen = [_seedless(study, next(iter(study.file.baseline), {}), seed)]
     found = []
     for trial in sorted(of.feasible, key=lambda t: t.values[0]):
         config = _seedless(study, trial.user_attrs.get(SET, trial.params), seed)
@@ -125,15 +147,19 @@ def _seedless(study: Study, values: Mapping[str, Any], seed: str | None) -> Base
 
 def _baseline(of: Snapshot) -> float | None:
     found = of.baseline()
-    return found.values[0] if found is not None and found.values else None
+    return found.values[0] if found is not None and found.state == State.COMPLETE else None
 
 
 def begun(at: Opened, name: str, key: str, source: str) -> Study | None:
     """Return the study of that name that was made for `source`, to be gone on with; None where there is none.
 
     Raises:
-        Problem: a study of that name was made for something else.
+        Problem: it is no name, or a study of that name was made for something else.
     """
+    if not NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
+        raise Problem(
+            f"--as: must be a name of letters, digits, '-', '_' and '.', such as {source}-2, got {name!r:.60}"
+        )
     study_id = study_ids(at).get(name)
     attrs = {} if study_id is None else study_attrs(at, study_id)
     if study_id is None:
@@ -143,14 +169,19 @@ def begun(at: Opened, name: str, key: str, source: str) -> Study | None:
     return from_spec(attrs[SPEC])
 
 
-def first_fresh(at: Opened, source: str) -> int:
-    """Return a seed from which on none was used by a study that was made for `source`."""
-    used = [FRESH - 1]
+def first_fresh(at: Opened, of: Snapshot) -> int:
+    """Return a seed from which on none was used by a search, or by a study that was made for it."""
+    study = from_spec(of.spec)
+    seed = seed_path(study.base)
+    used = [FRESH - 1, *study.noise_seeds()]
+    if seed is not None:
+        used += [flat(study.configured(values)).get(seed, 0) for values in ({}, *study.file.baseline)]
+        used += [t.user_attrs.get(SET, t.params).get(seed, 0) for t in of.trials]
     for study_id in study_ids(at).values():
         spec = study_attrs(at, study_id).get(SPEC, {})
-        if source in spec.get("about", {}).values():
+        if of.name in spec.get("about", {}).values():
             used += spec["seeds"]
-    return max(used) + 1
+    return max(number for number in used if isinstance(number, int)) + 1
 
 
 def _check_asked(study: Study, asked: Asked) -> None:
@@ -171,11 +202,6 @@ def _check_asked(study: Study, asked: Asked) -> None:
         raise Problem(*problems)
 
 
-def compared(of: Snapshot, metric: str | None = None) -> list[Row]:
-    """Return the arms of a confirmation against its baseline, by the test that it was begun with."""
-    return compare(of, metric, of.spec["about"]["test"])
-
-
 def tested(of: Snapshot) -> str:
     """Return the metric of the test split that goes with the objective."""
     return of.objective.replace("val_", "test_")
@@ -183,9 +209,9 @@ def tested(of: Snapshot) -> str:
 
 def table(of: Snapshot) -> list[dict[str, Any]]:
     """Return a record an arm: the search's value beside what the fresh seeds say, on both splits."""
-    found, on_test = of.spec["about"]["found"], {row.arm: row for row in compared(of, tested(of))}
+    found, on_test = of.spec["about"]["found"], {row.arm: row for row in compare(of, tested(of))}
     records = []
-    for row in compared(of):
+    for row in compare(of):
         record, test = columns(row), on_test[row.arm]
         records.append(
             {"arm": row.arm, "search": found.get(row.arm)}
@@ -197,7 +223,7 @@ def table(of: Snapshot) -> list[dict[str, Any]]:
 
 def verdicts(of: Snapshot) -> list[str]:
     """Return a sentence an arm."""
-    found, rows_of, on_test = of.spec["about"]["found"], compared(of), {r.arm: r for r in compared(of, tested(of))}
+    found, rows_of, on_test = of.spec["about"]["found"], compare(of), {r.arm: r for r in compare(of, tested(of))}
     told = []
     for row in rows_of[1:]:
         if row.difference is None or row.p is None:

@@ -19,18 +19,25 @@ def preferred(at: Opened, of: Snapshot) -> tuple[Trial, str]:
     Raises:
         NothingFeasible: no trial is complete.
     """
+    if of.spec.get("arms"):
+        raise Problem(
+            f"--trial: required, since {of.name} has arms: their runs differ by luck; `hpo trials` lists them"
+        )
     found = _confirmation(at, of)
     if found is None:
         return best_trial(
             of
         ), "the search's best, not confirmed: `hpo confirm` says whether it is better than the baseline"
-    from hpo.confirm import compared  # scipy, which few exports need
+    from hpo.compare import compare  # scipy, which few exports need
 
-    better = [row for row in compared(found) if row.verdict == "better" and row.mean is not None]
+    better = [row for row in compare(found) if row.verdict == "better" and row.n == len(found.spec["seeds"])]
     if not better:
-        return best_trial(of), f"the search's best, which {found.name} did not find better than the baseline"
-    best = min(better, key=lambda row: row.mean or 0.0)
-    return find(of, found.spec["about"]["trials"][best.arm]), f"confirmed better than the baseline by {found.name}"
+        best = best_trial(of)
+        if best.number not in found.spec["about"]["trials"].values():
+            return best, f"the search's best, which was not among those that {found.name} ran again"
+        return best, f"the search's best, which {found.name} did not find better than the baseline"
+    least = min(better, key=lambda row: row.mean or 0.0)
+    return find(of, found.spec["about"]["trials"][least.arm]), f"confirmed better than the baseline by {found.name}"
 
 
 def _confirmation(at: Opened, of: Snapshot) -> Snapshot | None:

@@ -87,8 +87,7 @@ def _grouped(groups: Sequence[str], changed: Mapping[str, Any]) -> dict[str, lis
             raise Problem(
                 f"--factor: must be NAME=FIELD,FIELD, such as rates=optimizer.lr,schedule.warmup, got {group!r}"
             )
-        if name.strip() in found:
-            raise Problem(f"--factor: {name.strip()} is given twice")
+        _check_name(name.strip(), found, changed)
         for path in paths:
             if path in taken:
                 raise Problem(f"--factor: {path} is in two factors")
@@ -97,6 +96,15 @@ def _grouped(groups: Sequence[str], changed: Mapping[str, Any]) -> dict[str, lis
         found[name.strip()] = paths
         taken += paths
     return found
+
+
+def _check_name(name: str, found: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+    """Refuse a name that would mean two things in what is told of the effects."""
+    if name in found:
+        raise Problem(f"--factor: {name} is given twice")
+    taken = {*changed, *(path.rpartition(".")[0] for path in changed), "baseline", "target", "all together"}
+    if name in taken or any(sign in name for sign in (" + ", " x ", " = ")):
+        raise Problem(f"--factor: must be a name that stands for nothing else, got {name!r}")
 
 
 def ordered(found: Factors, order: Sequence[str]) -> Factors:

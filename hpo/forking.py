@@ -1,6 +1,5 @@
 """A new study that begins with those trials of another one that it would train alike."""
 
-import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -18,14 +17,12 @@ from hpo.register import Registered, check_data, load, register
 from hpo.space import held
 from hpo.status import ENDED, FEASIBLE, FORKED, MACHINE, METRICS, SET
 from hpo.storage import Store, exclusive
-from hpo.study import Study, from_spec
+from hpo.study import NAME, Study, from_spec
 from hpo.telling import LIMITS
 from model.section import flat
 
 FROM = "forked_from"  # user attribute of one: study/number
 CARRIED = (ENDED, METRICS, FEASIBLE, MACHINE)  # what else it keeps
-
-_NAME = re.compile(r"[^\W_][\w.+-]{0,99}")
 
 
 def fork(store: Store, source: str, origin: str, name: str | None, overrides: Sequence[str], trials: int | None) -> str:
@@ -64,7 +61,7 @@ def _new_name(store: Store, study: Study, name: str | None) -> str:
     Raises:
         Problem: it is no name, or taken.
     """
-    if name is not None and (not _NAME.fullmatch(name) or name.endswith((".yaml", ".yml"))):
+    if name is not None and (not NAME.fullmatch(name) or name.endswith((".yaml", ".yml"))):
         raise Problem(
             f"--as: must be a name of letters, digits, '-', '_' and '.', such as {study.name}-2, got {name!r}"
         )

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from hpo import folders
+from hpo import ablate, confirm, folders
 from hpo.caveats import caveats
 from hpo.checking import read
 from hpo.compare import columns, compare
@@ -69,10 +69,18 @@ def conclude(of: Snapshot, folder: Path, options: Options, seconds: float) -> in
 
 
 def conclude_arms(of: Snapshot, folder: Path, options: Options, seconds: float) -> int:
-    """Say how the arms of a study compare with the first of them."""
-    n = counts(of)
-    say(f"{of.name}: {n['complete']} of {sum(of.slots.values())} runs complete after {clock(seconds)}")
-    rows([columns(row) for row in compare(of)], Format.table)
+    """Say how the arms of a study compare with the first of them, as the command that made it would."""
+    about = of.spec["about"]
+    if "confirms" in about:
+        return confirm.conclude(of, folder, options, seconds)
+    if "ablates" in about:
+        return ablate.conclude(of, folder, options, seconds)
+    if not confirm.told_of_end(of, seconds):
+        return 0
+    found = compare(of)
+    rows([columns(row) for row in found], Format.table)
+    if all(row.difference is None for row in found[1:]):
+        raise NothingFeasible(f"study {of.name}: no two runs of one seed are complete; `hpo trials` says why")
     for note in caveats(of):
         say(f"note: {note}")
     return 0

@@ -110,7 +110,7 @@ class Patient(Section):
     patience: Count = 2
     """Rungs without improvement that are forgiven."""
     min_delta: NonNegative = 0.0
-    """Nats (or bits per byte); a smaller improvement is none."""
+    """Nats (or bits per byte) by which the latest rungs must be worse than the best before them."""
 
     def build(self, rungs: int) -> BasePruner:
         """Return Optuna's pruner for trials of so many rungs."""

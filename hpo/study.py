@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -21,6 +22,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
+
+NAME = re.compile(r"[^\W_][\w.+-]{0,99}")  # of a study that a command makes
 
 # Keys that only a search has.
 ONLY_SEARCHED = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
@@ -181,7 +184,9 @@ def as_file(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[str, Any
     tree["budget"] = {
         key: value for key, value in budget.items() if value is not None and not (arms and key == "trials")
     }
-    return {key: value for key, value in tree.items() if value not in ({}, [], None)}
+    return {
+        key: value for key, value in tree.items() if value not in ({}, [], None) or (key == "baseline" and not arms)
+    }
 
 
 def from_spec(spec: Mapping[str, Any]) -> Study:

@@ -1,6 +1,7 @@
 """hpo ablate: which combinations are run, and what their effects are."""
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,20 @@ def test_a_single_change_is_a_comparison_of_two(here: Path, store: Store, design
     assert [e.name for e in effects_in(of)] == ["a"]
 
 
+def test_a_change_that_loses_runs_is_told_beside_the_others(here: Path, store: Store) -> None:
+    of = search(store, here, TARGET)
+    curves = here / "curves.py"
+    curves.write_text(
+        curves.read_text().replace("yield 1, 3.0", "yield 1, float('nan') if config.c and config.seed else 3.0")
+    )
+    sys.modules.pop("curves")
+    found = {e.name: e for e in effects_in(ablated(store, of, "add-one-in"))}
+    assert list(found) == ["a", "b", "c", "all together"]
+    assert (found["c"].n, found["c"].lost, found["c"].mean) == (0, (5, 0), None)
+    assert found["c"].verdict == "5 runs lost with it, 0 without"
+    assert found["a"].verdict == "lowers"
+
+
 def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: Store) -> None:
     of = ablated(store, search(store, here, TARGET), "add-one-in")
     first, *_, last = verdicts(of)
@@ -152,9 +167,24 @@ def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: 
         ({"groups": ["both"]}, "--factor: must be NAME=FIELD,FIELD, such as rates=optimizer.lr,schedule.warmup"),
         ({"groups": ["x=a", "y=a"]}, "--factor: a is in two factors"),
         ({"groups": ["x=a", "x=b"]}, "--factor: x is given twice"),
+        ({"groups": ["b=a"]}, "--factor: must be a name that stands for nothing else, got 'b'"),
+        ({"groups": ["baseline=a"]}, "--factor: must be a name that stands for nothing else, got 'baseline'"),
         ({"groups": ["x=noise"]}, "--factor: noise does not change between the two"),
     ],
-    ids=["seeds", "same", "trial", "word", "file", "order", "group", "two groups", "twice", "unchanged"],
+    ids=[
+        "seeds",
+        "same",
+        "trial",
+        "word",
+        "file",
+        "order",
+        "group",
+        "two groups",
+        "twice",
+        "field",
+        "arm",
+        "unchanged",
+    ],
 )
 def test_mistake_is_named(here: Path, store: Store, keys: dict[str, Any], said: str) -> None:
     of = search(store, here, TARGET)
@@ -168,8 +198,6 @@ def test_more_factors_than_a_design_holds_are_refused(here: Path, store: Store) 
     (here / "curves.py").write_text(
         MODULE.replace("    seed:", "".join(f"    {n}: float = 0.0\n" for n in names) + "    seed:")
     )
-    import sys
-
     sys.modules.pop("curves")
     (here / "to.yaml").write_text(yaml.safe_dump(dict.fromkeys(names, 1.0)))
     with pytest.raises(Problem, match="--design factorial: must be at most 16 factors, got 17; --factor"):
@@ -216,5 +244,6 @@ def test_ablation_goes_on_under_its_own_plan_alone(here: Path, storage_url: str)
     words = ["ablate", "--to", "1", "--seeds", "3", "--study", "planted", "--storage", storage_url]
     first = hpo(*words, "--format", "json", cwd=here)
     assert hpo(*words, "--format", "json", cwd=here).stdout == first.stdout
+    assert hpo(*words[:3], *words[5:], "--format", "json", cwd=here).stdout == first.stdout, "--seeds is as it was"
     other = hpo(*words, "--factor", "both=a,b", cwd=here, status=2)
-    assert "ablate: study planted-leave-one-out was begun with other arms, values; `--as NAME`" in other.stderr
+    assert "--factor: study planted-leave-one-out was begun with none, got both=a,b; `--as NAME`" in other.stderr

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from hpo.adding import again
+from hpo.adding import again, enqueue
 from hpo.checking import read
 from hpo.compare import compare, runs
 from hpo.problems import Problem
@@ -76,7 +76,7 @@ def test_arm_that_diverges_is_worse_and_its_pairs_are_none(here: Path, store: St
     curves = here / "curves.py"
     curves.write_text(curves.read_text().replace("for rung in", module, 1))
     rows = {row.arm: row for row in compare(worked(store, read(str(path))))}
-    assert (rows["lower"].n, rows["lower"].diverged, rows["lower"].verdict) == (1, 3, "worse: diverged")
+    assert (rows["lower"].n, rows["lower"].lost, rows["lower"].verdict) == (1, 3, "worse: runs lost")
     assert rows["lower"].difference is None
     assert rows["nearly"].n == 4
 
@@ -157,6 +157,23 @@ def test_arms_of_several_batches_are_scored_after_the_same_tokens(here: Path) ->
 )
 def test_arms_whose_losses_cannot_be_compared_are_refused(here: Path, values: dict[str, Any], said: str) -> None:
     assert any(said in line for line in refused(gpt_arms(here / "g.yaml", {"a": {}, "b": values})))
+
+
+def test_arms_that_no_mark_suits_may_differ_by_less_than_an_update(here: Path) -> None:
+    arms = {"a": {"run.batch_size": 3}, "b": {"run.batch_size": 4}}
+    path = gpt_arms(here / "g.yaml", arms)
+    tree = yaml.safe_load(path.read_text())
+    tree["base"]["run"] |= {"tokens": 1000, "rungs": 4}
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    study = read(str(path))
+    ends = [c.marks()[-1] * c.update_tokens() for c in (study.configured(v) for v in arms.values())]  # type: ignore[attr-defined]
+    assert len(set(ends)) in (1, 2)
+
+
+def test_nothing_is_enqueued_beside_arms(here: Path, store: Store) -> None:
+    of = worked(store, read(str(arms(here))))
+    with pytest.raises(Problem, match="enqueue: study planted has arms, which are all that is run"):
+        enqueue(store, of.name, ["x=0.9"])
 
 
 def test_arms_of_equal_updates_may_differ_in_tokens(here: Path) -> None:

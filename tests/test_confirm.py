@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from hpo.confirm import Asked, begun, compared, design, first_fresh, ranked, table, verdicts
+from hpo.compare import compare
+from hpo.confirm import Asked, begun, design, first_fresh, ranked, table, verdicts
+from hpo.export import preferred
 from hpo.problems import NothingFeasible, Problem
 from hpo.reading import SPEC, State, chosen
 from hpo.status import Snapshot, snapshot
@@ -31,7 +33,7 @@ def asked(**keys: Any) -> Asked:
 
 def confirmed(store: Store, of: Snapshot, **keys: Any) -> Snapshot:
     name = f"{of.name}-confirm"
-    return worked(store, design(of, name, asked(**keys), first_fresh(store, of.name)))
+    return worked(store, design(of, name, asked(**keys), first_fresh(store, of)))
 
 
 def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_search_never_had(
@@ -53,8 +55,55 @@ def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_searc
 def test_a_second_confirmation_has_seeds_of_its_own(here: Path, store: Store) -> None:
     of = searched(store, here, {})
     confirmed(store, of, top=1, seeds=3)
-    assert first_fresh(store, of.name) == 1003
-    assert first_fresh(store, "another") == 1000
+    assert first_fresh(store, of) == 1003
+
+
+@pytest.mark.parametrize(
+    ("keys", "first"),
+    [
+        ({"base": {"noise": 0.05, "seed": 1000}, "baseline_seeds": 2}, 1002),
+        ({"base": {"noise": 0.05}, "baseline": [{"seed": 2000}]}, 2001),
+        ({"base": {"noise": 0.05}, "space": {"x": {"low": 0.0, "high": 1.0}, "seed": {"choices": [5, 3000]}}}, 3001),
+    ],
+    ids=["noise floor", "baseline", "searched"],
+)
+def test_no_seed_of_the_search_is_fresh(here: Path, store: Store, keys: dict[str, Any], first: int) -> None:
+    of = searched(store, here, **keys)
+    assert first_fresh(store, of) == first
+
+
+def test_an_arm_of_which_too_few_runs_are_left_is_never_better(here: Path, store: Store) -> None:
+    of = searched(store, here, {})
+    curves = here / "curves.py"
+    failing = "if config.seed > 1001 and config.x != 0.5:\n        1 / 0\n    for rung in"
+    curves.write_text(curves.read_text().replace("for rung in", failing, 1))
+    sys.modules.pop("curves")
+    found = confirmed(store, of, top=1, seeds=8)
+    baseline, arm = compare(found)
+    assert (baseline.lost, arm.n, arm.lost, arm.verdict) == (0, 2, 6, "worse: runs lost")
+    assert "not find better" in preferred(store, of)[1]
+
+
+def test_a_baseline_that_loses_its_runs_is_said_to(here: Path, store: Store) -> None:
+    of = searched(store, here, {})
+    curves = here / "curves.py"
+    failing = "if config.seed > 1001 and config.x == 0.5:\n        yield 1, float('nan')\n    for rung in"
+    curves.write_text(curves.read_text().replace("for rung in", failing, 1))
+    sys.modules.pop("curves")
+    baseline, arm = compare(confirmed(store, of, top=1, seeds=4))
+    assert (baseline.lost, arm.lost, arm.verdict) == (2, 0, "better: the first lost runs")
+
+
+def test_a_longer_run_does_not_meet_the_time_limit_of_the_search(here: Path, store: Store) -> None:
+    of = searched(store, here, {}, limits={"seconds": 100, "memory_gb": 3})
+    limits = design(of, "c", asked(), 1000).file.limits
+    assert (limits.seconds, limits.memory_gb) == (None, 3)
+
+
+@pytest.mark.parametrize("name", ["a/b", "../esc", "..", " ", "x" * 200, "c.yaml"])
+def test_a_name_that_is_none_is_refused_before_anything_is_made(here: Path, store: Store, name: str) -> None:
+    with pytest.raises(Problem, match="--as: must be a name of letters"):
+        begun(store, name, "confirms", "planted")
 
 
 def test_what_was_suggested_twice_and_the_baseline_itself_are_confirmed_once(here: Path, store: Store) -> None:
@@ -69,7 +118,7 @@ def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(
     arm = list(found.spec["arms"])[1]
     value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in found.trials}
     pairs = [value[arm, s] - value["baseline", s] for s in found.spec["seeds"]]
-    (row,) = compared(found)[1:]
+    (row,) = compare(found)[1:]
     assert row.difference is not None
     assert row.difference.mean == pytest.approx(np.mean(pairs))
     best, baseline = of.best(), of.baseline()
@@ -91,7 +140,7 @@ def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: St
 
     of = worked(store, read(str(path)))
     found = confirmed(store, of, top=3, seeds=5)
-    assert {row.verdict for row in compared(found)[1:]} == {"no difference shown"}
+    assert {row.verdict for row in compare(found)[1:]} == {"no difference shown"}
     luckiest = table(found)[1]
     assert luckiest["search"] < luckiest["mean"], "a minimum over noise flatters"
 
@@ -145,6 +194,8 @@ def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_p
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "hpo launch --study planted-confirm" in said
+    page = hpo("report", "--study", "planted", "--json", "r.json", "--no-publish", *common, cwd=here)
+    assert "not ended" in (here / "r.json").read_text(), page.stderr
     other = hpo("confirm", "--study", "planted", "--seeds", "9", *common, cwd=here, status=2)
     assert "--seeds: study planted-confirm was begun with 8, got 9; `--as NAME` begins another" in other.stderr
     done = hpo("confirm", "--study", "planted", "--format", "json", "--workers", "2", *common, cwd=here)

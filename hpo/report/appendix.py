@@ -1,5 +1,6 @@
 """The sections at the end of a report: the best trials, failures, workers and budget, where all of it comes from."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -151,14 +152,23 @@ def _commands(of: Snapshot, related: Sequence[Related]) -> list[str]:
     about = of.spec.get("about") or {}
     workers = max(1, len(crew.crew(of)))
     made = next(((key, source) for key, source in about.items() if key in ("confirms", "ablates")), None)
-    if made:
-        found = [f"hpo {'confirm' if made[0] == 'confirms' else 'ablate'} --study {made[1]} --as {of.name}"]
-    else:
-        found = [f"hpo launch --workers {workers} --study {of.name}.yaml"]
-    found += [
-        f"hpo {'confirm' if 'confirms' in one.of.spec['about'] else 'ablate'} --study {of.name}" for one in related
-    ]
+    found = [_compared(of, made[1])] if made else [f"hpo launch --workers {workers} --study {of.name}.yaml"]
+    found += [_compared(one.of, of.name) for one in related]
     best = of.best()
     if best is not None and not of.spec.get("arms"):
         found += [f"hpo export --study {of.name} --trial {best.number} -o best.yaml", "hpo train best.yaml"]
     return [*found, f"hpo report --study {of.name}"]
+
+
+def _compared(of: Snapshot, source: str) -> str:
+    """Return the command that makes the same comparison of a study again."""
+    about, seeds = of.spec["about"], ["--seeds", str(len(of.spec["seeds"]))]
+    length = flat(of.spec["base"]).get("run.tokens")
+    seeds += ["--tokens", str(length)] if length is not None else []
+    if "confirms" in about:
+        top = ["--top", str(len(of.spec["arms"]) - 1), "--test", about["test"]]
+        return shlex.join(["hpo", "confirm", "--study", source, *top, *seeds, "--as", of.name])
+    changes = ["--design", about["design"], "--from", about["from"], "--to", about["to"]]
+    changes += [word for group in about["groups"] for word in ("--factor", group)]
+    changes += ["--order", ",".join(about["order"])] if about["order"] else []
+    return shlex.join(["hpo", "ablate", "--study", source, *changes, *seeds, "--as", of.name])

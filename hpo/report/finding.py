@@ -171,6 +171,8 @@ def _confirmed(of: Snapshot, found: Sequence[Related]) -> str:
 
 def _short(one: Related) -> str:
     """Return the verdict on each arm in a word or two."""
+    if not ended(one.of):
+        return f"not ended, {counts(one.of)['complete']} of {sum(one.of.slots.values())} runs are complete"
     told = [
         f"{r['arm']} is {r['verdict']}"
         + (f" by {abs(r['difference']):.4g}" if r["verdict"] in ("better", "worse") else "")

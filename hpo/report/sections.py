@@ -202,7 +202,7 @@ def arms(of: Snapshot, confirmed: Sequence[Related], ablated: Sequence[Related])
         yield heading("Arms")
         yield table(own(of).table)
         told = "difference: of the pairs of runs with the same seed, the arm less the first one; low and high: its "
-        told += f"{LEVEL:.0%} interval by bootstrap; p: of no difference, by a t test of the pairs, corrected for "
+        told += f"{LEVEL:.0%} interval; p: that there is no difference, by a paired test, corrected for "
         yield text(told + "the number of arms by Holm's method.", "small")
     for title, found in (("Confirmation", confirmed), ("Ablation", ablated)):
         for one in found:

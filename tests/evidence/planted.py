@@ -53,5 +53,7 @@ def crossed(config: Config) -> Iterator[tuple[int, float]]:
 
 
 def sloped(config: Config) -> Iterator[tuple[int, float]]:
-    """Learn the less the further x and y are from 0.7 and 0.3, so that there is something to prune."""
-    yield from _curve(config, 3.0 + abs(config.x - 0.7) + 0.5 * abs(config.y - 0.3))
+    """Learn the less the further x and y are from 0.7 and 0.3, and unlearn from half of the run on where y is large."""
+    for rung, value in _curve(config, 3.0 + abs(config.x - 0.7) + 0.5 * abs(config.y - 0.3)):
+        late = max(0.0, rung / config.rungs - 0.5)
+        yield rung, value + (late if config.y > 0.6 else 0.0)

@@ -10,8 +10,9 @@ import yaml
 from hpo.ablate import Asked as ToAblate
 from hpo.ablate import effects_in, planned
 from hpo.checking import read
+from hpo.compare import compare
 from hpo.confirm import Asked as ToConfirm
-from hpo.confirm import compared, design, first_fresh
+from hpo.confirm import design, first_fresh
 from hpo.noise import noise
 from hpo.reading import State
 from hpo.storage import Store, connect
@@ -25,7 +26,7 @@ PRUNERS: list[dict[str, Any]] = [
     {"name": "percentile", "percentile": 50},
     {"name": "halving"},
     {"name": "hyperband"},
-    {"name": "patient", "patience": 1, "min_delta": 0.3},
+    {"name": "patient", "patience": 1},
     {"name": "threshold", "upper": 3.9},
     {"name": "wilcoxon"},
 ]
@@ -68,8 +69,8 @@ def confirmed(function: str, number: int) -> Found:
         of = _search(store, function, number)
         best, baseline = of.best(), of.baseline()
         asked = ToConfirm(None, None, None, None, None, None)
-        found = worked(store, design(of, "confirm", asked, first_fresh(store, of.name)))
-        rows = compared(found)[1:]
+        found = worked(store, design(of, "confirm", asked, first_fresh(store, of)))
+        rows = compare(found)[1:]
         return {
             "verdicts": [row.verdict for row in rows],
             "searched": best.values[0] - baseline.values[0],
