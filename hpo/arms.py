@@ -146,6 +146,8 @@ def _arm_problems(file: StudyFile, base: BaseModel, seed: str) -> list[str]:
             found.append(f"arms.{name}: must differ from every other arm, is the same as {same}")
         if file.config == DEFAULT_CONFIG:
             found += _incomparable(file, name, configs[name], configs[first])
+        elif file.equal == "tokens" and (lengths := [_length(configs[n]) for n in (name, first)])[0] != lengths[1]:
+            found.append(_unequal(name, "tokens a rung", *lengths))
     return found
 
 
@@ -169,11 +171,21 @@ def _incomparable(file: StudyFile, name: str, config: Any, first: Any) -> list[s
             0 if what == "updates" or flat(config)["run.align"] > 1 else max(c.update_tokens() for c in (config, first))
         )
         if abs(one - other) > slack:
-            found.append(
-                f"arms.{name}: must be trained on as many {what} as the first arm, {other:,}, got {one:,}; runs of "
-                "different lengths cannot be compared"
-            )
+            found.append(_unequal(name, what, one, other))
     return found
+
+
+def _unequal(name: str, what: str, one: float, other: float) -> str:
+    return (
+        f"arms.{name}: must be trained on as many {what} as the first arm, {other:,}, got {one:,}; runs of "
+        "different lengths cannot be compared"
+    )
+
+
+def _length(config: BaseModel) -> float:
+    """Return the tokens between two rungs of a configuration of the user's own, 0 where it counts none."""
+    measure = getattr(config, "rung_tokens", None)
+    return float(measure()) if measure else 0.0
 
 
 def _lengths(equal: str, config: Any, first: Any) -> list[tuple[str, int, int]]:

@@ -65,7 +65,8 @@ def _check_context(found: Prepared, config: TrainConfig) -> None:
 
     try:
         TrainingOrder(found.splits["train"], config.data, config.model.context, config.run.seed)
-        Windows(found.splits["val"], config.data.layout, config.model.context)
+        for split in ("val", "test") if config.run.test else ("val",):
+            Windows(found.splits[split], config.data.layout, config.model.context)
     except ConfigError as error:
         raise Problem(str(error)) from None
 

@@ -159,6 +159,15 @@ def test_arms_whose_losses_cannot_be_compared_are_refused(here: Path, values: di
     assert any(said in line for line in refused(gpt_arms(here / "g.yaml", {"a": {}, "b": values})))
 
 
+def test_arms_of_a_config_that_counts_tokens_must_be_trained_on_as_many(here: Path) -> None:
+    path = arms(here, arms={"a": {}, "b": {"noise": 0.1}})
+    curves = here / "curves.py"
+    counting = "    def rung_tokens(self) -> float:\n        return 1000 + 10 * self.noise\n\n\ndef train"
+    curves.write_text(curves.read_text().replace("\ndef train", counting, 1))
+    (line,) = refused(path)
+    assert line.startswith("arms.b: must be trained on as many tokens a rung as the first arm, 1,000.5, got 1,001.0;")
+
+
 def test_arms_that_no_mark_suits_may_differ_by_less_than_an_update(here: Path) -> None:
     arms = {"a": {"run.batch_size": 3}, "b": {"run.batch_size": 4}}
     path = gpt_arms(here / "g.yaml", arms)
