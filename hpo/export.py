@@ -12,6 +12,8 @@ from hpo.status import MACHINE, SET, Snapshot, best_trial, ended, find, snapshot
 from hpo.study import Study, from_spec
 from model.section import flat
 
+UNCONFIRMED = "the search's best, not confirmed: `hpo confirm` says whether it is better than the baseline"
+
 
 def preferred(at: Opened, of: Snapshot) -> tuple[Trial, str]:
     """Return the trial to keep, and in words what is known of it: the best that was confirmed, else the search's best.
@@ -25,9 +27,7 @@ def preferred(at: Opened, of: Snapshot) -> tuple[Trial, str]:
         )
     found = _confirmation(at, of)
     if found is None:
-        return best_trial(
-            of
-        ), "the search's best, not confirmed: `hpo confirm` says whether it is better than the baseline"
+        return best_trial(of), UNCONFIRMED
     from hpo.compare import compare  # scipy, which few exports need
 
     better = [row for row in compare(found) if row.verdict == "better" and row.n == len(found.spec["seeds"])]

@@ -8,7 +8,7 @@ from hpo.caveats import caveats
 from hpo.checking import read
 from hpo.compare import columns, compare
 from hpo.engine import look
-from hpo.export import changes, text
+from hpo.export import UNCONFIRMED, changes, text
 from hpo.live import aims, clock, standing
 from hpo.output import Format, rows, say, shown
 from hpo.patience import StorageError
@@ -63,7 +63,7 @@ def conclude(of: Snapshot, folder: Path, options: Options, seconds: float) -> in
     if best is None:
         raise NothingFeasible(f"study {of.name}: no trial was completed; `hpo trials` and `hpo show N` say why")
     path = folder / "best.yaml"
-    folders.write(path, text(of, best_trial(of)))
+    folders.write(path, text(of, best_trial(of), UNCONFIRMED))
     print("\n".join(answer(of, path, options)))
     return 0
 

@@ -130,7 +130,9 @@ class Snapshot:
     def _baseline(self) -> Trial | None:
         found = [t for t in self.trials if self.kind(t) == "baseline"]
         first = min(found, key=lambda t: int(t.user_attrs["slot"]), default=None)
-        tries = [t for t in found if first is not None and t.user_attrs.get(SET) == first.user_attrs.get(SET)]
+        if first is None or first.state == State.COMPLETE:
+            return first
+        tries = [t for t in found if t.user_attrs.get(SET) == first.user_attrs.get(SET)]
         return next((t for t in tries if t.state == State.COMPLETE), first)
 
     @cached_property

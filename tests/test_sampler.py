@@ -328,7 +328,7 @@ def crowd(n: int) -> optuna.Study:
 
 def shown(study: optuna.Study, history: int | None) -> list[FrozenTrial]:
     mirror = Mirror(optuna.samplers.TPESampler(seed=0), {}, frozenset(), history)
-    return mirror._view(study, {"x": FloatDistribution(0.0, 1.0)}).get_trials(deepcopy=False)
+    return mirror.view(study, {"x": FloatDistribution(0.0, 1.0)}).get_trials(deepcopy=False)
 
 
 def test_history_shows_the_best_and_the_latest_and_all_that_run() -> None:
