@@ -6,18 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hpo import comparison
 from hpo.arms import Compared, study_of
 from hpo.compare import ended_without, runs, score
-from hpo.confirm import begun, first_fresh, full, told_of_end
+from hpo.comparison import begun, check_same, first_fresh, full, search
 from hpo.engine import look
 from hpo.factorial import design, effects
 from hpo.factors import Factors, factors, named, ordered, rebased
 from hpo.output import Format, number, rows, say, shown
-from hpo.problems import NothingFeasible, Problem
+from hpo.problems import Problem
 from hpo.running import Options, run
 from hpo.statistics import LEVEL, fewest, holm, interval, p_value
 from hpo.status import Snapshot, snapshot
-from hpo.study import Study, from_spec
+from hpo.study import Study
 from model.section import flat
 
 NONE, ALL = "baseline", "target"
@@ -128,25 +129,21 @@ def ablate(asked: Asked, options: Options, format: Format) -> int:
         name = asked.name or f"{of.name}-{asked.design}"
         study = begun(at, name, "ablates", of.name)
         if study is not None:
-            _check_same(study, asked)
+            check_same(study, _options(study, asked))
         else:
             study = planned(of, name, asked, first_fresh(at, of))
     return run(replace(options, study=name), study, partial(conclude, format=format))
 
 
 def conclude(found: Snapshot, folder: Path, options: Options, seconds: float, format: Format = Format.table) -> int:
-    """Say what an ablation showed.
+    """Say what an ablation showed."""
 
-    Raises:
-        NothingFeasible: no effect has runs to tell it by.
-    """
-    if not told_of_end(found, seconds):
-        return 0
-    rows(table(found), format)
-    say("\n".join(["", *verdicts(found)]))
-    if not any(effect.n for effect in effects_in(found)):
-        raise NothingFeasible(f"study {found.name}: no two runs of one seed are complete; `hpo trials` says why")
-    return 0
+    def tell() -> bool:
+        rows(table(found), format)
+        say("\n".join(["", *verdicts(found)]))
+        return any(effect.n for effect in effects_in(found))
+
+    return comparison.conclude(found, seconds, tell)
 
 
 def planned(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
@@ -155,9 +152,7 @@ def planned(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
     Raises:
         Problem: the two cannot be compared, or are the same; or too few seeds are asked for.
     """
-    if of.spec.get("arms"):
-        raise Problem(f"--study: must be a search; {of.name} has arms, which are compared already")
-    searched, n = from_spec(of.spec), asked.seeds or SEEDS
+    searched, n = search(of), asked.seeds or SEEDS
     if n < (least := fewest("t")):
         raise Problem(f"--seeds: must be at least {least}, or no effect has an interval worth the name, got {n}")
     before, after = (named(of, searched, *pair) for pair in ((asked.before, "--from"), (asked.after, "--to")))
@@ -176,30 +171,18 @@ def planned(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
     return study_of(searched, name, base, made)
 
 
-def _check_same(study: Study, asked: Asked) -> None:
-    """Refuse to go on with a study under other options than it was begun with.
-
-    Raises:
-        Problem: naming those that differ.
-    """
+def _options(study: Study, asked: Asked) -> dict[str, tuple[Any, Any]]:
+    """Return what was asked for beside what a study that is begun has."""
     about = study.file.about
-    has: dict[str, tuple[Any, Any]] = {
+    return {
         "--design": (asked.design, about["design"]),
         "--from": (asked.before, about["from"]),
         "--to": (asked.after, about["to"]),
-        "--factor": (list(asked.groups) or about["groups"], about["groups"]),
-        "--order": (list(asked.order) or about["order"], about["order"]),
-        "--seeds": (asked.seeds or len(study.file.seeds), len(study.file.seeds)),
-        "--tokens": (asked.tokens or flat(study.base).get("run.tokens"), flat(study.base).get("run.tokens")),
+        "--factor": (list(asked.groups), about["groups"]),
+        "--order": (list(asked.order), about["order"]),
+        "--seeds": (asked.seeds, len(study.file.seeds)),
+        "--tokens": (asked.tokens, flat(study.base).get("run.tokens")),
     }
-    problems = [
-        f"{key}: study {study.name} was begun with {shown(held) or 'none'}, got {shown(wanted)}; "
-        "`--as NAME` begins another on fresh seeds"
-        for key, (wanted, held) in has.items()
-        if wanted != held
-    ]
-    if problems:
-        raise Problem(*problems)
 
 
 def effects_in(of: Snapshot) -> list[Effect]:

@@ -8,21 +8,21 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from hpo import comparison
 from hpo.arms import Compared, study_of
 from hpo.compare import columns, compare
+from hpo.comparison import begun, check_same, first_fresh, full, search
 from hpo.engine import look
-from hpo.live import clock
 from hpo.output import Format, number, rows, say
 from hpo.problems import NothingFeasible, Problem
-from hpo.reading import SPEC, Opened, State, Trial, study_attrs, study_ids
+from hpo.reading import State, Trial
 from hpo.running import Options, run
 from hpo.statistics import Test, fewest
-from hpo.status import SET, Snapshot, counts, ended, snapshot
-from hpo.study import DEFAULT_CONFIG, NAME, Study, from_spec, seed_path
-from model.section import flat, updated
+from hpo.status import SET, Snapshot, snapshot
+from hpo.study import Study, from_spec, seed_path
+from model.section import flat
 
 BASELINE = "baseline"
-FRESH = 1_000  # seeds from here on: searches begin at 0, and their noise floors go on from there
 TOP, SEEDS = 3, 8  # what is usual: eight pairs show a gain of two sigma nine times in ten
 
 
@@ -45,35 +45,21 @@ def confirm(asked: Asked, options: Options, format: Format) -> int:
         name = asked.name or f"{of.name}-confirm"
         study = begun(at, name, "confirms", of.name)
         if study is not None:
-            _check_asked(study, asked)
+            check_same(study, _options(study, asked))
         else:
             study = design(of, name, asked, first_fresh(at, of))
     return run(replace(options, study=name), study, partial(conclude, format=format))
 
 
 def conclude(found: Snapshot, folder: Path, options: Options, seconds: float, format: Format = Format.table) -> int:
-    """Say what was confirmed.
+    """Say what was confirmed."""
 
-    Raises:
-        NothingFeasible: no configuration has a run to compare.
-    """
-    if not told_of_end(found, seconds):
-        return 0
-    rows(table(found), format)
-    say("\n".join(["", *verdicts(found)]))
-    if all(row.difference is None for row in compare(found)[1:]):
-        raise NothingFeasible(f"study {found.name}: no two runs of one seed are complete; `hpo trials` says why")
-    return 0
+    def tell() -> bool:
+        rows(table(found), format)
+        say("\n".join(["", *verdicts(found)]))
+        return any(row.difference for row in compare(found))
 
-
-def told_of_end(found: Snapshot, seconds: float) -> bool:
-    """Say that a comparison has ended, or that it has not: then there is no verdict, since a result chooses no n."""
-    n, total = counts(found)["complete"], sum(found.slots.values())
-    if ended(found):
-        say(f"{found.name}: ended after {clock(seconds)}")
-        return True
-    say(f"{found.name}: {n} of {total} runs complete; there is a verdict when all have ended")
-    return False
+    return comparison.conclude(found, seconds, tell)
 
 
 def design(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
@@ -82,9 +68,7 @@ def design(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
     Raises:
         NothingFeasible: no trial is complete. Problem: it has arms itself, or too few seeds are asked for.
     """
-    if of.spec.get("arms"):
-        raise Problem(f"--study: must be a search; {of.name} has arms, which are compared already")
-    searched, test = from_spec(of.spec), asked.test or "t"
+    searched, test = search(of), asked.test or "t"
     best = ranked(of, searched)[: asked.top or TOP]
     if not best:
         raise NothingFeasible(
@@ -112,22 +96,6 @@ def design(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
     return study_of(searched, name, full(searched, asked.tokens), made)
 
 
-def full(study: Study, tokens: int | None) -> BaseModel:
-    """Return the base of a study at the length asked for, its test split scored.
-
-    Raises:
-        Problem: it has no length that could be set.
-    """
-    values: dict[str, Any] = {}
-    if tokens is not None:
-        if "run.tokens" not in flat(study.base):
-            raise Problem("--tokens: needs a config with a field run.tokens; leave it out")
-        values["run.tokens"] = tokens
-    if study.file.config == DEFAULT_CONFIG:
-        values["run.test"] = True
-    return updated(study.base, {**values, **({"run.align": 1} if values else {})})
-
-
 def ranked(of: Snapshot, study: Study) -> list[Trial]:
     """Return the finished trials, the best first, one of each configuration; the baseline is none of them."""
     seed = seed_path(study.base)
@@ -150,56 +118,15 @@ def _baseline(of: Snapshot) -> float | None:
     return found.values[0] if found is not None and found.state == State.COMPLETE else None
 
 
-def begun(at: Opened, name: str, key: str, source: str) -> Study | None:
-    """Return the study of that name that was made for `source`, to be gone on with; None where there is none.
-
-    Raises:
-        Problem: it is no name, or a study of that name was made for something else.
-    """
-    if not NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
-        raise Problem(
-            f"--as: must be a name of letters, digits, '-', '_' and '.', such as {source}-2, got {name!r:.60}"
-        )
-    study_id = study_ids(at).get(name)
-    attrs = {} if study_id is None else study_attrs(at, study_id)
-    if study_id is None:
-        return None
-    if attrs.get(SPEC, {}).get("about", {}).get(key) != source:
-        raise Problem(f"--as: the storage holds another study {name!r}; give this one a name of its own")
-    return from_spec(attrs[SPEC])
-
-
-def first_fresh(at: Opened, of: Snapshot) -> int:
-    """Return a seed from which on none was used by a search, or by a study that was made for it."""
-    study = from_spec(of.spec)
-    seed = seed_path(study.base)
-    used = [FRESH - 1, *study.noise_seeds()]
-    if seed is not None:
-        used += [flat(study.configured(values)).get(seed, 0) for values in ({}, *study.file.baseline)]
-        used += [t.user_attrs.get(SET, t.params).get(seed, 0) for t in of.trials]
-    for study_id in study_ids(at).values():
-        spec = study_attrs(at, study_id).get(SPEC, {})
-        if of.name in spec.get("about", {}).values():
-            used += spec["seeds"]
-    return max(number for number in used if isinstance(number, int)) + 1
-
-
-def _check_asked(study: Study, asked: Asked) -> None:
-    """Refuse to go on with a study under other options than it was begun with: a result must not choose its n."""
+def _options(study: Study, asked: Asked) -> dict[str, tuple[Any, Any]]:
+    """Return what was asked for beside what a study that is begun has."""
     file = study.file
-    has = {
+    return {
         "--top": (asked.top, len(file.arms or {}) - 1),
         "--seeds": (asked.seeds, len(file.seeds)),
         "--tokens": (asked.tokens, flat(study.base).get("run.tokens")),
         "--test": (asked.test, file.about["test"]),
     }
-    problems = [
-        f"{key}: study {study.name} was begun with {held}, got {wanted}; `--as NAME` begins another on fresh seeds"
-        for key, (wanted, held) in has.items()
-        if wanted not in (None, held)
-    ]
-    if problems:
-        raise Problem(*problems)
 
 
 def tested(of: Snapshot) -> str:

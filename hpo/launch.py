@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from hpo import ablate, confirm, folders
+from hpo import ablate, comparison, confirm, folders
 from hpo.caveats import caveats
 from hpo.checking import read
 from hpo.compare import columns, compare
@@ -75,15 +75,15 @@ def conclude_arms(of: Snapshot, folder: Path, options: Options, seconds: float) 
         return confirm.conclude(of, folder, options, seconds)
     if "ablates" in about:
         return ablate.conclude(of, folder, options, seconds)
-    if not confirm.told_of_end(of, seconds):
-        return 0
-    found = compare(of)
-    rows([columns(row) for row in found], Format.table)
-    if all(row.difference is None for row in found[1:]):
-        raise NothingFeasible(f"study {of.name}: no two runs of one seed are complete; `hpo trials` says why")
-    for note in caveats(of):
-        say(f"note: {note}")
-    return 0
+
+    def tell() -> bool:
+        found = compare(of)
+        rows([columns(row) for row in found], Format.table)
+        for note in caveats(of):
+            say(f"note: {note}")
+        return any(row.difference for row in found)
+
+    return comparison.conclude(of, seconds, tell)
 
 
 def answer(of: Snapshot, path: Path, options: Options) -> list[str]:

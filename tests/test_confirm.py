@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from hpo.compare import compare
-from hpo.confirm import Asked, begun, design, first_fresh, ranked, table, verdicts
+from hpo.comparison import begun, first_fresh
+from hpo.confirm import Asked, design, ranked, table, verdicts
 from hpo.export import preferred
 from hpo.problems import NothingFeasible, Problem
 from hpo.reading import SPEC, State, chosen

@@ -11,8 +11,9 @@ from hpo.ablate import Asked as ToAblate
 from hpo.ablate import effects_in, planned
 from hpo.checking import read
 from hpo.compare import compare
+from hpo.comparison import first_fresh
 from hpo.confirm import Asked as ToConfirm
-from hpo.confirm import design, first_fresh
+from hpo.confirm import design
 from hpo.noise import noise
 from hpo.reading import State
 from hpo.storage import Store, connect
