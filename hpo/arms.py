@@ -100,10 +100,15 @@ def study_of(like: Study, name: str, base: BaseModel, compared: Compared) -> Stu
 def common_align(configs: Iterable[BaseModel]) -> int:
     """Return the multiple of tokens that rung marks are rounded to, so that all runs reach them exactly.
 
-    1, which has each run scored at its first update past a mark, where that multiple is longer than a rung.
+    That which the first one asks for, where it is one. 1, which has each run scored at its first update past a mark,
+    where that multiple is longer than a rung.
     """
+    configs = list(configs)
+    asked = flat(configs[0])["run.align"]
     configs = [updated(config, {"run.align": 1}) for config in configs]
     common = math.lcm(*(config.update_tokens() for config in configs))  # type: ignore[attr-defined]
+    if asked > 1 and asked % common == 0:
+        return int(asked)
     spacing = min(flat(config)["run.tokens"] // flat(config)["run.rungs"] for config in configs)
     return common if common <= spacing else 1
 
@@ -114,6 +119,8 @@ def problems(file: StudyFile, base: BaseModel, given: Iterable[str]) -> list[str
     given: the keys that the file has.
     """
     found = [f"{key}: must be left out with arms, which are all that is run" for key in ONLY_SEARCHED if key in given]
+    if "arms" in given and len(file.arms or {}) < 2:
+        found.append(f"arms: must have at least 2, or there is nothing to compare, got {len(file.arms or {})}")
     path = seed_path(base)
     if path is None:
         return [*found, "arms: needs a config with a field run.seed or seed, which tells the runs of an arm apart"]

@@ -145,6 +145,14 @@ class Arms(Section):
             found[alone] = found.get(alone, 0) - 1
         return found
 
+    def weighed(self) -> list[str]:
+        """Return the arms that enter the verdict, the reference first."""
+        return list(dict.fromkeys([next(iter(self.contestants())), *self.terms()]))
+
+    def run_first(self) -> list[str]:
+        """Return the arms of the verdict, and at equal seconds all: they are read where the first of a study ended."""
+        return list(self.contestants()) if self.equal == "seconds" else self.weighed()
+
     def metric_of(self, arm: str) -> Metric:
         """Return what an arm is scored by."""
         return self.metric[arm] if isinstance(self.metric, dict) else self.metric

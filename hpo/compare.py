@@ -69,7 +69,7 @@ def compare(of: Snapshot, metric: str | None = None) -> list[Row]:
     tested = {name: _paired(scores[name], scores[first], test) for name in others}
     corrected = dict(zip(tested, holm([t.p if t else 1.0 for t in tested.values()]), strict=True))
     lost = {name: sum(ended_without(of, t) for t in found[name].values()) for name in found}
-    least = fewest(test, len(others))
+    least = fewest(test, max(1, len(others)))
     rows = []
     for name, values in scores.items():
         known = [value for value in values.values() if value is not None]

@@ -45,7 +45,7 @@ def judge(claim: Claim, values: Values) -> Judgement:
     if claim.effect.unit == "level":
         return _level(claim, values.get(next(iter(test.terms())), {}))
     first, terms = next(iter(test.contestants())), test.terms()
-    arms = list(dict.fromkeys([first, *terms]))
+    arms = test.weighed()
     seeds = sorted(set.intersection(*(set(values.get(arm, {})) for arm in arms)))
     unit: Unit = "difference" if _metric(test) in ABSOLUTE else "share"
     if len(seeds) < LEAST:

@@ -81,7 +81,7 @@ def conclude_arms(of: Snapshot, folder: Path, options: Options, seconds: float) 
         rows([columns(row) for row in found], Format.table)
         for note in caveats(of):
             say(f"note: {note}")
-        return any(row.difference for row in found)
+        return any(row.difference for row in found) or (len(found) == 1 and found[0].n > 0)
 
     return comparison.conclude(of, seconds, tell)
 

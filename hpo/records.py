@@ -134,9 +134,8 @@ def row(name: str, claim: Claim, found: Finding | None) -> dict[str, Any]:
     """Return one line of the table of verdicts."""
     verdict, test = judged(claim, found), claim.test
     by_sums = isinstance(test, Arithmetic)
-    trained = (
-        [run.tokens for run in found.runs if run.tokens is not None and run.arm in _weighed(test)] if found else []
-    )
+    weighed = [] if isinstance(test, Arithmetic) else test.weighed()
+    trained = [run.tokens for run in found.runs if run.tokens is not None and run.arm in weighed] if found else []
     return {
         "id": name,
         "claim": claim.claim,
@@ -149,11 +148,6 @@ def row(name: str, claim: Claim, found: Finding | None) -> dict[str, Any]:
         "command": found.command if found is not None else f"hpo claims {name}",
         "note": verdict.note,
     }
-
-
-def _weighed(test: Arms | Arithmetic) -> list[str]:
-    """Return the arms that enter the verdict, the reference first."""
-    return [] if isinstance(test, Arithmetic) else list(dict.fromkeys([next(iter(test.contestants())), *test.terms()]))
 
 
 def scale(test: Arms | Arithmetic, found: Finding | None) -> str:

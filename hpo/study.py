@@ -68,7 +68,7 @@ class StudyFile(Section):
     """A configuration; what is left out keeps its default, or is that of the base whose name is given as `from`."""
     space: Space = Field(default_factory=dict)
     """Dotted field of the configuration -> the range to search."""
-    arms: dict[Name, dict[str, Any]] | None = Field(default=None, min_length=2)
+    arms: dict[Name, dict[str, Any]] | None = Field(default=None, min_length=1)
     """Instead of a space, name -> what differs from the base: each is run with each of `seeds`, and none is pruned."""
     seeds: tuple[Seed, ...] = ()
     """Of the runs of each arm: runs of one seed share initial weights and batches, and are compared in pairs."""

@@ -155,6 +155,7 @@ def claims(
     seeds: Annotated[int | None, typer.Option(min=3, help="Pairs of runs of each; else those it asks for.")] = None,
     ledger: Annotated[str, typer.Option(help="Ledger of claims, by name or path.")] = "claims",
     listing: Annotated[bool, typer.Option("--list", help="List the claims and what their runs need, and end.")] = False,
+    weighed: Annotated[bool, typer.Option("--weighed", help="Run no arms but those that enter the verdicts.")] = False,
     data: Annotated[
         Path | None,
         typer.Option(callback=possible, help="File of what is found; else claims.json in ./docs if there, in ./runs."),
@@ -176,11 +177,12 @@ def claims(
     """Run the tests of a ledger of claims, and say which hold, by how much, and on what.
 
     Each claim is a study of its own, claim-C000-01, with claim-C000-01-tune before it where a factor is chosen first.
-    What is done is not run again; more seeds go into a further study. The largest effects come first.
+    What is done is not run again; more seeds or arms go into a further study. The largest effects come first, and
+    of all claims the arms that enter the verdict, before those that say what else may explain it.
     """
     from hpo.verdicts import Asked, claims
 
-    asked = Asked(names or [], seeds, ledger, data, write, listing)
+    asked = Asked(names or [], seeds, ledger, data, write, listing, weighed)
     how = options(storage, workers, gpus, per_gpu, pack, out, dry_run, quiet, plain)
     leave(claims(asked, how, format))
 

@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 
 from hpo import notation, records
+from hpo.case import best
 from hpo.claims import Arms, Claim
+from hpo.claims_page import page
 from hpo.engine import look
 from hpo.folders import append
 from hpo.judgement import Judgement, Unit
 from hpo.ledger import read
 from hpo.output import number
 from hpo.problems import Problem, WorkFailed
-from hpo.proof import best
 from hpo.reading import study_ids, trials
 from hpo.records import Finding, Findings, Run
 from hpo.scoring import at_equal_seconds, scored
 from hpo.shelf import shipped
 from hpo.status import Snapshot, snapshot
-from hpo.verdicts import by_size, cost, listed, page, pick
+from hpo.verdicts import by_size, cost, listed, pick
 from tests.command import ROOT, here, hpo, write_base
 from tests.test_claims import ARMS, BASE, claim, without
 
@@ -38,7 +39,8 @@ CLAIMS: dict[str, Any] = {
     "C009-01": claim({"arms": {"a": {}, "b": RATE, "c": WILD}}, effect=HALF),
     "C009-02": claim(
         without(ARMS, "arms") | {"arms": None, "tuned": ["optimizer.lr"], "factors": {
-            "clip": {"norm": {}, "none": {"clip.name": "none"}}, "optimizer.lr": [1e-4, 1e-2]
+            "clip": {"norm": {}, "none": {"clip.name": "none"}, "small": {"clip.max_norm": 0.1}},
+            "optimizer.lr": [1e-4, 1e-2],
         }}
     ),
     "C009-03": claim({"metric": {"a": "val_loss", "b": "ema_val_loss"}, "arms": {"a": AVERAGED, "b": AVERAGED}}),
@@ -93,10 +95,13 @@ def of(folder: Path, study: str) -> Snapshot:
 
 def test_each_arm_is_run_with_each_seed_and_what_is_tuned_before_on_seeds_of_its_own(ran: Path) -> None:
     assert studies(ran) == {
-        "claim-C009-01": 9,
+        "claim-C009-01": 6,
+        "claim-C009-01-2": 3,  # the arm that does not enter the verdict
         "claim-C009-02-tune": 12,
         "claim-C009-02": 6,
-        "claim-C009-03": 6,
+        "claim-C009-02-tune-2": 6,
+        "claim-C009-02-2": 3,
+        "claim-C009-03": 3,
         "claim-C009-04": 6,
     }
     found = kept(ran).claims
@@ -135,7 +140,7 @@ def test_verdict_is_printed_with_effect_and_interval(ran: Path) -> None:
 
 def test_level_that_serves_an_arm_best_goes_on(ran: Path) -> None:
     found = kept(ran).claims["C009-02"]
-    assert found.chosen == {f"clip={c}": f"clip={c}, optimizer.lr=0.01" for c in ("norm", "none")}
+    assert found.chosen == {f"clip={c}": f"clip={c}, optimizer.lr=0.01" for c in ("norm", "none", "small")}
     spec = of(ran, "claim-C009-02").spec
     assert {arm["optimizer.lr"] for arm in spec["arms"].values()} == {0.01}
 
@@ -185,8 +190,8 @@ def test_run_that_diverges_is_scored_by_nothing_but_that(ran: Path) -> None:
     values = records.values(kept(ran).claims["C009-01"].runs)
     assert values["c"] == {0: None, 1: None, 2: None}
     assert all(value is not None for value in values["a"].values())
-    finished = {t.user_attrs["arm"]: scored(t, "finished") for t in of(ran, "claim-C009-01").trials}
-    assert finished == {"a": 1, "b": 1, "c": 0}
+    ended = [t for study in ("claim-C009-01", "claim-C009-01-2") for t in of(ran, study).trials]
+    assert {t.user_attrs["arm"]: scored(t, "finished") for t in ended} == {"a": 1, "b": 1, "c": 0}
 
 
 def test_claim_that_cannot_be_tested_here_is_left_out_with_the_reason(ran: Path) -> None:
@@ -202,12 +207,16 @@ def test_what_is_done_is_not_run_again_and_more_seeds_are_a_further_study(ran: P
     hpo("claims", "C009-01", "--ledger", "mine.yaml", cwd=ran)
     assert studies(ran) == before
     assert (ran / "runs" / "claims.json").read_text() == text
-    hpo("claims", "C009-01", "--seeds", "4", "--ledger", "mine.yaml", "--data", "more.json", cwd=ran)
-    assert studies(ran) == before | {"claim-C009-01-from-3": 3}
-    more, few = records.load(ran / "more.json").claims["C009-01"], kept(ran).claims["C009-01"]
-    assert set(few.runs) < set(more.runs)
-    assert {run.seed for run in more.runs} == {0, 1, 2, 3}
-    assert more.command.endswith("--seeds 4")
+    more = ["claims", "C009-01", "--seeds", "4", "--ledger", "mine.yaml", "--data", "more.json"]
+    hpo(*more, "--weighed", cwd=ran)
+    assert studies(ran) == before | {"claim-C009-01-3": 2}
+    found, few = records.load(ran / "more.json").claims["C009-01"], kept(ran).claims["C009-01"]
+    assert set(few.runs) < set(found.runs)
+    assert {(run.arm, run.seed) for run in set(found.runs) - set(few.runs)} == {("a", 3), ("b", 3)}
+    assert found.command.endswith("--seeds 4")
+    hpo(*more, cwd=ran)
+    assert studies(ran) == before | {"claim-C009-01-3": 2, "claim-C009-01-4": 1}
+    assert len(records.load(ran / "more.json").claims["C009-01"].runs) == 12
 
 
 def test_study_of_other_arms_under_the_name_is_not_mixed_in(ran: Path) -> None:
@@ -247,12 +256,24 @@ def test_finding_of_another_test_than_the_ledger_has_now_counts_as_none(ran: Pat
     assert held.of("C009-01", more) is not None  # more seeds are the same test
 
 
+def test_arms_of_the_verdict_are_run_first_and_counted_apart(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ran)
+    said = (ran / "said").read_text()
+    verdicts = [found.start() for found in re.finditer("^C009-0[1-4]: (holds|not shown|refuted)", said, re.M)]
+    assert len(verdicts) == 4
+    assert max(verdicts) < said.index("C009-01: the arms that do not enter the verdict")
+    assert "C009-04: the arms that" not in said
+    claims = mine(ran)
+    assert cost(claims["C009-02"], 5) == (3 * 2 * 3 + 3 * 5, 2048 * 33)
+    assert cost(claims["C009-02"], 5, weighed=True) == (2 * 2 * 3 + 2 * 5, 2048 * 22)
+
+
 def test_hours_are_estimated_from_runs_of_the_same_base(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ran)  # where the base is
     claims = mine(ran)
     found = listed("C009-02", claims["C009-02"], 5, kept(ran))
-    assert found["runs"] == 4 * 3 + 2 * 5
-    assert found["tokens"] == 2048 * 22
+    assert found["runs"] == 6 * 3 + 3 * 5
+    assert found["tokens"] == 2048 * 33
     assert found["hours"] is not None
     assert listed("C009-02", claims["C009-02"], 5, Findings())["hours"] is None
     assert cost(claims["C009-05"], 3) == (0, 0)

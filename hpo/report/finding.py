@@ -7,6 +7,7 @@ from typing import Any
 from hpo.compare import columns, compare
 from hpo.live import aims
 from hpo.noise import Noise, decimals, noise
+from hpo.output import number
 from hpo.problems import Problem
 from hpo.reading import SPEC, Opened, State, Trial, study_attrs, study_ids
 from hpo.statistics import luckiest
@@ -106,6 +107,9 @@ def _pairwise(of: Snapshot) -> list[str]:
 
 def _arms(of: Snapshot) -> str:
     first, *others = compare(of)
+    if not others:
+        spread = f", sd {number(first.sd)}" if first.sd is not None else ""
+        return f"{first.arm}: {number(first.mean)}{spread}, {first.n} runs." if first.mean is not None else "No run."
     groups: dict[str, list[str]] = {}
     for row in others:
         groups.setdefault(row.verdict, []).append(row.arm)
