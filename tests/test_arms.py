@@ -114,7 +114,7 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
         {"arms": {"a": {}, "b": {"seed": 1, "x": 0.1}}},
         ["arms.b.seed: must be left out; `seeds` gives all arms the same"],
     ),
-    ({"arms": {"a": {}}}, ["arms: must have at least 2, got 1"]),
+    ({"arms": {"a": {}}}, ["arms: must have at least 2, or there is nothing to compare, got 1"]),
 ]
 
 
