@@ -43,6 +43,12 @@ def train(config: Config) -> Iterator[tuple[int, float]]:
 TARGET = {"a": 1.0, "b": 1.0, "c": 1.0}
 
 
+@pytest.fixture
+def storage_url(tmp_path: Path) -> str:
+    """One storage for all that is told of snapshots; tests/test_confirm.py runs comparisons on the other one."""
+    return f"sqlite:///{tmp_path}/hpo.db"
+
+
 def search(store: Store, folder: Path, target: dict[str, Any], **keys: Any) -> Snapshot:
     """Search a function of three factors; the second baseline is the target."""
     (folder / "curves.py").write_text(textwrap.dedent(MODULE))

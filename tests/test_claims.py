@@ -211,7 +211,7 @@ def short(config: TrainConfig) -> TrainConfig:
     """Return a configuration whose run is one rung of two updates, on little text."""
     batch_size = min(config.run.batch_size, 4)
     tokens = 2 * batch_size * config.run.grad_accum * config.model.context
-    text = {"data.max_documents": 2000 if config.data.name == "names" else 300}  # of names, all letters
+    text = {"data.max_documents": 2000 if config.data.name == "names" else 100}  # of names, all letters
     run = {"run.rungs": 1, "run.tokens": tokens, "run.align": 0, "run.batch_size": batch_size}
     spikes = {"run.spike_every": 2} if config.run.spike_every else {}
     return updated(config, text | run | spikes | {"run.device": "cpu", "run.compile": "off"})

@@ -23,9 +23,16 @@ from hpo.study import from_spec
 from tests.command import hpo
 from tests.compared import searched, worked
 from tests.planted import study as planted
+from tests.postgres import Postgres
 from tests.test_launch import until
 
 pytestmark = pytest.mark.usefixtures("here")
+
+
+@pytest.fixture
+def storage_url(tmp_path: Path) -> str:
+    """One storage for all that is told of snapshots."""
+    return f"sqlite:///{tmp_path}/hpo.db"
 
 
 def asked(**keys: Any) -> Asked:
@@ -182,8 +189,9 @@ def test_a_name_that_is_taken_by_another_study_is_refused(here: Path, store: Sto
 
 
 def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_plan(
-    here: Path, storage_url: str
+    here: Path, postgres: Postgres
 ) -> None:
+    storage_url = postgres.url(postgres.database("with_tables"))
     path = planted(here, base={"noise": 0.05, "pause": 0.05}, budget={"trials": 6})
     common = ["--storage", storage_url]
     hpo("launch", "--study", str(path), "--quiet", *common, cwd=here)
