@@ -20,7 +20,7 @@ from hpo.register import Registered
 from hpo.sampler import seeded
 from hpo.slots import Claim
 from hpo.space import held, suggest
-from hpo.status import ARM, MACHINE, SEED, SET, SUGGESTED
+from hpo.status import ARM, MACHINE, RETRIED, SEED, SET, SUGGESTED
 from hpo.storage import Lost, fenced
 from hpo.study import seed_path
 from model.seeds import derive
@@ -69,7 +69,7 @@ class Job:
     @property
     def spared(self) -> bool:
         """Whether it is never pruned, since others are measured against it."""
-        return self.claim.kind in ("baseline", "seed", "arm")
+        return self.trial.user_attrs.get(RETRIED, self.claim.kind) in ("baseline", "seed", "arm")
 
     @property
     def rung(self) -> int:
@@ -106,7 +106,7 @@ def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
             "worker": owner,
             **({} if claim.fixed is None else {SET: claim.fixed, SUGGESTED: _given(at, claim)}),
             **_arm(at, claim),
-            **({} if claim.origin is None else {"retry_of": claim.origin}),
+            **({} if claim.origin is None else {"retry_of": claim.origin, RETRIED: _first_kind(at, claim.origin)}),
             MACHINE: {**machine(), "pack": pack},
         },
     )
@@ -123,6 +123,12 @@ def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
             return made
 
     return at.store.optuna.get_trial(at.store.retry(make))
+
+
+def _first_kind(at: Registered, number: int) -> str:
+    """Return the kind of the trial that is tried again; of a try of a try, that of the first."""
+    (attrs,) = (t.user_attrs for t in at.optuna.get_trials(deepcopy=False) if t.number == number)
+    return str(attrs.get(RETRIED, attrs.get("kind")))
 
 
 def _given(at: Registered, claim: Claim) -> dict[str, Any]:

@@ -28,6 +28,7 @@ FORKED = "forked"  # kind of a trial that was carried over from another study
 SET = "hpo:set"  # the fixed values of a baseline, of an arm or of a point of a grid
 ARM = "arm"  # of a study of arms, the name of its own; the dashboard shows both as columns
 SEED = "seed"
+RETRIED = "retried"  # of a trial that is tried again, what the first try was
 MACHINE = "hpo:machine"  # versions, threads, git commit
 METRICS = "hpo:metrics"  # its last metrics
 SUGGESTED = "hpo:suggested"  # where its parameters come from
@@ -105,11 +106,7 @@ class Snapshot:
 
     def kind(self, trial: Trial) -> str | None:
         """Return what a trial is; one that is tried again is what it was before."""
-        found: str | None = trial.user_attrs.get("kind")
-        if found != "retry":
-            return found
-        origin = trial.user_attrs.get("retry_of")
-        return next((self.kind(t) for t in self.trials if t.number == origin), found)
+        return trial.user_attrs.get(RETRIED, trial.user_attrs.get("kind"))
 
     def in_state(self, *states: State) -> list[Trial]:
         return [t for t in self.trials if t.state in states]

@@ -110,7 +110,7 @@ def _ended(of: Snapshot, trial: Trial) -> str:
     error = str(trial.user_attrs.get(ERROR, "")).strip().splitlines()
     reason = f": {error[-1]}" if error else ""
     if ended == "complete":
-        whole = WHOLE.get(str(trial.user_attrs.get("kind")))
+        whole = WHOLE.get(str(of.kind(trial)))
         spared = f", as no rule may prune {whole}" if whole else ""
         return f"ran to its end, rung {of.rungs}{spared}: {of.objective} {shown(value(trial))}"
     if ended == "pruned":

@@ -32,7 +32,7 @@ def fails_once(config):
 
 
 def failing(store: Store, here: Path, **keys: Any) -> Registered:
-    path = planted(here, train="curves:fails_once", pruner={"name": "none"}, **keys)
+    path = planted(here, train="curves:fails_once", **{"pruner": {"name": "none"}, **keys})
     with (here / "curves.py").open("a") as file:
         file.write(FAILING)
     return register(store, read(str(path)), None, {})
@@ -56,6 +56,20 @@ def test_retry_runs_the_parameters_again_as_a_new_trial_beside_the_budget(here: 
     assert sorted(tries) == failed
     assert all(tries[n].params == trials[n].params and tries[n].state == State.COMPLETE for n in failed)
     assert "no failed trial to try again" in typed(store.url, "retry", "--failed")
+
+
+def test_retry_of_a_baseline_is_pruned_as_little_as_the_baseline_itself(here: Path, store: Store) -> None:
+    """Of a threshold that all curves pass, search trials are pruned; the baseline is what they are measured against."""
+    pruner = {"name": "threshold", "upper": 0.0}
+    at = failing(store, here, baseline=[{"x": 0.9}], budget={"trials": 3}, pruner=pruner)
+    assert worked(at) == 0
+    of = snapshot(store, "planted")
+    assert of.trials[0].state == State.FAIL
+    assert {t.state for t in of.trials[1:]} <= {State.PRUNED, State.FAIL}
+    typed(store.url, "retry", "0")
+    assert worked(at) == 0
+    again = next(t for t in snapshot(store, "planted").trials if t.user_attrs["kind"] == "retry")
+    assert (again.user_attrs["retry_of"], again.state) == (0, State.COMPLETE)
 
 
 def test_retry_takes_what_failed_and_nothing_whose_result_stands(here: Path, store: Store) -> None:
