@@ -193,8 +193,7 @@ def _baseline_problems(file: StudyFile, base: BaseModel) -> list[str]:
     n, seed = len(file.baseline) + file.baseline_seeds - 1, seed_path(base)
     problems = []
     if file.budget.trials is not None and file.budget.trials < n:
-        each = "one for each baseline" + (" and each of baseline_seeds" if file.baseline_seeds > 1 else "")
-        problems.append(f"budget.trials: must be at least {n}, {each}, got {file.budget.trials}")
+        problems.append(f"budget.trials: must be at least {n}, {_each(file)}, got {file.budget.trials}")
     if file.baseline_seeds > 1 and not file.baseline:
         problems.append("baseline_seeds: needs a baseline, whose noise it measures")
     if file.baseline_seeds > 1 and seed is None:
@@ -210,6 +209,10 @@ def _baseline_problems(file: StudyFile, base: BaseModel) -> list[str]:
     return problems
 
 
+def _each(file: StudyFile) -> str:
+    return "one for each baseline" + (" and each of baseline_seeds" if file.baseline_seeds > 1 else "")
+
+
 def _token_problems(file: StudyFile, base: BaseModel) -> list[str]:
     tokens, rung_tokens = file.budget.tokens, getattr(base, "rung_tokens", None)
     if tokens is None:
@@ -217,7 +220,11 @@ def _token_problems(file: StudyFile, base: BaseModel) -> list[str]:
     if rung_tokens is None:
         return ["budget.tokens: needs a config that counts tokens, with a method rung_tokens(); give trials or hours"]
     run = round(rung_tokens() * (file.rungs or flat(base)["run.rungs"]))
-    return [] if tokens >= run else [f"budget.tokens: must be at least {run}, the length of one run, got {tokens}"]
+    n = 1 if file.arms is not None else max(1, len(file.baseline) + file.baseline_seeds - 1)
+    if tokens >= n * run:
+        return []
+    what = "one run" if n == 1 else f"{n} runs, {_each(file)}"
+    return [f"budget.tokens: must be at least {n * run}, the length of {what}, got {tokens}"]
 
 
 def _size_problems(file: StudyFile) -> list[str]:

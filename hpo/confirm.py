@@ -46,6 +46,11 @@ def confirm(asked: Asked, options: Options, format: Format) -> int:
         study = begun(at, name, "confirms", of.name)
         if study is not None:
             check_same(study, _options(study, asked))
+            for number in _newcomers(of, study):
+                say(
+                    f"note: trial {number} is among the best only since {name} was begun, which does not have it; "
+                    "`--as NAME` confirms it on fresh seeds"
+                )
         else:
             study = design(of, name, asked, first_fresh(at, of))
     return run(replace(options, study=name), study, partial(conclude, format=format))
@@ -107,6 +112,12 @@ def ranked(of: Snapshot, study: Study) -> list[Trial]:
             seen.append(config)
             found.append(trial)
     return found
+
+
+def _newcomers(of: Snapshot, study: Study) -> list[int]:
+    """Return the trials that would be confirmed if a confirmation were begun now, and are not in it."""
+    held = study.file.about["trials"].values()
+    return [t.number for t in ranked(of, search(of))[: len(held)] if t.number not in held]
 
 
 def _seedless(study: Study, values: Mapping[str, Any], seed: str | None) -> BaseModel:

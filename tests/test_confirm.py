@@ -215,8 +215,12 @@ def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_p
         of = snapshot(store, "planted-confirm")
         assert len(of.trials) == 16
         assert store.optuna.get_study_user_attrs(1)[SPEC]["name"] == "planted"
+    hpo("enqueue", "--set", "x=0.0", "--study", "planted", *common, cwd=here)
+    hpo("worker", "--study", "planted", *common, cwd=here)
     again = hpo("confirm", "--study", "planted", "--format", "json", *common, cwd=here)
     assert json.loads(again.stdout) == records
+    assert "note: trial 6 is among the best only since planted-confirm was begun" in again.stderr
+    assert "note: trial" not in done.stderr
 
 
 def test_gpt_is_confirmed_at_full_length_on_both_splits(here: Path) -> None:

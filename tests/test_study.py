@@ -175,6 +175,7 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     ("space/run.rungs", {"choices": [2, 4]}, [f"space.run.rungs: {COMPARED} rungs cannot be compared"]),
     ("baseline", [{}] * 5, ["budget.trials: must be at least 5, one for each baseline, got 4"]),
     ("budget", {}, ["budget: must give trials, hours, tokens or target"]),
+    ("budget", {"tokens": 8191}, ["budget.tokens: must be at least 8192, the length of one run, got 8191"]),
     ("budget/trials", 0, ["budget.trials: must be greater than 0, got 0"]),
     ("rungs", 3, ["rungs: must be left out, since run.rungs of the base says 4, got 3"]),
     # plugs
@@ -201,6 +202,14 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
 )
 def test_mistake_is_named_by_file_key_rule_and_value(key: str, value: Any, lines: list[str]) -> None:
     assert problems(write(edited(key, value))) == [f"s.yaml: {line}" for line in lines]
+
+
+def test_tokens_of_a_budget_hold_all_baselines_which_are_never_pruned() -> None:
+    tree = edited("budget", {"tokens": 4 * 8192 - 1}) | {"baseline": [{}, {"optimizer.lr": 2e-3}], "baseline_seeds": 3}
+    assert problems(write(tree)) == [
+        "s.yaml: budget.tokens: must be at least 32768, the length of 4 runs, one for each baseline and each of "
+        "baseline_seeds, got 32767"
+    ]
 
 
 @pytest.mark.parametrize("field", sorted(TRAINING - {"synthetic_order"}))
