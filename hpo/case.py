@@ -58,12 +58,12 @@ class Case:
             return [], {name: name for name in every}
         stands = {arm: arm for arm in self.test.named()}
         wanted = [arm for name in contestants for arm in every[name]]
-        found = self.all(wanted, TUNING, stands, "-tune")
+        found = self.done(wanted, TUNING, stands, "-tune")
         made = [run for part in found for run in part.runs]
-        tried = {run.arm for run in made}
+        tried = {*wanted, *(run.arm for run in made)}
         return found, {name: best(self.test, arms, made) for name, arms in every.items() if tried.issuperset(arms)}
 
-    def all(self, wanted: Collection[str], seeds: Collection[int], stands: Arm, kind: str = "") -> list[Found]:
+    def done(self, wanted: Collection[str], seeds: Collection[int], stands: Arm, kind: str = "") -> list[Found]:
         """Return all runs of these arms and seeds, and what else the storage holds, once they are made.
 
         A study keeps its arms and seeds, so that more of them are another study, and no run is lost.
@@ -79,9 +79,10 @@ class Case:
             missing.setdefault(tuple(seed for seed in seeds if seed not in have), {})[arm] = None
         for lacking, arms in missing.items():
             if lacking:
-                name = f"claim-{self.name}{kind}" + (f"-{len(studies) + 1}" if studies else "")
-                studies[name] = tuple(arms), lacking
-        return [self._done(name, *of, stands, one_run) for name, of in studies.items()]
+                first = f"claim-{self.name}{kind}"
+                names = [first, *(f"{first}-{i}" for i in range(2, len(studies) + 2))]
+                studies[next(name for name in names if name not in studies)] = tuple(arms), lacking
+        return [self._finished(name, *of, stands, one_run) for name, of in studies.items()]
 
     def _held(self, kind: str) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
         """Return the studies of the claim that the storage holds, in the order of their making: arms and seeds."""
@@ -92,7 +93,7 @@ class Case:
             return {name: (tuple(spec["arms"]), tuple(spec["seeds"])) for name, spec in specs.items() if spec}
         return {}
 
-    def _done(self, name: str, arms: Collection[str], seeds: tuple[int, ...], stands: Arm, one_run: Arm) -> Found:
+    def _finished(self, name: str, arms: Collection[str], seeds: tuple[int, ...], stands: Arm, one_run: Arm) -> Found:
         """Run a study to its end unless it is there already; return its runs.
 
         Raises:

@@ -32,7 +32,7 @@ def prove(name: str, claim: Claim, seeds: int, options: Options, weighed: bool =
     case = Case(name, claim.test, _base(claim.test), options)
     arms = claim.test.run_first() if weighed else list(claim.test.contestants())
     tuning, chosen = case.tuned(arms)
-    parts = case.all(arms, range(seeds), chosen)
+    parts = case.done(arms, range(seeds), chosen)
     order = {arm: i for i, arm in enumerate(chosen)}
     made = sorted((run for part in parts for run in part.runs), key=lambda run: (order[run.arm], run.seed))
     full = claim.test.named()
