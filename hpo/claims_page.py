@@ -63,13 +63,16 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _machines(held: Findings, ledger: Ledger) -> str:
-    """Return on which versions and commits the runs were made."""
+    """Return on which versions the runs were made, and at which commits."""
     found: list[Finding] = [f for n, c in ledger.claims.items() if (f := held.of(n, c)) is not None]
-    seen = sorted({_machine(machine) for one in found for machine in one.machines})
+    commits: dict[str, set[str]] = {}
+    for machine in (machine for one in found for machine in one.machines):
+        commits.setdefault(_versions(machine), set()).add(str(machine.get("git_commit"))[:12])
+    seen = [f"{versions}, at {', '.join(sorted(commits[versions]))}" for versions in sorted(commits)]
     return "Runs were made with " + "; ".join(seen or ["nothing yet"]) + ".\n"
 
 
-def _machine(machine: Mapping[str, Any]) -> str:
-    versions = machine.get("versions", {})
+def _versions(machine: Mapping[str, Any]) -> str:
+    versions, threads = machine.get("versions", {}), machine.get("threads")
     packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "optuna") if name in versions)
-    return f"{packages}, {machine.get('threads')} threads, commit {str(machine.get('git_commit'))[:12]}"
+    return f"{packages}, {threads} thread" + ("s" if threads != 1 else "")
