@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +392,10 @@ def test_page_of_the_documents_is_what_their_data_give() -> None:
     written = (ROOT / "docs" / "claims.md").read_text("utf-8")
     assert written == page(SHIPPED, held)
     assert [line.split(" | ")[0].removeprefix("| ") for line in verdicts_of(written)] == list(SHIPPED.claims)
+    n = Counter(line["verdict"] for line in records.rows(SHIPPED.claims, held))
+    assert sum(n.values()) == 65
+    told = (
+        f"{n['holds']} hold, {n['holds in part']} hold in part, {n['refuted']} are refuted, {n['not shown']} are not "
+        f"shown; of those by arithmetic {n['holds by arithmetic']} hold, {n['refuted by arithmetic']} are refuted."
+    )
+    assert told in " ".join((ROOT / "README.md").read_text("utf-8").split())
