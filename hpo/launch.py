@@ -3,10 +3,9 @@
 from contextlib import suppress
 from pathlib import Path
 
-from hpo import ablate, comparison, confirm, folders
+from hpo import comparison, folders
 from hpo.caveats import caveats
 from hpo.checking import read
-from hpo.compare import columns, compare
 from hpo.engine import look
 from hpo.export import UNCONFIRMED, changes, text
 from hpo.live import aims, clock, standing
@@ -70,6 +69,9 @@ def conclude(of: Snapshot, folder: Path, options: Options, seconds: float) -> in
 
 def conclude_arms(of: Snapshot, folder: Path, options: Options, seconds: float) -> int:
     """Say how the arms of a study compare with the first of them, as the command that made it would."""
+    from hpo import ablate, confirm  # scipy, which takes longer to load than a short search
+    from hpo.compare import columns, compare
+
     about = of.spec["about"]
     if "confirms" in about:
         return confirm.conclude(of, folder, options, seconds)

@@ -89,7 +89,7 @@ class Attributes(Mapping[str, Any]):
         return len(self.details.attrs(self.trial_id))
 
 
-LISTED = ("slot", "kind", "hpo:ended")
+LISTED = ("slot", "kind", "retried", "hpo:ended")
 ALONE = 4  # trials of which one table is read one by one; who asks for more looks through them all
 
 

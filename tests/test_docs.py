@@ -17,7 +17,7 @@ from tests.tiny import text
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-# A tour that takes seconds: fewer trials of a smaller network, nothing else changed.
+# A tour that takes seconds: fewer trials and seeds of a smaller network, nothing else changed.
 SMALLER = ["--trials", "4", "--set", "run.tokens=8192", "--set", "model.n_embd=16", "--set", "model.context=16"]
 
 
@@ -37,6 +37,8 @@ def test_every_command_of_the_readme_runs_in_its_order(tmp_path: Path) -> None:
         words = list(command)
         if words[1] == "launch":
             words += SMALLER
+        if words[1] in ("confirm", "ablate"):
+            words += ["--seeds", "3"]
         if command == own_text:
             words += ["--storage", "own.db"]
         asked = [sys.executable, "-m", *words]

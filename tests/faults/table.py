@@ -56,7 +56,7 @@ def kill_launcher(scene: Scene) -> None:
 def kill_everything(scene: Scene) -> None:
     launcher = scene.launch()
     scene.begun()
-    for pid in [launcher.pid, *scene.pids()]:
+    for pid in [*scene.pids(), launcher.pid]:  # the launcher last: workers that see it gone would leave in good order
         os.kill(pid, signal.SIGKILL)
     launcher.wait()
 
