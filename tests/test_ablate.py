@@ -18,6 +18,7 @@ from hpo.status import Snapshot
 from hpo.storage import Store
 from tests.command import hpo
 from tests.compared import worked
+from tests.planted import edit
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -140,11 +141,7 @@ def test_a_single_change_is_a_comparison_of_two(here: Path, store: Store, design
 
 def test_a_change_that_loses_runs_is_told_beside_the_others(here: Path, store: Store) -> None:
     of = search(store, here, TARGET)
-    curves = here / "curves.py"
-    curves.write_text(
-        curves.read_text().replace("yield 1, 3.0", "yield 1, float('nan') if config.c and config.seed else 3.0")
-    )
-    sys.modules.pop("curves")
+    edit(here, "yield 1, 3.0", "yield 1, float('nan') if config.c and config.seed else 3.0")
     found = {e.name: e for e in effects_in(ablated(store, of, "add-one-in"))}
     assert list(found) == ["a", "b", "c", "all together"]
     assert (found["c"].n, found["c"].lost, found["c"].mean) == (0, (5, 0), None)

@@ -19,6 +19,7 @@ from hpo.status import snapshot
 from hpo.storage import Store
 from hpo.worker import Worker
 from tests.compared import worked
+from tests.planted import edit
 from tests.planted import study as planted
 from tests.tiny import tiny
 
@@ -73,8 +74,7 @@ def test_arms_are_compared_in_pairs_of_one_seed(here: Path, store: Store) -> Non
 def test_arm_that_diverges_is_worse_and_its_pairs_are_none(here: Path, store: Store) -> None:
     module = "if config.x == 0.1 and config.seed > 3:\n        yield 1, float('nan')\n    for rung in"
     path = arms(here)
-    curves = here / "curves.py"
-    curves.write_text(curves.read_text().replace("for rung in", module, 1))
+    edit(here, "for rung in", module)
     rows = {row.arm: row for row in compare(worked(store, read(str(path))))}
     assert (rows["lower"].n, rows["lower"].lost, rows["lower"].verdict) == (1, 3, "worse: runs lost")
     assert rows["lower"].difference is None
@@ -125,8 +125,7 @@ def test_mistake_is_named_by_key_rule_and_value(here: Path, keys: dict[str, Any]
 
 def test_config_without_a_seed_is_refused(here: Path) -> None:
     path = arms(here)
-    curves = here / "curves.py"
-    curves.write_text(curves.read_text().replace("seed: int = 0", "luck: int = 0"))
+    edit(here, "seed: int = 0", "luck: int = 0")
     assert refused(path) == ["arms: needs a config with a field run.seed or seed, which tells the runs of an arm apart"]
 
 
@@ -161,9 +160,8 @@ def test_arms_whose_losses_cannot_be_compared_are_refused(here: Path, values: di
 
 def test_arms_of_a_config_that_counts_tokens_must_be_trained_on_as_many(here: Path) -> None:
     path = arms(here, arms={"a": {}, "b": {"noise": 0.1}})
-    curves = here / "curves.py"
     counting = "    def rung_tokens(self) -> float:\n        return 1000 + 10 * self.noise\n\n\ndef train"
-    curves.write_text(curves.read_text().replace("\ndef train", counting, 1))
+    edit(here, "\ndef train", counting)
     (line,) = refused(path)
     assert line.startswith("arms.b: must be trained on as many tokens a rung as the first arm, 1,000.5, got 1,001.0;")
 

@@ -20,6 +20,7 @@ from hpo.engine import look
 from hpo.register import Registered, register
 from hpo.status import ENDED, ended, snapshot
 from hpo.storage import Store, connect
+from tests.planted import edit
 from tests.planted import study as planted
 from tests.steered import worked
 from tests.test_scale import counted
@@ -37,8 +38,7 @@ def store(here: Path) -> Iterator[Store]:
 
 def began(store: Store, folder: Path, anchors: Mapping[str, float] | None = None, **keys: Any) -> Registered:
     path = planted(folder, **{"space": SPACE, "budget": {"trials": 40}, **keys})
-    curves = folder / "curves.py"
-    curves.write_text(curves.read_text().replace("ge=0.0, le=1.0", "ge=-9.0, le=9.0"))
+    edit(folder, "ge=0.0, le=1.0", "ge=-9.0, le=9.0")
     return register(store, read(str(path)), None, anchors or {})
 
 
@@ -266,8 +266,7 @@ def test_an_end_beyond_which_the_field_has_no_values_is_no_edge(
     store: Store, here: Path, bounds: str, said: bool
 ) -> None:
     path = planted(here, space=SPACE, budget={"trials": 40})
-    curves = here / "curves.py"
-    curves.write_text(curves.read_text().replace("ge=0.0, le=1.0", bounds))
+    edit(here, "ge=0.0, le=1.0", bounds)
     at = register(store, read(str(path)), None, {})
     put(at, 1.5, "baseline", x=0.5)
     for i in range(10):

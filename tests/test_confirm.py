@@ -22,6 +22,7 @@ from hpo.storage import Store, connect
 from hpo.study import from_spec
 from tests.command import hpo
 from tests.compared import searched, worked
+from tests.planted import edit
 from tests.planted import study as planted
 from tests.postgres import Postgres
 from tests.test_launch import until
@@ -82,10 +83,8 @@ def test_no_seed_of_the_search_is_fresh(here: Path, store: Store, keys: dict[str
 
 def test_an_arm_of_which_too_few_runs_are_left_is_never_better(here: Path, store: Store) -> None:
     of = searched(store, here, {})
-    curves = here / "curves.py"
     failing = "if config.seed > 1001 and config.x != 0.5:\n        1 / 0\n    for rung in"
-    curves.write_text(curves.read_text().replace("for rung in", failing, 1))
-    sys.modules.pop("curves")
+    edit(here, "for rung in", failing)
     found = confirmed(store, of, top=1, seeds=8)
     baseline, arm = compare(found)
     assert (baseline.lost, arm.n, arm.lost, arm.verdict) == (0, 2, 6, "worse: runs lost")
@@ -94,10 +93,8 @@ def test_an_arm_of_which_too_few_runs_are_left_is_never_better(here: Path, store
 
 def test_a_baseline_that_loses_its_runs_is_said_to(here: Path, store: Store) -> None:
     of = searched(store, here, {})
-    curves = here / "curves.py"
     failing = "if config.seed > 1001 and config.x == 0.5:\n        yield 1, float('nan')\n    for rung in"
-    curves.write_text(curves.read_text().replace("for rung in", failing, 1))
-    sys.modules.pop("curves")
+    edit(here, "for rung in", failing)
     baseline, arm = compare(confirmed(store, of, top=1, seeds=4))
     assert (baseline.lost, arm.lost, arm.verdict) == (2, 0, "better: the first lost runs")
 
@@ -142,8 +139,7 @@ def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(
 def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: Store) -> None:
     """The space does nothing: what the search found best is luck, of which nothing is left."""
     path = planted(here, base={"noise": 0.1}, pruner={"name": "none"})
-    curves = here / "curves.py"
-    curves.write_text(curves.read_text().replace("1.0 + config.x", "1.0"))
+    edit(here, "1.0 + config.x", "1.0")
     from hpo.checking import read
 
     of = worked(store, read(str(path)))
@@ -255,9 +251,8 @@ def _spec(name: str) -> dict[str, Any]:
 def test_export_prefers_what_was_confirmed_and_says_of_which_kind_it_is(here: Path) -> None:
     """The search's best is lucky at x = 0.9: on other seeds it is as bad as x says, while x = 0.1 is better."""
     path = planted(here, base={"noise": 0.01}, space={"x": {"choices": [0.9, 0.1]}}, sampler={"name": "grid"})
-    curves = here / "curves.py"
     lucky = "luck = -2.0 if config.x == 0.9 and config.seed == 0 else "
-    curves.write_text(curves.read_text().replace("luck = ", lucky, 1))
+    edit(here, "luck = ", lucky)
     hpo("launch", "--study", str(path), "--quiet", cwd=here)
     first = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here)
     assert "the search's best, not confirmed: `hpo confirm` says whether it is better" in first.stderr

@@ -29,7 +29,7 @@ SECRET = "s3cr3t"
     ("given", "used"),
     [
         ("study.db", "sqlite:///study.db"),
-        ("/tmp/a/study.sqlite3", "sqlite:////tmp/a/study.sqlite3"),
+        ("/a/study.sqlite3", "sqlite:////a/study.sqlite3"),
         ("sqlite:///runs/hpo.db", "sqlite:///runs/hpo.db"),
         ("sqlite+pysqlite:///study.any", "sqlite:///study.any"),
         ("postgres://u:p@h/d", "postgresql+psycopg://u:p@h/d"),
