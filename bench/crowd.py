@@ -13,12 +13,12 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from pydantic import BaseModel, Field
 
-from hpo.engine import SLOT
-from hpo.folders import machine
-from hpo.register import Registered, register
-from hpo.status import ENDED, MACHINE, METRICS
-from hpo.storage import Store
-from hpo.study import Study, from_spec
+from hpo.analysis.snapshot import ENDED, MACHINE, METRICS
+from hpo.queue.registry import Registered, register
+from hpo.runs.run_dir import machine
+from hpo.storage.engine import SLOT
+from hpo.storage.store import Store
+from hpo.study.spec import Study, from_spec
 
 RUNGS = 20
 EPOCH = datetime(2026, 1, 1)

@@ -20,13 +20,13 @@ from pydantic import TypeAdapter
 
 from bench.crowd import Config, plant, study, train
 from bench.service import spread
-from hpo.job import configuration
-from hpo.pruner import Judge, Pruner
-from hpo.register import Registered, load, register
-from hpo.sampler import Sampler
-from hpo.slots import Claim
-from hpo.storage import connect
-from tests.postgres import Postgres
+from hpo.queue.registry import Registered, load, register
+from hpo.queue.slots import Claim
+from hpo.search.pruners import Judge, Pruner
+from hpo.search.samplers import Sampler
+from hpo.storage.store import connect
+from hpo.worker.trial import configuration
+from tests.support.postgres import Postgres
 
 LOOKS = ("status", "trials --format csv", "show 7", "best")
 SAMPLERS: tuple[tuple[dict[str, Any], int], ...] = (

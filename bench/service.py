@@ -42,7 +42,10 @@ def status(url: str) -> None:
             seconds[name].append(time.perf_counter() - began)
     for name, found in seconds.items():
         print(f"{name:28} {spread(found, 's')}")
-    check = "import sys, hpo.cli, hpo.reports, hpo.status; print('torch' in sys.modules or 'model' in sys.modules)"
+    check = (
+        "import sys, hpo.cli.main, hpo.commands.show, hpo.analysis.snapshot; "
+        "print('torch' in sys.modules or 'model' in sys.modules)"
+    )
     loaded = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True)
     print(f"{'torch or model imported':28} {loaded.stdout.strip()}")
 
@@ -51,10 +54,10 @@ def share(url: str) -> None:
     """Time what a worker does with the storage at each rung, against what the trials took."""
     from optuna.trial import TrialState, create_trial
 
-    from hpo.pruner import Judge
-    from hpo.register import load
-    from hpo.status import snapshot
-    from hpo.storage import connect
+    from hpo.analysis.snapshot import snapshot
+    from hpo.queue.registry import load
+    from hpo.search.pruners import Judge
+    from hpo.storage.store import connect
 
     with connect(url) as store:
         at = load(store, None)

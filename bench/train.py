@@ -17,11 +17,11 @@ import torch
 from torch.nn import functional as F
 
 from model.config import TrainConfig
-from model.data import Prepared, prepare
-from model.optim import AdamW
+from model.data.batches import TrainingOrder
+from model.data.prepare import Prepared, prepare
+from model.optim.optimizers import AdamW
 from model.section import updated
-from model.train import Trainer
-from model.windows import TrainingOrder
+from model.train.trainer import Trainer
 
 LONG = {"run.tokens": 10**12, "run.rungs": 1}  # nobody reaches the end
 MICROGPT = {

@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
         if wrong := [argument for argument in arguments if "=" not in argument]:
             raise ConfigError(f"must be path=value, such as optimizer.lr=3e-4, got {wrong[0]}")
         config = updated(TrainConfig(), dict(argument.split("=", 1) for argument in arguments))
-        from model.train import Trainer
+        from model.train.trainer import Trainer
 
         for rung, metrics in Trainer([config]):
             m = metrics[0]

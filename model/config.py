@@ -6,17 +6,17 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from model.clip import Clip, Norm
-from model.corpus import Corpus, PythonDocs
-from model.gpt import GPT, Model, MoE
-from model.muon import Muon
-from model.optim import AdamW, Optimizer
-from model.recovery import Recovering, Stop
-from model.regularization import Regularization
+from model.data.corpus import Corpus, PythonDocs
+from model.data.tokenizer import BPE, Tokenizer
+from model.nn.architecture import GPT, Model, MoE
+from model.nn.regularization import Regularization
+from model.optim.clipping import Clip, Norm
+from model.optim.muon import Muon
+from model.optim.optimizers import AdamW, Optimizer
+from model.optim.recovery import Recovering, Stop
+from model.optim.schedule import Cosine, OneCycle, Schedule
 from model.run import Run
-from model.schedule import Cosine, OneCycle, Schedule
 from model.section import Section
-from model.tokenizer import BPE, Tokenizer
 
 # Fields of `run` in which the runs of a pack may differ.
 LOOSE = {"tokens", "rungs", "align", "grad_accum", "seed", "keep_checkpoints", "spike_every", "spike_scale"}

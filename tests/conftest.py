@@ -10,9 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from hpo.storage import Store, connect
-from tests.postgres import MISSING, Postgres, binaries
-from tests.race import Race
+from hpo.storage.store import Store, connect
+from tests.support.postgres import MISSING, Postgres, binaries
+from tests.support.race import Race
 
 
 @pytest.fixture(scope="session", autouse=True)

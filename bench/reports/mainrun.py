@@ -8,8 +8,8 @@ The folder holds hacker-news.txt or hacker-news.txt.gz. Equal tokens, equal batc
 import argparse
 
 from bench.reports.seeds import base, last, spread
-from model.anchors import anchors
-from model.data import prepare
+from model.data.ngrams import anchors
+from model.data.prepare import prepare
 
 # Plain descent at 6e-3, a cosine to zero without warmup, the norm cut at 1, dropout 0.1, nothing decayed.
 SGD = {

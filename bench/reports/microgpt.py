@@ -8,8 +8,8 @@ The folder holds names.txt. Prints the held-out loss of each seed, with their sp
 import argparse
 
 from bench.reports.seeds import base, last, spread
-from model.anchors import anchors
-from model.data import prepare
+from model.data.ngrams import anchors
+from model.data.prepare import prepare
 
 
 def main() -> None:

@@ -4,12 +4,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpo.bases import load
+from hpo.config.files import load
 from model.config import TrainConfig
-from model.data import prepare
-from model.metrics import Metrics
+from model.data.prepare import prepare
 from model.section import updated
-from model.train import Trainer
+from model.train.metrics import Metrics
+from model.train.trainer import Trainer
 
 
 def base(name: str, values: Mapping[str, Any]) -> TrainConfig:

@@ -4,16 +4,16 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hpo import notation
-from hpo.live import clock
-from hpo.output import plain
-from hpo.reading import State, Trial
-from hpo.report import crew
-from hpo.report.finding import Related
-from hpo.report.page import code, heading, pairs, table, text
+from hpo.analysis.snapshot import ENDED, ERROR, MACHINE, SET, Snapshot, counts, tokens
+from hpo.config import yaml as notation
+from hpo.console import plain
+from hpo.launcher.progress import clock
+from hpo.report import timeline as crew
+from hpo.report.html import code, heading, pairs, table, text
 from hpo.report.sections import digits, figure
-from hpo.status import ENDED, ERROR, MACHINE, SET, Snapshot, counts, tokens
-from hpo.study import as_file
+from hpo.report.verdict import Related
+from hpo.storage.trials import State, Trial
+from hpo.study.spec import as_file
 
 ACROSS = 6  # parameters in one table
 LISTED = 15  # trials in the page's table; the CSV has all

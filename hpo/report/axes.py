@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from hpo.ranges import Choices, Entry, Space
-from hpo.reading import Trial
-from hpo.status import Snapshot
+from hpo.analysis.snapshot import Snapshot
+from hpo.search.ranges import Choices, Entry, Space
+from hpo.storage.trials import Trial
 
 LONGEST = 18  # letters of a name on an axis
 MOST = 12  # ticks of an axis

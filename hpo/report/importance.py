@@ -12,10 +12,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 
-from hpo.reading import State, Trial
+from hpo.analysis.snapshot import ENDED, Snapshot
+from hpo.analysis.statistics import LEVEL, SEED, holm
 from hpo.report.axes import Axis, axes, common, units
-from hpo.statistics import LEVEL, SEED, holm
-from hpo.status import ENDED, Snapshot
+from hpo.storage.trials import State, Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line for each study in memory
 

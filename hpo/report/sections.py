@@ -4,16 +4,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpo.noise import decimals, noise
-from hpo.reading import State
-from hpo.report import figures, importance, landscape
+from hpo.analysis.noise import decimals, noise
+from hpo.analysis.snapshot import Snapshot, counts, tokens
+from hpo.analysis.statistics import LEVEL
+from hpo.report import curve_figures as figures
+from hpo.report import importance
+from hpo.report import space_figures as landscape
 from hpo.report.axes import axes
-from hpo.report.drawing import Drawn, anchors, unit
-from hpo.report.finding import Related, Verdict, own
+from hpo.report.html import bullets, drawn, heading, pairs, table, text
 from hpo.report.importance import Interactions
-from hpo.report.page import bullets, drawn, heading, pairs, table, text
-from hpo.statistics import LEVEL
-from hpo.status import Snapshot, counts, tokens
+from hpo.report.style import Drawn, anchors, unit
+from hpo.report.verdict import Related, Verdict, own
+from hpo.storage.trials import State
 
 SHOWN_PAIRS = 6
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from hpo.folders import jsonable, write
-from hpo.reading import Trial
-from hpo.status import ARM, METRICS, SEED, Snapshot, value, word
+from hpo.analysis.snapshot import ARM, METRICS, SEED, Snapshot, value, word
+from hpo.runs.run_dir import jsonable, write
+from hpo.storage.trials import Trial
 
 
 def trials(of: Snapshot) -> pd.DataFrame:

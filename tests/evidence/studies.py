@@ -7,19 +7,19 @@ from typing import Any
 
 import yaml
 
-from hpo.ablate import Asked as ToAblate
-from hpo.ablate import effects_in, planned
-from hpo.checking import read
-from hpo.compare import compare
-from hpo.comparison import first_fresh
-from hpo.confirm import Asked as ToConfirm
-from hpo.confirm import design
-from hpo.noise import noise
-from hpo.reading import State
-from hpo.storage import Store, connect
-from hpo.why import recompute
-from tests.compared import worked
+from hpo.analysis.decisions import recompute
+from hpo.analysis.noise import noise
+from hpo.evidence.ablate import Asked as ToAblate
+from hpo.evidence.ablate import effects_in, planned
+from hpo.evidence.comparison import first_fresh
+from hpo.evidence.confirm import Asked as ToConfirm
+from hpo.evidence.confirm import design
+from hpo.evidence.paired import compare
+from hpo.storage.store import Store, connect
+from hpo.storage.trials import State
+from hpo.study.load import read
 from tests.evidence.planted import EFFECTS, RUNGS
+from tests.support.comparisons import worked
 
 TRIALS = 24
 PRUNERS: list[dict[str, Any]] = [

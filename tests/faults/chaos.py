@@ -17,11 +17,11 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as a worker has; the last bits of a loss depend on it
 
-from hpo.storage import connect
-from tests.disk import small_disk
+from hpo.storage.store import connect
 from tests.faults import table
 from tests.faults.scene import GPT, NAME, PLANTED, Scene
-from tests.postgres import Postgres
+from tests.support.disk import small_disk
+from tests.support.postgres import Postgres
 
 WORKERS = 4
 STUDY_S = 60.0  # for which one study is disturbed; then it is left to end

@@ -16,14 +16,14 @@ from typing import Any
 import sqlalchemy as sa
 import yaml
 
-from hpo import cores
-from hpo.engine import Reader, look
-from hpo.folders import lines
-from hpo.patience import StorageError, at_most
-from hpo.status import ENDED, snapshot
+from hpo.analysis.snapshot import ENDED, snapshot
+from hpo.runs import resources as cores
+from hpo.runs.run_dir import lines
+from hpo.storage.engine import Reader, look
+from hpo.storage.retry import StorageError, at_most
 from tests.faults.inside import curves
-from tests.postgres import Postgres
-from tests.tiny import UPDATE, alone, tiny
+from tests.support.postgres import Postgres
+from tests.support.tiny import UPDATE, alone, tiny
 
 ROOT = Path(__file__).parents[2]
 NAME = "scene"

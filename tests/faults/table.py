@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.register import VERSION
-from tests.disk import small_disk
+from hpo.queue.registry import VERSION
 from tests.faults.scene import GPT, NAME, PLANTED, TRIALS, Scene
+from tests.support.disk import small_disk
 
 LONG = {**PLANTED, "base": {"pause": 1.0}}
 

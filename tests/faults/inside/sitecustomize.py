@@ -46,21 +46,21 @@ def after(owner, name, when, act=die):
 
 
 def first_report():
-    from hpo.telling import Teller
+    from hpo.worker.reporter import Teller
 
     before(Teller, "values")
 
 
 def report():
     """After the value was written, before the checkpoint."""
-    from hpo.telling import Teller
+    from hpo.worker.reporter import Teller
 
     after(Teller, "values", lambda self, job, wait: job.rung == 2)
 
 
 def checkpoint():
     """After the checkpoint of the second rung."""
-    from hpo import checkpoints
+    from hpo.runs import checkpoints
 
     after(checkpoints, "keep", lambda runs, place, config, folder, rung, best: rung == 2)
 
@@ -77,23 +77,23 @@ def tell():
 
 def told():
     """Between the trial's end and its slot's."""
-    from hpo.telling import Teller
+    from hpo.worker.reporter import Teller
 
     before(Teller, "close")
 
 
 def closed():
     """After the slot's end, before the worker has noted it."""
-    from hpo.telling import Teller
+    from hpo.worker.reporter import Teller
 
     after(Teller, "close", lambda *_, **__: True)
 
 
 def claimed():
     """Between the claim of a slot and its trial."""
-    import hpo.jobs
+    import hpo.worker.executor
 
-    before(hpo.jobs, "open_trial")
+    before(hpo.worker.executor, "open_trial")
 
 
 def made():
@@ -127,7 +127,7 @@ def memory():
     """Leave every worker 200 MB more than it has when it begins to train."""
     import resource
 
-    from hpo.packing import Packing
+    from hpo.worker.pack import Packing
 
     def limit():
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -142,8 +142,8 @@ if "SCENE_CORES" in os.environ and "launch" in getattr(sys, "orig_argv", ()):
     os.sched_setaffinity(0, random.sample(cores, min(len(cores), int(os.environ["SCENE_CORES"]))))
 
 if "FAULT" in os.environ and "worker" in getattr(sys, "orig_argv", ()):
-    import hpo.worker
+    import hpo.worker.worker
 
-    hpo.worker.PROBE_S = 0.5
+    hpo.worker.worker.PROBE_S = 0.5
     if os.environ["FAULT"]:
         globals()[os.environ["FAULT"]]()

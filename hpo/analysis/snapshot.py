@@ -1,0 +1,276 @@
+"""What a study has done so far, read from the storage alone: no model, no torch, so it answers at once."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from hpo.analysis import targets as aims
+from hpo.analysis.noise import Noise, measured, restored, rounded, sigmas
+from hpo.errors import NothingFeasible, Problem
+from hpo.queue.slots import Happening, Slots
+from hpo.storage.trials import SPEC, Opened, State, Trial, chosen, study_attrs, study_ids, trials
+
+# User attributes of a study
+BUDGET = "hpo:budget"  # the budget, which alone may change while a study runs
+STARTED = "hpo:started"  # first launch, by the database's clock
+ANCHORS = "hpo:anchors"  # unigram and bigram loss of its validation split
+DATA = "hpo:data"  # hash of its prepared data
+STATE = "hpo:state"  # active, paused or stopped
+PROTOCOL = "hpo:protocol"  # version of what workers of one study agree on
+NOISE = "hpo:noise"  # what the runs of its baseline differ by
+
+FORKED = "forked"  # kind of a trial that was carried over from another study
+
+# User attributes of a trial
+SET = "hpo:set"  # the fixed values of a baseline, of an arm or of a point of a grid
+ARM = "arm"  # of a study of arms, the name of its own; the dashboard shows both as columns
+SEED = "seed"
+RETRIED = "retried"  # of a trial that is tried again, what the first try was
+MACHINE = "hpo:machine"  # versions, threads, git commit
+METRICS = "hpo:metrics"  # its last metrics
+SUGGESTED = "hpo:suggested"  # where its parameters come from
+PRUNED = "hpo:pruned"  # the comparison that pruned it
+ENDED = "hpo:ended"  # why it ended, in one word
+ERROR = "hpo:error"  # the text of the exception that ended it
+ATTEMPTS = "hpo:attempts"  # how its earlier attempts ended: [attempt, word, worker]
+FEASIBLE = "hpo:feasible"  # false where it met a limit; the dashboard does not show Optuna's constraints
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A study and its trials at one moment."""
+
+    name: str
+    spec: Mapping[str, Any]
+    budget: Mapping[str, Any]
+    anchors: Mapping[str, float]
+    data_hash: str | None
+    elapsed: float
+    trials: list[Trial]
+    slots: Mapping[str, int]
+    leased: frozenset[int]
+    state: str = "active"
+    happened: Sequence[Happening] = ()
+    noise_held: Mapping[str, Any] | None = None
+    reached: Mapping[str, aims.Reach] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> str:
+        return str(self.spec["objective"])
+
+    @property
+    def rungs(self) -> int:
+        return int(self.spec["rungs"])
+
+    @property
+    def rung_tokens(self) -> float | None:
+        found: float | None = self.spec.get("rung_tokens")
+        return found
+
+    @cached_property
+    def own(self) -> list[Trial]:
+        """The trials that this study ran itself: not those that `hpo fork` carried over, or another program made."""
+        return [t for t in self.trials if "slot" in t.user_attrs and t.user_attrs.get("kind") != FORKED]
+
+    @cached_property
+    def feasible(self) -> list[Trial]:
+        """The finished trials, one of which is the best: they meet their constraints.
+
+        The baseline with another seed is none of them: it is the same configuration with more luck.
+        """
+        finished = [t for t in self.in_state(State.COMPLETE) if all(c <= 0 for c in t.constraints.values())]
+        return [t for t in finished if self.kind(t) != "seed"]
+
+    @cached_property
+    def repeats(self) -> list[Trial]:
+        """The finished runs of the first baseline, the one of the base's own seed first."""
+        first = self.baseline()
+        again = [t for t in self.own if self.kind(t) == "seed"]
+        return [t for t in ([first] if first else []) + again if t.state == State.COMPLETE]
+
+    @cached_property
+    def noise(self) -> Noise | None:
+        """What those runs differ by, None for fewer than two."""
+        held = self.noise_held
+        # A worker that died between the end of a run and the writing of this leaves it behind.
+        return restored(held) if held and held["n"] == len(self.repeats) else measured(self.repeats)
+
+    @cached_property
+    def target(self) -> str | None:
+        """The name of the target that ends the study, None where it goes by other things or is not reached."""
+        name = self.budget.get("target")
+        return name if name in self.reached else None
+
+    def kind(self, trial: Trial) -> str | None:
+        """Return what a trial is; one that is tried again is what it was before."""
+        return trial.user_attrs.get(RETRIED, trial.user_attrs.get("kind"))
+
+    def in_state(self, *states: State) -> list[Trial]:
+        return [t for t in self.trials if t.state in states]
+
+    def best(self) -> Trial | None:
+        """Return the finished trial with the smallest objective, among those that meet their constraints."""
+        return self._best
+
+    def baseline(self) -> Trial | None:
+        """Return the first baseline trial, finished or not."""
+        return self._baseline
+
+    @cached_property  # the live view asks four times a second
+    def _best(self) -> Trial | None:
+        return min(self.feasible, key=lambda t: t.values[0], default=None)
+
+    @cached_property
+    def _baseline(self) -> Trial | None:
+        found = [t for t in self.trials if self.kind(t) == "baseline"]
+        first = min(found, key=lambda t: int(t.user_attrs["slot"]), default=None)
+        if first is None or first.state == State.COMPLETE:
+            return first
+        tries = [t for t in found if t.user_attrs.get(SET) == first.user_attrs.get(SET)]
+        return next((t for t in tries if t.state == State.COMPLETE), first)
+
+    @cached_property
+    def _counts(self) -> dict[str, int]:
+        begun = {t.user_attrs["slot"] for t in self.own}
+        states = Counter(t.state for t in self.own)
+        waiting = states[State.WAITING]  # interrupted, to be gone on with
+        if self.budget.get("trials"):
+            waiting += max(0, sum(self.slots.values()) - len(begun))
+        return {state.value: states[state] for state in _SHOWN} | {"waiting": waiting}
+
+
+_SHOWN = (State.COMPLETE, State.PRUNED, State.FAIL, State.RUNNING)
+
+
+def snapshot(at: Opened, name: str | None) -> Snapshot:
+    """Read a study.
+
+    Raises:
+        Problem: there is none of that name, or it was not made by us.
+    """
+    name = chosen(at, name)
+    study_id = study_ids(at)[name]
+    attrs = study_attrs(at, study_id)
+    if SPEC not in attrs:
+        raise Problem(f"--study: {name!r} was not made by `hpo launch`")
+    slots, spec = Slots(at, study_id), attrs[SPEC]
+    return Snapshot(
+        name=name,
+        spec=spec,
+        budget=attrs.get(BUDGET) or spec["budget"],
+        anchors=attrs.get(ANCHORS) or {},
+        data_hash=attrs.get(DATA),
+        elapsed=slots.now() - attrs[STARTED],
+        trials=trials(at, study_id),
+        slots=slots.counts(),
+        leased=frozenset(lease.slot for lease in slots.owners() if lease.seconds > 0),
+        state=attrs.get(STATE, "active"),
+        happened=slots.happened(),
+        noise_held=attrs.get(NOISE),
+        reached=aims.reached(at, study_id, spec.get("targets") or {}),
+    )
+
+
+def best_trial(of: Snapshot) -> Trial:
+    """Return the best trial.
+
+    Raises:
+        NothingFeasible: no trial is complete.
+    """
+    best = of.best()
+    if best is None:
+        raise NothingFeasible(f"study {of.name}: no trial is complete yet; `hpo status` says how far it is")
+    return best
+
+
+def summary(of: Snapshot) -> dict[str, Any]:
+    """Return the object that `hpo status --format json` prints."""
+    best, baseline = of.best(), of.baseline()
+    return {
+        "study": of.name,
+        "objective": of.objective,
+        "trials": counts(of),
+        "budget": dict(of.budget),
+        "tokens": tokens(of),
+        "best": answer(best) if best else None,
+        "baseline": answer(baseline) if baseline else None,
+        **aims.asked(of, best),
+    }
+
+
+def counts(of: Snapshot) -> dict[str, int]:
+    """Return trials by state; waiting are slots that nobody began."""
+    return dict(of._counts)
+
+
+def ended(of: Snapshot) -> bool:
+    """Return whether a study has nothing left to do."""
+    n, budget = counts(of), of.budget
+    over = bool(budget.get("hours")) and of.elapsed >= 3600 * float(budget["hours"])
+    if budget.get("tokens") and of.rung_tokens:  # what is left does not pay for a whole trial
+        spent = sum(t.last_step or 0 for t in of.own)
+        over = over or spent + of.rungs > math.ceil(budget["tokens"] / of.rung_tokens)
+    over = over or of.target is not None
+    if n["running"] or of.in_state(State.WAITING):
+        return False
+    return over or (bool(budget.get("trials")) and not n["waiting"])
+
+
+def tokens(of: Snapshot) -> dict[str, int | None]:
+    """Return tokens trained, and those that pruned trials were spared; None where a run has no tokens."""
+    if of.rung_tokens is None:
+        return {"trained": None, "saved_by_pruning": None}
+    trained = sum(t.last_step or 0 for t in of.own)
+    saved = sum(of.rungs - (t.last_step or 0) for t in of.own if t.state == State.PRUNED)
+    return {"trained": round(trained * of.rung_tokens), "saved_by_pruning": round(saved * of.rung_tokens)}
+
+
+def answer(trial: Trial) -> dict[str, Any]:
+    return {"number": trial.number, "value": value(trial), "params": dict(trial.params)}
+
+
+def value(trial: Trial) -> float | None:
+    """Return a trial's result, or the last finite value of one that has none."""
+    if trial.values:  # of a pruned trial, the worker tells the last finite one
+        return float(trial.values[0])
+    finite = [v for _, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)]
+    return finite[-1] if finite else None
+
+
+def word(of: Snapshot, trial: Trial) -> str:
+    """Return in one word where a trial stands: running, interrupted, complete, or why it ended."""
+    if trial.state == State.WAITING or (trial.state == State.RUNNING and trial.user_attrs.get("slot") not in of.leased):
+        return "interrupted"
+    return str(trial.user_attrs.get(ENDED, trial.state))
+
+
+def row(of: Snapshot, trial: Trial) -> dict[str, Any]:
+    """Return one line of `hpo trials`."""
+    worked = trial.duration.total_seconds() if trial.duration else None
+    found = value(trial)
+    return {
+        "number": trial.number,
+        "state": word(of, trial),
+        "kind": trial.user_attrs.get("kind", "search"),
+        "rung": trial.last_step or 0,
+        of.objective: None if found is None else rounded(of.noise, found),
+        **({"sigmas": sigmas(of.noise, trial, found)} if of.noise else {}),
+        "seconds": worked,
+        **trial.params,
+    }
+
+
+def find(of: Snapshot, number: int) -> Trial:
+    """Return a trial by number.
+
+    Raises:
+        Problem: there is none.
+    """
+    for trial in of.trials:
+        if trial.number == number:
+            return trial
+    held = f"0 to {len(of.trials) - 1}" if of.trials else "none yet"
+    raise Problem(f"trial: study {of.name} has no trial {number}; it has {held}")

@@ -1,0 +1,111 @@
+"""hpo launch: a study by its name or its file, run to its end, what it found, and what to type next."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from hpo.analysis.export import UNCONFIRMED, changes, text
+from hpo.analysis.snapshot import BUDGET, Snapshot, best_trial, counts, tokens
+from hpo.analysis.warnings import caveats
+from hpo.config.discovery import find
+from hpo.console import Format, rows, say, shown
+from hpo.errors import NothingFeasible, Problem
+from hpo.evidence import comparison
+from hpo.launcher.progress import aims, clock, standing
+from hpo.launcher.supervisor import Options, run, where
+from hpo.runs import run_dir as folders
+from hpo.storage.engine import look
+from hpo.storage.retry import StorageError
+from hpo.storage.trials import SPEC, study_attrs, study_ids
+from hpo.study.load import read
+from hpo.study.spec import Study, from_spec
+
+
+def launch(options: Options) -> int:
+    """Run a study to the end of its budget; return the exit status."""
+    study = held(options) or read(options.study, options.overrides, options.budget, options.seed)
+    if study.file.arms is not None and options.budget.get("trials") not in (None, study.file.budget.trials):
+        raise Problem(f"--trials: must be left out, since {study.name} has arms: their runs are the budget")
+    return run(options, study, conclude_arms if study.file.arms is not None else conclude)
+
+
+def held(options: Options) -> Study | None:
+    """Return a study that has no file here but lies in the storage, such as one that `hpo fork` made; else None."""
+    with suppress(Problem):
+        find(options.study)
+        return None
+    try:
+        with look(options.storage) as at:
+            study_id = study_ids(at).get(options.study)
+            attrs = {} if study_id is None else study_attrs(at, study_id)
+    except StorageError:
+        return None
+    if SPEC not in attrs:
+        return None
+    if options.overrides or options.seed is not None:
+        raise Problem(f"--set, --seed: must be left out, since {options.study} is begun and keeps its questions")
+    asked = {key: value for key, value in options.budget.items() if value is not None}
+    return from_spec({**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **asked}})
+
+
+def conclude(of: Snapshot, folder: Path, options: Options, seconds: float) -> int:
+    """Say what a study found, keep its best configuration, and say what to type next."""
+    n, spent = counts(of), tokens(of)
+    ended = n["complete"] + n["pruned"] + n["failed"]
+    spared = ""
+    if spent["trained"] and spent["saved_by_pruning"]:
+        share = spent["saved_by_pruning"] / (spent["trained"] + spent["saved_by_pruning"])
+        spared = f"; pruning saved {share:.0%} of the tokens"
+    say(
+        f"{of.name}: {ended} trials after {clock(seconds)}: {n['complete']} complete, {n['pruned']} pruned, "
+        f"{n['failed']} failed{spared}"
+    )
+    best = of.best()
+    if best is None:
+        raise NothingFeasible(f"study {of.name}: no trial was completed; `hpo trials` and `hpo show N` say why")
+    path = folder / "best.yaml"
+    folders.write(path, text(of, best_trial(of), UNCONFIRMED))
+    print("\n".join(answer(of, path, options)))
+    return 0
+
+
+def conclude_arms(of: Snapshot, folder: Path, options: Options, seconds: float) -> int:
+    """Say how the arms of a study compare with the first of them, as the command that made it would."""
+    from hpo.evidence import ablate, confirm  # scipy, which takes longer to load than a short search
+    from hpo.evidence.paired import columns, compare
+
+    about = of.spec["about"]
+    if "confirms" in about:
+        return confirm.conclude(of, folder, options, seconds)
+    if "ablates" in about:
+        return ablate.conclude(of, folder, options, seconds)
+
+    def tell() -> bool:
+        found = compare(of)
+        rows([columns(row) for row in found], Format.table)
+        for note in caveats(of):
+            say(f"note: {note}")
+        return any(row.difference for row in found) or (len(found) == 1 and found[0].n > 0)
+
+    return comparison.conclude(of, seconds, tell)
+
+
+def answer(of: Snapshot, path: Path, options: Options) -> list[str]:
+    """Return the best configuration, what changed against the baseline, and the next commands."""
+    best = best_trial(of)
+    found = [standing(of), *aims(of), ""]
+    changed = changes(of, best)
+    width = max((len(field) for field, _, _ in changed), default=0)
+    found += [f"  {field:{width}}  {shown(before):>8} -> {shown(after)}" for field, before, after in changed]
+    found += ["" if changed else "  the baseline itself: nothing that was tried is better"]
+    if notes := caveats(of):
+        found += [*(f"note: {note}" for note in notes), ""]
+    at = where(options)
+    return [
+        *found,
+        f"complete configuration: {path}",
+        "next:",
+        f"  hpo confirm --study {of.name}{at} --workers {max(1, options.workers)}",
+        f"  hpo export --study {of.name}{at} -o best.yaml",
+        "  hpo train best.yaml",
+        f"  hpo dashboard{at}",
+    ]

@@ -1,0 +1,186 @@
+"""What the commands that only look print."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpo.analysis.noise import rounded, sigmas
+from hpo.analysis.snapshot import (
+    ERROR,
+    METRICS,
+    Snapshot,
+    counts,
+    ended,
+    find,
+    snapshot,
+    summary,
+    tokens,
+    value,
+    word,
+)
+from hpo.analysis.targets import milestones_of, records
+from hpo.analysis.warnings import caveats
+from hpo.console import Format, record, rows, say
+from hpo.launcher.progress import aims, clock, standing
+from hpo.queue.slots import Happening
+from hpo.runs.run_dir import lines, trial_folder
+from hpo.storage.trials import Opened, Trial, study_ids
+
+SPECIAL = ("diverged", "invalid", "oom", "timeout", "lost", "killed", "error")
+REMEDY = {"paused": "; paused: `hpo resume` goes on", "stopped": "; stopped: `hpo launch` goes on"}
+LATEST = 5  # events that `hpo status` shows
+TWICE = {"val_perplexity"}  # val_loss in other words
+
+
+def studies(at: Opened) -> list[dict[str, Any]]:
+    """Return one record a study."""
+    from hpo.errors import Problem
+
+    found: list[dict[str, Any]] = []
+    for name in sorted(study_ids(at)):
+        try:
+            of = snapshot(at, name)
+        except Problem:
+            continue  # another program's study in the same database
+        best = of.best()
+        found.append({"study": name, **counts(of), of.objective: best and rounded(of.noise, best.values[0])})
+    return found
+
+
+def show_status(at: Opened, name: str | None, format: Format, watch: bool) -> None:
+    """Print how far a study is, once or until it ends."""
+    while True:
+        of = snapshot(at, name)
+        if format is Format.table:
+            print(_told(of), flush=True)
+        else:
+            record(summary(of), format)
+        if not watch or ended(of):
+            return
+        time.sleep(2)
+
+
+def _told(of: Snapshot) -> str:
+    """Return the status of a study as a few lines."""
+    n, spent = counts(of), tokens(of)
+    total = sum(of.slots.values()) if of.budget.get("trials") else None  # what was added by hand included
+    told = [
+        f"{of.name}: {n['complete'] + n['pruned'] + n['failed']} of {total or 'any number of'} trials ended, "
+        f"first launched {clock(of.elapsed)} ago" + REMEDY.get(of.state, ""),
+        ", ".join(f"{count} {state}" for state, count in n.items()),
+    ]
+    held = [t.number for t in of.trials if word(of, t) == "interrupted"]
+    if held:
+        told.append(f"interrupted, to be gone on with by the next worker: trials {', '.join(map(str, held))}")
+    if carried := len(of.trials) - len(of.own):
+        told.append(f"{carried} more were carried over from another study")
+    words = Counter(word(of, t) for t in of.own)
+    special = {w: words[w] for w in SPECIAL if words[w]}
+    if special:
+        told.append("of these " + ", ".join(f"{count} {w}" for w, count in special.items()))
+    told += _happened(of)
+    if spent["trained"] is not None:
+        told.append(f"{spent['trained']:,} tokens trained, {spent['saved_by_pruning']:,} saved by pruning")
+    told += [standing(of) or "no trial is complete yet", *aims(of)]
+    told += [f"note: {note}" for note in caveats(of)]
+    return "\n".join(told)
+
+
+def _happened(of: Snapshot) -> list[str]:
+    """Return what happened out of the ordinary: how often each, and the latest in a line each."""
+    if not of.happened:
+        return []
+    often = Counter(happening.word for happening in of.happened)
+    told = ["on the way: " + ", ".join(f"{count} {w}" for w, count in often.items()) + "; the latest:"]
+    return told + [f"  {clock(h.seconds_ago)} ago: {h.word}{_where(of, h)}" for h in of.happened[:LATEST]]
+
+
+def _where(of: Snapshot, happening: Happening) -> str:
+    """Return whom something happened to, and what is known of it."""
+    who = [
+        f"trial {t.number}"
+        for t in of.trials
+        if happening.slot is not None and t.user_attrs.get("slot") == happening.slot
+    ]
+    who += [f"attempt {happening.attempt}"] if happening.attempt is not None else []
+    who += [happening.owner.rpartition(":")[0]] if happening.owner else []
+    said = (happening.text or "").strip().splitlines()
+    return "".join([f" ({', '.join(who)})" if who else "", f": {said[-1]}" if said else ""])
+
+
+def trial(of: Snapshot, number: int) -> dict[str, Any]:
+    """Return all that is known of one trial."""
+    found = find(of, number)
+    error = str(found.user_attrs.get(ERROR, "")).strip()
+    return {
+        "number": number,
+        "state": word(of, found),
+        "kind": found.user_attrs.get("kind"),
+        **_weighed(of, found),
+        "params": dict(found.params),
+        "curve": {str(rung): rounded(of.noise, v) for rung, v in sorted(found.intermediate_values.items())},
+        **({"milestones": _passed(of, found)} if of.spec.get("milestones") else {}),
+        "metrics": _rounded(of, found.user_attrs.get(METRICS, {})),
+        "worker": found.user_attrs.get("worker"),
+        "attempt": found.user_attrs.get("attempt"),
+        **{key: found.user_attrs[key] for key in ("retry_of", "forked_from") if key in found.user_attrs},
+        **({"interruptions": told} if (told := _interruptions(of, found)) else {}),
+        **({"reason": error.splitlines()[-1]} if error else {}),
+    }
+
+
+def _weighed(of: Snapshot, found: Trial) -> dict[str, Any]:
+    """Return a trial's result, against the noise of the baseline where that is known."""
+    result, floor = value(found), of.noise
+    if floor is None or result is None:
+        return {of.objective: result}
+    against = {"mean": rounded(floor, floor.mean), "sigma": rounded(floor, floor.sigma), "seeds": floor.n}
+    return {of.objective: rounded(floor, result), "sigmas": sigmas(floor, found, result), "baseline": against}
+
+
+def _passed(of: Snapshot, found: Trial) -> dict[str, dict[str, Any]]:
+    """Return what a trial made of the milestones."""
+    passed = records(milestones_of(of, found))
+    return {share: {key: _said(of, key, v) for key, v in record.items()} for share, record in passed.items()}
+
+
+def _said(of: Snapshot, key: str, found: Any) -> Any:
+    return rounded(of.noise, found) if key in ("value", "by") and found is not None else found
+
+
+def _rounded(of: Snapshot, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics of which the objective is told with the decimals that the noise leaves."""
+    found = metrics.get(of.objective)
+    return {**metrics, **({of.objective: rounded(of.noise, found)} if isinstance(found, float) else {})}
+
+
+def _interruptions(of: Snapshot, found: Trial) -> list[str]:
+    """Return how the attempts of a trial ended that did not end it, the first of them first."""
+    slot = found.user_attrs.get("slot")
+    mine = [h for h in reversed(of.happened) if slot is not None and h.slot == slot and h.word != word(of, found)]
+    return [f"attempt {h.attempt}: {h.word}" for h in mine]
+
+
+def _readable(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what fits on a line for a person: no group by group, no layer by layer, nothing that was not measured."""
+    many = {key for m in metrics for key, value in m.items() if isinstance(value, Mapping | list)}
+    if many:
+        say(f"{', '.join(sorted(many))}: with --format json or csv")
+    told = {key for m in metrics for key, value in m.items() if value is not None} - many - TWICE
+    return [{key: value for key, value in m.items() if key in told} for m in metrics]
+
+
+def show_logs(of: Snapshot, found: Trial, out: Path, format: Format) -> None:
+    """Print the metrics file of a trial and what it left on standard error."""
+    folder = trial_folder(out, of.name, found.number)
+    metrics = list(lines(folder / "metrics.jsonl"))
+    if not metrics:
+        say(f"no metrics in {folder}; another machine may have them, or --out names another folder than at launch")
+        metrics = [{"rung": rung, of.objective: v} for rung, v in sorted(found.intermediate_values.items())]
+    metrics = [_rounded(of, m) for m in metrics]
+    rows(_readable(metrics) if format is Format.table else metrics, format)
+    stderr = folder / "stderr.log"
+    if stderr.is_file():
+        say(stderr.read_text("utf-8", "replace").rstrip())

@@ -1,0 +1,73 @@
+"""Bases: named configurations that studies, claims and `hpo train` begin from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hpo.config.discovery import find_base
+from hpo.config.validation import messages
+from hpo.errors import Problem
+from hpo.runs.run_dir import read_config
+from model.section import updated
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load(base: str, key: str, kind: type[M]) -> M:
+    """Return a base by name or path.
+
+    key: what to call it in a message.
+
+    Raises:
+        Problem: there is none of that name, or it is no configuration.
+    """
+    path = find_base(base, key)
+    try:
+        return kind.model_validate(read_config(path)[0])
+    except ValidationError as error:
+        raise Problem(*(f"{key}: {path}: {line}" for line in messages(error, kind))) from None
+
+
+def resolved(tree: Mapping[str, Any], kind: type[M]) -> M:
+    """Return the configuration of a study file's `base`: one in full, or {from: NAME} and what differs from it.
+
+    Raises:
+        Problem: `from` names no base.
+        pydantic.ValidationError: the result is not a valid configuration.
+    """
+    own = {key: value for key, value in tree.items() if key != "from"}
+    if "from" not in tree:
+        return kind.model_validate(own)
+    if not isinstance(tree["from"], str):
+        raise Problem(f"base.from: must be the name of a base, got {tree['from']!r}")
+    base = load(tree["from"], "base.from", kind)
+    return updated(base, dotted(own, base))
+
+
+def dotted(tree: Mapping[str, Any], base: BaseModel) -> dict[str, Any]:
+    """Return {"optimizer.lr": 1e-3} for {"optimizer": {"lr": 1e-3}}, where `base` has a section of that name.
+
+    Raises:
+        Problem: a field is given in both ways.
+    """
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict) and isinstance(getattr(base, key, None), BaseModel)
+        found = {f"{key}.{field}": inner for field, inner in value.items()} if nested else {key: value}
+        if twice := sorted(values.keys() & found.keys()):
+            raise Problem(f"base.{twice[0]}: given twice, as a field of a section and as a dotted field; keep one")
+        values |= found
+    return values
+
+
+def path_of(config: Path) -> Path:
+    """Return the file that `hpo train` was given: a file that is there, else a base of this name.
+
+    Raises:
+        Problem: there is neither.
+    """
+    if config.is_file() or config.suffix or len(config.parts) != 1:
+        return config
+    return find_base(str(config), "config")

@@ -1,0 +1,150 @@
+"""Data on standard output, as a table for people or as JSON, YAML or CSV for programs; all else on standard error."""
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hpo.config import yaml as notation
+
+
+class Format(StrEnum):
+    """How data are printed."""
+
+    table = "table"
+    json = "json"
+    yaml = "yaml"
+    csv = "csv"
+
+
+class Rounded(float):
+    """A number that a person reads with so many decimals; programs get all its digits."""
+
+    decimals: int
+
+    def __new__(cls, value: float, decimals: int) -> "Rounded":
+        made = super().__new__(cls, value)
+        made.decimals = decimals
+        return made
+
+
+def stdout() -> Console:
+    """Return the console for data; wide where nobody looks, so that a pipe cuts nothing off."""
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
+
+
+def stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line that is not data."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def rows(found: Sequence[Mapping[str, Any]], format: Format) -> None:
+    """Print a list of records."""
+    if format is Format.json:
+        print(json.dumps([plain(record) for record in found], indent=2))
+        return
+    if format is Format.yaml:
+        print(notation.dump([plain(record) for record in found]), end="")
+        return
+    leaves = [dict(_flat(record)) for record in found]
+    columns = list(dict.fromkeys(key for record in leaves for key in record))
+    if format is Format.csv:
+        print(_csv(columns, leaves), end="")
+    else:
+        _table(columns, leaves)
+
+
+def record(found: Mapping[str, Any], format: Format) -> None:
+    """Print one record."""
+    if format is Format.json:
+        print(json.dumps(plain(found), indent=2))
+    elif format is Format.yaml:
+        print(notation.dump(plain(found)), end="")
+    else:
+        leaves = dict(_flat(found))
+        if format is Format.csv:
+            print(_csv(list(leaves), [leaves]), end="")
+            return
+        width = max((len(key) for key in leaves), default=0)
+        for key, value in leaves.items():
+            print(f"{key:{width}}  {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as a person reads it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, list):
+        return " ".join(shown(inner) for inner in value)
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return str(value)
+
+
+def number(value: float) -> str:
+    """Return a number with four to five significant digits, a rounded one with its decimals."""
+    if not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Rounded):
+        return f"{value:,.{value.decimals}f}"
+    size = abs(value)
+    if size >= 10_000:
+        return f"{value:,.0f}"
+    if size == 0 or size >= 0.1:
+        return f"{value:.4f}".rstrip("0").rstrip(".") if float(value).is_integer() else f"{value:.4f}"
+    return f"{value:.4g}"
+
+
+def plain(value: Any) -> Any:
+    """Return a value that JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", None if value == {} else value
+
+
+def _csv(columns: Sequence[str], found: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return text.getvalue()
+
+
+def _table(columns: Sequence[str], found: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        numeric = all(isinstance(r.get(column), int | float | None) for r in found)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+    for r in found:
+        table.add_row(*(shown(r.get(column)) for column in columns))
+    console = stdout()
+    # A number cut off to fit is worse than a line that the terminal wraps.
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
+    console.print(table)

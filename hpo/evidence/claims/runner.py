@@ -1,0 +1,197 @@
+"""One claim on its way through its studies of arms: those the storage holds, and those still to be run."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hpo.analysis.snapshot import MACHINE, METRICS, Snapshot, ended, snapshot, word
+from hpo.console import say
+from hpo.errors import Problem, WorkFailed
+from hpo.evidence.claims.results import Run, values
+from hpo.evidence.claims.schema import Arms
+from hpo.evidence.claims.scoring import at_equal_seconds, scored
+from hpo.evidence.claims.verdict import better
+from hpo.evidence.paired import runs
+from hpo.launcher.supervisor import Options, run
+from hpo.storage.engine import look
+from hpo.storage.retry import StorageError
+from hpo.storage.trials import SPEC, State, study_attrs, study_ids
+from hpo.study.arms import Compared, study_of
+from hpo.study.spec import Study, StudyFile, fingerprint, from_spec
+from model.config import TrainConfig
+from model.section import updated
+
+TUNING = (100, 101, 102)  # seeds by which the levels of tuned factors are chosen
+
+Arm = Mapping[str, str]  # name of an arm -> another one's, as each use says
+
+
+class LeftOut(Problem):
+    """A claim cannot be tested here; others can."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The runs of a study of arms, and on what they were made."""
+
+    runs: list[Run]
+    machines: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A claim that is tested by runs, the base with rungs that suit all its arms, in whichever studies they are."""
+
+    name: str
+    test: Arms
+    base: TrainConfig
+    options: Options
+
+    def tuned(self, contestants: Collection[str]) -> tuple[list[Found], dict[str, str]]:
+        """Return the runs that choose the levels of tuned factors, and contestant -> the arm that goes on."""
+        every = self.test.contestants()
+        if not self.test.tuned:
+            return [], {name: name for name in every}
+        stands = {arm: arm for arm in self.test.named()}
+        wanted = [arm for name in contestants for arm in every[name]]
+        found = self.done(wanted, TUNING, stands, "-tune")
+        made = [run for part in found for run in part.runs]
+        tried = {*wanted, *(run.arm for run in made)}
+        return found, {name: best(self.test, arms, made) for name, arms in every.items() if tried.issuperset(arms)}
+
+    def done(self, wanted: Collection[str], seeds: Collection[int], stands: Arm, kind: str = "") -> list[Found]:
+        """Return all runs of these arms and seeds, and what else the storage holds, once they are made.
+
+        A study keeps its arms and seeds, so that more of them are another study, and no run is lost.
+
+        stands: name -> the arm of the ledger, tuned, that it stands for.
+        kind: of the studies: "" or "-tune".
+        """
+        one_run = self._one_run(stands)
+        studies = self._held(kind)
+        missing: dict[tuple[int, ...], dict[str, None]] = {}
+        for arm in dict.fromkeys(one_run[arm] for arm in wanted):
+            have = {seed for arms, of in studies.values() if arm in arms for seed in of}
+            missing.setdefault(tuple(seed for seed in seeds if seed not in have), {})[arm] = None
+        for lacking, arms in missing.items():
+            if lacking:
+                first = f"claim-{self.name}{kind}"
+                names = [first, *(f"{first}-{i}" for i in range(2, len(studies) + 2))]
+                studies[next(name for name in names if name not in studies)] = tuple(arms), lacking
+        return [self._finished(name, *of, stands, one_run) for name, of in studies.items()]
+
+    def _held(self, kind: str) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+        """Return the studies of the claim that the storage holds, in the order of their making: arms and seeds."""
+        with suppress(StorageError), look(self.options.storage) as at:
+            ours = re.compile(rf"claim-{self.name}{kind}(-\d+)?")
+            found = [(number, name) for name, number in study_ids(at).items() if ours.fullmatch(name)]
+            specs = {name: study_attrs(at, number).get(SPEC, {}) for number, name in sorted(found)}
+            return {name: (tuple(spec["arms"]), tuple(spec["seeds"])) for name, spec in specs.items() if spec}
+        return {}
+
+    def _finished(self, name: str, arms: Collection[str], seeds: tuple[int, ...], stands: Arm, one_run: Arm) -> Found:
+        """Run a study to its end unless it is there already; return its runs.
+
+        Raises:
+            LeftOut: the storage holds another study under that name. WorkFailed: it was interrupted, or failed.
+        """
+        if not stands.keys() >= set(arms):
+            raise self._other(name)
+        study = self._study(name, seeds, {arm: self.test.named()[stands[arm]] for arm in arms})
+        timed = self.test.equal == "seconds" or "tokens_per_second" in self._metrics()
+        options = replace(self.options, study=name, pack=1 if timed else self.options.pack)  # packs share their time
+        if not self._is_done(study):
+            status = run(options, study, lambda *_: 0)
+            if status:
+                failed = WorkFailed(f"{self.name} was interrupted; the same command goes on where it was")
+                failed.status = status
+                raise failed
+        with look(options.storage) as at:
+            of = snapshot(at, name)
+            return self._read(of, {n: arm for n, arm in stands.items() if one_run[n] in arms}, one_run)
+
+    def _metrics(self) -> set[str]:
+        return {self.test.metric_of(arm) for arm in self.test.named()}
+
+    def _one_run(self, arms: Mapping[str, str]) -> dict[str, str]:
+        """Return arm -> the first arm of the same configuration, whose run is its own too."""
+        full = self.test.named()
+        configs = {name: updated(self.base, full[arm]) for name, arm in arms.items()}
+        return {name: next(n for n in configs if configs[n] == configs[name]) for name in configs}
+
+    def _study(self, name: str, seeds: tuple[int, ...], arms: dict[str, Any]) -> Study:
+        objective = "val_loss" if any(metric.endswith("val_loss") for metric in self._metrics()) else "val_bpb"
+        source = f"claim {self.name}"
+        like = Study(name, source, StudyFile(arms=arms, seeds=seeds, objective=objective), self.base)
+        return study_of(like, name, self.base, Compared(source, arms, seeds, {"claim": self.name}, self.test.equal))
+
+    def _is_done(self, study: Study) -> bool:
+        """Return whether the storage holds all runs of a study.
+
+        Raises:
+            LeftOut: it holds another one of that name.
+        """
+        with suppress(StorageError), look(self.options.storage) as at:
+            study_id = study_ids(at).get(study.name)
+            held = {} if study_id is None else study_attrs(at, study_id).get(SPEC, {})
+            if not held:
+                return False
+            if fingerprint(from_spec(held).spec()) != fingerprint(study.spec()):
+                raise self._other(study.name)
+            return ended(snapshot(at, study.name))
+        return False
+
+    def _other(self, study: str) -> LeftOut:
+        return LeftOut(f"the storage holds a study {study} with other arms than the ledger's; give another --storage")
+
+    def _read(self, of: Snapshot, arms: Mapping[str, str], one_run: Mapping[str, str]) -> Found:
+        """Return the runs of a study that came to an end, scored."""
+        trials = runs(of)
+        early = at_equal_seconds(of, trials, self.options.out) if self.test.equal == "seconds" else {}
+        found = []
+        for name, arm in arms.items():
+            metric = self.test.metric_of(arm)
+            for seed, trial in sorted(trials[one_run[name]].items()):
+                then = early.get(trial.number, {})
+                if then is None or (trial.state != State.COMPLETE and word(of, trial) != "diverged"):
+                    continue
+                last = trial.user_attrs.get(METRICS, {})
+                value = then.get(metric, scored(trial, metric))
+                said = {"tokens": last.get("tokens"), "seconds": last.get("seconds")}
+                found.append(Run(arm=name, seed=seed, value=value, study=of.name, trial=trial.number, **said))
+        missing = len(arms) * len(of.spec["seeds"]) - len(found)
+        if missing:
+            why = "or had no rung when the first arm ended; " if early else ""
+            say(f"{self.name}: {missing} runs failed, {why}`hpo trials --study {of.name}` lists them")
+        every = [t.user_attrs[MACHINE] for arm in trials.values() for t in arm.values()]
+        return Found(found, distinct([every]))
+
+
+def best(test: Arms, arms: list[str], found: Iterable[Run]) -> str:
+    """Return which of the arms that differ in tuned factors alone did best: fewest diverged, then the best mean.
+
+    Raises:
+        WorkFailed: none of them has all its runs.
+    """
+    by_arm = {arm: list(of.values()) for arm, of in values(found).items() if len(of) == len(TUNING)}
+    whole = [arm for arm in arms if arm in by_arm]
+    if not whole:
+        raise WorkFailed(f"no level of {', '.join(test.tuned)} has all its runs: {', '.join(arms)}")
+
+    def rank(arm: str) -> tuple[int, float]:
+        known = [value for value in by_arm[arm] if value is not None]
+        return len(TUNING) - len(known), -better(test) * float(np.mean(known)) if known else 0.0
+
+    return min(whole, key=rank)
+
+
+def distinct(found: Iterable[Iterable[dict[str, Any]]]) -> Any:
+    kept: list[dict[str, Any]] = []
+    for machine in (machine for machines in found for machine in machines):
+        if machine not in kept:
+            kept.append(machine)
+    return kept

@@ -1,0 +1,51 @@
+"""What is about to be run, for a person to check."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hpo.console import number, shown
+from hpo.study.spec import Study
+
+
+def plan(study: Study, anchors: Mapping[str, float]) -> str:
+    """Return what is about to be run, for a person to check."""
+    file, budget = study.file, study.file.budget.model_dump(exclude_none=True)
+    told = [f"{study.name}  ({study.source})"]
+    if file.arms is not None:
+        told += [f"  {name:28} {_values(values)}" for name, values in file.arms.items()]
+        told.append(f"  {len(file.arms)} arms x {len(file.seeds)} seeds, objective {file.objective}")
+    else:
+        told += [f"  {path:28} {_range(entry.model_dump(exclude_defaults=True))}" for path, entry in file.space.items()]
+        told.append(
+            f"  budget {', '.join(_amount(k, v) for k, v in budget.items())}; sampler {file.sampler.name}, "
+            f"pruner {file.pruner.name}, objective {file.objective}"
+        )
+    if file.targets:
+        told.append("  targets " + ", ".join(f"{name} {number(value)}" for name, value in file.targets.items()))
+    if file.milestones:
+        by = sorted(file.milestones.items())
+        told.append("  milestones " + ", ".join(f"{number(value)} by {share * 100:g} %" for share, value in by))
+    if study.rung_tokens:
+        marks = [f"{round(i * study.rung_tokens):,}" for i in (1, 2)]
+        told.append(
+            f"  {study.rungs} rungs, at {marks[0]}, {marks[1]}, ... {round(study.rungs * study.rung_tokens):,} tokens"
+        )
+    if anchors:
+        told.append("  anchors: " + ", ".join(f"{name} {number(value)}" for name, value in anchors.items()))
+    return "\n".join([*told, ""])
+
+
+def _amount(key: str, value: Any) -> str:
+    return f"target {value}" if key == "target" else f"{shown(value)} {key}"
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path}={shown(value)}" for path, value in values.items()) or "the base itself"
+
+
+def _range(entry: Mapping[str, Any]) -> str:
+    if "choices" in entry:
+        return "one of " + ", ".join(shown(c) for c in entry["choices"])
+    scale = "log" if entry.get("log") else "log in 1 - x" if entry.get("complement_log") else ""
+    step = f"step {entry['step']}" if entry.get("step") else ""
+    return " ".join(word for word in (f"{entry['low']} to {entry['high']}", scale, step) if word)

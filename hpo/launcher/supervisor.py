@@ -1,0 +1,237 @@
+"""A study run to the end of its budget: workers started and looked after, signals passed on, events shown."""
+
+import functools
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.config import yaml as notation
+from hpo.console import say
+from hpo.errors import Problem, WorkFailed
+from hpo.launcher.plan import plan
+from hpo.launcher.processes import Event, Group
+from hpo.launcher.progress import Plain, Screen
+from hpo.queue.heartbeat import LEASE_S, Keeper, reap
+from hpo.queue.registry import Registered, register
+from hpo.runs import resources as cores
+from hpo.runs import run_dir as folders
+from hpo.runs.datasets import described
+from hpo.storage.engine import Reader, look, normalise
+from hpo.storage.retry import PATIENCE, StorageError, at_most, safe
+from hpo.storage.store import check_connections, connect
+from hpo.study.spec import Study, as_file
+
+# Says what a study found, given how it stands, its folder, and the seconds that this launch took.
+Conclude = Callable[[Snapshot, Path, "Options", float], int]
+
+# Starts a group, given the workers' arguments, the environment of each, and the folder of their logs.
+Crew = Callable[[Sequence[str], Sequence[Mapping[str, str]], Path], Group]
+
+LOOK_S = 2.0  # for which the view waits for the storage
+REFRESH_S = 5.0  # between looks at the whole study
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line of `hpo launch` says."""
+
+    study: str
+    storage: str
+    workers: int
+    budget: Mapping[str, Any]
+    overrides: Sequence[str]
+    seed: int | None
+    gpus: Sequence[str]
+    per_gpu: int
+    on: str
+    address: str
+    gpus_per_worker: float
+    pack: int
+    out: Path
+    dry_run: bool
+    quiet: bool
+    plain: bool
+
+
+def run(options: Options, study: Study, conclude: Conclude) -> int:
+    """Run a study that was read or made to the end of its budget, and say what it found; return the exit status."""
+    environments, crew = crew_of(options)
+    data_hash, anchors = described(study.base)
+    if not options.quiet:
+        say(plan(study, anchors))
+    if options.dry_run:
+        return 0
+    began = time.monotonic()
+    with connect(options.storage, create=True) as store:
+        check_connections(store, len(environments))
+        at = register(store, study, data_hash, anchors, options.budget)
+        folder = folders.study_folder(options.out, study.name)
+        try:
+            folders.write(folder / "study.yaml", notation.dump(as_file(study.spec(), study.file.budget.model_dump())))
+        except WorkFailed as failed:  # before anything ran: the folder is a wrong one
+            raise Problem(str(failed)) from None
+        status = _supervise(options, at, environments, folder, crew)
+        if status:
+            return status
+        if at.now().state == "stopped":
+            say(f"{study.name} was stopped; this goes on where it was: {again(options)}")
+        return conclude(snapshot(store, study.name), folder, options, time.monotonic() - began)
+
+
+def crew_of(options: Options) -> tuple[list[dict[str, str]], Crew]:
+    """Return the environment of each worker, and what starts them: on this machine, or on a Ray cluster's nodes.
+
+    Raises:
+        Problem: an option does not go with the place. WorkFailed: there is no such cluster.
+    """
+    from hpo.launcher import ray_cluster as cluster  # loads Ray only where it is asked for
+
+    local = {"--gpus": options.gpus, "--per-gpu": options.per_gpu > 1}
+    ray = {"--address": options.address, "--gpus-per-worker": options.gpus_per_worker}
+    if options.on == "local":
+        if alien := [name for name, value in ray.items() if value]:
+            raise Problem(f"{alien[0]}: must be left out without --on ray")
+        return environments_of(options.workers, options.gpus, options.per_gpu), Group
+    if alien := [name for name, value in local.items() if value]:
+        raise Problem(f"{alien[0]}: must be left out with --on ray, which finds GPUs by --gpus-per-worker")
+    n = max(1, options.workers)
+    cluster.check(options.storage, options.gpus_per_worker)
+    cluster.join(options.address, options.storage, options.gpus_per_worker)
+    return [cores.environment(cluster.CPUS)] * n, functools.partial(cluster.Cluster, options.gpus_per_worker)
+
+
+def environments_of(workers: int, gpus: Sequence[str], per_gpu: int) -> list[dict[str, str]]:
+    """Return the environment of each worker: its share of the cores, and one GPU.
+
+    Set before torch is imported, which reads the number of threads only once.
+
+    Raises:
+        Problem: a GPU is asked for that is not there.
+    """
+    n = workers or (len(gpus) * per_gpu if gpus else 1)
+    cores.check_gpus(gpus)
+    if gpus and n > len(gpus) * per_gpu:
+        raise Problem(f"--workers: must be at most {len(gpus) * per_gpu}, {per_gpu} on each of the GPUs, got {n}")
+    shared = cores.environment(max(1, cores.available() // n))
+    return [shared | ({"CUDA_VISIBLE_DEVICES": gpus[i // per_gpu % len(gpus)]} if gpus else {}) for i in range(n)]
+
+
+def _supervise(
+    options: Options, at: Registered, environments: Sequence[Mapping[str, str]], folder: Path, crew: Crew
+) -> int:
+    """Run workers until they end; return 0, or the status of the signal that ended them.
+
+    Raises:
+        WorkFailed: a worker failed and trials are left.
+    """
+    arguments = ["--study", at.study.name, "--pack", str(options.pack), "--out", str(options.out.absolute())]
+    # The URL travels in the environment: a password on a command line is for everyone to read.
+    urls = {"HPO_STORAGE": normalise(options.storage)}
+    # As patient as the workers: a storage that is away for a minute must not end them.
+    with look(options.storage, PATIENCE) as reader, Keeper(at.slots, "launch", LEASE_S):
+        first = snapshot(reader, at.study.name)
+        plain = options.plain or options.quiet or not sys.stderr.isatty()
+        view = Plain(first, options.quiet) if plain else Screen(first, len(environments))
+        group = crew(arguments, [{**urls, **env} for env in environments], folder)
+        signals = _Signals(group)
+        try:
+            with view:
+                _watch(group, signals, view, reader, at)
+        finally:
+            signals.restore()
+            group.end()
+        if signals.first is not None:
+            say(f"stopped; this goes on where it was: {again(options)}")
+            return 128 + signals.first
+        _check_failed(group)
+    return 0
+
+
+def _watch(group: Group, signals: "_Signals", view: Plain | Screen, reader: Reader, at: Registered) -> None:
+    """Show what workers tell, start again those that crash, and free their trials, until all have ended."""
+    refresh_at = 0.0
+    while group.alive():
+        for event in [*group.events(wait=0.5), *signals.news()]:
+            view.show(event)
+        for member in group.tend():
+            view.show({"event": "note", "worker": member.number, "text": member.outlook()})
+            if member.owner is not None:
+                with suppress(StorageError), at_most(LOOK_S):  # else when its leases have run out
+                    reap(at.store, member.owner, member.end())
+        if time.monotonic() >= refresh_at:  # at the whole study, which is dear when it is long
+            with suppress(StorageError), at_most(LOOK_S):
+                view.refresh(snapshot(reader, at.study.name))
+            refresh_at = time.monotonic() + REFRESH_S
+
+
+def _check_failed(group: Group) -> None:
+    """Say which workers failed; that fails the launch where none saw the budget spent.
+
+    Raises:
+        WorkFailed: with the status of the workers, if they have one in common.
+    """
+    failed = group.failed()
+    told = [m.end() for m in failed]
+    if len(failed) < len(group.members):
+        for text in told:
+            say(text)
+        return
+    problem = WorkFailed(*told)
+    statuses = {m.process.returncode for m in failed}
+    problem.status = statuses.pop() if len(statuses) == 1 and statuses <= {2, 4} else WorkFailed.status
+    raise problem
+
+
+class _Signals:
+    """Passes Ctrl-C and SIGTERM on to the workers: the first finishes the rung, the second stops now."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.first: int | None = None
+        self.told = False
+        self.before = {n: signal.signal(n, self._on) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _on(self, number: int, _: Any) -> None:
+        self.first = self.first or number
+        self.group.send(signal.Signals(number))
+
+    def news(self) -> list[Event]:
+        """Return what to say once: not from the handler, which may interrupt a line that is being written."""
+        if self.first is None or self.told:
+            return []
+        self.told = True
+        text = "stopping: each worker finishes its rung and saves; press Ctrl-C again to stop at once"
+        return [{"event": "note", "text": text}]
+
+    def restore(self) -> None:
+        for n, handler in self.before.items():
+            signal.signal(n, handler)
+
+
+def where(options: Options) -> str:
+    """Return the --storage of the next command, "" where it is the default; a password is left out."""
+    if options.storage == "sqlite:///runs/hpo.db":
+        return ""
+    return f" --storage {shlex.quote(options.storage if safe(options.storage) else '...')}"
+
+
+def again(options: Options) -> str:
+    """Return the command that launches the same again."""
+    words = ["hpo", "launch", "--study", options.study, "--workers", str(options.workers)]
+    words += [word for key, value in options.budget.items() if value is not None for word in (f"--{key}", str(value))]
+    words += [word for override in options.overrides for word in ("--set", override)]
+    words += ["--seed", str(options.seed)] if options.seed is not None else []
+    words += ["--gpus", ",".join(options.gpus), "--per-gpu", str(options.per_gpu)] if options.gpus else []
+    words += ["--on", options.on] if options.on != "local" else []
+    words += ["--address", options.address] if options.address else []
+    words += ["--gpus-per-worker", f"{options.gpus_per_worker:g}"] if options.gpus_per_worker else []
+    words += ["--pack", str(options.pack)] if options.pack > 1 else []
+    words += ["--out", str(options.out)] if str(options.out) != "runs" else []
+    return shlex.join(words) + where(options)

@@ -1,0 +1,114 @@
+"""hpo report: a study as one page that argues: what was found, how far to believe it, and how to repeat it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from hpo.analysis.noise import noise
+from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.console import say
+from hpo.errors import NothingFeasible
+from hpo.report import appendix, sections
+from hpo.report.html import page, text
+from hpo.report.pdf import write_pdf
+from hpo.report.tables import beside, write_csv, write_json
+from hpo.report.verdict import Related, Verdict, related, verdict
+from hpo.runs.run_dir import study_folder, write
+from hpo.storage.engine import look
+from hpo.storage.trials import Opened, State
+
+
+@dataclass(frozen=True)
+class Files:
+    """What to write, and where; all None: the page, into the study's folder."""
+
+    html: Path | None = None
+    pdf: Path | None = None
+    csv: Path | None = None
+    json: Path | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that a report of a study says."""
+
+    of: Snapshot
+    verdict: Verdict
+    confirmed: Sequence[Related]
+    ablated: Sequence[Related]
+
+
+def report(storage: str, name: str | None, out: Path, files: Files, publish: bool) -> None:
+    """Write what was asked for, say where, and show the same in the dashboard.
+
+    Raises:
+        NothingFeasible: no trial has ended.
+    """
+    with look(storage) as at:
+        found = read(at, name)
+        folder = study_folder(out, found.of.name)
+        where = files if any(asdict(files).values()) else Files(html=folder / "report.html")
+        made = whole(found, out)
+        if where.html:
+            write(where.html, made)
+        if where.pdf:
+            write_pdf(made, where.pdf)
+        if where.csv:
+            write_csv(found.of, where.csv)
+        if where.json:
+            write_json(found.of, where.json, _told(found))
+        written = (where.html, where.pdf, where.csv, where.csv and beside(where.csv), where.json)
+        say("\n".join(f"{path}: written" for path in written if path))
+        if publish:
+            from hpo.report.publish import show
+
+            show(storage, found.of, found.verdict, out, made)
+
+
+def read(at: Opened, name: str | None) -> Found:
+    """Read a study and those that were made for it.
+
+    Raises:
+        NothingFeasible: no trial has ended.
+    """
+    of = snapshot(at, name)
+    if not of.in_state(State.COMPLETE, State.PRUNED, State.FAIL):
+        raise NothingFeasible(f"study {of.name}: no trial is complete yet; `hpo status` says how far it is")
+    confirmed, ablated = (related(at, of.name, key) for key in ("confirms", "ablates"))
+    return Found(of, verdict(of, confirmed), confirmed, ablated)
+
+
+def whole(found: Found, out: Path) -> str:
+    """Return the page."""
+    of = found.of
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    body = [f"<h1>{escape(of.name)}</h1>\n", text(f"{_about(of)}Report of {made}.", "small")]
+    body.append(sections.opening(of, found.verdict))
+    body += sections.arms(of, found.confirmed, found.ablated)
+    body += sections.course(of)
+    body += sections.knobs(of, out)
+    body += appendix.trials(of)
+    body += appendix.ledger(of)
+    body += appendix.provenance(of, [*found.confirmed, *found.ablated])
+    return page(f"{of.name}: report", "".join(body))
+
+
+def _about(of: Snapshot) -> str:
+    """Return what a study was made for, "" for a search."""
+    about = of.spec.get("about") or {}
+    words = {"confirms": "Confirms", "ablates": "Takes apart"}
+    return "".join(f"{word} {about[key]}. " for key, word in words.items() if key in about)
+
+
+def _told(found: Found) -> dict[str, Any]:
+    floor = noise(found.of)
+    return {
+        "objective": found.of.objective,
+        "verdict": asdict(found.verdict),
+        "noise": asdict(floor) if floor else None,
+        "confirmed": [{"study": one.of.name, "table": list(one.table)} for one in found.confirmed],
+        "ablated": [{"study": one.of.name, "table": list(one.table)} for one in found.ablated],
+    }

@@ -1,0 +1,154 @@
+"""A page of text, tables and figures in one HTML file, which asks nothing of any network and prints on A4."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io
+from plotly.offline import get_plotlyjs
+
+from hpo.console import shown
+
+# Whatever is not in the file itself is refused by the browser.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+LONG = 30  # letters of a cell from which on it may be broken anywhere
+WHOLE = 20  # rows of a table that is printed on one page
+WIDE = 8  # columns above which a table is set smaller: what is wider than the page shrinks every page in print
+
+_CSS = """
+@page { size: A4; margin: 15mm 15mm 17mm; }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 Helvetica, Arial, sans-serif; color: #1f2933; background: #fff; max-width: 680px;
+  margin: 32px auto 64px; padding: 0; overflow-wrap: break-word; }
+h1 { font-size: 25px; line-height: 1.25; margin: 0 0 4px; }
+h2 { font-size: 18px; margin: 34px 0 6px; padding-top: 8px; border-top: 1px solid #d5dadf; break-after: avoid; }
+p, ul { margin: 6px 0 10px; }
+ul { padding-left: 20px; }
+li { margin: 3px 0; }
+.lead { font-size: 18px; line-height: 1.4; margin: 12px 0; }
+.small, figcaption { font-size: 12.5px; line-height: 1.45; color: #52606d; }
+.note { border-left: 3px solid #c2410c; padding: 2px 0 2px 12px; margin: 12px 0; }
+figure { margin: 10px 0 16px; break-inside: avoid; }
+figure > div { width: 680px; }
+body { counter-reset: figure; }
+figcaption::before { counter-increment: figure; content: "Figure " counter(figure) ". "; font-weight: 600; }
+table { border-collapse: collapse; font-size: 12.5px; margin: 8px 0 14px; width: 100%; }
+th, td { padding: 3px 8px 3px 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e8ebee; }
+th { font-weight: 600; }
+thead th { border-bottom: 1px solid #9aa5b1; }
+tbody th { width: 150px; }
+figcaption { padding-top: 4px; }
+td.long { overflow-wrap: anywhere; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+tr, table.whole { break-inside: avoid; }
+thead { display: table-header-group; }
+table.wide { font-size: 10.5px; }
+.wide th, .wide td { padding-right: 5px; }
+code, pre { font: 12.5px/1.5 Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+pre { background: #f4f6f8; padding: 8px 12px; white-space: pre-wrap; break-inside: avoid; }
+pre.long { font-size: 10.5px; line-height: 1.35; columns: 2; break-inside: auto; }
+@media print { body { margin: 0; font-size: 10.5pt; } h2 { margin-top: 20px; } a { color: inherit; } }
+"""
+
+
+def text(words: str, kind: str = "") -> str:
+    """Return a paragraph; what stands between back ticks is code."""
+    return f"<p{_class(kind)}>{inline(words)}</p>\n"
+
+
+def inline(words: str) -> str:
+    parts = html.escape(words).split("`")
+    if len(parts) % 2 == 0:  # a back tick of the user's own
+        return html.escape(words)
+    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+
+
+def bullets(lines: Iterable[str], kind: str = "") -> str:
+    """Return a list of sentences, "" for none."""
+    items = "".join(f"<li>{inline(line)}</li>\n" for line in lines)
+    return f"<ul{_class(kind)}>\n{items}</ul>\n" if items else ""
+
+
+def heading(words: str) -> str:
+    return f"<h2>{html.escape(words)}</h2>\n"
+
+
+def code(words: str, kind: str = "") -> str:
+    return f"<pre{_class(kind)}>{html.escape(words)}</pre>\n"
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of records, numbers to the right; "" for none."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    if not columns:
+        return ""
+    right = {c for c in columns if all(_is_number(record.get(c)) for record in records)}
+    head = "".join(f"<th{_class('n' if c in right else '')}>{_breakable(c)}</th>" for c in columns)
+    rows = "".join(f"<tr>{_row(record, columns, right)}</tr>\n" for record in records)
+    kinds = (("whole", len(records) <= WHOLE), ("wide", len(columns) > WIDE))
+    kind = _class(" ".join(name for name, given in kinds if given))
+    return f"<table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>\n"
+
+
+def _row(record: Mapping[str, Any], columns: Sequence[str], right: set[str]) -> str:
+    kinds = {c: "n" if c in right else "long" if len(str(record.get(c))) > LONG else "" for c in columns}
+    return "".join(f"<td{_class(kinds[c])}>{_cell(record.get(c))}</td>" for c in columns)
+
+
+def pairs(found: Mapping[str, Any]) -> str:
+    """Return a table of two columns, names and what they are."""
+    row = "<tr><th>{}</th><td class='long'>{}</td></tr>\n"
+    rows = "".join(row.format(_breakable(key), _cell(value)) for key, value in found.items())
+    return f'<table class="whole"><tbody>\n{rows}</tbody></table>\n'
+
+
+def drawn(figure: go.Figure, name: str, caption: str) -> str:
+    """Return a figure with what is to be read from it; name: of its element, one a page."""
+    made = plotly.io.to_html(
+        figure, config={"displayModeBar": False}, full_html=False, include_plotlyjs=False, include_mathjax=False,
+        div_id=name, default_width=f"{figure.layout.width}px", default_height=f"{figure.layout.height}px",
+    )  # fmt: skip
+    return f"<figure>\n{made}\n<figcaption>{inline(caption)}</figcaption>\n</figure>\n"
+
+
+def page(title: str, body: str) -> str:
+    """Return the whole file."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{html.escape(title)}</title>
+<style>{_CSS}</style>
+<script>{get_plotlyjs()}</script>
+</head>
+<body>
+<noscript><p class="note">The figures of this page are drawn by a script that is part of it, and scripts do not run
+here. Save the page and open the file.</p></noscript>
+{body}
+</body>
+</html>
+"""
+
+
+def _breakable(path: str) -> str:
+    """Return the name of a column, which may go on in the next line after a dot or underscore."""
+    return html.escape(path).replace(".", ".<wbr>").replace("_", "_<wbr>")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str) and value.count("`") and value.count("`") % 2 == 0:
+        return inline(value)
+    return html.escape("–" if value is None else shown(value))
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _class(kind: str) -> str:
+    return f' class="{kind}"' if kind else ""

@@ -1,0 +1,198 @@
+"""What a study shows, in words: the best against the baseline, the noise, luck, confirmation, what pruning saved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpo.analysis.noise import Noise, decimals, noise
+from hpo.analysis.snapshot import Snapshot, counts, ended, snapshot, tokens
+from hpo.analysis.statistics import luckiest
+from hpo.console import number
+from hpo.errors import Problem
+from hpo.evidence.paired import columns, compare
+from hpo.launcher.progress import aims
+from hpo.storage.trials import SPEC, Opened, State, Trial, study_attrs, study_ids
+
+CLEAR = 2.0  # sigmas below which a gain is called no more than noise
+
+
+@dataclass(frozen=True)
+class Related:
+    """A study of arms that was made for another one: its snapshot, its verdicts and its table."""
+
+    of: Snapshot
+    verdicts: Sequence[str] = ()
+    table: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a study shows: one sentence, and the sentences that say how far to believe it."""
+
+    headline: str
+    grounds: Sequence[str] = field(default_factory=list)
+    caveats: Sequence[str] = field(default_factory=list)
+
+
+def related(at: Opened, name: str, key: str) -> list[Related]:
+    """Return the studies that confirm or ablate this one; key: confirms or ablates."""
+    found = []
+    for other, study_id in sorted(study_ids(at).items()):
+        spec = study_attrs(at, study_id).get(SPEC) or {}
+        if (spec.get("about") or {}).get(key) == name:
+            found.append(_read(snapshot(at, other), key))
+    return found
+
+
+def _read(of: Snapshot, key: str) -> Related:
+    """Return what a study of arms says, or why it cannot be read here."""
+    try:
+        if key == "confirms":
+            from hpo.evidence.confirm import table, verdicts
+
+            return Related(of, verdicts(of), table(of))
+        from hpo.evidence.ablate import table as effects
+        from hpo.evidence.ablate import verdicts as said
+
+        return Related(of, said(of), effects(of))
+    except Problem as problem:  # a config of the user's own that is not on this machine
+        return Related(of, [f"cannot be read here: {line}" for line in problem.lines])
+
+
+def verdict(of: Snapshot, confirmed: Sequence[Related] = ()) -> Verdict:
+    """Return what a study shows."""
+    from hpo.analysis.warnings import caveats
+
+    grounds = [_state(of)] if not ended(of) else []
+    if of.spec.get("arms"):
+        return Verdict(_arms(of), [*grounds, *own(of).verdicts], caveats(of))
+    best = of.best()
+    if best is None:
+        n = counts(of)
+        told = ", ".join(f"{n[state]} {state}" for state in ("pruned", "failed") if n[state])
+        return Verdict(f"No trial of {of.name} is complete: {told or 'none has ended'}.", grounds, caveats(of))
+    floor = noise(of)
+    level = _level(of, floor)
+    headline = _headline(of, best, level, floor)
+    if level is not None and best.values[0] < level:
+        grounds += _noise(of, best, level, floor)
+    grounds += [_confirmed(of, confirmed), *aims(of), _pruning(of)]
+    return Verdict(headline, [line for line in grounds if line], caveats(of))
+
+
+def _state(of: Snapshot) -> str:
+    n = counts(of)
+    total = f" of {sum(of.slots.values())}" if of.budget.get("trials") else ""
+    done = n["complete"] + n["pruned"] + n["failed"]
+    return f"The study has not ended: {done}{total} trials have, and all that follows may change."
+
+
+def own(of: Snapshot) -> Related:
+    """Return verdicts and table of a study of arms, as what it was made for has them."""
+    key = next((key for key in ("confirms", "ablates") if key in of.spec["about"]), None)
+    return Related(of, _pairwise(of), [columns(row) for row in compare(of)]) if key is None else _read(of, key)
+
+
+def _pairwise(of: Snapshot) -> list[str]:
+    first, *others = compare(of)
+    told = []
+    for row in others:
+        said = f"{row.arm}: {row.verdict}"
+        if row.difference is not None and row.p is not None:
+            d = row.difference
+            said += f": {d.mean:+.4f} against {first.arm} ({d.low:+.4f} to {d.high:+.4f}, p {row.p:.2g} of {d.n} pairs)"
+        told.append(said)
+    return told
+
+
+def _arms(of: Snapshot) -> str:
+    first, *others = compare(of)
+    if not others:
+        spread = f", sd {number(first.sd)}" if first.sd is not None else ""
+        return f"{first.arm}: {number(first.mean)}{spread}, {first.n} runs." if first.mean is not None else "No run."
+    groups: dict[str, list[str]] = {}
+    for row in others:
+        groups.setdefault(row.verdict, []).append(row.arm)
+    said = [f"{verdict}: {', '.join(names)}" for verdict, names in sorted(groups.items())]
+    return f"Against {first.arm}, on {len(of.spec['seeds'])} seeds each: {'; '.join(said)}."
+
+
+def _level(of: Snapshot, floor: Noise | None) -> float | None:
+    """Return what the best is measured against: the mean of the baseline's runs, or its only run."""
+    base = of.baseline()
+    return floor.mean if floor else base.values[0] if base and base.state == State.COMPLETE else None
+
+
+def _digits(floor: Noise | None) -> int:
+    return decimals(floor.sigma) if floor else 4
+
+
+def _headline(of: Snapshot, best: Trial, level: float | None, floor: Noise | None) -> str:
+    d = _digits(floor)
+    n = sum(counts(of)[state] for state in ("complete", "pruned", "failed"))
+    found = f"trial {best.number} reached {of.objective} {best.values[0]:.{d}f}"
+    if level is None:
+        return f"Of {n:,} trials, {found}, the smallest; no baseline is complete to compare it with."
+    mean = f"the mean of {floor.n} runs of the baseline" if floor else "the baseline"
+    if best.values[0] >= level or best is of.baseline():
+        return f"No trial beat the baseline, of {n:,}: {mean} is {level:.{d}f}, and {found}."
+    return f"Of {n:,} trials, {found}, {level - best.values[0]:.{d}f} below {mean} ({level:.{d}f})."
+
+
+def _noise(of: Snapshot, best: Trial, level: float, floor: Noise | None) -> list[str]:
+    """Return what the gain is in units of the noise, and how much of it luck may explain."""
+    if floor is None:
+        return [
+            "How much of this is noise cannot be said: the baseline was run on one seed. With baseline_seeds: 4 in the "
+            "study file it is run on four, and their spread is the noise."
+        ]
+    gain, d = level - best.values[0], _digits(floor)
+    if floor.sigma == 0:
+        return [f"{floor.n} seeds of the baseline end alike to the last bit: here, the seed makes no noise."]
+    sigmas = gain / floor.sigma
+    said = f"Runs of one configuration differ from seed to seed by σ = {floor.sigma:.{d}f} ({floor.n} seeds); "
+    said += f"the gain is {sigmas:.1f} σ" + (", which is no more than noise." if sigmas < CLEAR else ".")
+    n = tried(of)
+    luck = level - luckiest(n, level, floor.sigma)
+    told = f"The luckiest of {n:,} runs of the baseline itself would be expected {luck:.{d}f} below its mean, "
+    return [said, told + f"so luck may explain {'all' if luck >= gain else f'up to {luck / gain:.0%}'} of the gain."]
+
+
+def tried(of: Snapshot) -> int:
+    """Return how many trials had the chance to be the best, pruned ones included."""
+    kinds = [t.user_attrs.get("kind") for t in of.in_state(State.COMPLETE, State.PRUNED)]
+    return max(1, sum(kind != "seed" for kind in kinds))
+
+
+def _confirmed(of: Snapshot, found: Sequence[Related]) -> str:
+    if not found:
+        return (
+            "This is not confirmed: the best of many noisy values flatters. "
+            f"`hpo confirm --study {of.name}` runs it again on fresh seeds, against the baseline."
+        )
+    return " ".join(f"Run again on fresh seeds ({one.of.name}): {_short(one)}." for one in found)
+
+
+def _short(one: Related) -> str:
+    """Return the verdict on each arm in a word or two."""
+    if not ended(one.of):
+        return f"not ended, {counts(one.of)['complete']} of {sum(one.of.slots.values())} runs are complete"
+    told = [
+        f"{r['arm']} is {r['verdict']}"
+        + (f" by {abs(r['difference']):.4g}" if r["verdict"] in ("better", "worse") else "")
+        for r in one.table[1:]
+    ]
+    return "; ".join(told or one.verdicts) or "no verdict yet"
+
+
+def _pruning(of: Snapshot) -> str:
+    pruned = [t for t in of.own if t.state == State.PRUNED]
+    if not pruned:
+        return ""
+    spared = sum(of.rungs - (t.last_step or 0) for t in pruned)
+    done = sum(t.last_step or 0 for t in of.own)
+    share = spared / (spared + done) if spared + done else 0.0
+    n, spent = len(pruned), tokens(of)
+    amount = f"{spent['saved_by_pruning']:,} tokens" if spent["saved_by_pruning"] is not None else f"{spared:,} rungs"
+    trials = f"{n:,} of {len(of.own):,} trials" if n > 1 else f"one of {len(of.own)} trials"
+    return f"Pruning stopped {trials} early and saved {amount}, {share:.0%} of what they all would have trained."

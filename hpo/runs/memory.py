@@ -1,0 +1,50 @@
+"""Whether a trial can fit into memory, asked before anything of it is spent."""
+
+from pydantic import BaseModel
+
+from hpo.runs.datasets import Corpora
+from hpo.study.spec import DEFAULT_TRAIN, Study
+from model.config import TrainConfig
+from model.section import ConfigError
+
+
+def too_large(study: Study, config: BaseModel, corpora: Corpora) -> str | None:
+    """Return why a trial does not fit by estimate, None where it does, or where it was shown to.
+
+    The baseline was tried before the first trial, so what has its shape fits, unless the study sets a limit of its own.
+    """
+    limit = study.file.limits.memory_gb
+    if study.file.train != DEFAULT_TRAIN or not isinstance(config, TrainConfig):
+        return None
+    if limit is None and config.pack_key() == study.configured(_first(study)).pack_key():  # type: ignore[attr-defined]
+        return None
+    # Loaded only here: the estimate goes through torch's fake tensors, which take two seconds to load.
+    from model.memory.capacity import capacity
+    from model.memory.estimate import fits
+    from model.train.device import resolve
+
+    try:
+        allowed = int(limit * 1e9) if limit is not None else capacity(resolve(config).run.device)
+        return fits(config, corpora.given(config)["prepared"].vocab_size, 1, allowed)
+    except (ConfigError, ValueError):  # said when the run is built
+        return None
+
+
+def learn(study: Study, corpora: Corpora, measured: int) -> None:
+    """Let what the baseline took correct later estimates on this machine, where there will be any."""
+    shapes = ("model.", "tokenizer.", "run.batch_size")
+    if study.file.limits.memory_gb is None and not any(path.startswith(shapes) for path in study.file.space):
+        return
+    from model.memory import capacity
+    from model.memory.estimate import estimate
+    from model.train.device import resolve
+
+    config = study.configured(_first(study))
+    assert isinstance(config, TrainConfig)
+    vocab_size = corpora.given(config)["prepared"].vocab_size
+    capacity.learn(estimate(config, vocab_size).total, measured, resolve(config).run.device)
+
+
+def _first(study: Study) -> dict[str, object]:
+    """Return the values of the first baseline."""
+    return dict(next(iter(study.file.baseline), {}))

@@ -1,0 +1,149 @@
+"""Files of a study: runs/<study>/{study.yaml, best.yaml, trials/0007/{config.yaml, metrics.jsonl, ...}}."""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from hpo.config import yaml as notation
+from hpo.errors import Problem, Unwritable
+from hpo.runs import resources as cores
+
+PACKAGES = ("hpo", "torch", "optuna", "numpy", "tokenizers")
+
+
+def study_folder(out: Path, study: str) -> Path:
+    return out / study
+
+
+def trial_folder(out: Path, study: str, number: int) -> Path:
+    return study_folder(out, study) / "trials" / f"{number:04d}"
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        Unwritable: the message names it.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, "utf-8")
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def takes(folder: Path, n_bytes: int = 2**20) -> bool:
+    """Return whether a folder has room for so many bytes, and may be written."""
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(n_bytes))
+        return True
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def append(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Add one line of JSON; numbers that JSON has not are null.
+
+    Raises:
+        Unwritable: the message names it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({key: jsonable(value) for key, value in metrics.items()}) + "\n")
+    except OSError as error:
+        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a metrics file; a last line cut short is left out."""
+    if not path.is_file():
+        return
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def keep_rungs(path: Path, rungs: int) -> None:
+    """Cut a metrics file back to its first rungs: a resumed run writes the rest again."""
+    kept = [json.dumps(line) + "\n" for line in lines(path) if line.get("rung", 0) <= rungs]
+    if path.is_file():
+        write(path, "".join(kept))
+
+
+def jsonable(value: Any) -> Any:
+    """Return a value as JSON can hold it: no nan, no infinity, no numbers of other libraries."""
+    if isinstance(value, bool | str | int) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(inner) for inner in value]
+    if hasattr(value, "__float__"):
+        number = float(value)
+        return number if math.isfinite(number) else None
+    return str(value)
+
+
+def config_text(config: BaseModel, provenance: Mapping[str, Any]) -> str:
+    """Return a complete, trainable configuration as YAML, with where it comes from."""
+    return notation.dump({**config.model_dump(mode="json"), "provenance": dict(provenance)})
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the configuration and the provenance that a file holds.
+
+    Raises:
+        Problem: it cannot be read.
+    """
+    try:
+        tree = notation.load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise Problem(f"no such file: {path}") from None
+    except (OSError, UnicodeDecodeError, notation.NotationError) as error:
+        raise Problem(f"{path}: {error}") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get("provenance", {}), dict):
+        raise Problem(f"{path}: must be a configuration, as `hpo export` writes it")
+    provenance = tree.pop("provenance", {})
+    return tree, provenance
+
+
+def machine() -> dict[str, Any]:
+    """Return what a run's last bits may depend on: versions, threads, commit."""
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "threads": cores.in_use(),
+        "git_commit": commit(Path(__file__).parents[2]),
+    }
+
+
+def commit(folder: Path) -> str | None:
+    """Return the commit that a checkout is at, "-dirty" behind it where files differ; None for anything else."""
+    if not (folder / ".git").exists():
+        return None  # installed, and what git finds further up is not ours
+    try:
+        asked = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        found = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

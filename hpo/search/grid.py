@@ -1,0 +1,74 @@
+"""Every combination of a space's values, counted but never listed."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from pydantic import BaseModel
+
+from hpo.search.ranges import Choices, Entry, Space
+from hpo.search.space import applies, field_type, order
+from model.section import updated
+
+Axis = Callable[[Entry, type], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Grid(Sequence[dict[str, Any]]):
+    """Combinations by number: a grid of a million is a million numbers, not a million dictionaries.
+
+    blocks: one for each set of components, since these decide which fields there are to vary.
+    """
+
+    blocks: tuple[dict[str, Sequence[Any]], ...]
+
+    def __len__(self) -> int:
+        return sum(_size(block) for block in self.blocks)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        numbers = range(len(self))[index]  # raises IndexError past the end, counts back from it for -1
+        return self._at(numbers) if isinstance(numbers, int) else [self._at(i) for i in numbers]
+
+    def _at(self, number: int) -> dict[str, Any]:
+        for block in self.blocks:
+            if number < _size(block):
+                return _combination(block, number)
+            number -= _size(block)
+        raise AssertionError(number)
+
+
+def _size(block: dict[str, Sequence[Any]]) -> int:
+    return math.prod(len(axis) for axis in block.values())
+
+
+def _combination(block: dict[str, Sequence[Any]], number: int) -> dict[str, Any]:
+    """Read a number in the mixed base of the axes, the last one turning fastest."""
+    found = {}
+    for path, axis in reversed(block.items()):
+        number, digit = divmod(number, len(axis))
+        found[path] = axis[digit]
+    return dict(reversed(found.items()))
+
+
+def grid(base: BaseModel, space: Space, axis: Axis) -> Grid:
+    """Return the combinations of a space; `axis` gives the values of one range for a type of field."""
+    names = {
+        path: entry.choices for path, entry in space.items() if isinstance(entry, Choices) and path.endswith(".name")
+    }
+    blocks = []
+    for combination in itertools.product(*names.values()):
+        chosen = dict(zip(names, combination, strict=True))
+        config = updated(base, chosen)
+        rest = [path for path in order(space) if path not in names and applies(config, path)]
+        block = {path: (value,) for path, value in chosen.items()}
+        blocks.append(block | {path: axis(space[path], field_type(config, path)) for path in rest})
+    return Grid(tuple(blocks))

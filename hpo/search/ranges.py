@@ -1,0 +1,181 @@
+"""The ranges of a search space: an interval on some scale, or a list of choices."""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Annotated, Any, Self
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import Discriminator, Field, Strict, Tag, field_validator, model_validator
+
+from hpo.config.validation import nearest
+from model.section import Section
+
+# Strict, since YAML's `on` and "1e-4" would pass for numbers otherwise.
+Number = Annotated[int, Strict()] | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Choice = None | Annotated[bool, Strict()] | Number | Annotated[str, Strict()]
+
+MOST_STEPS = 1_000_000  # of a range: some samplers try each of them
+
+# What W&B calls a distribution, in our words.
+SWEEP: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "int_uniform": {},
+    "q_uniform": {},
+    "log_uniform_values": {"log": True},
+    "categorical": {},
+}
+WORDS = {"min": "low", "max": "high", "values": "choices", "q": "step"}
+
+
+class Range(Section):
+    """An interval, both ends included."""
+
+    low: Number
+    """Least value."""
+    high: Number
+    """Greatest value."""
+    log: bool = False
+    """Uniform in log x."""
+    complement_log: bool = False
+    """Uniform in log (1 - x), for averages such as beta2: 0.9, 0.99 and 0.999 lie equally far apart."""
+    step: Number | None = None
+    """Only low, low + step, ..., high."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_sweep_words(cls, given: Any) -> Any:
+        return _from_sweep(given) if isinstance(given, Mapping) else given
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be less than high, got low {self.low} and high {self.high}")
+        if self.log and self.complement_log:
+            raise ValueError("log and complement_log exclude each other")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low must be greater than 0 for log, got {self.low}")
+        if self.complement_log and self.high >= 1:
+            raise ValueError(f"high must be less than 1 for complement_log, got {self.high}")
+        if self.step is not None:
+            self._check_step(_decimal(self.step))
+        return self
+
+    def _check_step(self, step: Decimal) -> None:
+        if self.log or self.complement_log:
+            raise ValueError("step goes with neither log nor complement_log")
+        if step <= 0:
+            raise ValueError(f"step must be greater than 0, got {step}")
+        width = _decimal(self.high) - _decimal(self.low)
+        if width / step > MOST_STEPS:
+            raise ValueError(f"step must make at most {MOST_STEPS:,} steps from low to high, got {step}")
+        if rest := width % step:
+            raise ValueError(f"high must be low plus whole steps, got {self.high}; write {_decimal(self.high) - rest}")
+
+    def distribution(self, kind: type) -> BaseDistribution:
+        """Return what Optuna stores for a field of this type, int or float.
+
+        complement_log is left to the sampler: the parameter is stored under its own name with its own value.
+        """
+        if kind is int:
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        step = None if self.step is None else float(self.step)
+        return FloatDistribution(float(self.low), float(self.high), log=self.log, step=step)
+
+
+class Choices(Section):
+    """A list of values to choose from, in no particular order."""
+
+    choices: tuple[Choice, ...] = Field(min_length=1)
+    """The values."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_sweep_words(cls, given: Any) -> Any:
+        return _from_sweep(given) if isinstance(given, Mapping) else given
+
+    @field_validator("choices")
+    @classmethod
+    def _check_distinct(cls, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+        for i, choice in enumerate(choices):
+            if choice in choices[:i]:  # True == 1 too: Optuna finds a choice by ==
+                raise ValueError(f"must be distinct, got {choice!r} twice")
+        return choices
+
+    def distribution(self, kind: type) -> BaseDistribution:
+        """Return what Optuna stores, whatever the field's type."""
+        return CategoricalDistribution(self.choices)
+
+
+def _decimal(number: float) -> Decimal:
+    return Decimal(str(number))  # as Optuna does: 0.3 is three steps of 0.1
+
+
+def _from_sweep(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Put W&B's words for a range in ours."""
+    if "value" in given:
+        raise ValueError("value is not a range; put it in base")
+    for theirs, ours_too in WORDS.items():
+        if theirs in given and ours_too in given:
+            raise ValueError(f"{theirs} and {ours_too} are one word in two languages; keep one")
+    ours = {WORDS.get(key, key): value for key, value in given.items()}
+    word = ours.pop("distribution", "uniform")
+    if not isinstance(word, str) or word not in SWEEP:
+        raise ValueError(f"distribution must be one of {', '.join(SWEEP)}, got {word!r}{nearest(str(word), SWEEP)}")
+    return ours | SWEEP[word]
+
+
+def _word(given: Any) -> str:
+    """Tell choices from a range, in our words or W&B's."""
+    if isinstance(given, Mapping):
+        return "choices" if given.keys() & {"choices", "values"} else "range"
+    return "choices" if isinstance(given, Choices) else "range"
+
+
+Entry = Range | Choices
+Space = dict[str, Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_word)]]
+
+
+def inside(distribution: BaseDistribution, value: Any) -> bool:
+    """Return whether a distribution can yield this value."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    if not isinstance(value, int | float) or not distribution.low <= value <= distribution.high:
+        return False
+    steps = (value - distribution.low) / (distribution.step or 1)
+    return distribution.step is None or abs(steps - round(steps)) < 1e-8
+
+
+def discrete(entry: Entry, kind: type) -> Sequence[Any] | None:
+    """Return all values of a discrete range, None for a continuous one."""
+    if isinstance(entry, Choices):
+        return entry.choices
+    if kind is int:
+        return range(int(entry.low), int(entry.high) + 1, int(entry.step or 1) or 1)  # a step below 1 is refused later
+    if entry.step is None:
+        return None
+    low, step = _decimal(entry.low), _decimal(entry.step)
+    return [float(low + k * step) for k in range(int((_decimal(entry.high) - low) / step) + 1)]
+
+
+def values(entry: Entry, points: int, kind: type = float) -> list[Any]:
+    """Return `points` values, evenly spaced on the scale of the range and with both its ends; all choices."""
+    if isinstance(entry, Choices):
+        return list(entry.choices)
+    grid = discrete(entry, kind)
+    if grid is not None and not entry.log:
+        n = min(points, len(grid))
+        return [grid[round(i * (len(grid) - 1) / max(1, n - 1))] for i in range(n)]
+    spaced = [_between(entry, i / (points - 1)) for i in range(points)]
+    return list(dict.fromkeys(round(x) for x in spaced)) if kind is int else spaced
+
+
+def _between(entry: Range, t: float) -> float:
+    low, high = float(entry.low), float(entry.high)
+    if t in (0, 1):
+        return high if t else low  # exactly, where the formulas below may round
+    if entry.log:
+        return float(low * (high / low) ** t)
+    if entry.complement_log:
+        return float(1 - (1 - low) * ((1 - high) / (1 - low)) ** t)
+    return low + (high - low) * t

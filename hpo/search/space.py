@@ -1,0 +1,181 @@
+"""The search space: which fields of a configuration a study varies, and over what range."""
+
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import BaseModel, ValidationError
+
+from hpo.config.validation import explain, members, nearest_path, number_remedy, paths
+from hpo.search.ranges import Choices, Entry, Space, inside
+from model.section import flat, updated
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def order(space: Space) -> list[str]:
+    """Return the paths, components first: what a component's name is decides which of its fields exist."""
+    return sorted(space, key=lambda path: not path.endswith(".name"))
+
+
+def applies(config: BaseModel, path: str) -> bool:
+    """Return whether this configuration has the field: optimizer.beta2 exists under adamw, not under sgd."""
+    return path in flat(config)
+
+
+def field_type(section: BaseModel, path: str) -> type:
+    """Return the Python type of a dotted field, such as float.
+
+    Raises:
+        ValueError: there is no such field in this configuration.
+    """
+    *parents, leaf = path.split(".")
+    here: Any = section
+    for parent in parents:
+        here = getattr(here, parent, None)
+    if not isinstance(here, BaseModel) or not applies(section, path):
+        raise ValueError(_unknown(section, path))
+    kinds = [_plain(kind) for kind in members(type(here).model_fields[leaf].annotation)]
+    return float if set(kinds) == {int, float} else kinds[0]
+
+
+def _plain(annotation: Any) -> type:
+    if get_origin(annotation) is Literal:
+        return type(get_args(annotation)[0])
+    return annotation if isinstance(annotation, type) else object
+
+
+def _unknown(config: BaseModel, path: str) -> str:
+    known = paths(type(config))
+    section = path.rpartition(".")[0]
+    if path in known:
+        return f"no such field while {section}.name is {flat(config).get(f'{section}.name')!r}"
+    return "no such field" + nearest_path(path, known)
+
+
+def contexts(base: BaseModel, space: Space, path: str) -> list[BaseModel]:
+    """Return the base under each choice of a field's component, where it has the field."""
+    name = f"{path.rpartition('.')[0]}.name"
+    entry = space.get(name)
+    if path == name or not isinstance(entry, Choices):
+        found = [base]
+    else:
+        found = [config for choice in entry.choices if (config := _with(base, name, choice)) is not None]
+    return [config for config in found if applies(config, path)]
+
+
+def _with(base: BaseModel, path: str, value: Any) -> BaseModel | None:
+    try:
+        return updated(base, {path: value})
+    except ValidationError:
+        return None
+
+
+def unconditional(base: BaseModel, space: Space) -> dict[str, BaseDistribution]:
+    """Return the distributions of the parameters that every trial has, whatever its components are."""
+    found = {}
+    for path in order(space):
+        name = space.get(f"{path.rpartition('.')[0]}.name")
+        n_components = len(name.choices) if isinstance(name, Choices) and not path.endswith(".name") else 1
+        configs = contexts(base, space, path)
+        if len(configs) == n_components:
+            found[path] = space[path].distribution(field_type(configs[0], path))
+    return found
+
+
+def check(base: BaseModel, space: Space) -> list[str]:
+    """Return what is wrong with a space: the configuration is built at both ends of every range."""
+    problems: list[str] = []
+    for path in order(space):
+        configs = contexts(base, space, path)
+        kinds = {field_type(config, path) for config in configs}
+        if not configs:
+            problems.append(f"space.{path}: {_unknown(base, path)}")
+        elif len(kinds) > 1:
+            problems.append(f"space.{path}: must be of one type under every name")
+        elif wrong := _misfit(path, space[path], kinds.pop()):
+            problems += wrong
+        else:
+            problems += [line for config in configs for line in _check_ends(config, path, space[path])]
+    return list(dict.fromkeys(problems))
+
+
+def _misfit(path: str, entry: Entry, kind: type) -> list[str]:
+    """Return where an entry is of the wrong kind for its field, before any value is tried."""
+    key = f"space.{path}"
+    if isinstance(entry, Choices):
+        wrong = [c for c in entry.choices if kind in (int, float) and isinstance(c, bool | str)]
+        return [f"{key}.choices: must be a number, got {c!r}{number_remedy(c)}" for c in wrong]
+    if kind not in (int, float):
+        return [f"{key}: must be choices, since the field is not a number"]
+    if kind is int and entry.complement_log:
+        return [f"{key}.complement_log: must be left out, since the field is a whole number"]
+    if kind is int and entry.step is not None and not float(entry.step).is_integer():
+        return [f"{key}.step: must be a whole number, got {entry.step}"]
+    return []
+
+
+def _check_ends(config: BaseModel, path: str, entry: Entry) -> list[str]:
+    if isinstance(entry, Choices):
+        ends = [("choices", choice) for choice in entry.choices]
+    else:
+        ends = [("low", entry.low), ("high", entry.high)]
+    problems = []
+    for end, value in ends:
+        try:
+            updated(config, {path: value})
+        except ValidationError as error:
+            for key, rule in explain(error, type(config)):
+                rule = rule if key in ("", path) else f"{key} {rule}"
+                rule = rule if "got" in rule else f"{rule}, got {value!r}"
+                problems.append(f"space.{path}.{end}: {rule}")
+    return problems
+
+
+def closed(base: BaseModel, space: Space) -> dict[str, list[str]]:
+    """Return the ends of ranges, low or high, beyond which the field itself has no values: nobody can search there."""
+    found: dict[str, list[str]] = {}
+    for path, entry in space.items():
+        numbers = [entry.low, entry.high] if not isinstance(entry, Choices) else list(entry.choices)
+        if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+            continue
+        low, high = min(numbers), max(numbers)  # type: ignore[type-var]
+        for config in contexts(base, space, path)[:1]:
+            step = 1 if field_type(config, path) is int else 1e-9
+            beyond = {"low": low - step, "high": high + step}  # type: ignore[operator]
+            if ends := [end for end, value in beyond.items() if _with(config, path, value) is None]:
+                found[path] = ends
+    return found
+
+
+def suggest(trial: optuna.Trial, base: BaseModel, space: Space) -> dict[str, Any]:
+    """Return a value for each field of the space that applies, by dotted path."""
+    config, values = base, {}
+    for path in order(space):
+        if not applies(config, path):
+            continue
+        values[path] = _draw(trial, path, space[path].distribution(field_type(config, path)))
+        if path.endswith(".name"):
+            config = updated(config, {path: values[path]})
+    return values
+
+
+def _draw(trial: optuna.Trial, path: str, distribution: BaseDistribution) -> Any:
+    match distribution:
+        case IntDistribution(low=low, high=high, step=step, log=log):
+            return trial.suggest_int(path, low, high, step=step, log=log)
+        case FloatDistribution(low=low, high=high, step=width, log=log):
+            return trial.suggest_float(path, low, high, step=width, log=log)
+        case CategoricalDistribution(choices=choices):
+            return trial.suggest_categorical(path, choices)
+    raise AssertionError(distribution)
+
+
+def held(config: BaseModel, space: Space) -> dict[str, tuple[Any, BaseDistribution]]:
+    """Return the parameters of a given configuration that Optuna can hold: those inside their ranges.
+
+    A baseline may lie outside the space; what Optuna does not hold stays in its configuration.
+    """
+    fields = flat(config)
+    found = {p: (fields[p], space[p].distribution(field_type(config, p))) for p in order(space) if p in fields}
+    return {path: (value, kind) for path, (value, kind) in found.items() if inside(kind, value)}

@@ -1,0 +1,224 @@
+"""The trials in a worker's hands: claimed, ended, given back, and what is made of a failure."""
+
+import gc
+import math
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+from pydantic import ValidationError
+
+from hpo.analysis.noise import measured
+from hpo.analysis.snapshot import FORKED, NOISE, snapshot
+from hpo.config.validation import messages
+from hpo.errors import Problem, Unwritable
+from hpo.queue.heartbeat import Keeper
+from hpo.queue.registry import Registered
+from hpo.queue.slots import LOST_IN_A_ROW, Claim
+from hpo.runs import checkpoints
+from hpo.runs import run_dir as folders
+from hpo.runs.datasets import Corpora
+from hpo.runs.memory import too_large
+from hpo.search.pruners import Judge
+from hpo.storage.retry import StorageError, at_most
+from hpo.storage.store import Lost, fenced
+from hpo.worker.failures import Breaker, kind
+from hpo.worker.reporter import AWAY_S, Teller, last_line
+from hpo.worker.trial import Job, configuration, open_trial
+
+Tell = Callable[[dict[str, Any]], None]
+WORDS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "error"}
+
+
+class Jobs:
+    """What one owner has claimed and not ended, training or waiting for a pack of its shape."""
+
+    def __init__(self, at: Registered, owner: str, keeper: Keeper, out: Path, lease_s: float, tell: Tell) -> None:
+        self.at, self.owner, self.keeper, self.out, self.lease_s, self.tell = at, owner, keeper, out, lease_s, tell
+        self.teller = Teller(at, owner, keeper, lease_s)
+        self.judge = Judge(at.optuna, at.study.file.pruner.build(at.study.rungs), at.study.rungs)
+        self.corpora = Corpora()
+        self.breaker = Breaker()
+        self.held: list[Job] = []
+        self.quarantine: tuple[str, str] | None = None  # kind and text of the failures that this machine repeats
+
+    def claim(self, pack: int) -> bool:
+        """Claim a trial for a pack of so many and find out what it is to train; False where there is none."""
+        now = self.teller.now()
+        claim = self.at.slots.claim(self.owner, self.lease_s, self.at.over(now), now.rungs)
+        if claim is None:
+            return False
+        self.keeper.hold(claim)
+        try:
+            trial = open_trial(self.at, claim, self.owner, pack)
+            job = Job(claim, trial, self.at.study.base, self._folder(trial.number))
+            self.held.append(job)
+            self._take(job, pack)
+        except Lost:
+            self.let_go(claim)
+        except Exception as error:
+            held = [job for job in self.held if job.claim == claim]
+            if not held:
+                self.keeper.drop(claim)
+                self.at.slots.release(claim, self.owner, "interrupted", str(error), failed=True)
+                raise
+            self.failed(error, held)  # its own failure, whoever trains beside it
+        return True
+
+    def _take(self, job: Job, pack: int) -> None:
+        """Find out what a trial is to train; end it where that is clear already."""
+        claim = job.claim
+        if job.trial.state.is_finished():  # an earlier attempt ended it, but not its slot
+            self.held.remove(job)
+            self.teller.close(job, WORDS[job.trial.state])
+            self._measure_noise(job)
+            return
+        self.tell({"event": "start", "trial": job.number, "kind": claim.kind, "attempt": claim.attempt})
+        if claim.wish == "kill":
+            self.end(job, TrialState.FAIL, "killed")
+            return
+        if claim.failures >= LOST_IN_A_ROW:
+            why = f"{claim.failures} attempts in a row ended without a rung; the trial may be what ends its workers"
+            self.end(job, TrialState.FAIL, "lost", why)
+            return
+        # Fields that are fine one by one may not go together, as n_head and n_embd, or leave too little text. Pruned,
+        # not failed: the sampler forgets a failed trial and would come back.
+        try:
+            with fenced(self.at.slots.held(claim, self.owner)):
+                job.config = configuration(self.at, claim, job.trial)
+            data_hash = self.corpora.hash(job.config)
+        except ValidationError as error:
+            self.end(job, TrialState.PRUNED, "invalid", "; ".join(messages(error, type(self.at.study.base))))
+            return
+        except Unwritable:
+            raise
+        except Problem as problem:
+            self.end(job, TrialState.PRUNED, "invalid", str(problem))
+            return
+        job.trial = self.at.store.optuna.get_trial(job.trial._trial_id)  # a copy of our own, parameters included
+        if reason := too_large(self.at.study, job.config, self.corpora):
+            self.end(job, TrialState.PRUNED, "oom", reason)
+            return
+        self._write_config(job, data_hash, pack)
+        last = job.trial.intermediate_values.get(self.at.study.rungs)
+        if last is not None and math.isfinite(last):  # the last attempt ended between its last report and telling so
+            job.metrics = next(iter(reversed(list(folders.lines(job.folder / "metrics.jsonl")))), {})
+            self.finish(job, last)
+
+    def verdict(self, job: Job) -> str:
+        """Return what becomes of a trial; while the storage is away, nothing is known that would end it."""
+        try:
+            with at_most(AWAY_S):
+                verdict = self.judge.verdict(job.trial, job.spared)
+        except StorageError as error:
+            if not error.passing:
+                raise
+            return "continue"
+        if verdict == "prune":
+            job.pruned = self.judge.record(self.at.study.file.pruner, job.trial)
+        return verdict
+
+    def finish(self, job: Job, value: float) -> None:
+        """End a trial that reached its last rung, and keep checkpoints of the best trials alone."""
+        self.end(job, TrialState.COMPLETE, "complete", value=value)
+        self._measure_noise(job)
+        complete = self.at.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        own = [trial for trial in complete if trial.user_attrs.get("kind") != FORKED]
+        ranked = sorted(own, key=lambda trial: trial.values[0])
+        checkpoints.thin(self._folder(trial.number) for trial in ranked[self.at.study.file.keep_best :])
+
+    def _measure_noise(self, job: Job) -> None:
+        """Keep what the runs of the baseline differ by, when one more of them has ended.
+
+        Of two that end at once, whoever writes last looks again and finds both.
+        """
+        if self.at.study.file.baseline_seeds < 2 or job.claim.kind not in ("baseline", "seed", "retry"):
+            return
+        store, name = self.at.store, self.at.study.name
+        while (floor := measured((of := snapshot(store, name)).repeats)) and floor.stored() != of.noise_held:
+            self.at.optuna.set_user_attr(NOISE, floor.stored())
+
+    def end(self, job: Job, state: TrialState, word: str, error: str = "", value: float | None = None) -> None:
+        """Tell the study how a trial ended, and close its slot."""
+        try:
+            values = self.teller.end(job, state, word, error, value)
+        except Lost:
+            self.let_go(job.claim)
+            return
+        self.held.remove(job)
+        self.judge.look_again()
+        if state != TrialState.FAIL:
+            self.breaker.well()
+        checkpoints.forget(job.folder, all_of_them=state != TrialState.COMPLETE)
+        told = {"event": word, "trial": job.number, "rung": job.rung, "value": values[0] if values else None}
+        self.tell(told | ({"error": last_line(error)} if error else {}))
+
+    def let_go(self, claim: Claim) -> None:
+        """Forget a trial whose lease another worker took: nothing more is written of it."""
+        self.keeper.drop(claim)
+        for job in [job for job in self.held if job.claim == claim]:
+            self.held.remove(job)
+            self.tell({"event": "taken", "trial": job.number})
+
+    def requeue(self, jobs: Sequence[Job], word: str, text: str = "", failed: bool = False) -> None:
+        """Give trials back, their slots free, for whoever claims them next."""
+        for job in list(jobs):
+            self.held.remove(job)
+            if self.teller.requeue(job, word, text, failed):
+                self.tell({"event": "requeued", "trial": job.number, "rung": job.rung, "text": word})
+
+    def failed(self, error: Exception, jobs: Sequence[Job]) -> int | None:
+        """Do what a failure asks for; return the places that a pack may have from now on, None for as many as before.
+
+        Raises:
+            Exception: the failure itself, where it is no trial's and not this machine's.
+        """
+        text = "".join(traceback.format_exception(error))
+        match kind(error):
+            case "ours":
+                raise error
+            case "disk" | "device" as word:
+                # A disk is no trial's doing; what fails a device may be, since a configuration can ask for nonsense.
+                self.requeue(jobs, word, last_line(text), failed=word == "device")
+                if self.breaker.failed(word):
+                    self.quarantine = word, last_line(text)
+                else:
+                    time.sleep(1.0)  # what passes by itself has a moment to do so
+            case "oom":
+                gc.collect()
+                if len(jobs) > 1:  # which of them is too large shows when fewer train side by side
+                    self.log("oom", f"{len(jobs)} trials do not fit side by side: {last_line(text)}")
+                    return len(jobs) // 2
+                self.end(jobs[0], TrialState.PRUNED, "oom", text)
+            case _:
+                for job in jobs:
+                    with suppress(OSError):
+                        (job.folder / "stderr.log").write_text(text, "utf-8")
+                    self.end(job, TrialState.FAIL, "error", text)
+        return None
+
+    def log(self, word: str, text: str) -> None:
+        """Write down what happened to this worker; a storage that is away is not waited for."""
+        self.tell({"event": "note", "text": f"{word}: {text}"})
+        with suppress(StorageError), at_most(AWAY_S):
+            self.at.slots.log(word, text, self.owner)
+
+    def _folder(self, number: int) -> Path:
+        return folders.trial_folder(self.out, self.at.study.name, number)
+
+    def _write_config(self, job: Job, data_hash: str | None, pack: int) -> None:
+        provenance = {
+            "study": self.at.study.name,
+            "trial": job.number,
+            "kind": job.claim.kind,
+            "data_hash": data_hash,
+            "train": self.at.study.file.train,
+            "config": self.at.study.file.config,
+            "pack": pack,
+            **folders.machine(),
+        }
+        folders.write(job.folder / "config.yaml", folders.config_text(job.config, provenance))

@@ -1,0 +1,100 @@
+"""Readers of text files, by line and by column; every complaint names key and file."""
+
+import difflib
+import json
+import warnings
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from model.data import text_files as files
+from model.section import ConfigError
+
+
+def texts(paths: list[Path], key: str) -> Iterator[str]:
+    """Yield the text of each file; an empty one among others is no mistake."""
+    empty = True
+    for path in paths:
+        text = files.read_text(path, key)
+        empty = empty and not text.strip()
+        yield text
+    if empty:
+        raise ConfigError(f"{key}: empty file: {', '.join(map(str, paths))}")
+
+
+def lines(paths: list[Path], key: str) -> Iterator[str]:
+    for text in texts(paths, key):
+        yield from text.split("\n")  # splitlines() would also cut at U+2028 and form feeds
+
+
+def _separated(path: Path, column: str, separator: str) -> Iterator[str]:
+    import pandas as pd
+
+    text = next(texts([path], "data.path"))
+    if not text.strip():
+        raise ConfigError(f"data.path: empty file: {path}")
+    try:
+        check_column(path, column, pd.read_csv(StringIO(text), sep=separator, nrows=0).columns.tolist())
+        # keep_default_na: "NA" and "null" are words
+        # index_col: else a row with a cell too many shifts every column by one
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
+    except pd.errors.ParserWarning:
+        raise ConfigError(f"data.path: not a table: {path}: a row has more cells than there are columns") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ConfigError(f"data.path: not a table: {path}: {error}") from None
+    yield from table[column]
+
+
+def _csv(path: Path, column: str) -> Iterator[str]:
+    return _separated(path, column, ",")
+
+
+def _tsv(path: Path, column: str) -> Iterator[str]:
+    return _separated(path, column, "\t")
+
+
+def jsonl(path: Path, column: str) -> Iterator[str]:
+    rows = []
+    for number, line in enumerate(lines([path], "data.path"), 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"data.path: line {number} is not JSON: {path}: {error}") from None
+        if not isinstance(row, dict):
+            raise ConfigError(f"data.path: line {number} must be a JSON object: {path}")
+        rows.append(row)
+    check_column(path, column, list(dict.fromkeys(key for row in rows for key in row)))
+    yield from (_cell(row.get(column)) for row in rows)
+
+
+def _parquet(path: Path, column: str) -> Iterator[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError("data.path: parquet needs pyarrow: pip install 'hpo[parquet]'") from None
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        check_column(path, column, table.schema_arrow.names)
+        cells = table.read(columns=[column]).column(column).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ConfigError(f"data.path: not a parquet file: {path}: {error}") from None
+    yield from map(_cell, cells)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def check_column(path: Path | str, column: str, columns: list[str]) -> None:
+    if column in columns:
+        return
+    near = difflib.get_close_matches(column, columns, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ";"
+    raise ConfigError(f"data.column: no column {column!r} in {path}{hint} columns: {', '.join(columns)}")
+
+
+TABLES = {".csv": _csv, ".tsv": _tsv, ".jsonl": jsonl, ".parquet": _parquet}

@@ -1,0 +1,195 @@
+"""The weights of K runs of one shape in one block of memory, a row a run, and all that is kept beside them.
+
+Elementwise optimizers and clipping then act on a few long tensors instead of dozens of short ones, which at small
+sizes is most of their cost.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.config import TrainConfig
+from model.optim.param_groups import GROUPS, parts, whole
+
+AVERAGE = "average"
+
+
+class Step(NamedTuple):
+    """The numbers of one run's update."""
+
+    coefficients: Sequence[Mapping[str, float]]
+    """The optimizer's, for each part of the row; "rate" is the learning rate itself."""
+    clip: Mapping[str, float]
+    average: float
+    """How far the average of the weights moves towards them."""
+
+
+class Weights:
+    """Rows of weights and gradients, (K, P), of the optimizer's state, the clipping rule's memory and the average."""
+
+    def __init__(self, config: TrainConfig, shapes: Mapping[str, torch.Size], size: int, device: torch.device) -> None:
+        self.rule, self.clip = config.optimizer, config.clip
+        self.parts = parts(shapes, config.model.n_layer, config.optimizer.layer_decay != 1)
+        self.whole = whole(self.parts)
+        self.shapes = {piece.name: shapes[piece.name] for piece in self.whole.pieces}
+        self.spans = {piece.name: (piece.start, piece.stop) for piece in self.whole.pieces}
+        P = self.whole.stop
+        self.p, self.g = (torch.zeros(size, P, device=device) for _ in range(2))  # (K, P)
+        self.state: dict[str, Tensor] = {}
+        self.offsets = {"weights": 0, AVERAGE: 0}  # column of the row at which each block begins
+        for key, groups in self.rule.state().items():
+            mine = [part for part in self.parts if part.group in groups]
+            self.offsets[key] = mine[0].start if mine else P
+            self.state[key] = torch.zeros(size, sum(part.stop - part.start for part in mine), device=device)
+        if config.regularization.ema is not None:
+            self.state[AVERAGE] = torch.zeros(size, P, device=device)
+        self.first = self.clip.state(len(self.whole.pieces))
+        self.memory = {key: torch.full((size, n), value, device=device) for key, (n, value) in self.first.items()}
+        self.grad_norms, self.ratios = (torch.zeros(size, len(GROUPS), device=device) for _ in range(2))
+        self.kept: dict[int, list[Tensor]] = {}
+
+    def blocks(self) -> dict[str, Tensor]:
+        """Return what a run is, by name: all that must be saved to go on with it."""
+        return {"weights": self.p, **self.state, **{f"clip.{key}": block for key, block in self.memory.items()}}
+
+    def tensors(self, place: int) -> dict[str, Tensor]:
+        """Return views of all that a place holds, by name: "weights.wte.weight", "m.wte.weight", "clip.gamma", ..."""
+        found = {f"clip.{key}": block[place] for key, block in self.memory.items()}
+        for kind, block in {"weights": self.p, **self.state}.items():
+            offset, width = self.offsets[kind], block.shape[1]
+            for name, (a, b) in self.spans.items():
+                if offset <= a and b <= offset + width:
+                    found[f"{kind}.{name}"] = block[place, a - offset : b - offset].view(self.shapes[name])
+        return found
+
+    @torch.no_grad()
+    def fill(self, place: int, initial: Mapping[str, Tensor]) -> None:
+        """Put initial weights in a place, with the average at them and nothing else kept. initial: by parameter."""
+        begun = {f"weights.{name}": initial[name] for name in self.shapes}
+        if AVERAGE in self.state:
+            begun |= {f"{AVERAGE}.{name}": initial[name] for name in self.shapes}
+        begun |= {f"clip.{key}": torch.full((n,), value) for key, (n, value) in self.first.items()}
+        self.load(place, begun)
+
+    @torch.no_grad()
+    def load(self, place: int, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors into a place; what is not given becomes zero."""
+        self.g[place] = 0
+        self.forget(place)
+        for name, held in self.tensors(place).items():
+            held.copy_(tensors[name]) if name in tensors else held.zero_()
+
+    def forget(self, place: int) -> None:
+        """Forget what was measured by group."""
+        self.grad_norms[place] = self.ratios[place] = 0
+
+    def keep(self, place: int) -> None:
+        """Remember a place as it is."""
+        self.kept[place] = [block[place].clone() for block in self.blocks().values()]
+
+    def go_back(self, place: int) -> None:
+        """Set a place to what was kept."""
+        for block, kept in zip(self.blocks().values(), self.kept[place], strict=True):
+            block[place] = kept
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Have the averages in the place of the weights for a while."""
+        raw = self.p.clone()
+        try:
+            self.p.copy_(self.state[AVERAGE])
+            yield
+        finally:
+            self.p.copy_(raw)
+
+    def norms(self, places: Sequence[int]) -> Tensor:
+        """Return the L2 norms of the gradients of some places, (n,)."""
+        return self._rows(self.g, places).norm(dim=1)
+
+    @torch.no_grad()
+    def update(self, places: Sequence[int], steps: Sequence[Step], norms: Tensor, watch: Sequence[int] = ()) -> Tensor:
+        """Clip, take one optimizer step in some places, in ascending order, and clear their gradients.
+
+        norms: (n,), of the gradients. watch: of which places gradients and update are measured by group too.
+        Returns how much of each was clipped, in [0, 1], (n,).
+        """
+        p, g = self._rows(self.p, places), self._rows(self.g, places)
+        state = {key: self._rows(block, places) for key, block in self.state.items()}
+        memory = {key: self._rows(block, places) for key, block in self.memory.items()}
+        before = p.clone() if watch else None
+        grad_norms = self._by_group(g) if watch else None
+        numbers = self._columns([step.clip for step in steps])
+        clipped = self.clip.clip(g, norms, memory, numbers, self.whole)
+        bounded = self._step(p, g, state, steps, numbers)
+        if AVERAGE in state:
+            state[AVERAGE].lerp_(p, self._columns([{"rate": step.average} for step in steps])["rate"])
+        if len(places) < len(self.p):  # rows were copies
+            rows = torch.tensor(places, device=self.p.device)
+            self.p[rows] = p
+            for key, block in {**state, **memory}.items():
+                (self.state if key in state else self.memory)[key][rows] = block
+        if before is not None and grad_norms is not None:
+            at = [list(places).index(place) for place in watch]
+            self.grad_norms[watch] = grad_norms[at]
+            ratios = self._by_group(p - before) / self._by_group(before)
+            self.ratios[watch] = ratios.where(ratios.isfinite(), 0)[at]
+        self.clear(places)
+        found = clipped if bounded is None else bounded
+        return torch.zeros_like(norms) if found is None else found
+
+    def clear(self, places: Sequence[int]) -> None:
+        """Set the gradients of some places to zero."""
+        everyone = len(places) == len(self.g)
+        self.g[slice(None) if everyone else torch.tensor(places, device=self.g.device)] = 0
+
+    def _step(
+        self, p: Tensor, g: Tensor, state: dict[str, Tensor], steps: Sequence[Step], numbers: dict[str, Any]
+    ) -> Tensor | None:
+        """Let the optimizer update each part; return the share of tensors whose update was bounded, if any may be."""
+        bounded = []
+        for i, part in enumerate(self.parts):
+            c = self._columns([step.coefficients[i] for step in steps])
+            own = {
+                key: part.of(block, self.offsets[key])
+                for key, block in state.items()
+                if key != AVERAGE and self.offsets[key] <= part.start
+            }
+            rows = part.of(p)
+            before = rows.clone() if self.clip.bounds else None
+            self.rule.update(rows, part.of(g), own, c, part)
+            if before is not None:
+                bounded.append(self.clip.bound(rows, before, numbers, c["rate"], part))
+        return torch.cat(bounded, dim=1).float().mean(dim=1) if bounded else None
+
+    def _columns(self, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """Return the numbers of several runs by name: floats for one run, else (n, 1) tensors."""
+        if len(rows) == 1:
+            return dict(rows[0])
+        device = self.p.device
+        return {key: torch.tensor([row[key] for row in rows], device=device)[:, None] for key in rows[0]}
+
+    def _by_group(self, rows: Tensor) -> Tensor:
+        """Return L2 norms by group, (n, groups), zero for a group that has no parameters."""
+        found = rows.new_zeros(len(rows), len(GROUPS))
+        for i, columns in self._groups():
+            found[:, i] = rows[:, columns].norm(dim=1)
+        return found
+
+    def _groups(self) -> Iterator[tuple[int, slice]]:
+        for i, group in enumerate(GROUPS):
+            mine = [part for part in self.parts if part.group == group]
+            if mine:
+                yield i, slice(mine[0].start, mine[-1].stop)
+
+    def _rows(self, block: Tensor, places: Sequence[int]) -> Tensor:
+        """Return some rows: a view of all, which is updated in place, or a copy, which must be written back."""
+        return block if len(places) == len(block) else block[torch.tensor(places, device=block.device)]
+
+    def by_group(self, place: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Return gradient norms and update-to-weight ratios by group, as measured at the last watched update."""
+        groups = [(GROUPS[i], i) for i, _ in self._groups()]
+        norms, ratios = self.grad_norms[place].tolist(), self.ratios[place].tolist()
+        return {g: norms[i] for g, i in groups}, {g: ratios[i] for g, i in groups}

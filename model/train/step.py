@@ -1,0 +1,109 @@
+"""Updates: the optimizer steps of a pack, and what is done about those that fail."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from model.train.pack import Pack
+from model.train.run_state import Place
+
+
+class Updates:
+    """Who of a pack may take a step, and what their steps since the last rung were like."""
+
+    def __init__(self, pack: Pack) -> None:
+        self.pack, self.weights = pack, pack.weights
+        self.watched = pack.config.recovery.watches()
+        self.measured = torch.zeros(2, pack.size, device=pack.device)  # sums of gradient norms and of clipped shares
+        # finite: which runs have not diverged. sound: whose loss was finite since its last update.
+        self.finite, self.sound = torch.ones(2, pack.size, dtype=torch.bool, device=pack.device)
+
+    def begin_rung(self, place: int) -> None:
+        """Start the sums of a new rung; what it starts from is what a run may roll back to."""
+        self.measured[:, place], self.sound[place] = 0, True
+        self.weights.forget(place)
+        if self.pack.config.recovery.name == "rollback":
+            self.weights.keep(place)
+
+    def see(self, nats: Tensor) -> Tensor:
+        """Look at the losses of a micro-step; return them without those that are in no mean, (K,).
+
+        A loss that is not finite ends a run, and its mean with it, unless the run may recover.
+        """
+        good = nats.isfinite()
+        if self.watched:
+            self.sound &= good
+            return nats.where(good & self.finite, 0)
+        counted = nats.where(self.finite, 0)
+        self.finite &= good
+        return counted
+
+    def take(self, places: Mapping[int, Place], live: Sequence[int]) -> None:
+        """Take an optimizer step wherever the last micro-step of an update was just done."""
+        # Sorted: a place that was refilled comes last in the dictionary, but its row stays where it is.
+        ended = [place for place in sorted(live) if places[place].completes_update()]
+        due = self._unscaled(places, ended) if self.pack.config.run.precision == "fp16" else ended
+        if due and self.watched:
+            seen = self.weights.norms(due).where(self.sound[due], math.nan).tolist()
+            due = [place for place, norm in zip(due, seen, strict=True) if self._goes_on(place, places[place], norm)]
+        if ended and self.watched:
+            self.sound[ended] = True
+        if not due:
+            return
+        norms = self.weights.norms(due)
+        steps = [places[place].step(self.weights.parts) for place in due]
+        watch = [place for place in due if places[place].to_mark() == 0]
+        found = torch.stack((norms, self.weights.update(due, steps, norms, watch)))
+        if len(due) == self.pack.size:
+            self.measured += found
+        else:
+            self.measured[:, due] += found
+
+    def mend(self, places: Mapping[int, Place], nats: Sequence[float], at_mark: Sequence[int]) -> bool:
+        """End the runs at a rung whose score is not finite; return whether one went back, to be scored again.
+
+        Their last update did the harm, which shows only now: it is a failed one.
+        """
+        back = False
+        for place in at_mark:
+            if bool(self.finite[place]) and not math.isfinite(nats[place]):
+                run = places[place]
+                self.finite[place] = run.health.judge(math.nan) == "rollback"
+                if self.finite[place]:
+                    self._go_back(place, run)
+                    back = True
+        return back
+
+    def _unscaled(self, places: Mapping[int, Place], due: list[int]) -> list[int]:
+        """Return the places whose fp16 gradients did not overflow.
+
+        An overflow costs its update and halves the scale, and is no failure: except at the smallest scale, where the
+        loss itself is not finite, or where the fault was injected.
+        """
+        scales = list(self.pack.scales)
+        good = self.pack.unscale(due)
+        for place in due:
+            run = places[place]
+            failed = scales[place] <= 1 or not bool(self.sound[place]) or run.fault(run.updates()) != 1
+            if place not in good and failed:
+                self._goes_on(place, run, math.nan)
+        return good
+
+    def _goes_on(self, place: int, run: Place, norm: float) -> bool:
+        """Return whether a step is good; leave it out, roll back or end the run if not."""
+        answer = run.health.judge(norm)
+        if answer == "go":
+            return True
+        self.weights.clear([place])
+        if answer == "rollback":
+            self._go_back(place, run)
+        elif answer == "stop":
+            self.finite[place] = False
+        return False
+
+    def _go_back(self, place: int, run: Place) -> None:
+        self.weights.go_back(place)
+        self.measured[:, place] = 0
+        run.steps = run.steps_at_rung

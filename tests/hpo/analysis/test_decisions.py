@@ -1,0 +1,298 @@
+"""hpo why: what was recorded with each decision, the sentence that it makes, and the decision made again."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+from optuna.trial import TrialState, create_trial
+
+from hpo.analysis.decisions import apart, recompute, why
+from hpo.analysis.snapshot import ENDED, ERROR, PRUNED, SET, SUGGESTED, Snapshot, snapshot
+from hpo.commands.enqueue import again, enqueue
+from hpo.queue.heartbeat import reap
+from hpo.queue.registry import Registered, register
+from hpo.search.pruning_rules import spans, unfolded
+from hpo.storage.engine import look
+from hpo.storage.store import Lost, Store, connect, fenced
+from hpo.storage.trials import State
+from hpo.study.load import read
+from hpo.worker.trial import configuration, open_trial
+from hpo.worker.worker import Worker
+from tests.hpo.search.test_pruners import LOOSE
+from tests.support.command import here as typed
+from tests.support.control import began, interrupted, worked
+from tests.support.planted import study as planted
+
+pytestmark = pytest.mark.usefixtures("here")
+
+# Curves that go up and down, in tenths, so that values are often equal; some end in no number
+WAVY = """
+
+def wavy(config):
+    chance = random.Random(config.x)
+    for rung in range(1, config.rungs + 1):
+        lost = chance.random() < 0.03
+        yield rung, float("nan") if lost else round(2 - rung / 20 + chance.gauss(0.0, 0.4), 1)
+"""
+
+
+@pytest.fixture
+def sqlite(here: Path) -> Iterator[Store]:
+    with connect(f"sqlite:///{here}/why.db", create=True) as store:
+        yield store
+
+
+def wavy(store: Store, here: Path, **keys: Any) -> Registered:
+    base = {"rungs": 8, "base": {"rungs": 8}, "train": "curves:wavy", "budget": {"trials": 22}}
+    path = planted(here, **base | keys)
+    (here / "curves.py").write_text((here / "curves.py").read_text() + WAVY)
+    return register(store, read(str(path)), None, {})
+
+
+def sentences(of: Snapshot, number: int) -> list[str]:
+    return [decision["sentence"] for decision in why(of, number)]
+
+
+@pytest.mark.parametrize("name", LOOSE)
+def test_every_pruning_decision_of_a_study_follows_again_from_its_stored_curves(
+    here: Path, storage_url: str, name: str
+) -> None:
+    with connect(storage_url, create=True) as store:
+        at = wavy(store, here, pruner={"name": name, **LOOSE[name]})
+        assert Worker(at, Path("runs"), 3, lambda event: None).work() == 0
+    with look(storage_url) as reader:
+        of = snapshot(reader, "planted")
+        pruned = [t for t in of.trials if t.user_attrs[ENDED] == "pruned"]
+        assert len(pruned) > 2
+        for trial in pruned:
+            record, found = trial.user_attrs[PRUNED], recompute(of, trial)
+            assert found is not None
+            assert found.prunes
+            assert (found.value, found.threshold) == (record["value"], record["threshold"])
+            assert (record["rule"], record["rung"]) == (name, trial.last_step)
+            assert sentences(of, trial.number)[-1].startswith(f"it was pruned at rung {trial.last_step} of 8: its ")
+            assert len(sentences(of, trial.number)) == 2
+        others = [t for t in of.trials if t not in pruned]
+        assert others
+        assert [t.number for t in others if PRUNED in t.user_attrs or recompute(of, t)] == []
+
+
+def test_a_decision_that_the_stored_curves_do_not_give_is_told(sqlite: Store, here: Path) -> None:
+    at = wavy(sqlite, here, pruner={"name": "median", **LOOSE["median"]})
+    assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
+    of = snapshot(sqlite, "planted")
+    trial = next(t for t in of.trials if PRUNED in t.user_attrs)
+    for peer in unfolded(trial.user_attrs[PRUNED]["peers"]):
+        of.trials[peer].intermediate_values[trial.last_step or 0] = 99.0
+    assert sentences(of, trial.number)[-1].startswith("the stored curves do not give this decision again: ")
+
+
+def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: Path) -> None:
+    points = {"choices": [0.1, 0.2, 0.3, 0.4, 0.50004]}
+    grid = {"space": {"x": points}, "sampler": {"name": "grid"}, "baseline": [{"x": 0.5}] * 5}
+    pruner = {"name": "median", "startup_trials": 3, "min_trials": 3, "warmup_rungs": 1}
+    at = began(sqlite, here, **grid, budget={"trials": 10}, pruner=pruner)
+    assert worked(at) == 0
+    of = snapshot(sqlite, "planted")
+    assert sentences(of, 0) == [
+        "trial 0 is a baseline: x=0.5000",
+        "it ran to its end, rung 4, as no rule may prune a baseline: val_loss 1.5000",
+    ]
+    assert sentences(of, 9) == [
+        "trial 9 is point 5 of the 5 of sampler grid",
+        "it was pruned at rung 2 of 4: its best val_loss so far, 2.00004, was above 2, the median of trials "
+        "0, 1, 2, 3, 4, 5, 6, 7, 8 there",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"name": "percentile", "percentile": 75}, "below which 75 % of 20 trials were there"),
+        ({"name": "halving", "factor": 4}, "with 20 trials it made 21 at that mark, of which the best 5 go on"),
+        ({"name": "patient", "patience": 2, "min_delta": 0.5}, "its best before and 0.5"),
+        ({"name": "patient", "patience": 2, "min_delta": 0.0}, "its best before"),
+        ({"name": "threshold", "lower": 0.0, "upper": 1.9}, "where the study's threshold is"),
+        ({"name": "wilcoxon", "p_threshold": 0.1}, "was worse than that of 20 trials, then the best: p = 2.1"),
+    ],
+)  # fmt: skip
+def test_each_rule_has_its_sentence(sqlite: Store, here: Path, rule: dict[str, Any], said: str) -> None:
+    at = began(sqlite, here)
+    record = {"rule": rule["name"], "rung": 2, "value": 2.1, "threshold": 1.9, "n": 20, "peers": "1-20"}
+    ended(at, TrialState.PRUNED, "pruned", **{PRUNED: record})
+    found = snapshot(sqlite, "planted")
+    of = replace(found, spec={**found.spec, "pruner": rule}, trials=[*found.trials, *copies(found, 20)])
+    sentence = sentences(of, 0)[1]
+    assert said in sentence
+    assert sentence.index("2.1") < sentence.index("1.9")
+
+
+def copies(of: Snapshot, n: int) -> list[Any]:
+    return [replace(of.trials[0], number=number) for number in range(1, n + 1)]
+
+
+def ended(at: Registered, state: TrialState, word: str, rungs: int = 2, **attrs: Any) -> int:
+    """Put a trial into the study that ended in this way."""
+    told = {"slot": 0, "kind": "search", "attempt": 1, ENDED: word, **attrs}
+    curve = {rung: 3.0 - rung / 4 for rung in range(1, rungs + 1)}
+    value = [curve[rungs]] if state != TrialState.FAIL and rungs else None
+    drawn = {"params": {"x": 0.5}, "distributions": {"x": at.study.file.space["x"].distribution(float)}}
+    trial = create_trial(state=state, values=value, user_attrs=told, intermediate_values=curve, **drawn)
+    return at.store.optuna.create_new_trial(at.optuna._study_id, trial)
+
+
+@pytest.mark.parametrize(
+    ("state", "word", "error", "said"),
+    [
+        (TrialState.COMPLETE, "complete", "", "it ran to its end, rung 4: val_loss 2.5000"),
+        (TrialState.PRUNED, "pruned", "", "it was pruned at rung 2 of 4; what it was compared with was not kept"),
+        (TrialState.PRUNED, "diverged", "", "it diverged at rung 2 of 4: its val_loss there was no finite number"),
+        (TrialState.PRUNED, "invalid", "x: must be at most 1", "its values do not go together: x: must be at most 1"),
+        (TrialState.PRUNED, "oom", "Traceback\nno room", "since it needs more memory than there is: no room"),
+        (TrialState.PRUNED, "timeout", "limits.seconds: allows 5", "since it took too long: limits.seconds: allows 5"),
+        (TrialState.FAIL, "killed", "", "it was killed by hand at rung 2 of 4"),
+        (TrialState.FAIL, "lost", "5 attempts", "it was given up at rung 2 of 4: 5 attempts"),
+        (TrialState.FAIL, "error", "Traceback\nZeroDivisionError: 0", "failed at rung 2 of 4: ZeroDivisionError: 0"),
+    ],
+)  # fmt: skip
+def test_each_end_has_its_sentence_and_a_trial_without_a_record_says_so(
+    sqlite: Store, here: Path, state: TrialState, word: str, error: str, said: str
+) -> None:
+    at = began(sqlite, here)
+    ended(at, state, word, **({ERROR: error} if error else {}))
+    first, last = sentences(snapshot(sqlite, "planted"), 0)
+    assert first == "trial 0 was suggested before records of it were kept"
+    assert said in last
+
+
+def test_what_came_by_hand_from_another_study_or_on_a_seed_says_so(sqlite: Store, here: Path) -> None:
+    at = began(sqlite, here, baseline_seeds=2, budget={"trials": 3}, sampler={"name": "qmc"})
+    ended(at, TrialState.FAIL, "error", slot=77, **{SET: {"x": 0.25}})
+    ended(at, TrialState.PRUNED, "pruned", kind="forked", forked_from="old/one/7")
+    enqueue(sqlite, "planted", ["x=0.3"])
+    again(sqlite, "planted", 0, False)
+    assert worked(at) == 0
+    of = snapshot(sqlite, "planted")
+    assert sorted(sentences(of, n)[0].partition(" ")[2].partition(" ")[2] for n in range(1, 7)) == [
+        "is a baseline: the base of the study as it stands",
+        "is the baseline again with another seed, to see what chance does: seed=1",
+        "is the next point of sampler qmc, which looks at no trial",
+        "tries trial 0 again, which ended as error",
+        "was carried over from study old/one, where it was trial 7",
+        "was enqueued by hand: x=0.3000",
+    ]
+
+
+def test_an_arm_and_a_random_draw_say_so(sqlite: Store, here: Path) -> None:
+    at = began(sqlite, here, budget={"trials": 2})
+    assert worked(at) == 0
+    assert sentences(snapshot(sqlite, "planted"), 1)[0] == "trial 1 was drawn at random"
+    tree = {"train": "curves:train", "config": "curves:Config", "rungs": 4}
+    (here / "arms.yaml").write_text(yaml.safe_dump({**tree, "arms": {"a": {}, "b": {"x": 0.1}}, "seeds": [3]}))
+    assert worked(register(sqlite, read("arms.yaml"), None, {})) == 0
+    assert sentences(snapshot(sqlite, "arms"), 1) == [
+        "trial 1 is the run of arm b with seed 3",
+        "it ran to its end, rung 4, as no rule may prune an arm: val_loss 1.1000",
+    ]
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"name": "tpe", "startup_trials": 3},
+        {"name": "tpe", "startup_trials": 3, "multivariate": False},
+        {"name": "gp", "startup_trials": 3},
+    ],
+)
+def test_a_sampler_draws_at_random_until_it_knows_enough_trials_and_says_what_it_knew(
+    sqlite: Store, here: Path, sampler: dict[str, Any]
+) -> None:
+    at = began(sqlite, here, sampler=sampler, budget={"trials": 6}, pruner={"name": "none"})
+    assert worked(at) == 0
+    of, name = snapshot(sqlite, "planted"), sampler["name"]
+    told = [sentences(of, number)[0] for number in range(1, 6)]
+    assert told[1] == f"trial 2 was drawn at random, since {name} waits for 3 finished trials and knew 2, 0 running"
+    assert told[4] == f"trial 5 was suggested by {name} from 5 finished trials, 0 running"
+    assert [" at random" in text for text in told] == [True, True, False, False, False]
+
+
+def test_the_record_of_a_draw_counts_the_trials_that_run_beside_it(sqlite: Store, here: Path) -> None:
+    at = began(sqlite, here, sampler={"name": "tpe"}, pruner={"name": "none"})
+    assert Worker(at, Path("runs"), 4, lambda event: None).work() == 0
+    found = [t.user_attrs[SUGGESTED] for t in snapshot(sqlite, "planted").trials]
+    assert [record["running"] for record in found[1:4]] == [1, 2, 3]
+    assert [record["finished"] for record in found[1:4]] == [0, 0, 0]
+
+
+def test_a_draw_and_its_record_are_those_of_one_attempt(sqlite: Store, here: Path) -> None:
+    at = began(sqlite, here, sampler={"name": "tpe"}, baseline=[], budget={"trials": 3}, pruner={"name": "none"})
+    interrupted(at)
+    first = snapshot(sqlite, "planted").trials[0]
+    before = first.user_attrs[SUGGESTED], first.params
+    ended(at, TrialState.COMPLETE, "complete", slot=77)
+    assert worked(at) == 0
+    of = snapshot(sqlite, "planted")
+    assert (of.trials[0].user_attrs[SUGGESTED], of.trials[0].params) == before
+    assert sentences(of, 0)[1:] == [
+        "attempt 1 ended without it: preempted",
+        f"it ran to its end, rung 4: val_loss {of.trials[0].values[0]:.4f}",
+    ]
+
+
+def test_who_has_lost_its_lease_leaves_no_record(sqlite: Store, here: Path) -> None:
+    at = began(sqlite, here, baseline=[])
+    claim = at.slots.claim("slow", 60)
+    assert claim is not None
+    trial = open_trial(at, claim, "slow", 1)
+    reap(sqlite, "slow", "it was gone")
+    with pytest.raises(Lost), fenced(at.slots.held(claim, "slow")):
+        configuration(at, claim, trial)
+    assert not {SUGGESTED, "x"} & {*at.optuna.trials[0].user_attrs, *at.optuna.trials[0].params}
+
+
+def test_the_command_prints_sentences_for_people_and_records_for_programs(sqlite: Store, here: Path) -> None:
+    at = began(sqlite, here, budget={"trials": 1})
+    assert worked(at) == 0
+    words = ["why", "0", "--storage", f"sqlite:///{here}/why.db"]
+    assert typed(*words, cwd=here) == (
+        "trial 0 is a baseline: the base of the study as it stands\n"
+        "it ran to its end, rung 4, as no rule may prune a baseline: val_loss 1.5000\n"
+    )
+    found = json.loads(typed(*words, "--format", "json", cwd=here))
+    assert [(line["trial"], line["decision"], line["record"]) for line in found] == [
+        (0, "suggested", {"by": "baseline"}),
+        (0, "complete", {}),
+    ]
+
+
+def test_a_trial_that_has_not_ended_says_where_it_stands(sqlite: Store, here: Path) -> None:
+    at = began(sqlite, here, budget={"trials": 2})
+    interrupted(at)
+    of = snapshot(sqlite, "planted")
+    assert of.trials[0].state == State.WAITING
+    assert sentences(of, 0)[-1] == "it was interrupted at rung 1 of 4; the next worker goes on with it"
+    claim = at.slots.claim("other", 60)
+    assert claim is not None
+    open_trial(at, claim, "other", 1)
+    assert sentences(snapshot(sqlite, "planted"), 0)[-1] == "it is running, at rung 1 of 4"
+
+
+@example(2.0, 2.00004)
+@given(st.floats(allow_nan=False, allow_infinity=False), st.floats(allow_nan=False, allow_infinity=False))
+def test_two_numbers_that_differ_are_printed_differently_and_in_their_order(a: float, b: float) -> None:
+    told = [float(text.replace(",", "")) for text in apart(a, b)]
+    assert (told[0] < told[1], told[0] == told[1]) == (a < b, a == b)
+    assert all(math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-4) for x, y in zip(told, (a, b), strict=True))
+
+
+@given(st.lists(st.integers(0, 60), unique=True))
+def test_numbers_folded_to_text_unfold_again(numbers: list[int]) -> None:
+    assert unfolded(spans(numbers)) == sorted(numbers)
+    assert spans([0, 2, 3, 4, 9]) == "0, 2-4, 9"

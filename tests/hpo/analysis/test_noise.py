@@ -1,0 +1,257 @@
+"""The noise floor: measured by whoever ends a run of the baseline, read by everybody, and what it decides."""
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+import hpo.worker.executor
+from hpo.analysis.noise import Noise, decimals, measured, noise, restored
+from hpo.analysis.snapshot import NOISE, Snapshot, row, snapshot, summary
+from hpo.cli.main import app
+from hpo.console import Format, Rounded, number, plain, rows
+from hpo.launcher.progress import Screen, line, standing
+from hpo.queue.registry import Registered, register
+from hpo.storage.engine import look
+from hpo.storage.store import Store, connect
+from hpo.storage.trials import State
+from hpo.study.load import read
+from hpo.worker.worker import Worker
+from tests.support.planted import study as planted
+
+pytestmark = pytest.mark.usefixtures("here")
+
+NOISY: dict[str, Any] = {"base": {"noise": 0.1}, "baseline_seeds": 4, "budget": {"trials": 6}}
+
+
+def began(store: Store, folder: Path, **keys: Any) -> Registered:
+    return register(store, read(str(planted(folder, **NOISY | keys))), None, {})
+
+
+def work(at: Registered, turns: float = math.inf) -> int:
+    return Worker(at, Path("runs"), 1, lambda event: None).work(turns)
+
+
+def seen(store: Store) -> Snapshot:
+    return snapshot(store, "planted")
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    app(arguments, standalone_mode=False)
+    return capsys.readouterr().out
+
+
+def test_sigma_is_the_unbiased_one_of_the_runs_of_the_baseline(here: Path, store: Store) -> None:
+    assert work(began(store, here)) == 0
+    of = seen(store)
+    runs = [t for t in of.trials if t.user_attrs["kind"] in ("baseline", "seed")]
+    assert [t.number for t in runs] == [0, 1, 2, 3]
+    floor = noise(of)
+    assert floor is not None
+    c4 = math.sqrt(2 / 3) * math.gamma(2) / math.gamma(1.5)
+    ends = [t.values[0] for t in runs]
+    assert (floor.n, floor.mean) == (4, pytest.approx(np.mean(ends)))
+    assert floor.sigma == pytest.approx(np.std(ends, ddof=1) / c4)
+    for rung in (1, 2, 3, 4):
+        at_rung = [t.intermediate_values[rung] for t in runs]
+        assert floor.curve[rung] == pytest.approx((np.mean(at_rung), np.std(at_rung, ddof=1) / c4))
+    assert of.noise_held is not None
+    assert restored(of.noise_held) == floor == measured(of.repeats)
+
+
+def test_noise_is_measured_again_when_a_further_run_of_the_baseline_ends(here: Path, store: Store) -> None:
+    at, found = began(store, here), []
+    assert summary(seen(store))["noise"] is None
+    for _ in range(6):
+        work(at, turns=1)
+        held = at.optuna.user_attrs.get(NOISE)
+        found.append(held and held["n"])
+    assert found == [None, 2, 3, 4, 4, 4]
+
+
+def test_of_two_runs_that_end_at_once_both_are_in_the_noise(
+    here: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, looked = began(store, here), []
+    work(at, turns=1)
+
+    def slowly(*arguments: Any) -> Snapshot:
+        """Look, and have another worker end a run before the answer is used."""
+        found = snapshot(*arguments)
+        looked.append(len(found.repeats))
+        if len(looked) == 1:
+            work(at, turns=1)
+        return found
+
+    monkeypatch.setattr(hpo.worker.executor, "snapshot", slowly)
+    work(at, turns=1)
+    assert at.optuna.user_attrs[NOISE]["n"] == 3
+    assert looked == [2, 3, 3, 3, 3], "the first to look wrote 2, and looked again"
+
+
+@pytest.mark.parametrize("left", [None, 3])
+def test_noise_that_a_dead_worker_did_not_write_is_measured_by_whoever_reads(
+    here: Path, store: Store, left: int | None
+) -> None:
+    at = began(store, here)
+    work(at)
+    whole = noise(seen(store))
+    held = None if left is None else {**at.optuna.user_attrs[NOISE], "n": left, "sigma": 9.0}
+    at.optuna.set_user_attr(NOISE, held)
+    assert noise(seen(store)) == whole
+
+
+def test_run_that_failed_and_its_retry_are_one_run_of_the_baseline(here: Path, store: Store) -> None:
+    at = began(store, here, budget={"trials": 4}, pruner={"name": "none"})
+    work(at)
+    study_id, lucky = at.optuna._study_id, seen(store).trials[1]
+    at.slots.add([("retry", {"x": 0.5, "seed": 77}, lucky.number)])
+    work(at)
+    retried = seen(store).trials[-1]
+    assert (retried.user_attrs["kind"], len(seen(store).repeats)) == ("retry", 5)
+    assert [t.number for t in seen(store).feasible] == [0], "more luck is not a better configuration"
+    assert store.optuna.get_n_trials(study_id, TrialState.COMPLETE) == 5
+
+
+def test_study_without_repeats_has_no_noise_and_no_column_of_sigmas(here: Path, store: Store) -> None:
+    work(began(store, here, baseline_seeds=1))
+    of = seen(store)
+    assert noise(of) is None
+    assert "noise" not in summary(of)
+    assert "sigmas" not in row(of, of.trials[0])
+    assert "±" not in standing(of)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "n"), [(15.0, 0), (1.5, 1), (0.11, 2), (0.011, 3), (0.0996, 3), (2e-7, 8), (1e-16, 12), (0.0, 4)]
+)
+def test_decimals_go_to_the_second_digit_of_sigma(sigma: float, n: int) -> None:
+    assert decimals(sigma) == n
+
+
+def test_sigmas_compare_a_run_with_the_baseline_at_the_rung_where_it_ended(here: Path, store: Store) -> None:
+    work(began(store, here, budget={"trials": 16}))
+    of = seen(store)
+    floor = noise(of)
+    assert floor is not None
+    states = set()
+    for trial in of.trials:
+        mean, sigma = (floor.mean, floor.sigma) if trial.state == State.COMPLETE else floor.curve[trial.last_step or 0]
+        assert row(of, trial)["sigmas"] == pytest.approx((mean - trial.values[0]) / sigma)
+        states.add(trial.state)
+    assert states == {State.COMPLETE, State.PRUNED}
+
+
+DIVERGED = """
+
+def diverging(config):
+    yield 1, 2.0 + config.x
+    yield 2, float("nan") if config.x != 0.5 else 1.9 + 0.01 * config.seed
+    yield 3, 1.5
+    yield 4, 1.2 + 0.01 * config.seed
+"""
+
+
+def test_run_without_a_finite_loss_at_its_last_rung_lies_no_sigmas_away(here: Path, store: Store) -> None:
+    path = planted(here, **NOISY, train="curves:diverging")
+    with (here / "curves.py").open("a") as module:
+        module.write(DIVERGED)
+    work(register(store, read(str(path)), None, {}))
+    of = seen(store)
+    last = row(of, of.trials[-1])
+    assert (last["state"], last["sigmas"]) == ("diverged", None)
+    assert row(of, of.trials[1])["sigmas"] is not None
+
+
+def test_people_read_the_digits_that_the_noise_leaves_and_programs_all_of_them(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with connect(f"sqlite:///{here}/runs/hpo.db", create=True) as store:
+        work(began(store, here))
+        of = seen(store)
+    floor = noise(of)
+    assert floor is not None
+    best = of.best()
+    assert best is not None
+    d = decimals(floor.sigma)
+    assert d in (2, 3)
+    said = f"baseline {floor.mean:.{d}f} ± {floor.sigma:.{d}f} (4 seeds)"
+    assert said in printed(capsys, "status")
+    assert f"val_loss {best.values[0]:.{d}f} (" in printed(capsys, "status")
+    table = printed(capsys, "trials").splitlines()
+    assert table[0].split()[4:6] == ["val_loss", "sigmas"]
+    assert table[1].split()[4] == f"{of.trials[0].values[0]:.{d}f}"
+    shown = dict(line.split(None, 1) for line in printed(capsys, "best").splitlines())
+    assert shown["val_loss"] == shown["curve.4"] == shown["metrics.val_loss"] == f"{best.values[0]:.{d}f}"
+    assert shown["baseline.sigma"] == f"{floor.sigma:.{d}f}"
+
+    exact = [t.values[0] for t in of.trials]
+    assert [
+        float(r["val_loss"]) for r in csv.DictReader(io.StringIO(printed(capsys, "trials", "--format", "csv")))
+    ] == exact
+    assert [r["val_loss"] for r in json.loads(printed(capsys, "trials", "--format", "json"))] == exact
+    assert [r["val_loss"] for r in yaml.safe_load(printed(capsys, "trials", "--format", "yaml"))] == exact
+    assert json.loads(printed(capsys, "status", "--format", "json"))["noise"] == {
+        "n": 4, "mean": floor.mean, "sigma": floor.sigma
+    }  # fmt: skip
+    assert json.loads(printed(capsys, "best", "--format", "json"))["baseline"]["sigma"] == floor.sigma
+
+
+def test_live_view_tells_values_with_the_digits_that_the_noise_leaves(here: Path, store: Store) -> None:
+    work(began(store, here))
+    of = seen(store)
+    screen = Screen(of, 1)
+    event = {"event": "rung", "worker": 1, "trial": 3, "rung": 2, "value": 1.23456789}
+    floor = noise(of)
+    assert floor is not None
+    told = f"{1.23456789:.{decimals(floor.sigma)}f}"
+    assert screen._row(1, event)[3] == told
+    assert screen.told[0] == standing(of)
+    assert line(event, 4, decimals(floor.sigma)) == f"trial 3: rung 2/4, {told}"
+    assert line(event, 4) == "trial 3: rung 2/4, 1.2346"
+
+
+def test_rounded_number_is_rounded_for_people_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    value = Rounded(1234.56789, 2)
+    assert number(value) == "1,234.57"
+    assert type(plain({"a": [value]})["a"][0]) is float
+    rows([{"a": value}], Format.csv)
+    assert capsys.readouterr().out == "a\n1234.56789\n"
+
+
+def test_noise_that_is_stored_is_read_without_scipy(here: Path) -> None:
+    with connect("sqlite:///runs/hpo.db", create=True) as store:
+        work(began(store, here))
+    program = """
+import sys
+from hpo.engine import look
+from hpo.live import standing
+from hpo.status import row, snapshot, summary
+with look("runs/hpo.db") as at:
+    of = snapshot(at, None)
+    assert summary(of)["noise"]["n"] == 4 and "4 seeds" in standing(of) and row(of, of.trials[0])["sigmas"]
+print(sorted({name.split(".")[0] for name in sys.modules} & {"optuna", "torch", "model", "scipy", "numpy"}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_equal_runs_have_no_spread_and_no_sigmas(here: Path, store: Store) -> None:
+    work(began(store, here, base={}))
+    of = seen(store)
+    floor = noise(of)
+    assert floor is not None
+    assert floor == Noise(4, 1.5, 0.0, {rung: (pytest.approx(2.5 - rung / 4), 0.0) for rung in (1, 2, 3, 4)})
+    assert "baseline 1.5000 ± 0.0000 (4 seeds)" in standing(of)
+    assert row(of, of.trials[-1])["sigmas"] is None
+    with look(store.url) as at:
+        assert noise(snapshot(at, None)) == floor

@@ -1,0 +1,94 @@
+"""Statistics of paired runs, against formulas written out and against simulation."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hpo.analysis.statistics import fewest, holm, interval, luckiest, p_value, paired, seeds_to_show, spread
+
+PAIRS = [-0.11, -0.02, -0.09, -0.05, 0.01, -0.07, -0.04, -0.06]
+
+
+def test_p_value_of_pairs_is_that_of_student_written_out() -> None:
+    n, mean, sd = len(PAIRS), np.mean(PAIRS), np.std(PAIRS, ddof=1)
+    t = mean / (sd / math.sqrt(n))
+    wanted = 2 * stats.t.sf(abs(t), n - 1)
+    assert paired(PAIRS).p == pytest.approx(wanted)
+    assert p_value(PAIRS) == pytest.approx(wanted)
+    half = stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n)
+    assert interval(PAIRS) == pytest.approx((mean, mean - half, mean + half))
+
+
+def test_signed_rank_test_of_pairs_counts_all_sign_patterns() -> None:
+    """The exact null distribution: every pattern of signs on the ranks is equally likely."""
+    ranks = stats.rankdata(np.abs(PAIRS))
+    seen = min(sum(r for r, d in zip(ranks, PAIRS, strict=True) if (d > 0) == up) for up in (True, False))
+    patterns = range(2 ** len(PAIRS))
+    smaller = [sum(r for i, r in enumerate(ranks) if pattern >> i & 1) for pattern in patterns]
+    total = ranks.sum()
+    wanted = sum(min(s, total - s) <= seen for s in smaller) / len(smaller)
+    assert paired(PAIRS, "wilcoxon").p == pytest.approx(wanted)
+
+
+def test_bootstrap_interval_holds_the_mean_and_is_the_same_each_time() -> None:
+    first, again = paired(PAIRS), paired(PAIRS)
+    assert first == again
+    assert first.low < first.mean < first.high
+    draws = np.random.default_rng(1).choice(PAIRS, (20_000, len(PAIRS))).mean(axis=1)
+    assert (first.low, first.high) == pytest.approx(tuple(np.quantile(draws, (0.025, 0.975))), abs=0.01)
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.5, 0.5], [0.0, 0.0]])
+def test_pairs_that_differ_by_the_same_have_an_interval_of_no_width(values: list[float]) -> None:
+    found = paired(values)
+    assert (found.mean, found.low, found.high) == (values[0], values[0], values[0])
+    assert found.p == (1.0 if values[0] == 0 else 0.0)
+
+
+def test_pairs_of_which_all_but_one_are_equal_have_an_interval() -> None:
+    found = paired([0.0, 0.0, 0.0, 0.1])
+    assert found.low < found.mean < found.high
+
+
+def test_one_pair_is_none() -> None:
+    with pytest.raises(ValueError, match="two pairs at least, got 1"):
+        paired([0.1])
+    assert interval([0.1]) == (0.1, -math.inf, math.inf)
+
+
+def test_correction_for_several_comparisons_is_that_of_holm() -> None:
+    # in order 0.01 x 3, then max(0.03, 0.02 x 2), then max(0.04, 0.04 x 1)
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 8])
+def test_spread_is_unbiased(n: int) -> None:
+    draw = random.Random(n)
+    found = [spread([draw.gauss(3.0, 0.5) for _ in range(n)]) for _ in range(8_000)]
+    assert np.mean([s for s in found if s is not None]) == pytest.approx(0.5, rel=0.03)
+    assert spread([1.0]) is None
+
+
+@pytest.mark.parametrize("n", [1, 5, 24, 100])
+def test_luckiest_is_the_mean_of_the_smallest_of_so_many_draws(n: int) -> None:
+    smallest = np.random.default_rng(0).normal(3.0, 0.1, (20_000, n)).min(axis=1).mean()
+    assert luckiest(n, 3.0, 0.1) == pytest.approx(smallest, abs=0.003)
+
+
+@pytest.mark.parametrize("comparisons", [1, 3, 10])
+def test_fewest_pairs_of_a_signed_rank_test_are_those_that_can_be_significant(comparisons: int) -> None:
+    n = fewest("wilcoxon", comparisons)
+    best = [paired([-1.0 - i / 10 for i in range(m)], "wilcoxon").p * comparisons for m in (n - 1, n)]
+    assert best[1] < 0.05 <= best[0]
+
+
+def test_seeds_to_show_a_gain_do_so_as_often_as_was_asked() -> None:
+    n = seeds_to_show(gain=0.2, sigma=0.1, power=0.9)
+    draws = np.random.default_rng(0).normal(0.0, 0.1, (4_000, 2, n))
+    shown = stats.ttest_1samp(draws[:, 0] - 0.2 - draws[:, 1], 0.0, axis=1).pvalue < 0.05
+    fewer = stats.ttest_1samp((draws[:, 0] - 0.2 - draws[:, 1])[:, :-1], 0.0, axis=1).pvalue < 0.05
+    assert fewer.mean() < 0.9 <= shown.mean() + 0.01

@@ -1,0 +1,350 @@
+"""The notes beside a result: each is given where it is true and not where it is not, with planted trials."""
+
+import math
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState, create_trial
+
+from bench.crowd import plant
+from hpo.analysis.snapshot import ENDED, ended, snapshot
+from hpo.analysis.warnings import READ, caveats, idle, knobs, position
+from hpo.queue.registry import Registered, register
+from hpo.storage.engine import look
+from hpo.storage.store import Store, connect
+from hpo.study.load import read
+from tests.hpo.storage.test_scale import counted
+from tests.support.control import worked
+from tests.support.planted import edit
+from tests.support.planted import study as planted
+
+pytestmark = pytest.mark.usefixtures("here")
+
+SPACE = {"x": {"low": 0.0, "high": 1.0}, "pause": {"low": 0.0, "high": 10.0}}
+
+
+@pytest.fixture
+def store(here: Path) -> Iterator[Store]:
+    with connect(f"sqlite:///{here}/caveats.db", create=True) as store:
+        yield store
+
+
+def began(store: Store, folder: Path, anchors: Mapping[str, float] | None = None, **keys: Any) -> Registered:
+    path = planted(folder, **{"space": SPACE, "budget": {"trials": 40}, **keys})
+    edit(folder, "ge=0.0, le=1.0", "ge=-9.0, le=9.0")
+    return register(store, read(str(path)), None, anchors or {})
+
+
+def put(at: Registered, value: float | None, kind: str = "search", pruned: bool = False, **params: Any) -> None:
+    """Put a trial into the study that ended at a value, or failed."""
+    slot = len(at.optuna.get_trials(deepcopy=False))
+    state = TrialState.FAIL if value is None else TrialState.PRUNED if pruned else TrialState.COMPLETE
+    space = at.study.file.space
+    trial = create_trial(
+        state=state,
+        value=value,
+        params=params,
+        distributions={path: space[path].distribution(float) for path in params},
+        user_attrs={"slot": slot, "kind": kind, "attempt": 1, ENDED: state.name.lower()},
+        intermediate_values={} if value is None else {1: value + 1, **({} if pruned else {4: value})},
+    )
+    at.store.optuna.create_new_trial(at.optuna._study_id, trial)
+
+
+def notes(at: Registered) -> list[str]:
+    return caveats(snapshot(at.store, at.study.name))
+
+
+def over(at: Registered) -> None:
+    """End the study's budget at the trials that it has."""
+    n = len(at.optuna.get_trials(deepcopy=False))
+    at.optuna.set_user_attr("hpo:budget", {"trials": n})
+    at.slots.fill(at.study.slots()[:n])
+
+
+# --- the edge of a range
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "at"),
+    [
+        ({"low": 0.0, "high": 2.0}, 0.5, 0.25),
+        ({"low": 1e-4, "high": 1e-2, "log": True}, 1e-3, 0.5),
+        ({"low": 0.9, "high": 0.999, "complement_log": True}, 0.99, 0.5),
+        ({"low": 0.9, "high": 0.999, "complement_log": True}, 0.999, 1.0),
+        ({"low": 1, "high": 5}, 5, 1.0),
+        ({"low": 1, "high": 2}, 2, None),
+        ({"low": 0.0, "high": 1.0, "step": 0.5}, 0.0, 0.0),
+        ({"low": 0.0, "high": 1.0, "step": 1.0}, 0.0, None),
+        ({"choices": [1, 2, 4]}, 4, 1.0),
+        ({"choices": [0.5, 0.1, 0.0]}, 0.5, 0.0),
+        ({"choices": [1, 4, 2]}, 4, None),
+        ({"choices": [1, 2]}, 1, None),
+        ({"choices": ["a", "b", "c"]}, "a", None),
+        ({"choices": [False, True, 2]}, False, None),
+    ],
+)
+def test_a_value_lies_on_its_ranges_own_scale(entry: dict[str, Any], value: Any, at: float | None) -> None:
+    assert position(entry, value) == (None if at is None else pytest.approx(at))
+
+
+@pytest.mark.parametrize(
+    ("x", "note"),
+    [
+        (0.985, "x of the best trial, 0.9850, lies at the upper end of its range, 1.0000 (1.5 % away)"),
+        (0.0, "x of the best trial, 0.0000, is the lower end of its range; beyond it nothing was tried"),
+        (0.975, None),
+        (0.03, None),
+    ],
+)
+def test_a_best_value_within_2_percent_of_an_end_is_on_the_edge(
+    store: Store, here: Path, x: float, note: str | None
+) -> None:
+    at = began(store, here)
+    put(at, 1.5, "baseline", x=0.5)
+    for i in range(9):
+        put(at, 1.3 + i / 100, x=0.4)
+    put(at, 1.2, x=x)
+    found = notes(at)
+    assert len(found) == (note is not None)
+    assert note is None or note.replace("0.0000", "0").replace("1.0000", "1") in found[0]
+
+
+def test_a_best_value_of_the_first_few_trials_is_no_finding(store: Store, here: Path) -> None:
+    at = began(store, here)
+    put(at, 1.5, "baseline", x=0.5)
+    put(at, 1.2, x=1.0)
+    assert notes(at) == []
+    over(at)
+    assert len(notes(at)) == 1
+
+
+# --- the baseline, the bigrams, the noise
+
+
+def test_a_search_that_never_beat_its_baseline_says_so_and_one_that_did_does_not(store: Store, here: Path) -> None:
+    at = began(store, here)
+    put(at, 1.5, "baseline", x=0.0)
+    for i in range(10):
+        put(at, 1.6 + i / 100, pruned=i > 3, x=0.4)
+    assert notes(at) == ["none of the 10 trials that were searched beat the baseline, trial 0 with val_loss 1.5000"]
+    put(at, 1.4, x=0.4)
+    assert notes(at) == []
+
+
+@pytest.mark.parametrize(("objective", "anchor"), [("val_loss", "bigram"), ("val_bpb", "bigram_bpb")])
+def test_a_best_trial_that_loses_to_bigrams_says_so(store: Store, here: Path, objective: str, anchor: str) -> None:
+    at = began(store, here, {anchor: 1.45, "unigram": 9.0}, objective=objective)
+    put(at, 1.5, "baseline", x=0.5)
+    assert notes(at) == ["a table of bigrams does better (1.4500); the runs are too short or too small"]
+    put(at, 1.44, x=0.5)
+    assert notes(at) == []
+
+
+def noisy(at: Registered, best: float) -> list[str]:
+    """Return the notes of a search of 20 trials over a baseline of mean 2 and sigma 0.125."""
+    for i, value in enumerate((1.9, 2.1, 1.9, 2.1)):
+        put(at, value, "seed" if i else "baseline", x=0.5)
+    for _ in range(19):
+        put(at, 2.5, pruned=True, x=0.5)
+    put(at, best, x=0.5)
+    return notes(at)
+
+
+def test_a_best_trial_that_luck_would_have_reached_is_inside_the_noise(store: Store, here: Path) -> None:
+    found = noisy(began(store, here, baseline_seeds=4), 1.80)
+    assert len(found) == 1
+    assert found[0].startswith(
+        "the best trial, val_loss 1.80, is inside the noise: the best of 20 runs of the baseline alone would be "
+        "expected to reach 1.77 (sigma 0.13 from 4 seeds)"
+    )
+
+
+def test_a_best_trial_below_what_luck_reaches_is_no_noise(store: Store, here: Path) -> None:
+    assert noisy(began(store, here, baseline_seeds=4), 1.70) == []
+
+
+def test_luck_is_told_from_gain_in_planted_studies() -> None:
+    from hpo.analysis.statistics import luckiest
+
+    draw = random.Random(5)
+    lucky = [min(draw.gauss(2.0, 0.1) for _ in range(20)) >= luckiest(20, 2.0, 0.1) for _ in range(2000)]
+    gained = [min(draw.gauss(1.7, 0.1) for _ in range(20)) >= luckiest(20, 2.0, 0.1) for _ in range(2000)]
+    assert 0.4 < sum(lucky) / 2000 < 0.65  # it is the mean of what luck reaches, not its limit
+    assert sum(gained) == 0
+
+
+# --- knobs
+
+
+def drawn(draw: random.Random, effect: float, shape: str, n: int) -> tuple[list[Any], list[float]]:
+    """Return values of a knob that explains such a share of the variance, and results; half of them pruned."""
+    shapes: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+        "trend": (draw.random, lambda x: (x - 0.5) * math.sqrt(12)),
+        "inside": (draw.random, lambda x: ((x - 0.5) ** 2 - 1 / 12) * math.sqrt(180)),
+        "integer": (lambda: draw.randrange(4), lambda x: (x - 1.5) / math.sqrt(1.25)),
+        "choice": (lambda: draw.choice("abc"), lambda x: ("abc".index(x) - 1) * math.sqrt(1.5)),
+    }
+    value, score = shapes[shape]
+    xs = [value() for _ in range(n)]
+    ys = [math.sqrt(effect) * score(x) + math.sqrt(1 - effect) * draw.gauss(0, 1) for x in xs]
+    middle = [sorted(ys[:i])[i // 2] if i > 4 else math.inf for i in range(n)]
+    return xs, [math.inf if y > m else y for y, m in zip(ys, middle, strict=True)]
+
+
+def passing(effect: float, shape: str, n: int) -> int:
+    """Return in how many of 100 searches a knob shows no effect."""
+    draw = random.Random(f"{shape} {n}")
+    return sum(idle(*drawn(draw, effect, shape, n)) is not None for _ in range(100))
+
+
+@pytest.mark.parametrize("shape", ["trend", "inside", "integer", "choice"])
+def test_a_dead_knob_shows_no_effect_in_half_of_all_searches_and_a_strong_one_in_next_to_none(shape: str) -> None:
+    assert passing(0.0, shape, 24) >= 50
+    assert passing(0.5, shape, 24) <= 5
+    assert passing(1 / 3, shape, 50) <= 2
+
+
+def test_a_sampler_that_learns_makes_no_live_knob_look_dead() -> None:
+    dead = live = 0
+    for seed in range(20):
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True))
+        noise = random.Random(seed)
+        for _ in range(30):
+            trial = study.ask()
+            x, _ = trial.suggest_float("live", 0, 1), trial.suggest_float("dead", 0, 1)
+            study.tell(trial, (x - 0.3) ** 2 * 4 + noise.gauss(0, 0.15))
+        values = [t.values[0] for t in study.trials]
+        live += idle([t.params["live"] for t in study.trials], values) is not None
+        dead += idle([t.params["dead"] for t in study.trials], values) is not None
+    assert live <= 2
+    assert dead >= 5
+
+
+@pytest.mark.parametrize(
+    ("x", "results"),
+    [
+        ([0.1] * 30, list(range(30))),
+        (list(range(19)), [1.0, 2.0] * 9 + [3.0]),
+        (list(range(30)), [1.0] * 30),
+        (list(range(30)), [1.0] * 9 + [math.inf] * 21),
+    ],
+)
+def test_a_knob_that_cannot_be_tested_is_not_accused(x: list[Any], results: list[float]) -> None:
+    assert idle(x, results) is None
+
+
+def test_two_trials_that_differ_in_one_knob_alone_with_equal_curves_show_that_it_is_dead(
+    store: Store, here: Path
+) -> None:
+    grid = {"x": {"choices": [0.1, 0.6]}, "pause": {"choices": [0.0, 0.001, 0.002]}}
+    at = began(store, here, space=grid, sampler={"name": "grid"}, budget={"trials": 7}, pruner={"name": "none"})
+    assert worked(at) == 0
+    assert knobs(snapshot(store, "planted")) == {"pause": (1, 3)}
+    assert notes(at) == [
+        "pause changed nothing: trials 1 and 3 differ in it alone, and their curves are equal to the last bit"
+    ]
+
+
+def test_one_pair_with_other_curves_acquits_a_knob(store: Store, here: Path) -> None:
+    at = began(store, here)
+    for value, x, pause in ((1.5, 0.2, 1.0), (1.5, 0.2, 2.0), (1.6, 0.3, 1.0), (1.7, 0.3, 2.0)):
+        put(at, value, x=x, pause=pause)
+    over(at)
+    assert notes(at) == []
+
+
+@pytest.mark.parametrize(("bounds", "said"), [("ge=-9.0, le=9.0", True), ("ge=0.0", False), ("gt=-1e-12", False)])
+def test_an_end_beyond_which_the_field_has_no_values_is_no_edge(
+    store: Store, here: Path, bounds: str, said: bool
+) -> None:
+    path = planted(here, space=SPACE, budget={"trials": 40})
+    edit(here, "ge=0.0, le=1.0", bounds)
+    at = register(store, read(str(path)), None, {})
+    put(at, 1.5, "baseline", x=0.5)
+    for i in range(10):
+        put(at, 1.4 - i / 100, x=(9 - i) / 9)
+    assert bool(notes(at)) == said
+
+
+def test_a_study_that_ran_says_of_which_field_no_effect_shows_and_not_that_it_lies_on_an_edge(
+    store: Store, here: Path
+) -> None:
+    at = began(store, here)
+    draw = random.Random(3)
+    for i in range(30):
+        x, pause = draw.random(), 0.0 if i == 7 else 10 * draw.random()
+        put(at, 1.0 if i == 7 else 1.1 + x, x=0.2 if i == 7 else x, pause=pause)
+    assert notes(at) == ["pause of the best trial, 0, is the lower end of its range; beyond it nothing was tried"]
+    over(at)
+    (note,) = notes(at)
+    assert note.startswith("30 trials show no effect of pause (p = 0.")
+    assert note.endswith("); if there is one, it is smaller than they can show")
+
+
+# --- arms, and what it costs
+
+
+def test_arms_with_the_same_curves_on_every_seed_are_named(store: Store, here: Path) -> None:
+    planted(here)
+    tree = {"train": "curves:train", "config": "curves:Config", "rungs": 4, "seeds": [1, 2]}
+    arms = {"a": {"noise": 0.1}, "b": {"noise": 0.1, "pause": 0.001}, "c": {"noise": 0.1, "x": 0.1}}
+    (here / "arms.yaml").write_text(yaml.safe_dump({**tree, "arms": arms}))
+    at = register(store, read("arms.yaml"), None, {"bigram": 0.5})
+    assert notes(at) == []
+    assert worked(at) == 0
+    assert notes(at) == [
+        "a table of bigrams does better (0.5000); the runs are too short or too small",
+        "arms a and b have the same curves to the last bit: what they differ in changed nothing",
+    ]
+
+
+def test_a_study_without_a_result_has_no_notes(store: Store, here: Path) -> None:
+    at = began(store, here)
+    assert notes(at) == []
+    put(at, None, x=0.5)
+    over(at)
+    assert notes(at) == []
+
+
+def test_of_a_long_study_only_the_best_trial_is_read(here: Path) -> None:
+    url = f"sqlite:///{here}/long.db"
+    with connect(url, create=True) as long:
+        over(plant(long, READ + 10, 0))
+    with look(url) as reader:
+        of = snapshot(reader, "crowd")
+        assert ended(of)
+        with counted(reader.engine) as statements:
+            caveats(of)
+        assert len(statements) <= 1
+        assert all(":trial" in s or "trial_id = ?" in s for s in statements)
+
+
+LOOK = """
+import sys
+from hpo.cli import main
+sys.argv = ["hpo", "status", "--storage", sys.argv[1]]
+try:
+    main()
+except SystemExit:
+    pass
+print(sorted({"scipy", "optuna", "torch", "model"} & sys.modules.keys()))
+"""
+
+
+def test_status_ends_with_the_notes_and_loads_scipy_only_for_a_test(store: Store, here: Path) -> None:
+    at = began(store, here)
+    put(at, 1.5, "baseline", x=0.5)
+    for i in range(10):
+        put(at, 1.4 - i / 100, x=i / 9)
+    asked = [sys.executable, "-c", LOOK, f"sqlite:///{here}/caveats.db"]
+    *_, note, loaded = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert note == "note: x of the best trial, 1, is the upper end of its range; beyond it nothing was tried"
+    assert loaded == "[]"

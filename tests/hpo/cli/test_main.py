@@ -1,0 +1,379 @@
+"""The command line answers with data, a message or an exit status, never with a traceback."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from hpo.config import yaml as notation
+from hpo.errors import NothingFeasible, Problem
+from hpo.queue.registry import register
+from hpo.storage.retry import StorageError
+from hpo.storage.store import connect
+from hpo.study.load import read
+from tests.support.command import COMMANDS, STUDY, environment, here, hpo, trivial
+from tests.support.tiny import corpus
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study that is over."""
+    folder = tmp_path_factory.mktemp("done")
+    trivial(folder)
+    hpo("launch", "--study", "trivial.yaml", cwd=folder)
+    return folder
+
+
+def text_study(folder: Path, *, context: int = 32) -> str:
+    """Write a study of the GPT without its text; return its name."""
+    (folder / "gpt.yaml").write_text(
+        "base:\n  tokenizer: {name: bytes}\n"
+        f"  model: {{n_layer: 1, n_head: 2, n_embd: 32, context: {context}}}\n"
+        "  run: {tokens: 8192, rungs: 2, batch_size: 4, device: cpu}\n"
+        "space: {optimizer.lr: {low: 1e-3, high: 1e-2}}\nbudget: {trials: 1}\n"
+    )
+    return "gpt.yaml"
+
+
+# --- exit statuses
+
+
+def test_status_1_where_the_work_fails(done: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        failed = hpo("dashboard", "--port", port, cwd=done, status=1)
+    assert failed.stderr == f"hpo: --port: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_worker_that_cannot_work_ends_the_launch_with_its_words(tmp_path: Path) -> None:
+    trivial(tmp_path)
+    # gone between the launcher's check and the worker's start: the module removes itself
+    with (tmp_path / "trivial.py").open("a") as file:
+        file.write("\nimport os\n\nos.rename('trivial.py', 'moved.py')\n")
+    failed = hpo("launch", "--study", "trivial.yaml", cwd=tmp_path, status=2)
+    assert "worker 1 ended with status 2" in failed.stderr
+    assert "no module 'trivial' here or installed" in failed.stderr
+
+
+def test_status_2_where_the_study_is_unknown(tmp_path: Path) -> None:
+    failed = hpo("check", "beta2sweep", cwd=tmp_path, status=2)
+    assert failed.stderr.startswith("hpo: study: no study 'beta2sweep'; did you mean beta2_sweep?")
+    with pytest.raises(Problem, match="no study 'beta2sweep'; did you mean beta2_sweep"):
+        here("launch", "--study", "beta2sweep", cwd=tmp_path)
+
+
+def test_status_3_where_no_trial_is_complete(tmp_path: Path) -> None:
+    path = trivial(tmp_path)
+    path.write_text(STUDY.replace("baseline", "#").replace("budget: {trials: 4}", "budget: {trials: 1}"))
+    (tmp_path / "trivial.py").write_text(
+        (tmp_path / "trivial.py").read_text().replace("for rung in 1, 2, 3:", "for rung in []:")
+    )
+    said = "study trivial: no trial was completed; `hpo trials` and `hpo show N` say why"
+    assert said in hpo("launch", "--study", "trivial.yaml", cwd=tmp_path, status=3).stderr
+    nothing = "study trivial: no trial is complete yet; `hpo status` says how far it is"
+    failed = hpo("best", cwd=tmp_path, status=3)
+    assert (failed.stderr, failed.stdout) == (f"hpo: {nothing}\n", "")
+    with pytest.raises(NothingFeasible, match=nothing):
+        here("export", cwd=tmp_path)
+
+
+def test_status_4_where_the_storage_does_not_answer_and_no_password_is_shown(tmp_path: Path) -> None:
+    trivial(tmp_path)
+    url = "postgresql://me:s3cr%40t-word@127.0.0.1:1/db"
+    failed = hpo("launch", "--study", "trivial.yaml", cwd=tmp_path, status=4, HPO_STORAGE=url)
+    assert "Connection refused" in failed.stderr
+    assert "me:***@127.0.0.1:1" in failed.stderr
+    for word in ("s3cr", "t-word"):
+        assert word not in failed.stderr + failed.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite:///none.db", "no storage at none.db; `hpo launch` creates it"),
+        ("mysql://me:s3cret@h/db", "got mysql://me:***@h/db"),
+        ("redis://h", "a journal in Redis has no transactions for leases"),
+        ("sqlite:///:memory:", "storage: must be a file that workers can share"),
+        ("some words", "got some words"),
+        ("empty.db", "`hpo launch` creates the tables"),
+        ("text.db", "file is not a database"),
+        (".", "got ."),
+    ],
+)
+def test_status_4_where_the_storage_is_none(tmp_path: Path, url: str, said: str) -> None:
+    (tmp_path / "empty.db").write_text("")
+    (tmp_path / "text.db").write_text("not a database " * 100)
+    with pytest.raises(StorageError) as caught:
+        here("status", "--storage", url, cwd=tmp_path)
+    assert said in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_status_4_where_there_is_no_storage(tmp_path: Path) -> None:
+    assert hpo("status", cwd=tmp_path, status=4).stderr == "hpo: no storage at runs/hpo.db; `hpo launch` creates it\n"
+
+
+def test_status_4_where_the_storage_cannot_be_written(tmp_path: Path) -> None:
+    trivial(tmp_path)
+    failed = hpo(
+        "launch", "--study", "trivial.yaml", "--storage", "sqlite:////proc/none/hpo.db", cwd=tmp_path, status=4
+    )
+    assert "hpo: storage: /proc/none cannot be written: No such file or directory" in failed.stderr
+
+
+def test_status_2_where_the_runs_cannot_be_written(tmp_path: Path) -> None:
+    trivial(tmp_path)
+    failed = hpo("launch", "--study", "trivial.yaml", "--out", "/proc/none", cwd=tmp_path, status=2)
+    assert "hpo: cannot write /proc/none/trivial/study.yaml: No such file or directory" in failed.stderr
+
+
+# --- which study
+
+
+def made(folder: Path, url: str, name: str = "trivial", trials: int = 4) -> None:
+    """Make a study that nobody works on yet."""
+    trivial(folder, name)
+    with contextlib.chdir(folder), connect(url, create=True) as store:
+        register(store, read(f"{name}.yaml", budget={"trials": trials}), None, {})
+
+
+def test_study_may_be_left_out_where_there_is_one(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hpo.db"
+
+    def status(*more: str) -> Any:
+        return json.loads(here("status", "--format", "json", "--storage", url, *more, cwd=tmp_path))["study"]
+
+    connect(url, create=True).close()
+    with pytest.raises(Problem, match=r"^--study: the storage holds 0 studies, `hpo launch` makes one; name one$"):
+        status()
+    made(tmp_path, url)
+    assert status() == "trivial"
+    made(tmp_path, url, "second")
+    with pytest.raises(Problem, match=r"^--study: the storage holds 2 studies, there are second, trivial; name one$"):
+        status()
+    assert status("--study", "second") == status("--study", "studies/second.yaml") == "second"
+    with pytest.raises(Problem, match=r"^--study: no study 'scond' in the storage; there are second, trivial$"):
+        status("--study", "scond")
+
+
+def contents(url: str) -> list[Any]:
+    """Return all that Optuna knows of the studies of a storage."""
+    with connect(url) as store:
+        found = optuna.get_all_study_summaries(storage=store.optuna)
+        return [(s.study_name, s.user_attrs, s.n_trials) for s in found]
+
+
+def test_study_of_another_shape_is_refused_with_both_values_and_nothing_is_changed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/runs/hpo.db"
+    made(tmp_path, url)
+    before = contents(url)
+    path = tmp_path / "trivial.yaml"
+    path.write_text(path.read_text().replace("high: 1.0", "high: 2.0").replace("rungs: 3", "rungs: 4"))
+    failed = hpo("launch", "--study", "trivial.yaml", "--trials", "9", cwd=tmp_path, status=2)
+    assert failed.stderr.splitlines()[-3:] == [
+        "hpo: trivial.yaml: rungs: the study in the storage has 3, here it is 4",
+        "trivial.yaml: space.lr.high: the study in the storage has 1.0, here it is 2.0",
+        "a study keeps its questions: `hpo fork trivial.yaml --from trivial --as trivial-2` begins another one with "
+        "the trials that fit it; or give the file another name",
+    ]
+    assert contents(url) == before
+
+
+def test_study_that_another_program_made_is_refused(storage_url: str, tmp_path: Path) -> None:
+    trivial(tmp_path)
+    with connect(storage_url, create=True) as store:
+        theirs = optuna.create_study(storage=store.optuna, study_name="trivial")
+        theirs.tell(theirs.ask(), 1.0)
+    before = contents(storage_url)
+    failed = hpo("launch", "--study", "trivial.yaml", cwd=tmp_path, status=2, HPO_STORAGE=storage_url)
+    assert "the storage holds a study 'trivial' that another program made; use another --storage" in failed.stderr
+    assert contents(storage_url) == before
+    for command in ("status", "best", "trials", "worker"):
+        with pytest.raises(Problem, match="'trivial' was not made by `hpo launch`"):
+            here(command, "--study", "trivial", "--storage", storage_url, cwd=tmp_path)
+    assert here("studies", "--format", "json", "--storage", storage_url, cwd=tmp_path) == "[]\n"
+
+
+def test_two_launches_at_one_moment_share_the_study(storage_url: str, tmp_path: Path) -> None:
+    trivial(tmp_path)
+    command = [sys.executable, "-m", "hpo", "launch", "--study", "trivial.yaml", "--trials", "12"]
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment(HPO_STORAGE=storage_url),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in started:
+        printed, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert "Traceback" not in said
+        assert printed.startswith("best: trial ")
+    found = json.loads(here("trials", "--format", "json", "--storage", storage_url, cwd=tmp_path))
+    assert len(found) == 12
+    assert {row["state"] for row in found} <= {"complete", "pruned"}
+    assert [row["kind"] for row in found].count("baseline") == 1
+
+
+# --- text that cannot be trained on
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "override", "said"),
+    [
+        ("empty.txt", b"", "text", "empty"),
+        ("binary.txt", bytes(range(256)) * 50, "text", "UTF-8"),
+        ("short.txt", b"One line.\n\nAnother.\n\nA third.\n", "text", "needs at least 3 distinct documents"),
+        ("names.txt", b"".join(b"%d\n" % i for i in range(90)), "lines", "context"),
+        ("missing.txt", None, "text", "missing.txt"),
+        ("folder.txt", "folder", "text", "folder.txt"),
+        ("rows.csv", b"title,body\na,b\nc,d\ne,f\n", "table", "column"),
+    ],
+)
+def test_text_that_cannot_be_trained_on_is_refused_before_anything_is_made(
+    tmp_path: Path, name: str, content: bytes | str | None, override: str, said: str
+) -> None:
+    if content == "folder":
+        (tmp_path / name).mkdir()
+    elif isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    more = ["--set", f"data.name={override}", "--set", f"data.path={name}"]
+    more += ["--set", "data.column=titel"] if override == "table" else []
+    with pytest.raises(Problem) as caught:
+        here("launch", "--study", text_study(tmp_path, context=512), *more, cwd=tmp_path)
+    assert caught.value.status == 2
+    assert str(caught.value).startswith(("data", "model.context"))
+    assert said in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif("CUDA_VISIBLE_DEVICES" in os.environ, reason="there may be a GPU")
+def test_gpu_asked_for_where_there_is_none_is_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    study = text_study(tmp_path)
+    data = ["--set", "data.name=text", "--set", f"data.path={corpus()}"]
+    with pytest.raises(Problem, match="--gpus: this machine has no NVIDIA GPU, got 0"):
+        here("launch", "--study", study, *data, "--gpus", "0", cwd=tmp_path)
+    with pytest.raises(Problem, match=r"run\.device: no cuda device on this machine; use auto or cpu, got cuda"):
+        here("launch", "--study", study, *data, "--set", "run.device=cuda", cwd=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+# --- what is printed
+
+
+def parsed(text: str, format: str) -> Any:
+    if format == "json":
+        return json.loads(text)
+    if format == "yaml":
+        return notation.load(text)
+    rows = list(csv.reader(io.StringIO(text)))
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+@pytest.mark.parametrize("command", [["studies"], ["status"], ["trials"], ["show", "1"], ["best"], ["logs", "0"]])
+def test_every_format_is_read_back_and_says_the_same(
+    done: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = {f: here(*command, "--format", f, cwd=done) for f in ("table", "json", "yaml", "csv")}
+    assert capsys.readouterr().err == ""
+    found = {f: parsed(printed[f], f) for f in ("json", "yaml", "csv")}
+    assert found["json"] == found["yaml"]
+    assert len(found["csv"]) == (len(found["json"]) if isinstance(found["json"], list) else 1)
+    first = found["json"][0] if isinstance(found["json"], list) else found["json"]
+    for key, value in first.items():
+        if not isinstance(value, dict):
+            assert found["csv"][0][key] == ("" if value is None else str(value))
+    assert printed["table"].strip()
+
+
+def test_status_as_json_has_exactly_these_keys(done: Path) -> None:
+    printed = hpo("status", "--format", "json", cwd=done)
+    assert printed.stderr == ""
+    status = json.loads(printed.stdout)
+    assert list(status) == ["study", "objective", "trials", "budget", "tokens", "best", "baseline"]
+    assert list(status["trials"]) == ["complete", "pruned", "failed", "running", "waiting"]
+    assert list(status["tokens"]) == ["trained", "saved_by_pruning"]
+    assert list(status["best"]) == list(status["baseline"]) == ["number", "value", "params"]
+    assert sum(status["trials"].values()) == status["budget"]["trials"] == 4
+
+
+def test_launch_prints_the_answer_as_data_and_nothing_else_where_it_is_to_be_quiet(done: Path) -> None:
+    again = hpo("launch", "--study", "trivial.yaml", "--quiet", cwd=done)  # nothing is left to run
+    assert again.stdout.startswith("best: trial ")
+    assert "worker" not in again.stderr
+
+
+def test_dry_run_makes_nothing(tmp_path: Path) -> None:
+    trivial(tmp_path)
+    assert "budget 4 trials" in hpo("launch", "--study", "trivial.yaml", "--dry-run", cwd=tmp_path).stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_reader_that_stops_reading_gets_no_traceback(done: Path) -> None:
+    for command in ("trials", "export"):
+        line = f'"{sys.executable}" -m hpo {command} | head -n 1 && exit "${{PIPESTATUS[0]}}"'
+        piped = subprocess.run(["bash", "-c", line], cwd=done, env=environment(), capture_output=True, text=True)
+        assert (piped.returncode in (0, 1), piped.stderr) == (True, "")  # click ends with 1 on a broken pipe
+        assert len(piped.stdout.splitlines()) == 1
+    command = [sys.executable, "-m", "hpo", "trials"]
+    closed = subprocess.Popen(command, cwd=done, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert closed.stdout is not None
+    assert closed.stderr is not None
+    closed.stdout.close()
+    assert closed.stderr.read() == b""
+    closed.wait(60)
+    closed.stderr.close()
+
+
+@pytest.mark.parametrize("number", ["4", "-1"])
+@pytest.mark.parametrize("command", [["show", "--"], ["logs", "--"], ["export", "--trial"]])
+def test_trial_that_is_not_there_is_told_which_are(done: Path, command: list[str], number: str) -> None:
+    with pytest.raises(Problem) as caught:
+        here(*command, number, cwd=done)
+    assert str(caught.value) == f"trial: study trivial has no trial {number}; it has 0 to 3"
+
+
+def documented(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    inner = getattr(command, "commands", {})
+    return [path] + [p for name, child in inner.items() for p in documented(child, (*path, name))]
+
+
+@pytest.mark.parametrize("path", documented(COMMANDS), ids=" ".join)
+def test_every_command_has_help_that_says_what_it_does(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        COMMANDS.main([*path, "--help"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "Usage:" in shown
+    command: Any = COMMANDS
+    for name in path:
+        command = command.commands[name]
+    assert command.help
+    for parameter in command.params:
+        assert getattr(parameter, "help", None), (path, parameter.name)
+
+
+def test_commands_are_those_of_the_manual() -> None:
+    names = {path[0] for path in documented(COMMANDS) if path}
+    looking = {"check", "studies", "status", "trials", "show", "logs", "best"}
+    assert names >= looking | {"launch", "worker", "export", "train", "sample", "dashboard", "data"}

@@ -1,0 +1,150 @@
+"""hpo doctor: it finds what is wrong, says what to do, and mends what is safe."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+import hpo.commands.doctor
+from hpo.analysis.snapshot import DATA, counts, snapshot
+from hpo.commands.doctor import Finding, examine
+from hpo.queue.registry import register
+from hpo.runs.run_dir import trial_folder
+from hpo.storage.store import Store, connect
+from hpo.study.load import read
+from hpo.worker.worker import Worker
+from tests.support.command import hpo as command
+from tests.support.planted import study as planted
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+@pytest.fixture
+def store(storage_url: str, here: Path) -> Iterator[Store]:
+    """A storage with a study of two trials, the second not begun."""
+    with connect(storage_url, create=True) as store:
+        at = register(store, read(str(planted(here, budget={"trials": 2}, pruner={"name": "none"}))), None, {})
+        Worker(at, Path("runs"), 1, lambda event: None).work(turns=1)
+        yield store
+
+
+def found(store: Store, check: str) -> Finding:
+    """Return the finding of a check that is not fine, else the last fine one."""
+    of_it = [f for f in examine(store.url, None, Path("runs")) if f.check == check]
+    return next((f for f in of_it if f.state != "fine"), of_it[-1])
+
+
+def doctor(store: Store, *arguments: str, status: int = 0) -> dict[str, list[str]]:
+    """Run the command; return the states of each check."""
+    done = command("doctor", "--storage", store.url, "--format", "json", *arguments, cwd=Path.cwd(), status=status)
+    states: dict[str, list[str]] = {}
+    for row in json.loads(done.stdout):
+        states.setdefault(row["check"], []).append(row["state"])
+    return states
+
+
+def test_healthy_storage_and_machine_are_fine(store: Store) -> None:
+    assert {state for states in doctor(store).values() for state in states} == {"fine"}
+
+
+def test_lease_that_ran_out_is_found_and_freed(store: Store) -> None:
+    at = hpo.commands.doctor.Slots(store, 1)
+    assert at.claim("gone", -1.0)
+    assert found(store, "leases")[:3] == ("leases", "look", "1 ran out and are held by nobody")
+    assert doctor(store, "--fix")["leases"] == ["mended"]
+    assert at.counts() == {"free": 1, "leased": 0, "done": 1, "expired": 0}
+    assert doctor(store)["leases"] == ["fine"]
+
+
+def test_trial_shown_as_running_that_nobody_has_is_found_and_mended(store: Store) -> None:
+    slots = hpo.commands.doctor.Slots(store, 1)
+    claim = slots.claim("me", 60)
+    assert claim is not None
+    trial_id = store.optuna.create_new_trial(1)
+    with store.engine.begin() as connection:  # as a version without fences could leave it
+        connection.execute(
+            sa.text("UPDATE hpo_slot SET state = 'free', trial_id = :id WHERE slot = 1"), {"id": trial_id}
+        )
+    assert found(store, "trials").state == "wrong"
+    doctor(store, status=1)
+    assert doctor(store, "--fix")["trials"] == ["mended"]
+    assert store.optuna.get_trial(trial_id).state == TrialState.WAITING
+
+
+def test_leftover_checkpoints_are_found_and_removed_but_not_those_of_the_best(store: Store, here: Path) -> None:
+    at = register(store, read(str(here / "planted.yaml"), budget={"trials": 6}), None, {}, {"trials": 6})
+    Worker(at, Path("runs"), 1, lambda event: None).work()
+    of = snapshot(store, "planted")
+    best = sorted(of.trials, key=lambda trial: trial.values[0])
+    for trial in of.trials:
+        folder = trial_folder(Path("runs"), "planted", trial.number) / "checkpoint"
+        folder.mkdir(parents=True)
+        (folder / "state.safetensors").write_bytes(b"x" * 1000)
+    assert "3 ended trials left checkpoints" in found(store, "checkpoints").found
+    assert doctor(store, "--fix")["checkpoints"] == ["mended"]
+    kept = {int(path.parents[1].name) for path in Path("runs").glob("**/state.safetensors")}
+    assert kept == {trial.number for trial in best[:3]}
+
+
+def test_text_that_differs_from_the_study_s_is_wrong(store: Store) -> None:
+    store.optuna.set_study_user_attr(1, DATA, "f" * 64)
+    finding = found(store, "data")
+    assert finding.state == "wrong"
+    assert "has the hash none here, the study's has ffffffffffff" in finding.found
+    assert doctor(store, status=1)["data"] == ["wrong"]
+
+
+def test_folder_of_runs_that_other_machines_do_not_share_is_told(store: Store) -> None:
+    trial_id = store.optuna.get_all_trials(1)[0]._trial_id
+    with store.engine.begin() as connection:
+        theirs = sa.text("UPDATE trial_user_attributes SET value_json = :w WHERE key = 'worker' AND trial_id = :id")
+        connection.execute(theirs, {"w": json.dumps("elsewhere:1:abc"), "id": trial_id})
+    assert found(store, "runs").found == "planted: 1 of 1 trials of other machines lie in runs"
+    os.rename("runs", "not-mounted")
+    finding = found(store, "runs")
+    assert (finding.state, finding.found) == ("look", "planted: 0 of 1 trials of other machines lie in runs")
+
+
+def test_clock_that_is_off_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    real = time.time
+    monkeypatch.setattr(hpo.commands.doctor.time, "time", lambda: real() + 3600)
+    finding = found(store, "clock")
+    assert finding.state == "look"
+    assert "ahead of the database's" in finding.found
+
+
+def test_tables_of_an_earlier_version_are_refused_told_and_brought_up_to_date(store: Store) -> None:
+    with store.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE hpo_slot DROP COLUMN wish"))
+        connection.execute(sa.text("DROP TABLE hpo_event"))
+    store.close()
+    refused = command("status", "--storage", store.url, cwd=Path.cwd(), status=4).stderr
+    assert "its tables are of another version of hpo" in refused
+    assert "`hpo doctor --fix` adds them" in refused
+    assert doctor(store, status=1)["storage"] == ["wrong"]
+    doctor(store, "--fix")
+    assert counts(snapshot(store, "planted"))["complete"] == 1
+    assert doctor(store)["storage"] == ["fine"]
+
+
+def test_storage_that_does_not_answer_is_status_4(here: Path) -> None:
+    done = command("doctor", "--storage", "postgresql://u:s3cret@127.0.0.1:1/d", cwd=here, status=4)
+    assert "connection failed" in done.stdout or "refused" in done.stdout
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_disk_without_room_is_wrong(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def little(folder: Any) -> Any:
+        return type("Usage", (), {"free": 5e7})
+
+    monkeypatch.setattr(hpo.commands.doctor.shutil, "disk_usage", little)
+    findings = list(hpo.commands.doctor._disks(f"sqlite:///{here}/x.db", Path("runs")))
+    assert {f.state for f in findings} == {"wrong"}
+    assert len(findings) == 3

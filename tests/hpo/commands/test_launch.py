@@ -1,0 +1,183 @@
+"""hpo launch as a person meets it: whole processes, signals, what is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpo.analysis.snapshot import counts, snapshot
+from hpo.launcher.progress import Screen, line
+from hpo.queue.registry import register
+from hpo.storage.engine import look
+from hpo.storage.store import connect
+from hpo.study.load import read
+from tests.support.planted import study as planted
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def launch(*arguments: str) -> subprocess.Popen[str]:
+    asked = [sys.executable, "-m", "hpo", "launch", *arguments]
+    return subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return true()
+
+
+def workers(folder: Path) -> list[int]:
+    """Return the worker processes that were started in a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            if b"worker" in command and b"hpo" in command and Path(os.readlink(entry / "cwd")) == folder:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def running(folder: Path) -> Callable[[], bool]:
+    return lambda: len(list(folder.glob("runs/planted/trials/*/metrics.jsonl"))) >= 2
+
+
+def test_launch_prints_the_best_configuration_what_changed_and_what_to_type_next(here: Path) -> None:
+    process = launch("--study", str(planted(here)), "--workers", "2")
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "best: trial" in stdout
+    assert "baseline 1.5000" in stdout
+    assert "0.5000 ->" in stdout
+    typed = [text.strip() for text in stdout.splitlines() if text.startswith("  hpo ")]
+    assert [text.split()[1] for text in typed] == ["confirm", "export", "train", "dashboard"]
+    assert Path("runs/planted/best.yaml").is_file()
+    kept, given = (read(path).spec() | {"name": ""} for path in ("runs/planted/study.yaml", "planted.yaml"))
+    assert kept == given, "what was launched can be launched again"
+    assert "trial 0: started (baseline)" in stderr
+    # what it says to type next works
+    for text in typed[:2]:
+        found = subprocess.run([sys.executable, "-m", *text.split()], capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stderr
+
+
+def test_quiet_prints_only_what_was_found(here: Path) -> None:
+    process = launch("--study", str(planted(here)), "--workers", "1", "--quiet")
+    _, stderr = process.communicate(timeout=60)
+    assert len(stderr.splitlines()) == 1
+
+
+def test_dry_run_checks_and_leaves_nothing(here: Path) -> None:
+    process = launch("--study", str(planted(here)), "--dry-run")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "budget 12 trials" in stderr
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_goes_on(
+    here: Path, number: signal.Signals, status: int
+) -> None:
+    path = planted(here, base={"pause": 0.3}, budget={"trials": 6}, train="curves:noted")
+    process = launch("--study", str(path), "--workers", "2")
+    assert until(running(here))
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "stopping" in stderr
+    assert "Traceback" not in stderr
+    assert workers(here) == []
+    with look("runs/hpo.db") as store:
+        assert snapshot(store, "planted").slots["leased"] == 0
+    again = launch("--study", str(path), "--workers", "2")
+    again.communicate(timeout=60)
+    assert again.returncode == 0
+    with look("runs/hpo.db") as store:
+        of = snapshot(store, "planted")
+        assert len(of.trials) == 6
+        assert counts(of)["running"] == counts(of)["waiting"] == 0
+
+
+def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
+    path = planted(here, base={"pause": 1.5}, budget={"trials": 2})
+    process = launch("--study", str(path), "--workers", "2")
+    assert until(running(here))
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert workers(here) == []
+    assert time.monotonic() - began < 15
+    with look("runs/hpo.db") as store:
+        of = snapshot(store, "planted")
+        assert counts(of)["running"] + counts(of)["waiting"] == 2
+        assert of.slots["leased"] == 0
+
+
+def test_workers_end_when_their_launcher_is_killed(here: Path) -> None:
+    path = planted(here, base={"pause": 0.3}, budget={"trials": 100})
+    process = launch("--study", str(path), "--workers", "2")
+    assert until(running(here))
+    process.kill()
+    process.communicate()
+    assert until(lambda: workers(here) == [])
+    with look("runs/hpo.db") as store:
+        assert snapshot(store, "planted").slots["leased"] == 0
+
+
+def test_launch_fails_with_the_last_words_of_a_worker_that_cannot_work(here: Path) -> None:
+    path = planted(here)
+    module = here / "curves.py"
+    module.write_text(module.read_text() + "\nimport os\nif os.environ.get('HPO_EVENTS'):\n    os._exit(7)\n")
+    process = launch("--study", str(path), "--workers", "1")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "worker 1 ended with status 7" in stderr
+
+
+def test_screen_shows_workers_progress_and_the_best_against_baseline_and_anchors(here: Path) -> None:
+    from rich.console import Console
+
+    path = planted(here, budget={"trials": 3})
+    launch("--study", str(path), "--quiet").communicate(timeout=60)
+    with connect("runs/hpo.db") as store:
+        register(store, read(str(path), budget={"trials": 8}), None, {})
+        of = snapshot(store, "planted")
+    screen = Screen(of, workers=2)
+    screen.show({"event": "rung", "worker": 1, "trial": 5, "rung": 2, "value": 1.5, "tokens_per_second": 12345.0})
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(screen.render())
+    text = console.export_text()
+    console.file.close()
+    assert ["1", "5", "2/4", "1.5000", "12,345"] in [row.split() for row in text.splitlines()]
+    assert "5 waiting of 8" in text
+    assert "baseline 1.5000" in text
+
+
+def test_every_event_has_a_line() -> None:
+    events = [
+        {"event": "start", "trial": 3, "kind": "baseline", "attempt": 2},
+        {"event": "rung", "trial": 3, "rung": 1, "value": None},
+        {"event": "pruned", "trial": 3, "rung": 1, "value": 2.0},
+        {"event": "error", "trial": 3, "rung": 0, "value": None, "error": "boom"},
+        {"event": "exit", "status": 1},
+    ]
+    assert [line(event, 4) for event in events] == [
+        "trial 3: started (baseline), attempt 2",
+        "trial 3: rung 1/4, no finite loss",
+        "trial 3: pruned at rung 1/4, 2.0000",
+        "trial 3: error at rung 0/4: boom",
+        "ended with status 1",
+    ]

@@ -1,0 +1,206 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from hpo.commands.limits import TRIES, Search, attempt, capped, configuration, largest
+from hpo.config import yaml as notation
+from hpo.errors import WorkFailed
+from model.data.prepare import prepare
+from model.memory.capacity import LEAST
+from model.section import updated
+from tests.support.command import environment, hpo
+from tests.support.tiny import corpus, tiny
+
+GB = 10**9
+# About half a megabyte a sequence
+SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "context": 128}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, where nothing was measured yet."""
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("HPO_CACHE", str(tmp_path / "cache"))
+
+
+def written(folder: Path, **more) -> Path:
+    """Write a configuration whose batches take megabytes."""
+    text = corpus()
+    tree = {
+        "data": {"name": "text", "path": text},
+        "tokenizer": {"name": "bytes"},
+        "model": SHAPE,
+        "run": {"tokens": 2**16, "rungs": 1, "batch_size": 2, "device": "cpu"},
+    }
+    path = folder / "config.yaml"
+    path.write_text(notation.dump(tree | more))
+    return path
+
+
+def planted(room: int, cap: int, a_sequence: int) -> Search:
+    """Return a search whose estimates are known."""
+    search = Search(tiny(), 257, 1, "cpu", room, cap)
+    search.estimates = {batch: a_sequence * batch for batch in range(1, cap + 1)}
+    return search
+
+
+@pytest.mark.parametrize("cap", [1, 2, 3, 7, 64, 100])
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 31, 64, 99, 1000])
+def test_doubling_and_halving_find_what_counting_finds(cap, limit):
+    wanted = max([1, *(n for n in range(1, cap + 1) if n <= limit)])
+    assert largest(lambda batch: batch <= limit, cap) == wanted
+
+
+@pytest.mark.parametrize("a_sequence", [1000, LEAST])  # with and without learning from what was measured
+@pytest.mark.parametrize("off", [0.3, 0.7, 1.0, 1.1, 1.5, 4.0])
+@pytest.mark.parametrize("cap", [1, 2, 100, 5000])
+def test_the_limit_is_found_however_far_off_the_estimate(cache, cap, off, a_sequence):
+    search = planted(80 * a_sequence, cap, a_sequence)
+    while (batch := search.next()) is not None:
+        assert search.best < batch < search.worst
+        needed = round(off * a_sequence * batch)
+        search.take(batch, {"peak_bytes": needed} if needed <= search.room else {"out_of_memory": "no more"})
+    true = min(cap, int(80 / off))
+    assert len(search.tries) <= TRIES
+    assert search.best <= true < search.worst
+    assert search.best >= 0.9 * true - 1
+
+
+def test_what_ran_in_too_much_does_not_fit(cache):
+    search = planted(100, 50, 10)
+    search.take(5, {"peak_bytes": 101, "tokens_per_second": 1.0})
+    assert (search.best, search.worst) == (0, 5)
+    (tried,) = [row for row in search.table() if row["batch_size"] == 5]
+    assert not tried["fits"]
+
+
+@pytest.mark.parametrize(
+    ("values", "cap", "why"),
+    [
+        ({"run.tokens": 10 * 16, "run.rungs": 2, "run.batch_size": 1}, 5, "rung"),
+        ({"run.tokens": 1000 * 64, "run.align": 20 * 64, "run.grad_accum": 2, "run.rungs": 10}, 200, "rung"),
+        ({"run.tokens": 2**40}, None, "whole training text"),
+    ],
+)
+def test_a_batch_is_no_larger_than_makes_sense(values, cap, why):
+    config = tiny(values)
+    found, reason = capped(config, prepare(config.data, config.tokenizer))
+    assert why in reason
+    assert cap is None or found == cap
+    assert updated(config, {"run.batch_size": found})
+    if cap:
+        with pytest.raises(ValidationError):
+            updated(config, {"run.batch_size": cap + 1})
+
+
+def test_the_largest_batch_is_found_by_trying(tmp_path, cache):
+    path = written(tmp_path)
+    done = hpo("limits", str(path), "--memory", "0.15", "--format", "json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    tried = {row["batch_size"]: row for row in found if row["measured_gb"]}
+    best = max(batch for batch, row in tried.items() if row["fits"])
+    assert tried[best]["measured_gb"] <= 0.15
+    assert tried[best]["tokens_per_second"] > 0
+    assert f"run.batch_size={best} ran, " in done.stderr
+    assert "does not fit: can't allocate memory" in done.stderr
+    assert done.stderr.splitlines()[-1] == f"type: --set run.batch_size={best}"
+    assert [row["batch_size"] for row in found] == sorted(row["batch_size"] for row in found)
+    assert 10 < best < 300  # of 512 that a rung leaves room for
+
+
+def test_where_all_fit_the_reason_for_the_end_is_said(tmp_path, cache):
+    path = written(tmp_path, run={"tokens": 8 * 128, "rungs": 2, "batch_size": 1, "device": "cpu"})
+    done = hpo("limits", str(path), "--pack", "2", cwd=tmp_path)
+    assert "run.batch_size=4 ran; larger ones were not tried, where a rung of run.tokens=1024 is one up" in done.stderr
+    assert done.stderr.splitlines()[-1] == "type: --set run.batch_size=4 --pack 2"
+    assert done.stdout.split()[:5] == ["batch_size", "estimated_gb", "measured_gb", "tokens_per_second", "fits"]
+
+
+def test_where_none_fits_the_status_says_so(tmp_path, cache):
+    done = hpo("limits", str(written(tmp_path)), "--memory", "0.001", cwd=tmp_path, status=3)
+    assert "run.batch_size: none fits in 0.00 GB, 1 was the smallest tried" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--memory", "0"], "--memory: must be above 0, in GB, got 0"),
+        (["--memory", "nan"], "--memory: must be above 0, in GB, got nan"),
+        (["--memory", "1e6"], "--memory: must be at most "),
+        (["--set", "run.batch_size=4"], "--set run.batch_size=4: run.batch_size is what is looked for; leave it out"),
+        (["--set", "model.n_hed=4"], "--set model.n_hed: no such field; did you mean model.n_head?"),
+        (["--set", "run.device=mps"], "run.device: no mps device on this machine"),
+    ],
+)
+def test_a_wrong_option_is_refused(tmp_path, arguments, message):
+    done = hpo("limits", str(written(tmp_path)), *arguments, cwd=tmp_path, status=2)
+    assert message in done.stderr
+    assert not done.stdout
+
+
+def test_a_file_that_is_no_configuration_of_ours_is_refused(tmp_path):
+    path = written(tmp_path, provenance={"train": "mine:train"})
+    assert "provenance.train: must be model.train:Trainer" in hpo("limits", str(path), cwd=tmp_path, status=2).stderr
+    assert "no base 'nowhere'" in hpo("limits", "nowhere", cwd=tmp_path, status=2).stderr
+    assert "no such file" in hpo("limits", "nowhere.yaml", cwd=tmp_path, status=2).stderr
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def ended(pid: int) -> bool:
+    """Return whether a process is no more, or but a name that its parent has not asked for."""
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "State:\tZ" in status.read_text()
+
+
+def awaited(condition, what: str):
+    """Return the condition's value as soon as it is true."""
+    end = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < end, f"there is still no {what}"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_try_too(tmp_path, number):
+    path = written(tmp_path, run={"tokens": 2**24, "rungs": 1, "batch_size": 1, "device": "cpu"})
+    command = [sys.executable, "-m", "hpo", "limits", str(path), "--memory", "2"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        (child,) = awaited(lambda: children(process.pid), "try")
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    awaited(lambda: ended(child), "end of the try")
+
+
+def test_a_try_that_the_system_kills_does_not_fit():
+    answers, others = [], set(children(os.getpid()))  # such as the server of other tests
+    trying = threading.Thread(target=lambda: answers.append(attempt(tiny(), 1, GB)))
+    trying.start()
+    (child,) = awaited(lambda: set(children(os.getpid())) - others, "try")
+    os.kill(child, signal.SIGKILL)
+    trying.join()
+    assert answers == [{"out_of_memory": "the system ended it with SIGKILL"}]
+
+
+def test_a_try_that_fails_otherwise_says_why():
+    broken = tiny({"data.path": os.devnull})
+    with pytest.raises(WorkFailed, match=r"run\.batch_size=4: data"):
+        attempt(broken, 1, GB)
+
+
+def test_a_configuration_is_read_with_what_is_set(tmp_path):
+    assert configuration(written(tmp_path), ["model.n_layer=7"]).model.n_layer == 7

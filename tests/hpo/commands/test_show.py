@@ -1,0 +1,87 @@
+"""What `hpo status` and `hpo show` tell of what happened on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpo.analysis.snapshot import STATE, counts, snapshot
+from hpo.commands.show import show_status, trial
+from hpo.console import Format
+from hpo.queue.heartbeat import reap
+from hpo.queue.registry import register
+from hpo.storage.engine import look
+from hpo.storage.store import connect
+from hpo.study.load import read
+from hpo.worker.worker import Worker
+from tests.hpo.commands.test_launch import launch, running, until, workers
+from tests.support.planted import study as planted
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def test_status_names_what_happened_and_to_whom(
+    here: Path, storage_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = planted(here, budget={"trials": 2}, pruner={"name": "none"})
+    with connect(storage_url, create=True) as store:
+        at = register(store, read(str(path)), None, {})
+        worker = Worker(at, Path("runs"), 1, lambda event: None)
+        worker.listener = lambda event: worker.alarm.ask(signal.SIGTERM) if event["event"] == "rung" else None
+        assert worker.work() == 143
+        claim = at.slots.claim("machine:7:abc", 60)
+        assert claim is not None
+        reap(store, "machine:7:abc", "worker 1 ended with signal 9:\nlast words")
+        at.optuna.set_user_attr(STATE, "paused")
+        show_status(store, "planted", Format.table, watch=False)
+        told = capsys.readouterr().out
+        assert "; paused: `hpo resume` goes on" in told
+        assert "interrupted, to be gone on with by the next worker: trials 0" in told
+        assert "on the way: 1 lost, 1 preempted; the latest:" in told
+        assert "lost (trial 0, attempt 2, machine:7): last words" in told
+        assert counts(snapshot(store, "planted")) == {
+            "complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 2
+        }  # fmt: skip
+        at.optuna.set_user_attr(STATE, "active")
+        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
+        shown = trial(snapshot(store, "planted"), 0)
+    assert (shown["state"], shown["attempt"]) == ("complete", 3)
+    assert shown["interruptions"] == ["attempt 1: preempted", "attempt 2: lost"]
+
+
+def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Path) -> None:
+    path = planted(here, base={"pause": 1.0}, budget={"trials": 5}, pruner={"name": "none"})
+    process = launch("--study", str(path), "--workers", "2", "--plain")
+    assert until(lambda: running(here)() and len(workers(here)) == 2, 60)
+    before = workers(here)
+    os.kill(before[0], signal.SIGKILL)
+    assert until(lambda: set(workers(here)) - set(before), 60)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 0
+    assert "ended with signal 9; it is started again" in said
+    with look("runs/hpo.db") as store:
+        of = snapshot(store, "planted")
+        assert counts(of)["complete"] == len(of.trials) == 5
+        assert [h.word for h in of.happened] == ["restarted", "lost"], "a function of one's own starts again"
+        assert "signal 9" in (of.happened[1].text or "")
+
+
+def test_worker_that_crashes_three_times_in_a_row_is_not_started_again(here: Path) -> None:
+    path = planted(here, budget={"trials": 2})
+    module = here / "curves.py"
+    crash = "\nimport os\nif os.environ.get('HPO_EVENTS'):\n    os.kill(os.getpid(), 9)\n"
+    module.write_text(module.read_text() + crash)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "hpo", "launch", "--study", str(path), "--workers", "1", "--plain"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("it is started again") == 2
+    assert "ended with signal 9, 3 times in a row; it is not started again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began > 3, "with a pause that grows in between"

@@ -1,0 +1,161 @@
+"""The dashboard as it is started, over real studies: its addresses, and what it does to the storage and to itself."""
+
+import contextlib
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from hpo.dashboard.server import guarded
+from hpo.storage.store import browse, connect
+from tests.hpo.dashboard.test_access import Answer
+from tests.support.dashboard import answer, dashboard
+from tests.support.postgres import MISSING, Postgres, binaries
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A storage with the study `study`."""
+    made = f"sqlite:///{tmp_path}/hpo.db"
+    with connect(made, create=True) as store:
+        optuna.create_study(study_name="study", storage=store.optuna)
+    return made
+
+
+def refused(url: str, *arguments: str, password: str = "") -> tuple[int, str]:
+    """Return status and message of a dashboard that does not start."""
+    asked = [sys.executable, "-m", "hpo", "dashboard", "--storage", url, *arguments]
+    env = {**os.environ, "HPO_DASHBOARD_PASSWORD": password}
+    found = subprocess.run(asked, capture_output=True, text=True, timeout=60, env=env, check=False)
+    return found.returncode, found.stderr
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+@pytest.mark.parametrize("password", ["", " \t"])
+def test_listens_on_this_machine_alone_unless_there_is_a_password(url: str, host: str, password: str) -> None:
+    status, told = refused(url, "--host", host, password=password)
+    assert status == 2
+    assert told.startswith("hpo: --host: an address beyond this machine needs a password")
+    assert "HPO_DASHBOARD_PASSWORD" in told
+
+
+def test_port_that_is_taken_is_named(url: str) -> None:
+    with dashboard(url) as address:
+        port = address.rpartition(":")[2]
+        status, told = refused(url, "--port", port)
+    assert (status, told) == (1, f"hpo: --port: cannot listen on 127.0.0.1:{port}: Address already in use\n")
+
+
+def test_storage_that_is_not_there_ends_it_with_a_message(tmp_path: Path) -> None:
+    status, told = refused(f"sqlite:///{tmp_path}/none.db")
+    assert (status, told.startswith("hpo: no storage at ")) == (4, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "password", "changes"),
+    [
+        ([], "", 204),
+        (["--read-only"], "", 403),
+        ([], "secret", 204),
+        (["--host", "0.0.0.0"], "secret", 403),
+        (["--host", "0.0.0.0", "--allow-edit"], "secret", 204),
+    ],
+)
+def test_pages_change_studies_on_this_machine_or_where_it_is_allowed(
+    url: str, arguments: list[str], password: str, changes: int
+) -> None:
+    with dashboard(url, *arguments, password=password) as address:
+        assert answer(f"{address}/api/studies/1", "GET") == (401 if password else 200)
+        assert answer(f"{address}/api/studies/1", "DELETE") == (401 if password else changes)
+        if password:
+            assert answer(f"{address}/api/studies/1", "DELETE", "wrong") == 401
+            assert answer(f"{address}/api/studies/1", "DELETE", password) == changes
+        assert answer(f"{address}/api/studies/1", password=password) == (404 if changes == 204 else 200)
+
+
+def test_ipv6_address_is_served(url: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    with dashboard(url, "--host", "::1") as address:
+        assert address.startswith("http://[::1]:")
+        assert answer(f"{address}/api/studies") == 200
+
+
+@pytest.fixture
+def writing(url: str) -> Iterator[None]:
+    """Somebody who holds SQLite's write lock all the time."""
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        yield
+        writer.execute("ROLLBACK")
+
+
+def test_pages_are_shown_while_somebody_writes(url: str, request: pytest.FixtureRequest) -> None:
+    with dashboard(url) as address:
+        request.getfixturevalue("writing")
+        # a page that took the write lock would wait for 60 s, longer than this asks
+        for path in ("/api/studies", "/api/studies/1", "/csv/1", "/api/studies/1/plot/contour"):
+            assert answer(address + path) == 200
+
+
+def test_dashboard_that_only_looks_starts_while_somebody_writes(url: str, writing: None) -> None:
+    with dashboard(url, "--read-only") as address:
+        assert answer(f"{address}/api/studies/1") == 200
+
+
+def test_workers_write_while_a_page_reads(url: str) -> None:
+    with browse(url) as look, look.engine.begin() as reading:
+        assert reading.exec_driver_sql("SELECT count(*) FROM studies").scalar_one() == 1
+        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0)) as writer:
+            writer.execute("UPDATE studies SET study_name = 'written'")
+            writer.commit()
+    with connect(url) as store:
+        assert store.optuna.get_study_name_from_id(1) == "written"
+
+
+def test_server_waits_for_minutes_while_a_large_study_is_read(postgres: Postgres) -> None:
+    with browse(postgres.url("with_tables")) as look, look.engine.begin() as reading:
+        limits = [f"SHOW {name}" for name in ("idle_in_transaction_session_timeout", "transaction_read_only")]
+        assert [reading.exec_driver_sql(limit).scalar_one() for limit in limits] == ["5min", "on"]
+
+
+@pytest.mark.skipif(not binaries(), reason=MISSING)
+def test_restarted_server_is_away_for_a_while_and_ends_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    server = Postgres().start()
+    try:
+        with connect(server.url(), create=True) as store:
+            optuna.create_study(study_name="study", storage=store.optuna)
+        with browse(server.url(), patience=0.2) as look:
+            pages = guarded(look, None, None, local=True)
+            paths = ("/api/studies", "/api/studies/1", "/api/studies/1/plot/contour", "/csv/1")
+            assert [Answer(pages, path).status for path in paths] == [200] * 4
+            server.stop()
+            away = [Answer(pages, path) for path in paths]
+            assert [found.status for found in away] == [503] * 4
+            assert [found.reason[:8] for found in away[:3]] == ["storage "] * 3
+            server.start()
+            assert [Answer(pages, path).status for path in paths] == [200] * 4
+    finally:
+        server.remove()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_visitor_who_leaves_in_the_middle_is_no_error(url: str) -> None:
+    with dashboard(url) as address:  # which checks that no traceback was printed
+        host, _, port = address.removeprefix("http://").partition(":")
+        for sent in (b"", b"GET /api/stu", b"GET /static/bundle.js HTTP/1.0\r\nHost: localhost\r\n\r\n"):
+            with socket.create_connection((host, int(port))) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # leave with a reset
+                connection.sendall(sent)
+        with urllib.request.urlopen(f"{address}/dashboard", timeout=50) as page:
+            assert b"Optuna Dashboard" in page.read()

@@ -1,0 +1,134 @@
+"""`hpo claims` on the command line, and what it makes of findings: order, digits, files, the page."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from hpo.config.discovery import shipped
+from hpo.errors import Problem, WorkFailed
+from hpo.evidence.claims import results as records
+from hpo.evidence.claims.command import by_size, pick
+from hpo.evidence.claims.ledger import read
+from hpo.evidence.claims.page import page
+from hpo.evidence.claims.results import Finding, Run
+from hpo.evidence.claims.runner import best
+from hpo.evidence.claims.schema import Arms
+from hpo.evidence.claims.verdict import Judgement, Unit
+from tests.hpo.evidence.claims.test_run import verdicts_of
+from tests.support.command import ROOT, here, hpo
+
+SHIPPED = read(shipped() / "claims.yaml")
+
+
+def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> None:
+    def runs(**arms: list[float | None]) -> list[Run]:
+        return [
+            Run(arm=arm, seed=100 + i, value=value, tokens=1, seconds=1.0, study="s", trial=0)
+            for arm, scores in arms.items()
+            for i, value in enumerate(scores)
+        ]
+
+    test = SHIPPED.claims["C002-08"].test
+    assert isinstance(test, Arms)
+    found = runs(a=[1.0, 1.0, None], b=[3.0, 3.0, 3.0], c=[2.0, 2.0, 3.0], d=[0.0, 0.0], e=[None, None, None])
+    assert best(test, ["a", "b", "c", "d", "e"], found) == "c"
+    assert best(test, ["a", "d", "e"], found) == "a"
+    assert best(test.model_copy(update={"metric": "tokens_per_second"}), ["b", "c"], found) == "b"
+    with pytest.raises(WorkFailed, match="has all its runs"):
+        best(test, ["d"], found)
+
+
+@pytest.mark.parametrize(("unit", "ends", "said"), [
+    ("share", (-0.1, -0.124841, -0.075159), "-10.0 % (-12.5 to -7.5)"),
+    ("share", (1e-7, -3e-7, 5e-7), "+0.000010 % (-0.000030 to +0.000050)"),
+    ("share", (0.0, 0.0, 0.0), "+0.00 % (+0.00 to +0.00)"),
+    ("level", (2.32, 2.270317, 2.369683), "2.320 (2.270 to 2.370)"),
+    ("difference", (-12.0, -112.0, 88.0), "-12 (-112 to +88)"),
+    ("finished", (1.0, 1.0, 1.0), "+1.00 runs finish (+1.00 to +1.00)"),
+    ("share", (None, None, None), ""),
+])  # fmt: skip
+def test_effect_has_as_many_digits_as_its_interval_lets_one_know(
+    unit: Unit, ends: tuple[float | None, float | None, float | None], said: str
+) -> None:
+    assert records.measured(Judgement(*ends, n=3, unit=unit, verdict="holds")) == said
+
+
+def test_largest_claimed_effects_come_first_and_sums_before_them() -> None:
+    order = by_size(SHIPPED.claims)
+    assert sorted(order) == sorted(SHIPPED.claims)
+    assert {order.index(n) for n in ("C000-02", "C004-10")} < set(range(8))
+    assert order[7:11] == ["C000-15", "C001-03", "C002-01", "C004-02"]  # 46, 30, 26.9 and 25.3 percent
+
+
+def test_claims_are_picked_by_id_or_report() -> None:
+    assert list(pick(SHIPPED, ["C002-02", "S001"])) == [f"C001-{i:02d}" for i in range(1, 13)] + ["C002-02"]
+    assert len(pick(SHIPPED, [])) == 65
+
+
+def test_findings_survive_the_file_and_others_stay(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "claims.json"
+    run = Run(arm="a", seed=0, value=None, tokens=64, seconds=0.5, study="s", trial=3)
+    one = Finding(test={"arms": {"a": {}}}, command="x", runs=(run,), machines=({"versions": {"torch": "2"}},))
+    records.keep(path, SHIPPED, "C001-01", one)
+    records.keep(path, SHIPPED, "C000-01", Finding(test={}, command="y", passed=True))
+    records.keep(path, SHIPPED, "C001-01", one.model_copy(update={"command": "z"}))
+    held = records.load(path).claims
+    assert {name: found.command for name, found in held.items()} == {"C000-01": "y", "C001-01": "z"}
+    assert held["C001-01"].runs == (run,)
+    assert json.loads(path.read_text())["C001-01"]["runs"][0]["trial"] == 3
+    (line,) = [line for line in path.read_text().splitlines() if '"seed"' in line]
+    assert json.loads(line.strip()) == run.model_dump()
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["C01-02"], "IDS: no claim or report 'C01-02'; did you mean C001-02? (reports are S000, "),
+    (["c001-02"], "did you mean C001-02?"),
+    (["S009", "x"], "IDS: no claim or report 'S009'; did you mean S00"),
+    (["--ledger", "claim"], "--ledger: no ledger 'claim'; did you mean claims?"),
+    (["--ledger", "quickstart"], "is no ledger of claims: it has no key `claims`"),
+    (["--ledger", "none.yaml"], "--ledger: no such file: none.yaml"),
+    (["--data", "notes.json"], "--data: notes.json holds no findings of claims: "),
+    (["--data", "."], "--data: . holds no findings of claims: "),
+    (["C000-01", "--write", "x.md"], "--write: the page is of all claims; leave out C000-01"),
+    (["C000-14", "--gpus", "99"], "--gpus"),
+])  # fmt: skip
+def test_mistake_on_the_command_line_is_named(words: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text('{"C000-01": {"runs": 3}}')
+    with pytest.raises(Problem) as caught:
+        here("claims", *words, cwd=tmp_path)
+    assert caught.value.status == 2
+    assert said in str(caught.value)
+
+
+def test_fewer_seeds_than_the_rule_judges_by_are_refused(tmp_path: Path) -> None:
+    assert "'--seeds'" in hpo("claims", "--seeds", "2", cwd=tmp_path, status=2).stderr
+
+
+def test_list_and_dry_run_print_what_is_needed_and_run_nothing(tmp_path: Path) -> None:
+    listed = json.loads(here("claims", "S001", "--list", "--format", "json", cwd=tmp_path))
+    assert [line["id"] for line in listed] == [f"C001-{i:02d}" for i in range(1, 13)]
+    assert (listed[8]["runs"], listed[8]["tokens"], listed[8]["hours"]) == (9, 9 * 32_000, None)
+    assert json.loads(here("claims", "S001", "--dry-run", "--format", "json", cwd=tmp_path)) == listed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calculation_that_passes_gives_the_verdict_it_shows(tmp_path: Path) -> None:
+    done = here("claims", "C000-08", "--format", "json", cwd=tmp_path)
+    assert json.loads(done)[0]["verdict"] == "refuted by arithmetic"
+    assert records.load(tmp_path / "runs" / "claims.json").claims["C000-08"].passed is True
+
+
+def test_page_of_the_documents_is_what_their_data_give() -> None:
+    held = records.load(ROOT / "docs" / "claims.json")
+    written = (ROOT / "docs" / "claims.md").read_text("utf-8")
+    assert written == page(SHIPPED, held)
+    assert [line.split(" | ")[0].removeprefix("| ") for line in verdicts_of(written)] == list(SHIPPED.claims)
+    n = Counter(line["verdict"] for line in records.rows(SHIPPED.claims, held))
+    assert sum(n.values()) == 65
+    told = (
+        f"{n['holds']} hold, {n['holds in part']} hold in part, {n['refuted']} are refuted, {n['not shown']} are not "
+        f"shown; of those by arithmetic {n['holds by arithmetic']} hold, {n['refuted by arithmetic']} are refuted."
+    )
+    assert told in " ".join((ROOT / "README.md").read_text("utf-8").split())

@@ -1,0 +1,252 @@
+"""hpo ablate: which combinations are run, and what their effects are."""
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from hpo.analysis.snapshot import Snapshot
+from hpo.errors import Problem
+from hpo.evidence.ablate import DESIGNS, Asked, effects_in, planned, table, verdicts
+from hpo.storage.store import Store
+from hpo.study.load import read
+from tests.support.command import hpo
+from tests.support.comparisons import worked
+from tests.support.planted import edit
+
+pytestmark = pytest.mark.usefixtures("here")
+
+MODULE = """
+import random
+from collections.abc import Iterator
+from pydantic import BaseModel
+
+
+class Config(BaseModel):
+    a: float = 0.0
+    b: float = 0.0
+    c: float = 0.0
+    seed: int = 0
+    noise: float = 0.02
+    rungs: int = 1
+
+
+def train(config: Config) -> Iterator[tuple[int, float]]:
+    luck = config.noise * random.Random(repr(config)).gauss(0.0, 1.0)
+    yield 1, 3.0 - 0.2 * config.a + 0.1 * config.b - 0.15 * config.a * config.b + luck
+"""
+TARGET = {"a": 1.0, "b": 1.0, "c": 1.0}
+
+
+@pytest.fixture
+def storage_url(tmp_path: Path) -> str:
+    """One storage for all that is told of snapshots; tests/test_confirm.py runs comparisons on the other one."""
+    return f"sqlite:///{tmp_path}/hpo.db"
+
+
+def search(store: Store, folder: Path, target: dict[str, Any], **keys: Any) -> Snapshot:
+    """Search a function of three factors; the second baseline is the target."""
+    (folder / "curves.py").write_text(textwrap.dedent(MODULE))
+    tree = {
+        "train": "curves:train",
+        "config": "curves:Config",
+        "rungs": 1,
+        "space": {name: {"low": 0.0, "high": 1.0} for name in "abc"},
+        "baseline": [{}, target],
+        "budget": {"trials": 2},
+        **keys,
+    }
+    path = folder / "planted.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return worked(store, read(str(path)))
+
+
+def asked(design: str, **keys: Any) -> Asked:
+    usual = {"study": None, "before": "baseline", "after": "1", "groups": [], "order": [], "seeds": 5, "tokens": None}
+    return Asked(**{**usual, "name": None, "design": design, **keys})
+
+
+def ablated(store: Store, of: Snapshot, design: str, **keys: Any) -> Snapshot:
+    return worked(store, planned(of, f"planted-{design}", asked(design, **keys), 1000))
+
+
+WANTED: dict[str, tuple[list[str], dict[str, float]]] = {
+    "leave-one-out": (
+        ["baseline", "target", "without a", "without b", "without c"],
+        {"a": -0.35, "b": -0.05, "c": 0.0, "all together": -0.25},
+    ),
+    "add-one-in": (
+        ["baseline", "target", "with a", "with b", "with c"],
+        {"a": -0.2, "b": 0.1, "c": 0.0, "all together": -0.25},
+    ),
+    "cumulative": (
+        ["baseline", "+ a", "+ b", "+ c"],
+        {"a": -0.2, "b": -0.05, "c": 0.0, "all together": -0.25},
+    ),
+    "factorial": (
+        ["baseline", "c", "b", "b + c", "a", "a + c", "a + b", "a + b + c"],
+        {"a": -0.275, "b": 0.025, "c": 0.0, "a x b": -0.075, "a x c": 0.0, "b x c": 0.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_design_runs_its_arms_and_finds_the_planted_effects(here: Path, store: Store, design: str) -> None:
+    of = ablated(store, search(store, here, TARGET), design)
+    arms, effects = WANTED[design]
+    assert list(of.spec["arms"]) == arms
+    found = {e.name: e for e in effects_in(of)}
+    assert list(found) == list(effects)
+    for name, wanted in effects.items():
+        assert found[name].mean == pytest.approx(wanted, abs=0.04), name
+        assert found[name].n == 5
+    assert found["a"].verdict == "lowers"
+    assert found["c"].verdict == "not distinguishable from noise"
+
+
+def test_effects_are_paired_by_seed_and_have_student_s_interval(here: Path, store: Store) -> None:
+    of = ablated(store, search(store, here, TARGET), "add-one-in")
+    value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in of.trials}
+    differences = [value["with a", s] - value["baseline", s] for s in of.spec["seeds"]]
+    wanted = stats.ttest_1samp(differences, 0.0)
+    found = next(e for e in effects_in(of) if e.name == "a")
+    assert found.mean == pytest.approx(np.mean(differences))
+    assert (found.low, found.high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
+    assert found.p >= wanted.pvalue, "corrected for the number of effects"
+
+
+def test_cumulative_design_goes_in_the_order_asked_for(here: Path, store: Store) -> None:
+    of = ablated(store, search(store, here, TARGET), "cumulative", order=["c", "b"])
+    assert list(of.spec["arms"].values()) == [{}, {"c": 1.0}, {"c": 1.0, "b": 1.0}, {"c": 1.0, "b": 1.0, "a": 1.0}]
+
+
+def test_changes_in_one_factor_are_made_together(here: Path, store: Store) -> None:
+    of = ablated(store, search(store, here, TARGET), "add-one-in", groups=["both=a,b"])
+    assert of.spec["arms"]["with both"] == {"a": 1.0, "b": 1.0}
+    assert next(e.mean for e in effects_in(of) if e.name == "both") == pytest.approx(-0.25, abs=0.04)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_single_change_is_a_comparison_of_two(here: Path, store: Store, design: str) -> None:
+    of = ablated(store, search(store, here, {"a": 1.0}), design)
+    assert of.spec["arms"] == {"baseline": {}, "target": {"a": 1.0}}
+    assert [e.name for e in effects_in(of)] == ["a"]
+
+
+def test_a_change_that_loses_runs_is_told_beside_the_others(here: Path, store: Store) -> None:
+    of = search(store, here, TARGET)
+    edit(here, "yield 1, 3.0", "yield 1, float('nan') if config.c and config.seed else 3.0")
+    found = {e.name: e for e in effects_in(ablated(store, of, "add-one-in"))}
+    assert list(found) == ["a", "b", "c", "all together"]
+    assert (found["c"].n, found["c"].lost, found["c"].mean) == (0, (5, 0), None)
+    assert found["c"].verdict == "5 runs lost with it, 0 without"
+    assert found["a"].verdict == "lowers"
+
+
+def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: Store) -> None:
+    of = ablated(store, search(store, here, TARGET), "add-one-in")
+    first, *_, last = verdicts(of)
+    assert first.startswith(("a lowers val_loss: -0.", "all together lowers val_loss: -0."))
+    assert last.startswith("not distinguishable from noise, with 5 seeds: ")
+    assert "c" in last.rpartition(": ")[2].split(", ")
+    assert [record["effect"] for record in table(of)] == ["a", "b", "c", "all together"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"seeds": 2}, "--seeds: must be at least 3, or no effect has an interval worth the name, got 2"),
+        ({"after": "0"}, "the two configurations are the same; name others with --from and --to"),
+        ({"after": "7"}, "has no trial 7; it has 0 to 1"),
+        ({"after": "there"}, "--to: must be baseline, best, the number of a trial, or a file, got 'there'"),
+        ({"before": "none.yaml"}, "no such file: none.yaml"),
+        ({"order": ["aa"]}, "--order: no factor 'aa'; did you mean a"),
+        ({"groups": ["both"]}, "--factor: must be NAME=FIELD,FIELD, such as rates=optimizer.lr,schedule.warmup"),
+        ({"groups": ["x=a", "y=a"]}, "--factor: a is in two factors"),
+        ({"groups": ["x=a", "x=b"]}, "--factor: x is given twice"),
+        ({"groups": ["b=a"]}, "--factor: must be a name that stands for nothing else, got 'b'"),
+        ({"groups": ["baseline=a"]}, "--factor: must be a name that stands for nothing else, got 'baseline'"),
+        ({"groups": ["x=noise"]}, "--factor: noise does not change between the two"),
+    ],
+    ids=[
+        "seeds",
+        "same",
+        "trial",
+        "word",
+        "file",
+        "order",
+        "group",
+        "two groups",
+        "twice",
+        "field",
+        "arm",
+        "unchanged",
+    ],
+)
+def test_mistake_is_named(here: Path, store: Store, keys: dict[str, Any], said: str) -> None:
+    of = search(store, here, TARGET)
+    with pytest.raises(Problem, match=said.replace("(", r"\(")):
+        planned(of, "p", asked("add-one-in", **keys), 1000)
+
+
+def test_more_factors_than_a_design_holds_are_refused(here: Path, store: Store) -> None:
+    names = [f"k{i}" for i in range(17)]
+    of = search(store, here, TARGET)
+    (here / "curves.py").write_text(
+        MODULE.replace("    seed:", "".join(f"    {n}: float = 0.0\n" for n in names) + "    seed:")
+    )
+    sys.modules.pop("curves")
+    (here / "to.yaml").write_text(yaml.safe_dump(dict.fromkeys(names, 1.0)))
+    with pytest.raises(Problem, match="--design factorial: must be at most 16 factors, got 17; --factor"):
+        planned(of, "p", asked("factorial", after="to.yaml"), 1000)
+
+
+def test_configurations_of_different_data_are_refused(here: Path) -> None:
+    from tests.hpo.worker.test_worker import gpt_study
+
+    path = gpt_study(here / "g.yaml", budget={"trials": 1})
+    hpo("launch", "--study", str(path), "--quiet", cwd=here)
+    hpo("export", "--study", "g", "-o", "to.yaml", cwd=here)
+    tree = yaml.safe_load((here / "to.yaml").read_text())
+    (here / "to.yaml").write_text(yaml.safe_dump(tree | {"data": {"name": "python-docs"}}))
+    done = hpo("ablate", "--study", "g", "--to", "to.yaml", cwd=here, status=2)
+    assert "--to: data.name: must be that of --from, since losses on different data cannot be compared" in done.stderr
+
+
+def test_another_component_comes_with_its_fields_and_lengths_are_the_comparison_s_own(here: Path) -> None:
+    from tests.hpo.worker.test_worker import gpt_study
+
+    path = gpt_study(here / "g.yaml", budget={"trials": 1})
+    hpo("launch", "--study", str(path), "--quiet", cwd=here)
+    hpo("export", "--study", "g", "-o", "to.yaml", cwd=here)
+    tree = yaml.safe_load((here / "to.yaml").read_text())
+    tree["optimizer"] = {"name": "sgd", "lr": 0.1, "momentum": 0.5}
+    tree["run"]["tokens"] *= 2
+    tree["run"]["seed"] = 5
+    tree["clip"]["max_norm"] = 0.5
+    (here / "to.yaml").write_text(yaml.safe_dump(tree))
+    done = hpo(
+        "ablate", "--study", "g", "--to", "to.yaml", "--seeds", "3", "--design", "add-one-in", "--format", "json",
+        cwd=here,
+    )  # fmt: skip
+    assert [record["effect"] for record in json.loads(done.stdout)] == ["optimizer", "clip.max_norm", "all together"]
+    assert {record["n"] for record in json.loads(done.stdout)} == {3}
+
+
+def test_ablation_goes_on_under_its_own_plan_alone(here: Path, storage_url: str) -> None:
+    from hpo.storage.store import connect
+
+    with connect(storage_url, create=True) as store:
+        search(store, here, TARGET)
+    words = ["ablate", "--to", "1", "--seeds", "3", "--study", "planted", "--storage", storage_url]
+    first = hpo(*words, "--format", "json", cwd=here)
+    assert hpo(*words, "--format", "json", cwd=here).stdout == first.stdout
+    assert hpo(*words[:3], *words[5:], "--format", "json", cwd=here).stdout == first.stdout, "--seeds is as it was"
+    other = hpo(*words, "--factor", "both=a,b", cwd=here, status=2)
+    assert "--factor: study planted-leave-one-out was begun with none, got both=a,b; `--as NAME`" in other.stderr

@@ -1,0 +1,280 @@
+"""hpo confirm: what is run again, on which seeds, and what is made of it."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from hpo.analysis.export import preferred
+from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.errors import NothingFeasible, Problem
+from hpo.evidence.comparison import begun, first_fresh
+from hpo.evidence.confirm import Asked, design, ranked, table, verdicts
+from hpo.evidence.paired import compare
+from hpo.storage.store import Store, connect
+from hpo.storage.trials import SPEC, State, chosen
+from hpo.study.spec import from_spec
+from tests.hpo.commands.test_launch import until
+from tests.support.command import hpo
+from tests.support.comparisons import searched, worked
+from tests.support.planted import edit
+from tests.support.planted import study as planted
+from tests.support.postgres import Postgres
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+@pytest.fixture
+def storage_url(tmp_path: Path) -> str:
+    """One storage for all that is told of snapshots."""
+    return f"sqlite:///{tmp_path}/hpo.db"
+
+
+def asked(**keys: Any) -> Asked:
+    return Asked(**{"study": None, "top": None, "seeds": None, "tokens": None, "name": None, "test": None, **keys})
+
+
+def confirmed(store: Store, of: Snapshot, **keys: Any) -> Snapshot:
+    name = f"{of.name}-confirm"
+    return worked(store, design(of, name, asked(**keys), first_fresh(store, of)))
+
+
+def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_search_never_had(
+    here: Path, store: Store
+) -> None:
+    of = searched(store, here, {}, baseline_seeds=3)
+    found = confirmed(store, of, top=2, seeds=4)
+    best = sorted((t for t in of.trials if t.user_attrs["kind"] == "search"), key=lambda t: t.values[0])[:2]
+    assert found.spec["arms"] == {"baseline": {}} | {f"trial {t.number}": t.params for t in best}
+    assert found.spec["seeds"] == [1000, 1001, 1002, 1003]
+    used = {t.user_attrs["hpo:set"]["seed"] for t in of.trials if t.user_attrs["kind"] == "seed"}
+    assert used == {1, 2}
+    assert [(t.user_attrs["arm"], t.user_attrs["seed"]) for t in found.trials[:3]] == [
+        (arm, 1000) for arm in found.spec["arms"]
+    ]
+    assert {t.state for t in found.trials} == {State.COMPLETE}
+
+
+def test_a_second_confirmation_has_seeds_of_its_own(here: Path, store: Store) -> None:
+    of = searched(store, here, {})
+    confirmed(store, of, top=1, seeds=3)
+    assert first_fresh(store, of) == 1003
+
+
+@pytest.mark.parametrize(
+    ("keys", "first"),
+    [
+        ({"base": {"noise": 0.05, "seed": 1000}, "baseline_seeds": 2}, 1002),
+        ({"base": {"noise": 0.05}, "baseline": [{"seed": 2000}]}, 2001),
+        ({"base": {"noise": 0.05}, "space": {"x": {"low": 0.0, "high": 1.0}, "seed": {"choices": [5, 3000]}}}, 3001),
+    ],
+    ids=["noise floor", "baseline", "searched"],
+)
+def test_no_seed_of_the_search_is_fresh(here: Path, store: Store, keys: dict[str, Any], first: int) -> None:
+    of = searched(store, here, **keys)
+    assert first_fresh(store, of) == first
+
+
+def test_an_arm_of_which_too_few_runs_are_left_is_never_better(here: Path, store: Store) -> None:
+    of = searched(store, here, {})
+    failing = "if config.seed > 1001 and config.x != 0.5:\n        1 / 0\n    for rung in"
+    edit(here, "for rung in", failing)
+    found = confirmed(store, of, top=1, seeds=8)
+    baseline, arm = compare(found)
+    assert (baseline.lost, arm.n, arm.lost, arm.verdict) == (0, 2, 6, "worse: runs lost")
+    assert "not find better" in preferred(store, of)[1]
+
+
+def test_a_baseline_that_loses_its_runs_is_said_to(here: Path, store: Store) -> None:
+    of = searched(store, here, {})
+    failing = "if config.seed > 1001 and config.x == 0.5:\n        yield 1, float('nan')\n    for rung in"
+    edit(here, "for rung in", failing)
+    baseline, arm = compare(confirmed(store, of, top=1, seeds=4))
+    assert (baseline.lost, arm.lost, arm.verdict) == (2, 0, "better: the first lost runs")
+
+
+def test_a_longer_run_does_not_meet_the_time_limit_of_the_search(here: Path, store: Store) -> None:
+    of = searched(store, here, {}, limits={"seconds": 100, "memory_gb": 3})
+    limits = design(of, "c", asked(), 1000).file.limits
+    assert (limits.seconds, limits.memory_gb) == (None, 3)
+
+
+@pytest.mark.parametrize("name", ["a/b", "../esc", "..", " ", "x" * 200, "c.yaml"])
+def test_a_name_that_is_none_is_refused_before_anything_is_made(here: Path, store: Store, name: str) -> None:
+    with pytest.raises(Problem, match="--as: must be a name of letters"):
+        begun(store, name, "confirms", "planted")
+
+
+def test_what_was_suggested_twice_and_the_baseline_itself_are_confirmed_once(here: Path, store: Store) -> None:
+    space = {"x": {"choices": [0.5, 0.2]}}
+    of = searched(store, here, {"noise": 0.0}, space=space, sampler={"name": "random"})
+    assert [t.params for t in ranked(of, from_spec(of.spec))] == [{"x": 0.2}]
+
+
+def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(here: Path, store: Store) -> None:
+    of = searched(store, here, {"noise": 0.05})
+    found = confirmed(store, of, top=1, seeds=6)
+    arm = list(found.spec["arms"])[1]
+    value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in found.trials}
+    pairs = [value[arm, s] - value["baseline", s] for s in found.spec["seeds"]]
+    (row,) = compare(found)[1:]
+    assert row.difference is not None
+    assert row.difference.mean == pytest.approx(np.mean(pairs))
+    best, baseline = of.best(), of.baseline()
+    assert best is not None
+    assert baseline is not None
+    gain = best.values[0] - baseline.values[0]
+    (said,) = verdicts(found)
+    assert said.startswith(f"{arm}: better: {np.mean(pairs):.4f} against the baseline (")
+    assert f"the search saw {gain:.4f}, of which {np.mean(pairs) / gain:.0%} is left" in said
+    assert [record["search"] for record in table(found)] == [baseline.values[0], best.values[0]]
+
+
+def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: Store) -> None:
+    """The space does nothing: what the search found best is luck, of which nothing is left."""
+    path = planted(here, base={"noise": 0.1}, pruner={"name": "none"})
+    edit(here, "1.0 + config.x", "1.0")
+    from hpo.study.load import read
+
+    of = worked(store, read(str(path)))
+    found = confirmed(store, of, top=3, seeds=5)
+    assert {row.verdict for row in compare(found)[1:]} == {"no difference shown"}
+    luckiest = table(found)[1]
+    assert luckiest["search"] < luckiest["mean"], "a minimum over noise flatters"
+
+
+def test_nothing_to_confirm_is_status_3(here: Path, store: Store) -> None:
+    of = searched(store, here, {}, budget={"trials": 1})
+    with pytest.raises(NothingFeasible, match="no trial but its baseline is complete yet"):
+        design(of, "c", asked(), 1000)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"seeds": 2}, "--seeds: must be at least 3, or no difference between 2 configurations"),
+        ({"seeds": 6, "test": "wilcoxon"}, "--seeds: must be at least 7, .* significant in a wilcoxon test; got 6"),
+        ({"tokens": 5000}, "--tokens: needs a config with a field run.tokens; leave it out"),
+    ],
+    ids=["t", "wilcoxon", "tokens"],
+)
+def test_what_cannot_be_shown_is_refused_with_what_is_needed(
+    here: Path, store: Store, keys: dict[str, Any], said: str
+) -> None:
+    of = searched(store, here, {})
+    with pytest.raises(Problem, match=said):
+        design(of, "c", asked(top=2, **keys), 1000)
+
+
+def test_a_comparison_is_no_search_to_confirm(here: Path, store: Store) -> None:
+    found = confirmed(store, searched(store, here, {}), top=1, seeds=3)
+    with pytest.raises(Problem, match="--study: must be a search; planted-confirm has arms"):
+        design(found, "c", asked(), 1000)
+
+
+def test_a_name_that_is_taken_by_another_study_is_refused(here: Path, store: Store) -> None:
+    of = searched(store, here, {})
+    with pytest.raises(Problem, match="--as: the storage holds another study 'planted'"):
+        begun(store, "planted", "confirms", of.name)
+
+
+def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_plan(
+    here: Path, postgres: Postgres
+) -> None:
+    storage_url = postgres.url(postgres.database("with_tables"))
+    path = planted(here, base={"noise": 0.05, "pause": 0.05}, budget={"trials": 6})
+    common = ["--storage", storage_url]
+    hpo("launch", "--study", str(path), "--quiet", *common, cwd=here)
+    words = [sys.executable, "-m", "hpo", "confirm", "--study", "planted", "--top", "1", "--seeds", "8", *common]
+    process = subprocess.Popen([*words, "--plain"], cwd=here, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with connect(storage_url) as store:
+        assert until(lambda: _complete(store, "planted-confirm") >= 2, 60)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "hpo launch --study planted-confirm" in said
+    page = hpo("report", "--study", "planted", "--json", "r.json", "--no-publish", *common, cwd=here)
+    assert "not ended" in (here / "r.json").read_text(), page.stderr
+    other = hpo("confirm", "--study", "planted", "--seeds", "9", *common, cwd=here, status=2)
+    assert "--seeds: study planted-confirm was begun with 8, got 9; `--as NAME` begins another" in other.stderr
+    done = hpo("confirm", "--study", "planted", "--format", "json", "--workers", "2", *common, cwd=here)
+    records = json.loads(done.stdout)
+    assert [record["runs"] for record in records] == [8, 8]
+    assert "against the baseline" in done.stderr
+    with connect(storage_url) as store:
+        of = snapshot(store, "planted-confirm")
+        assert len(of.trials) == 16
+        assert store.optuna.get_study_user_attrs(1)[SPEC]["name"] == "planted"
+    hpo("enqueue", "--set", "x=0.0", "--study", "planted", *common, cwd=here)
+    hpo("worker", "--study", "planted", *common, cwd=here)
+    again = hpo("confirm", "--study", "planted", "--format", "json", *common, cwd=here)
+    assert json.loads(again.stdout) == records
+    assert "note: trial 6 is among the best only since planted-confirm was begun" in again.stderr
+    assert "note: trial" not in done.stderr
+
+
+def test_gpt_is_confirmed_at_full_length_on_both_splits(here: Path) -> None:
+    from tests.hpo.worker.test_worker import gpt_study
+
+    path = gpt_study(here / "g.yaml", budget={"trials": 2})
+    hpo("launch", "--study", str(path), "--quiet", cwd=here)
+    length = 2 * from_spec(_spec("g")).base.run.tokens  # type: ignore[attr-defined]
+    done = hpo(
+        "confirm", "--tokens", str(length), "--seeds", "3", "--top", "1", "--format", "json", "--study", "g", cwd=here
+    )
+    baseline, found = json.loads(done.stdout)
+    assert baseline["test_loss"] != baseline["mean"]
+    assert found["test_loss difference"] == pytest.approx(found["test_loss"] - baseline["test_loss"])
+    assert "on the test split" in done.stderr
+    assert f"at {length // 2:,} tokens" in done.stderr or "the search saw" not in done.stderr
+    assert _spec("g-confirm")["base"]["run"]["tokens"] == length
+
+
+def _complete(store: Store, name: str) -> int:
+    try:
+        return len(snapshot(store, name).in_state(State.COMPLETE))
+    except Problem:  # it is not made yet
+        return 0
+
+
+def _spec(name: str) -> dict[str, Any]:
+    with connect("sqlite:///runs/hpo.db") as store:
+        return dict(snapshot(store, name).spec)
+
+
+def test_export_prefers_what_was_confirmed_and_says_of_which_kind_it_is(here: Path) -> None:
+    """The search's best is lucky at x = 0.9: on other seeds it is as bad as x says, while x = 0.1 is better."""
+    path = planted(here, base={"noise": 0.01}, space={"x": {"choices": [0.9, 0.1]}}, sampler={"name": "grid"})
+    lucky = "luck = -2.0 if config.x == 0.9 and config.seed == 0 else "
+    edit(here, "luck = ", lucky)
+    hpo("launch", "--study", str(path), "--quiet", cwd=here)
+    first = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here)
+    assert "the search's best, not confirmed: `hpo confirm` says whether it is better" in first.stderr
+    assert yaml.safe_load((here / "best.yaml").read_text())["x"] == 0.9
+    hpo("confirm", "--study", "planted", "--seeds", "3", "--quiet", cwd=here)
+    again = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here)
+    assert "confirmed better than the baseline by planted-confirm; next: hpo train best.yaml" in again.stderr
+    found = yaml.safe_load((here / "best.yaml").read_text())
+    assert found["x"] == 0.1
+    assert found["provenance"]["known"] == "confirmed better than the baseline by planted-confirm"
+    assert "x: 0.9" in hpo("export", "--trial", "1", "--study", "planted", cwd=here).stdout
+
+
+def test_search_is_meant_where_no_study_is_named_beside_its_confirmation(here: Path, store: Store) -> None:
+    confirmed(store, searched(store, here, {}), top=1, seeds=3)
+    assert chosen(store, None) == "planted"
+    assert chosen(store, "planted-confirm") == "planted-confirm"
+
+
+def test_export_says_that_nothing_was_confirmed(here: Path) -> None:
+    path = planted(here, base={"noise": 0.1}, space={"x": {"low": 0.499, "high": 0.501}}, budget={"trials": 6})
+    hpo("launch", "--study", str(path), "--quiet", cwd=here)
+    hpo("confirm", "--study", "planted", "--seeds", "6", "--top", "1", "--quiet", cwd=here)
+    told = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here).stderr
+    assert "the search's best, which planted-confirm did not find better than the baseline" in told

@@ -1,0 +1,107 @@
+"""Many processes on one storage: no error, nothing lost, the exact total."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from hpo.analysis.snapshot import counts, snapshot
+from hpo.queue.registry import load, register
+from hpo.storage.store import connect
+from hpo.storage.trials import State
+from hpo.study.load import read
+from tests.support.planted import study as planted
+from tests.support.postgres import MISSING, Postgres, binaries
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def operate(i: int, url: str, n: int) -> int:
+    """Do n storage operations as a worker mixes them; return how many trials were made."""
+    with connect(url, patience=120) as store:
+        at = load(store, "planted")
+        made = 0
+        while n > 0:
+            trial_id = store.optuna.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.RUNNING))
+            for rung in range(1, 7):
+                store.optuna.set_trial_intermediate_value(trial_id, rung, 1.0 / rung)
+            store.optuna.set_trial_user_attr(trial_id, "process", i)
+            store.optuna.set_trial_state_values(trial_id, TrialState.COMPLETE, [float(i)])
+            at.slots.counts()
+            made, n = made + 1, n - 10
+        return made
+
+
+def test_16_processes_do_200_operations_each_on_one_sqlite_file_without_an_error(here: Path) -> None:
+    url = f"sqlite:///{here}/busy.db"
+    with connect(url, create=True) as store:
+        register(store, read(str(planted(here))), None, {})
+        with ProcessPoolExecutor(16, SPAWN) as pool:
+            made = list(pool.map(operate, range(16), [url] * 16, [200] * 16))
+        of = snapshot(store, "planted")
+        assert made == [20] * 16
+        assert len(of.in_state(State.COMPLETE)) == 320
+        assert Counter(trial.user_attrs["process"] for trial in of.trials) == Counter(dict.fromkeys(range(16), 20))
+        assert {len(trial.intermediate_values) for trial in of.trials} == {6}
+
+
+# Sixty-four whole interpreters would take two cores a minute to start; forks of one that has loaded all take none.
+WORKERS = """
+import os, sys, traceback
+from pathlib import Path
+import optuna, psycopg, sqlalchemy, scipy.stats
+from hpo.register import load
+from hpo.storage import connect
+from hpo.worker import Worker
+url, n = sys.argv[1], int(sys.argv[2])
+children = []
+for i in range(n):
+    pid = os.fork()
+    if not pid:
+        try:
+            with connect(url, patience=120) as store:
+                status = Worker(load(store, None), Path("runs"), 1, lambda event: None).work()
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        os._exit(status)
+    children.append(pid)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
+"""
+
+
+def test_64_workers_on_postgres_end_exactly_the_budget_without_an_error(here: Path) -> None:
+    if not binaries():
+        pytest.skip(MISSING)
+    server = Postgres(max_connections=160)
+    try:
+        server.start()
+        with connect(server.url(), create=True) as store:
+            register(store, read(str(planted(here, budget={"trials": 160}))), None, {})
+            began = time.monotonic()
+            done = subprocess.run(
+                [sys.executable, "-c", WORKERS, server.url(), "64"],
+                cwd=here, env=os.environ | {"PYTHONPATH": f"{Path(__file__).parents[3]}:{here}"},
+                capture_output=True, text=True, timeout=300, check=False,
+            )  # fmt: skip
+            print(f"160 trials of 4 rungs by 64 workers: {160 / (time.monotonic() - began):.1f} trials/s")
+            assert (done.returncode, done.stderr) == (0, "")
+            of = snapshot(store, "planted")
+            n = counts(of)
+            assert n["complete"] + n["pruned"] == len(of.trials) == 160
+            assert (n["failed"], n["running"], n["waiting"]) == (0, 0, 0)
+            assert len({trial.user_attrs["slot"] for trial in of.trials}) == 160
+            assert len({trial.user_attrs["worker"] for trial in of.trials}) > 32, "the work was shared"
+            assert {h.word for h in of.happened} <= {"invalid"}
+    finally:
+        server.remove()

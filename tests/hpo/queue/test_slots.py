@@ -1,0 +1,271 @@
+import threading
+import time
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+
+from hpo.queue.heartbeat import Keeper, reap
+from hpo.queue.slots import Claim, Slots
+from hpo.storage.engine import SLOT
+from hpo.storage.retry import StorageError
+from hpo.storage.store import Store, connect
+from tests.support.race import N_PROCESSES, Race
+
+SEARCH: tuple[str, None] = ("search", None)
+EXPIRED = -1.0  # a lease that has run out when it is given
+
+
+@pytest.fixture
+def slots(store: Store) -> Slots:
+    slots = Slots(store, study_id=1)
+    slots.fill([("baseline", {"optimizer.lr": 0.001}), SEARCH, SEARCH, SEARCH])
+    return slots
+
+
+def claim(slots: Slots, owner: str = "me", lease_s: float = 60.0) -> Claim:
+    claim = slots.claim(owner, lease_s)
+    assert claim
+    return claim
+
+
+def holds(slots: Slots, held: Claim, owner: str = "me") -> bool:
+    """Return whether the fence of a claim lets its owner write."""
+    with slots.store.engine.begin() as connection:
+        return connection.execute(slots.held(held, owner)).first() is not None
+
+
+def begin(slots: Slots, held: Claim, trial_id: int) -> None:
+    """Note an Optuna trial in a slot, as the transaction that makes the trial does."""
+    with slots.store.engine.begin() as connection:
+        mine = (SLOT.c.study_id == slots.study_id) & (SLOT.c.slot == held.slot)
+        connection.execute(sa.update(SLOT).where(mine).values(trial_id=trial_id))
+
+
+def test_slots_are_claimed_in_order_until_none_is_left(slots: Slots) -> None:
+    assert claim(slots) == Claim(0, 1, "baseline", {"optimizer.lr": 0.001}, None)
+    assert [claim(slots) for _ in range(3)] == [Claim(i, 1, "search", None, None) for i in (1, 2, 3)]
+    assert slots.claim("me", 60) is None
+
+
+def test_filling_again_changes_nothing_and_a_larger_budget_adds(slots: Slots) -> None:
+    held = claim(slots)
+    slots.fill([SEARCH] * 6)
+    assert slots.counts() == {"free": 5, "leased": 1, "done": 0, "expired": 0}
+    assert holds(slots, held)
+    assert slots.release(held, "me")
+    assert claim(slots).kind == "baseline"
+
+
+def test_a_smaller_budget_deletes_only_slots_that_nobody_claimed(slots: Slots) -> None:
+    given_back = [claim(slots) for _ in range(3)]
+    assert slots.done(given_back[0], "me")
+    assert slots.release(given_back[2], "me")
+    slots.fill([SEARCH])
+    assert slots.counts() == {"free": 1, "leased": 1, "done": 1, "expired": 0}
+
+
+def test_an_interrupted_trial_comes_before_new_ones(slots: Slots) -> None:
+    _, second = claim(slots), claim(slots)
+    begin(slots, second, 17)
+    assert slots.release(second, "me")
+    slots.fill([SEARCH] * 5)
+    assert claim(slots) == Claim(1, 2, "search", None, 17)
+    assert claim(slots).slot == 2
+
+
+def test_an_expired_lease_goes_to_another_owner_and_the_first_is_fenced(slots: Slots) -> None:
+    old = claim(slots, "old", EXPIRED)
+    assert slots.counts() == {"free": 3, "leased": 0, "done": 0, "expired": 1}
+    assert [lease[:3] for lease in reap(slots.store)] == [("old", 0, 1)]
+    new = claim(slots, "new")
+    assert (new.slot, new.attempt, new.failures) == (0, 2, 1)
+    assert not holds(slots, old, "old")
+    assert slots.beat(old, "old", 60, 1) is None
+    assert not slots.done(old, "old")
+    assert not slots.release(old, "old")
+    assert slots.renew("old", [(0, 1)], 60) == set()
+    assert holds(slots, new, "new")
+    assert slots.beat(new, "new", 60, 1) == ""
+    assert [row[:2] for row in slots.attempts(0)] == [[1, "lost"]]
+
+
+def test_the_same_owner_with_a_later_attempt_fences_its_earlier_one(slots: Slots) -> None:
+    old = claim(slots, "me", EXPIRED)
+    reap(slots.store)
+    new = claim(slots, "me")
+    assert not slots.done(old, "me")
+    assert slots.done(new, "me")
+
+
+def test_a_lease_in_force_is_not_given_away(slots: Slots) -> None:
+    for _ in range(4):
+        claim(slots)
+    assert slots.claim("other", 60) is None
+    assert slots.left() == 4
+
+
+def test_ending_twice_is_ending_once(slots: Slots) -> None:
+    held = claim(slots)
+    assert slots.done(held, "me")
+    assert slots.done(held, "me")  # the first answer may have been lost
+    assert not slots.release(held, "me")
+    assert slots.left() == 3
+
+
+def test_renewal_is_for_the_named_claims_of_the_owner(slots: Slots) -> None:
+    mine, orphan, other = claim(slots, "me", 1.0), claim(slots, "me", 1.0), claim(slots, "you", 1.0)
+    named = {(mine.slot, mine.attempt), (other.slot, other.attempt)}
+    assert slots.renew("me", named, 900) == {(mine.slot, mine.attempt)}
+    left = {lease.slot: lease.seconds for lease in slots.owners()}
+    assert left[mine.slot] > 800
+    assert left[orphan.slot] <= 1.0
+    assert left[other.slot] <= 1.0
+
+
+def test_owners_lists_every_claimed_slot(slots: Slots) -> None:
+    first, second = claim(slots, "b"), claim(slots, "a", EXPIRED)
+    begin(slots, first, 5)
+    rows = slots.owners()
+    assert [row[:5] for row in rows] == [("a", second.slot, 1, "search", None), ("b", 0, 1, "baseline", 5)]
+    assert rows[0].seconds < 0 < rows[1].seconds
+
+
+def test_studies_do_not_share_slots(store: Store, slots: Slots) -> None:
+    other = Slots(store, study_id=2)
+    assert other.claim("me", 60) is None
+    other.fill([SEARCH])
+    assert claim(other).slot == 0
+    assert slots.counts()["free"] == 4
+
+
+def test_a_time_zone_does_not_move_a_lease(slots: Slots, storage_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim(slots)
+    for name in ("TZ", "PGTZ"):
+        monkeypatch.setenv(name, "Asia/Tokyo")
+    with connect(storage_url) as store:
+        assert 0 < Slots(store, 1).owners()[0].seconds <= 60
+
+
+def test_a_renewed_lease_outlives_its_length(slots: Slots) -> None:
+    with Keeper(slots, "me", lease_s=0.4) as keeper:
+        held = claim(slots, "me", 0.4)
+        keeper.hold(held)
+        time.sleep(1.0)
+        assert holds(slots, held)
+        assert slots.counts()["expired"] == 0
+        assert keeper.lost == set()
+
+
+def test_the_keeper_survives_a_storage_that_is_away(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
+    back = threading.Event()
+    renew, failures = slots.renew, []
+
+    def away(*args: Any) -> set[tuple[int, int]]:
+        if len(failures) < 3:
+            failures.append(1)
+            raise StorageError("away")
+        back.set()
+        return renew(*args)
+
+    monkeypatch.setattr(slots, "renew", away)
+    held = claim(slots, "me", 0.2)
+    with Keeper(slots, "me", lease_s=0.2) as keeper:
+        keeper.hold(held)
+        assert back.wait(30)
+        assert keeper.lost == set()
+
+
+def test_the_keeper_tells_which_claim_another_owner_took(slots: Slots) -> None:
+    kept, lost = claim(slots, "me"), claim(slots, "me", EXPIRED)
+    reap(slots.store)
+    assert claim(slots, "other").slot == lost.slot
+    with Keeper(slots, "me", lease_s=0.2) as keeper:
+        keeper.hold(lost)
+        keeper.hold(kept)
+        deadline = time.monotonic() + 30
+        while not keeper.lost and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert keeper.lost == {(lost.slot, lost.attempt)}
+        keeper.drop(lost)
+        assert keeper.lost == set()
+
+
+def test_keeper_frees_what_ran_out_though_nobody_asks_for_work(slots: Slots) -> None:
+    claim(slots, "dead", EXPIRED)
+    with Keeper(slots, "launch", lease_s=0.4):
+        deadline = time.monotonic() + 30
+        while slots.counts()["expired"] and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert slots.counts() == {"free": 4, "leased": 0, "done": 0, "expired": 0}
+
+
+def test_what_was_added_by_hand_comes_after_the_baselines_and_before_the_search(slots: Slots) -> None:
+    slots.add([("enqueued", {"x": 1}, None), ("retry", {"x": 2}, 7)])
+    taken = [claim(slots) for _ in range(4)]
+    assert [c.kind for c in taken] == ["baseline", "enqueued", "retry", "search"]
+    assert (taken[2].fixed, taken[2].origin) == ({"x": 2}, 7)
+    slots.fill([SEARCH])
+    assert slots.left() == 4, "a smaller budget leaves what was added by hand"
+
+
+def test_a_budget_of_rungs_begins_a_trial_only_where_all_of_it_fits(slots: Slots) -> None:
+    pays = (4, 10)  # rungs of a trial, rungs of the study
+    first, second = (slots.claim("me", 60, rungs=pays) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert slots.claim("me", 60, rungs=pays) is None
+    slots.done(first, "me", rung=2, word="pruned")
+    assert slots.claim("me", 60, rungs=pays) is not None, "what a pruned trial left over pays for another"
+    assert slots.rungs() == 10
+
+
+def test_five_owners_at_once_do_not_set_aside_more_rungs_than_there_are(race: Race, store: Store) -> None:
+    Slots(store, 1).fill([SEARCH] * 50)
+    taken = race(claim_within, store.url)
+    assert sum(len(each) for each in taken) == 5
+    assert Slots(store, 1).rungs() == 20
+
+
+def claim_within(i: int, url: str) -> list[int]:
+    with connect(url, patience=60) as store:
+        slots = Slots(store, 1)
+        found = [slots.claim(f"process {i}", 600, rungs=(4, 21)) for _ in range(4)]
+        return [held.slot for held in found if held]
+
+
+def claim_all(i: int, url: str) -> list[int]:
+    with connect(url, patience=60) as store:
+        slots, mine = Slots(store, 1), []
+        while slots.counts()["free"]:
+            if held := slots.claim(f"process {i}", 600):
+                mine.append(held.slot)
+        return mine
+
+
+def test_eight_processes_claim_every_slot_exactly_once(race: Race, store: Store) -> None:
+    Slots(store, 1).fill([SEARCH] * 200)
+    claimed = race(claim_all, store.url)
+    assert sorted(slot for each in claimed for slot in each) == list(range(200))
+
+
+def end_all(i: int, url: str, trial_ids: list[int]) -> list[int]:
+    ended = []
+    state, values = [(optuna.trial.TrialState.COMPLETE, [1.0]), (optuna.trial.TrialState.FAIL, None)][i % 2]
+    with connect(url, patience=60) as store:
+        for trial_id in trial_ids:
+            try:
+                store.rdb.set_trial_state_values(trial_id, state, values)
+                ended.append(trial_id)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                pass
+    return ended
+
+
+def test_of_eight_processes_exactly_one_ends_a_trial(race: Race, store: Store) -> None:
+    study = optuna.create_study(storage=store.optuna)
+    trial_ids = [study.ask()._trial_id for _ in range(100)]
+    ended = race(end_all, store.url, trial_ids)
+    assert len(ended) == N_PROCESSES
+    assert sorted(trial_id for each in ended for trial_id in each) == trial_ids

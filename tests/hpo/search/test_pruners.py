@@ -1,0 +1,347 @@
+"""Pruners: who is stopped, when, and from how fresh a list of trials."""
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from pydantic import TypeAdapter, ValidationError
+
+from hpo.config.validation import explain
+from hpo.search.pruners import Brackets, Judge, Pruner
+from hpo.search.pruning_rules import compare, unfolded
+from model.section import Section
+
+R = 12
+NAMES = ["median", "percentile", "halving", "hyperband", "patient", "threshold", "wilcoxon", "none"]
+
+
+def pruner(name: str, **fields: Any) -> Any:
+    if name == "threshold":
+        fields = {"upper": 4.0} | fields
+    return TypeAdapter(Pruner).validate_python({"name": name, **fields})
+
+
+def curve(end: float, rungs: int = R) -> dict[int, float]:
+    """A learning curve from 5 towards its end."""
+    return {rung: end + (5 - end) * math.exp(-4 * rung / R) for rung in range(1, rungs + 1)}
+
+
+def finished(values: dict[int, float], state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
+    value = values[max(values)] if state == TrialState.COMPLETE else None
+    return create_trial(state=state, value=value, intermediate_values=values)
+
+
+def running(values: dict[int, float], number: int = 1000) -> FrozenTrial:
+    trial = create_trial(state=TrialState.RUNNING, intermediate_values=values)
+    trial.number = number
+    return trial
+
+
+def end(judge: Judge, values: dict[int, float], number: int = 1000, baseline: bool = False) -> tuple[str, int]:
+    """Live a trial's life in a worker: add a value, ask, until told to stop. Returns verdict and rung."""
+    trial = running({}, number)
+    for rung, value in values.items():
+        trial.intermediate_values[rung] = value
+        if (verdict := judge.verdict(trial, baseline)) != "continue":
+            return verdict, rung
+    return "continue", max(values)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> optuna.Study:
+    return optuna.create_study(storage=f"sqlite:///{tmp_path}/hpo.db", study_name="s")
+
+
+@pytest.fixture
+def crowd(study: optuna.Study) -> optuna.Study:
+    """Eight finished trials that end between 2.0 and 2.7."""
+    for i in range(8):
+        study.add_trial(finished(curve(2.0 + i / 10)))
+    return study
+
+
+@pytest.mark.parametrize("name", ["median", "percentile", "halving", "threshold", "wilcoxon"])
+def test_planted_bad_trial_is_pruned_and_the_planted_best_never(crowd: optuna.Study, name: str) -> None:
+    judge = Judge(crowd, pruner(name).build(R), R)
+    bad, best = dict.fromkeys(range(1, R + 1), 5.0), curve(1.0)
+    verdict, rung = end(judge, bad)
+    assert verdict == "prune"
+    assert rung < R
+    assert end(judge, best) == ("continue", R)
+
+
+def test_hyperband_prunes_a_bad_trial_in_every_bracket_that_has_rivals(study: optuna.Study) -> None:
+    for i in range(60):
+        study.add_trial(finished(curve(2.0 + i / 100)))
+    judge = Judge(study, pruner("hyperband").build(R), R)
+    ends = {end(judge, dict.fromkeys(range(1, R + 1), 5.0), number) for number in range(100, 140)}
+    assert ends == {("prune", 1), ("prune", 3), ("prune", 9)}
+    assert {end(judge, curve(1.0), number) for number in range(100, 140)} == {("continue", R)}
+
+
+def test_patient_stops_a_trial_that_no_longer_improves(study: optuna.Study) -> None:
+    judge = Judge(study, pruner("patient", patience=2).build(R), R)
+    assert end(judge, {1: 3.0, 2: 2.0} | dict.fromkeys(range(3, R + 1), 2.5)) == ("prune", 5)
+    assert end(judge, curve(1.0)) == ("continue", R)
+
+
+def test_none_prunes_nothing(crowd: optuna.Study) -> None:
+    judge = Judge(crowd, pruner("none").build(R), R)
+    assert end(judge, dict.fromkeys(range(1, R + 1), 99.0)) == ("continue", R)
+
+
+@pytest.mark.parametrize("name", ["median", "percentile", "threshold", "wilcoxon"])
+@pytest.mark.parametrize("warmup", [0, 1, 2, 5])
+def test_warmup_of_w_rungs_prunes_first_at_rung_w_plus_1(crowd: optuna.Study, name: str, warmup: int) -> None:
+    judge = Judge(crowd, pruner(name, warmup_rungs=warmup).build(R), R)
+    first = end(judge, {rung: 5.0 + rung for rung in range(1, R + 1)})
+    # The signed-rank test has p < 0.1 from its fourth pair on.
+    assert first == ("prune", max(warmup + 1, 4) if name == "wilcoxon" else warmup + 1)
+
+
+@pytest.mark.parametrize(("rungs", "warmup"), [(1, 0), (2, 1), (4, 1), (6, 2), (8, 2), (10, 3), (20, 5)])
+def test_warmup_left_out_is_a_quarter_of_the_rungs(rungs: int, warmup: int) -> None:
+    assert pruner("median").first_rung(rungs) == warmup + 1
+
+
+def test_interval_decides_at_every_second_rung_after_warmup(crowd: optuna.Study) -> None:
+    judge = Judge(crowd, pruner("median", warmup_rungs=2, interval=3).build(R), R)
+    late = {rung: (0.5 if rung < 4 else 9.0) for rung in range(1, R + 1)}
+    asked = [r for r in range(1, R) if judge.pruner.prune(judge._view, running(dict.fromkeys(range(1, r + 1), 9.0)))]
+    assert asked == [3, 6, 9]
+    assert end(judge, late) == ("continue", R)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_trial_is_pruned_at_the_last_rung(crowd: optuna.Study, name: str) -> None:
+    judge = Judge(crowd, pruner(name).build(1), 1)
+    assert end(judge, {1: 99.0}) == ("continue", 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_baseline_is_never_pruned(crowd: optuna.Study, name: str) -> None:
+    judge = Judge(crowd, pruner(name).build(R), R)
+    assert end(judge, {rung: 5.0 + rung for rung in range(1, R + 1)}, baseline=True) == ("continue", R)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("baseline", [False, True])
+def test_value_that_is_not_finite_is_diverged_whatever_the_pruner_says(
+    crowd: optuna.Study, value: float, baseline: bool
+) -> None:
+    judge = Judge(crowd, pruner("median").build(R), R)
+    assert end(judge, {1: 1.0, 2: 50.0, 3: value}, baseline=baseline) == ("diverged", 3)
+    assert end(judge, curve(1.0) | {R: value}) == ("diverged", R)
+    assert not judge.prune(running({1: value}))
+
+
+def test_too_few_finished_trials_are_no_measure(study: optuna.Study) -> None:
+    judge = Judge(study, pruner("median", startup_trials=0).build(R), R, refresh_s=0)
+    bad = dict.fromkeys(range(1, R + 1), 99.0)
+    for i in range(5):
+        assert end(judge, bad) == ("continue", R), i
+        study.add_trial(finished(curve(2.0)))
+    assert end(judge, bad) == ("prune", 4)
+
+
+def random_curves(seed: int, n: int) -> list[dict[int, float]]:
+    chance = random.Random(seed)
+    return [{r: v + chance.gauss(0, 0.1) for r, v in curve(chance.uniform(1, 3)).items()} for _ in range(n)]
+
+
+@pytest.mark.parametrize(
+    "stock",
+    [
+        optuna.pruners.MedianPruner(5, 4, n_min_trials=5),
+        optuna.pruners.PercentilePruner(75.0, 5, 4, n_min_trials=5),
+    ],
+)
+def test_decisions_equal_should_prune_on_the_same_trials(study: optuna.Study, stock: Any) -> None:
+    name = "median" if isinstance(stock, optuna.pruners.MedianPruner) else "percentile"
+    study.pruner = stock
+    judge = Judge(study, pruner(name).build(R), R, refresh_s=0)
+    verdicts = []
+    for values in random_curves(0, 14):
+        trial = study.ask()
+        own = running({}, trial.number)
+        for rung, value in values.items():
+            trial.report(value, rung)
+            own.intermediate_values[rung] = value
+            verdicts.append(judge.prune(own))
+            assert verdicts[-1] == (trial.should_prune() and rung < R)
+            if verdicts[-1]:
+                break
+        state = TrialState.PRUNED if verdicts[-1] else TrialState.COMPLETE
+        study.tell(trial, None if verdicts[-1] else values[R], state=state)
+    assert 0 < sum(verdicts) < 14
+
+
+@pytest.mark.parametrize(
+    ("name", "stock"),
+    [
+        ("halving", lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)),
+        ("hyperband", lambda: optuna.pruners.HyperbandPruner(1, R, 3)),
+    ],
+)
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_halving_decides_as_optunas_without_writing(name: str, stock: Callable[[], Any], direction: str) -> None:
+    theirs = optuna.create_study(study_name="s", pruner=stock(), direction=direction)
+    ours = optuna.create_study(study_name="s", direction=direction)
+    judge = Judge(ours, pruner(name).build(R), R, refresh_s=0)
+    n_pruned = 0
+    for values in random_curves(1, 60):
+        trial, own = theirs.ask(), ours.ask()
+        copy = running({}, own.number)
+        pruned = False
+        for rung, value in values.items():
+            trial.report(value, rung)
+            own.report(value, rung)
+            copy.intermediate_values[rung] = value
+            pruned = judge.prune(copy)
+            assert pruned == (trial.should_prune() and rung < R)
+            if pruned:
+                break
+        n_pruned += pruned
+        for study, one in (theirs, trial), (ours, own):
+            study.tell(one, state=TrialState.PRUNED) if pruned else study.tell(one, values[R])
+    assert 20 < n_pruned < 60
+    assert not any(t.system_attrs for t in ours.get_trials())
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_best_trial_of_the_judges_list_is_the_studys(direction: str) -> None:
+    study = optuna.create_study(direction=direction)
+    for last in 2.0, 1.0, 3.0:
+        study.add_trial(finished(curve(last)))
+    judge = Judge(study, pruner("none").build(R), R)
+    assert judge._view.best_trial.number == study.best_trial.number
+
+
+def test_failed_trials_are_no_rivals_in_halving(study: optuna.Study) -> None:
+    for _ in range(9):
+        study.add_trial(finished({1: 0.1}, TrialState.FAIL))
+    judge = Judge(study, pruner("halving").build(R), R)
+    assert end(judge, curve(2.0)) == ("continue", R)
+
+
+def test_list_of_trials_is_read_once_in_the_refresh_time(study: optuna.Study) -> None:
+    lazy = Judge(study, pruner("median").build(R), R, refresh_s=math.inf)
+    eager = Judge(study, pruner("median").build(R), R, refresh_s=0)
+    bad = dict.fromkeys(range(1, R + 1), 99.0)
+    assert end(lazy, bad) == end(eager, bad) == ("continue", R)
+    for i in range(8):
+        study.add_trial(finished(curve(2.0 + i / 10)))
+    assert end(lazy, bad) == ("continue", R)
+    assert end(eager, bad) == ("prune", 4)
+
+
+def test_judging_reads_no_table_between_refreshes(crowd: optuna.Study) -> None:
+    judge = Judge(crowd, pruner("wilcoxon").build(R), R, refresh_s=math.inf)
+    judge.prune(running(curve(3.0, 2)))
+    statements: list[str] = []
+    engine = crowd._storage._backend.engine  # type: ignore[attr-defined]
+    sqlalchemy.event.listen(engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
+    for name in NAMES:
+        judge.pruner = pruner(name).build(R)
+        end(judge, curve(3.0))
+        if name != "none":
+            judge.record(pruner(name), running(curve(3.0, 4)))
+    assert statements == []
+    crowd.get_trials(deepcopy=False)
+    assert statements != []
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({"name": "threshold"}, "lower or upper is required"),
+        ({"name": "threshold", "lower": 2, "upper": 1}, "lower must be less than upper, got lower 2.0 and upper 1.0"),
+        ({"name": "percentile", "percentile": 100}, "must be less than 100, got 100"),
+        ({"name": "halving", "factor": 1}, "must be at least 2, got 1"),
+        ({"name": "median", "warmup": 1}, "no such field; did you mean pruner.warmup_rungs?"),
+    ],
+)
+def test_pruner_that_cannot_be_is_refused(given: dict[str, Any], rule: str) -> None:
+    class File(Section):
+        pruner: Pruner
+
+    with pytest.raises(ValidationError) as caught:
+        File.model_validate({"pruner": given})
+    assert [r for _, r in explain(caught.value, File)] == [rule]
+
+
+def test_a_rival_whose_value_is_no_number_changes_no_decision_in_halving(study: optuna.Study) -> None:
+    judge = Judge(study, pruner("halving").build(R), R, refresh_s=0)
+    for value in (3.0, 1.0, 2.0, 4.0):
+        study.add_trial(finished({1: value}, TrialState.PRUNED))
+    alone = [judge.prune(running({1: value})) for value in (0.5, 1.5, 2.5)]
+    for _ in range(3):
+        study.add_trial(finished({1: math.nan}, TrialState.PRUNED))
+    assert [judge.prune(running({1: value})) for value in (0.5, 1.5, 2.5)] == alone == [False, True, True]
+
+
+LOOSE: dict[str, dict[str, Any]] = {  # each decides from the first rung and the first peer on
+    "median": {"startup_trials": 0, "min_trials": 1, "warmup_rungs": 0},
+    "percentile": {"startup_trials": 0, "min_trials": 1, "warmup_rungs": 0, "percentile": 60},
+    "halving": {"factor": 2},
+    "hyperband": {"factor": 2},
+    "patient": {"patience": 1, "min_delta": 0.1},
+    "threshold": {"lower": 1.0, "upper": 2.0, "warmup_rungs": 0},
+    "wilcoxon": {"warmup_rungs": 0, "p_threshold": 0.3},
+}
+
+
+def odd_curve(chance: random.Random, rungs: int, with_nan: bool) -> dict[int, float]:
+    """Values in steps of a tenth, so that many are equal; now and then one that is no number, but no end of a curve."""
+    values = {rung: round(chance.gauss(1.5, 0.5), 1) for rung in range(1, rungs + 1)}
+    lost = [rung for rung in range(2, rungs) if with_nan and chance.random() < 0.2]
+    return values | dict.fromkeys(lost, math.nan)
+
+
+@pytest.mark.parametrize("name", LOOSE)
+def test_the_recorded_comparison_is_that_of_the_pruner_with_ties_and_values_that_are_no_numbers(name: str) -> None:
+    rule, chance = pruner(name, **LOOSE[name]), random.Random(name)
+    verdicts, parted = [], 0
+    for _ in range(120):
+        study = optuna.create_study(study_name="s")
+        for i in range(chance.randint(1, 9)):
+            state = TrialState.COMPLETE if i == 0 else chance.choice([*TrialState][1:4])
+            study.add_trial(finished(odd_curve(chance, R, with_nan=name != "wilcoxon" and i > 0), state))
+        judge = Judge(study, rule.build(R), R, refresh_s=0)
+        own = running(odd_curve(chance, chance.choice((4, 5, 7, 8, 8, 8)), with_nan=name != "wilcoxon"))
+        decision = judge.prune(own)
+        record = judge.record(rule, own) if decision or decides(judge, own) else None
+        if record is None:
+            continue
+        held = study.get_trials(deepcopy=False)
+        peers = [held[number].intermediate_values for number in unfolded(record["peers"])]
+        again = compare(rule.model_dump(), own.intermediate_values, peers)
+        assert again.prunes == decision
+        assert (record["value"], record["threshold"], record["n"]) == (again.value, again.threshold, len(peers))
+        verdicts.append(decision)
+        parted += not math.isclose(again.value, again.threshold)
+    assert 0.05 < sum(verdicts) / len(verdicts) < 0.95
+    assert parted > 5
+
+
+def decides(judge: Judge, trial: FrozenTrial) -> bool:
+    """Tell whether a rung is one at which the pruner compares at all."""
+    brackets = judge.pruner
+    return not isinstance(brackets, Brackets) or brackets.is_mark(
+        trial.last_step or 0, brackets.bracket(judge._study, trial.number)
+    )
+
+
+def test_the_record_is_of_the_list_that_the_pruner_read_though_a_trial_has_ended_since(crowd: optuna.Study) -> None:
+    rule = pruner("median")
+    judge = Judge(crowd, rule.build(R), R, refresh_s=0)
+    bad = running(dict.fromkeys(range(1, 5), 5.0))
+    assert judge.prune(bad)
+    crowd.add_trial(finished(curve(1.0)))
+    assert judge.record(rule, bad)["peers"] == "0-7"

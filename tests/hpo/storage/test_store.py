@@ -1,0 +1,351 @@
+import os
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from hpo.queue.heartbeat import Keeper
+from hpo.queue.slots import Slots
+from hpo.storage.engine import default_url, look, normalise
+from hpo.storage.retry import StorageError, retry, shown
+from hpo.storage.store import Store, check_connections, connect
+from hpo.storage.trials import trials
+from tests.support.postgres import MISSING, Postgres, binaries
+from tests.support.race import N_PROCESSES, Race
+
+SECRET = "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("study.db", "sqlite:///study.db"),
+        ("/a/study.sqlite3", "sqlite:////a/study.sqlite3"),
+        ("sqlite:///runs/hpo.db", "sqlite:///runs/hpo.db"),
+        ("sqlite+pysqlite:///study.any", "sqlite:///study.any"),
+        ("postgres://u:p@h/d", "postgresql+psycopg://u:p@h/d"),
+        ("postgresql://u@h:5433/d", "postgresql+psycopg://u@h:5433/d"),
+        ("postgresql+psycopg2://u@/d?host=/run/pg", "postgresql+psycopg://u@/d?host=%2Frun%2Fpg"),
+        ("postgresql+psycopg://h/d", "postgresql+psycopg://h/d"),
+    ],
+)
+def test_a_url_is_brought_to_the_driver_in_use(given: str, used: str) -> None:
+    assert normalise(given) == used
+    assert normalise(used) == used
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"oracle://u:{SECRET}@h/d",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite://runs/hpo.db",
+        "",
+    ],
+)
+def test_another_kind_of_storage_is_refused_with_what_is_accepted(url: str) -> None:
+    with pytest.raises(StorageError, match="must be") as refusal:
+        normalise(url)
+    assert SECRET not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        (f"mysql://u:{SECRET}@h/d", "MySQL"),
+        (f"mysql+pymysql://u:{SECRET}@h/d", "MySQL"),
+        (f"redis://:{SECRET}@h/0", "Redis"),
+        ("journal.log", "journal storage"),
+        ("journal:///runs/j.log", "journal storage"),
+        ("grpc://h:13000", "gRPC proxy"),
+    ],
+)
+def test_a_storage_that_cannot_carry_leases_is_refused_by_name_with_the_reason(url: str, named: str) -> None:
+    with pytest.raises(StorageError, match=named) as refusal:
+        normalise(url)
+    assert SECRET not in str(refusal.value)
+    assert "use SQLite on one machine, Postgres between machines" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://u:{SECRET}@h:5432/d",
+        f"postgresql://u:a@{SECRET}@h/d",
+        f"postgresql+psycopg://u@h/d?password={SECRET}&sslmode=require",
+        f"not parsed://u:{SECRET}@",
+    ],
+)
+def test_a_shown_url_holds_no_password(url: str) -> None:
+    assert SECRET not in shown(url)
+    assert "***" in shown(url)
+    assert shown("postgresql://u@h:5432/d?sslmode=require") == "postgresql://u@h:5432/d?sslmode=require"
+
+
+def test_the_flag_comes_before_the_variable_and_the_variable_before_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert default_url(None) == "sqlite:///runs/hpo.db"
+    monkeypatch.setenv("HPO_STORAGE", "a.db")
+    assert default_url(None) == "a.db"
+    assert default_url("b.db") == "b.db"
+
+
+def test_a_missing_file_is_named_and_not_made(tmp_path: Path) -> None:
+    for opening in (connect, look):
+        with pytest.raises(StorageError, match=r"no storage at .*none\.db; `hpo launch` creates it"):
+            opening(f"{tmp_path}/none.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_without_tables_is_refused(empty_url: str, tmp_path: Path) -> None:
+    if empty_url.startswith("sqlite"):
+        (tmp_path / "hpo.db").touch()
+    with pytest.raises(StorageError, match=r"no study in .*`hpo launch` creates the tables"):
+        connect(empty_url)
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path, create: bool) -> None:
+    file = tmp_path / "notes.db"
+    file.write_text("not a database " * 100)
+    with pytest.raises(StorageError, match=r"notes\.db: file is not a database"):
+        connect(str(file), create=create)
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Run as `nobody` where the tests run as root, whom no mode of a file stops."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_cannot_be_written_is_named_at_the_start(what: str) -> None:
+    # Not pytest's own folder, which `nobody` may not enter.
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        if what == "file":
+            connect(f"{folder}/hpo.db", create=True).close()
+        for path in [*folder.iterdir(), folder]:
+            path.chmod(0o755 if path == folder else 0o444)
+        if what == "folder" or os.geteuid() != 0:
+            folder.chmod(0o555)
+        with unprivileged(), pytest.raises(StorageError, match=name):
+            connect(f"{folder}/hpo.db", create=True)
+        if what == "file":
+            with unprivileged(), pytest.raises(StorageError, match=name):
+                connect(f"{folder}/hpo.db")
+        folder.chmod(0o755)
+
+
+def test_sqlite_is_set_up_for_many_processes(tmp_path: Path) -> None:
+    with connect(f"{tmp_path}/hpo.db", create=True) as store, store.engine.begin() as connection:
+        pragmas = ("journal_mode", "synchronous", "busy_timeout")
+        values = [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in pragmas]
+        assert values == ["wal", 1, 60000]
+        other = sqlite3.connect(tmp_path / "hpo.db", timeout=0)
+        with pytest.raises(
+            sqlite3.OperationalError, match="locked"
+        ):  # a transaction holds the write lock from its begin
+            other.execute("BEGIN IMMEDIATE")
+        other.close()
+
+
+def test_looking_neither_waits_for_a_writer_nor_writes(storage_url: str) -> None:
+    with connect(storage_url, create=True) as store:
+        optuna.create_study(study_name="s", storage=store.optuna)
+        Slots(store, 1).fill([("search", None)])
+        with store.engine.begin() as writer, look(storage_url) as looking:
+            writer.exec_driver_sql("UPDATE hpo_slot SET attempt = 7")
+            assert trials(looking, 1) == []
+            assert Slots(looking, 1).counts()["free"] == 1
+        with look(storage_url) as looking, pytest.raises(StorageError, match=r"read-?only"):
+            Slots(looking, 1).claim("me", 1)
+
+
+def test_creating_twice_keeps_what_is_there(storage_url: str) -> None:
+    for n in (1, 2):
+        with connect(storage_url, create=True) as store:
+            study = optuna.create_study(study_name="s", storage=store.optuna, load_if_exists=True)
+            study.tell(study.ask(), 1.0)
+            assert len(study.trials) == n
+
+
+def test_a_name_with_braces_and_blanks_stays_as_it_is(tmp_path: Path) -> None:
+    with connect(f"{tmp_path}/{{x}} 1%20.db", create=True):
+        assert (tmp_path / "{x} 1%20.db").is_file()
+
+
+def locked() -> sa.exc.OperationalError:
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY  # type: ignore[misc]
+    return sa.exc.OperationalError("SELECT 1", None, error)
+
+
+def wrapped(error: Exception) -> optuna.exceptions.StorageInternalError:
+    outer = optuna.exceptions.StorageInternalError("An exception is raised during the commit.")
+    outer.__cause__ = error
+    return outer
+
+
+PASSING = [
+    locked(),
+    wrapped(locked()),
+    sa.exc.OperationalError("SELECT 1", None, psycopg.errors.AdminShutdown("terminating connection")),
+    sa.exc.OperationalError("SELECT 1", None, psycopg.OperationalError("server closed the connection")),
+    sa.exc.TimeoutError("QueuePool limit"),
+    sa.exc.OperationalError("SELECT 1", None, psycopg.errors.IdleInTransactionSessionTimeout("terminating connection")),
+]
+LASTING = [
+    sa.exc.OperationalError("SELECT 1", None, sqlite3.OperationalError("no such table: hpo_slot")),
+    wrapped(sa.exc.ProgrammingError("SELECT 1", None, psycopg.errors.UndefinedTable("no hpo_slot"))),
+    sa.exc.OperationalError("SELECT 1", None, psycopg.OperationalError(f"password authentication failed {SECRET}")),
+]
+
+
+def fails(n: int, error: Exception) -> Any:
+    """Return a function that fails n times and then returns its argument."""
+    failures = [error] * n
+
+    def call(value: str) -> str:
+        if failures:
+            raise failures.pop()
+        return value
+
+    return call
+
+
+@pytest.mark.parametrize("error", PASSING, ids=["locked", "wrapped", "shutdown", "closed", "pool", "frozen"])
+def test_a_passing_error_is_tried_again(error: Exception) -> None:
+    assert retry(fails(3, error), "done", patience=30) == "done"
+
+
+@pytest.mark.parametrize("error", PASSING, ids=["locked", "wrapped", "shutdown", "closed", "pool", "frozen"])
+def test_patience_ends_in_a_storage_error(error: Exception) -> None:
+    with pytest.raises(StorageError, match=r"storage sqlite:///a\.db: "):
+        retry(fails(10**6, error), "done", patience=0.2, url="sqlite:///a.db")
+
+
+@pytest.mark.parametrize("error", LASTING, ids=["no table", "wrapped", "password"])
+def test_a_lasting_error_is_not_tried_again(error: Exception) -> None:
+    with pytest.raises(StorageError) as failure:
+        retry(fails(1, error), "done", url=f"postgresql://u:{SECRET}@h/d")
+    assert SECRET not in str(failure.value)
+
+
+@pytest.mark.parametrize("error", [KeyError("study"), optuna.exceptions.UpdateFinishedTrialError("done")])
+def test_what_is_not_the_storage_s_fault_passes_through(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        retry(fails(1, error), "done")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """A server of few connections that asks for a password on 127.0.0.1 and may be restarted."""
+    if not binaries():
+        pytest.skip(MISSING)
+    server = Postgres(tcp=True, max_connections=30)
+    try:
+        yield server.start()
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def remote(server: Postgres) -> Iterator[Store]:
+    with connect(server.url(server.database(), tcp=True), create=True, patience=30) as store:
+        yield store
+
+
+def test_a_wrong_password_is_told_at_once_and_not_shown(server: Postgres) -> None:
+    with pytest.raises(StorageError, match=r"127\.0\.0\.1.*password authentication failed") as failure:
+        connect(server.url(tcp=True, password=SECRET), patience=1000)
+    assert SECRET not in str(failure.value)
+
+
+def test_a_database_that_does_not_exist_is_told_at_once(server: Postgres) -> None:
+    for create in (False, True):
+        with pytest.raises(StorageError, match='database "nowhere" does not exist'):
+            connect(server.url("nowhere"), create=create, patience=1000)
+
+
+def test_a_server_that_does_not_answer_is_named_without_the_password() -> None:
+    with pytest.raises(StorageError, match=r'127\.0\.0\.1", port 1 failed: Connection refused') as failure:
+        connect(f"postgresql://u:{SECRET}@127.0.0.1:1/d", create=True, patience=0.3)
+    assert SECRET not in str(failure.value)
+
+
+def test_calls_go_on_after_a_restart_of_the_server(server: Postgres, remote: Store) -> None:
+    study = optuna.create_study(study_name="s", storage=remote.optuna)
+    slots = Slots(remote, study._study_id)
+    slots.fill([("search", None)])
+    server.stop()
+    returns = threading.Timer(1.0, server.start)
+    returns.start()
+    claim = slots.claim("me", 60)
+    study.tell(study.ask(), 1.0)
+    returns.join()
+    assert claim
+    assert slots.done(claim, "me")
+    assert len(study.trials) == 1
+
+
+def test_more_workers_than_connections_are_refused_with_the_numbers(remote: Store, tmp_path: Path) -> None:
+    check_connections(remote, 2)
+    with pytest.raises(StorageError, match=r"64 workers need 64 x 2 \+ 10 = 138 connections.* allows 30 "):
+        check_connections(remote, 64)
+    with connect(f"{tmp_path}/hpo.db", create=True) as file:
+        check_connections(file, 64)
+
+
+def test_a_worker_holds_at_most_two_connections(server: Postgres, remote: Store) -> None:
+    study = optuna.create_study(study_name="s", storage=remote.optuna)
+    slots = Slots(remote, study._study_id)
+    slots.fill([("search", None)])
+    claim = slots.claim("me", 60)
+    assert claim
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hpo'"
+    with Keeper(slots, "me", lease_s=0.05) as keeper:
+        keeper.hold(claim)
+        for _ in range(10):
+            study.tell(study.ask(), 1.0)
+            assert server.sql(count)[0][0] <= 2
+
+
+def launch(_: int, url: str) -> str:
+    with connect(url, create=True, patience=60) as store:
+        study = optuna.create_study(study_name="s", storage=store.optuna, load_if_exists=True)
+        Slots(store, study._study_id).fill([("search", None)] * 20)
+        return study.study_name
+
+
+@pytest.mark.parametrize("n", range(2))
+def test_eight_launches_on_an_empty_database_make_one_study(race: Race, empty_url: str, n: int) -> None:
+    assert race(launch, empty_url) == ["s"] * N_PROCESSES
+    with connect(empty_url) as store:
+        assert [study.study_name for study in store.optuna.get_all_studies()] == ["s"]
+        assert Slots(store, 1).left() == 20
+
+
+def test_waiting_grows_and_stays_within_patience() -> None:
+    begin = time.monotonic()
+    with pytest.raises(StorageError):
+        retry(fails(10**6, locked()), "done", patience=1.0)
+    assert time.monotonic() - begin < 1.5

@@ -1,0 +1,120 @@
+"""hpo worker --follow: one worker of every study of a storage."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpo.analysis.snapshot import STATE, counts, snapshot
+from hpo.queue.registry import Registered, register
+from hpo.storage.retry import StorageError
+from hpo.storage.store import connect
+from hpo.study.load import read
+from tests.support.command import environment
+from tests.support.planted import study as planted
+from tests.support.postgres import MISSING, Postgres, binaries
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+@contextmanager
+def follower(url: str, folder: Path, **more: str) -> Iterator["subprocess.Popen[str]"]:
+    """A worker that follows a storage; killed at the end if it still runs."""
+    asked = [sys.executable, "-m", "hpo", "worker", "--follow", "--storage", url]
+    env = environment(HPO_LEASE_S="4", **more)
+    with subprocess.Popen(
+        asked, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return true()
+
+
+def make(store: Any, folder: Path, name: str, **keys: Any) -> Registered:
+    return register(store, read(str(planted(folder, name, pruner={"name": "none"}, **keys))), None, {})
+
+
+def ended(store: Any, name: str) -> Callable[[], bool]:
+    def look() -> bool:
+        n = counts(snapshot(store, name))
+        return n["running"] == n["waiting"] == 0
+
+    return look
+
+
+def test_follower_waits_for_a_storage_and_serves_its_studies_in_turn(here: Path, empty_url: str) -> None:
+    with follower(empty_url, here) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("waiting: no stud" if "postgres" in empty_url else "waiting: no st")
+        with connect(empty_url, create=True) as store:
+            for name in ("one", "two"):
+                make(store, here, name, budget={"trials": 4}, base={"pause": 0.05})
+            assert until(ended(store, "one"))
+            assert until(ended(store, "two"))
+            make(store, here, "three", budget={"trials": 1})
+            assert until(ended(store, "three"))
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    begun = [line.partition(":")[0] for line in said.splitlines() if "started" in line]
+    assert sorted(begun) == ["one"] * 4 + ["three"] + ["two"] * 4
+    turns = begun[begun.index("two") : begun.index("two") + 4]
+    assert turns.count("one") >= 1, f"the studies take turns, got {begun}"
+
+
+def test_follower_leaves_a_study_alone_that_it_cannot_serve_or_that_is_paused(here: Path) -> None:
+    url = f"sqlite:///{here}/f.db"
+    with connect(url, create=True) as store:
+        paused = make(store, here, "paused", budget={"trials": 1})
+        paused.optuna.set_user_attr(STATE, "paused")
+        make(store, here, "missing", budget={"trials": 1}).optuna.set_user_attr("hpo:protocol", 99)
+        make(store, here, "served", budget={"trials": 2})
+        with follower(url, here) as process:
+            assert until(ended(store, "served"))
+            assert counts(snapshot(store, "paused"))["waiting"] == counts(snapshot(store, "missing"))["waiting"] == 1
+            paused.optuna.set_user_attr(STATE, "active")
+            assert until(ended(store, "paused"))
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert (
+        "missing: left alone for 60 s: study missing: was made by a version of hpo whose workers speak protocol 99"
+        in told
+    )
+
+
+def test_follower_survives_a_server_that_is_away(here: Path) -> None:
+    if not binaries():
+        pytest.skip(MISSING)
+    server = Postgres()
+    try:
+        server.start()
+        with connect(server.url(), create=True, patience=60) as store, follower(server.url(), here) as process:
+            make(store, here, "long", budget={"trials": 4}, base={"pause": 0.4})
+            assert until(lambda: counts(snapshot(store, "long"))["complete"] >= 1)
+            server.stop(signal.SIGQUIT)
+            with pytest.raises(StorageError):
+                connect(server.url(), patience=0.1)
+            time.sleep(6)  # longer than a lease, and than a follower that waits for work is patient
+            server.start()
+            assert until(ended(store, "long"))
+            assert process.poll() is None
+            of = snapshot(store, "long")
+            assert "away" in {happening.word for happening in of.happened}, "and the outage is explained by a word"
+        assert counts(of)["complete"] == len(of.trials) == 4
+    finally:
+        server.remove()

@@ -1,0 +1,562 @@
+"""The worker, on planted curves and on tiny GPTs, over real storages."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy.exc
+from optuna.trial import TrialState
+
+import hpo.worker.reporter
+import hpo.worker.worker
+from hpo.analysis.snapshot import ENDED, ERROR, STARTED, counts, snapshot, summary
+from hpo.queue.heartbeat import reap
+from hpo.queue.registry import Registered, register
+from hpo.queue.slots import Claim
+from hpo.runs.run_dir import lines
+from hpo.storage.engine import look
+from hpo.storage.retry import StorageError
+from hpo.storage.store import connect
+from hpo.storage.trials import State
+from hpo.study.load import read
+from hpo.worker.worker import Worker
+from tests.support.disk import resize, small_disk, used
+from tests.support.planted import study as planted
+from tests.support.tiny import tiny
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def run(url: str, path: Path, pack: int = 1, **budget: Any) -> tuple[Registered, list[dict[str, Any]]]:
+    """Work on a study in this process; return it and what the worker told."""
+    told: list[dict[str, Any]] = []
+    with connect(url, create=True) as store:
+        at = register(store, read(str(path), budget=budget), None, {})
+        assert Worker(at, Path("runs"), pack, told.append).work() == 0
+        at.optuna.trials  # noqa: B018, read while the storage is open
+        return at, told
+
+
+def sqlite(folder: Path) -> str:
+    return f"sqlite:///{folder}/w.db"
+
+
+def gpt_study(path: Path, **keys: Any) -> Path:
+    import yaml
+
+    base = tiny({"optimizer.lr": 3e-3}).model_dump(mode="json")
+    space = {"optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
+    tree = {"base": base, "space": space, "sampler": {"name": "random"}, "pruner": {"name": "none"}}
+    path.write_text(yaml.safe_dump({**tree, "budget": {"trials": 4}, **keys}))
+    return path
+
+
+def register_gpt(store: Any, path: Path) -> Registered:
+    from hpo.runs.datasets import described
+
+    found = read(str(path))
+    return register(store, found, *described(found.base))
+
+
+@pytest.mark.parametrize("pack", [1, 3])
+def test_every_trial_of_the_budget_runs_once_and_the_baseline_first(here: Path, pack: int) -> None:
+    path = planted(here, train="curves:noted", baseline=[{}, {"x": 0.9}], pruner={"name": "none"})
+    run(sqlite(here), path, pack)
+    with look(sqlite(here)) as store:
+        of = snapshot(store, "planted")
+        assert counts(of) == {"complete": 12, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+        assert [t.user_attrs["kind"] for t in of.trials[:3]] == ["baseline", "baseline", "search"]
+        assert [t.params["x"] for t in of.trials[:2]] == [0.5, 0.9]
+    assert len(list(here.glob("start-*"))) == 12
+
+
+@pytest.mark.parametrize("pack", [1, 4])
+def test_pruning_kills_a_planted_bad_trial_and_never_the_planted_best(here: Path, pack: int) -> None:
+    values = [0.5, 0.4, 0.45, 0.42, 0.41, 0.43, 0.99, 0.95, 0.01, 0.3]
+    path = planted(
+        here,
+        space={"x": {"choices": values[1:]}},
+        sampler={"name": "brute-force"},
+        pruner={"name": "median", "startup_trials": 5, "warmup_rungs": 1},
+        budget={"trials": 10},
+    )
+    run(sqlite(here), path, pack)
+    with look(sqlite(here)) as store:
+        state = {t.params.get("x", 0.5): t.state for t in snapshot(store, "planted").trials}
+    assert state[0.01] == State.COMPLETE
+    if pack == 1:  # in a pack of four, the bad ones start before five are complete
+        assert state[0.99] == state[0.95] == State.PRUNED
+
+
+def test_baseline_is_never_pruned_though_it_is_the_worst(here: Path) -> None:
+    path = planted(
+        here,
+        baseline=[{"x": x} for x in (0.1, 0.1, 0.1, 0.1, 0.1, 1.0)],
+        pruner={"name": "median", "startup_trials": 3, "min_trials": 3, "warmup_rungs": 0},
+        budget={"trials": 6},
+    )
+    _at, _ = run(sqlite(here), path)
+    with look(sqlite(here)) as store:
+        assert counts(snapshot(store, "planted"))["complete"] == 6
+
+
+def test_eight_processes_finish_exactly_the_budget_with_the_baseline_once(here: Path, storage_url: str) -> None:
+    path = planted(here, train="curves:noted", budget={"trials": 40}, pruner={"name": "none"})
+    with connect(storage_url, create=True) as store:
+        register(store, read(str(path)), None, {})
+    asked = [sys.executable, "-m", "hpo", "worker", "--study", "planted"]
+    env = {**os.environ, "HPO_STORAGE": storage_url, "OMP_NUM_THREADS": "1"}
+    workers = [subprocess.Popen(asked, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(8)]
+    for worker in workers:
+        _, stderr = worker.communicate(timeout=120)
+        assert (worker.returncode, stderr) == (0, b"")
+    with look(storage_url) as store:
+        of = snapshot(store, "planted")
+        assert counts(of) == {"complete": 40, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+        assert sum(t.user_attrs["kind"] == "baseline" for t in of.trials) == 1
+        assert sorted(t.user_attrs["slot"] for t in of.trials) == list(range(40))
+        points = [t.params["x"] for t in of.trials]
+        assert len(set(points)) == 40, "the sampler's seed differs from slot to slot"
+    assert len(list(here.glob("start-*"))) == 40
+
+
+def test_one_worker_and_one_seed_suggest_the_same_sequence_again(here: Path) -> None:
+    path = planted(here, sampler={"name": "tpe", "startup_trials": 4})
+    _first, _ = run(f"sqlite:///{here}/a.db", path)
+    _second, _ = run(f"sqlite:///{here}/b.db", path)
+    sequences = []
+    for name in ("a", "b"):
+        with look(f"sqlite:///{here}/{name}.db") as store:
+            sequences.append([t.params for t in snapshot(store, "planted").trials])
+    assert sequences[0] == sequences[1]
+
+
+def test_diverged_trial_is_pruned_with_that_reason_and_the_pack_goes_on(here: Path) -> None:
+    path = gpt_study(
+        here / "wild.yaml",
+        space={"optimizer.lr": {"choices": [1e-3, 1e30, 2e-3]}},
+        sampler={"name": "brute-force"},
+    )
+    told: list[dict[str, Any]] = []
+    with connect(sqlite(here), create=True) as store:
+        at = register_gpt(store, path)
+        assert Worker(at, Path("runs"), 3, told.append).work() == 0
+        of = snapshot(store, "wild")
+        trials = {t.params["optimizer.lr"]: t for t in of.trials if "optimizer.lr" in t.params}
+    assert trials[1e30].state == State.PRUNED
+    assert trials[1e30].user_attrs[ENDED] == "diverged"
+    assert trials[1e-3].state == trials[2e-3].state == State.COMPLETE
+    assert not (Path("runs/wild/trials") / f"{trials[1e30].number:04d}" / "checkpoint").exists()
+
+
+def test_values_that_do_not_go_together_end_the_trial_not_the_worker(here: Path) -> None:
+    path = gpt_study(
+        here / "odd.yaml",
+        space={"model.n_head": {"choices": [1, 3]}, "model.n_embd": {"choices": [16, 12]}},
+        sampler={"name": "brute-force"},
+        base=tiny({"model.n_embd": 12, "model.n_head": 1}).model_dump(mode="json"),
+        budget={"trials": 5},
+    )
+    with connect(sqlite(here), create=True) as store:
+        at = register_gpt(store, path)
+        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
+        of = snapshot(store, "odd")
+        assert counts(of)["running"] == counts(of)["waiting"] == 0
+        invalid = [t for t in of.trials if t.user_attrs[ENDED] == "invalid"]
+    assert len(invalid) == 1
+    assert "n_embd must be a multiple of n_head" in invalid[0].user_attrs[ERROR]
+
+
+def test_trials_of_several_shapes_each_find_their_pack(here: Path) -> None:
+    path = gpt_study(
+        here / "shapes.yaml",
+        space={"model.n_layer": {"choices": [1, 2]}, "run.grad_accum": {"choices": [1, 2]}},
+        sampler={"name": "brute-force"},
+        budget={"trials": 5},
+    )
+    with connect(sqlite(here), create=True) as store:
+        at = register_gpt(store, path)
+        assert Worker(at, Path("runs"), 3, lambda event: None).work() == 0
+        of = snapshot(store, "shapes")
+        assert counts(of)["complete"] == 5
+        steps = {tuple(sorted(t.intermediate_values)) for t in of.trials}
+        marks = {tuple(line["tokens"] for line in lines(f)) for f in Path("runs/shapes/trials").glob("*/metrics.jsonl")}
+    assert steps == {(1, 2, 3)}
+    assert len(marks) == 1, "every trial is scored at the same tokens"
+
+
+def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: Path) -> None:
+    path = gpt_study(here / "broken.yaml", budget={"trials": 2})
+    whole, parts = f"sqlite:///{here}/whole.db", f"sqlite:///{here}/parts.db"
+    with connect(whole, create=True) as store:
+        Worker(register_gpt(store, path), Path("whole"), 1, lambda event: None).work()
+    with connect(parts, create=True) as store:
+        at = register_gpt(store, path)
+        worker = Worker(at, Path("parts"), 1, lambda event: None)
+
+        def stop_at_first_rung(event: dict[str, Any]) -> None:
+            if event["event"] == "rung":
+                worker.alarm.ask(2)
+
+        worker.listener = stop_at_first_rung
+        assert worker.work() == 130
+        assert counts(snapshot(store, "broken")) == {
+            "complete": 0,
+            "pruned": 0,
+            "failed": 0,
+            "running": 0,
+            "waiting": 2,
+        }
+        assert at.slots.counts()["leased"] == 0
+        assert Worker(at, Path("parts"), 1, lambda event: None).work() == 0
+        assert len(snapshot(store, "broken").trials) == 2
+    clock = ("seconds", "tokens_per_second")
+    for number in ("0000", "0001"):
+        curves = [
+            [
+                {k: v for k, v in line.items() if k not in clock}
+                for line in lines(here / out / "broken/trials" / number / "metrics.jsonl")
+            ]
+            for out in ("whole", "parts")
+        ]
+        assert len(curves[0]) == 3
+        assert curves[0] == curves[1]
+
+
+def test_trial_of_a_killed_worker_is_taken_over_when_its_lease_runs_out(here: Path, storage_url: str) -> None:
+    path = planted(here, budget={"trials": 3}, pruner={"name": "none"}, base={"pause": 0.05})
+    with connect(storage_url, create=True) as store:
+        register(store, read(str(path)), None, {})
+        at = register(store, read(str(path)), None, {})
+        env = {**os.environ, "HPO_STORAGE": storage_url, "HPO_LEASE_S": "2"}
+        asked = [sys.executable, "-c", KILLED]
+        assert subprocess.run(asked, env=env, timeout=60, check=False).returncode == -9
+        assert at.slots.counts()["leased"] == 1
+        deadline = time.monotonic() + 30
+        while not reap(store) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
+        of = snapshot(store, "planted")
+        assert counts(of) == {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+        assert len(of.trials) == 3
+
+
+@pytest.mark.parametrize("when", ["after the report", "after the last report"])
+def test_trial_killed_between_report_and_checkpoint_or_tell_ends_with_the_same_curve(here: Path, when: str) -> None:
+    path = gpt_study(here / "torn.yaml", budget={"trials": 1})
+    whole = f"sqlite:///{here}/whole.db"
+    with connect(whole, create=True) as store:
+        Worker(register_gpt(store, path), Path("whole"), 1, lambda event: None).work()
+    with connect(f"sqlite:///{here}/torn.db", create=True) as store:
+        at = register_gpt(store, path)
+        worker = Worker(at, Path("torn"), 1, lambda event: None)
+
+        def die(event: dict[str, Any]) -> None:
+            if event["event"] == "rung" and event["rung"] == (2 if when == "after the report" else 3):
+                raise KeyboardInterrupt  # as abrupt as a signal: nothing is saved after it
+
+        worker.listener = die
+        with pytest.raises(KeyboardInterrupt):
+            worker.work()
+        assert Worker(at, Path("torn"), 1, lambda event: None).work() == 0
+        trial = snapshot(store, "torn").trials[0]
+        assert (trial.state, len(snapshot(store, "torn").trials)) == (State.COMPLETE, 1)
+    curves = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in lines(file)]
+        for file in (Path("whole/torn/trials/0000/metrics.jsonl"), Path("torn/torn/trials/0000/metrics.jsonl"))
+    ]
+    assert [row["rung"] for row in curves[0]] == [1, 2, 3]
+    assert curves[0] == curves[1]
+
+
+KILLED = """
+import os, hpo.worker.worker
+from pathlib import Path
+from hpo.register import load
+from hpo.engine import look
+from hpo.storage import connect
+with connect(os.environ["HPO_STORAGE"]) as store:
+    def die(event):
+        if event["event"] == "rung":
+            os.kill(os.getpid(), 9)
+    hpo.worker.worker.Worker(load(store, None), Path("runs"), 1, die).work()
+"""
+
+
+def test_worker_that_lost_its_lease_writes_nothing_more_and_takes_other_work(here: Path, storage_url: str) -> None:
+    path = planted(here, budget={"trials": 3}, pruner={"name": "none"})
+    with connect(storage_url, create=True) as store:
+        at = register(store, read(str(path)), None, {})
+        told: list[dict[str, Any]] = []
+        taken: list[Claim | None] = []
+        worker = Worker(at, Path("runs"), 1, told.append)
+
+        def lose_the_first(event: dict[str, Any]) -> None:
+            told.append(event)
+            if event["event"] == "rung" and event["trial"] == 0 and not taken:
+                reap(store, worker.owner)
+                taken.append(at.slots.claim("thief", 600))
+            elif event["event"] == "complete" and event["trial"] == 2:
+                assert taken[0]
+                at.slots.done(taken[0], "thief")  # so that the worker has nothing to wait for
+
+        worker.listener = lose_the_first
+        assert worker.work() == 0
+        first = snapshot(store, "planted").trials[0]
+        assert first.state == State.RUNNING, "as the thief left it"
+        assert list(first.intermediate_values) == [1]
+        assert counts(snapshot(store, "planted"))["complete"] == 2
+        assert [word for _, word, _ in at.slots.attempts(0)] == ["lost", "complete"]
+    assert {"event": "taken", "trial": 0} in told
+
+
+@pytest.mark.parametrize("write", ["value", "end", "parameter"])
+def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: str, write: str) -> None:
+    """The lease is lost between the look at it and the write."""
+    path = planted(here, budget={"trials": 1}, pruner={"name": "none"}, baseline=[])
+    with connect(storage_url, create=True) as store:
+        at = register(store, read(str(path)), None, {})
+        worker = Worker(at, Path("runs"), 1, lambda event: None)
+        calls = {
+            "value": "set_trial_intermediate_value",
+            "end": "set_trial_state_values",
+            "parameter": "set_trial_param",
+        }
+        real = getattr(store.optuna, calls[write])
+        taken: list[Claim | None] = []
+
+        def rob(*arguments: Any) -> Any:
+            if not taken:
+                thread = threading.Thread(target=steal)  # a thread of its own has no fence
+                thread.start()
+                thread.join()
+            return real(*arguments)
+
+        def steal() -> None:
+            reap(store, worker.owner)
+            taken.append(at.slots.claim("thief", 600))
+
+        setattr(store.optuna, calls[write], rob)
+        worker.work(turns=1)
+        found = snapshot(store, "planted").trials[0]
+        assert taken[0] is not None
+        assert found.state == State.RUNNING
+        assert len(found.intermediate_values) == {"value": 0, "end": 4, "parameter": 0}[write]
+        assert list(found.params) == ([] if write == "parameter" else ["x"])
+
+
+def test_lost_answer_to_the_making_of_a_trial_makes_it_once(here: Path, storage_url: str) -> None:
+    """The row is committed, but the connection breaks before the worker hears of it."""
+    path = planted(here, budget={"trials": 3}, pruner={"name": "none"})
+    with connect(storage_url, create=True) as store:
+        at = register(store, read(str(path)), None, {})
+        make, broken = store.rdb._create_new_trial, []
+
+        def make_and_break(*arguments: Any) -> Any:
+            made = make(*arguments)
+            if not broken:
+                broken.append(made)
+                raise sqlalchemy.exc.OperationalError("INSERT", {}, ConnectionError("connection reset"))
+            return made
+
+        store.rdb._create_new_trial = make_and_break  # type: ignore[method-assign]
+        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
+        of = snapshot(store, "planted")
+        assert broken
+        assert [t.state for t in of.trials] == [State.COMPLETE] * 3
+
+
+def test_trial_that_another_ended_is_let_go_and_its_neighbour_in_the_pack_goes_on(here: Path) -> None:
+    path = planted(here, budget={"trials": 2}, pruner={"name": "none"})
+    with connect(sqlite(here), create=True) as store:
+        at = register(store, read(str(path)), None, {})
+
+        def end_the_second(event: dict[str, Any]) -> None:
+            if event["event"] == "rung" and (event["trial"], event["rung"]) == (1, 1):
+                other = at.optuna.get_trials(deepcopy=False)[1]
+                store.optuna.set_trial_state_values(other._trial_id, TrialState.PRUNED)
+
+        assert Worker(at, Path("runs"), 2, end_the_second).work() == 0
+        assert [t.state for t in snapshot(store, "planted").trials] == [State.COMPLETE, State.PRUNED]
+
+
+def test_interrupted_trial_is_finished_though_the_hours_are_over(here: Path) -> None:
+    path = planted(here, budget={"hours": 1})
+    with connect(sqlite(here), create=True) as store:
+        at = register(store, read(str(path)), None, {})
+        worker = Worker(at, Path("runs"), 1, lambda event: None)
+
+        def stop(event: dict[str, Any]) -> None:
+            if event["event"] == "rung":
+                worker.alarm.ask(2)
+
+        worker.listener = stop
+        assert worker.work() == 130
+        at.optuna.set_user_attr(STARTED, at.slots.now() - 3600)
+        assert at.now().hours_over
+        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
+        assert [t.state for t in snapshot(store, "planted").trials] == [State.COMPLETE]
+
+
+def test_budget_of_the_command_line_outlives_a_launch_without_it(here: Path) -> None:
+    path = planted(here, budget={"trials": 3})
+    with connect(sqlite(here), create=True) as store:
+        register(store, read(str(path), budget={"trials": 8}), None, {}, {"trials": 8})
+        assert register(store, read(str(path)), None, {}).slots.left() == 8
+        assert register(store, read(str(path), budget={"trials": 5}), None, {}, {"trials": 5}).slots.left() == 5
+
+
+def test_full_disk_quarantines_the_worker_until_there_is_room_and_costs_no_trial(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hpo.worker.worker, "PROBE_S", 0.05)
+    path = gpt_study(here / "full.yaml", budget={"trials": 3})
+    with small_disk(here / "small", "32k"), connect(sqlite(here), create=True) as store:
+        at = register_gpt(store, path)
+        told: list[str] = []
+        assert Worker(at, here / "small", 1, make_room(here / "small", told)).work() == 0
+        assert counts(snapshot(store, "full")) | {"pruned": 0} == {
+            "complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0
+        }  # fmt: skip
+        assert [word for _, word, _ in at.slots.attempts(0)] == ["disk", "disk", "disk", "complete"]
+    assert [word for word in told if word in ("quarantined", "released")] == ["quarantined", "released"]
+
+
+def make_room(disk: Path, told: list[str]) -> Callable[[dict[str, Any]], None]:
+    """Return a listener that enlarges a disk when the worker is quarantined; it keeps what it is told."""
+
+    def listen(event: dict[str, Any]) -> None:
+        told.append(event.get("text", event["event"]).partition(":")[0])
+        if told[-1] == "quarantined":
+            resize(disk, "64m")
+
+    return listen
+
+
+def test_full_disk_for_the_data_of_a_trial_is_not_the_trial_s_fault(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hpo.worker.worker, "PROBE_S", 0.05)
+    cache = here / "cache"
+    base = tiny({"tokenizer.name": "bpe", "tokenizer.vocab_size": 300}).model_dump(mode="json")
+    keys = {"space": {"tokenizer.vocab_size": {"choices": [300, 330]}}, "sampler": {"name": "grid"}, "baseline": []}
+    path = gpt_study(here / "cache.yaml", base=base, objective="val_bpb", budget={"trials": 2}, **keys)
+    monkeypatch.setenv("HPO_CACHE", str(cache))
+    with small_disk(cache, "64m"), connect(sqlite(here), create=True) as store:
+        at = register_gpt(store, path)
+        resize(cache, f"{used(cache) // 1024 + 4}k")
+        told: list[str] = []
+        assert Worker(at, Path("runs"), 1, make_room(cache, told)).work() == 0
+        assert [t.state for t in snapshot(store, "cache").trials] == [State.COMPLETE] * 2
+        assert [word for _, word, _ in at.slots.attempts(1)] == ["disk", "disk", "disk", "complete"]
+    assert "released" in told
+
+
+def test_checkpoints_of_the_best_trials_alone_are_kept(here: Path) -> None:
+    path = gpt_study(here / "kept.yaml", budget={"trials": 4}, keep_best=2)
+    with connect(sqlite(here), create=True) as store:
+        assert Worker(register_gpt(store, path), Path("runs"), 1, lambda event: None).work() == 0
+        best = sorted(snapshot(store, "kept").trials, key=lambda trial: trial.values[0])
+        numbers = {trial.number for trial in best[:2]}
+    assert {int(file.parents[1].name) for file in Path("runs").glob("**/state.safetensors")} == numbers
+
+
+def test_trial_that_diverges_while_the_storage_is_away_leaves_its_whole_curve(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = planted(here, baseline=[], budget={"trials": 1}, pruner={"name": "none"})
+    module = here / "curves.py"
+    module.write_text(module.read_text().replace("yield rung, 1.0", "yield rung, float('nan') if rung == 3 else 1.0"))
+    monkeypatch.setattr(hpo.worker.reporter, "AWAY_S", 0.1)
+    with connect(sqlite(here), create=True) as store:
+        at = register(store, read(str(path)), None, {})
+        real, calls = store.optuna.set_trial_intermediate_value, []
+
+        def away(*arguments: Any) -> Any:
+            calls.append(arguments[1])
+            if len(calls) <= 3:  # at each of three rungs
+                raise StorageError("away", passing=True)
+            return real(*arguments)
+
+        monkeypatch.setattr(store.optuna, "set_trial_intermediate_value", away)
+        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
+        found = snapshot(store, "planted").trials[0]
+        assert found.user_attrs[ENDED] == "diverged"
+        assert list(found.intermediate_values) == [1, 2, 3]
+        assert calls == [1, 1, 1, 1, 2, 3], "each rung begins with what is owed"
+
+
+def test_launching_again_resumes_and_a_larger_budget_extends(here: Path) -> None:
+    path = planted(here, budget={"trials": 4}, pruner={"name": "none"}, train="curves:noted")
+    run(sqlite(here), path)
+    run(sqlite(here), path)
+    assert len(list(here.glob("start-*"))) == 4
+    run(sqlite(here), path, trials=7)
+    assert len(list(here.glob("start-*"))) == 7
+    run(sqlite(here), path, trials=7)
+    assert len(list(here.glob("start-*"))) == 7
+
+
+def test_study_ends_when_its_hours_are_over(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hpo.worker.reporter, "LOOK_S", 0.0)
+    path = planted(here, budget={"hours": 1})
+    with connect(sqlite(here), create=True) as store:
+        at = register(store, read(str(path)), None, {})
+        worker = Worker(at, Path("runs"), 1, lambda event: None)
+
+        def end_the_hour(event: dict[str, Any]) -> None:
+            if event["event"] == "start":
+                at.optuna.set_user_attr(STARTED, at.slots.now() - 3600)
+
+        worker.listener = end_the_hour
+        assert worker.work() == 0
+        n = counts(snapshot(store, "planted"))
+    assert n["complete"] + n["pruned"] == 1
+    assert n["running"] == n["waiting"] == 0
+
+
+def test_study_ends_when_its_tokens_are_trained(here: Path) -> None:
+    path = gpt_study(here / "tokens.yaml", budget={"tokens": 3000})
+    with connect(sqlite(here), create=True) as store:
+        at = register_gpt(store, path)
+        Worker(at, Path("runs"), 1, lambda event: None).work()
+        found = summary(snapshot(store, "tokens"))
+    assert found["trials"]["complete"] == 2  # 1,536 tokens each
+    assert found["tokens"]["trained"] == 2 * 1536
+
+
+def test_worker_with_other_data_refuses_to_join(here: Path) -> None:
+    text = here / "own.txt"
+    text.write_text("\n\n".join(f"Paragraph {i} says something of its own, at some length." * 20 for i in range(60)))
+    base = tiny({"data.name": "text", "data.path": str(text)}).model_dump(mode="json")
+    path = gpt_study(here / "own.yaml", base=base)
+    with connect(sqlite(here), create=True) as store:
+        register_gpt(store, path)
+    text.write_text(text.read_text().replace("Paragraph 7", "Paragraph 8"))
+    asked = [sys.executable, "-m", "hpo", "worker", "--storage", sqlite(here)]
+    found = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 2
+    assert "its data has the hash" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_metrics_of_each_rung_lie_beside_the_trial_as_json(here: Path) -> None:
+    path = gpt_study(here / "files.yaml", budget={"trials": 1})
+    with connect(sqlite(here), create=True) as store:
+        Worker(register_gpt(store, path), Path("runs"), 1, lambda event: None).work()
+        trial = snapshot(store, "files").trials[0]
+    folder = Path("runs/files/trials/0000")
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["val_loss"] for line in found] == [v for _, v in sorted(trial.intermediate_values.items())]
+    wanted = ["val_bpb", "val_perplexity", "val_accuracy", "train_loss", "lr", "grad_norm", "clipped", "seconds"]
+    wanted.append("tokens_per_second")
+    assert all(isinstance(line[key], float) for line in found for key in wanted)
+    assert (folder / "config.yaml").is_file()
+    assert (folder / "checkpoint/state.safetensors").is_file()

@@ -1,0 +1,178 @@
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from hpo.runs.run_dir import read_config
+from model.config import TrainConfig
+from model.data.prepare import prepare
+from model.memory import capacity
+from model.memory.estimate import Memory, estimate, fits
+from model.nn.gpt import Network
+from model.section import updated
+from model.train.pack import Pack
+from model.train.trainer import Trainer
+from tests.support.tiny import alone, tiny
+
+ROOT = Path(__file__).parents[3]
+V = 257  # of the tokenizer "bytes"
+# Large enough that tensors outweigh Python, small enough to train in a second.
+SHAPE = {"model.n_layer": 2, "model.n_embd": 64, "model.context": 32, "run.batch_size": 32, "run.rungs": 1}
+LENGTH = {"run.tokens": 2 * 32 * 32}
+
+CASES = {
+    "gpt": {},
+    "dropout": {"regularization.dropout": 0.1},
+    "bf16": {"run.precision": "bf16"},
+    "masked": {"model.document_mask": True, "model.position": "rope", "model.mlp": "swiglu"},
+    "explicit": {"run.attention": "explicit", "model.tied": False, "model.bias": True},
+    "drawn": {"model.init": "glorot", "model.embedding_projection": True, "model.skips": "convex"},
+    "moe": {"model.name": "moe"},
+    "moe-swiglu": {"model.name": "moe", "model.mlp": "swiglu", "model.n_expert": 3, "model.top_k": 1},
+    "diagnostics": {"run.diagnostics": True},
+    "average": {"regularization.ema": 0.9},
+    "rollback": {"recovery.name": "rollback"},
+    "accumulating": {"run.grad_accum": 2, "run.tokens": 4 * 32 * 32},
+    **{name: {"optimizer.name": name} for name in ("adam", "stable-adamw", "muon", "lion", "sgd", "rmsprop")},
+    **{name: {"clip.name": name} for name in ("value", "zclip", "adagc", "update-rms")},
+}
+
+
+def config(values=None):
+    return tiny(SHAPE | LENGTH | (values or {}))
+
+
+def allocated(run, runs):
+    """Train to the end; return the most bytes that tensors had at once, as torch's profiler was told of them."""
+    gc.collect()  # what an earlier run left would be freed in the middle of this one
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        assert len(list(Trainer([run] * runs))) == 1
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.fixture(autouse=True)
+def no_calibration(tmp_path, monkeypatch):
+    monkeypatch.setattr(capacity, "cache_root", lambda: tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"), [(name, 1) for name in CASES] + [(name, 3) for name in ("gpt", "dropout", "moe", "muon", "adagc")]
+)
+def test_the_estimate_is_what_the_real_run_allocates(name, runs):
+    run = config(CASES[name])
+    prepare(run.data, run.tokenizer)
+    assert estimate(run, V, runs).total == pytest.approx(allocated(run, runs), rel=0.06)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("name", ["gpt", "moe"])
+def test_parameters_and_optimizer_are_counted_exactly(name, layers):
+    run = config({"model.name": name, "model.n_layer": layers, "optimizer.name": "muon", "regularization.ema": 0.9})
+    network = run.model.build(V, 0)
+    found = estimate(run, V, runs=2)
+    n = sum(p.numel() for p in network.parameters())
+    weights = Pack(run, V, 2, torch.device("cpu")).weights
+    assert found.parameters == found.gradients == 2 * 4 * n
+    assert found.optimizer == 4 * (weights.state["m"].numel() + weights.state["v"].numel())
+    assert found.other >= 2 * 4 * n  # the averages
+
+
+@pytest.mark.parametrize("name", ["gpt", "moe"])
+def test_activations_are_what_the_real_forward_pass_keeps(name):
+    run = config({"model.name": name, "regularization.dropout": 0.1})
+    pack = Pack(run, V, 1, torch.device("cpu"))
+    pack.fill(0, run)
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.randint(V, (1, 32, 32))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        pack.train_on(x, x, [1], [1.0], [1.0])
+    kept.pop(pack.weights.p.untyped_storage().data_ptr(), None)
+    assert estimate(run, V).activations == pytest.approx(sum(kept.values()), rel=0.02)
+
+
+@pytest.mark.parametrize("field", ["run.batch_size", "model.context", "model.n_layer", "model.n_embd"])
+@pytest.mark.parametrize("name", ["gpt", "moe"])
+def test_more_of_anything_needs_more(name, field):
+    # Large batches, so that no validation batch, which has a size of its own, is the peak.
+    sizes = [config({"model.name": name, "run.batch_size": 512, "run.tokens": 2**17, field: n}) for n in (64, 128)]
+    if field == "run.batch_size":
+        sizes = [config({"model.name": name, "run.tokens": 2**17, field: n}) for n in (512, 1024)]
+    if field == "model.n_layer":
+        sizes = [config({"model.name": name, "run.batch_size": 512, "run.tokens": 2**17, field: n}) for n in (2, 4)]
+    less, more = (estimate(size, V) for size in sizes)
+    assert more.total > less.total
+    assert more.activations > less.activations
+
+
+def test_a_run_that_no_machine_holds_is_estimated():
+    run = config({"model.n_embd": 65_536, "model.n_head": 64})
+    found = estimate(run, V)
+    matrices = 12 * 65_536**2 * 2
+    assert found.parameters == pytest.approx(4 * matrices, rel=0.01)
+    assert found.total > 4 * found.parameters
+
+
+@pytest.mark.parametrize("base", sorted(ROOT.glob("studies/bases/*-small.yaml")), ids=lambda path: path.stem)
+def test_what_is_shipped_can_be_estimated(base):
+    tree, _ = read_config(base)
+    run = updated(TrainConfig.model_validate(tree), {"run.device": "cpu"})
+    n = sum(p.numel() for p in run.model.build(V, 0).parameters())
+    assert estimate(run, V, runs=2).parameters == 2 * 4 * n
+
+
+def test_accumulating_adds_nothing():
+    assert estimate(config({"run.grad_accum": 2, "run.tokens": 2**16}), V) == estimate(config(), V)
+
+
+def test_an_estimate_leaves_the_run_as_it_is():
+    run = tiny({"regularization.dropout": 0.1})
+    before = alone(run)
+    estimate(run, V)
+    assert alone(run) == before
+
+
+def test_a_network_can_be_moved_after_an_estimate():
+    estimate(config(), V)
+    assert "to" not in vars(Network)
+    assert config().model.build(V, 0).to(torch.float64).wte.weight.dtype == torch.float64
+
+
+def test_what_does_not_fit_is_said_in_gigabytes():
+    run = config()
+    needed = estimate(run, V).total
+    assert fits(run, V, 1, needed) is None
+    assert fits(run, V, 1, needed - 1).startswith("needs about ")
+    assert fits(config({"run.batch_size": 2**14, "run.tokens": 2**20}), V, 1, 10**9).endswith(" GB, 1.0 GB are there")
+
+
+def test_what_was_measured_corrects_what_fits():
+    run = config({"run.batch_size": 2048, "run.tokens": 2**18})
+    needed = estimate(run, V).total
+    assert needed > capacity.LEAST
+    assert fits(run, V, 1, 2 * needed - 1) is None
+    capacity.learn(needed, 2 * needed, "cpu")
+    assert fits(run, V, 1, 2 * needed) is None
+    assert fits(run, V, 1, 2 * needed - 1) is not None
+
+
+def test_shapes_that_were_seen_are_not_gone_through_again(monkeypatch):
+    run = config({"model.n_embd": 48})
+    first = fits(run, V, 2, 0)
+    monkeypatch.setattr("model.memory.estimate.estimate", lambda *given: pytest.fail("gone through again"))
+    assert fits(updated(run, {"optimizer.lr": 0.5, "run.seed": 3}), V, 2, 0) == first
+
+
+def test_the_total_is_the_sum_of_its_parts():
+    assert Memory(1, 2, 3, 4, 5, 6).total == 21

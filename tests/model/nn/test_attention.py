@@ -1,0 +1,148 @@
+import math
+
+import pytest
+import torch
+
+from model.data.tokenizer import END
+from model.nn.architecture import GPT
+from model.nn.attention import documents
+from model.nn.gpt import Network
+from tests.support.packs import alone, assert_nan_stays_with_its_run, assert_same, random, shaken, together
+
+VOCAB = 31
+SHAPE = GPT(n_layer=2, n_head=2, n_embd=12, context=8)
+# No row begins with a document but the second; the third has two end tokens in a row and one at its end.
+ROWS = torch.tensor([[5, 6, END, 7, 8, 9, END, 4], [END, 5, 5, 5, END, 6, 7, 8], [3, END, END, 4, 4, 4, 4, END]])
+
+
+def built(seed: int = 0, **values) -> Network:
+    return shaken(SHAPE.model_copy(update={"document_mask": True} | values).build(VOCAB, seed))
+
+
+def pieces(row: torch.Tensor) -> list[torch.Tensor]:
+    """Cut a row before each of its end tokens."""
+    begins = sorted({0, *(row == END).nonzero().flatten().tolist()})
+    return [row[a:b] for a, b in zip(begins, [*begins[1:], len(row)], strict=True)]
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_masked_documents_equal_a_pass_for_each_with_all_gradients(position, explicit):
+    network = built(position=position)
+    network.explicit = explicit
+    found = alone(network, ROWS)
+    logits = [torch.cat([network(piece[None])[0] for piece in pieces(row)]) for row in ROWS]
+    wanted = torch.stack(logits)
+    torch.testing.assert_close(found.logits, wanted, rtol=1e-5, atol=1e-5)
+    grads = torch.autograd.grad((wanted * random(*wanted.shape)).sum(), list(network.parameters()))
+    for grad, (name, a) in zip(grads, found.grads.items(), strict=True):
+        torch.testing.assert_close(a, grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_without_a_mask_documents_see_each_other(position):
+    masked, free = built(position=position), built(position=position, document_mask=False)
+    before, after = masked(ROWS), free(ROWS)
+    torch.testing.assert_close(before[0, :2], after[0, :2])
+    assert (before[0, 2:] - after[0, 2:]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("same_tokens", [False, True])
+@pytest.mark.parametrize("position", ["learned", "rope"])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_masked_documents_side_by_side_equal_a_run_alone(explicit, position, same_tokens):
+    networks = [built(seed, position=position) for seed in range(3)]
+    for network in networks:
+        network.explicit = explicit
+    x = torch.stack([ROWS, ROWS.flip(1), ROWS.roll(3, 1)])
+    seen = together(networks, ROWS if same_tokens else x)
+    for k, network in enumerate(networks):
+        assert_same(seen[k], alone(network, ROWS if same_tokens else x[k]))
+
+
+def test_a_run_of_nan_leaves_every_bit_of_its_neighbours():
+    networks = [built(seed) for seed in range(3)]
+    x = ROWS.expand(3, -1, -1)
+    assert_nan_stays_with_its_run(networks, x)
+
+
+def test_a_mask_is_of_the_document_and_of_the_past():
+    mask = documents(ROWS)
+    assert mask.shape == (3, 1, 8, 8)
+    for b, row in enumerate(ROWS.tolist()):
+        for q in range(8):
+            for k in range(8):
+                wanted = k <= q and END not in row[k + 1 : q + 1]
+                assert bool(mask[b, 0, q, k]) == wanted
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_explicit_attention_equals_fused_attention(dropout):
+    network = built(document_mask=False)
+    network.active = frozenset({"residual_dropout"})
+    network.residual_dropout.fill_(dropout)
+    fused = alone(network, ROWS)
+    network.explicit = True
+    assert_same(alone(network, ROWS), fused)
+
+
+def test_explicit_attention_calls_no_fused_kernel(monkeypatch):
+    network, calls = built(), []
+    monkeypatch.setattr("model.nn.attention.attend", lambda *given: calls.append(1) or given[0])
+    network(ROWS)
+    assert len(calls) == 2
+    network.explicit = True
+    network(ROWS)
+    assert len(calls) == 2
+
+
+def entropies(network: Network, x: torch.Tensor) -> list[float]:
+    """Return the mean entropy of each layer, computed query by query."""
+    found = []
+
+    def look(module, inputs, output):
+        y, H, D = inputs[0], module.n_head, inputs[0].shape[2] // module.n_head
+        q, k, _ = module.qkv(y).detach().chunk(3, -1)
+        nats, n = 0.0, 0
+        for b in range(len(y)):
+            for h in range(H):
+                for t in range(y.shape[1]):
+                    first = max((s for s in range(t + 1) if x[b, s] == END), default=0)
+                    seen = k[b, first if network.shape.document_mask else 0 : t + 1, h * D : (h + 1) * D]
+                    p = (seen @ q[b, t, h * D : (h + 1) * D] / math.sqrt(D)).double().softmax(0)
+                    nats, n = nats - float((p * p.log()).sum()), n + 1
+        found.append(nats / n)
+
+    hooks = [block.attn.register_forward_hook(look) for block in network.blocks]
+    network(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_attention_entropy_is_that_of_the_softmax_written_out(document_mask):
+    network, notes = built(document_mask=document_mask).eval(), {"attention_entropy": []}
+    network(ROWS, notes)
+    assert [float(e) for e in notes["attention_entropy"]] == pytest.approx(entropies(network, ROWS), rel=1e-5)
+
+
+def test_even_attention_has_the_mean_log_of_what_is_seen_as_its_entropy():
+    network, notes = built(document_mask=False), {"attention_entropy": []}
+    with torch.no_grad():
+        for block in network.blocks:
+            block.attn.qkv.weight.zero_()
+    network(ROWS, notes)
+    wanted = sum(math.log(t + 1) for t in range(8)) / 8
+    assert [float(e) for e in notes["attention_entropy"]] == pytest.approx([wanted] * 2)
+
+
+def test_notes_change_no_bit_of_the_logits_and_are_the_same_side_by_side():
+    keys = ("attention_entropy", "kurtosis")
+    networks = [built(seed, skips="additive").eval() for seed in range(2)]
+    for network in networks:
+        assert torch.equal(network(ROWS), network(ROWS, {key: [] for key in keys}))
+    for seen, network in zip(together(networks, ROWS, keys), networks, strict=True):
+        assert_same(seen, alone(network, ROWS, keys))
+        assert [len(seen.notes[key]) for key in keys] == [2, 2]
+        assert not any(note.requires_grad for key in keys for note in seen.notes[key])

@@ -1,0 +1,64 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpo.config.files import load
+from model.config import TrainConfig
+from model.data.prepare import Prepared, Split
+from model.section import updated
+from model.train.trainer import Trainer
+
+VOCABULARY = {"mainrun": 16_000, "blueberry": 49_152, "microgpt": 27, "unet": 32_000}
+PARAMETERS = {"mainrun": 27_172_864, "blueberry": 79_059_840, "microgpt": 4_192, "unet": 266_896_392}
+
+
+def made_up(vocab_size: int, documents: int = 40, length: int = 1500) -> Prepared:
+    """Return splits of ids of chance, since no machine has all the texts; the end token stands between documents."""
+    rng = np.random.default_rng(0)
+    splits = {}
+    for name in ("train", "val", "test"):
+        n = documents if name == "train" else 4
+        starts = np.arange(n + 1, dtype=np.int64) * length
+        tokens = rng.integers(1, vocab_size, n * length + 1).astype(np.uint16)
+        tokens[starts] = 0
+        splits[name] = Split(name, tokens, starts, n * length, n, 0)
+    return Prepared(Path(), "made up", vocab_size, splits)
+
+
+def short(name: str, device: str) -> TrainConfig:
+    """Return a base in its original size, for two updates."""
+    config = load(name, "base", TrainConfig)
+    tokens = 2 * config.update_tokens()
+    return updated(config, {"run.tokens": tokens, "run.rungs": 1, "run.device": device, "run.compile": "off"})
+
+
+def assert_trains(config: TrainConfig, vocab_size: int, wanted: int) -> None:
+    trainer = Trainer([config], made_up(vocab_size))
+    assert trainer.pack.weights.p.shape[1] == wanted
+    ((_, metrics),) = trainer
+    assert math.isfinite(metrics[0].val_loss)
+    assert metrics[0].val_loss < 1.5 * math.log(vocab_size)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_base_in_its_original_size_trains_on_a_gpu(name):
+    assert_trains(short(name, "cuda"), VOCABULARY[name], PARAMETERS[name])
+
+
+def test_the_smallest_base_in_its_original_size_trains_on_a_cpu():
+    assert_trains(short("microgpt", "cpu"), VOCABULARY["microgpt"], PARAMETERS["microgpt"])
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_base_in_its_original_size_has_the_parameters_of_its_report(name):
+    config = load(name, "base", TrainConfig)
+    assert getattr(config.tokenizer, "vocab_size", 27) == VOCABULARY[name]
+    with torch.device("meta"):
+        network = config.model.build(VOCABULARY[name], 0)
+    assert all(p.is_meta for p in network.parameters())
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]

@@ -1,0 +1,86 @@
+"""A resumed run equals one that was never interrupted, bit for bit, whatever it trains with."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from model.optim.clipping import Clip
+from model.optim.optimizers import Optimizer
+from model.optim.schedule import Schedule
+from model.train.trainer import Trainer
+from tests.support.tiny import timeless, tiny
+
+
+def names(union: Any) -> list[str]:
+    """Return the names of a registry's components."""
+    return [kind.model_fields["name"].default for kind in get_args(get_args(union)[0])]
+
+
+OPTIMIZERS, CLIPS, SCHEDULES = names(Optimizer), names(Clip), names(Schedule)
+# What keeps a state of its own: averages, streams of random numbers, a place in the data, the last good step.
+STATEFUL: list[dict[str, Any]] = [
+    {"regularization.ema": 0.9},
+    {"regularization.dropout": 0.2},
+    {"regularization.mask_tokens": 0.1},
+    {"regularization.embedding_noise": 0.1},
+    {"recovery.name": "skip", "recovery.spike": 3.0},
+    {"recovery.name": "rollback", "recovery.spike": 3.0},
+    {"run.grad_accum": 2},
+    {"model.name": "moe"},
+    {"data.layout": "documents"},
+]
+
+
+def weights(trainer: Trainer, place: int) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.pack.weights.tensors(place).items()}
+
+
+def differences(values: dict[str, Any], folder: Path, packed: bool) -> list[str]:
+    """Stop a run at its first rung and go on elsewhere; return what differs from the run left alone."""
+    config = tiny({"optimizer.lr": 3e-3} | values)
+    neighbour = tiny({"optimizer.lr": 1e-3, "run.seed": 5} | values)
+    whole = Trainer([config, neighbour] if packed else [config])
+    expected, ends = [], {}
+    for _, metrics in whole:
+        expected.append(timeless(metrics[0]))
+        ends = weights(whole, 0)
+    assert len(expected) == 3
+
+    first = Trainer([config, neighbour] if packed else [config])
+    next(iter(first))
+    first.save(0, folder)
+    del first
+    # In a pack: another position, beside a run that is at its start.
+    place = 1 if packed else 0
+    later = Trainer([neighbour, config] if packed else [config])
+    assert later.resume(place, folder) == 1
+    found, last = [], {}
+    for _, metrics in later:
+        if place in metrics:
+            found.append(timeless(metrics[place]))
+            last = weights(later, place)
+    assert len(found) == 2
+    rungs = [f"rung {m.rung}" for m, n in zip(expected[1:], found, strict=True) if m != n]
+    return rungs + [name for name in ends.keys() | last.keys() if not torch.equal(ends[name], last[name])]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["alone", "packed"])
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    optimizer: str, clip: str, packed: bool, tmp_path: Path
+) -> None:
+    assert differences({"optimizer.name": optimizer, "clip.name": clip}, tmp_path, packed) == []
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["alone", "packed"])
+@pytest.mark.parametrize("values", STATEFUL, ids=lambda values: ",".join(map(str, values.values())))
+def test_resumed_run_keeps_every_other_state(values: dict[str, Any], packed: bool, tmp_path: Path) -> None:
+    assert differences(values, tmp_path, packed) == []
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_resumed_run_goes_on_in_its_schedule(schedule: str, tmp_path: Path) -> None:
+    assert differences({"schedule.name": schedule}, tmp_path, packed=False) == []

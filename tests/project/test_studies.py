@@ -1,0 +1,52 @@
+"""The shipped studies: each asks one question, of a base that is quick, and says which claims it bears on."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hpo.config.discovery import shipped, studies
+from hpo.evidence.claims.ledger import read as ledger
+from hpo.study.load import read
+from model.config import TrainConfig
+
+PATHS = studies(shipped())
+OF_REPORTS = [path for path in PATHS if path.stem.startswith(("mainrun_", "blueberry_", "microgpt_", "unet_"))]
+CLAIMS = set(ledger(shipped() / "claims.yaml").claims)
+
+
+def comment(path: Path) -> str:
+    lines = path.read_text("utf-8").splitlines()
+    return " ".join(line[2:] for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_every_shipped_study_passes_and_begins_with_its_question(path: Path) -> None:
+    first = path.read_text("utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert first.endswith("?")
+    study = read(path.stem)
+    assert study.file.baseline[0] == {}
+    assert study.rungs >= 4
+
+
+def test_the_studies_that_the_manual_names_are_shipped() -> None:
+    names = {path.stem for path in PATHS}
+    assert names >= {"quickstart", "beta2_sweep", "lr_schedule", "regularization", "architecture"}
+    assert names >= {"mainrun_lr", "mainrun_regularization", "blueberry_ablation", "blueberry_schedule"}
+    assert names >= {"microgpt_capacity", "unet_beta2", "unet_stability"}
+    assert "claims" not in names
+
+
+@pytest.mark.parametrize("path", OF_REPORTS, ids=lambda path: path.stem)
+def test_study_of_a_report_says_which_claims_it_bears_on(path: Path) -> None:
+    named = set(re.findall(r"C\d{3}-\d\d", comment(path)))
+    assert named
+    assert named <= CLAIMS
+    base = read(path.stem).base
+    assert isinstance(base, TrainConfig)
+    assert base.run.tokens < 10**6
+
+
+def test_every_report_has_studies() -> None:
+    assert {path.stem.split("_")[0] for path in OF_REPORTS} == {"mainrun", "blueberry", "microgpt", "unet"}

@@ -1,0 +1,80 @@
+"""The command line as a person starts it, a process of its own; or in this process, where only the answer matters."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from hpo.cli.main import app
+from hpo.config import yaml as notation
+from hpo.runs import resources as cores
+from tests.support.tiny import corpus
+
+ROOT = Path(__file__).parents[2]
+
+COMMANDS = typer.main.get_command(app)
+
+# A training function that is over at once, and a study of it
+MODULE = """
+from pydantic import BaseModel
+
+
+class Config(BaseModel):
+    lr: float = 0.1
+
+
+def train(config):
+    for rung in 1, 2, 3:
+        yield rung, (config.lr - 0.3) ** 2 + 1 / rung
+"""
+STUDY = """# Which lr?
+train: trivial:train
+config: trivial:Config
+objective: loss
+rungs: 3
+space: {lr: {low: 0.0, high: 1.0}}
+budget: {trials: 4}
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment for a command that runs in another folder than the repository's."""
+    plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+    return os.environ | {"PYTHONPATH": str(ROOT)} | plain | cores.environment(1) | more
+
+
+def hpo(*arguments: str, cwd: Path, status: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command, check its exit status and that it shows no traceback."""
+    command = [sys.executable, "-m", "hpo", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def here(*arguments: str, cwd: Path) -> str:
+    """Run a command in this process; return what it printed, or raise what it raised."""
+    out = io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out):
+        COMMANDS.main(list(arguments), standalone_mode=False)
+    return out.getvalue()
+
+
+def trivial(folder: Path, name: str = "trivial") -> Path:
+    """Write the trivial study and its module into a folder; return the study's path."""
+    (folder / "trivial.py").write_text(MODULE)
+    path = folder / f"{name}.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def write_base(folder: Path, name: str, tree: dict[str, Any]) -> None:
+    """Put a base on the tiny text where commands that run in `folder` find it."""
+    (folder / "studies" / "bases").mkdir(parents=True)
+    text = notation.dump(tree | {"data": {"name": "text", "path": corpus()}})
+    (folder / "studies" / "bases" / f"{name}.yaml").write_text(text)

@@ -1,0 +1,151 @@
+"""Commands typed by the thousand, each in this process as `hpo` would run it, in a folder that is put back.
+
+HPO_EXAMPLES says how many are made up (`make generated`: 10,000). A storage is waited for at most 0.2 s, and a command
+that takes longer than 20 s fails its test.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+
+from hpo.cli.main import main
+from hpo.queue.registry import register
+from hpo.storage.retry import at_most
+from hpo.storage.store import connect
+from hpo.study.load import read
+from hpo.worker.worker import Worker
+from tests.support.command import STUDY, here, hpo, trivial
+
+EXAMPLES = int(os.environ.get("HPO_EXAMPLES", "800"))
+HANGS_S = 20.0
+
+
+def examples(share: float) -> settings:
+    """Return how a test makes its share of all examples, the same ones each time."""
+    checks = list(HealthCheck)
+    n = max(1, round(share * EXAMPLES))
+    return settings(max_examples=n, deadline=None, suppress_health_check=checks, derandomize=True, database=None)
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Hung(BaseException):
+    """A command took too long; no handler for exceptions catches this."""
+
+
+def _hung(number: int, frame: FrameType | None) -> None:
+    raise Hung
+
+
+@contextlib.contextmanager
+def _as_found() -> Iterator[None]:
+    """Give back the environment, the arguments and the signals that a command of its own process may keep."""
+    signals = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM)
+    handlers = {n: signal.getsignal(n) for n in signals}
+    arguments, environ = sys.argv, dict(os.environ)
+    signal.signal(signal.SIGALRM, _hung)
+    signal.setitimer(signal.ITIMER_REAL, HANGS_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for n, handler in handlers.items():
+            signal.signal(n, handler)
+        sys.argv = arguments
+        os.environ.clear()
+        os.environ.update(environ)
+
+
+def typed(folder: Path, *arguments: str) -> Ended:
+    """Run `hpo` with these arguments; an exception that it lets out, a traceback to its user, goes through."""
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")  # as Python sets up both
+    status: Any = 0
+    with _as_found(), contextlib.chdir(folder), at_most(0.2):
+        sys.argv = ["hpo", *arguments]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as end:
+                status = end.code or 0
+            out.flush(), err.flush()
+    return Ended(int(status), out.buffer.getvalue().decode(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
+
+
+@dataclass
+class Place:
+    """A folder as commands find it, and a copy to put it back from."""
+
+    folder: Path
+    copy: Path
+    before: str = ""
+
+    def state(self) -> str:
+        """Return a hash of all that is there; of a database, of what it says, since reading leaves traces."""
+        known = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            if path.name.endswith(("-wal", "-shm", ".lock")) or "__pycache__" in path.parts:
+                continue
+            known.update(os.fsencode(path))
+            if path.is_file():
+                known.update(_said(path))
+        return known.hexdigest()
+
+    def put_back(self) -> None:
+        if self.state() != self.before:
+            shutil.rmtree(self.folder)
+            shutil.copytree(self.copy, self.folder, symlinks=True)
+
+
+def _said(path: Path) -> bytes:
+    if path.name != "hpo.db":
+        return path.read_bytes()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return "\n".join(connection.iterdump()).encode()
+
+
+STUDIES = {"trivial": 4, "held": 1, "fresh": 0}  # in the storage: over, interrupted, not begun; trials of each
+
+
+def prepared(parent: Path) -> Place:
+    """Return a folder with three studies in its storage, a configuration, and files that are neither."""
+    folder = parent / "here"
+    folder.mkdir()
+    trivial(folder)
+    hpo("launch", "--study", "trivial.yaml", cwd=folder)
+    (folder / "best.yaml").write_text(here("export", cwd=folder))
+    (folder / "broken.yaml").write_text(STUDY.replace("low: 0.0", "low: 2.0"))
+    (folder / "notes.txt").write_text("a: [b\n")
+    (folder / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    (folder / "other.db").write_bytes(b"not a database" * 100)
+    (folder / "hollow.db").touch()
+    (folder / "empty").mkdir()
+    with contextlib.chdir(folder), connect("sqlite:///runs/hpo.db") as store:
+        register(store, read(str(trivial(folder, "fresh"))), None, {})
+        held = register(store, read(str(trivial(folder, "held"))), None, {})
+        worker = Worker(held, Path("runs"), 1, lambda told: None)
+        worker.listener = lambda told: worker.alarm.ask(signal.SIGINT) if told["event"] == "rung" else None
+        assert worker.work() == 128 + signal.SIGINT
+    shutil.copytree(folder, folder.parent / "copy")
+    found = Place(folder, folder.parent / "copy")
+    found.before = found.state()
+    return found

@@ -1,0 +1,26 @@
+"""Studies made in code, run to their end in this process."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.queue.registry import register
+from hpo.storage.store import Store
+from hpo.study.load import read
+from hpo.study.spec import Study
+from hpo.worker.worker import Worker
+from tests.support.planted import study as planted
+
+
+def worked(store: Store, study: Study) -> Snapshot:
+    """Run a study with one worker; return how it stands."""
+    at = register(store, study, None, {})
+    assert Worker(at, Path("runs"), 1, lambda told: None).work() == 0
+    return snapshot(store, study.name)
+
+
+def searched(store: Store, folder: Path, base: Mapping[str, Any], **keys: Any) -> Snapshot:
+    """Search planted curves of a noise of 0.05, unless `base` says otherwise."""
+    path = planted(folder, base={"noise": 0.05, **base}, **{"pruner": {"name": "none"}, **keys})
+    return worked(store, read(str(path)))

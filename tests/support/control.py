@@ -1,0 +1,124 @@
+"""A planted study, processes that work on it, and what a person types at it meanwhile."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import yaml
+
+from hpo.analysis.snapshot import snapshot
+from hpo.errors import Problem
+from hpo.queue.registry import Registered, register
+from hpo.storage.engine import EVENT
+from hpo.storage.store import Store
+from hpo.storage.trials import State, Trial
+from hpo.study.load import read
+from hpo.worker.worker import Worker
+from tests.support.command import COMMANDS
+from tests.support.planted import study as planted
+from tests.support.tiny import tiny
+
+# Long enough for a person to come between
+LONG: dict[str, Any] = {"rungs": 12, "base": {"rungs": 12, "pause": 0.12}, "pruner": {"name": "none"}}
+
+
+def typed(url: str, *arguments: str) -> str:
+    """Type a command in another folder, which knows nothing of the study; return what it told."""
+    told, data = io.StringIO(), io.StringIO()
+    with contextlib.chdir("/"), contextlib.redirect_stderr(told), contextlib.redirect_stdout(data):
+        COMMANDS.main([*arguments, "--storage", url], standalone_mode=False)
+    assert data.getvalue() == ""
+    return told.getvalue()
+
+
+def refused(url: str, *arguments: str) -> str:
+    """Type a command that is refused; return why."""
+    with pytest.raises(Problem) as error:
+        typed(url, *arguments)
+    assert error.value.status == 2
+    return str(error.value)
+
+
+@contextlib.contextmanager
+def working(url: str, command: str = "worker", *more: str, n: int = 2) -> Iterator[list[subprocess.Popen[str]]]:
+    """Have processes work on the planted study."""
+    asked = [sys.executable, "-m", "hpo", command, "--study", "planted", *more]
+    env = {**os.environ, "HPO_STORAGE": url, "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(asked, env=env, **pipes) for _ in range(n)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+            process.communicate(timeout=30)
+
+
+def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    told = [process.communicate(timeout=60)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
+def began(store: Store, here: Path, **keys: Any) -> Registered:
+    return register(store, read(str(planted(here, **keys))), None, {})
+
+
+def worked(at: Registered, until_event: Callable[[dict[str, Any]], bool] = lambda event: False) -> int:
+    """Work on a study in this process; a signal to leave arrives with the first event of which that is true."""
+    worker = Worker(at, Path("runs"), 1, lambda event: None)
+    worker.listener = lambda event: worker.alarm.ask(2) if until_event(event) else None
+    return worker.work()
+
+
+def interrupted(at: Registered) -> None:
+    """Leave a trial that was begun and given back."""
+    assert worked(at, lambda event: event["event"] == "rung") == 130
+
+
+def found(store: Store, number: int) -> Trial:
+    return snapshot(store, "planted").trials[number]
+
+
+def states(store: Store, name: str = "planted") -> Counter[State]:
+    return Counter(trial.state for trial in snapshot(store, name).trials)
+
+
+def rungs(store: Store) -> int:
+    """Return how many values have been reported."""
+    return sum(trial.last_step or 0 for trial in snapshot(store, "planted").trials)
+
+
+def events(store: Store, *words: str) -> list[tuple[str, str | None]]:
+    with store.engine.begin() as connection:
+        rows = connection.execute(sa.select(EVENT.c.word, EVENT.c.text).order_by(EVENT.c.id)).all()
+    return [(row.word, row.text) for row in rows if row.word in words]
+
+
+def gpt(here: Path, name: str, low: float, base: dict[str, Any], **keys: Any) -> Path:
+    tree = {
+        "base": tiny({"optimizer.lr": 3e-3, **base}).model_dump(mode="json"),
+        "space": {"optimizer.lr": {"low": low, "high": 1e-2, "log": True}},
+        "sampler": {"name": "random"},
+        "pruner": {"name": "none"},
+        "budget": {"trials": 4},
+    }
+    path = here / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**tree, **keys}))
+    return path

@@ -1,0 +1,69 @@
+"""The tiny run: 30 kB of made-up text, one layer of width 16, some dozens of updates, about 50 ms."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.config import TrainConfig
+from model.section import updated
+from model.train.trainer import Metrics, Trainer
+
+UPDATE = 4 * 16  # tokens of one update: batch x context
+
+
+def text(seed: int = 0, lines: int = 1000) -> str:
+    """Return lines of words, some frequent and some rare, with an empty line after each tenth."""
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("etaoinshrdlué"))
+    words = ["".join(rng.choice(letters, rng.integers(2, 8))) for _ in range(80)]
+    drawn = np.minimum(rng.zipf(1.5, size=(lines, 6)) - 1, 79)
+    return "\n".join(" ".join(words[i] for i in row) + "." + "\n" * (n % 10 == 9) for n, row in enumerate(drawn))
+
+
+def corpus(name: str = "tiny.txt", seed: int = 0) -> str:
+    """Return the path of a text file in the tests' own cache folder."""
+    path = Path(os.environ["HPO_CACHE"]) / name
+    if not path.exists():
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(text(seed), "utf-8")
+        part.replace(path)
+    return str(path)
+
+
+def tiny(values: dict[str, Any] | None = None) -> TrainConfig:
+    """Return the tiny run with some dotted fields replaced: three rungs of eight updates."""
+    base = {
+        "data.name": "text",
+        "data.path": corpus(),
+        "tokenizer.name": "bytes",
+        "model.n_layer": 1,
+        "model.n_head": 2,
+        "model.n_embd": 16,
+        "model.context": 16,
+        "run.batch_size": 4,
+        "run.tokens": 24 * UPDATE,
+        "run.rungs": 3,
+        "run.device": "cpu",
+    }
+    return updated(TrainConfig(), base | (values or {}))
+
+
+def timeless(m: Metrics) -> Metrics:
+    """Return metrics without what the clock says."""
+    return m._replace(tokens_per_second=0.0, seconds=0.0)
+
+
+def curves(trainer: Trainer) -> dict[int, list[Metrics]]:
+    """Train to the end; return the metrics of each place, rung by rung."""
+    found: dict[int, list[Metrics]] = {}
+    for _, metrics in trainer:
+        for place, m in metrics.items():
+            found.setdefault(place, []).append(timeless(m))
+    return found
+
+
+def alone(config: TrainConfig) -> list[Metrics]:
+    """Train one run by itself; return its metrics, rung by rung."""
+    return curves(Trainer([config]))[0]
