@@ -13,10 +13,10 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from pydantic import BaseModel, Field
 
-from hpo.analysis.snapshot import ENDED, MACHINE, METRICS
-from hpo.queue.registry import Registered, register
-from hpo.runs.run_dir import machine
-from hpo.storage.engine import SLOT
+from hpo.queue.registry import StoredStudy, register
+from hpo.runs.provenance import machine
+from hpo.storage.attributes import ENDED, MACHINE, METRICS
+from hpo.storage.schema import SLOT
 from hpo.storage.store import Store
 from hpo.study.spec import Study, from_spec
 
@@ -83,7 +83,7 @@ def study(n_trials: int, sampler: Mapping[str, Any] | None = None, name: str = "
     return from_spec(spec)
 
 
-def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, Any] | None = None) -> Registered:
+def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, Any] | None = None) -> StoredStudy:
     """Make a study with trials that are finished, half of them pruned, and others that run; 100 slots are free."""
     at = register(store, study(n_finished + n_running + 100, sampler), None, {})
     draw = random.Random(0)
@@ -125,7 +125,7 @@ _MODELS: list[Any] = [
 ]
 
 
-def _rows(at: Registered, draw: random.Random, host: Mapping[str, Any], number: int, ended: bool) -> list[list[Row]]:
+def _rows(at: StoredStudy, draw: random.Random, host: Mapping[str, Any], number: int, ended: bool) -> list[list[Row]]:
     """Return the rows of one trial for each of _MODELS."""
     config = Config(**{path: _drawn(draw, entry) for path, entry in SPACE.items()})
     pruned = ended and number % 2 == 1
@@ -183,5 +183,5 @@ def _drawn(draw: random.Random, entry: Mapping[str, Any]) -> Any:
     return low * (high / low) ** draw.random() if entry.get("log") else draw.uniform(low, high)
 
 
-def _kind(at: Registered, path: str) -> BaseDistribution:
+def _kind(at: StoredStudy, path: str) -> BaseDistribution:
     return at.study.file.space[path].distribution(Config.model_fields[path].annotation or float)

@@ -20,11 +20,12 @@ from pydantic import TypeAdapter
 
 from bench.crowd import Config, plant, study, train
 from bench.service import spread
-from hpo.queue.registry import Registered, load, register
+from hpo.queue.registry import StoredStudy, load_stored_study, register
 from hpo.queue.slots import Claim
-from hpo.search.pruners import Judge, Pruner
+from hpo.search.pruners import Pruner
+from hpo.search.pruning import Decider
 from hpo.search.samplers import Sampler
-from hpo.storage.store import connect
+from hpo.storage.store import open_store
 from hpo.worker.trial import configuration
 from tests.support.postgres import Postgres
 
@@ -55,7 +56,7 @@ def main() -> None:
             server.start()
             for name, url in ("SQLite", f"sqlite:///{folder}/hpo.db"), ("Postgres", server.url()):
                 print(f"{name}, {n:,} finished trials, {N_RUNNING} running")
-                with connect(url, create=True) as store:
+                with open_store(url, create=True) as store:
                     seconds, _ = timed(lambda store=store: plant(store, n, N_RUNNING))
                 print(f"  {'planted in':32} {seconds:.1f} s")
                 looks(url)
@@ -94,8 +95,8 @@ def worker(url: str) -> None:
     """Time what a worker does with a long study: reading it at first, then asks and decisions."""
     told = subprocess.run([sys.executable, "-c", FRESH, url], check=True, capture_output=True, text=True)
     print(f"  {'a fresh worker reads it in':32} {told.stdout.strip()}")
-    with connect(url) as store:
-        at = load(store, "crowd")
+    with open_store(url) as store:
+        at = load_stored_study(store, "crowd")
         at.optuna.get_trials(deepcopy=False)
         line("again, unfinished ones only", [timed(lambda: at.optuna.get_trials(deepcopy=False)) for _ in range(20)])
         for fields, repeats in SAMPLERS:
@@ -108,7 +109,7 @@ def worker(url: str) -> None:
             line(f"decision, {name}", [cost for some in own[:3] for cost in decisions(at, name, some.number)])
 
 
-def ask(at: Registered) -> tuple[float, float]:
+def ask(at: StoredStudy) -> tuple[float, float]:
     """Return what it costs to find out what to train."""
     storage = at.store.optuna
     trial_id = storage.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.RUNNING))
@@ -119,10 +120,10 @@ def ask(at: Registered) -> tuple[float, float]:
     return found
 
 
-def decisions(at: Registered, name: str, number: int) -> Iterator[tuple[float, float]]:
+def decisions(at: StoredStudy, name: str, number: int) -> Iterator[tuple[float, float]]:
     """Yield what each decision of one trial costs after the first, which reads the trials."""
     pruner = TypeAdapter(Pruner).validate_python({"name": name})
-    judge = Judge(at.optuna, pruner.build(at.study.rungs), at.study.rungs, refresh_s=1e9)
+    judge = Decider(at.optuna, pruner.build(at.study.rungs), at.study.rungs, refresh_s=1e9)
     own: FrozenTrial = create_trial(state=TrialState.RUNNING)
     own.number = number
     for rung, value in train(Config()):
@@ -137,7 +138,7 @@ def trial(name: str, server: Postgres, folder: str) -> None:
     spent = []
     for n_trials in (FEW, MANY):
         url = f"sqlite:///{folder}/{n_trials}.db" if name == "SQLite" else server.url(server.database())
-        with connect(url, create=True) as store:
+        with open_store(url, create=True) as store:
             register(store, study(n_trials), None, {})
         environment = {**os.environ, "HPO_STORAGE": url, "OMP_NUM_THREADS": "1"}
         asked = [sys.executable, "-m", "hpo", "worker", "--study", "crowd", "--out", f"{folder}/{name}{n_trials}"]
@@ -150,7 +151,7 @@ def trial(name: str, server: Postgres, folder: str) -> None:
     print(f"  {'CPU of a trial of 20 reports':32} {workers:.0f} ms in 4 workers, {database:.0f} ms in the server")
 
 
-def with_sampler(at: Registered, fields: dict[str, Any]) -> Registered:
+def with_sampler(at: StoredStudy, fields: dict[str, Any]) -> StoredStudy:
     file = at.study.file.model_copy(update={"sampler": TypeAdapter(Sampler).validate_python(fields)})
     return replace(at, study=replace(at.study, file=file))
 

@@ -55,15 +55,15 @@ def share(url: str) -> None:
     from optuna.trial import TrialState, create_trial
 
     from hpo.analysis.snapshot import snapshot
-    from hpo.queue.registry import load
-    from hpo.search.pruners import Judge
-    from hpo.storage.store import connect
+    from hpo.queue.registry import load_stored_study
+    from hpo.search.pruning import Decider
+    from hpo.storage.store import open_store
 
-    with connect(url) as store:
-        at = load(store, None)
+    with open_store(url) as store:
+        at = load_stored_study(store, None)
         trials = [t.duration.total_seconds() for t in snapshot(store, None).trials if t.duration]
         rungs = at.study.rungs
-        judge = Judge(at.optuna, at.study.file.pruner.build(rungs), rungs)
+        judge = Decider(at.optuna, at.study.file.pruner.build(rungs), rungs)
         costs = []
         for _ in range(REPEATS):
             trial_id = store.optuna.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.RUNNING))

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hpo.config import yaml as notation
+from hpo.config.yaml import dump_yaml
 
 
 class Format(StrEnum):
@@ -55,7 +55,7 @@ def rows(found: Sequence[Mapping[str, Any]], format: Format) -> None:
         print(json.dumps([plain(record) for record in found], indent=2))
         return
     if format is Format.yaml:
-        print(notation.dump([plain(record) for record in found]), end="")
+        print(dump_yaml([plain(record) for record in found]), end="")
         return
     leaves = [dict(_flat(record)) for record in found]
     columns = list(dict.fromkeys(key for record in leaves for key in record))
@@ -70,7 +70,7 @@ def record(found: Mapping[str, Any], format: Format) -> None:
     if format is Format.json:
         print(json.dumps(plain(found), indent=2))
     elif format is Format.yaml:
-        print(notation.dump(plain(found)), end="")
+        print(dump_yaml(plain(found)), end="")
     else:
         leaves = dict(_flat(found))
         if format is Format.csv:
@@ -78,10 +78,10 @@ def record(found: Mapping[str, Any], format: Format) -> None:
             return
         width = max((len(key) for key in leaves), default=0)
         for key, value in leaves.items():
-            print(f"{key:{width}}  {shown(value)}")
+            print(f"{key:{width}}  {as_text(value)}")
 
 
-def shown(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return a value as a person reads it."""
     if value is None:
         return "-"
@@ -90,7 +90,7 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return number(value)
     if isinstance(value, list):
-        return " ".join(shown(inner) for inner in value)
+        return " ".join(as_text(inner) for inner in value)
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return str(value)
@@ -143,8 +143,18 @@ def _table(columns: Sequence[str], found: Sequence[Mapping[str, Any]]) -> None:
         numeric = all(isinstance(r.get(column), int | float | None) for r in found)
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for r in found:
-        table.add_row(*(shown(r.get(column)) for column in columns))
+        table.add_row(*(as_text(r.get(column)) for column in columns))
     console = stdout()
     # A number cut off to fit is worse than a line that the terminal wraps.
     console.width = max(console.width, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
     console.print(table)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as a person says it: 40 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -27,3 +27,14 @@ class NothingFeasible(Problem):
     """There is no finished trial to answer with."""
 
     status = 3
+
+
+class StorageError(Exception):
+    """The storage cannot be reached or is not one that we can use; the message holds no password.
+
+    passing: it was away for longer than the caller could wait, and may be back later.
+    """
+
+    def __init__(self, message: str, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing

@@ -5,7 +5,8 @@ import sys
 from pydantic import ValidationError
 
 from model.config import TrainConfig
-from model.section import ConfigError, updated
+from model.errors import ConfigError
+from model.section import updated
 
 
 def main(arguments: list[str]) -> int:

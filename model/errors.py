@@ -42,3 +42,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__
+
+
+class ConfigError(ValueError):
+    """A user's mistake that shows only when a run is prepared; the message names the key."""
+
+
+class CacheError(ConfigError):
+    """The folder of prepared data cannot be written: this machine's doing, not the configuration's."""

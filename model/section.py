@@ -14,14 +14,6 @@ Count = Annotated[int, Field(gt=0)]
 M = TypeVar("M", bound=BaseModel)
 
 
-class ConfigError(ValueError):
-    """A user's mistake that shows only when a run is prepared; the message names the key."""
-
-
-class CacheError(ConfigError):
-    """The folder of prepared data cannot be written: this machine's doing, not the configuration's."""
-
-
 class Section(BaseModel):
     """A frozen group of hyperparameters; an unknown key is an error, never ignored."""
 

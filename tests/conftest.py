@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from hpo.storage.store import Store, connect
+from hpo.storage.store import Store, open_store
 from tests.support.postgres import MISSING, Postgres, binaries
 from tests.support.race import Race
 
@@ -46,7 +46,7 @@ def postgres() -> Iterator[Postgres]:
     try:
         server.start()
         server.sql("CREATE DATABASE with_tables")
-        connect(server.url("with_tables"), create=True).close()
+        open_store(server.url("with_tables"), create=True).close()
         yield server
     finally:
         server.remove()
@@ -61,7 +61,7 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]
 @pytest.fixture
 def store(storage_url: str) -> Iterator[Store]:
     """An open storage without studies."""
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         yield store
 
 

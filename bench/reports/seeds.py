@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpo.config.files import load
+from hpo.config.files import load_base
 from model.config import TrainConfig
 from model.data.prepare import prepare
 from model.section import updated
@@ -14,7 +14,7 @@ from model.train.trainer import Trainer
 
 def base(name: str, values: Mapping[str, Any]) -> TrainConfig:
     """Return a base with dotted fields replaced."""
-    return updated(load(name, "base", TrainConfig), values)
+    return updated(load_base(name, "base", TrainConfig), values)
 
 
 def last(config: TrainConfig, seeds: int) -> list[Metrics]:

@@ -3,23 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hpo.analysis.snapshot import (
-    ARM,
-    ATTEMPTS,
-    ENDED,
-    ERROR,
-    FORKED,
-    PRUNED,
-    SEED,
-    SET,
-    SUGGESTED,
-    Snapshot,
-    find,
-    value,
-    word,
-)
-from hpo.console import number, shown
+from hpo.analysis.snapshot import Snapshot, find, value, word
+from hpo.console import as_text, number
 from hpo.search.pruning_rules import Comparison, compare, place, unfolded
+from hpo.storage.attributes import ARM, ATTEMPTS, ENDED, ERROR, FORKED, PRUNED, SEED, SET, SUGGESTED
 from hpo.storage.trials import State, Trial
 
 LISTED = 12  # peers that a sentence names
@@ -86,7 +73,7 @@ def _suggested(of: Snapshot, trial: Trial) -> str:
     record = attrs.get(SUGGESTED)
     if record is None:
         return "was suggested before records of it were kept"
-    given = ", ".join(f"{path}={shown(v)}" for path, v in (attrs.get(SET) or {}).items())
+    given = ", ".join(f"{path}={as_text(v)}" for path, v in (attrs.get(SET) or {}).items())
     match record["by"]:
         case "baseline":
             return f"is a baseline: {given or 'the base of the study as it stands'}"
@@ -126,7 +113,7 @@ def _ended(of: Snapshot, trial: Trial) -> str:
     if ended == "complete":
         whole = WHOLE.get(str(of.kind(trial)))
         spared = f", as no rule may prune {whole}" if whole else ""
-        return f"ran to its end, rung {of.rungs}{spared}: {of.objective} {shown(value(trial))}"
+        return f"ran to its end, rung {of.rungs}{spared}: {of.objective} {as_text(value(trial))}"
     if ended == "pruned":
         return _pruned(of, trial)
     told = {

@@ -5,48 +5,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import MACHINE, SET, Snapshot, best_trial, ended, find, snapshot, value
+from hpo.analysis.snapshot import Snapshot, best_trial, find, value
+from hpo.config.files import config_text
 from hpo.errors import Problem
-from hpo.runs.run_dir import config_text
-from hpo.storage.trials import SPEC, Opened, Trial, study_attrs, study_ids
+from hpo.storage.attributes import MACHINE, SET
+from hpo.storage.trials import Trial
 from hpo.study.spec import Study, from_spec
 from model.section import flat
-
-UNCONFIRMED = "the search's best, not confirmed: `hpo confirm` says whether it is better than the baseline"
-
-
-def preferred(at: Opened, of: Snapshot) -> tuple[Trial, str]:
-    """Return the trial to keep, and in words what is known of it: the best that was confirmed, else the search's best.
-
-    Raises:
-        NothingFeasible: no trial is complete.
-    """
-    if of.spec.get("arms"):
-        raise Problem(
-            f"--trial: required, since {of.name} has arms: their runs differ by luck; `hpo trials` lists them"
-        )
-    found = _confirmation(at, of)
-    if found is None:
-        return best_trial(of), UNCONFIRMED
-    from hpo.evidence.paired import compare  # scipy, which few exports need
-
-    better = [row for row in compare(found) if row.verdict == "better" and row.n == len(found.spec["seeds"])]
-    if not better:
-        best = best_trial(of)
-        if best.number not in found.spec["about"]["trials"].values():
-            return best, f"the search's best, which was not among those that {found.name} ran again"
-        return best, f"the search's best, which {found.name} did not find better than the baseline"
-    least = min(better, key=lambda row: row.mean or 0.0)
-    return find(of, found.spec["about"]["trials"][least.arm]), f"confirmed better than the baseline by {found.name}"
-
-
-def _confirmation(at: Opened, of: Snapshot) -> Snapshot | None:
-    """Return the latest study that confirmed this one and is over."""
-    for name, _ in sorted(study_ids(at).items(), key=lambda item: -item[1]):
-        spec = study_attrs(at, study_ids(at)[name]).get(SPEC, {})
-        if spec.get("about", {}).get("confirms") == of.name and ended(found := snapshot(at, name)):
-            return found
-    return None
 
 
 def picked(of: Snapshot, number: int | None) -> Trial:

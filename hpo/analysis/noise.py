@@ -10,7 +10,7 @@ from hpo.console import Rounded
 from hpo.storage.trials import State, Trial
 
 if TYPE_CHECKING:
-    from hpo.analysis.snapshot import Snapshot
+    pass
 
 MOST_DECIMALS = 12  # a sigma that is nothing but rounding errors is worth no more
 
@@ -64,11 +64,6 @@ def _spread(values: Sequence[float]) -> float:
     from hpo.analysis.statistics import spread  # loads scipy, which takes longer than a command that only looks
 
     return spread(values) or 0.0
-
-
-def noise(of: "Snapshot") -> Noise | None:
-    """Return the noise floor of a study, None where fewer than two runs of its baseline are complete."""
-    return of.noise
 
 
 def decimals(sigma: float) -> int:

@@ -7,36 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from hpo.analysis import targets as aims
-from hpo.analysis.noise import Noise, measured, restored, rounded, sigmas
+from hpo.analysis.noise import Noise, measured, restored
 from hpo.errors import NothingFeasible, Problem
-from hpo.queue.slots import Happening, Slots
-from hpo.storage.trials import SPEC, Opened, State, Trial, chosen, study_attrs, study_ids, trials
-
-# User attributes of a study
-BUDGET = "hpo:budget"  # the budget, which alone may change while a study runs
-STARTED = "hpo:started"  # first launch, by the database's clock
-ANCHORS = "hpo:anchors"  # unigram and bigram loss of its validation split
-DATA = "hpo:data"  # hash of its prepared data
-STATE = "hpo:state"  # active, paused or stopped
-PROTOCOL = "hpo:protocol"  # version of what workers of one study agree on
-NOISE = "hpo:noise"  # what the runs of its baseline differ by
-
-FORKED = "forked"  # kind of a trial that was carried over from another study
-
-# User attributes of a trial
-SET = "hpo:set"  # the fixed values of a baseline, of an arm or of a point of a grid
-ARM = "arm"  # of a study of arms, the name of its own; the dashboard shows both as columns
-SEED = "seed"
-RETRIED = "retried"  # of a trial that is tried again, what the first try was
-MACHINE = "hpo:machine"  # versions, threads, git commit
-METRICS = "hpo:metrics"  # its last metrics
-SUGGESTED = "hpo:suggested"  # where its parameters come from
-PRUNED = "hpo:pruned"  # the comparison that pruned it
-ENDED = "hpo:ended"  # why it ended, in one word
-ERROR = "hpo:error"  # the text of the exception that ended it
-ATTEMPTS = "hpo:attempts"  # how its earlier attempts ended: [attempt, word, worker]
-FEASIBLE = "hpo:feasible"  # false where it met a limit; the dashboard does not show Optuna's constraints
+from hpo.queue.inspect import SlotEvent, SlotTable
+from hpo.storage import targets
+from hpo.storage.attributes import ANCHORS, BUDGET, DATA, ENDED, FORKED, NOISE, RETRIED, SET, SPEC, STARTED, STATE
+from hpo.storage.retry import OpenStorage
+from hpo.storage.trials import State, Trial, chosen, study_attrs, study_ids, trials
 
 
 @dataclass(frozen=True)
@@ -53,9 +30,9 @@ class Snapshot:
     slots: Mapping[str, int]
     leased: frozenset[int]
     state: str = "active"
-    happened: Sequence[Happening] = ()
+    happened: Sequence[SlotEvent] = ()
     noise_held: Mapping[str, Any] | None = None
-    reached: Mapping[str, aims.Reach] = field(default_factory=dict)
+    reached: Mapping[str, targets.TargetReached] = field(default_factory=dict)
 
     @property
     def objective(self) -> str:
@@ -145,7 +122,7 @@ class Snapshot:
 _SHOWN = (State.COMPLETE, State.PRUNED, State.FAIL, State.RUNNING)
 
 
-def snapshot(at: Opened, name: str | None) -> Snapshot:
+def snapshot(at: OpenStorage, name: str | None) -> Snapshot:
     """Read a study.
 
     Raises:
@@ -156,7 +133,7 @@ def snapshot(at: Opened, name: str | None) -> Snapshot:
     attrs = study_attrs(at, study_id)
     if SPEC not in attrs:
         raise Problem(f"--study: {name!r} was not made by `hpo launch`")
-    slots, spec = Slots(at, study_id), attrs[SPEC]
+    slots, spec = SlotTable(at, study_id), attrs[SPEC]
     return Snapshot(
         name=name,
         spec=spec,
@@ -170,7 +147,7 @@ def snapshot(at: Opened, name: str | None) -> Snapshot:
         state=attrs.get(STATE, "active"),
         happened=slots.happened(),
         noise_held=attrs.get(NOISE),
-        reached=aims.reached(at, study_id, spec.get("targets") or {}),
+        reached=targets.reached(at, study_id, spec.get("targets") or {}),
     )
 
 
@@ -184,21 +161,6 @@ def best_trial(of: Snapshot) -> Trial:
     if best is None:
         raise NothingFeasible(f"study {of.name}: no trial is complete yet; `hpo status` says how far it is")
     return best
-
-
-def summary(of: Snapshot) -> dict[str, Any]:
-    """Return the object that `hpo status --format json` prints."""
-    best, baseline = of.best(), of.baseline()
-    return {
-        "study": of.name,
-        "objective": of.objective,
-        "trials": counts(of),
-        "budget": dict(of.budget),
-        "tokens": tokens(of),
-        "best": answer(best) if best else None,
-        "baseline": answer(baseline) if baseline else None,
-        **aims.asked(of, best),
-    }
 
 
 def counts(of: Snapshot) -> dict[str, int]:
@@ -228,10 +190,6 @@ def tokens(of: Snapshot) -> dict[str, int | None]:
     return {"trained": round(trained * of.rung_tokens), "saved_by_pruning": round(saved * of.rung_tokens)}
 
 
-def answer(trial: Trial) -> dict[str, Any]:
-    return {"number": trial.number, "value": value(trial), "params": dict(trial.params)}
-
-
 def value(trial: Trial) -> float | None:
     """Return a trial's result, or the last finite value of one that has none."""
     if trial.values:  # of a pruned trial, the worker tells the last finite one
@@ -245,22 +203,6 @@ def word(of: Snapshot, trial: Trial) -> str:
     if trial.state == State.WAITING or (trial.state == State.RUNNING and trial.user_attrs.get("slot") not in of.leased):
         return "interrupted"
     return str(trial.user_attrs.get(ENDED, trial.state))
-
-
-def row(of: Snapshot, trial: Trial) -> dict[str, Any]:
-    """Return one line of `hpo trials`."""
-    worked = trial.duration.total_seconds() if trial.duration else None
-    found = value(trial)
-    return {
-        "number": trial.number,
-        "state": word(of, trial),
-        "kind": trial.user_attrs.get("kind", "search"),
-        "rung": trial.last_step or 0,
-        of.objective: None if found is None else rounded(of.noise, found),
-        **({"sigmas": sigmas(of.noise, trial, found)} if of.noise else {}),
-        "seconds": worked,
-        **trial.params,
-    }
 
 
 def find(of: Snapshot, number: int) -> Trial:

@@ -5,49 +5,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-
 from hpo.console import Rounded, number
-from hpo.storage.trials import Opened, Trial
+from hpo.storage.targets import TargetReached
 
 if TYPE_CHECKING:
-    from hpo.analysis.snapshot import Snapshot
-
-# Rows of rungs are numbered as they are written, so that the lowest number is the first in time. The baseline with
-# another seed reaches nothing: it is the same configuration with more luck.
-_FIRST = """
-    SELECT MIN(v.trial_intermediate_value_id)
-    FROM trial_intermediate_values v JOIN trials t ON t.trial_id = v.trial_id
-    WHERE t.study_id = :study AND v.intermediate_value <= :value AND NOT EXISTS (
-        SELECT 1 FROM trial_user_attributes a
-        WHERE a.trial_id = t.trial_id AND a.key = 'kind' AND a.value_json = '"seed"'
-    )
-"""
-_WHERE = """
-    SELECT t.number, v.step, v.intermediate_value
-    FROM trial_intermediate_values v JOIN trials t ON t.trial_id = v.trial_id
-    WHERE v.trial_intermediate_value_id = :id
-"""
-_UNTIL = """
-    SELECT COALESCE(SUM(steps), 0) FROM (
-        SELECT MAX(v.step) AS steps FROM trial_intermediate_values v JOIN trials t ON t.trial_id = v.trial_id
-        WHERE t.study_id = :study AND v.trial_intermediate_value_id <= :id AND NOT EXISTS (
-            SELECT 1 FROM trial_user_attributes a
-            WHERE a.trial_id = t.trial_id AND a.key = 'kind' AND a.value_json = '"forked"'
-        )
-        GROUP BY v.trial_id
-    ) AS trained
-"""
-
-
-@dataclass(frozen=True)
-class Reach:
-    """The rung at which a study first came to a target, and the rungs that all its trials had trained by then."""
-
-    trial: int
-    rung: int
-    value: float
-    rungs: int
+    pass
 
 
 @dataclass(frozen=True)
@@ -84,25 +46,8 @@ class Milestone:
         return f"{what} {'met' if self.by >= 0 else 'missed'} by {said(abs(self.by))} (rung {self.rung})"
 
 
-def met(at: Opened, study_id: int, value: float) -> bool:
-    """Return whether a trial of the study has come to a value of the objective, at any rung."""
-    return _one(at, _FIRST, study=study_id, value=value)[0] is not None
-
-
-def reached(at: Opened, study_id: int, targets: Mapping[str, float]) -> dict[str, Reach]:
-    """Return by name how each target was reached first; those that were not are left out."""
-    found = {}
-    for name, value in targets.items():
-        (first,) = _one(at, _FIRST, study=study_id, value=value)
-        if first is not None:
-            (rungs,) = _one(at, _UNTIL, study=study_id, id=first)
-            trial, rung, objective = _one(at, _WHERE, id=first)
-            found[name] = Reach(trial, rung, objective, int(rungs))
-    return found
-
-
 def targets(
-    wanted: Mapping[str, float], found: Mapping[str, Reach], rung_tokens: float | None
+    wanted: Mapping[str, float], found: Mapping[str, TargetReached], rung_tokens: float | None
 ) -> dict[str, dict[str, Any]]:
     """Return targets by name, and by which trial each was reached first, after how many tokens, as programs read it."""
     records = {}
@@ -115,14 +60,6 @@ def targets(
             "study_tokens": round(at.rungs * rung_tokens) if at and rung_tokens else None,
         }
     return records
-
-
-def _one(at: Opened, query: str, **named: float) -> Any:
-    def read() -> Any:
-        with at.engine.connect() as connection:
-            return connection.execute(sa.text(query), named).one()
-
-    return at.retry(read)
 
 
 def milestones(expected: Mapping[Any, float], rungs: int, curve: Mapping[int, float]) -> list[Milestone]:
@@ -141,22 +78,3 @@ def milestones(expected: Mapping[Any, float], rungs: int, curve: Mapping[int, fl
 def records(found: Iterable[Milestone]) -> dict[str, dict[str, Any]]:
     """Return milestones by their share, as programs read them."""
     return {f"{m.share:g}": m.record() for m in found}
-
-
-def milestones_of(of: "Snapshot", trial: Trial) -> list[Milestone]:
-    """Return how a trial fares against what its study expects of a run."""
-    expected = of.spec.get("milestones")
-    return milestones(expected, of.rungs, trial.intermediate_values) if expected else []
-
-
-def asked(of: "Snapshot", best: Trial | None) -> dict[str, Any]:
-    """Return what a program reads of a study that asks for it: noise floor, targets, milestones of its best trial."""
-    found: dict[str, Any] = {}
-    if of.spec.get("baseline_seeds", 1) > 1:
-        floor = of.noise
-        found["noise"] = {"n": floor.n, "mean": floor.mean, "sigma": floor.sigma} if floor else None
-    if wanted := of.spec.get("targets"):
-        found["targets"] = targets(wanted, of.reached, of.rung_tokens)
-    if of.spec.get("milestones"):
-        found["milestones"] = records(milestones_of(of, best)) if best else {}
-    return found

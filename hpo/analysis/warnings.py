@@ -6,8 +6,9 @@ from itertools import combinations
 from typing import Any
 
 from hpo.analysis.noise import rounded
-from hpo.analysis.snapshot import ARM, SEED, SET, Snapshot, ended, word
-from hpo.console import number, shown
+from hpo.analysis.snapshot import Snapshot, ended, word
+from hpo.console import as_text, number
+from hpo.storage.attributes import ARM, SEED, SET
 from hpo.storage.trials import State, Trial
 
 NEAR = 0.02  # of a range on its own scale: a best value so near an end lies on it
@@ -99,10 +100,10 @@ def edges(of: Snapshot, dead: Collection[str] = ()) -> Iterator[str]:
         end = _ends(entry)[at >= 0.5]
         if ("low" if end == min(_ends(entry)) else "high") in of.spec.get("closed", {}).get(path, ()):
             continue  # there is nothing beyond
-        limit = shown(end)
+        limit = as_text(end)
         where = f"is the {side} end of its range" if share == 0 else f"lies at the {side} end of its range, {limit}"
         near = f" ({100 * share:.2g} % away)" if share else ""
-        yield f"{path} of the best trial, {shown(best.params[path])}, {where}{near}; beyond it nothing was tried"
+        yield f"{path} of the best trial, {as_text(best.params[path])}, {where}{near}; beyond it nothing was tried"
 
 
 def position(entry: Mapping[str, Any], value: Any) -> float | None:

@@ -35,9 +35,9 @@ def stop(study: Study = None, storage: Storage = None, because: Because = "") ->
 def kill(number: Number, study: Study = None, storage: Storage = None) -> None:
     """End one trial as failed: at its next rung, or at once where no worker holds it."""
     from hpo.commands.control import kill
-    from hpo.storage.store import connect
+    from hpo.storage.store import open_store
 
-    with connect(url(storage)) as store:
+    with open_store(url(storage)) as store:
         say(kill(store, study, number))
 
 
@@ -50,9 +50,9 @@ def retry(
 ) -> None:
     """Run the parameters of a failed trial again, as a new trial beside the budget."""
     from hpo.commands.enqueue import again
-    from hpo.storage.store import connect
+    from hpo.storage.store import open_store
 
-    with connect(url(storage)) as store:
+    with open_store(url(storage)) as store:
         say("\n".join(again(store, study, number, failed)))
 
 
@@ -60,9 +60,9 @@ def retry(
 def enqueue(overrides: Set = None, study: Study = None, storage: Storage = None) -> None:
     """Run a configuration of your own next, beside the budget."""
     from hpo.commands.enqueue import enqueue
-    from hpo.storage.store import connect
+    from hpo.storage.store import open_store
 
-    with connect(url(storage)) as store:
+    with open_store(url(storage)) as store:
         say("\n".join(enqueue(store, study, overrides or [])))
 
 
@@ -77,17 +77,17 @@ def fork(
 ) -> None:
     """Begin a study with those finished trials of another one that it would train alike."""
     from hpo.commands.fork import fork
-    from hpo.storage.store import connect
+    from hpo.storage.store import open_store
 
-    with connect(url(storage)) as store:
+    with open_store(url(storage)) as store:
         say(fork(store, file, origin, name, overrides or [], trials))
 
 
 def _turn(storage: str | None, study: str | None, state: str, because: str) -> None:
     from hpo.commands.control import turn
-    from hpo.storage.store import connect
+    from hpo.storage.store import open_store
 
     if any("\ud800" <= letter <= "\udfff" for letter in because):  # bytes of the command line that are no text
         raise Problem(f"--because: must be text in UTF-8, got {because!r}")
-    with connect(url(storage)) as store:
+    with open_store(url(storage)) as store:
         say(turn(store, study, state, because))

@@ -38,7 +38,8 @@ def status(
 @commands.command()
 def trials(study: Study = None, storage: Storage = None, format: Print = Format.table) -> None:
     """List the trials of a study."""
-    from hpo.analysis.snapshot import row, snapshot
+    from hpo.analysis.snapshot import snapshot
+    from hpo.analysis.summary import row
     from hpo.console import rows
 
     with looking(storage) as store:
@@ -125,9 +126,10 @@ def export(
 
     One that `hpo confirm` found better than the baseline comes before the best of the search.
     """
-    from hpo.analysis.export import picked, preferred, text
+    from hpo.analysis.export import picked, text
     from hpo.analysis.snapshot import snapshot
-    from hpo.runs.run_dir import write
+    from hpo.evidence.preferred import preferred
+    from hpo.runs.run_dir import write_file
 
     with looking(storage) as store:
         of = snapshot(store, study)
@@ -136,6 +138,6 @@ def export(
     if output is None:
         print(found, end="")
         return
-    write(output, found)
+    write_file(output, found)
     told = f"trial {kept.number} of {of.name}" + (f", {known}" if known else "")
     say(f"{output}: {told}; next: hpo train {output}")

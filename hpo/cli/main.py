@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli import control as steering
-from hpo.cli import evidence as weighing
-from hpo.cli import inspect as looking
+from hpo.cli import control, evidence
+from hpo.cli.inspect import commands
 from hpo.cli.options import RUNS, Config, Out, Pack, Print, Set, Storage, Study, leave, possible, url
 from hpo.console import Format, say
 from hpo.errors import Problem
@@ -34,9 +33,9 @@ app = typer.Typer(
 texts = typer.Typer(no_args_is_help=True, help="Prepare and look at the text that runs train on.")
 app.add_typer(texts, name="data")
 
-app.add_typer(looking.commands)
-app.add_typer(steering.commands)
-app.add_typer(weighing.commands)
+app.add_typer(commands)
+app.add_typer(control.commands)
+app.add_typer(evidence.commands)
 
 
 @app.command()
@@ -119,9 +118,9 @@ def worker(
             raise Problem(f"--study: must be left out with --follow, which serves every study, got {study}")
         leave(Follower(url(storage), pack, out).work())
         return
-    from hpo.worker.join import join
+    from hpo.worker.join import join_study
 
-    leave(join(url(storage), study, pack, out))
+    leave(join_study(url(storage), study, pack, out))
 
 
 @app.command()
@@ -131,16 +130,16 @@ def check(
 ) -> None:
     """Check a study file: keys, bounds, both ends of every range; or a ledger of claims: every arm of every claim."""
     from hpo.config.discovery import find, is_ledger
-    from hpo.study.load import read
+    from hpo.study.load import load_study
 
     if is_ledger(path := find(study)):
-        from hpo.evidence.claims.ledger import read as ledger
+        from hpo.evidence.claims.ledger import load_ledger as ledger
 
         if overrides:
             raise Problem(f"--set: must be left out with a ledger, whose arms are what they are; got {overrides[0]}")
         print(f"{path}: fine; {ledger(path).summary()}")
         return
-    found = read(study, overrides or [])
+    found = load_study(study, overrides or [])
     arms, n = found.file.arms, len(found.file.space)
     what = f"{n} hyperparameters" if arms is None else f"{len(arms)} arms x {len(found.file.seeds)} seeds"
     print(f"{found.source}: fine; {what}, {found.rungs} rungs")
@@ -274,7 +273,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `hpo trials | head`
     except Exception as error:
-        from hpo.storage.retry import StorageError
+        from hpo.errors import StorageError
 
         if not isinstance(error, StorageError):
             raise

@@ -37,8 +37,8 @@ def url(storage: str | None) -> str:
     Raises:
         StorageError: it holds what no URL or name of a file can hold.
     """
-    from hpo.storage.engine import default_url, file_of, normalise
-    from hpo.storage.retry import StorageError, shown
+    from hpo.errors import StorageError
+    from hpo.storage.url import default_url, file_of, masked_url, normalise
 
     found = default_url(storage)
     try:
@@ -49,15 +49,15 @@ def url(storage: str | None) -> str:
         return found  # which is refused where it is opened
     except (OSError, ValueError) as error:  # a name that is too long; bytes that are no UTF-8
         why = error.strerror if isinstance(error, OSError) else "must be text in UTF-8"
-        raise StorageError(f"storage: {why}, got {shown(found)!r:.60}") from None
+        raise StorageError(f"storage: {why}, got {masked_url(found)!r:.60}") from None
     return found
 
 
 def looking(storage: str | None) -> Any:
     """Open the storage to look at it."""
-    from hpo.storage.engine import look
+    from hpo.storage.engine import open_readonly
 
-    return look(url(storage))
+    return open_readonly(url(storage))
 
 
 def leave(status: int) -> None:

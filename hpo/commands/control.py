@@ -5,12 +5,14 @@ import uuid
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from hpo.analysis.snapshot import ATTEMPTS, ENDED, METRICS, STATE, Snapshot, find, snapshot, word
+from hpo.analysis.snapshot import Snapshot, find, snapshot, word
 from hpo.errors import Problem
 from hpo.queue.heartbeat import LEASE_S
 from hpo.queue.slots import Claim, Slots
-from hpo.storage.store import Lost, Store, fenced
-from hpo.storage.trials import SPEC, State, Trial, chosen, study_attrs, study_ids
+from hpo.storage.attributes import ATTEMPTS, ENDED, METRICS, SPEC, STATE
+from hpo.storage.fencing import LeaseLost, fenced
+from hpo.storage.store import Store
+from hpo.storage.trials import State, Trial, chosen, study_attrs, study_ids
 
 EVENTS = {"active": "resumed", "paused": "paused", "stopped": "stopped"}  # state of a study -> word of the event
 
@@ -91,6 +93,6 @@ def _end(store: Store, slots: Slots, claim: Claim, owner: str) -> None:
             store.optuna.set_trial_state_values(claim.trial_id, TrialState.FAIL)
     except UpdateFinishedTrialError:
         pass  # its worker told its end, but had not closed its slot
-    except Lost:
+    except LeaseLost:
         return  # this process slept for longer than a lease; whoever goes on with the trial finds the wish
     slots.done(claim, owner, last, "killed")

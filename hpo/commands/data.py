@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from hpo.config.overrides import overridden
 from hpo.console import say
 from hpo.errors import Problem
 from hpo.runs.datasets import prepared
-from hpo.study.load import overridden, read
+from hpo.study.load import load_study
 from model.config import TrainConfig
 from model.data.ngrams import anchors
 from model.data.prepare import list_prepared
@@ -23,7 +24,7 @@ def configured(study: str | None, overrides: Sequence[str]) -> TrainConfig:
     """
     if study is None:
         return overridden(TrainConfig(), overrides)
-    base = read(study, overrides).base
+    base = load_study(study, overrides).base
     if not isinstance(base, TrainConfig):
         raise Problem(f"--study: {study} has a configuration of its own, whose data is its own too")
     return base

@@ -12,17 +12,21 @@ import sqlalchemy as sa
 
 from hpo.analysis.snapshot import Snapshot, snapshot
 from hpo.console import Format, rows
-from hpo.errors import Problem
+from hpo.errors import Problem, StorageError
 from hpo.queue.heartbeat import reap
-from hpo.queue.slots import TRIALS, Slots, set_state, transact
+from hpo.queue.slots import Slots, set_state
 from hpo.runs import checkpoints
-from hpo.runs import resources as cores
-from hpo.runs import run_dir as folders
 from hpo.runs.datasets import Corpora
-from hpo.storage.engine import SLOT, Reader, file_of, look, network_of, normalise
-from hpo.storage.retry import StorageError, shown
-from hpo.storage.store import connect, schema_problem, update_schema
-from hpo.storage.trials import SPEC, State, Trial, study_attrs, study_ids
+from hpo.runs.resources import available_cores, gpus
+from hpo.runs.run_dir import is_writable, trial_folder
+from hpo.storage.attributes import SPEC
+from hpo.storage.engine import Reader, open_readonly
+from hpo.storage.migrate import schema_problem, update_schema
+from hpo.storage.retry import transact
+from hpo.storage.schema import SLOT, TRIALS
+from hpo.storage.store import open_store
+from hpo.storage.trials import State, Trial, study_attrs, study_ids
+from hpo.storage.url import file_of, masked_url, network_of, normalise
 from hpo.study.spec import from_spec
 
 SKEW_S = 2.0  # between this machine's clock and the database's, beyond which logs are hard to read together
@@ -51,7 +55,7 @@ def examine(url: str, only: str | None, out: Path) -> Iterator[Finding]:
     yield _gpus()
     if schema_problem(url):
         return
-    with look(url) as at:
+    with open_readonly(url) as at:
         yield _clock(at)
         if at.engine.name == "postgresql":
             yield _connections(at)
@@ -81,7 +85,7 @@ def _storage(url: str) -> Iterator[Finding]:
     if problem:
         yield Finding("storage", "wrong", problem, "hpo doctor --fix adds what is missing", lambda: update_schema(url))
     else:
-        yield Finding("storage", "fine", f"{shown(url)} answers, its tables are of this version")
+        yield Finding("storage", "fine", f"{masked_url(url)} answers, its tables are of this version")
     file = file_of(url)
     if file is not None and (kind := network_of(file)):
         yield Finding(
@@ -98,7 +102,7 @@ def _clock(at: Reader) -> Finding:
 
 
 def _disks(url: str, out: Path) -> Iterator[Finding]:
-    from model.data.text_files import cache_root
+    from model.cache import cache_root
 
     wanted = {"runs": out, "prepared data": cache_root()}
     file = file_of(url)
@@ -108,7 +112,7 @@ def _disks(url: str, out: Path) -> Iterator[Finding]:
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free
         found = f"{what}: {free / 1e9:.1f} GB free in {there}"
-        if not os.access(there, os.W_OK) or not folders.takes(there):
+        if not os.access(there, os.W_OK) or not is_writable(there):
             yield Finding("disk", "wrong", f"{what}: {there} cannot be written", "free some room, or mend its rights")
         elif free < LOW:
             yield Finding("disk", "wrong" if free < FULL else "look", found, "free some room")
@@ -117,9 +121,9 @@ def _disks(url: str, out: Path) -> Iterator[Finding]:
 
 
 def _gpus() -> Finding:
-    have = cores.gpus()
+    have = gpus()
     if not have:
-        return Finding("gpus", "fine", f"no NVIDIA GPU; {cores.available()} CPU cores")
+        return Finding("gpus", "fine", f"no NVIDIA GPU; {available_cores()} CPU cores")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = f"{len(have)}: {', '.join(have)}" + (f"; CUDA_VISIBLE_DEVICES={visible}" if visible is not None else "")
     if visible == "":
@@ -143,7 +147,7 @@ def _stale(at: Reader) -> Finding:
         return Finding("leases", "fine", "none has run out")
 
     def free() -> None:
-        with connect(at.url) as store:
+        with open_store(at.url) as store:
             reap(store)
 
     found = f"{expired} ran out and are held by nobody"
@@ -160,7 +164,7 @@ def _orphans(at: Reader) -> Finding:
         return Finding("trials", "fine", "none is shown as running that is not")
 
     def mend() -> None:
-        with connect(at.url) as store:
+        with open_store(at.url) as store:
             transact(store, lambda connection: set_state(connection, ids, "RUNNING", "WAITING"))
 
     return Finding("trials", "wrong", f"{len(ids)} are shown as running, but no worker has them", "--fix", mend)
@@ -183,7 +187,7 @@ def _shared(name: str, of: Snapshot, out: Path) -> Finding:
     others = [t for t in of.trials if str(t.user_attrs.get("worker", here)).partition(":")[0] != here]
     if not others:
         return Finding("runs", "fine", f"{name}: no other machine has run trials of it")
-    seen = [t for t in others if (folders.trial_folder(out, name, t.number) / "config.yaml").is_file()]
+    seen = [t for t in others if (trial_folder(out, name, t.number) / "config.yaml").is_file()]
     found = f"{name}: {len(seen)} of {len(others)} trials of other machines lie in {out}"
     if len(seen) == len(others):
         return Finding("runs", "fine", found)
@@ -195,7 +199,7 @@ def _leftovers(name: str, of: Snapshot, out: Path) -> Finding:
     """Return checkpoints that no trial will use again: of trials that ended and are not among the best."""
     ranked = sorted((t for t in of.own if t.state == State.COMPLETE), key=lambda trial: trial.values[0])
     keep = {trial.number for trial in ranked[: int(of.spec.get("keep_best", 3))]}
-    over = [folders.trial_folder(out, name, t.number) for t in of.own if _ended(t) and t.number not in keep]
+    over = [trial_folder(out, name, t.number) for t in of.own if _ended(t) and t.number not in keep]
     left = [folder for folder in over if checkpoints.to_resume(folder)]
     if not left:
         return Finding("checkpoints", "fine", f"{name}: none is left over")

@@ -8,17 +8,22 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import SET, STATE, Snapshot, find, snapshot, word
-from hpo.console import shown
+from hpo.analysis.snapshot import Snapshot, find, snapshot, word
+from hpo.config.overrides import assignments, overridden
+from hpo.console import as_text
 from hpo.errors import Problem
-from hpo.queue.registry import load
-from hpo.queue.slots import ADDED, Slots, transact
+from hpo.queue.budget import ADDED, add
+from hpo.queue.registry import load_stored_study
+from hpo.queue.slots import Slots
 from hpo.search.ranges import inside
 from hpo.search.space import applies, field_type
-from hpo.storage.engine import SLOT
-from hpo.storage.store import Store, exclusive
+from hpo.storage.attributes import SET, STATE
+from hpo.storage.locks import exclusive
+from hpo.storage.retry import transact
+from hpo.storage.schema import SLOT
+from hpo.storage.store import Store
 from hpo.storage.trials import State, Trial, study_attrs, study_ids
-from hpo.study.load import FIXED, assignments, overridden
+from hpo.study.checks import FIXED
 from hpo.study.spec import DEFAULT_CONFIG, Study
 from model.data.corpus_base import TRAINING
 from model.section import flat
@@ -55,7 +60,7 @@ def again(store: Store, name: str | None, number: int | None, failed: bool) -> l
             wanted = [t for t in of.in_state(State.FAIL) if t.number not in tried and not _unknown(of, t)]
         else:
             wanted = [_retriable(of, find(of, number), tried)]
-        slots.add([("retry", _parameters(t), t.number) for t in wanted])
+        add(slots, [("retry", _parameters(t), t.number) for t in wanted])
     if not wanted:
         return [f"{of.name}: has no failed trial to try again"]
     told = [f"trial {t.number}: is tried again as a new trial, beside the budget, before the search" for t in wanted]
@@ -97,7 +102,7 @@ def enqueue(store: Store, name: str | None, overrides: Sequence[str]) -> list[st
     Raises:
         Problem: it is no configuration, one that the study may not train, or enqueued already.
     """
-    at = load(store, name)
+    at = load_stored_study(store, name)
     if at.study.file.arms is not None:
         raise Problem(
             f"enqueue: study {at.study.name} has arms, which are all that is run; write a file with another arm"
@@ -107,9 +112,9 @@ def enqueue(store: Store, name: str | None, overrides: Sequence[str]) -> list[st
         earlier = [row for row in by_hand(at.slots) if row.kind == "enqueued" and row.state != "done"]
         if any(at.study.configured(json.loads(row.fixed or "{}")) == config for row in earlier):
             raise Problem("--set: the same configuration is enqueued already, and has not ended")
-        at.slots.add([("enqueued", values, None)])
+        add(at.slots, [("enqueued", values, None)])
         ahead = sum(row.state == "free" and row.trial_id is None for row in by_hand(at.slots)) - 1
-    said = ", ".join(f"{path}={shown(value)}" for path, value in values.items())
+    said = ", ".join(f"{path}={as_text(value)}" for path, value in values.items())
     place = f"behind {ahead} others that were added by hand" if ahead else "first of those added by hand"
     told = [f"{at.study.name}: enqueued {said}, beside the budget, {place}, before the search"]
     told += [f"{line}; it runs, but the sampler does not learn from that value" for line in outside(at.study, config)]
@@ -163,7 +168,7 @@ def outside(study: Study, config: BaseModel) -> list[str]:
         if applies(config, path):
             value = flat(config)[path]
             if not inside(entry.distribution(field_type(config, path)), value):
-                found.append(f"{path}={shown(value)} lies outside the range of the space")
+                found.append(f"{path}={as_text(value)} lies outside the range of the space")
     return found
 
 

@@ -9,16 +9,17 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import ValidationError
 
-from hpo.analysis.snapshot import ENDED, FEASIBLE, FORKED, MACHINE, METRICS, SET
 from hpo.errors import Problem
-from hpo.queue.registry import Registered, check_data, load, register
+from hpo.queue.budget import clear
+from hpo.queue.registry import StoredStudy, check_data, load_stored_study, register
 from hpo.runs.datasets import described
 from hpo.search.space import held
-from hpo.storage.store import Store, exclusive
+from hpo.storage.attributes import ENDED, FEASIBLE, FORKED, LIMITS, MACHINE, METRICS, SET
+from hpo.storage.locks import exclusive
+from hpo.storage.store import Store
 from hpo.storage.trials import study_ids
-from hpo.study.load import read
+from hpo.study.load import load_study
 from hpo.study.spec import NAME, Study, from_spec
-from hpo.worker.reporter import LIMITS
 from model.section import flat
 
 FROM = "forked_from"  # user attribute of one: study/number
@@ -34,8 +35,8 @@ def fork(store: Store, source: str, origin: str, name: str | None, overrides: Se
         Problem: there is a study of that name, or no trial of the other one fits.
     """
     budget = {"trials": trials}
-    study = read(source, overrides, budget)
-    old = load(store, origin)
+    study = load_study(source, overrides, budget)
+    old = load_stored_study(store, origin)
     new = replace(study, name=_new_name(store, study, name))
     data_hash, anchors = described(new.base)
     _check_comparable(old, new, data_hash)
@@ -73,7 +74,7 @@ def _new_name(store: Store, study: Study, name: str | None) -> str:
     return new
 
 
-def _check_comparable(old: Registered, new: Study, data_hash: str | None) -> None:
+def _check_comparable(old: StoredStudy, new: Study, data_hash: str | None) -> None:
     """Refuse a study whose results are measured otherwise.
 
     Raises:
@@ -98,7 +99,7 @@ def _check_comparable(old: Registered, new: Study, data_hash: str | None) -> Non
     check_data(old.optuna, data_hash)
 
 
-def sorted_out(old: Registered, new: Study) -> tuple[list[FrozenTrial], Counter[str]]:
+def sorted_out(old: StoredStudy, new: Study) -> tuple[list[FrozenTrial], Counter[str]]:
     """Return the finished trials of a study as rows of a new one, and the others, counted by reason."""
     new = from_spec(new.spec())  # as workers see it: every field of its base is given
     found = old.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -138,7 +139,7 @@ def _row(old: Study, new: Study, trial: FrozenTrial) -> FrozenTrial | str:
     return row
 
 
-def _carry(at: Registered, rows: Sequence[FrozenTrial]) -> None:
+def _carry(at: StoredStudy, rows: Sequence[FrozenTrial]) -> None:
     """Write rows into a study that was just made; where that fails, the study is gone again."""
     study_id = at.optuna._study_id
     with exclusive(at.store.url, at.store.patience):
@@ -152,8 +153,8 @@ def _carry(at: Registered, rows: Sequence[FrozenTrial]) -> None:
             raise
 
 
-def _remove(at: Registered) -> None:
-    at.slots.clear()
+def _remove(at: StoredStudy) -> None:
+    clear(at.slots)
     optuna.delete_study(study_name=at.study.name, storage=at.store.optuna)
 
 

@@ -3,29 +3,30 @@
 from contextlib import suppress
 from pathlib import Path
 
-from hpo.analysis.export import UNCONFIRMED, changes, text
-from hpo.analysis.snapshot import BUDGET, Snapshot, best_trial, counts, tokens
+from hpo.analysis.export import changes, text
+from hpo.analysis.snapshot import Snapshot, best_trial, counts, tokens
+from hpo.analysis.summary import aims, standing
 from hpo.analysis.warnings import caveats
 from hpo.config.discovery import find
-from hpo.console import Format, rows, say, shown
-from hpo.errors import NothingFeasible, Problem
-from hpo.evidence import comparison
-from hpo.launcher.progress import aims, clock, standing
+from hpo.console import Format, as_text, clock, rows, say
+from hpo.errors import NothingFeasible, Problem, StorageError
+from hpo.evidence.comparison import conclude_comparison
+from hpo.evidence.preferred import UNCONFIRMED
 from hpo.launcher.supervisor import Options, run, where
-from hpo.runs import run_dir as folders
-from hpo.storage.engine import look
-from hpo.storage.retry import StorageError
-from hpo.storage.trials import SPEC, study_attrs, study_ids
-from hpo.study.load import read
+from hpo.runs.run_dir import write_file
+from hpo.storage.attributes import BUDGET, SPEC
+from hpo.storage.engine import open_readonly
+from hpo.storage.trials import study_attrs, study_ids
+from hpo.study.load import load_study
 from hpo.study.spec import Study, from_spec
 
 
 def launch(options: Options) -> int:
     """Run a study to the end of its budget; return the exit status."""
-    study = held(options) or read(options.study, options.overrides, options.budget, options.seed)
+    study = held(options) or load_study(options.study, options.overrides, options.budget, options.seed)
     if study.file.arms is not None and options.budget.get("trials") not in (None, study.file.budget.trials):
         raise Problem(f"--trials: must be left out, since {study.name} has arms: their runs are the budget")
-    return run(options, study, conclude_arms if study.file.arms is not None else conclude)
+    return run(options, study, conclude_arms if study.file.arms is not None else conclude_search)
 
 
 def held(options: Options) -> Study | None:
@@ -34,7 +35,7 @@ def held(options: Options) -> Study | None:
         find(options.study)
         return None
     try:
-        with look(options.storage) as at:
+        with open_readonly(options.storage) as at:
             study_id = study_ids(at).get(options.study)
             attrs = {} if study_id is None else study_attrs(at, study_id)
     except StorageError:
@@ -47,7 +48,7 @@ def held(options: Options) -> Study | None:
     return from_spec({**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **asked}})
 
 
-def conclude(of: Snapshot, folder: Path, options: Options, seconds: float) -> int:
+def conclude_search(of: Snapshot, folder: Path, options: Options, seconds: float) -> int:
     """Say what a study found, keep its best configuration, and say what to type next."""
     n, spent = counts(of), tokens(of)
     ended = n["complete"] + n["pruned"] + n["failed"]
@@ -63,8 +64,8 @@ def conclude(of: Snapshot, folder: Path, options: Options, seconds: float) -> in
     if best is None:
         raise NothingFeasible(f"study {of.name}: no trial was completed; `hpo trials` and `hpo show N` say why")
     path = folder / "best.yaml"
-    folders.write(path, text(of, best_trial(of), UNCONFIRMED))
-    print("\n".join(answer(of, path, options)))
+    write_file(path, text(of, best_trial(of), UNCONFIRMED))
+    print("\n".join(best_lines(of, path, options)))
     return 0
 
 
@@ -75,9 +76,9 @@ def conclude_arms(of: Snapshot, folder: Path, options: Options, seconds: float) 
 
     about = of.spec["about"]
     if "confirms" in about:
-        return confirm.conclude(of, folder, options, seconds)
+        return confirm.conclude_confirmation(of, folder, options, seconds)
     if "ablates" in about:
-        return ablate.conclude(of, folder, options, seconds)
+        return ablate.conclude_ablation(of, folder, options, seconds)
 
     def tell() -> bool:
         found = compare(of)
@@ -86,16 +87,16 @@ def conclude_arms(of: Snapshot, folder: Path, options: Options, seconds: float) 
             say(f"note: {note}")
         return any(row.difference for row in found) or (len(found) == 1 and found[0].n > 0)
 
-    return comparison.conclude(of, seconds, tell)
+    return conclude_comparison(of, seconds, tell)
 
 
-def answer(of: Snapshot, path: Path, options: Options) -> list[str]:
+def best_lines(of: Snapshot, path: Path, options: Options) -> list[str]:
     """Return the best configuration, what changed against the baseline, and the next commands."""
     best = best_trial(of)
     found = [standing(of), *aims(of), ""]
     changed = changes(of, best)
     width = max((len(field) for field, _, _ in changed), default=0)
-    found += [f"  {field:{width}}  {shown(before):>8} -> {shown(after)}" for field, before, after in changed]
+    found += [f"  {field:{width}}  {as_text(before):>8} -> {as_text(after)}" for field, before, after in changed]
     found += ["" if changed else "  the baseline itself: nothing that was tried is better"]
     if notes := caveats(of):
         found += [*(f"note: {note}" for note in notes), ""]

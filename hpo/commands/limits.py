@@ -11,14 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hpo.config import files as bases
+from hpo.config.files import path_of, read_config
+from hpo.config.overrides import overridden
 from hpo.config.validation import messages
 from hpo.console import Format, number, rows, say
 from hpo.errors import NothingFeasible, Problem, WorkFailed
-from hpo.runs import resources as cores
-from hpo.runs import run_dir as folders
 from hpo.runs.datasets import prepared
-from hpo.study.load import overridden
+from hpo.runs.resources import available_cores, settle
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
 from model.config import TrainConfig
 from model.data.prepare import Prepared
@@ -123,7 +122,7 @@ def limits(path: Path, overrides: Sequence[str], memory: float | None, runs: int
     if memory is not None and not memory > 0:
         raise Problem(f"--memory: must be above 0, in GB, got {memory:g}")
     config = configuration(path, overrides)
-    cores.settle(cores.available())  # before torch is loaded
+    settle(available_cores())  # before torch is loaded
     data = prepared(config)
     cap, why = capped(config, data)
     device, room = _room(config, memory)
@@ -143,8 +142,8 @@ def configuration(path: Path, overrides: Sequence[str]) -> TrainConfig:
     Raises:
         Problem: there is none, it is not ours to estimate, or the batch that is looked for is given.
     """
-    path = bases.path_of(path)
-    tree, provenance = folders.read_config(path)
+    path = path_of(path)
+    tree, provenance = read_config(path)
     for key, ours in ("train", DEFAULT_TRAIN), ("config", DEFAULT_CONFIG):
         if (own := provenance.get(key, ours)) != ours:
             raise Problem(f"{path}: provenance.{key}: must be {ours}, whose memory can be estimated, got {own}")
@@ -220,8 +219,8 @@ def _room(config: TrainConfig, memory: float | None) -> tuple[str, int]:
     Raises:
         Problem: the device is not here, or has not so much.
     """
+    from model.errors import ConfigError
     from model.memory.capacity import capacity
-    from model.section import ConfigError
     from model.train.device import resolve
 
     try:

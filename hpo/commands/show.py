@@ -7,26 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.noise import rounded, sigmas
-from hpo.analysis.snapshot import (
-    ERROR,
-    METRICS,
-    Snapshot,
-    counts,
-    ended,
-    find,
-    snapshot,
-    summary,
-    tokens,
-    value,
-    word,
-)
-from hpo.analysis.targets import milestones_of, records
+from hpo.analysis.snapshot import Snapshot, counts, ended, find, snapshot, tokens, value, word
+from hpo.analysis.summary import aims, milestones_of, standing, summary
+from hpo.analysis.targets import records
 from hpo.analysis.warnings import caveats
-from hpo.console import Format, record, rows, say
-from hpo.launcher.progress import aims, clock, standing
-from hpo.queue.slots import Happening
-from hpo.runs.run_dir import lines, trial_folder
-from hpo.storage.trials import Opened, Trial, study_ids
+from hpo.console import Format, clock, record, rows, say
+from hpo.queue.inspect import SlotEvent
+from hpo.runs.run_dir import metrics_lines, trial_folder
+from hpo.storage.attributes import ERROR, METRICS
+from hpo.storage.retry import OpenStorage
+from hpo.storage.trials import Trial, study_ids
 
 SPECIAL = ("diverged", "invalid", "oom", "timeout", "lost", "killed", "error")
 REMEDY = {"paused": "; paused: `hpo resume` goes on", "stopped": "; stopped: `hpo launch` goes on"}
@@ -34,7 +24,7 @@ LATEST = 5  # events that `hpo status` shows
 TWICE = {"val_perplexity"}  # val_loss in other words
 
 
-def studies(at: Opened) -> list[dict[str, Any]]:
+def studies(at: OpenStorage) -> list[dict[str, Any]]:
     """Return one record a study."""
     from hpo.errors import Problem
 
@@ -49,7 +39,7 @@ def studies(at: Opened) -> list[dict[str, Any]]:
     return found
 
 
-def show_status(at: Opened, name: str | None, format: Format, watch: bool) -> None:
+def show_status(at: OpenStorage, name: str | None, format: Format, watch: bool) -> None:
     """Print how far a study is, once or until it ends."""
     while True:
         of = snapshot(at, name)
@@ -97,7 +87,7 @@ def _happened(of: Snapshot) -> list[str]:
     return told + [f"  {clock(h.seconds_ago)} ago: {h.word}{_where(of, h)}" for h in of.happened[:LATEST]]
 
 
-def _where(of: Snapshot, happening: Happening) -> str:
+def _where(of: Snapshot, happening: SlotEvent) -> str:
     """Return whom something happened to, and what is known of it."""
     who = [
         f"trial {t.number}"
@@ -175,7 +165,7 @@ def _readable(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def show_logs(of: Snapshot, found: Trial, out: Path, format: Format) -> None:
     """Print the metrics file of a trial and what it left on standard error."""
     folder = trial_folder(out, of.name, found.number)
-    metrics = list(lines(folder / "metrics.jsonl"))
+    metrics = list(metrics_lines(folder / "metrics.jsonl"))
     if not metrics:
         say(f"no metrics in {folder}; another machine may have them, or --out names another folder than at launch")
         metrics = [{"rung": rung, of.objective: v} for rung, v in sorted(found.intermediate_values.items())]

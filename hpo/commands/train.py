@@ -9,19 +9,19 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hpo.config import files as bases
+from hpo.config.files import config_text, path_of, read_config
 from hpo.config.importer import model_class, place
+from hpo.config.overrides import overridden
 from hpo.config.validation import messages
 from hpo.console import number, say
 from hpo.errors import Problem, WorkFailed
-from hpo.runs import checkpoints
-from hpo.runs import resources as cores
-from hpo.runs import run_dir as folders
-from hpo.runs import trainable as plug
+from hpo.runs import checkpoints, trainable
 from hpo.runs.datasets import Corpora
-from hpo.study.load import overridden
+from hpo.runs.provenance import machine
+from hpo.runs.resources import available_cores, settle, threads_in_use
+from hpo.runs.run_dir import append_metrics, keep_rungs, metrics_lines, write_file
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
-from model.section import ConfigError
+from model.errors import ConfigError
 
 
 def train(path: Path, overrides: Sequence[str], out: Path, resume: bool) -> int:
@@ -30,8 +30,8 @@ def train(path: Path, overrides: Sequence[str], out: Path, resume: bool) -> int:
     Raises:
         Problem: the file is not one, or asks for what is not here.
     """
-    path = bases.path_of(path)
-    tree, provenance = folders.read_config(path)
+    path = path_of(path)
+    tree, provenance = read_config(path)
     # The last bits of a loss depend on the number of threads; torch, which a module of the user's own may import,
     # reads it when it is imported.
     _settle(path, provenance)
@@ -41,15 +41,15 @@ def train(path: Path, overrides: Sequence[str], out: Path, resume: bool) -> int:
     folder = _folder(path, out, resume)
     target = str(provenance.get("train", DEFAULT_TRAIN))
     try:
-        runs = plug.runs(target, [config], **corpora.given(config))
+        runs = trainable.runs(target, [config], **corpora.given(config))
         if resume:
             runs.resume(0, _newest(folder))
-        here = {**provenance, **folders.machine(), "data_hash": corpora.hash(config)}
+        here = {**provenance, **machine(), "data_hash": corpora.hash(config)}
         if overrides:  # no longer the configuration that has this value
             here = {key: value for key, value in here.items() if key not in ("value", "state")} | {
                 "set": list(overrides)
             }
-        folders.write(folder / "config.yaml", folders.config_text(config, here))
+        write_file(folder / "config.yaml", config_text(config, here))
         return _run(runs, config, folder, str(provenance.get("objective", "val_loss")))
     except ConfigError as error:
         raise Problem(f"{path}: {error}") from None
@@ -69,25 +69,25 @@ def _settle(path: Path, provenance: Mapping[str, Any]) -> None:
     Raises:
         Problem: the file's number of threads is none.
     """
-    threads = provenance.get("threads", cores.available())
+    threads = provenance.get("threads", available_cores())
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise Problem(f"{path}: provenance.threads: must be a whole number of at least 1, got {threads!r}")
-    cores.settle(threads)
-    if "threads" in provenance and cores.in_use() != threads:
-        say(f"warning: OMP_NUM_THREADS is {cores.in_use()}, the trial had {threads}: the last bits will differ")
+    settle(threads)
+    if "threads" in provenance and threads_in_use() != threads:
+        say(f"warning: OMP_NUM_THREADS is {threads_in_use()}, the trial had {threads}: the last bits will differ")
 
 
-def _run(runs: plug.Runs, config: BaseModel, folder: Path, objective: str) -> int:
+def _run(runs: trainable.Runs, config: BaseModel, folder: Path, objective: str) -> int:
     """Train to the end, a line a rung; after Ctrl-C, to the next rung."""
     log = folder / "metrics.jsonl"
     value = best = math.nan
     with _interrupts() as got:
         for _, reports in runs:
-            rung, value, metrics = plug.reported(reports[0], objective)
+            rung, value, metrics = trainable.reported(reports[0], objective)
             if math.isnan(best):  # the first rung, or the first since the checkpoint that was resumed
-                folders.keep_rungs(log, rung - 1)
-                best = min((row[objective] for row in folders.lines(log)), default=math.inf)
-            folders.append(log, metrics)
+                keep_rungs(log, rung - 1)
+                best = min((row[objective] for row in metrics_lines(log)), default=math.inf)
+            append_metrics(log, metrics)
             print(_line(rung, value, objective, metrics), flush=True)
             checkpoints.keep(runs, 0, config, folder, rung, value < best)
             best = min(best, value)
@@ -104,7 +104,7 @@ def _conclude(folder: Path, objective: str, value: float) -> int:
         WorkFailed: it diverged, or reported nothing.
     """
     log = folder / "metrics.jsonl"
-    last = list(folders.lines(log))[-1:]
+    last = list(metrics_lines(log))[-1:]
     if not last:
         raise WorkFailed(f"{folder}: the training function ended before its first rung")
     if math.isnan(value):  # resumed at its end, or diverged

@@ -8,14 +8,14 @@ from pydantic import BaseModel, ValidationError
 
 from hpo.config.discovery import find_base
 from hpo.config.validation import messages
+from hpo.config.yaml import YamlError, dump_yaml, parse_yaml
 from hpo.errors import Problem
-from hpo.runs.run_dir import read_config
 from model.section import updated
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def load(base: str, key: str, kind: type[M]) -> M:
+def load_base(base: str, key: str, kind: type[M]) -> M:
     """Return a base by name or path.
 
     key: what to call it in a message.
@@ -42,7 +42,7 @@ def resolved(tree: Mapping[str, Any], kind: type[M]) -> M:
         return kind.model_validate(own)
     if not isinstance(tree["from"], str):
         raise Problem(f"base.from: must be the name of a base, got {tree['from']!r}")
-    base = load(tree["from"], "base.from", kind)
+    base = load_base(tree["from"], "base.from", kind)
     return updated(base, dotted(own, base))
 
 
@@ -71,3 +71,26 @@ def path_of(config: Path) -> Path:
     if config.is_file() or config.suffix or len(config.parts) != 1:
         return config
     return find_base(str(config), "config")
+
+
+def config_text(config: BaseModel, provenance: Mapping[str, Any]) -> str:
+    """Return a complete, trainable configuration as YAML, with where it comes from."""
+    return dump_yaml({**config.model_dump(mode="json"), "provenance": dict(provenance)})
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the configuration and the provenance that a file holds.
+
+    Raises:
+        Problem: it cannot be read.
+    """
+    try:
+        tree = parse_yaml(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise Problem(f"no such file: {path}") from None
+    except (OSError, UnicodeDecodeError, YamlError) as error:
+        raise Problem(f"{path}: {error}") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get("provenance", {}), dict):
+        raise Problem(f"{path}: must be a configuration, as `hpo export` writes it")
+    provenance = tree.pop("provenance", {})
+    return tree, provenance

@@ -18,7 +18,7 @@ _NUMBER_STARTS = list("-+0123456789.")
 MOST = 100_000  # values of a text, its aliases written out: ten lines of aliases of aliases can stand for 1e10
 
 
-class NotationError(ValueError):
+class YamlError(ValueError):
     """Text that is not YAML, or says a thing twice; the message gives line and column."""
 
 
@@ -125,7 +125,7 @@ for _name, _rule, _starts in (
     _Dumper.add_implicit_resolver(_tag, _rule, _starts)
 
 
-def load(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """Return what a YAML text says.
 
     Raises:
@@ -136,16 +136,16 @@ def load(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise NotationError(f"{where}{error.problem or 'not YAML'}") from None
+        raise YamlError(f"{where}{error.problem or 'not YAML'}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise NotationError(f"not YAML ({str(error).splitlines()[0] if str(error) else 'too deep'})") from None
+        raise YamlError(f"not YAML ({str(error).splitlines()[0] if str(error) else 'too deep'})") from None
 
 
-def value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """Return what a command-line value means: a number, a boolean, null, a list, else the text as it is."""
     try:
-        found = load(text)
-    except NotationError:
+        found = parse_yaml(text)
+    except YamlError:
         return text
     opening = text.strip()[:1]
     if isinstance(found, str):
@@ -155,7 +155,7 @@ def value(text: str) -> Any:
     return text if found is None and text.strip().lower() not in ("null", "~") else found
 
 
-def dump(tree: Any) -> str:
+def dump_yaml(tree: Any) -> str:
     """Return a tree as YAML, keys in their order."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 

@@ -20,9 +20,9 @@ from optuna.storages import BaseStorage
 
 from hpo.console import say
 from hpo.dashboard.access import App, Environ, Guard, Login, Refusal, Start, is_loopback
-from hpo.errors import Problem, WorkFailed
-from hpo.storage.retry import StorageError
-from hpo.storage.store import Store, browse, connect
+from hpo.errors import Problem, StorageError, WorkFailed
+from hpo.runs.run_dir import artifacts
+from hpo.storage.store import Store, open_dashboard, open_store
 
 PASSWORD = "HPO_DASHBOARD_PASSWORD"
 
@@ -76,19 +76,14 @@ def serve(storage: str, host: str, port: int, edit: bool | None = None, out: Pat
             f"delete studies; set {PASSWORD}, or use 127.0.0.1, got {host or repr(host)}"
         )
     with contextlib.ExitStack() as stack:
-        look = stack.enter_context(browse(storage))
-        change = stack.enter_context(connect(storage)) if (local if edit is None else edit) else None
+        look = stack.enter_context(open_dashboard(storage))
+        change = stack.enter_context(open_store(storage)) if (local if edit is None else edit) else None
         app = guarded(look, change, Login(password) if password.strip() else None, local, attached(out))
         server = stack.enter_context(_listening(host, port, app))
         signal.signal(signal.SIGTERM, _end)
         what = "" if change else ", to look only"
         say(f"dashboard: http://{_shown(host)}:{server.server_port}/dashboard{what}  (Ctrl-C ends it)")
         server.serve_forever()
-
-
-def artifacts(out: Path) -> Path:
-    """Return the folder of the files that `hpo report` attaches to studies and trials."""
-    return out / "artifacts"
 
 
 def attached(out: Path | None) -> FileSystemArtifactStore | None:

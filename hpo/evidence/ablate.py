@@ -1,6 +1,6 @@
 """hpo ablate: which of the changes from a baseline to a target configuration matter, each by paired runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -8,24 +8,19 @@ from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, snapshot
 from hpo.analysis.statistics import LEVEL, fewest, holm, interval, p_value
-from hpo.console import Format, number, rows, say, shown
+from hpo.console import Format, as_text, number, rows, say
 from hpo.errors import Problem
-from hpo.evidence import comparison
-from hpo.evidence.comparison import begun, check_same, first_fresh, full, search
-from hpo.evidence.designs import design, effects
-from hpo.evidence.factors import Factors, factors, named, ordered, rebased
+from hpo.evidence.comparison import begun, check_same, conclude_comparison, first_fresh, full, search
+from hpo.evidence.designs import ALL, DESIGNS, NONE, Contrast, Plan, together
+from hpo.evidence.factors import factors, named, ordered, rebased
 from hpo.evidence.paired import ended_without, runs, score
 from hpo.launcher.supervisor import Options, run
-from hpo.storage.engine import look
+from hpo.storage.engine import open_readonly
 from hpo.study.arms import Compared, study_of
 from hpo.study.spec import Study
 from model.section import flat
 
-NONE, ALL = "baseline", "target"
 NOISE = "not distinguishable from noise"
-Arms = dict[str, dict[str, Any]]
-Contrast = Mapping[str, float]  # arm -> weight
-Plan = tuple[Arms, dict[str, Contrast]]
 
 
 @dataclass(frozen=True)
@@ -45,67 +40,8 @@ class Effect:
     verdict: str
 
 
-def leave_one_out(factors: Factors) -> Plan:
-    """Return the target without each change in turn; an effect is what is lost without it."""
-    every = _together(factors, factors)
-    arms = {NONE: {}, ALL: every}
-    arms |= {f"without {name}": _together(factors, [f for f in factors if f != name]) for name in factors}
-    found: dict[str, Contrast] = {name: {ALL: 1.0, f"without {name}": -1.0} for name in factors}
-    return arms, found | _whole(factors)
-
-
-def add_one_in(factors: Factors) -> Plan:
-    """Return the baseline with each change in turn."""
-    arms = {NONE: {}, ALL: _together(factors, factors)} | {
-        f"with {name}": _together(factors, [name]) for name in factors
-    }
-    found: dict[str, Contrast] = {name: {f"with {name}": 1.0, NONE: -1.0} for name in factors}
-    return arms, found | _whole(factors)
-
-
-def cumulative(factors: Factors) -> Plan:
-    """Return the baseline with the first change, with the first two, and so on; an effect is that of one more."""
-    names = list(factors)
-    marks = [NONE, *(f"+ {name}" for name in names)]
-    arms = {mark: _together(factors, names[:i]) for i, mark in enumerate(marks)}
-    found: dict[str, Contrast] = {name: {marks[i + 1]: 1.0, marks[i]: -1.0} for i, name in enumerate(names)}
-    return arms, found | ({"all together": {marks[-1]: 1.0, NONE: -1.0}} if len(names) > 1 else {})
-
-
-def factorial(factors: Factors) -> Plan:
-    """Return all combinations of the changes, or a fraction of them above five; effects and interactions."""
-    names = list(factors)
-    try:
-        crossed = design(len(names))
-    except ValueError as error:
-        raise Problem(f"--design factorial: {error}; --factor NAME=FIELD,FIELD puts changes together") from None
-    on = [[name for name, sign in zip(names, signs, strict=True) if sign > 0] for signs in crossed]
-    labels = [" + ".join(group) or NONE for group in on]
-    arms = {label: _together(factors, group) for label, group in zip(labels, on, strict=True)}
-    found: dict[str, Contrast] = {
-        name: {labels[r]: w for r, w in weights.items()} for name, weights in effects(names).items()
-    }
-    return arms, found
-
-
-DESIGNS: dict[str, Callable[[Factors], Plan]] = {
-    "leave-one-out": leave_one_out,
-    "add-one-in": add_one_in,
-    "cumulative": cumulative,
-    "factorial": factorial,
-}
-
-
-def _together(factors: Factors, names: Sequence[str] | Factors) -> dict[str, Any]:
-    return {path: value for name in names for path, value in factors[name].items()}
-
-
-def _whole(factors: Factors) -> dict[str, Contrast]:
-    return {"all together": {ALL: 1.0, NONE: -1.0}} if len(factors) > 1 else {}
-
-
 @dataclass(frozen=True)
-class Asked:
+class AblateRequest:
     """What the command line of `hpo ablate` says; None: what is usual, or what a study that is begun has."""
 
     study: str | None
@@ -122,9 +58,9 @@ class Asked:
 SEEDS = 5  # what is usual
 
 
-def ablate(asked: Asked, options: Options, format: Format) -> int:
+def ablate(asked: AblateRequest, options: Options, format: Format) -> int:
     """Run what lies between two configurations; return the exit status."""
-    with look(options.storage) as at:
+    with open_readonly(options.storage) as at:
         of = snapshot(at, asked.study)
         name = asked.name or f"{of.name}-{asked.design}"
         study = begun(at, name, "ablates", of.name)
@@ -132,10 +68,12 @@ def ablate(asked: Asked, options: Options, format: Format) -> int:
             check_same(study, _options(study, asked))
         else:
             study = planned(of, name, asked, first_fresh(at, of))
-    return run(replace(options, study=name), study, partial(conclude, format=format))
+    return run(replace(options, study=name), study, partial(conclude_ablation, format=format))
 
 
-def conclude(found: Snapshot, folder: Path, options: Options, seconds: float, format: Format = Format.table) -> int:
+def conclude_ablation(
+    found: Snapshot, folder: Path, options: Options, seconds: float, format: Format = Format.table
+) -> int:
     """Say what an ablation showed."""
 
     def tell() -> bool:
@@ -143,10 +81,10 @@ def conclude(found: Snapshot, folder: Path, options: Options, seconds: float, fo
         say("\n".join(["", *verdicts(found)]))
         return any(effect.n for effect in effects_in(found))
 
-    return comparison.conclude(found, seconds, tell)
+    return conclude_comparison(found, seconds, tell)
 
 
-def planned(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
+def planned(of: Snapshot, name: str, asked: AblateRequest, first: int) -> Study:
     """Return the study that tries what lies between two configurations, on seeds from `first` on.
 
     Raises:
@@ -157,7 +95,7 @@ def planned(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
         raise Problem(f"--seeds: must be at least {least}, or no effect has an interval worth the name, got {n}")
     before, after = (named(of, searched, *pair) for pair in ((asked.before, "--from"), (asked.after, "--to")))
     between = ordered(factors(before, after, asked.groups), asked.order)
-    whole: Plan = ({NONE: {}, ALL: _together(between, between)}, {n: {ALL: 1.0, NONE: -1.0} for n in between})
+    whole: Plan = ({NONE: {}, ALL: together(between, between)}, {n: {ALL: 1.0, NONE: -1.0} for n in between})
     arms, effects_of = DESIGNS[asked.design](between) if len(between) > 1 else whole
     about: dict[str, Any] = {"ablates": of.name, "design": asked.design, "from": asked.before, "to": asked.after}
     about |= {
@@ -171,7 +109,7 @@ def planned(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
     return study_of(searched, name, base, made)
 
 
-def _options(study: Study, asked: Asked) -> dict[str, tuple[Any, Any]]:
+def _options(study: Study, asked: AblateRequest) -> dict[str, tuple[Any, Any]]:
     """Return what was asked for beside what a study that is begun has."""
     about = study.file.about
     return {
@@ -243,4 +181,4 @@ def verdicts(of: Snapshot) -> list[str]:
 def _measured(e: Effect) -> str:
     assert e.mean is not None
     assert e.p is not None
-    return f"{number(e.mean)} ({shown(e.low)} to {shown(e.high)}, p {e.p:.2g})"
+    return f"{number(e.mean)} ({as_text(e.low)} to {as_text(e.high)}, p {e.p:.2g})"

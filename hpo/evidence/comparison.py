@@ -5,11 +5,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import SET, Snapshot, counts, ended
-from hpo.console import say, shown
+from hpo.analysis.snapshot import Snapshot, counts, ended
+from hpo.console import as_text, clock, say
 from hpo.errors import NothingFeasible, Problem
-from hpo.launcher.progress import clock
-from hpo.storage.trials import SPEC, Opened, study_attrs, study_ids
+from hpo.storage.attributes import SET, SPEC
+from hpo.storage.retry import OpenStorage
+from hpo.storage.trials import study_attrs, study_ids
 from hpo.study.spec import DEFAULT_CONFIG, NAME, Study, from_spec, seed_path
 from model.section import flat, updated
 
@@ -43,7 +44,7 @@ def full(study: Study, tokens: int | None) -> BaseModel:
     return updated(study.base, {**values, **({"run.align": 1} if values else {})})
 
 
-def begun(at: Opened, name: str, key: str, source: str) -> Study | None:
+def begun(at: OpenStorage, name: str, key: str, source: str) -> Study | None:
     """Return the study of that name that was made for `source`, to be gone on with; None where there is none.
 
     Raises:
@@ -71,7 +72,7 @@ def check_same(study: Study, options: Mapping[str, tuple[Any, Any]]) -> None:
         Problem: naming those that differ.
     """
     problems = [
-        f"{key}: study {study.name} was begun with {shown(held) or 'none'}, got {shown(wanted)}; "
+        f"{key}: study {study.name} was begun with {as_text(held) or 'none'}, got {as_text(wanted)}; "
         "`--as NAME` begins another on fresh seeds"
         for key, (wanted, held) in options.items()
         if wanted not in (None, [], held)
@@ -80,7 +81,7 @@ def check_same(study: Study, options: Mapping[str, tuple[Any, Any]]) -> None:
         raise Problem(*problems)
 
 
-def first_fresh(at: Opened, of: Snapshot) -> int:
+def first_fresh(at: OpenStorage, of: Snapshot) -> int:
     """Return a seed from which on none was used by a search, or by a study that was made for it."""
     study = from_spec(of.spec)
     seed = seed_path(study.base)
@@ -95,7 +96,7 @@ def first_fresh(at: Opened, of: Snapshot) -> int:
     return max(number for number in used if isinstance(number, int)) + 1
 
 
-def conclude(found: Snapshot, seconds: float, tell: Callable[[], bool]) -> int:
+def conclude_comparison(found: Snapshot, seconds: float, tell: Callable[[], bool]) -> int:
     """Say what a comparison showed once all its runs have ended; before, a verdict would choose its own n.
 
     tell: prints it, and returns whether there was anything to compare.

@@ -8,15 +8,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import SET, Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, snapshot
 from hpo.analysis.statistics import Test, fewest
 from hpo.console import Format, number, rows, say
 from hpo.errors import NothingFeasible, Problem
-from hpo.evidence import comparison
-from hpo.evidence.comparison import begun, check_same, first_fresh, full, search
+from hpo.evidence.comparison import begun, check_same, conclude_comparison, first_fresh, full, search
 from hpo.evidence.paired import columns, compare
 from hpo.launcher.supervisor import Options, run
-from hpo.storage.engine import look
+from hpo.storage.attributes import SET
+from hpo.storage.engine import open_readonly
 from hpo.storage.trials import State, Trial
 from hpo.study.arms import Compared, study_of
 from hpo.study.spec import Study, from_spec, seed_path
@@ -27,7 +27,7 @@ TOP, SEEDS = 3, 8  # what is usual: eight pairs show a gain of two sigma nine ti
 
 
 @dataclass(frozen=True)
-class Asked:
+class ConfirmRequest:
     """What the command line of `hpo confirm` says; None: what is usual, or what a study that is begun has."""
 
     study: str | None
@@ -38,9 +38,9 @@ class Asked:
     test: Test | None
 
 
-def confirm(asked: Asked, options: Options, format: Format) -> int:
+def confirm(asked: ConfirmRequest, options: Options, format: Format) -> int:
     """Run the best configurations of a study and its baseline again; return the exit status."""
-    with look(options.storage) as at:
+    with open_readonly(options.storage) as at:
         of = snapshot(at, asked.study)
         name = asked.name or f"{of.name}-confirm"
         study = begun(at, name, "confirms", of.name)
@@ -53,10 +53,12 @@ def confirm(asked: Asked, options: Options, format: Format) -> int:
                 )
         else:
             study = design(of, name, asked, first_fresh(at, of))
-    return run(replace(options, study=name), study, partial(conclude, format=format))
+    return run(replace(options, study=name), study, partial(conclude_confirmation, format=format))
 
 
-def conclude(found: Snapshot, folder: Path, options: Options, seconds: float, format: Format = Format.table) -> int:
+def conclude_confirmation(
+    found: Snapshot, folder: Path, options: Options, seconds: float, format: Format = Format.table
+) -> int:
     """Say what was confirmed."""
 
     def tell() -> bool:
@@ -64,10 +66,10 @@ def conclude(found: Snapshot, folder: Path, options: Options, seconds: float, fo
         say("\n".join(["", *verdicts(found)]))
         return any(row.difference for row in compare(found))
 
-    return comparison.conclude(found, seconds, tell)
+    return conclude_comparison(found, seconds, tell)
 
 
-def design(of: Snapshot, name: str, asked: Asked, first: int) -> Study:
+def design(of: Snapshot, name: str, asked: ConfirmRequest, first: int) -> Study:
     """Return the study that confirms the best of another one, on seeds from `first` on.
 
     Raises:
@@ -129,7 +131,7 @@ def _baseline(of: Snapshot) -> float | None:
     return found.values[0] if found is not None and found.state == State.COMPLETE else None
 
 
-def _options(study: Study, asked: Asked) -> dict[str, tuple[Any, Any]]:
+def _options(study: Study, asked: ConfirmRequest) -> dict[str, tuple[Any, Any]]:
     """Return what was asked for beside what a study that is begun has."""
     file = study.file
     return {

@@ -2,11 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hpo.errors import Problem
+from hpo.evidence.factors import Factors
 
 BASIC = 5  # factors that are fully crossed; 2^5 arms are the most that a design has
 Signs = tuple[int, ...]  # -1 or +1 for each factor
-Contrast = Mapping[int, float]  # run -> weight
+RunContrast = Mapping[int, float]  # run -> weight
 
 
 def design(n: int) -> list[Signs]:
@@ -29,7 +33,7 @@ def design(n: int) -> list[Signs]:
     return runs
 
 
-def effects(names: Sequence[str]) -> dict[str, Contrast]:
+def effects(names: Sequence[str]) -> dict[str, RunContrast]:
     """Return the contrast of each main effect and of each interaction of two factors.
 
     A main effect is the mean of the runs with the factor less that of those without. An interaction is half of what
@@ -43,3 +47,66 @@ def effects(names: Sequence[str]) -> dict[str, Contrast]:
         mixed.setdefault(tuple(run[i] * run[j] for run in runs), []).append(f"{names[i]} x {names[j]}")
     found |= {" = ".join(same): signs for signs, same in mixed.items()}
     return {name: {r: 2 * sign / len(runs) for r, sign in enumerate(signs)} for name, signs in found.items()}
+
+
+NONE, ALL = "baseline", "target"
+Arms = dict[str, dict[str, Any]]
+Contrast = Mapping[str, float]  # arm -> weight
+Plan = tuple[Arms, dict[str, Contrast]]
+
+
+def leave_one_out(factors: Factors) -> Plan:
+    """Return the target without each change in turn; an effect is what is lost without it."""
+    every = together(factors, factors)
+    arms = {NONE: {}, ALL: every}
+    arms |= {f"without {name}": together(factors, [f for f in factors if f != name]) for name in factors}
+    found: dict[str, Contrast] = {name: {ALL: 1.0, f"without {name}": -1.0} for name in factors}
+    return arms, found | _whole(factors)
+
+
+def add_one_in(factors: Factors) -> Plan:
+    """Return the baseline with each change in turn."""
+    arms = {NONE: {}, ALL: together(factors, factors)} | {f"with {name}": together(factors, [name]) for name in factors}
+    found: dict[str, Contrast] = {name: {f"with {name}": 1.0, NONE: -1.0} for name in factors}
+    return arms, found | _whole(factors)
+
+
+def cumulative(factors: Factors) -> Plan:
+    """Return the baseline with the first change, with the first two, and so on; an effect is that of one more."""
+    names = list(factors)
+    marks = [NONE, *(f"+ {name}" for name in names)]
+    arms = {mark: together(factors, names[:i]) for i, mark in enumerate(marks)}
+    found: dict[str, Contrast] = {name: {marks[i + 1]: 1.0, marks[i]: -1.0} for i, name in enumerate(names)}
+    return arms, found | ({"all together": {marks[-1]: 1.0, NONE: -1.0}} if len(names) > 1 else {})
+
+
+def factorial(factors: Factors) -> Plan:
+    """Return all combinations of the changes, or a fraction of them above five; effects and interactions."""
+    names = list(factors)
+    try:
+        crossed = design(len(names))
+    except ValueError as error:
+        raise Problem(f"--design factorial: {error}; --factor NAME=FIELD,FIELD puts changes together") from None
+    on = [[name for name, sign in zip(names, signs, strict=True) if sign > 0] for signs in crossed]
+    labels = [" + ".join(group) or NONE for group in on]
+    arms = {label: together(factors, group) for label, group in zip(labels, on, strict=True)}
+    found: dict[str, Contrast] = {
+        name: {labels[r]: w for r, w in weights.items()} for name, weights in effects(names).items()
+    }
+    return arms, found
+
+
+DESIGNS: dict[str, Callable[[Factors], Plan]] = {
+    "leave-one-out": leave_one_out,
+    "add-one-in": add_one_in,
+    "cumulative": cumulative,
+    "factorial": factorial,
+}
+
+
+def together(factors: Factors, names: Sequence[str] | Factors) -> dict[str, Any]:
+    return {path: value for name in names for path, value in factors[name].items()}
+
+
+def _whole(factors: Factors) -> dict[str, Contrast]:
+    return {"all together": {ALL: 1.0, NONE: -1.0}} if len(factors) > 1 else {}

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ValidationError
 
 from hpo.analysis.export import configuration, picked
 from hpo.analysis.snapshot import Snapshot
+from hpo.config.files import read_config
 from hpo.config.validation import messages, nearest
 from hpo.errors import Problem
-from hpo.runs.run_dir import read_config
 from hpo.study.spec import Study, seed_path
 from model.data.corpus_base import TRAINING
 from model.section import flat, updated

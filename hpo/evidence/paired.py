@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hpo.analysis.snapshot import ARM, METRICS, SEED, SET, Snapshot
+from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import LEVEL, Paired, Test, fewest, holm, paired
+from hpo.storage.attributes import ARM, METRICS, SEED, SET
 from hpo.storage.trials import State, Trial
 
 Runs = Mapping[str, Mapping[int, Trial]]  # arm -> seed -> its trial

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hpo.console import number, shown
+from hpo.console import as_text, number
 from hpo.study.spec import Study
 
 
@@ -36,16 +36,16 @@ def plan(study: Study, anchors: Mapping[str, float]) -> str:
 
 
 def _amount(key: str, value: Any) -> str:
-    return f"target {value}" if key == "target" else f"{shown(value)} {key}"
+    return f"target {value}" if key == "target" else f"{as_text(value)} {key}"
 
 
 def _values(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{path}={shown(value)}" for path, value in values.items()) or "the base itself"
+    return ", ".join(f"{path}={as_text(value)}" for path, value in values.items()) or "the base itself"
 
 
 def _range(entry: Mapping[str, Any]) -> str:
     if "choices" in entry:
-        return "one of " + ", ".join(shown(c) for c in entry["choices"])
+        return "one of " + ", ".join(as_text(c) for c in entry["choices"])
     scale = "log" if entry.get("log") else "log in 1 - x" if entry.get("complement_log") else ""
     step = f"step {entry['step']}" if entry.get("step") else ""
     return " ".join(word for word in (f"{entry['low']} to {entry['high']}", scale, step) if word)

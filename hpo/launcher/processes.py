@@ -13,14 +13,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpo.queue.slots import LOST_IN_A_ROW
-
-Event = dict[str, Any]
-ENDS = ("complete", "pruned", "diverged", "invalid", "error", "oom", "timeout", "killed", "lost")
-EVENTS = "HPO_EVENTS"  # environment: a worker that finds "json" here prints its events as lines of JSON
-
+from hpo.worker.events import ENDS, EVENTS, Event
 
 # Ends of one worker in a row after which it is not started again: of one that never joined its study; of one that
 # reached no rung in between, which is more than it takes for the trial that ends its workers to be given up.
@@ -29,7 +24,7 @@ MENDED_BY_STARTING = (75,)  # exit status: the device failed, and a new process 
 
 
 @dataclass
-class Member:
+class WorkerProcess:
     """One worker, whatever process it runs in; its standard error goes to `log`.
 
     owner: under which its process holds leases. ends: how often in a row it ended though there was work.
@@ -71,7 +66,7 @@ class Member:
         return ""
 
 
-class Group:
+class WorkerGroup:
     """Starts workers, hands on what they tell, and leaves none behind."""
 
     def __init__(self, arguments: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path) -> None:
@@ -82,7 +77,7 @@ class Group:
         for number, environment in enumerate(environments, 1):
             log = folder / f"worker-{number}.log"
             log.write_bytes(b"")
-            member = Member(number, self._process(log, environment), log, environment)
+            member = WorkerProcess(number, self._process(log, environment), log, environment)
             self.members.append(member)
             self._listen_to(member)
 
@@ -99,10 +94,10 @@ class Group:
                 start_new_session=True,
             )
 
-    def _listen_to(self, member: Member) -> None:
+    def _listen_to(self, member: WorkerProcess) -> None:
         threading.Thread(target=self._listen, args=(member, member.process), daemon=True).start()
 
-    def _listen(self, member: Member, process: subprocess.Popen[str]) -> None:
+    def _listen(self, member: WorkerProcess, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             with contextlib.suppress(json.JSONDecodeError):
@@ -114,7 +109,7 @@ class Group:
                 self._events.put({**event, "worker": member.number})
         self._events.put({"event": "exit", "worker": member.number, "status": process.wait()})
 
-    def tend(self) -> Iterator[Member]:
+    def tend(self) -> Iterator[WorkerProcess]:
         """Start again what has crashed, after a pause that grows; yield each that has just been found so.
 
         One that ends three times in a row without ending a trial stays away: starting it again does not help.
@@ -147,7 +142,7 @@ class Group:
         again = [m for m in self.members if m.crashed() and m.start_at != math.inf and not self._ending]
         return bool(again) or any(m.process.poll() is None for m in self.members) or not self._events.empty()
 
-    def failed(self) -> list[Member]:
+    def failed(self) -> list[WorkerProcess]:
         """Return the workers that ended otherwise than by seeing the budget spent."""
         return [member for member in self.members if member.process.poll() not in (None, 0)]
 

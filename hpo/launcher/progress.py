@@ -1,36 +1,31 @@
 """What a launch looks like while it runs: a live table on a terminal, a line an event elsewhere."""
 
 import time
-from collections.abc import Mapping, Sequence
-from statistics import fmean
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpo.analysis.noise import beside, decimals, rounded, sigmas
-from hpo.analysis.snapshot import ARM, Snapshot, counts, value
-from hpo.analysis.targets import Milestone, milestones_of, targets
-from hpo.console import number, stderr
-from hpo.launcher.processes import ENDS, Event
-from hpo.storage.trials import State
+from hpo.analysis.snapshot import Snapshot, counts
+from hpo.analysis.summary import aims, digits, said, standing
+from hpo.console import clock, stderr
+from hpo.worker.events import ENDS, Event, event_line
 
 
-class Plain:
+class EventLog:
     """A line an event, for logs and pipes."""
 
     def __init__(self, snapshot: Snapshot, quiet: bool = False) -> None:
         self.snapshot, self.quiet = snapshot, quiet
 
-    def __enter__(self) -> "Plain":
+    def __enter__(self) -> "EventLog":
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
     def show(self, event: Event) -> None:
-        if not self.quiet and (text := line(event, self.snapshot.rungs, digits(self.snapshot))):
+        if not self.quiet and (text := event_line(event, self.snapshot.rungs, digits(self.snapshot))):
             who = f"worker {event['worker']}: " if "worker" in event else ""
             stderr().print(f"{who}{text}", markup=False)
 
@@ -38,7 +33,7 @@ class Plain:
         self.snapshot = snapshot
 
 
-class Screen:
+class LiveTable:
     """One line a worker, best so far against baseline and anchors, progress, time left."""
 
     def __init__(self, snapshot: Snapshot, workers: int) -> None:
@@ -50,7 +45,7 @@ class Screen:
         self.told = self._standing(snapshot)
         self.live = Live(console=Console(stderr=True), refresh_per_second=4, get_renderable=self.render)
 
-    def __enter__(self) -> "Screen":
+    def __enter__(self) -> "LiveTable":
         self.live.start()
         return self
 
@@ -64,7 +59,7 @@ class Screen:
             self.workers[worker] = {"event": "ended"} if event["event"] == "exit" else event
             if event.get("tokens_per_second"):
                 self.rates[worker] = event["tokens_per_second"]
-        elif text := line(event, self.snapshot.rungs, digits(self.snapshot)):
+        elif text := event_line(event, self.snapshot.rungs, digits(self.snapshot)):
             self.live.console.print(text, markup=False, highlight=False)
 
     def refresh(self, snapshot: Snapshot) -> None:
@@ -89,7 +84,7 @@ class Screen:
             str(worker),
             str(event["trial"]),
             f"{event.get('rung', 0)}/{self.snapshot.rungs}",
-            "" if loss is None else _said(self.snapshot, loss),
+            "" if loss is None else said(self.snapshot, loss),
             "" if rate is None else f"{rate:,.0f}",
             word,
         )
@@ -112,126 +107,6 @@ class Screen:
         return [standing(of) or "no trial complete yet", *aims(of)]
 
 
-def standing(of: Snapshot) -> str:
-    """Return the best trial against baseline and anchors, in one line; "" before there is one."""
-    if of.spec.get("arms"):
-        return _arms(of)
-    best, baseline = of.best(), of.baseline()
-    if best is None:
-        return ""
-    against, floor = [], of.noise
-    if floor is not None:
-        against.append(f"baseline {beside(floor)}")
-    elif baseline is not None and (was := value(baseline)) is not None:
-        against.append(f"baseline {number(was)}")
-    suffix = "_bpb" if of.objective.endswith("val_bpb") else ""
-    against += [f"{name} {number(of.anchors[name + suffix])}" for name in ("bigram", "unigram") if of.anchors]
-    found = f"best: trial {best.number}, {of.objective} {_said(of, best.values[0])}"
-    if floor is None:
-        return f"{found} ({', '.join(against)})" if against else found
-    return f"{found}{_below(sigmas(floor, best, best.values[0]))}; {', '.join(against)}"
-
-
-def _said(of: Snapshot, value: float) -> str:
-    return number(rounded(of.noise, value))
-
-
-def _below(n: float | None) -> str:
-    return "" if n is None else f" ({abs(n):.1f} sigma {'below' if n >= 0 else 'above'} the baseline)"
-
-
-def aims(of: Snapshot) -> list[str]:
-    """Return a line for each target, and one of what the best trial made of the milestones."""
-    wanted = targets(of.spec.get("targets") or {}, of.reached, of.rung_tokens)
-    told = [_target(of, name, found) for name, found in wanted.items()]
-    best = of.best()
-    if best is not None and (found := milestones_of(of, best)):
-        told.append(f"milestones of trial {best.number}: {_passed(of, found)}")
-    if of.target is not None:
-        running = counts(of)["running"]
-        on = f"; {running} that run go on to their end" if running else ""
-        told.append(
-            f"ended by its target {of.target}: no further trial is begun; another budget.target in its file goes on{on}"
-        )
-    return told
-
-
-def _passed(of: Snapshot, found: Sequence[Milestone]) -> str:
-    """Return which milestones were met and missed, and by how much."""
-    return ", ".join(m.told(None if of.noise is None else decimals(of.noise.sigma)) for m in found)
-
-
-def _target(of: Snapshot, name: str, found: Mapping[str, Any]) -> str:
-    wanted, reach = f"target {name} ({found['target']:g})", of.reached.get(name)
-    if reach is None:
-        best = of.best()
-        missing = "" if best is None else f"; the best is {_said(of, best.values[0] - found['target'])} above it"
-        return f"{wanted}: not reached yet{missing}"
-    after = f"{reach.rung} rungs of its own and {reach.rungs} of the study"
-    if found["tokens"] is not None:
-        after = f"{found['tokens']:,} tokens of its own and {found['study_tokens']:,} of the study"
-    return (
-        f"{wanted}: reached by trial {reach.trial} at rung {reach.rung}, {of.objective} {_said(of, reach.value)}, "
-        f"after {after}"
-    )
-
-
-def _arms(of: Snapshot) -> str:
-    """Return the mean of each arm so far."""
-    values: dict[str, list[float]] = {}
-    for t in of.in_state(State.COMPLETE):
-        values.setdefault(str(t.user_attrs.get(ARM)), []).append(t.values[0])
-    told = [f"{arm} {number(fmean(found))} ({len(found)})" for arm, found in values.items()]
-    return f"{of.objective}, mean (runs): {', '.join(told)}" if told else ""
-
-
-def digits(of: Snapshot) -> int:
-    """Return the decimals with which values of a study's objective are told."""
-    return 4 if of.noise is None else decimals(of.noise.sigma)
-
-
-def line(event: Event, rungs: int, digits: int = 4) -> str:
-    """Return an event as one line of text, "" for one that needs none."""
-    trial, kind = event.get("trial"), event["event"]
-    if kind == "start":
-        return f"trial {trial}: started{' (baseline)' if event['kind'] == 'baseline' else ''}" + _again(event)
-    if kind == "rung":
-        rate = event.get("tokens_per_second")
-        return f"trial {trial}: rung {event['rung']}/{rungs}, {_loss(event, digits)}" + (
-            f", {rate:,.0f} tokens/s" if rate else ""
-        )
-    if kind in ENDS:
-        told = f": {event['error']}" if event.get("error") else f", {_loss(event, digits)}"
-        return f"trial {trial}: {kind} at rung {event['rung']}/{rungs}{told}"
-    if kind == "requeued":
-        return f"trial {trial}: given back after rung {event['rung']} ({event['text']})"
-    if kind == "taken":
-        return f"trial {trial}: its lease ran out; another worker goes on with it"
-    if kind == "joined":
-        return ""
-    if kind == "exit":
-        return f"ended with status {event['status']}" if event["status"] else ""
-    return str(event.get("text", kind))
-
-
-def _again(event: Event) -> str:
-    return f", attempt {event['attempt']}" if event.get("attempt", 1) > 1 else ""
-
-
-def _loss(event: dict[str, Any], digits: int) -> str:
-    return "no finite loss" if event.get("value") is None else f"{event['value']:.{digits}f}"
-
-
 def _done(of: Snapshot) -> int:
     n = counts(of)
     return n["complete"] + n["pruned"] + n["failed"]
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as a person says it: 40 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from hpo.errors import Problem
-from hpo.launcher.processes import EVENTS
+from hpo.worker.events import EVENTS
 
 WATCH_S = 0.25  # between looks at the node's raylet
 
 
-class Place:
+class RayWorker:
     """What Ray puts on a node, as an actor: it runs one worker process there."""
 
     def __init__(self) -> None:

@@ -24,10 +24,10 @@ import sqlalchemy as sa
 
 from hpo.console import say
 from hpo.errors import Problem, WorkFailed
-from hpo.launcher.processes import Event, Group, Member
-from hpo.launcher.ray_actor import Place
-from hpo.storage.engine import normalise
-from hpo.storage.retry import shown
+from hpo.launcher.processes import WorkerGroup, WorkerProcess
+from hpo.launcher.ray_actor import RayWorker
+from hpo.storage.url import masked_url, normalise
+from hpo.worker.events import Event
 
 CPUS = 1  # of a worker; cores beyond one speed up a small GPT less than another worker does
 REACH_S = 5.0  # for which the head's port may take to answer
@@ -48,7 +48,7 @@ def check(storage: str, gpus: float) -> None:
     if url.startswith("sqlite"):
         raise Problem(
             f"--storage: must be Postgres with --on ray, since workers on other nodes cannot reach a file here, "
-            f"got {shown(url)}; use postgresql://USER@HOST/DATABASE, such as the one of docker-compose.yml"
+            f"got {masked_url(url)}; use postgresql://USER@HOST/DATABASE, such as the one of docker-compose.yml"
         )
     if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
         raise Problem(f"--gpus-per-worker: must be a fraction of one GPU or a whole number of them, got {gpus:g}")
@@ -121,7 +121,7 @@ def _check_nodes(storage: str, gpus: float) -> None:
     named = str(url.host or url.query.get("host") or "/")
     if len(hosts) > 1 and (named.startswith(("/", "127.")) or named in ("localhost", "::1")):
         say(
-            f"note: {shown(storage)} is this machine's own; workers on the other {len(hosts) - 1} hosts cannot reach it"
+            f"note: {masked_url(storage)} is this machine's own; workers on the other {len(hosts) - 1} hosts cannot reach it"
         )
 
 
@@ -214,7 +214,7 @@ class Remote:
             file.write(text)
 
 
-class Cluster(Group):
+class RayWorkerGroup(WorkerGroup):
     """A group whose workers are on a Ray cluster that this process has joined."""
 
     def __init__(
@@ -224,7 +224,7 @@ class Cluster(Group):
 
         # spread: a worker that finds a node's cores taken by others is slow, one that is alone is not
         room = {"num_cpus": CPUS, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
-        actors: Any = ray.remote(Place)
+        actors: Any = ray.remote(RayWorker)
         self._places = actors.options(**room, max_concurrency=4)  # a place listens while its worker runs
         self._waiting = 0
         self._aside = ExitStack()
@@ -272,5 +272,5 @@ class Cluster(Group):
         self._aside.close()
 
 
-def _remote(member: Member) -> Remote:
+def _remote(member: WorkerProcess) -> Remote:
     return cast(Remote, member.process)

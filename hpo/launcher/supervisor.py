@@ -12,27 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, snapshot
-from hpo.config import yaml as notation
+from hpo.config.yaml import dump_yaml
 from hpo.console import say
-from hpo.errors import Problem, WorkFailed
+from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.launcher.plan import plan
-from hpo.launcher.processes import Event, Group
-from hpo.launcher.progress import Plain, Screen
-from hpo.queue.heartbeat import LEASE_S, Keeper, reap
-from hpo.queue.registry import Registered, register
-from hpo.runs import resources as cores
-from hpo.runs import run_dir as folders
+from hpo.launcher.processes import WorkerGroup
+from hpo.launcher.progress import EventLog, LiveTable
+from hpo.queue.heartbeat import LEASE_S, LeaseRenewer, reap
+from hpo.queue.registry import StoredStudy, register
 from hpo.runs.datasets import described
-from hpo.storage.engine import Reader, look, normalise
-from hpo.storage.retry import PATIENCE, StorageError, at_most, safe
-from hpo.storage.store import check_connections, connect
+from hpo.runs.resources import available_cores, check_gpus, thread_environment
+from hpo.runs.run_dir import study_folder, write_file
+from hpo.storage.engine import Reader, open_readonly
+from hpo.storage.retry import PATIENCE, at_most
+from hpo.storage.store import check_connections, open_store
+from hpo.storage.url import has_no_password, normalise
 from hpo.study.spec import Study, as_file
+from hpo.worker.events import Event
 
 # Says what a study found, given how it stands, its folder, and the seconds that this launch took.
 Conclude = Callable[[Snapshot, Path, "Options", float], int]
 
 # Starts a group, given the workers' arguments, the environment of each, and the folder of their logs.
-Crew = Callable[[Sequence[str], Sequence[Mapping[str, str]], Path], Group]
+Crew = Callable[[Sequence[str], Sequence[Mapping[str, str]], Path], WorkerGroup]
 
 LOOK_S = 2.0  # for which the view waits for the storage
 REFRESH_S = 5.0  # between looks at the whole study
@@ -69,12 +71,12 @@ def run(options: Options, study: Study, conclude: Conclude) -> int:
     if options.dry_run:
         return 0
     began = time.monotonic()
-    with connect(options.storage, create=True) as store:
+    with open_store(options.storage, create=True) as store:
         check_connections(store, len(environments))
         at = register(store, study, data_hash, anchors, options.budget)
-        folder = folders.study_folder(options.out, study.name)
+        folder = study_folder(options.out, study.name)
         try:
-            folders.write(folder / "study.yaml", notation.dump(as_file(study.spec(), study.file.budget.model_dump())))
+            write_file(folder / "study.yaml", dump_yaml(as_file(study.spec(), study.file.budget.model_dump())))
         except WorkFailed as failed:  # before anything ran: the folder is a wrong one
             raise Problem(str(failed)) from None
         status = _supervise(options, at, environments, folder, crew)
@@ -91,20 +93,20 @@ def crew_of(options: Options) -> tuple[list[dict[str, str]], Crew]:
     Raises:
         Problem: an option does not go with the place. WorkFailed: there is no such cluster.
     """
-    from hpo.launcher import ray_cluster as cluster  # loads Ray only where it is asked for
+    from hpo.launcher.ray_cluster import CPUS, RayWorkerGroup, check, join  # loads Ray only where it is asked for
 
     local = {"--gpus": options.gpus, "--per-gpu": options.per_gpu > 1}
     ray = {"--address": options.address, "--gpus-per-worker": options.gpus_per_worker}
     if options.on == "local":
         if alien := [name for name, value in ray.items() if value]:
             raise Problem(f"{alien[0]}: must be left out without --on ray")
-        return environments_of(options.workers, options.gpus, options.per_gpu), Group
+        return environments_of(options.workers, options.gpus, options.per_gpu), WorkerGroup
     if alien := [name for name, value in local.items() if value]:
         raise Problem(f"{alien[0]}: must be left out with --on ray, which finds GPUs by --gpus-per-worker")
     n = max(1, options.workers)
-    cluster.check(options.storage, options.gpus_per_worker)
-    cluster.join(options.address, options.storage, options.gpus_per_worker)
-    return [cores.environment(cluster.CPUS)] * n, functools.partial(cluster.Cluster, options.gpus_per_worker)
+    check(options.storage, options.gpus_per_worker)
+    join(options.address, options.storage, options.gpus_per_worker)
+    return [thread_environment(CPUS)] * n, functools.partial(RayWorkerGroup, options.gpus_per_worker)
 
 
 def environments_of(workers: int, gpus: Sequence[str], per_gpu: int) -> list[dict[str, str]]:
@@ -116,15 +118,15 @@ def environments_of(workers: int, gpus: Sequence[str], per_gpu: int) -> list[dic
         Problem: a GPU is asked for that is not there.
     """
     n = workers or (len(gpus) * per_gpu if gpus else 1)
-    cores.check_gpus(gpus)
+    check_gpus(gpus)
     if gpus and n > len(gpus) * per_gpu:
         raise Problem(f"--workers: must be at most {len(gpus) * per_gpu}, {per_gpu} on each of the GPUs, got {n}")
-    shared = cores.environment(max(1, cores.available() // n))
+    shared = thread_environment(max(1, available_cores() // n))
     return [shared | ({"CUDA_VISIBLE_DEVICES": gpus[i // per_gpu % len(gpus)]} if gpus else {}) for i in range(n)]
 
 
 def _supervise(
-    options: Options, at: Registered, environments: Sequence[Mapping[str, str]], folder: Path, crew: Crew
+    options: Options, at: StoredStudy, environments: Sequence[Mapping[str, str]], folder: Path, crew: Crew
 ) -> int:
     """Run workers until they end; return 0, or the status of the signal that ended them.
 
@@ -135,10 +137,10 @@ def _supervise(
     # The URL travels in the environment: a password on a command line is for everyone to read.
     urls = {"HPO_STORAGE": normalise(options.storage)}
     # As patient as the workers: a storage that is away for a minute must not end them.
-    with look(options.storage, PATIENCE) as reader, Keeper(at.slots, "launch", LEASE_S):
+    with open_readonly(options.storage, PATIENCE) as reader, LeaseRenewer(at.slots, "launch", LEASE_S):
         first = snapshot(reader, at.study.name)
         plain = options.plain or options.quiet or not sys.stderr.isatty()
-        view = Plain(first, options.quiet) if plain else Screen(first, len(environments))
+        view = EventLog(first, options.quiet) if plain else LiveTable(first, len(environments))
         group = crew(arguments, [{**urls, **env} for env in environments], folder)
         signals = _Signals(group)
         try:
@@ -154,7 +156,9 @@ def _supervise(
     return 0
 
 
-def _watch(group: Group, signals: "_Signals", view: Plain | Screen, reader: Reader, at: Registered) -> None:
+def _watch(
+    group: WorkerGroup, signals: "_Signals", view: EventLog | LiveTable, reader: Reader, at: StoredStudy
+) -> None:
     """Show what workers tell, start again those that crash, and free their trials, until all have ended."""
     refresh_at = 0.0
     while group.alive():
@@ -171,7 +175,7 @@ def _watch(group: Group, signals: "_Signals", view: Plain | Screen, reader: Read
             refresh_at = time.monotonic() + REFRESH_S
 
 
-def _check_failed(group: Group) -> None:
+def _check_failed(group: WorkerGroup) -> None:
     """Say which workers failed; that fails the launch where none saw the budget spent.
 
     Raises:
@@ -192,7 +196,7 @@ def _check_failed(group: Group) -> None:
 class _Signals:
     """Passes Ctrl-C and SIGTERM on to the workers: the first finishes the rung, the second stops now."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: WorkerGroup) -> None:
         self.group = group
         self.first: int | None = None
         self.told = False
@@ -219,7 +223,7 @@ def where(options: Options) -> str:
     """Return the --storage of the next command, "" where it is the default; a password is left out."""
     if options.storage == "sqlite:///runs/hpo.db":
         return ""
-    return f" --storage {shlex.quote(options.storage if safe(options.storage) else '...')}"
+    return f" --storage {shlex.quote(options.storage if has_no_password(options.storage) else '...')}"
 
 
 def again(options: Options) -> str:

@@ -7,10 +7,10 @@ import time
 
 import sqlalchemy as sa
 
-from hpo.queue.slots import TRIALS, Claim, Lease, Slots, clock, event, set_state, transact
-from hpo.storage.engine import SLOT
-from hpo.storage.retry import at_most
-from hpo.storage.trials import Opened
+from hpo.queue.inspect import Lease
+from hpo.queue.slots import Claim, Slots, event, set_state
+from hpo.storage.retry import OpenStorage, at_most, transact
+from hpo.storage.schema import SLOT, TRIALS, clock
 
 LEASE_S = float(os.environ.get("HPO_LEASE_S", "60"))  # the same for all processes of a study
 AGAIN_S = 1.0  # to the next try where the storage is away: whoever renews first when it is back keeps its leases
@@ -19,7 +19,7 @@ _c = SLOT.c
 _log = logging.getLogger(__name__)
 
 
-def reap(store: Opened, owner: str | None = None, text: str = "", before: float | None = None) -> list[Lease]:
+def reap(store: OpenStorage, owner: str | None = None, text: str = "", before: float | None = None) -> list[Lease]:
     """Free the slots whose lease has run out, in every study of the storage; return them.
 
     before: judge by this earlier time of the database's clock.
@@ -46,7 +46,7 @@ def reap(store: Opened, owner: str | None = None, text: str = "", before: float 
     return transact(store, write)
 
 
-class Keeper:
+class LeaseRenewer:
     """A thread that renews an owner's leases every quarter of a lease, whatever happens to the storage.
 
     It renews what it was told to `hold` and nothing else. `lost`: the (slot, attempt) of what it was to hold
@@ -66,7 +66,7 @@ class Keeper:
         # daemon: a storage that does not answer must not keep the process alive
         self._thread = threading.Thread(target=self._loop, name="keeper", daemon=True)
 
-    def __enter__(self) -> "Keeper":
+    def __enter__(self) -> "LeaseRenewer":
         self._thread.start()
         return self
 

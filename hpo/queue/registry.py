@@ -7,20 +7,22 @@ from typing import Any
 
 import optuna
 
-from hpo.analysis.snapshot import ANCHORS, BUDGET, DATA, PROTOCOL, STARTED, STATE
-from hpo.analysis.targets import met
 from hpo.errors import Problem
+from hpo.queue.budget import clear, fill
 from hpo.queue.slots import Slots
 from hpo.search.study_view import experimental
-from hpo.storage.store import Store, exclusive
-from hpo.storage.trials import SPEC, chosen
+from hpo.storage.attributes import ANCHORS, BUDGET, DATA, PROTOCOL, SPEC, STARTED, STATE
+from hpo.storage.locks import exclusive
+from hpo.storage.store import Store
+from hpo.storage.targets import met
+from hpo.storage.trials import chosen
 from hpo.study.spec import Budget, Study, fingerprint, from_spec
 
 VERSION = 1  # of what workers of one study agree on: tables, attributes, the meaning of a slot
 
 
 @dataclass(frozen=True)
-class Registered:
+class StoredStudy:
     """A study as it lies in the storage."""
 
     study: Study
@@ -38,7 +40,7 @@ class Registered:
         found: dict[str, float] = self.optuna.user_attrs.get(ANCHORS) or {}
         return found
 
-    def now(self) -> "Now":
+    def now(self) -> "StudyState":
         """Read what may change while a study runs."""
         attrs = self.optuna.user_attrs
         budget = Budget.model_validate(attrs.get(BUDGET) or attrs[SPEC]["budget"])
@@ -47,9 +49,9 @@ class Registered:
         if budget.hours is not None:
             spent = self.slots.now() - attrs[STARTED] >= 3600 * budget.hours
         target = None if budget.target is None else self.study.file.targets[budget.target]
-        return Now(attrs.get(STATE, "active"), spent, None if n is None else (self.study.rungs, n), target)
+        return StudyState(attrs.get(STATE, "active"), spent, None if n is None else (self.study.rungs, n), target)
 
-    def over(self, now: "Now") -> bool:
+    def over(self, now: "StudyState") -> bool:
         """Return whether no further trial is to be begun: the hours are over, or a trial has come to the target.
 
         Those that run go on to their end: one of them may be better still, and nothing is lost.
@@ -58,7 +60,7 @@ class Registered:
 
 
 @dataclass(frozen=True)
-class Now:
+class StudyState:
     """How a study stands at this moment: its state, whether its hours are over, and the rungs of its tokens.
 
     rungs: those of one trial, and those that all trials may train. target: the objective that ends the study.
@@ -76,7 +78,7 @@ def register(
     data_hash: str | None,
     anchors: Mapping[str, float],
     asked: Mapping[str, Any] | None = None,
-) -> Registered:
+) -> StoredStudy:
     """Make a study, or find it if it is there already; fill its slots up to the budget.
 
     asked: the budget of the command line. A study that is there keeps its own where that says nothing, unless the
@@ -92,7 +94,7 @@ def register(
         )
         held = made.user_attrs.get(SPEC)
         if held is None:
-            Slots(store, made._study_id).clear()  # SQLite gives the id of a deleted study to the next
+            clear(Slots(store, made._study_id))  # SQLite gives the id of a deleted study to the next
             told = {DATA: data_hash, ANCHORS: dict(anchors), STARTED: Slots(store, 0).now(), PROTOCOL: VERSION}
             _describe(made, told, study.file.objective)
         else:
@@ -103,10 +105,10 @@ def register(
         made.set_user_attr(STATE, "active")
         made.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
         slots = Slots(store, made._study_id)
-        slots.fill(study.slots())
+        fill(slots, study.slots())
         if held is None:
             made.set_user_attr(SPEC, spec)  # last: with it the study is whole, and workers may join
-    return Registered(study, made, slots, store)
+    return StoredStudy(study, made, slots, store)
 
 
 def _budgeted(study: Study, held: Mapping[str, Any], asked: Mapping[str, Any]) -> Study:
@@ -133,7 +135,7 @@ def _describe(made: optuna.Study, attributes: Mapping[str, Any], objective: str)
         made.set_user_attr(key, value)
 
 
-def load(store: Store, name: str | None) -> Registered:
+def load_stored_study(store: Store, name: str | None) -> StoredStudy:
     """Find a study by name, or the only one of the storage.
 
     Raises:
@@ -146,7 +148,7 @@ def load(store: Store, name: str | None) -> Registered:
         raise Problem(f"study: {name!r} was not made by `hpo launch`")
     _check_version(found)
     budget = found.user_attrs.get(BUDGET) or spec["budget"]
-    return Registered(from_spec({**spec, "budget": budget}), found, Slots(store, found._study_id), store)
+    return StoredStudy(from_spec({**spec, "budget": budget}), found, Slots(store, found._study_id), store)
 
 
 def _check_version(study: optuna.Study) -> None:

@@ -4,14 +4,14 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hpo.analysis.snapshot import ENDED, ERROR, MACHINE, SET, Snapshot, counts, tokens
-from hpo.config import yaml as notation
-from hpo.console import plain
-from hpo.launcher.progress import clock
-from hpo.report import timeline as crew
+from hpo.analysis.snapshot import Snapshot, counts, tokens
+from hpo.config.yaml import dump_yaml
+from hpo.console import clock, plain
+from hpo.report import timeline
 from hpo.report.html import code, heading, pairs, table, text
 from hpo.report.sections import digits, figure
 from hpo.report.verdict import Related
+from hpo.storage.attributes import ENDED, ERROR, MACHINE, SET
 from hpo.storage.trials import State, Trial
 from hpo.study.spec import as_file
 
@@ -22,13 +22,13 @@ LISTED = 15  # trials in the page's table; the CSV has all
 def ledger(of: Snapshot) -> Iterator[str]:
     """Yield who worked when, and what all of it cost."""
     yield heading("Workers and budget")
-    if found := crew.timeline(of):
+    if found := timeline.timeline(of):
         caption = (
             "A bar is a trial, in the row of the worker that ended it. Gaps are waiting: for the first import, the "
         )
         caption += "storage, or a trial to run. Clocks are those of the workers' machines."
         yield figure(found, "timeline", caption)
-    yield table(crew.records(of))
+    yield table(timeline.records(of))
     told = "share of its time: from the worker's first trial to the end of the study, pauses included."
     yield text(told, "small")
     budget = {key: value for key, value in of.budget.items() if value is not None}
@@ -39,8 +39,8 @@ def ledger(of: Snapshot) -> Iterator[str]:
         facts["tokens"] = f"{spent['trained']:,} trained, {spent['saved_by_pruning']:,} saved by pruning"
     else:
         facts["rungs"] = f"{sum(t.last_step or 0 for t in of.own):,} trained"
-    facts["training"] = clock(sum(t.duration.total_seconds() for t in crew.timed(of) if t.duration)) + " in all"
-    facts["from first to last trial"] = clock(crew.span(of))
+    facts["training"] = clock(sum(t.duration.total_seconds() for t in timeline.timed(of) if t.duration)) + " in all"
+    facts["from first to last trial"] = clock(timeline.span(of))
     yield pairs(facts)
 
 
@@ -109,7 +109,7 @@ def provenance(of: Snapshot, related: Sequence[Related]) -> Iterator[str]:
         changed = [{"field": k, "base": base.get(k), "best": v} for k, v in fixed.items() if base.get(k) != v]
         yield table(changed) or text("It is the base.")
     if file:
-        yield heading("The study file") + code(notation.dump(plain(as_file(of.spec, of.budget))), "long")
+        yield heading("The study file") + code(dump_yaml(plain(as_file(of.spec, of.budget))), "long")
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _flat(held: Mapping[str, Any]) -> dict[str, Any]:
 
 def _commands(of: Snapshot, related: Sequence[Related]) -> list[str]:
     about = of.spec.get("about") or {}
-    workers = max(1, len(crew.crew(of)))
+    workers = max(1, len(timeline.crew(of)))
     made = next(((key, source) for key, source in about.items() if key in ("confirms", "ablates")), None)
     found = [_compared(of, made[1])] if made else [f"hpo launch --workers {workers} --study {of.name}.yaml"]
     found += [_compared(one.of, of.name) for one in related]

@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hpo.analysis.noise import noise
 from hpo.analysis.snapshot import Snapshot, snapshot
 from hpo.console import say
 from hpo.errors import NothingFeasible
@@ -16,9 +15,10 @@ from hpo.report.html import page, text
 from hpo.report.pdf import write_pdf
 from hpo.report.tables import beside, write_csv, write_json
 from hpo.report.verdict import Related, Verdict, related, verdict
-from hpo.runs.run_dir import study_folder, write
-from hpo.storage.engine import look
-from hpo.storage.trials import Opened, State
+from hpo.runs.run_dir import study_folder, write_file
+from hpo.storage.engine import open_readonly
+from hpo.storage.retry import OpenStorage
+from hpo.storage.trials import State
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ def report(storage: str, name: str | None, out: Path, files: Files, publish: boo
     Raises:
         NothingFeasible: no trial has ended.
     """
-    with look(storage) as at:
+    with open_readonly(storage) as at:
         found = read(at, name)
         folder = study_folder(out, found.of.name)
         where = files if any(asdict(files).values()) else Files(html=folder / "report.html")
         made = whole(found, out)
         if where.html:
-            write(where.html, made)
+            write_file(where.html, made)
         if where.pdf:
             write_pdf(made, where.pdf)
         if where.csv:
@@ -68,7 +68,7 @@ def report(storage: str, name: str | None, out: Path, files: Files, publish: boo
             show(storage, found.of, found.verdict, out, made)
 
 
-def read(at: Opened, name: str | None) -> Found:
+def read(at: OpenStorage, name: str | None) -> Found:
     """Read a study and those that were made for it.
 
     Raises:
@@ -104,7 +104,7 @@ def _about(of: Snapshot) -> str:
 
 
 def _told(found: Found) -> dict[str, Any]:
-    floor = noise(found.of)
+    floor = found.of.noise
     return {
         "objective": found.of.objective,
         "verdict": asdict(found.verdict),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from hpo.analysis.noise import Noise, noise
+from hpo.analysis.noise import Noise
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import luckiest
 from hpo.evidence.paired import runs
@@ -45,7 +45,7 @@ def curves(of: Snapshot, most: int = MOST_CURVES) -> Drawn:
         told.append(
             f"{len(shown):,} of {len(begun):,} curves are drawn: the best, the baseline, and every so many of the rest."
         )
-    best, base, floor = of.best(), of.baseline(), noise(of)
+    best, base, floor = of.best(), of.baseline(), of.noise
     others = [t for t in shown if t not in (best, base)]
     if floor:
         _band(figure, floor, step)
@@ -120,7 +120,7 @@ def _filled(
 def history(of: Snapshot, most: int = MOST_MARKS) -> Drawn:
     """Draw the best value so far against what the whole study has trained, and what luck alone would have found."""
     figure = blank("tokens trained by all trials" if of.rung_tokens else "rungs trained by all trials", measured(of))
-    told, steps, floor = [], list(_steps(of)), noise(of)
+    told, steps, floor = [], list(_steps(of)), of.noise
     shown = steps[-1 :: -(-(-len(steps) // most) or 1)][::-1]  # the last one is among them
     if len(shown) < len(steps):
         told.append(f"{len(shown):,} of {len(steps):,} trials are drawn.")

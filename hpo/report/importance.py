@@ -12,9 +12,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 
-from hpo.analysis.snapshot import ENDED, Snapshot
+from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import LEVEL, SEED, holm
 from hpo.report.axes import Axis, axes, common, units
+from hpo.storage.attributes import ENDED
 from hpo.storage.trials import State, Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line for each study in memory

@@ -18,14 +18,13 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from hpo.analysis.snapshot import Snapshot
-from hpo.dashboard.server import artifacts
-from hpo.report import curve_figures as figures
 from hpo.report import importance
-from hpo.report import space_figures as landscape
+from hpo.report.curve_figures import arms, curves, history
+from hpo.report.space_figures import by_rung
 from hpo.report.verdict import Verdict
-from hpo.runs.run_dir import trial_folder
+from hpo.runs.run_dir import artifacts, trial_folder
 from hpo.search.study_view import experimental
-from hpo.storage.store import connect
+from hpo.storage.store import open_store
 
 HEADING = "# What `hpo report` says"  # what stands above it in the note is the user's own
 SHOWN_CURVES = 60  # a figure is stored in pieces of 2,045 letters, each of them a row
@@ -36,7 +35,7 @@ FILES = ("config.yaml", "metrics.jsonl")
 
 def show(storage: str, of: Snapshot, found: Verdict, out: Path, page: str) -> None:
     """Save a report to its study."""
-    with connect(storage) as store:
+    with open_store(storage) as store:
         study = optuna.load_study(study_name=of.name, storage=store.optuna)
         with experimental():
             _note(study, note(found))
@@ -68,13 +67,13 @@ def _escaped(words: str) -> str:
 def drawn(of: Snapshot) -> dict[str, go.Figure]:
     """Return the figures that are shown, by the name under which each replaces its last version."""
     if of.spec.get("arms"):
-        return {"hpo-arms": _titled(figures.arms(of)[0], "Arms: mean and standard deviation")}
+        return {"hpo-arms": _titled(arms(of)[0], "Arms: mean and standard deviation")}
     found = {
-        "hpo-curves": _titled(figures.curves(of, SHOWN_CURVES)[0], "Curves, with the noise of the baseline"),
-        "hpo-history": _titled(figures.history(of, SHOWN_MARKS)[0], "Best so far"),
+        "hpo-curves": _titled(curves(of, SHOWN_CURVES)[0], "Curves, with the noise of the baseline"),
+        "hpo-history": _titled(history(of, SHOWN_MARKS)[0], "Best so far"),
     }
     if rungs := importance.by_rung(of):
-        found["hpo-importance"] = _titled(landscape.by_rung(of, rungs), "Importance, rung by rung")
+        found["hpo-importance"] = _titled(by_rung(of, rungs), "Importance, rung by rung")
     return found
 
 

@@ -4,12 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpo.analysis.noise import decimals, noise
+from hpo.analysis.noise import decimals
 from hpo.analysis.snapshot import Snapshot, counts, tokens
 from hpo.analysis.statistics import LEVEL
-from hpo.report import curve_figures as figures
-from hpo.report import importance
-from hpo.report import space_figures as landscape
+from hpo.report import curve_figures, importance, space_figures
 from hpo.report.axes import axes
 from hpo.report.html import bullets, drawn, heading, pairs, table, text
 from hpo.report.importance import Interactions
@@ -33,7 +31,7 @@ def figure(found: Drawn, name: str, caption: str) -> str:
 def opening(of: Snapshot, found: Verdict) -> str:
     """Return what the study shows, before anything else."""
     n, d = counts(of), digits(of)
-    best, base, floor = of.best(), of.baseline(), noise(of)
+    best, base, floor = of.best(), of.baseline(), of.noise
     what = f"{of.objective}" + (f", in {unit(of)}" if unit(of) else "") + "; lower is better"
     facts: dict[str, Any] = {"objective": what}
     facts["trials"] = ", ".join(f"{count:,} {state}" for state, count in n.items() if count)
@@ -50,7 +48,7 @@ def opening(of: Snapshot, found: Verdict) -> str:
 
 def digits(of: Snapshot) -> int:
     """Return the decimals that the noise leaves worth printing."""
-    floor = noise(of)
+    floor = of.noise
     return decimals(floor.sigma) if floor else 4
 
 
@@ -61,18 +59,18 @@ def course(of: Snapshot) -> Iterator[str]:
         caption = (
             "The mean of each arm's runs, with one standard deviation either way; the number of runs in brackets. "
         )
-        yield figure(figures.arms(of), "arms", caption + _anchored(of))
+        yield figure(curve_figures.arms(of), "arms", caption + _anchored(of))
     else:
         caption = f"{of.objective} along each run. Grey: runs that ended early, pruned ones above all. " + _band(of)
-        yield figure(figures.curves(of), "curves", caption + _anchored(of) + _SAME_BATCHES)
+        yield figure(curve_figures.curves(of), "curves", caption + _anchored(of) + _SAME_BATCHES)
         yield heading("Best so far")
         caption = "Each dot is a finished trial, placed where it ended. "
-        if noise(of):
+        if of.noise:
             caption += (
                 "Dotted: the best that would be expected of so many runs of the baseline with another seed each. "
                 "Only what lies below it is more than luck; how far below is worth believing, `hpo confirm` says."
             )
-        yield figure(figures.history(of), "history", caption)
+        yield figure(curve_figures.history(of), "history", caption)
     if any(t.state == State.PRUNED for t in of.own):
         yield heading("What pruning saved")
         told, spent = tokens(of), "rungs" if tokens(of)["trained"] is None else "tokens"
@@ -81,11 +79,11 @@ def course(of: Snapshot) -> Iterator[str]:
         )
         caption = f"How many trials trained each stretch of a run, and how many had been stopped before it.{amount} "
         caption += "Whether a stopped trial would have won in the end is not known; baselines are never stopped."
-        yield figure(figures.saved(of), "saved", caption)
+        yield figure(curve_figures.saved(of), "saved", caption)
 
 
 def _band(of: Snapshot) -> str:
-    floor = noise(of)
+    floor = of.noise
     if floor is None:
         return ""
     return f"Band: two standard deviations either way of the mean of the baseline's {floor.n} seeds, the noise. "
@@ -116,7 +114,7 @@ def knobs(of: Snapshot, out: Path) -> Iterator[str]:
     caption = "The result of each trial against each hyperparameter, on the scale that was searched; grey, trials that "
     caption += "ended early, at their last value, which is no result. A search looks more often where it found good "
     caption += "values, so a crowd is no evidence."
-    for i, one in enumerate(landscape.slices(of, order)):
+    for i, one in enumerate(space_figures.slices(of, order)):
         yield figure(one, f"slices-{i}", caption if i == 0 else "The same for further hyperparameters.")
     yield from _contours(of, order, rung)
     yield from _rates(of, order, out)
@@ -134,14 +132,14 @@ def _importance(of: Snapshot, rung: int, found: Sequence[importance.Weight]) -> 
         "Grey bars do not pass it, so nothing is shown of them, which is not to say that they do nothing. A search "
     )
     caption += "that moves several at once can make one look important by the company it keeps."
-    yield drawn(landscape.importance(found), "importance", caption)
+    yield drawn(space_figures.importance(found), "importance", caption)
     rungs = importance.by_rung(of)
     if len(rungs) > 1:
         caption = (
             "The same at each rung, of all trials that came to it, those pruned later included: what matters early "
         )
         caption += "need not matter at the end. What diverged counts as the worst."
-        yield drawn(landscape.by_rung(of, rungs), "importance-by-rung", caption)
+        yield drawn(space_figures.by_rung(of, rungs), "importance-by-rung", caption)
 
 
 def _interactions(found: Interactions, of: Snapshot) -> Iterator[str]:
@@ -173,7 +171,7 @@ def _interactions(found: Interactions, of: Snapshot) -> Iterator[str]:
 
 
 def _contours(of: Snapshot, order: Sequence[str], rung: int) -> Iterator[str]:
-    found = landscape.contours(of, order, rung)
+    found = space_figures.contours(of, order, rung)
     if not found:
         return
     yield heading("Pairs")
@@ -186,7 +184,7 @@ def _contours(of: Snapshot, order: Sequence[str], rung: int) -> Iterator[str]:
 
 
 def _rates(of: Snapshot, order: Sequence[str], out: Path) -> Iterator[str]:
-    curve, schedule = landscape.lr_curve(of, order), landscape.schedule(of, out)
+    curve, schedule = space_figures.lr_curve(of, order), space_figures.schedule(of, out)
     if not curve and not schedule:
         return
     yield heading("Learning rate")

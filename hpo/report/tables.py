@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from hpo.analysis.snapshot import ARM, METRICS, SEED, Snapshot, value, word
-from hpo.runs.run_dir import jsonable, write
+from hpo.analysis.snapshot import Snapshot, value, word
+from hpo.runs.run_dir import jsonable, write_file
+from hpo.storage.attributes import ARM, METRICS, SEED
 from hpo.storage.trials import Trial
 
 
@@ -53,15 +54,15 @@ def beside(path: Path) -> Path:
 
 def write_csv(of: Snapshot, path: Path) -> None:
     """Write the trials to one file and the curves to another beside it."""
-    write(path, trials(of).to_csv(index=False, lineterminator="\n"))
-    write(beside(path), curves(of).to_csv(index=False, lineterminator="\n"))
+    write_file(path, trials(of).to_csv(index=False, lineterminator="\n"))
+    write_file(beside(path), curves(of).to_csv(index=False, lineterminator="\n"))
 
 
 def write_json(of: Snapshot, path: Path, more: Mapping[str, Any]) -> None:
     """Write all of a study to one file: what is given, its spec, trials and curves."""
     tree = {"study": of.name, **more, "spec": dict(of.spec), "anchors": dict(of.anchors)}
     tree |= {"trials": _records(trials(of)), "curves": _records(curves(of))}
-    write(path, json.dumps(jsonable(tree), indent=1) + "\n")
+    write_file(path, json.dumps(jsonable(tree), indent=1) + "\n")
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

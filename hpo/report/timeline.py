@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from hpo.analysis.snapshot import Snapshot
-from hpo.launcher.progress import clock
+from hpo.console import clock
 from hpo.report.style import BLUE, ORANGE, Drawn, blank
 from hpo.storage.trials import State, Trial
 

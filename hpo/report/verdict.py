@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpo.analysis.noise import Noise, decimals, noise
+from hpo.analysis.noise import Noise, decimals
 from hpo.analysis.snapshot import Snapshot, counts, ended, snapshot, tokens
 from hpo.analysis.statistics import luckiest
+from hpo.analysis.summary import aims
 from hpo.console import number
 from hpo.errors import Problem
 from hpo.evidence.paired import columns, compare
-from hpo.launcher.progress import aims
-from hpo.storage.trials import SPEC, Opened, State, Trial, study_attrs, study_ids
+from hpo.storage.attributes import SPEC
+from hpo.storage.retry import OpenStorage
+from hpo.storage.trials import State, Trial, study_attrs, study_ids
 
 CLEAR = 2.0  # sigmas below which a gain is called no more than noise
 
@@ -34,7 +36,7 @@ class Verdict:
     caveats: Sequence[str] = field(default_factory=list)
 
 
-def related(at: Opened, name: str, key: str) -> list[Related]:
+def related(at: OpenStorage, name: str, key: str) -> list[Related]:
     """Return the studies that confirm or ablate this one; key: confirms or ablates."""
     found = []
     for other, study_id in sorted(study_ids(at).items()):
@@ -71,7 +73,7 @@ def verdict(of: Snapshot, confirmed: Sequence[Related] = ()) -> Verdict:
         n = counts(of)
         told = ", ".join(f"{n[state]} {state}" for state in ("pruned", "failed") if n[state])
         return Verdict(f"No trial of {of.name} is complete: {told or 'none has ended'}.", grounds, caveats(of))
-    floor = noise(of)
+    floor = of.noise
     level = _level(of, floor)
     headline = _headline(of, best, level, floor)
     if level is not None and best.values[0] < level:

@@ -9,7 +9,7 @@ from hpo.errors import Problem, Unwritable
 from model.config import TrainConfig
 from model.data.ngrams import anchors
 from model.data.prepare import Prepared, on_stderr, prepare
-from model.section import CacheError, ConfigError
+from model.errors import CacheError, ConfigError
 
 Progress = Callable[[str, float], None]
 

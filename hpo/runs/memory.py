@@ -5,7 +5,7 @@ from pydantic import BaseModel
 from hpo.runs.datasets import Corpora
 from hpo.study.spec import DEFAULT_TRAIN, Study
 from model.config import TrainConfig
-from model.section import ConfigError
+from model.errors import ConfigError
 
 
 def too_large(study: Study, config: BaseModel, corpora: Corpora) -> str | None:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from hpo.errors import Problem
 
 
-def available() -> int:
+def available_cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def environment(threads: int) -> dict[str, str]:
+def thread_environment(threads: int) -> dict[str, str]:
     """Return the environment of a process that computes with so many threads.
 
     PASSIVE: by default threads wait for each other in a loop that burns the core. Two processes of two
@@ -23,17 +23,17 @@ def environment(threads: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def in_use() -> int:
+def threads_in_use() -> int:
     """Return the threads that this process computes with: the first level of OMP_NUM_THREADS, else all cores."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdigit() and int(first) > 0 else available()
+    return int(first) if first.isdigit() and int(first) > 0 else available_cores()
 
 
 def settle(threads: int) -> None:
     """Set this process's environment, leaving alone what the user has set."""
     if os.environ.get("OMP_NUM_THREADS"):
-        threads = in_use()
-    for name, value in environment(threads).items():
+        threads = threads_in_use()
+    for name, value in thread_environment(threads).items():
         os.environ.setdefault(name, value)
 
 

@@ -4,20 +4,11 @@ import contextlib
 import json
 import math
 import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from hpo.config import yaml as notation
-from hpo.errors import Problem, Unwritable
-from hpo.runs import resources as cores
-
-PACKAGES = ("hpo", "torch", "optuna", "numpy", "tokenizers")
+from hpo.errors import Unwritable
 
 
 def study_folder(out: Path, study: str) -> Path:
@@ -28,7 +19,7 @@ def trial_folder(out: Path, study: str, number: int) -> Path:
     return study_folder(out, study) / "trials" / f"{number:04d}"
 
 
-def write(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 
     Raises:
@@ -45,7 +36,7 @@ def write(path: Path, text: str) -> None:
         raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def takes(folder: Path, n_bytes: int = 2**20) -> bool:
+def is_writable(folder: Path, n_bytes: int = 2**20) -> bool:
     """Return whether a folder has room for so many bytes, and may be written."""
     probe = folder / f".probe.{os.getpid()}"
     try:
@@ -59,7 +50,7 @@ def takes(folder: Path, n_bytes: int = 2**20) -> bool:
             probe.unlink(missing_ok=True)
 
 
-def append(path: Path, metrics: Mapping[str, Any]) -> None:
+def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     """Add one line of JSON; numbers that JSON has not are null.
 
     Raises:
@@ -73,7 +64,7 @@ def append(path: Path, metrics: Mapping[str, Any]) -> None:
         raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def lines(path: Path) -> Iterator[dict[str, Any]]:
+def metrics_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a metrics file; a last line cut short is left out."""
     if not path.is_file():
         return
@@ -86,9 +77,9 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def keep_rungs(path: Path, rungs: int) -> None:
     """Cut a metrics file back to its first rungs: a resumed run writes the rest again."""
-    kept = [json.dumps(line) + "\n" for line in lines(path) if line.get("rung", 0) <= rungs]
+    kept = [json.dumps(line) + "\n" for line in metrics_lines(path) if line.get("rung", 0) <= rungs]
     if path.is_file():
-        write(path, "".join(kept))
+        write_file(path, "".join(kept))
 
 
 def jsonable(value: Any) -> Any:
@@ -105,45 +96,6 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-def config_text(config: BaseModel, provenance: Mapping[str, Any]) -> str:
-    """Return a complete, trainable configuration as YAML, with where it comes from."""
-    return notation.dump({**config.model_dump(mode="json"), "provenance": dict(provenance)})
-
-
-def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the configuration and the provenance that a file holds.
-
-    Raises:
-        Problem: it cannot be read.
-    """
-    try:
-        tree = notation.load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise Problem(f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError, notation.NotationError) as error:
-        raise Problem(f"{path}: {error}") from None
-    if not isinstance(tree, dict) or not isinstance(tree.get("provenance", {}), dict):
-        raise Problem(f"{path}: must be a configuration, as `hpo export` writes it")
-    provenance = tree.pop("provenance", {})
-    return tree, provenance
-
-
-def machine() -> dict[str, Any]:
-    """Return what a run's last bits may depend on: versions, threads, commit."""
-    return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "threads": cores.in_use(),
-        "git_commit": commit(Path(__file__).parents[2]),
-    }
-
-
-def commit(folder: Path) -> str | None:
-    """Return the commit that a checkout is at, "-dirty" behind it where files differ; None for anything else."""
-    if not (folder / ".git").exists():
-        return None  # installed, and what git finds further up is not ours
-    try:
-        asked = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        found = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
+def artifacts(out: Path) -> Path:
+    """Return the folder of the files that `hpo report` attaches to studies and trials."""
+    return out / "artifacts"

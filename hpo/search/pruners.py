@@ -1,21 +1,16 @@
 """Pruners: which trials stop before their end. A step is a rung, counted 1, 2, ..., R."""
 
-import binascii
 import math
-import time
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import optuna
-from optuna.pruners import BasePruner, PercentilePruner, WilcoxonPruner
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.pruners import BasePruner
 from pydantic import Field, model_validator
 
-from hpo.search.pruning_rules import compare, place, spans
-from hpo.search.study_view import View, experimental
+from hpo.search.halving import Brackets
+from hpo.search.study_view import experimental
 from model.section import Count, NonNegative, Section
 
-Verdict = Literal["continue", "prune", "diverged"]
 Factor = Annotated[int, Field(ge=2)]
 
 
@@ -170,122 +165,3 @@ Pruner = Annotated[
     Median | Percentile | Halving | Hyperband | Patient | Threshold | Wilcoxon | Nothing,
     Field(discriminator="name"),
 ]
-
-
-class Brackets(BasePruner):
-    """Successive halving from the reported values alone.
-
-    Optuna's own pruners note each mark passed in the storage, from inside the decision: a write that no fence
-    covers, and a read of the trial at every rung. Marks are exact rungs here, so the values tell the same.
-    A failed trial does not count; in Optuna's it does. Nor does one whose value there is NaN, in neither.
-    """
-
-    def __init__(self, min_rungs: int, factor: int, n_brackets: int) -> None:
-        self.min_rungs = min_rungs
-        self.factor = factor
-        # As Optuna shares trials out: Algorithm 1 of the paper, as proportions.
-        shares = [math.ceil(n_brackets * factor**s / (s + 1)) for s in reversed(range(n_brackets))]
-        self.slots = [bracket for bracket, share in enumerate(shares) for _ in range(share)]
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Return whether the trial is not among the best 1 / factor of its bracket at this mark."""
-        rung = trial.last_step
-        if rung is None or not self.is_mark(rung, self.bracket(study, trial.number)):
-            return False
-        sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-        value = sign * trial.intermediate_values[rung]
-        values = [sign * rival.intermediate_values[rung] for rival in self.rivals(study, trial)]
-        return value > sorted([*values, value])[place(len(values) + 1, self.factor) - 1]
-
-    def rivals(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
-        """Return the other trials of a trial's bracket that have a value at its rung."""
-        rung, bracket = trial.last_step or 0, self.bracket(study, trial.number)
-        others = [
-            t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL and t.number != trial.number
-        ]
-        # Not one with NaN there, which would put a sorted list in disorder.
-        reached = [t for t in others if not math.isnan(t.intermediate_values.get(rung, math.nan))]
-        return [t for t in reached if self.bracket(study, t.number) == bracket]
-
-    def bracket(self, study: optuna.Study, number: int) -> int:
-        """Return a trial's bracket, the same in every worker."""
-        return self.slots[binascii.crc32(f"{study.study_name}_{number}".encode()) % len(self.slots)]
-
-    def is_mark(self, rung: int, bracket: int) -> bool:
-        """Return whether trials of a bracket are compared at this rung."""
-        mark = self.min_rungs * self.factor**bracket
-        while mark < rung:
-            mark *= self.factor
-        return mark == rung
-
-
-class Judge:
-    """Decides at a rung whether a trial goes on, from a list of trials that is at most `refresh_s` old.
-
-    Optuna's should_prune reads every running trial with all its values each time: 28 ms with 64 of them.
-    The trial judged is the worker's own copy, to which it adds each value itself.
-    """
-
-    def __init__(
-        self,
-        study: optuna.Study,
-        pruner: BasePruner,
-        rungs: int,
-        refresh_s: float = 5.0,
-    ) -> None:
-        self.pruner = pruner
-        self.rungs = rungs
-        self.refresh_s = refresh_s
-        self._study = study
-        self._view = View(study, self._read)
-        self._trials: list[FrozenTrial] = []
-        self._read_at = -math.inf
-
-    def verdict(self, trial: FrozenTrial, spared: bool = False) -> Verdict:
-        """Return what becomes of a trial whose last value has just been added to it."""
-        rung = trial.last_step
-        if rung is None:
-            return "continue"
-        if not math.isfinite(trial.intermediate_values[rung]):
-            return "diverged"
-        if spared or rung >= self.rungs:
-            return "continue"
-        return "prune" if self.pruner.prune(self._view, trial) else "continue"
-
-    def prune(self, trial: FrozenTrial, spared: bool = False) -> bool:
-        """Return whether the pruner ends the trial; one that diverged is not asked about."""
-        return self.verdict(trial, spared) == "prune"
-
-    def record(self, rule: Section, trial: FrozenTrial) -> dict[str, Any]:
-        """Return the comparison with which `verdict` has just pruned a trial, as it is stored.
-
-        rule: the study's pruner, as which ours was built.
-        """
-        peers = self._peers(trial)
-        found = compare(rule.model_dump(), trial.intermediate_values, [peer.intermediate_values for peer in peers])
-        told = {"rule": rule.model_dump()["name"], "rung": trial.last_step, "value": found.value}
-        return told | {"threshold": found.threshold, "n": len(peers), "peers": spans(peer.number for peer in peers)}
-
-    def _peers(self, trial: FrozenTrial) -> list[FrozenTrial]:
-        """Return the trials that a trial was compared with, from the list that the pruner read."""
-        held = View(self._study, lambda _: self._trials)
-        match self.pruner:
-            case Brackets():
-                return self.pruner.rivals(held, trial)
-            case PercentilePruner():
-                complete = held.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-                return [peer for peer in complete if trial.last_step in peer.intermediate_values]
-            case WilcoxonPruner():
-                return [held._get_best_trial(deepcopy=False)]
-        return []
-
-    def look_again(self) -> None:
-        """Read the trials afresh at the next decision: one has just ended, and it is a peer of all that follow."""
-        self._read_at = -math.inf
-
-    def _read(self, use_cache: bool) -> list[FrozenTrial]:
-        now = time.monotonic()
-        if now - self._read_at >= self.refresh_s:
-            self._trials = self._study.get_trials(deepcopy=False)
-            self._read_at = now
-        return self._trials

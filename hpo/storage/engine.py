@@ -3,76 +3,24 @@
 Commands that only look need no more than this: not Optuna, whose import alone would take half of their time.
 """
 
-import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError
 
-from hpo.storage.retry import QUICK, StorageError, limit, retry, shown
+from hpo.errors import StorageError
+from hpo.storage.retry import QUICK, limit, retry
+from hpo.storage.schema import missing_columns
+from hpo.storage.url import NETWORK_FILE_SYSTEMS, file_of, masked_url, normalise
 
-OURS = sa.MetaData()  # our own tables, beside Optuna's
-
-# A row a trial of the budget: who runs it, until when by the database's clock, as which Optuna trial.
-SLOT = sa.Table(
-    "hpo_slot",
-    OURS,
-    sa.Column("study_id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("kind", sa.String(16), nullable=False),  # baseline | search | enqueued | retry
-    sa.Column("state", sa.String(16), nullable=False, default="free"),  # free | leased | done
-    sa.Column("owner", sa.String(255)),  # who claimed it last
-    sa.Column("attempt", sa.Integer, nullable=False, default=0),
-    sa.Column("lease_until", sa.Double, nullable=False, default=0.0),  # seconds since 1970
-    sa.Column("trial_id", sa.Integer),
-    sa.Column("fixed", sa.Text),  # JSON: parameters that this slot must run with
-    sa.Column("origin", sa.Integer),  # number of the trial that this one tries again
-    sa.Column("wish", sa.String(16)),  # kill: what a person wants of the trial
-    sa.Column("rungs", sa.Integer, nullable=False, server_default="0"),  # trained, or set aside of a budget in tokens
-    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),  # attempts lost since its last new rung
-)
-
-# What happened to attempts, workers and the study, in one word each; a row is never changed.
-EVENT = sa.Table(
-    "hpo_event",
-    OURS,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("study_id", sa.Integer, nullable=False, index=True),
-    sa.Column("at", sa.Double, nullable=False),  # seconds since 1970, by the database's clock
-    sa.Column("word", sa.String(32), nullable=False),
-    sa.Column("slot", sa.Integer),
-    sa.Column("attempt", sa.Integer),
-    sa.Column("owner", sa.String(255)),
-    sa.Column("text", sa.Text),
-)
-
-_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p", "afs"}
-_NETWORK |= {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs"}
+NETWORK_FILE_SYSTEMS |= {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs"}
 
 BUSY_S = 60.0  # for which SQLite waits for another process's lock
 
-_FILES = (".db", ".sqlite", ".sqlite3")
-_POSTGRES = {"postgres", "postgresql"} | {f"postgresql+{driver}" for driver in ("psycopg", "psycopg2", "psycopg2cffi")}
-
-# Storages that Optuna knows and that cannot carry leases, each with its reason.
-_REFUSED = {
-    "grpc": "Optuna's gRPC proxy has no transactions for leases, and one process does the work of all workers",
-    "journal": "Optuna's journal storage has no transactions for leases, and a torn line makes its file unreadable",
-    "redis": "a journal in Redis has no transactions for leases",
-    "mysql": "MySQL cannot return what an update changed, which claiming a trial needs, and is not tested",
-    "mariadb": "MariaDB is not tested",
-}
 
 T = TypeVar("T")
-
-
-def _of_file(url: str) -> str | None:
-    """Return why a file that Optuna would take for a journal is refused."""
-    return _REFUSED["journal"] if url.endswith((".log", ".journal", ".jsonl")) else None
 
 
 @dataclass(frozen=True)
@@ -94,7 +42,7 @@ class Reader:
         self.engine.dispose()
 
 
-def look(url: str, patience: float = QUICK) -> Reader:
+def open_readonly(url: str, patience: float = QUICK) -> Reader:
     """Open the storage to look at it; writes are refused.
 
     Raises:
@@ -106,55 +54,6 @@ def look(url: str, patience: float = QUICK) -> Reader:
     if engine.name == "sqlite":
         hook(engine, readonly=True)
     return Reader(url, engine, patience)
-
-
-def default_url(flag: str | None) -> str:
-    """Return the URL from the command line, else from HPO_STORAGE, else the file of this folder."""
-    return flag or os.environ.get("HPO_STORAGE") or "sqlite:///runs/hpo.db"
-
-
-def normalise(url: str) -> str:
-    """Return the URL with the driver that we use; a path that ends in .db, .sqlite or .sqlite3 is a file.
-
-    Raises:
-        StorageError: the URL names another kind of storage.
-    """
-    if "://" not in url and url.endswith(_FILES):
-        return sa.URL.create("sqlite", database=str(Path(url).expanduser())).render_as_string()
-    try:
-        parsed = sa.make_url(url)
-    except (ArgumentError, ValueError):  # a port that is no number, perhaps half of a password
-        parsed = sa.URL.create("unknown")
-    if parsed.drivername in _POSTGRES:
-        return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-    if parsed.drivername in ("sqlite", "sqlite+pysqlite") and not parsed.host:
-        if parsed.database in (None, "", ":memory:"):
-            raise StorageError(f"storage: must be a file that workers can share, got {shown(url)}")
-        return parsed.set(drivername="sqlite").render_as_string()
-    if reason := _REFUSED.get(url.partition(":")[0].partition("+")[0].lower()) or _of_file(url):
-        raise StorageError(f"storage: {reason}, got {shown(url)}; use SQLite on one machine, Postgres between machines")
-    raise StorageError(
-        f"storage: must be a file that ends in {', '.join(_FILES)}, sqlite:///FILE or "
-        f"postgresql://USER@HOST/DATABASE, got {shown(url)}"
-    )
-
-
-def file_of(url: str) -> Path | None:
-    """Return the file of a SQLite URL, None for a server."""
-    parsed = sa.make_url(url)
-    return Path(str(parsed.database)) if parsed.drivername == "sqlite" else None
-
-
-def network_of(file: Path) -> str | None:
-    """Return the kind of file system a file lies on where it is another machine's, as /proc/mounts says."""
-    try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:  # not a Linux
-        return None
-    path = str(file.absolute().resolve())
-    under = [(folder, kind) for folder, kind in mounts if path == folder or path.startswith(folder.rstrip("/") + "/")]
-    kind = max(under, key=lambda mount: len(mount[0]), default=("", ""))[1]
-    return kind if kind in _NETWORK else None
 
 
 def engine_options(url: str, readonly: bool = False) -> dict[str, Any]:
@@ -189,24 +88,12 @@ def check_present(url: str, patience: float) -> None:
     engine = sa.create_engine(url, **unpooled(url))
     missing = retry(missing_columns, engine, patience=patience, url=url)
     if missing is None:
-        raise StorageError(f"no study in {shown(url)}; `hpo launch` creates the tables", passing=True)
+        raise StorageError(f"no study in {masked_url(url)}; `hpo launch` creates the tables", passing=True)
     if missing:
         raise StorageError(
-            f"{shown(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}; "
+            f"{masked_url(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}; "
             "`hpo doctor --fix` adds them"
         )
-
-
-def missing_columns(engine: sa.Engine) -> list[sa.Column[Any]] | None:
-    """Return the columns of our tables that a storage has not; None where it has not even Optuna's tables."""
-    inspector = sa.inspect(engine)
-    if not inspector.has_table("version_info"):
-        return None
-    tables = set(inspector.get_table_names())
-    have = {
-        t.name: {c["name"] for c in inspector.get_columns(t.name)} for t in OURS.tables.values() if t.name in tables
-    }
-    return [c for t in OURS.tables.values() for c in t.columns if c.name not in have.get(t.name, ())]
 
 
 def hook(engine: sa.Engine, readonly: bool = False) -> None:

@@ -11,11 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from hpo.errors import StorageError
+from hpo.storage.url import masked_url
 
 PATIENCE = 300.0  # seconds that a worker waits for a storage that is away, such as a server being restarted
 QUICK = 5.0  # the same for commands that a person waits for
@@ -34,17 +37,6 @@ _DRIVER = (PoolTimeout, sqlite3.Error)
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class StorageError(Exception):
-    """The storage cannot be reached or is not one that we can use; the message holds no password.
-
-    passing: it was away for longer than the caller could wait, and may be back later.
-    """
-
-    def __init__(self, message: str, passing: bool = False) -> None:
-        super().__init__(message)
-        self.passing = passing
 
 
 class _Limit(threading.local):
@@ -67,18 +59,6 @@ def at_most(seconds: float) -> Iterator[None]:
         yield
     finally:
         _limit.seconds = before
-
-
-def shown(url: str) -> str:
-    """Return the URL without its passwords."""
-    # up to the last @, since a password may hold an unescaped one
-    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
-    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
-
-
-def safe(url: str) -> bool:
-    """Return whether a URL may be printed as it is: it holds no password."""
-    return shown(url) == url
 
 
 class _Outages:
@@ -169,4 +149,27 @@ def _explanation(cause: BaseException, url: str) -> str:
         parsed = sa.make_url(url)
         for secret in {parsed.password, parsed.query.get("password")} - {None, ""}:
             text = text.replace(str(secret), "***")
-    return f"storage {shown(url)}: {text}"
+    return f"storage {masked_url(url)}: {text}"
+
+
+class OpenStorage(Protocol):
+    """A storage that is open, to look at or to work with."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def patience(self) -> float: ...
+    @property
+    def engine(self) -> sa.Engine: ...
+    @property
+    def retry(self) -> Any: ...
+
+
+def transact(store: OpenStorage, work: Callable[[sa.Connection], T], patience: float | None = None) -> T:
+    """Do some work in one transaction, made again while the storage is away."""
+
+    def once() -> T:
+        with store.engine.begin() as connection:
+            return work(connection)
+
+    return retry(once, patience=store.patience if patience is None else patience, url=store.url)

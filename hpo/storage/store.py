@@ -4,13 +4,10 @@ SQLite serves one machine, Postgres several. Optuna's tables and one of ours (`S
 """
 
 import errno
-import fcntl
 import functools
 import math
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,58 +16,20 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
-from hpo.storage.engine import (
-    OURS,
-    SLOT,
-    check_present,
-    engine_options,
-    file_of,
-    hook,
-    missing_columns,
-    network_of,
-    normalise,
-    unpooled,
-)
-from hpo.storage.retry import QUICK, StorageError, limit, retry, shown
+from hpo.errors import StorageError
+from hpo.storage.engine import check_present, engine_options, hook
+from hpo.storage.fencing import check_fence, write_link
+from hpo.storage.locks import exclusive
+from hpo.storage.migrate import create_tables, template
+from hpo.storage.retry import QUICK, limit, retry
+from hpo.storage.schema import SLOT
+from hpo.storage.url import file_of, network_of, normalise
 
 # Optuna tells on standard error of every study made, opened and every trial.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-_LOCK = 0x68706F  # "hpo": the key of the advisory lock under which tables are created
 
 T = TypeVar("T")
-
-
-class Lost(Exception):
-    """A write of an attempt that no longer holds its lease; nothing of it was written."""
-
-
-class _Fence(threading.local):
-    """What must hold at the beginning of each transaction of this thread, and what is written at its end."""
-
-    check: sa.Executable | None = None
-    link: sa.Executable | None = None
-    found: sa.Row[Any] | None = None
-
-
-_fence = _Fence()
-
-
-@contextmanager
-def fenced(check: sa.Executable, link: sa.Executable | None = None) -> Iterator[_Fence]:
-    """Let this thread write only while `check` finds a row, which stays locked to the end of each transaction.
-
-    link: made part of each transaction, so that it is written with it or not at all; it must change a row. The row
-    found last is yielded as `found`.
-
-    Raises:
-        Lost: it finds none.
-    """
-    _fence.check, _fence.link, _fence.found = check, link, None
-    try:
-        yield _fence
-    finally:
-        _fence.check = _fence.link = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +67,7 @@ class Store:
         self.close()
 
 
-def connect(url: str, create: bool = False, patience: float = QUICK) -> Store:
+def open_store(url: str, create: bool = False, patience: float = QUICK) -> Store:
     """Open the storage; `create` makes missing tables, also when several processes do so at once.
 
     patience: seconds for which this call and each later one wait for a storage that is away.
@@ -121,7 +80,7 @@ def connect(url: str, create: bool = False, patience: float = QUICK) -> Store:
         raise StorageError(f"storage: {file} lies on {kind}, where SQLite's locks fail; use a local disk, or Postgres")
     if create:
         with exclusive(url, patience):
-            retry(_create, url, patience=patience, url=url)
+            retry(create_tables, url, patience=patience, url=url)
     else:
         _check_writable(url)
         check_present(url, patience)
@@ -167,98 +126,16 @@ def _connections(engine: sa.Engine) -> tuple[int, int]:
         return int(total), int(connection.exec_driver_sql(count).scalar_one())
 
 
-def _template(url: str) -> str:
-    """Return the URL as Optuna wants it: it fills in {SCHEMA_VERSION}, so braces are doubled."""
-    return url.replace("{", "{{").replace("}", "}}")
-
-
-@contextmanager
-def exclusive(url: str, patience: float) -> Iterator[None]:
-    """Hold the lock under which tables and studies are created; without it processes that do so at once fail."""
-    file = file_of(url)
-    if file is None:
-        engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", **unpooled(url))
-        with retry(_locked, engine, patience=patience, url=url):
-            yield  # closing the connection frees the lock
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(f"{file}.lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise StorageError(f"storage: {file.parent} cannot be written: {error.strerror}") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _locked(engine: sa.Engine) -> sa.Connection:
-    """Return a connection that holds the lock."""
-    connection = engine.connect()
-    try:
-        connection.exec_driver_sql(f"SELECT pg_advisory_lock({_LOCK})")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _create(url: str) -> None:
-    """Create what is missing of Optuna's tables and ours, and check that Optuna's are of this version."""
-    try:
-        rdb = RDBStorage(_template(url), engine_kwargs=unpooled(url))
-    except RuntimeError as error:  # tables of another version of Optuna
-        raise StorageError(f"{shown(url)}: {error}") from error
-    OURS.create_all(rdb.engine)
-    add_columns(rdb.engine)
-
-
-def schema_problem(url: str, patience: float = QUICK) -> str | None:
-    """Return what is wrong with the tables of a storage that is there, None where nothing is.
-
-    Raises:
-        StorageError: there is no storage, or it does not answer.
-    """
-    file = file_of(url)
-    if file and not file.is_file():
-        raise StorageError(f"no storage at {file}; `hpo launch` creates it")
-    engine = sa.create_engine(url, **unpooled(url))
-    missing = retry(missing_columns, engine, patience=patience, url=url)
-    if missing is None:
-        raise StorageError(f"no study in {shown(url)}; `hpo launch` creates the tables")
-    if missing:
-        return f"{shown(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}"
-    try:
-        retry(RDBStorage, _template(url), engine_kwargs=unpooled(url), skip_table_creation=True, patience=patience)
-    except RuntimeError as error:  # Optuna's tables are of another version
-        return f"{shown(url)}: {error}"
-    return None
-
-
-def update_schema(url: str) -> None:
-    """Add what our tables lack; Optuna's own are for `optuna storage upgrade`."""
-    with exclusive(url, QUICK):
-        retry(_create, url, patience=QUICK, url=url)
-
-
-def add_columns(engine: sa.Engine) -> None:
-    """Add what tables of an earlier version lack."""
-    for column in missing_columns(engine) or []:
-        kind = column.type.compile(engine.dialect)
-        default = f" DEFAULT {column.server_default.arg}" if isinstance(column.server_default, sa.DefaultClause) else ""
-        with engine.begin() as connection:
-            connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} {kind}{default}")
-
-
 def _opened(url: str) -> RDBStorage:
     options = engine_options(url)
-    rdb = RDBStorage(_template(url), options, skip_compatibility_check=True, skip_table_creation=True)
+    rdb = RDBStorage(template(url), options, skip_compatibility_check=True, skip_table_creation=True)
     if rdb.engine.name == "postgresql":
         sa.event.listen(rdb.engine, "begin", _limit_statements)
     if rdb.engine.name == "sqlite":
         rdb.engine.dispose()  # Optuna's constructor has used it, and opens a second connection inside a transaction
         hook(rdb.engine)
-    sa.event.listen(rdb.engine, "begin", _check_fence)
-    sa.event.listen(rdb.engine, "commit", _write_link)
+    sa.event.listen(rdb.engine, "begin", check_fence)
+    sa.event.listen(rdb.engine, "commit", write_link)
     return rdb
 
 
@@ -266,18 +143,6 @@ def _limit_statements(connection: sa.Connection) -> None:
     """Have the server end what waits longer than this thread may, such as for a lock."""
     if limit() < math.inf:
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(1000 * limit()))}")
-
-
-def _check_fence(connection: sa.Connection) -> None:
-    if _fence.check is not None:
-        _fence.found = connection.execute(_fence.check).first()
-        if _fence.found is None:
-            raise Lost
-
-
-def _write_link(connection: sa.Connection) -> None:
-    if _fence.link is not None and not connection.execute(_fence.link).rowcount:
-        raise Lost
 
 
 def _write_probe(engine: sa.Engine) -> None:
@@ -290,7 +155,7 @@ def _write_probe(engine: sa.Engine) -> None:
             connection.execute(sa.update(SLOT).values(attempt=SLOT.c.attempt).where(sa.false()))
 
 
-def browse(url: str, patience: float = QUICK) -> Store:
+def open_dashboard(url: str, patience: float = QUICK) -> Store:
     """Open the storage with Optuna's objects to look at it: no write lock is taken, writes are refused.
 
     Raises:
@@ -301,7 +166,7 @@ def browse(url: str, patience: float = QUICK) -> Store:
     options = engine_options(url, readonly=True)
     if not file_of(url):  # thousands of trials take Optuna longer than a worker may be idle, and block nobody
         options["connect_args"]["options"] += " -c idle_in_transaction_session_timeout=300000"
-    rdb = RDBStorage(_template(url), options, skip_compatibility_check=True, skip_table_creation=True)
+    rdb = RDBStorage(template(url), options, skip_compatibility_check=True, skip_table_creation=True)
     if rdb.engine.name == "sqlite":
         rdb.engine.dispose()  # as in _opened
         hook(rdb.engine, readonly=True)

@@ -14,26 +14,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy as sa
 
 from hpo.errors import Problem
+from hpo.storage.attributes import SPEC
+from hpo.storage.retry import OpenStorage
 
 Rows = list[Any]
-
-
-class Opened(Protocol):
-    """A storage that is open, to look at or to work with."""
-
-    @property
-    def url(self) -> str: ...
-    @property
-    def patience(self) -> float: ...
-    @property
-    def engine(self) -> sa.Engine: ...
-    @property
-    def retry(self) -> Any: ...
 
 
 class State(StrEnum):
@@ -96,7 +85,7 @@ ALONE = 4  # trials of which one table is read one by one; who asks for more loo
 class Details:
     """What is read of a study's trials on demand."""
 
-    def __init__(self, at: Opened, study_id: int) -> None:
+    def __init__(self, at: OpenStorage, study_id: int) -> None:
         def lazy(table: str, columns: str, pair: Callable[..., tuple[Any, Any]]) -> "_Lazy":
             return _Lazy(lambda trial_id: _of(at, table, columns, study_id, trial_id), pair)
 
@@ -124,21 +113,18 @@ class _Lazy:
         return self.found.setdefault(trial_id, {})
 
 
-SPEC = "hpo:spec"  # user attribute of a study: the whole study file
-
-
-def study_ids(at: Opened) -> dict[str, int]:
+def study_ids(at: OpenStorage) -> dict[str, int]:
     """Return the id of each study by name."""
     return {name: study_id for study_id, name in _rows(at, "SELECT study_id, study_name FROM studies")}
 
 
-def study_attrs(at: Opened, study_id: int) -> dict[str, Any]:
+def study_attrs(at: OpenStorage, study_id: int) -> dict[str, Any]:
     """Return a study's user attributes."""
     found = _rows(at, "SELECT key, value_json FROM study_user_attributes WHERE study_id = :study", study=study_id)
     return {key: json.loads(text) for key, text in found}
 
 
-def trials(at: Opened, study_id: int) -> list[Trial]:
+def trials(at: OpenStorage, study_id: int) -> list[Trial]:
     """Return the trials of a study in the order of their numbers."""
     details = Details(at, study_id)
     found = {
@@ -179,7 +165,7 @@ _CONSTRAINTS = """
 """
 
 
-def _of(at: Opened, table: str, columns: str, study_id: int, trial_id: int | None = None) -> Rows:
+def _of(at: OpenStorage, table: str, columns: str, study_id: int, trial_id: int | None = None) -> Rows:
     """Return rows of a table that belongs to the trials of a study, of one or of all, the trial's id first."""
     named = ", ".join(f"t.{column.strip()}" for column in columns.split(","))
     query = f"SELECT t.trial_id, {named} FROM {table} t JOIN trials ON trials.trial_id = t.trial_id"
@@ -188,7 +174,7 @@ def _of(at: Opened, table: str, columns: str, study_id: int, trial_id: int | Non
     return _rows(at, f"{query} ORDER BY 1, 2", **named_ids)
 
 
-def _rows(at: Opened, query: str, **named: int) -> Rows:
+def _rows(at: OpenStorage, query: str, **named: int) -> Rows:
     def read() -> Rows:
         with at.engine.connect() as connection:
             return list(connection.execute(sa.text(query), named))
@@ -233,7 +219,7 @@ def _time(found: Any) -> datetime | None:
     return datetime.fromisoformat(found) if isinstance(found, str) else found
 
 
-def chosen(at: Opened, name: str | None) -> str:
+def chosen(at: OpenStorage, name: str | None) -> str:
     """Return the name of the study meant: the one asked for, or the only search that there is.
 
     What was made for another study, such as its confirmation, is meant only by its name.
@@ -254,6 +240,6 @@ def chosen(at: Opened, name: str | None) -> str:
     return name
 
 
-def _made_for(at: Opened, name: str) -> bool:
+def _made_for(at: OpenStorage, name: str) -> bool:
     spec = study_attrs(at, study_ids(at)[name]).get(SPEC, {})
     return bool(spec.get("about"))

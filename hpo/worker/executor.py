@@ -13,34 +13,39 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from hpo.analysis.noise import measured
-from hpo.analysis.snapshot import FORKED, NOISE, snapshot
+from hpo.analysis.snapshot import snapshot
+from hpo.config.files import config_text
 from hpo.config.validation import messages
-from hpo.errors import Problem, Unwritable
-from hpo.queue.heartbeat import Keeper
-from hpo.queue.registry import Registered
+from hpo.errors import Problem, StorageError, Unwritable
+from hpo.queue.heartbeat import LeaseRenewer
+from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import LOST_IN_A_ROW, Claim
 from hpo.runs import checkpoints
-from hpo.runs import run_dir as folders
 from hpo.runs.datasets import Corpora
 from hpo.runs.memory import too_large
-from hpo.search.pruners import Judge
-from hpo.storage.retry import StorageError, at_most
-from hpo.storage.store import Lost, fenced
+from hpo.runs.provenance import machine
+from hpo.runs.run_dir import metrics_lines, trial_folder, write_file
+from hpo.search.pruning import Decider
+from hpo.storage.attributes import FORKED, NOISE
+from hpo.storage.fencing import LeaseLost, fenced
+from hpo.storage.retry import at_most
 from hpo.worker.failures import Breaker, kind
-from hpo.worker.reporter import AWAY_S, Teller, last_line
+from hpo.worker.reporter import AWAY_S, Reporter, last_line
 from hpo.worker.trial import Job, configuration, open_trial
 
 Tell = Callable[[dict[str, Any]], None]
 WORDS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "error"}
 
 
-class Jobs:
+class TrialExecutor:
     """What one owner has claimed and not ended, training or waiting for a pack of its shape."""
 
-    def __init__(self, at: Registered, owner: str, keeper: Keeper, out: Path, lease_s: float, tell: Tell) -> None:
+    def __init__(
+        self, at: StoredStudy, owner: str, keeper: LeaseRenewer, out: Path, lease_s: float, tell: Tell
+    ) -> None:
         self.at, self.owner, self.keeper, self.out, self.lease_s, self.tell = at, owner, keeper, out, lease_s, tell
-        self.teller = Teller(at, owner, keeper, lease_s)
-        self.judge = Judge(at.optuna, at.study.file.pruner.build(at.study.rungs), at.study.rungs)
+        self.teller = Reporter(at, owner, keeper, lease_s)
+        self.judge = Decider(at.optuna, at.study.file.pruner.build(at.study.rungs), at.study.rungs)
         self.corpora = Corpora()
         self.breaker = Breaker()
         self.held: list[Job] = []
@@ -58,7 +63,7 @@ class Jobs:
             job = Job(claim, trial, self.at.study.base, self._folder(trial.number))
             self.held.append(job)
             self._take(job, pack)
-        except Lost:
+        except LeaseLost:
             self.let_go(claim)
         except Exception as error:
             held = [job for job in self.held if job.claim == claim]
@@ -106,7 +111,7 @@ class Jobs:
         self._write_config(job, data_hash, pack)
         last = job.trial.intermediate_values.get(self.at.study.rungs)
         if last is not None and math.isfinite(last):  # the last attempt ended between its last report and telling so
-            job.metrics = next(iter(reversed(list(folders.lines(job.folder / "metrics.jsonl")))), {})
+            job.metrics = next(iter(reversed(list(metrics_lines(job.folder / "metrics.jsonl")))), {})
             self.finish(job, last)
 
     def verdict(self, job: Job) -> str:
@@ -146,7 +151,7 @@ class Jobs:
         """Tell the study how a trial ended, and close its slot."""
         try:
             values = self.teller.end(job, state, word, error, value)
-        except Lost:
+        except LeaseLost:
             self.let_go(job.claim)
             return
         self.held.remove(job)
@@ -208,7 +213,7 @@ class Jobs:
             self.at.slots.log(word, text, self.owner)
 
     def _folder(self, number: int) -> Path:
-        return folders.trial_folder(self.out, self.at.study.name, number)
+        return trial_folder(self.out, self.at.study.name, number)
 
     def _write_config(self, job: Job, data_hash: str | None, pack: int) -> None:
         provenance = {
@@ -219,6 +224,6 @@ class Jobs:
             "train": self.at.study.file.train,
             "config": self.at.study.file.config,
             "pack": pack,
-            **folders.machine(),
+            **machine(),
         }
-        folders.write(job.folder / "config.yaml", folders.config_text(job.config, provenance))
+        write_file(job.folder / "config.yaml", config_text(job.config, provenance))

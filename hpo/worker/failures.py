@@ -3,8 +3,7 @@
 import errno
 from typing import Literal
 
-from hpo.errors import Problem, Unwritable
-from hpo.storage.retry import StorageError
+from hpo.errors import Problem, StorageError, Unwritable
 from model.errors import is_device_fault, is_out_of_memory
 
 Kind = Literal["ours", "disk", "device", "oom", "error"]

@@ -7,20 +7,21 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from hpo.analysis.snapshot import STATE
 from hpo.console import say
-from hpo.errors import Problem
-from hpo.queue.heartbeat import LEASE_S, Keeper
-from hpo.queue.registry import load
-from hpo.queue.slots import Slots, transact
-from hpo.runs import resources as cores
+from hpo.errors import Problem, StorageError
+from hpo.queue.heartbeat import LEASE_S, LeaseRenewer
+from hpo.queue.registry import load_stored_study
+from hpo.queue.slots import Slots
 from hpo.runs.datasets import Corpora
-from hpo.storage.engine import SLOT
-from hpo.storage.retry import QUICK, StorageError
-from hpo.storage.store import Store, connect
-from hpo.storage.trials import SPEC, study_attrs, study_ids
-from hpo.worker.join import check, teller
-from hpo.worker.signals import Alarm, Hurry
+from hpo.runs.resources import available_cores, settle
+from hpo.storage.attributes import SPEC, STATE
+from hpo.storage.retry import QUICK, transact
+from hpo.storage.schema import SLOT
+from hpo.storage.store import Store, open_store
+from hpo.storage.trials import study_attrs, study_ids
+from hpo.worker.events import event_printer
+from hpo.worker.join import check
+from hpo.worker.signals import Alarm, GracePeriodExpired
 
 POLL_S = 2.0  # between looks for a study, or for a storage that is away
 REST_S = 60.0  # before a study that this machine cannot serve is looked at again
@@ -50,12 +51,15 @@ class Follower:
 
     def work(self) -> int:
         """Serve until a signal says stop; return 128 + its number."""
-        cores.settle(cores.available())
+        settle(available_cores())
         said = ""
         with self.alarm:
             while self.alarm.signal is None:
                 try:
-                    with connect(self.storage, patience=QUICK) as store, Keeper(Slots(store, 0), "follow", LEASE_S):
+                    with (
+                        open_store(self.storage, patience=QUICK) as store,
+                        LeaseRenewer(Slots(store, 0), "follow", LEASE_S),
+                    ):
                         said = ""
                         self._serve(store)
                 except StorageError as error:
@@ -65,7 +69,7 @@ class Follower:
                         say(f"waiting: {error}")
                     said = str(error)
                     self._pause()
-                except Hurry:
+                except GracePeriodExpired:
                     break
         return 128 + (self.alarm.signal or 0)
 
@@ -99,7 +103,7 @@ class Follower:
 
         self.served[name] = time.monotonic()
         try:
-            at = load(store, name)
+            at = load_stored_study(store, name)
             if name not in self.checked:
                 check(at, self.corpora)
                 self.checked.add(name)
@@ -107,7 +111,7 @@ class Follower:
             say(f"{name}: left alone for {REST_S:.0f} s: {problem}")
             self.rests[name] = time.monotonic() + REST_S
             return
-        worker = Worker(at, self.out.absolute(), self.pack, teller(at.study.rungs, f"{name}: "))
+        worker = Worker(at, self.out.absolute(), self.pack, event_printer(at.study.rungs, f"{name}: "))
         worker.alarm, worker.jobs.corpora = self.alarm, self.corpora
         try:
             worker.work(turns=self.pack)

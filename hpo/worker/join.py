@@ -1,32 +1,28 @@
 """hpo worker: join a study that is there, from any machine that reaches its storage."""
 
 import ctypes
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hpo.config.importer import place
 from hpo.console import say
-from hpo.errors import Problem, WorkFailed
-from hpo.launcher.processes import EVENTS
-from hpo.launcher.progress import line
-from hpo.queue.registry import Registered, check_data, load
-from hpo.runs import resources as cores
+from hpo.errors import Problem, StorageError, WorkFailed
+from hpo.queue.registry import StoredStudy, check_data, load_stored_study
 from hpo.runs.datasets import Corpora
 from hpo.runs.memory import learn
-from hpo.storage.retry import PATIENCE, StorageError
-from hpo.storage.store import connect
+from hpo.runs.resources import available_cores, settle
+from hpo.storage.retry import PATIENCE
+from hpo.storage.store import open_store
 from hpo.study.spec import DEFAULT_TRAIN
+from hpo.worker.events import EVENTS, event_printer
 from model.config import TrainConfig
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def join(storage: str, name: str | None, pack: int, out: Path) -> int:
+def join_study(storage: str, name: str | None, pack: int, out: Path) -> int:
     """Work on a study until its budget is spent; return the exit status.
 
     Raises:
@@ -34,17 +30,17 @@ def join(storage: str, name: str | None, pack: int, out: Path) -> int:
         WorkFailed: this machine cannot train the study's baseline.
     """
     # A worker by itself has the whole machine; a launcher divides it up beforehand.
-    cores.settle(cores.available())
+    settle(available_cores())
     from hpo.worker.worker import Worker
 
-    with connect(storage, patience=PATIENCE) as store:
-        at = load(store, name)
+    with open_store(storage, patience=PATIENCE) as store:
+        at = load_stored_study(store, name)
         if at.now().state != "active":
             say(f"study {at.study.name} is {at.now().state}; `hpo resume` lets its workers go on")
         check(at, Corpora())
         launched = os.environ.get(EVENTS) == "json"
         parent = _with_parent() if launched else None
-        return Worker(at, out.absolute(), pack, teller(at.study.rungs), parent).work()
+        return Worker(at, out.absolute(), pack, event_printer(at.study.rungs), parent).work()
 
 
 def _with_parent() -> int:
@@ -58,19 +54,7 @@ def _with_parent() -> int:
     return parent
 
 
-def teller(rungs: int, prefix: str = "") -> Callable[[dict[str, Any]], None]:
-    """Return what prints a worker's events: as JSON to a launcher, as lines to a person."""
-
-    def tell(event: dict[str, Any]) -> None:
-        if os.environ.get(EVENTS) == "json":
-            print(json.dumps(event), flush=True)
-        elif text := line(event, rungs):
-            print(f"{prefix}{text}", flush=True)
-
-    return tell
-
-
-def check(at: Registered, corpora: Corpora) -> None:
+def check(at: StoredStudy, corpora: Corpora) -> None:
     """Check that this machine has the study's data and can train its baseline: the first two updates are tried.
 
     Otherwise every trial would fail in the same way. A training function of the user's own is not tried, since a

@@ -8,22 +8,22 @@ from typing import Any
 from optuna.trial import TrialState
 
 from hpo.runs import checkpoints
-from hpo.runs import run_dir as folders
-from hpo.runs import trainable as plug
-from hpo.worker.executor import Jobs
+from hpo.runs.run_dir import append_metrics, jsonable, keep_rungs, metrics_lines
+from hpo.runs.trainable import pack_key, reported, runs
+from hpo.worker.executor import TrialExecutor
 from hpo.worker.failures import kind
-from hpo.worker.signals import Alarm, Overdue
+from hpo.worker.signals import Alarm, TrialTimeout
 from hpo.worker.trial import Job
 
 
-class Packing:
+class PackRunner:
     """Trains the first job that is held and all that fit beside it, until none of that shape is left."""
 
-    def __init__(self, jobs: Jobs, size: int, alarm: Alarm) -> None:
+    def __init__(self, jobs: TrialExecutor, size: int, alarm: Alarm) -> None:
         self.jobs, self.alarm = jobs, alarm
         self.study = jobs.at.study
-        self.key = plug.pack_key(jobs.held[0].config)
-        fitting = [job for job in jobs.held if not job.alone and plug.pack_key(job.config) == self.key]
+        self.key = pack_key(jobs.held[0].config)
+        fitting = [job for job in jobs.held if not job.alone and pack_key(job.config) == self.key]
         self.fitting = [jobs.held[0]] if jobs.held[0].alone else fitting[:size]
         self.places: dict[int, Job] = {}
         self.begun = False
@@ -36,7 +36,7 @@ class Packing:
         try:
             self._start()
             self._train(leaving, refill)
-        except Overdue:
+        except TrialTimeout:
             self._end_overdue()
         except Exception as error:  # whatever a configuration or a user's function does must not end the worker
             at_fault = [job for job in self.places.values() if job in self.jobs.held]
@@ -55,7 +55,7 @@ class Packing:
         """Build the runs and set each to where it goes on."""
         self.places = dict(enumerate(self.fitting))
         given = self.jobs.corpora.given(self.fitting[0].config)
-        self.runs = plug.runs(self.study.file.train, [job.config for job in self.fitting], **given)
+        self.runs = runs(self.study.file.train, [job.config for job in self.fitting], **given)
         for place, job in self.places.items():
             self._begin(place, job)
         self.begun = True
@@ -85,7 +85,7 @@ class Packing:
     def _begin(self, place: int, job: Job) -> None:
         """Go on from the newest checkpoint that can be read, or from the start where there is none, and say so."""
         log = job.folder / "metrics.jsonl"
-        rows = {row["rung"]: row for row in folders.lines(log) if "rung" in row}
+        rows = {row["rung"]: row for row in metrics_lines(log) if "rung" in row}
         told = job.trial.intermediate_values
         rung, why = self._resumed(place, job, {*rows, *told}) if job.claim.attempt > 1 or job.rung else (0, "")
         if not rung and job.rung:
@@ -96,7 +96,7 @@ class Packing:
                 job.add(r, float("nan") if found is None else float(found))
         job.seconds = float(rows.get(rung, {}).get("seconds") or 0.0)
         job.began = time.monotonic()
-        folders.keep_rungs(log, rung)
+        keep_rungs(log, rung)
 
     def _resumed(self, place: int, job: Job, known: set[int]) -> tuple[int, str]:
         """Set a place to the newest checkpoint whose curve is known; return its rung, 0 with the reason for none."""
@@ -117,7 +117,7 @@ class Packing:
     def _beat(self, place: int, job: Job, metrics: Any) -> bool:
         """Report one rung of one trial; return whether the trial ended."""
         try:
-            rung, value, job.metrics = plug.reported(metrics, self.study.file.objective)
+            rung, value, job.metrics = reported(metrics, self.study.file.objective)
         except Exception as error:  # one function's failure is not its neighbours'
             self.runs.stop(place)
             self.jobs.failed(error, [job])
@@ -129,9 +129,9 @@ class Packing:
             self.runs.stop(place)
             self.jobs.let_go(job.claim)
             return True
-        folders.append(job.folder / "metrics.jsonl", job.metrics)
-        shown = {key: folders.jsonable(v) for key, v in job.metrics.items()}
-        self.jobs.tell({"event": "rung", "trial": job.number, "rung": rung, "value": folders.jsonable(value), **shown})
+        append_metrics(job.folder / "metrics.jsonl", job.metrics)
+        shown = {key: jsonable(v) for key, v in job.metrics.items()}
+        self.jobs.tell({"event": "rung", "trial": job.number, "rung": rung, "value": jsonable(value), **shown})
         # A rung that an earlier attempt has reported was decided on then.
         verdict = self.jobs.verdict(job) if rung >= known else "continue"
         if standing == "killed":
@@ -177,7 +177,7 @@ class Packing:
         """Put trials of the pack's shape into places that came free; others wait for a pack of their own."""
         taken = list(self.places.values())
         held = [job for job in self.jobs.held if job not in taken and not job.alone]
-        waiting = [job for job in held if plug.pack_key(job.config) == self.key]
+        waiting = [job for job in held if pack_key(job.config) == self.key]
         free = [place for place in range(len(self.fitting)) if place not in self.places]
         for place, job in zip(free, waiting, strict=False):
             try:

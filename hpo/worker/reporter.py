@@ -8,31 +8,31 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from hpo.analysis.snapshot import ATTEMPTS, ENDED, ERROR, FEASIBLE, METRICS, PRUNED
-from hpo.queue.heartbeat import Keeper
-from hpo.queue.registry import Now, Registered
-from hpo.runs import run_dir as folders
-from hpo.storage.retry import StorageError, at_most
-from hpo.storage.store import Lost, fenced
+from hpo.errors import StorageError
+from hpo.queue.heartbeat import LeaseRenewer
+from hpo.queue.registry import StoredStudy, StudyState
+from hpo.runs.run_dir import jsonable
+from hpo.storage.attributes import ATTEMPTS, ENDED, ERROR, FEASIBLE, LIMITS, METRICS, PRUNED
+from hpo.storage.fencing import LeaseLost, fenced
+from hpo.storage.retry import at_most
 from hpo.worker.trial import Job
 
 LOOK_S = 0.1  # between looks at what may change while a study runs: rungs may be shorter than that
 AWAY_S = 3.0  # for which a training waits for the storage at a rung; then it goes on, and tells later
 LEAVING_S = 5.0  # the same for a worker that is asked to leave
 KEPT_LINES = 40  # of a traceback: the end says what happened
-LIMITS = {"oom": "memory", "timeout": "seconds"}  # word -> name of Optuna's constraint
 
 Standing = Literal["held", "lost", "killed", "away"]
 
 
-class Teller:
+class Reporter:
     """Writes values, ends and requeues of the trials that one owner holds."""
 
-    def __init__(self, at: Registered, owner: str, keeper: Keeper, lease_s: float) -> None:
+    def __init__(self, at: StoredStudy, owner: str, keeper: LeaseRenewer, lease_s: float) -> None:
         self.at, self.owner, self.keeper, self.lease_s = at, owner, keeper, lease_s
-        self._now, self._look_at = Now("active", False, None), -math.inf
+        self._now, self._look_at = StudyState("active", False, None), -math.inf
 
-    def now(self) -> Now:
+    def now(self) -> StudyState:
         """Return how the study stood at most `LOOK_S` ago; while the storage is away, how it stood before."""
         if time.monotonic() < self._look_at:
             return self._now
@@ -53,7 +53,7 @@ class Teller:
         try:
             with at_most(math.inf if wait else AWAY_S):
                 wish = self._write(job)
-        except Lost:  # another attempt goes on with it
+        except LeaseLost:  # another attempt goes on with it
             return "lost"
         except UpdateFinishedTrialError:  # another program has ended it
             self.close(job, "ended")
@@ -74,7 +74,7 @@ class Teller:
         if not job.unsent:
             wish = slots.beat(job.claim, self.owner, self.lease_s, job.rung)
             if wish is None:
-                raise Lost
+                raise LeaseLost
             return wish
         with fenced(slots.beating(job.claim, self.owner, self.lease_s, job.rung)) as fence:
             for rung in sorted(job.unsent):
@@ -91,7 +91,7 @@ class Teller:
         finite = [v for v in job.trial.intermediate_values.values() if math.isfinite(v)]
         values = [value] if value is not None else finite[-1:] if state == TrialState.PRUNED else []
         error = "\n".join(error.strip().splitlines()[-KEPT_LINES:])
-        attrs: dict[str, Any] = {METRICS: {k: folders.jsonable(v) for k, v in job.metrics.items()}, ENDED: word}
+        attrs: dict[str, Any] = {METRICS: {k: jsonable(v) for k, v in job.metrics.items()}, ENDED: word}
         attrs |= {ERROR: error} if error else {}
         attrs |= {PRUNED: job.pruned} if word == "pruned" else {}
         attrs |= {FEASIBLE: False} if word in LIMITS else {}

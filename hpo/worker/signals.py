@@ -7,11 +7,11 @@ GRACE_S = 10.0  # that a rung has to end in, once the worker is asked to leave
 _STOP = (signal.SIGINT, signal.SIGTERM)
 
 
-class Hurry(BaseException):
+class GracePeriodExpired(BaseException):
     """The rung did not end in time after the worker was asked to leave. No `except Exception` of a user's holds it."""
 
 
-class Overdue(BaseException):
+class TrialTimeout(BaseException):
     """A trial took longer than its study allows."""
 
 
@@ -70,4 +70,4 @@ class Alarm:
         self.ask(number)
 
     def _on_alarm(self, number: int, _: Any) -> None:
-        raise Overdue if self.signal is None else Hurry
+        raise TrialTimeout if self.signal is None else GracePeriodExpired

@@ -13,14 +13,14 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import ARM, MACHINE, RETRIED, SEED, SET, SUGGESTED
-from hpo.queue.registry import Registered
+from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import Claim
-from hpo.runs.run_dir import machine
+from hpo.runs.provenance import machine
 from hpo.search.complement_log import Mirror
 from hpo.search.samplers import seeded
 from hpo.search.space import held, suggest
-from hpo.storage.store import Lost, fenced
+from hpo.storage.attributes import ARM, MACHINE, RETRIED, SEED, SET, SUGGESTED
+from hpo.storage.fencing import LeaseLost, fenced
 from hpo.study.arms import arm_of
 from hpo.study.spec import seed_path
 from model.seeds import derive
@@ -76,7 +76,7 @@ class Job:
         return self.trial.last_step or 0
 
 
-def open_trial(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
+def open_trial(at: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
     """Return the trial of a claimed slot: the one that an earlier attempt began, else a new one.
 
     Raises:
@@ -92,7 +92,7 @@ def open_trial(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTri
     return at.store.optuna.get_trial(claim.trial_id)
 
 
-def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
+def _new(at: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
     """Make the trial's row, slot and attempt in it, and note it in the slot, all in one transaction."""
     fixed = _holdable(at, claim)
     template = create_trial(
@@ -115,7 +115,7 @@ def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
         try:
             with fenced(at.slots.held(claim, owner), at.slots.link(claim, owner)):
                 return at.store.create_new_trial(at.optuna._study_id, template)
-        except Lost:
+        except LeaseLost:
             made = at.slots.trial_id(claim.slot)  # made before, and its answer was lost, or another attempt's
             if made is None:
                 raise
@@ -125,13 +125,13 @@ def _new(at: Registered, claim: Claim, owner: str, pack: int) -> FrozenTrial:
     return at.store.optuna.get_trial(at.store.retry(make))
 
 
-def _first_kind(at: Registered, number: int) -> str:
+def _first_kind(at: StoredStudy, number: int) -> str:
     """Return the kind of the trial that is tried again; of a try of a try, that of the first."""
     (attrs,) = (t.user_attrs for t in at.optuna.get_trials(deepcopy=False) if t.number == number)
     return str(attrs.get(RETRIED, attrs.get("kind")))
 
 
-def _given(at: Registered, claim: Claim) -> dict[str, Any]:
+def _given(at: StoredStudy, claim: Claim) -> dict[str, Any]:
     """Return where the values of a fixed slot come from."""
     file = at.study.file
     if claim.kind == "retry":
@@ -146,7 +146,7 @@ def _given(at: Registered, claim: Claim) -> dict[str, Any]:
     }
 
 
-def _arm(at: Registered, claim: Claim) -> dict[str, Any]:
+def _arm(at: StoredStudy, claim: Claim) -> dict[str, Any]:
     """Return arm and seed of a trial that is one of an arm's."""
     path, fixed = seed_path(at.study.base), claim.fixed
     if path is None or fixed is None or (name := arm_of(at.study.file, fixed, path)) is None:
@@ -154,12 +154,12 @@ def _arm(at: Registered, claim: Claim) -> dict[str, Any]:
     return {ARM: name, SEED: fixed[path]}
 
 
-def _meet(at: Registered) -> None:
+def _meet(at: StoredStudy) -> None:
     """Have Optuna's cache see every trial: it takes no parameter of one that it never saw."""
     at.optuna.get_trials(deepcopy=False)
 
 
-def _holdable(at: Registered, claim: Claim) -> dict[str, tuple[Any, BaseDistribution]]:
+def _holdable(at: StoredStudy, claim: Claim) -> dict[str, tuple[Any, BaseDistribution]]:
     """Return the parameters of a fixed slot that Optuna can hold; none where its values do not go together."""
     if claim.fixed is None:
         return {}
@@ -169,7 +169,7 @@ def _holdable(at: Registered, claim: Claim) -> dict[str, tuple[Any, BaseDistribu
         return {}
 
 
-def configuration(at: Registered, claim: Claim, trial: FrozenTrial) -> BaseModel:
+def configuration(at: StoredStudy, claim: Claim, trial: FrozenTrial) -> BaseModel:
     """Return what a trial is to train: the slot's fixed values, else what the sampler suggests.
 
     Raises:
@@ -188,7 +188,7 @@ def configuration(at: Registered, claim: Claim, trial: FrozenTrial) -> BaseModel
     return at.study.configured(suggest(opened, at.study.base, file.space))
 
 
-def _drawn(at: Registered, sampler: BaseSampler, trial: optuna.Trial) -> dict[str, Any]:
+def _drawn(at: StoredStudy, sampler: BaseSampler, trial: optuna.Trial) -> dict[str, Any]:
     """Return what a sampler knew when it was asked: the trials that it was shown, and whether it uses them yet."""
     own = at.study.file.sampler
     if own.name in BLIND:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import WorkFailed
-from hpo.queue.heartbeat import LEASE_S, Keeper
-from hpo.queue.registry import Now, Registered
-from hpo.runs import run_dir as folders
+from hpo.queue.heartbeat import LEASE_S, LeaseRenewer
+from hpo.queue.registry import StoredStudy, StudyState
+from hpo.runs.run_dir import is_writable
 from hpo.storage.retry import outages
-from hpo.worker.executor import Jobs, Tell
-from hpo.worker.pack import Packing
-from hpo.worker.signals import Alarm, Hurry
-from model.data.text_files import cache_root
+from hpo.worker.executor import Tell, TrialExecutor
+from hpo.worker.pack import PackRunner
+from hpo.worker.signals import Alarm, GracePeriodExpired
+from model.cache import cache_root
 
 POLL_S = (0.5, 3.0)  # between looks for a slot that came free, while others still work: at first, and at most
 PROBE_S = 10.0  # between looks at a disk that was full
@@ -30,17 +30,17 @@ TRY_AGAIN = 75  # exit status of a worker whose device failed: a new process may
 class Worker:
     """Works on one study."""
 
-    def __init__(self, at: Registered, out: Path, pack: int, listener: Tell, parent: int | None = None) -> None:
+    def __init__(self, at: StoredStudy, out: Path, pack: int, listener: Tell, parent: int | None = None) -> None:
         """Join a study.
 
         out: folder of the runs. listener: is told what happens. parent: the process without which not to go on.
         """
         self.at, self.out, self.pack, self.listener, self.parent = at, out, pack, listener, parent
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self.keeper = Keeper(at.slots, self.owner, LEASE_S)
+        self.keeper = LeaseRenewer(at.slots, self.owner, LEASE_S)
         self.alarm = Alarm()
-        self.jobs = Jobs(at, self.owner, self.keeper, out, LEASE_S, self.tell)
-        self.now = Now("active", False, None)
+        self.jobs = TrialExecutor(at, self.owner, self.keeper, out, LEASE_S, self.tell)
+        self.now = StudyState("active", False, None)
         self.claimed = 0
 
     def work(self, turns: float = math.inf) -> int:
@@ -54,7 +54,7 @@ class Worker:
             try:
                 self._work(turns)
                 word = "preempted" if self.alarm.signal else self.now.state
-            except (Hurry, KeyboardInterrupt):  # each trial goes on from its last rung
+            except (GracePeriodExpired, KeyboardInterrupt):  # each trial goes on from its last rung
                 if self.alarm.signal is None:
                     raise
                 word = "preempted"
@@ -78,7 +78,7 @@ class Worker:
                 if self.jobs.held:
                     pause = POLL_S[0]
                     refill = functools.partial(self._claim, turns)
-                    places = Packing(self.jobs, self.pack, self.alarm).run(self._leaving_pack, refill)
+                    places = PackRunner(self.jobs, self.pack, self.alarm).run(self._leaving_pack, refill)
                     self.pack = max(1, places or self.pack)
                 elif turns < math.inf or self._spent():
                     return
@@ -135,7 +135,7 @@ class Worker:
             failed.status = TRY_AGAIN
             raise failed
         while not self._leaving() and not self._spent():
-            if folders.takes(self.out) and folders.takes(cache_root()):
+            if is_writable(self.out) and is_writable(cache_root()):
                 self.jobs.breaker.half()
                 self.jobs.log("released", "there is room again")
                 return

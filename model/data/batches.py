@@ -11,7 +11,7 @@ from model.data.corpus_base import Splitting
 from model.data.epochs import EpochDocuments
 from model.data.prepare import Split
 from model.data.split import SPLITS
-from model.section import ConfigError
+from model.errors import ConfigError
 from model.seeds import derive
 
 # B rows of a batch, T tokens of context

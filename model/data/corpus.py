@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from model.data import text_files as files
+from model import cache
 from model.data.corpus_base import NotEmpty, Splitting
 from model.data.hub import Hub, hacker_news_titles
 from model.data.tables import TABLES, lines, texts
-from model.section import ConfigError
+from model.data.text_files import local, matching, passages, public, read_text
+from model.errors import ConfigError
 
 
 class PythonDocs(Splitting):
@@ -48,7 +49,7 @@ class Names(Splitting):
         """Return the one file, downloaded where $HPO_DATA has none."""
         url = "https://raw.githubusercontent.com/karpathy/makemore/988aa59/names.txt"
         known = "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d"
-        return [files.public(["names.txt"], url, known)]
+        return [public(["names.txt"], url, known)]
 
     def documents(self) -> Iterator[str]:
         """Yield the names in the file's order."""
@@ -64,11 +65,11 @@ class TinyShakespeare(Splitting):
         """Return the one file, downloaded where $HPO_DATA has none."""
         url = "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a/data/tinyshakespeare/input.txt"
         known = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-        return [files.public(["tiny-shakespeare.txt"], url, known)]
+        return [public(["tiny-shakespeare.txt"], url, known)]
 
     def documents(self) -> Iterator[str]:
         """Yield passages in the order of the text."""
-        return files.passages(files.read_text(self.files()[0], "data"))
+        return passages(read_text(self.files()[0], "data"))
 
 
 class HackerNews(Splitting):
@@ -78,8 +79,8 @@ class HackerNews(Splitting):
 
     def files(self) -> list[Path]:
         """Return the one file, written from the hub's data set where $HPO_DATA has none."""
-        found = files.local(["hacker-news.txt", "hacker-news.txt.gz"])
-        return [found or hacker_news_titles(files.cache_root() / "downloads" / "hacker-news.txt")]
+        found = local(["hacker-news.txt", "hacker-news.txt.gz"])
+        return [found or hacker_news_titles(cache.cache_root() / "downloads" / "hacker-news.txt")]
 
     def documents(self) -> Iterator[str]:
         """Yield the titles in the file's order."""
@@ -94,7 +95,7 @@ class _Files(Splitting):
 
     def files(self) -> list[Path]:
         """Return the files in the order of their names."""
-        return files.matching(self.path)
+        return matching(self.path)
 
 
 class Text(_Files):
@@ -105,7 +106,7 @@ class Text(_Files):
     def documents(self) -> Iterator[str]:
         """Yield the passages of each file."""
         for text in texts(self.files(), "data.path"):
-            yield from files.passages(text)
+            yield from passages(text)
 
 
 class Lines(_Files):

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from model.data.corpus_base import Splitting
 from model.data.ngrams import unigram_probabilities
 from model.data.prepare import Split
-from model.section import ConfigError
+from model.errors import ConfigError
 from model.seeds import derive
 
 # N documents of the split

@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from model import cache
 from model.data import tables
-from model.data import text_files as files
 from model.data.corpus_base import NotEmpty, Splitting
-from model.section import ConfigError, Count
+from model.data.text_files import local
+from model.errors import ConfigError
+from model.section import Count
 
 HUB = "https://huggingface.co/datasets/"
 EXTRA = "the data set library: pip install 'hpo[hub]'"
@@ -48,11 +50,11 @@ class Hub(Splitting):
         """Return the one file, written from the data set where neither $HPO_DATA nor the cache has it."""
         asked = self.model_dump(include=set(Hub.model_fields) - set(Splitting.model_fields))
         name = f"hub-{sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]}.jsonl"
-        if found := files.local([name]):
+        if found := local([name]):
             return [found]
-        target = files.cache_root() / "downloads" / name
-        with files.locked(target):  # another process may write it while we wait
-            return [files.local([name]) or files.write_whole(target, self._fetched(name))]
+        target = cache.cache_root() / "downloads" / name
+        with cache.locked(target):  # another process may write it while we wait
+            return [local([name]) or cache.write_whole(target, self._fetched(name))]
 
     def documents(self) -> Iterator[str]:
         """Yield the texts in the data set's order."""
@@ -87,7 +89,7 @@ class Hub(Splitting):
                 revision=self.revision,
                 split=self.split,
                 streaming=True,
-                cache_dir=str(files.cache_root() / "downloads" / "datasets"),  # its locks; rows are not kept there
+                cache_dir=str(cache.cache_root() / "downloads" / "datasets"),  # its locks; rows are not kept there
             )
             yield from islice(rows, self.first)
         except Exception as error:  # the library raises dozens of types for "not there" and "not reachable"
@@ -111,4 +113,4 @@ def hacker_news_titles(target: Path) -> Path:
         titles = [" ".join(str(title).split()) for title in load_dataset(source, split="train")["title"]]
     except Exception as error:  # as above
         raise ConfigError(f"data: cannot load {HUB}{source}: {error}; or put the file at {here}") from None
-    return files.write_whole(target, ["\n".join(titles).encode()])
+    return cache.write_whole(target, ["\n".join(titles).encode()])

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from model.cache import write_whole
 from model.data.prepare import Prepared, bits_per_byte
-from model.data.text_files import write_whole
-from model.section import ConfigError
+from model.errors import ConfigError
 
 # V tokens of the vocabulary, N targets of a split
 

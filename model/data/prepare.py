@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.cache import cache_root, locked
 from model.data.corpus import Corpus
 from model.data.split import SPLITS, Documents, distinct, divided
-from model.data.text_files import cache_root, digest, locked
+from model.data.text_files import digest
 from model.data.token_files import Progress, add_synthetic, n_bytes, token_type, write_split
 from model.data.tokenizer import Tokenizer, Vocabulary, load
-from model.section import CacheError, ConfigError
+from model.errors import CacheError, ConfigError
 
 FORMAT = 1  # raise it when the same text would be prepared differently
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

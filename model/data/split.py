@@ -3,7 +3,7 @@
 import numpy as np
 
 from model.data.corpus import Corpus
-from model.section import ConfigError
+from model.errors import ConfigError
 from model.seeds import derive
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}

@@ -8,15 +8,15 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from model.data import text_files as files
-from model.section import ConfigError
+from model.data.text_files import read_text
+from model.errors import ConfigError
 
 
 def texts(paths: list[Path], key: str) -> Iterator[str]:
     """Yield the text of each file; an empty one among others is no mistake."""
     empty = True
     for path in paths:
-        text = files.read_text(path, key)
+        text = read_text(path, key)
         empty = empty and not text.strip()
         yield text
     if empty:

@@ -1,33 +1,23 @@
 """Find, download and read the text files that corpora are made of; every complaint names key and file."""
 
-import fcntl
 import glob
 import gzip
 import hashlib
 import http.client
 import os
 import re
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
-from model.section import CacheError, ConfigError
+from model.cache import cache_root, write_whole
+from model.errors import ConfigError
 
 PASSAGE = 1000  # characters that a passage has at least, unless its file ends before
 LONG = 8 * PASSAGE  # a paragraph beyond this is cut
 TIMEOUT = 15  # seconds without an answer; many machines have no network and should learn it soon
-
-
-def cache_root() -> Path:
-    """Return the folder of prepared and downloaded data: $HPO_CACHE, else the user's cache folder."""
-    if os.environ.get("HPO_CACHE"):
-        return Path(os.environ["HPO_CACHE"]).expanduser().absolute()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser().absolute() / "hpo"
 
 
 def matching(path: str) -> list[Path]:
@@ -149,45 +139,3 @@ def download(url: str, target: Path, sha256: str) -> Path:
         # a network's login page also answers 200
         raise ConfigError(f"data: download of {url} has the wrong content; try again, {remedy}")
     return write_whole(target, [content])
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the machine-wide lock on making `path`; it goes with the process, however that ends.
-
-    Raises:
-        CacheError: the folder cannot be written to.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path.parent / f".{path.name}.lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise CacheError(
-            f"data: cannot write in {path.parent}: {error.strerror}; set HPO_CACHE to a folder that can be written to"
-        ) from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def write_whole(target: Path, pieces: Iterable[bytes]) -> Path:
-    """Write a file beside its place and rename it, so that nobody ever sees half of it.
-
-    Raises:
-        CacheError: the folder cannot be written to.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as file:
-            try:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.chmod(file.name, 0o644)  # a temporary file is private, a cache may be shared
-                os.replace(file.name, target)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        raise CacheError(f"data: cannot write {target}: {error.strerror}; set HPO_CACHE") from None
-    return target

@@ -11,7 +11,7 @@ from model.data.corpus_base import Splitting
 from model.data.split import SPLITS
 from model.data.synthetic import NGrams
 from model.data.tokenizer import END, UnknownCharacter, Vocabulary
-from model.section import ConfigError
+from model.errors import ConfigError
 from model.seeds import derive
 
 BATCH = 1000  # documents tokenized between two reports of progress

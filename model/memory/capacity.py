@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from model.data.text_files import cache_root, locked, write_whole
-from model.section import ConfigError
+from model.cache import cache_root, locked, write_whole
+from model.errors import ConfigError
 
 KEPT = 9  # of the last measurements on a device, whose median counts
 # Below it the libraries' own pages are most of what is measured, and say nothing of larger runs.

@@ -22,8 +22,8 @@ from pydantic import ValidationError
 
 from model.config import TrainConfig
 from model.data.prepare import Prepared, Split, prepare
-from model.errors import is_out_of_memory
-from model.section import ConfigError, updated
+from model.errors import ConfigError, is_out_of_memory
+from model.section import updated
 from model.train.device import resolve
 from model.train.evaluate import EVAL_TOKENS
 from model.train.trainer import Trainer

@@ -1,15 +1,10 @@
 """The shape of the network. The network itself, which needs torch, is in model/network.py."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from model.section import Count, NonNegative, Positive, Section
-
-if TYPE_CHECKING:
-    from model.nn.gpt import Network
 
 
 class Transformer(Section):
@@ -100,12 +95,6 @@ class Transformer(Section):
     def numbers(self) -> dict[str, float]:
         """Return the numbers that act inside the network and may differ between the runs of a pack."""
         return {}
-
-    def build(self, vocab_size: int, seed: int) -> Network:
-        """Return the network with its initial weights; without any inside `with torch.device("meta")`."""
-        from model.nn.gpt import Network  # torch takes 2 s to import; checking a file must not
-
-        return Network(self, vocab_size, seed)
 
 
 class GPT(Transformer):

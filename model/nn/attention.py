@@ -3,10 +3,8 @@
 Shapes: B sequences, T tokens, C residual width, H heads, D = C // H, K runs.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +12,7 @@ from torch.nn import functional as F
 
 from model.data.tokenizer import END
 from model.nn.architecture import Transformer
-
-if TYPE_CHECKING:
-    from model.nn.gpt import Pass
+from model.nn.context import ForwardContext
 
 
 def documents(tokens: Tensor) -> Tensor:
@@ -78,21 +74,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(C, 3 * C, bias=shape.bias)
         self.proj = nn.Linear(C, C, bias=shape.bias)
 
-    def forward(self, x: Tensor, now: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         B, T, C = x.shape
-        net = now.net
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D)
-        if net.shape.position == "rope":
-            q, k = rotate(q, net.cos[:T], net.sin[:T]), rotate(k, net.cos[:T], net.sin[:T])
-        if "attention_entropy" in now.notes:
-            entropy = torch.special.entr(self.weights(q, k, now.mask)).sum(-1).mean(1)  # (B, T)
-            seen = entropy if now.valid is None else entropy[now.valid]
-            now.notes["attention_entropy"].append(seen.mean().detach())
-        written_out = net.explicit or net.acts("attention_dropout")
-        y = self.weighted(q, k, v, now) if written_out else self.fused(q, k, v, now.mask)
+        if ctx.rotary is not None:
+            q, k = rotate(q, *ctx.rotary), rotate(k, *ctx.rotary)
+        if "attention_entropy" in ctx.diagnostics:
+            entropy = torch.special.entr(self.weights(q, k, ctx.mask)).sum(-1).mean(1)  # (B, T)
+            seen = entropy if ctx.valid is None else entropy[ctx.valid]
+            ctx.diagnostics["attention_entropy"].append(seen.mean().detach())
+        explicit = ctx.explicit or "attention_dropout" in ctx.active
+        y = self.weighted(q, k, v, ctx) if explicit else self.fused(q, k, v, ctx.mask)
         y = self.proj(y.transpose(1, 2).reshape(B, T, C))
-        return net.drop(y, "residual_dropout", self.site + 2)
+        return ctx.drop(y, "residual_dropout", self.site + 2)
 
     def fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if torch._C._functorch.is_batchedtensor(q):
@@ -106,7 +101,7 @@ class Attention(nn.Module):
         hidden = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1) if mask is None else ~mask
         return scores.masked_fill(hidden, -torch.inf).float().softmax(-1)
 
-    def weighted(self, q: Tensor, k: Tensor, v: Tensor, now: Pass) -> Tensor:
+    def weighted(self, q: Tensor, k: Tensor, v: Tensor, ctx: ForwardContext) -> Tensor:
         """Attend with the weights written out, since dropout must act on them."""
-        weights = now.net.drop(self.weights(q, k, now.mask), "attention_dropout", self.site + 1)
+        weights = ctx.drop(self.weights(q, k, ctx.mask), "attention_dropout", self.site + 1)
         return weights.to(v.dtype) @ v

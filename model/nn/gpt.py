@@ -4,7 +4,6 @@ Shapes: B sequences, T tokens, C residual width, H heads, D = C // H, V vocabula
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,8 @@ from torch.nn import functional as F
 from model.data.tokenizer import END
 from model.nn.architecture import MoE, Transformer
 from model.nn.attention import Attention, documents
-from model.nn.dropout import dropout, normal, replaced
+from model.nn.context import Diagnostics, ForwardContext
+from model.nn.dropout import normal, replaced
 from model.nn.init import initialise
 from model.nn.mlp import MLP
 from model.nn.moe import Experts
@@ -27,13 +27,13 @@ HEAD, NOISE, REPLACED = 65_536, 65_537, 65_538
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019), in fp32."""
 
-    def __init__(self, shape: Transformer) -> None:
+    def __init__(self, config: Transformer) -> None:
         super().__init__()
-        self.kind, self.eps, C = shape.norm, shape.norm_eps, shape.n_embd
-        self.scalar = shape.norm_gain == "scalar"
+        self.kind, self.eps, C = config.norm, config.norm_eps, config.n_embd
+        self.scalar = config.norm_gain == "scalar"
         gains = torch.empty(1 if self.scalar else C)
-        self.weight = None if shape.norm_gain == "none" else nn.Parameter(gains)
-        self.bias = nn.Parameter(torch.empty(C)) if shape.bias and shape.norm == "layernorm" else None
+        self.weight = None if config.norm_gain == "none" else nn.Parameter(gains)
+        self.bias = nn.Parameter(torch.empty(C)) if config.bias and config.norm == "layernorm" else None
 
     def forward(self, x: Tensor) -> Tensor:
         x, width = x.float(), x.shape[-1:]
@@ -43,30 +43,18 @@ class Norm(nn.Module):
         return F.layer_norm(x, width, weight, self.bias, self.eps)
 
 
-class Pass(NamedTuple):
-    """One forward pass, to its layers."""
-
-    net: "Network"
-    mask: Tensor | None
-    """Where a query may see a key, (B, 1, T, T); none: all that is not later."""
-    notes: dict[str, list[Tensor]]
-    """What layers say besides; a layer appends where its key is there."""
-    valid: Tensor | None = None
-    """Which tokens are no padding, (B, T), for the notes; none: all."""
-
-
 class Block(nn.Module):
     """Attention and mlp, each normalised before and added to the residual stream."""
 
-    def __init__(self, shape: Transformer, layer: int) -> None:
+    def __init__(self, config: Transformer, layer: int) -> None:
         super().__init__()
-        self.norm1, self.attn = Norm(shape), Attention(shape, layer)
-        self.norm2 = Norm(shape)
-        self.mlp = Experts(shape, layer) if isinstance(shape, MoE) else MLP(shape, layer)
+        self.norm1, self.attn = Norm(config), Attention(config, layer)
+        self.norm2 = Norm(config)
+        self.mlp = Experts(config, layer) if isinstance(config, MoE) else MLP(config, layer)
 
-    def forward(self, x: Tensor, now: Pass) -> Tensor:
-        x = x + self.attn(self.norm1(x), now)
-        return x + self.mlp(self.norm2(x), now)
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        x = x + self.attn(self.norm1(x), ctx)
+        return x + self.mlp(self.norm2(x), ctx)
 
 
 class Network(nn.Module):
@@ -80,94 +68,102 @@ class Network(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, shape: Transformer, vocab_size: int, seed: int) -> None:
+    def __init__(self, config: Transformer, vocab_size: int, seed: int) -> None:
         super().__init__()
-        self.shape = shape
+        self.config = config
         self.active = frozenset[str]()  # which numbers are above 0 in any run of the pack
         self.explicit = False  # whether attention weights are always written out
         self.padded = False  # whether what follows a document in its row is padding
-        C, T, L = shape.n_embd, shape.context, shape.n_layer
+        C, T, L = config.n_embd, config.context, config.n_layer
         self.wte = nn.Embedding(vocab_size, C)
-        self.wpe = nn.Embedding(T, C) if shape.position == "learned" else None
-        self.embedding_projection = nn.Linear(C, C, bias=False) if shape.embedding_projection else None
-        self.embedding_norm = Norm(shape) if shape.embedding_norm else None
-        self.blocks = nn.ModuleList([Block(shape, layer) for layer in range(L)])
-        self.skip_weights = nn.Parameter(torch.empty(L // 2)) if shape.skips != "none" else None
-        self.norm = Norm(shape) if shape.final_norm else None
-        self.head_projection = nn.Linear(C, C, bias=False) if shape.embedding_projection else None
-        self.head = None if shape.tied else nn.Linear(C, vocab_size, bias=False)
+        self.wpe = nn.Embedding(T, C) if config.position == "learned" else None
+        self.embedding_projection = nn.Linear(C, C, bias=False) if config.embedding_projection else None
+        self.embedding_norm = Norm(config) if config.embedding_norm else None
+        self.blocks = nn.ModuleList([Block(config, layer) for layer in range(L)])
+        self.skip_weights = nn.Parameter(torch.empty(L // 2)) if config.skips != "none" else None
+        self.norm = Norm(config) if config.final_norm else None
+        self.head_projection = nn.Linear(C, C, bias=False) if config.embedding_projection else None
+        self.head = None if config.tied else nn.Linear(C, vocab_size, bias=False)
         self.register_buffer("key", torch.zeros((), dtype=torch.int32))
-        for name in (*Regularization().numbers(), *shape.numbers()):
+        for name in (*Regularization().numbers(), *config.numbers()):
             self.register_buffer(name, torch.zeros(()))
-        D = C // shape.n_head
+        D = C // config.n_head
         angle = torch.arange(T)[:, None] * ROPE_THETA ** (-torch.arange(0, D - 1, 2) / D)  # (T, D/2)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
-        initialise(self, seed)
+        initialise(self, config, seed)
 
-    def acts(self, name: str) -> bool:
-        """Return whether a number is above 0 in any run of the pack, and this is training."""
-        return self.training and name in self.active
-
-    def drop(self, x: Tensor, name: str, site: int) -> Tensor:
-        return dropout(x, self.get_buffer(name), self.key, site) if self.acts(name) else x
-
-    def forward(self, tokens: Tensor, notes: dict[str, list[Tensor]] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, diagnostics: Diagnostics | None = None) -> Tensor:
         """Return the logits of the next token, (B, T, V). tokens: (B, T).
 
-        notes: what layers say besides is appended where its key is there: "balance", the weighted loss of a mixture in
+        diagnostics: measurements are appended where their key is present: "balance", the weighted loss of a mixture in
         training; "attention_entropy", nats; "expert_load", (E,), share of assignments; "kurtosis" of the residual
         stream, 0 for a Gaussian. One tensor for each layer.
         """
-        mask = documents(tokens) if self.shape.document_mask else None
+        mask = documents(tokens) if self.config.document_mask else None
         # Padding has the id of the end token, which in a row of its own document stands only at the beginning.
         first = torch.arange(tokens.shape[1], device=tokens.device) == 0
-        valid = (tokens != END) | first if self.padded and notes else None
-        now = Pass(self, mask, {} if notes is None else notes, valid)
-        x = self.run(self.embed(tokens, mask), now)  # (B, T, C)
+        valid = (tokens != END) | first if self.padded and diagnostics else None
+        ctx = self.context(tokens.shape[1], mask, diagnostics, valid)
+        x = self.run(self.embed(tokens, ctx), ctx)  # (B, T, C)
         if self.norm is not None:
             x = self.norm(x)
         if self.head_projection is not None:
             x = self.head_projection(x)
-        x = self.drop(x, "head_dropout", HEAD)
+        x = ctx.drop(x, "head_dropout", HEAD)
         return F.linear(x, self.wte.weight) if self.head is None else self.head(x)
 
-    def embed(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        if self.acts("mask_tokens"):
-            tokens = replaced(tokens, self.get_buffer("mask_tokens"), self.wte.num_embeddings, self.key, REPLACED)
+    def context(
+        self, T: int, mask: Tensor | None = None, diagnostics: Diagnostics | None = None, valid: Tensor | None = None
+    ) -> ForwardContext:
+        """Return what the layers need of one forward pass over T tokens."""
+        return ForwardContext(
+            numbers={name: self.get_buffer(name) for name in self.active},
+            active=self.active if self.training else frozenset(),
+            key=self.key,
+            rotary=(self.cos[:T], self.sin[:T]) if self.config.position == "rope" else None,
+            explicit=self.explicit,
+            mask=mask,
+            diagnostics={} if diagnostics is None else diagnostics,
+            valid=valid,
+        )
+
+    def embed(self, tokens: Tensor, ctx: ForwardContext) -> Tensor:
+        if "mask_tokens" in ctx.active:
+            tokens = replaced(tokens, ctx.numbers["mask_tokens"], self.wte.num_embeddings, ctx.key, REPLACED)
         x = self.wte(tokens)  # (B, T, C)
-        if self.shape.scale_embedding:
-            x = x * math.sqrt(self.shape.n_embd)
-        if self.acts("embedding_noise"):
-            size = self.get_buffer("embedding_noise") * x.detach().pow(2).mean(-1, keepdim=True).sqrt()
-            x = x + size * normal(x.numel(), self.key, NOISE).view(x.shape)
+        if self.config.scale_embedding:
+            x = x * math.sqrt(self.config.n_embd)
+        if "embedding_noise" in ctx.active:
+            size = ctx.numbers["embedding_noise"] * x.detach().pow(2).mean(-1, keepdim=True).sqrt()
+            x = x + size * normal(x.numel(), ctx.key, NOISE).view(x.shape)
         if self.wpe is not None:
             # A token sees those of its document up to itself.
-            restarting = None if mask is None else mask.sum(-1)[:, 0] - 1  # (B, T)
+            restarting = None if ctx.mask is None else ctx.mask.sum(-1)[:, 0] - 1  # (B, T)
             x = x + (self.wpe.weight[: tokens.shape[1]] if restarting is None else self.wpe(restarting))
         if self.embedding_projection is not None:
             x = self.embedding_projection(x)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        return self.drop(x, "embedding_dropout", 0)
+        return ctx.drop(x, "embedding_dropout", 0)
 
-    def run(self, x: Tensor, now: Pass) -> Tensor:
+    def run(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Pass the residual stream through all blocks; with skips the second half takes in what the first gave out."""
-        half, kept = self.shape.n_layer // 2, []
+        half, kept = self.config.n_layer // 2, []
         for i, block in enumerate(self.blocks):
-            x = block(x, now)
+            x = block(x, ctx)
             if self.skip_weights is not None:
                 if i < half:
                     kept.append(x)
                 else:
                     x = self.mixed(x, kept.pop(), self.skip_weights[2 * half - 1 - i])
-            if "kurtosis" in now.notes:
-                seen = x if now.valid is None else x[now.valid]
-                now.notes["kurtosis"].append(excess_kurtosis(seen.detach().float()))
+            if "kurtosis" in ctx.diagnostics:
+                seen = x if ctx.valid is None else x[ctx.valid]
+                ctx.diagnostics["kurtosis"].append(excess_kurtosis(seen.detach().float()))
         return x
 
     def mixed(self, x: Tensor, skip: Tensor, a: Tensor) -> Tensor:
-        if self.shape.skips == "additive":
+        if self.config.skips == "additive":
             return x + a * skip
         share = a.sigmoid()
         return (1 - share) * x + share * skip
@@ -177,3 +173,8 @@ def excess_kurtosis(x: Tensor) -> Tensor:
     """Return the fourth moment of all elements about their mean, over their squared variance, less 3; 0-D."""
     squares = (x - x.mean()).pow(2)
     return squares.pow(2).mean() / squares.mean().pow(2) - 3
+
+
+def build_network(config: Transformer, vocab_size: int, seed: int) -> Network:
+    """Return the network with its initial weights; without any inside `with torch.device("meta")`."""
+    return Network(config, vocab_size, seed)

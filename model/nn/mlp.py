@@ -3,17 +3,11 @@
 Shapes: B sequences, T tokens, C residual width.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.nn.architecture import Transformer
-
-if TYPE_CHECKING:
-    from model.nn.gpt import Pass
+from model.nn.context import ForwardContext
 
 
 def activated(kind: str, h: Tensor, gate: Tensor | None) -> Tensor:
@@ -39,7 +33,7 @@ class MLP(nn.Module):
         self.gate = nn.Linear(C, hidden, bias=shape.bias) if shape.mlp == "swiglu" else None
         self.proj = nn.Linear(hidden, C, bias=shape.bias)
 
-    def forward(self, x: Tensor, now: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         h = activated(self.kind, self.fc(x), None if self.gate is None else self.gate(x))
-        y = self.proj(now.net.drop(h, "mlp_dropout", self.site + 3))
-        return now.net.drop(y, "residual_dropout", self.site + 4)
+        y = self.proj(ctx.drop(h, "mlp_dropout", self.site + 3))
+        return ctx.drop(y, "residual_dropout", self.site + 4)

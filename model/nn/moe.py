@@ -3,20 +3,16 @@
 Shapes: B sequences, T tokens, N = B T, C residual width, E experts, k of them for a token, M = N k assignments, K runs.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.nn.architecture import MoE
+from model.nn.context import ForwardContext
 from model.nn.dropout import normal
 from model.nn.mlp import activated
-
-if TYPE_CHECKING:
-    from model.nn.gpt import Pass
 
 ROUTERS = 131_072  # first site of router noise, one for each layer; those of other random numbers are below
 
@@ -64,53 +60,53 @@ class Experts(nn.Module):
         self.gate = nn.Parameter(torch.empty(E, hidden, C)) if shape.mlp == "swiglu" else None
         self.proj = nn.Parameter(torch.empty(E, C, hidden))
 
-    def forward(self, x: Tensor, now: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         rows = x.flatten(0, 1)  # (N, C)
-        weights, chosen, counts = self.route(rows, now)
+        weights, chosen, counts = self.route(rows, ctx)
         order = chosen.flatten().argsort(stable=True)  # (M,): the assignments, expert after expert
         inputs = rows[order // self.top_k]  # (M, C)
         gate = None if self.gate is None else self.times(inputs, self.gate, counts)
         h = activated(self.kind, self.times(inputs, self.fc, counts), gate)  # (M, hidden)
-        y = self.times(now.net.drop(h, "mlp_dropout", self.site + 3), self.proj, counts)
+        y = self.times(ctx.drop(h, "mlp_dropout", self.site + 3), self.proj, counts)
         y = y[order.argsort()].unflatten(0, (-1, self.top_k))  # (N, k, C)
         y = (y * weights[..., None]).sum(1).view(x.shape)
-        return now.net.drop(y, "residual_dropout", self.site + 4)
+        return ctx.drop(y, "residual_dropout", self.site + 4)
 
     def times(self, x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
         if torch._C._functorch.is_batchedtensor(x):
             return Grouped.apply(x, weight, counts)  # type: ignore[no-untyped-call]
         return each(x, weight, counts)
 
-    def route(self, rows: Tensor, now: Pass) -> tuple[Tensor, Tensor, Tensor]:
+    def route(self, rows: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
         """Return the experts of each token, (N, k), their weights, (N, k), and the tokens of each expert, (E,)."""
         with torch.autocast(rows.device.type, enabled=False):  # half precision would make ties
             logits = F.linear(rows.float(), self.router.weight)  # (N, E)
-        if now.net.acts("router_noise"):
-            noise = normal(logits.numel(), now.net.key, self.noise_site).view(logits.shape)
-            logits = logits + now.net.get_buffer("router_noise") * noise
+        if "router_noise" in ctx.active:
+            noise = normal(logits.numel(), ctx.key, self.noise_site).view(logits.shape)
+            logits = logits + ctx.numbers["router_noise"] * noise
         best, chosen = logits.topk(self.top_k)
         probabilities = logits.softmax(-1)
         # A softmax over one logit would give the router no gradient (Fedus et al. 2021, arXiv:2101.03961).
         weights = best.softmax(-1) if self.top_k > 1 else probabilities.gather(-1, chosen)
         flat = chosen.flatten()
         counts = flat.new_zeros(self.n_expert).scatter_add(0, flat, torch.ones_like(flat))
-        self.note(probabilities, chosen, now)
+        self.note(probabilities, chosen, ctx)
         return weights, chosen, counts
 
-    def note(self, probabilities: Tensor, chosen: Tensor, now: Pass) -> None:
+    def note(self, probabilities: Tensor, chosen: Tensor, ctx: ForwardContext) -> None:
         """Note the load of the experts and its balance loss, padding left out.
 
         Source: Fedus et al. 2021, arXiv:2101.03961, equation 4, over all k assignments of a token.
         """
-        if not ({"expert_load", "balance"} & now.notes.keys()):
+        if not ({"expert_load", "balance"} & ctx.diagnostics.keys()):
             return
-        real = torch.ones_like(probabilities[:, 0]) if now.valid is None else now.valid.flatten().to(probabilities)
+        real = torch.ones_like(probabilities[:, 0]) if ctx.valid is None else ctx.valid.flatten().to(probabilities)
         of = real.sum()  # tokens
         taken = real[:, None].expand_as(chosen).flatten()  # (M,)
         load = taken.new_zeros(self.n_expert).scatter_add(0, chosen.flatten(), taken) / (of * self.top_k)  # (E,)
-        if "expert_load" in now.notes:
-            now.notes["expert_load"].append(load)
-        if "balance" in now.notes and now.net.acts("balance"):
+        if "expert_load" in ctx.diagnostics:
+            ctx.diagnostics["expert_load"].append(load)
+        if "balance" in ctx.diagnostics and "balance" in ctx.active:
             mean = (probabilities * real[:, None]).sum(0) / of  # (E,)
             uneven = self.n_expert * (load * mean).sum()
-            now.notes["balance"].append(now.net.get_buffer("balance") * uneven)
+            ctx.diagnostics["balance"].append(ctx.numbers["balance"] * uneven)

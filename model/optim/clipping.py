@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from model.optim.param_groups import Part
+from model.optim.param_groups import ParamGroup
 from model.section import Count, Decay, Positive, Section
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ class Rule(Section):
         """Return name, width and first value of what is remembered for a run of so many parameter tensors."""
         return {}
 
-    def clip(self, g: Tensor, norms: Tensor, state: State, c: Numbers, whole: Part) -> Tensor | None:
+    def clip(self, g: Tensor, norms: Tensor, state: State, c: Numbers, whole: ParamGroup) -> Tensor | None:
         """Bound gradients in place; return the share of each run that was clipped, (K,), none where none ever is.
 
         g: (K, P), all gradients of a run in one row. norms: (K,), of the rows.
         """
         return None
 
-    def bound(self, p: Tensor, before: Tensor, c: Numbers, rate: Any, part: Part) -> Tensor:
+    def bound(self, p: Tensor, before: Tensor, c: Numbers, rate: Any, part: ParamGroup) -> Tensor:
         """Bound the update of a part in place; return which tensors were, (K, tensors).
 
         p, before: (K, n), after and before it. rate: learning rate of the part.
@@ -63,7 +63,7 @@ class Norm(Rule):
     max_norm: Positive = 1.0
     """Largest L2 norm of all gradients of a run together."""
 
-    def clip(self, g: Tensor, norms: Tensor, state: State, c: Numbers, whole: Part) -> Tensor | None:
+    def clip(self, g: Tensor, norms: Tensor, state: State, c: Numbers, whole: ParamGroup) -> Tensor | None:
         return _scale(g, norms[:, None], c["max_norm"]).float().squeeze(1)
 
 
@@ -74,7 +74,7 @@ class Value(Rule):
     max_value: Positive = 1.0
     """Largest magnitude of an element."""
 
-    def clip(self, g: Tensor, norms: Tensor, state: State, c: Numbers, whole: Part) -> Tensor | None:
+    def clip(self, g: Tensor, norms: Tensor, state: State, c: Numbers, whole: ParamGroup) -> Tensor | None:
         import torch
 
         over = (g.abs() > c["max_value"]).any(dim=1)
@@ -103,7 +103,7 @@ class ZClip(Rule):
     def state(self, tensors: int) -> dict[str, tuple[int, float]]:
         return {"seen": (1, 0.0), "mean": (1, 0.0), "var": (1, 0.0)}
 
-    def clip(self, g: Tensor, norms: Tensor, state: State, c: Numbers, whole: Part) -> Tensor | None:
+    def clip(self, g: Tensor, norms: Tensor, state: State, c: Numbers, whole: ParamGroup) -> Tensor | None:
         import torch
 
         norm, (seen, mean, var) = norms[:, None], (state["seen"], state["mean"], state["var"])  # (K, 1) each
@@ -144,7 +144,7 @@ class AdaGC(Rule):
     def state(self, tensors: int) -> dict[str, tuple[int, float]]:
         return {"seen": (1, 0.0), "gamma": (tensors, float("inf"))}
 
-    def clip(self, g: Tensor, norms: Tensor, state: State, c: Numbers, whole: Part) -> Tensor | None:
+    def clip(self, g: Tensor, norms: Tensor, state: State, c: Numbers, whole: ParamGroup) -> Tensor | None:
         import torch
 
         seen, gamma = state["seen"], state["gamma"]  # (K, 1), (K, tensors)
@@ -172,7 +172,7 @@ class UpdateRMS(Rule):
     max_rms: Positive = 1.0
     """Largest root mean square of a tensor's update over its learning rate."""
 
-    def bound(self, p: Tensor, before: Tensor, c: Numbers, rate: Any, part: Part) -> Tensor:
+    def bound(self, p: Tensor, before: Tensor, c: Numbers, rate: Any, part: ParamGroup) -> Tensor:
         step = p - before
         rms = part.mean(step * step).sqrt() / rate  # (K, tensors)
         over = rms > c["max_rms"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from model.optim.optimizer import Coefficients, Moments, State, adam
-from model.optim.param_groups import GROUPS, Group, Part, Piece
+from model.optim.param_groups import GROUPS, Group, ParamGroup, ParamSlice
 from model.section import Decay, Positive
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Muon(Moments):
             return {"lr": lr, "momentum": self.momentum} | decay
         return self.moments(lr, step, beta1) | decay
 
-    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: ParamGroup) -> None:
         p.mul_(1 - c["decay"])
         if part.group != "matrix":
             adam(p, g, state, c)
@@ -70,7 +70,7 @@ class Muon(Moments):
         for pieces in _of_equal_shape(part).values():
             self._orthogonal_step(p, step, c["lr"], pieces)
 
-    def _orthogonal_step(self, p: Tensor, step: Tensor, lr: float | Tensor, pieces: list[Piece]) -> None:
+    def _orthogonal_step(self, p: Tensor, step: Tensor, lr: float | Tensor, pieces: list[ParamSlice]) -> None:
         """Move matrices that have one shape, lying or standing, in one batch over matrices and runs."""
         import torch
 
@@ -100,11 +100,11 @@ def orthogonal(x: Tensor, steps: int) -> Tensor:
     return x.to(dtype)
 
 
-def _matrices(row: Tensor, piece: Piece) -> Tensor:
+def _matrices(row: Tensor, piece: ParamSlice) -> Tensor:
     return row[:, piece.start : piece.stop].reshape(len(row), piece.n, piece.rows, piece.cols)
 
 
-def _of_equal_shape(part: Part) -> dict[tuple[int, int], list[Piece]]:
+def _of_equal_shape(part: ParamGroup) -> dict[tuple[int, int], list[ParamSlice]]:
     found = defaultdict(list)
     for piece in part.pieces:
         found[min(piece.rows, piece.cols), max(piece.rows, piece.cols)].append(piece)

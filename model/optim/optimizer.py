@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 
-from model.optim.param_groups import GROUPS, Group, Part
+from model.optim.param_groups import GROUPS, Group, ParamGroup
 from model.section import Count, Decay, NonNegative, Positive, Section
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Rule(Section):
         """
         raise AssertionError(f"{type(self).__name__} has no coefficients")
 
-    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: ParamGroup) -> None:
         """Take one step in place. p, g and every state tensor: (K, n), the columns of a part."""
         raise AssertionError(f"{type(self).__name__} has no update")
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from model.optim.clipping import LARGEST
 from model.optim.muon import Muon
 from model.optim.optimizer import Coefficients, Moments, Rule, State, adam
-from model.optim.param_groups import GROUPS, Group, Part
+from model.optim.param_groups import GROUPS, Group, ParamGroup
 from model.section import Decay, NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class AdamW(Moments):
     def coefficients(self, group: Group, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
         return self.moments(lr, step, beta1) | {"decay": lr * self.decay(group)}
 
-    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: ParamGroup) -> None:
         p.mul_(1 - c["decay"])
         adam(p, g, state, c)
 
@@ -44,7 +44,7 @@ class StableAdamW(Moments):
     def coefficients(self, group: Group, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
         return self.moments(lr, step, beta1) | {"decay": lr * self.decay(group), "least": self.eps**2}
 
-    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: ParamGroup) -> None:
         squares = (g * g).clamp(max=LARGEST)  # infinity over infinity would be nan
         m = state["m"].lerp_(g, c["m_rate"])
         v = state["v"].lerp_(squares, c["v_rate"])
@@ -66,7 +66,7 @@ class Adam(Moments):
     def coefficients(self, group: Group, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
         return self.moments(lr, step, beta1) | {"decay": self.decay(group)}
 
-    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: ParamGroup) -> None:
         adam(p, g + p * c["decay"], state, c)
 
 
@@ -96,7 +96,7 @@ class Lion(Rule):
         rates = {"step_rate": 1 - (self.beta1 if beta1 is None else beta1), "m_rate": 1 - self.beta2}
         return rates | {"lr": lr, "decay": lr * self.decay(group)}
 
-    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: ParamGroup) -> None:
         step = state["m"].lerp(g, c["step_rate"]).sign_()
         p.mul_(1 - c["decay"]).sub_(step * c["lr"])
         state["m"].lerp_(g, c["m_rate"])
@@ -127,7 +127,7 @@ class SGD(Rule):
     def coefficients(self, group: Group, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
         return {"lr": lr, "momentum": self.momentum, "decay": self.decay(group)}
 
-    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: ParamGroup) -> None:
         g = g + p * c["decay"]
         m = state["m"].mul_(c["momentum"]).add_(g)
         p.sub_((g + m * c["momentum"] if self.nesterov else m) * c["lr"])
@@ -153,7 +153,7 @@ class RMSprop(Rule):
         rates = {"v_rate": 1 - self.alpha, "eps": self.eps, "momentum": self.momentum}
         return rates | {"lr": lr, "decay": self.decay(group)}
 
-    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: Part) -> None:
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: ParamGroup) -> None:
         g = g + p * c["decay"]
         v = state["v"].lerp_(g * g, c["v_rate"])
         m = state["m"].mul_(c["momentum"]).add_(g / v.sqrt().add_(c["eps"]))

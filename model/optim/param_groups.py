@@ -17,7 +17,7 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 @dataclass(frozen=True)
-class Piece:
+class ParamSlice:
     """One parameter: `n` matrices of (rows, cols), or a vector where rows is 1."""
 
     name: str
@@ -30,7 +30,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Part:
+class ParamGroup:
     """A stretch of a row whose parameters share a rate."""
 
     group: Group
@@ -38,7 +38,7 @@ class Part:
     """Blocks above it: n_layer at the embeddings, 0 in the last block and at the head."""
     start: int
     stop: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ParamSlice, ...]
 
     def of(self, block: Tensor, offset: int = 0) -> Tensor:
         """Return these columns of a (K, P) block, whose first column is number `offset` of the row."""
@@ -75,7 +75,7 @@ def group_of(name: str, shape: Sequence[int]) -> Group:
     return "scalar" if len(shape) < 2 or ".router." in name else "matrix"
 
 
-def parts(shapes: Mapping[str, Sequence[int]], n_layer: int, by_depth: bool) -> list[Part]:
+def parts(shapes: Mapping[str, Sequence[int]], n_layer: int, by_depth: bool) -> list[ParamGroup]:
     """Lay the parameters out in a row, group after group.
 
     by_depth: one part a layer, for rates that differ from layer to layer.
@@ -88,19 +88,19 @@ def parts(shapes: Mapping[str, Sequence[int]], n_layer: int, by_depth: bool) -> 
     found, start = [], 0
     for (group, depth), names in groupby(sorted(shapes, key=place), key=place):
         pieces = _pieces({name: shapes[name] for name in names})
-        found.append(Part(GROUPS[group], -depth, start, start + pieces[-1].stop, pieces))
+        found.append(ParamGroup(GROUPS[group], -depth, start, start + pieces[-1].stop, pieces))
         start = found[-1].stop
     return found
 
 
-def whole(parts: Sequence[Part]) -> Part:
+def whole(parts: Sequence[ParamGroup]) -> ParamGroup:
     """Return one part of all pieces, for what looks at a whole row tensor by tensor."""
     pieces = tuple(
-        Piece(piece.name, part.start + piece.start, part.start + piece.stop, piece.n, piece.rows, piece.cols)
+        ParamSlice(piece.name, part.start + piece.start, part.start + piece.stop, piece.n, piece.rows, piece.cols)
         for part in parts
         for piece in part.pieces
     )
-    return Part("matrix", 0, 0, parts[-1].stop, pieces)
+    return ParamGroup("matrix", 0, 0, parts[-1].stop, pieces)
 
 
 def _depth(name: str, group: Group, n_layer: int) -> int:
@@ -110,11 +110,11 @@ def _depth(name: str, group: Group, n_layer: int) -> int:
     return n_layer - 1 - int(path[1]) if path[0] == "blocks" else 0
 
 
-def _pieces(shapes: Mapping[str, Sequence[int]]) -> tuple[Piece, ...]:
+def _pieces(shapes: Mapping[str, Sequence[int]]) -> tuple[ParamSlice, ...]:
     ends = list(accumulate(prod(shape) for shape in shapes.values()))
     starts = [0, *ends[:-1]]
     return tuple(
-        Piece(name, start, end, *_matrices(name, shape))
+        ParamSlice(name, start, end, *_matrices(name, shape))
         for (name, shape), start, end in zip(shapes.items(), starts, ends, strict=True)
     )
 

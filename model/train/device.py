@@ -3,7 +3,8 @@
 import torch
 
 from model.config import TrainConfig
-from model.section import ConfigError, updated
+from model.errors import ConfigError
+from model.section import updated
 
 
 def resolve(config: TrainConfig) -> TrainConfig:

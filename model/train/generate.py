@@ -11,8 +11,8 @@ from torch import Tensor
 from model.config import TrainConfig
 from model.data.prepare import prepare
 from model.data.tokenizer import END, Vocabulary
-from model.nn.gpt import Network
-from model.section import ConfigError
+from model.errors import ConfigError
+from model.nn.gpt import Network, build_network
 from model.seeds import derive
 from model.train import checkpoint
 
@@ -78,7 +78,7 @@ def load(folder: Path) -> tuple[TrainConfig, Network, Vocabulary]:
     prepared = prepare(config.data, config.tokenizer)
     if prepared.hash != state["data_hash"]:
         raise checkpoint.CheckpointError(f"{folder}: its data has changed since, so its tokens mean something else")
-    network = config.model.build(prepared.vocab_size, config.run.seed).eval()
+    network = build_network(config.model, prepared.vocab_size, config.run.seed).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(tensors[f"weights.{name}"])
@@ -89,7 +89,7 @@ def load(folder: Path) -> tuple[TrainConfig, Network, Vocabulary]:
 def continuation(network: Network, begin: list[int], sampling: Sampling) -> Iterator[int]:
     """Yield token after token, without end. begin: at least one id."""
     generator = torch.Generator().manual_seed(derive(sampling.seed, "sample") % 2**63)
-    window, ids = network.shape.context, begin
+    window, ids = network.config.context, begin
     while True:
         ids = ids[-window:]
         logits = network(torch.tensor([ids]))[0, -1]  # (V,)

@@ -9,7 +9,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from model.config import TrainConfig
-from model.nn.gpt import Network
+from model.nn.gpt import Network, build_network
 from model.train.params import Weights
 
 Named = Mapping[str, Tensor]
@@ -22,7 +22,7 @@ class Pack:
 
     def __init__(self, config: TrainConfig, vocab_size: int, size: int, device: torch.device) -> None:
         self.config, self.vocab_size, self.size, self.device = config, vocab_size, size, device
-        self.network: Network = config.model.build(vocab_size, config.run.seed).to(device)
+        self.network: Network = build_network(config.model, vocab_size, config.run.seed).to(device)
         self.network.padded = config.data.layout == "documents"
         self.network.explicit = config.run.attention == "explicit"
         shapes = {name: p.shape for name, p in self.network.named_parameters()}
@@ -47,7 +47,7 @@ class Pack:
 
     def fill(self, place: int, config: TrainConfig) -> None:
         """Put a new run in a place: initial weights, empty optimizer state, its numbers."""
-        self.weights.fill(place, config.model.build(self.vocab_size, config.run.seed).state_dict())
+        self.weights.fill(place, build_network(config.model, self.vocab_size, config.run.seed).state_dict())
         self.numbers[place] = {**config.regularization.numbers(), **config.model.numbers()}
         self.scales[place] = 2.0**16 if config.run.precision == "fp16" else 1.0
         self.clean[place] = 0

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from model.config import TrainConfig
 from model.data.batches import TrainingOrder
 from model.data.prepare import Split
-from model.optim.param_groups import Part
+from model.optim.param_groups import ParamGroup
 from model.optim.recovery import Health
 from model.seeds import derive
 from model.train.params import Step
 
 
-class Place:
+class RunState:
     """Progress of one run, counted in micro-steps (one forward pass over batch_size sequences)."""
 
     def __init__(self, config: TrainConfig, split: Split) -> None:
@@ -91,7 +91,7 @@ class Place:
     def lr(self) -> float:
         return self.config.optimizer.rate("matrix") * self.multiplier()
 
-    def step(self, parts: Sequence[Part]) -> Step:
+    def step(self, parts: Sequence[ParamGroup]) -> Step:
         """Count the update that was just completed and return its numbers."""
         self.steps += 1
         rule, ema = self.config.optimizer, self.config.regularization.ema

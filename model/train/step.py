@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.train.pack import Pack
-from model.train.run_state import Place
+from model.train.run_state import RunState
 
 
 class Updates:
@@ -40,7 +40,7 @@ class Updates:
         self.finite &= good
         return counted
 
-    def take(self, places: Mapping[int, Place], live: Sequence[int]) -> None:
+    def take(self, places: Mapping[int, RunState], live: Sequence[int]) -> None:
         """Take an optimizer step wherever the last micro-step of an update was just done."""
         # Sorted: a place that was refilled comes last in the dictionary, but its row stays where it is.
         ended = [place for place in sorted(live) if places[place].completes_update()]
@@ -61,7 +61,7 @@ class Updates:
         else:
             self.measured[:, due] += found
 
-    def mend(self, places: Mapping[int, Place], nats: Sequence[float], at_mark: Sequence[int]) -> bool:
+    def mend(self, places: Mapping[int, RunState], nats: Sequence[float], at_mark: Sequence[int]) -> bool:
         """End the runs at a rung whose score is not finite; return whether one went back, to be scored again.
 
         Their last update did the harm, which shows only now: it is a failed one.
@@ -76,7 +76,7 @@ class Updates:
                     back = True
         return back
 
-    def _unscaled(self, places: Mapping[int, Place], due: list[int]) -> list[int]:
+    def _unscaled(self, places: Mapping[int, RunState], due: list[int]) -> list[int]:
         """Return the places whose fp16 gradients did not overflow.
 
         An overflow costs its update and halves the scale, and is no failure: except at the smallest scale, where the
@@ -91,7 +91,7 @@ class Updates:
                 self._goes_on(place, run, math.nan)
         return good
 
-    def _goes_on(self, place: int, run: Place, norm: float) -> bool:
+    def _goes_on(self, place: int, run: RunState, norm: float) -> bool:
         """Return whether a step is good; leave it out, roll back or end the run if not."""
         answer = run.health.judge(norm)
         if answer == "go":
@@ -103,7 +103,7 @@ class Updates:
             self.finite[place] = False
         return False
 
-    def _go_back(self, place: int, run: Place) -> None:
+    def _go_back(self, place: int, run: RunState) -> None:
         self.weights.go_back(place)
         self.measured[:, place] = 0
         run.steps = run.steps_at_rung

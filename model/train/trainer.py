@@ -12,13 +12,13 @@ from torch import Tensor
 
 from model.config import TrainConfig
 from model.data.prepare import Prepared, bits_per_byte, prepare
-from model.section import ConfigError
+from model.errors import ConfigError
 from model.train import checkpoint
 from model.train.device import resolve
 from model.train.evaluate import Scores, Validation
 from model.train.metrics import Metrics, perplexity
 from model.train.pack import Pack
-from model.train.run_state import Place
+from model.train.run_state import RunState
 from model.train.step import Updates
 
 
@@ -47,7 +47,7 @@ class Trainer:
         # nats since the last rung
         self.sums = torch.zeros(len(configs), dtype=self.validation.precise, device=self.device)
         self.updates = Updates(self.pack)
-        self.places: dict[int, Place] = {}
+        self.places: dict[int, RunState] = {}
         for place, config in enumerate(configs):
             self.start(place, config)
 
@@ -63,7 +63,7 @@ class Trainer:
         if config.regularization.mask_tokens and self.prepared.vocab_size < 3:
             raise ConfigError("regularization.mask_tokens: needs another token to take, the vocabulary has but one")
         self.pack.fill(place, config)
-        self.places[place] = Place(config, self.prepared.splits["train"])
+        self.places[place] = RunState(config, self.prepared.splits["train"])
         self._begin_rung(place)
 
     def stop(self, place: int) -> None:

@@ -8,16 +8,15 @@ from typing import Any
 import yaml
 
 from hpo.analysis.decisions import recompute
-from hpo.analysis.noise import noise
-from hpo.evidence.ablate import Asked as ToAblate
+from hpo.evidence.ablate import AblateRequest as ToAblate
 from hpo.evidence.ablate import effects_in, planned
 from hpo.evidence.comparison import first_fresh
-from hpo.evidence.confirm import Asked as ToConfirm
+from hpo.evidence.confirm import ConfirmRequest as ToConfirm
 from hpo.evidence.confirm import design
 from hpo.evidence.paired import compare
-from hpo.storage.store import Store, connect
+from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
 from tests.evidence.planted import EFFECTS, RUNGS
 from tests.support.comparisons import worked
 
@@ -38,7 +37,7 @@ Found = dict[str, Any]
 def _storage() -> Any:
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
-        yield stack.enter_context(connect("sqlite:///study.db", create=True))
+        yield stack.enter_context(open_store("sqlite:///study.db", create=True))
 
 
 def _search(store: Store, function: str, number: int, **keys: Any) -> Any:
@@ -54,7 +53,7 @@ def _search(store: Store, function: str, number: int, **keys: Any) -> Any:
     }
     path = Path("planted.yaml")
     path.write_text(yaml.safe_dump(tree))
-    return worked(store, read(str(path)))
+    return worked(store, load_study(str(path)))
 
 
 def _decisions(of: Any) -> tuple[int, int]:
@@ -84,7 +83,7 @@ def spread(number: int) -> Found:
     """Return sigma as four seeds of the baseline tell it."""
     with _storage() as store:
         of = _search(store, "nothing", number, baseline_seeds=4, budget={"trials": 4})
-        return {"sigma": noise(of).sigma}
+        return {"sigma": of.noise.sigma}
 
 
 def crossed(number: int) -> Found:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as a worker has; the last bits of a loss depend on it
 
-from hpo.storage.store import connect
+from hpo.storage.store import open_store
 from tests.faults import table
 from tests.faults.scene import GPT, NAME, PLANTED, Scene
 from tests.support.disk import small_disk
@@ -238,7 +238,7 @@ def main() -> None:
         try:
             server.start()
             server.sql("CREATE DATABASE with_tables")
-            connect(server.url("with_tables"), create=True).close()
+            open_store(server.url("with_tables"), create=True).close()
             n = 0
             while time.monotonic() - began < 60 * asked.minutes:
                 folder = Path(name) / f"study-{n}"

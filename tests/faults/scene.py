@@ -16,11 +16,13 @@ from typing import Any
 import sqlalchemy as sa
 import yaml
 
-from hpo.analysis.snapshot import ENDED, snapshot
-from hpo.runs import resources as cores
-from hpo.runs.run_dir import lines
-from hpo.storage.engine import Reader, look
-from hpo.storage.retry import StorageError, at_most
+from hpo.analysis.snapshot import snapshot
+from hpo.errors import StorageError
+from hpo.runs.resources import thread_environment
+from hpo.runs.run_dir import metrics_lines
+from hpo.storage.attributes import ENDED
+from hpo.storage.engine import Reader, open_readonly
+from hpo.storage.retry import at_most
 from tests.faults.inside import curves
 from tests.support.postgres import Postgres
 from tests.support.tiny import UPDATE, alone, tiny
@@ -113,7 +115,7 @@ class Scene:
         return self.start("worker", "--study", NAME, "--out", str(self.out), **more)
 
     def start(self, *arguments: str, **more: str) -> "subprocess.Popen[bytes]":
-        environment = {**os.environ, **cores.environment(1), **self.environment, "HPO_STORAGE": self.url, **more}
+        environment = {**os.environ, **thread_environment(1), **self.environment, "HPO_STORAGE": self.url, **more}
         environment["PYTHONPATH"] = f"{ROOT}/tests/faults/inside:{ROOT}"
         with (self.folder / f"said-{len(self.processes)}.txt").open("wb") as said:
             command = [sys.executable, "-m", "hpo", *arguments]
@@ -173,7 +175,7 @@ class Scene:
     def rows(self, statement: str) -> list[Any]:
         """Read from the storage; nothing where it does not answer, or has no tables yet."""
         try:
-            with at_most(2.0), look(self.url) as store:
+            with at_most(2.0), open_readonly(self.url) as store:
                 return ask(store, statement)
         except (StorageError, sa.exc.SQLAlchemyError):
             return []
@@ -230,7 +232,7 @@ class Witness:
     def look(self) -> None:
         """Compare what is there with what was."""
         passing = contextlib.suppress(StorageError, sa.exc.SQLAlchemyError)
-        with self.lock, passing, at_most(2.0), look(self.scene.url) as store:
+        with self.lock, passing, at_most(2.0), open_readonly(self.scene.url) as store:
             found = dict(told(store))
             for key in self.seen.keys() | found.keys():
                 before = self.seen.setdefault(key, found.get(key))
@@ -272,7 +274,7 @@ def check(scene: Scene) -> None:
     assert scene.witness.seen
     assert scene.witness.changed == []
     assert scene.pids() == []
-    with look(scene.url) as store:
+    with open_readonly(scene.url) as store:
         of = snapshot(store, NAME)
         slots = ask(store, "SELECT slot, state, attempt, trial_id FROM hpo_slot ORDER BY slot")
         trials = [trial for (trial,) in ask(store, "SELECT trial_id FROM trials")]
@@ -299,5 +301,5 @@ def check_curve(scene: Scene, trial: Any) -> None:
     if trial.state.name != "COMPLETE":
         return
     assert (found, trial.values) == (curve, [curve[RUNGS]])
-    rows = list(lines(scene.out / NAME / "trials" / f"{trial.number:04d}" / "metrics.jsonl"))
+    rows = list(metrics_lines(scene.out / NAME / "trials" / f"{trial.number:04d}" / "metrics.jsonl"))
     assert [(row["rung"], row["val_loss"]) for row in rows] == list(curve.items())

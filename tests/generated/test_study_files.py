@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.config import discovery as shelf
-from hpo.config import yaml as notation
-from hpo.study.load import read
+from hpo.config.discovery import shipped, studies
+from hpo.config.yaml import dump_yaml, parse_yaml
+from hpo.study.load import load_study
 from hpo.study.spec import StudyFile
 from tests.support.command_lines import Ended, Place, examples, prepared, typed
 
-SHIPPED = {path.stem: notation.load(path.read_text("utf-8")) for path in shelf.studies(shelf.shipped())}
+SHIPPED = {path.stem: parse_yaml(path.read_text("utf-8")) for path in studies(shipped())}
 KEYS = sorted(StudyFile.model_fields)
 ODD_LEAVES = st.one_of(
     st.none(),
@@ -38,7 +38,7 @@ TREES = st.recursive(
 
 def checked(tree: Any, place: Place, text: str | bytes | None = None) -> Ended:
     """Write a study file, as notation writes the tree, and check it."""
-    text = notation.dump(tree) if text is None else text
+    text = dump_yaml(tree) if text is None else text
     path = place.folder / "made.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     ended = typed(place.folder, "check", "made.yaml")
@@ -91,9 +91,9 @@ def test_whatever_is_in_a_study_file_it_is_fine_or_refused_by_key(tree: Any, pla
         assert_named(ended, [*KEYS, *tree])
         return
     assert ended.out.startswith("made.yaml: fine; ")
-    (place.folder / "made.yaml").write_text(notation.dump(tree))
+    (place.folder / "made.yaml").write_text(dump_yaml(tree))
     with contextlib.chdir(place.folder):
-        study = read("made.yaml")
+        study = load_study("made.yaml")
     assert study.spec()["name"] == "made"
     assert study.slots() is not None
 
@@ -183,7 +183,7 @@ def test_a_study_file_is_fine_however_it_is_spelt(
     name: str, spelt: Callable[[str, Any], str], seed: int, trials: int, hours: float | None, place: Place
 ) -> None:
     tree = SHIPPED[name] | {"seed": seed, "budget": {"trials": trials, "hours": hours}}
-    ended = checked(tree, place, spelt(notation.dump(tree), tree))
+    ended = checked(tree, place, spelt(dump_yaml(tree), tree))
     assert (ended.status, ended.err) == (0, ""), ended
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from hpo.config.discovery import shipped, studies
-from hpo.evidence.claims.ledger import read as ledger
-from hpo.study.load import read
+from hpo.evidence.claims.ledger import load_ledger as ledger
+from hpo.study.load import load_study
 from model.config import TrainConfig
 
 PATHS = studies(shipped())
@@ -25,7 +25,7 @@ def test_every_shipped_study_passes_and_begins_with_its_question(path: Path) -> 
     first = path.read_text("utf-8").splitlines()[0]
     assert first.startswith("# ")
     assert first.endswith("?")
-    study = read(path.stem)
+    study = load_study(path.stem)
     assert study.file.baseline[0] == {}
     assert study.rungs >= 4
 
@@ -43,7 +43,7 @@ def test_study_of_a_report_says_which_claims_it_bears_on(path: Path) -> None:
     named = set(re.findall(r"C\d{3}-\d\d", comment(path)))
     assert named
     assert named <= CLAIMS
-    base = read(path.stem).base
+    base = load_study(path.stem).base
     assert isinstance(base, TrainConfig)
     assert base.run.tokens < 10**6
 

@@ -11,8 +11,8 @@ from typing import Any
 import typer
 
 from hpo.cli.main import app
-from hpo.config import yaml as notation
-from hpo.runs import resources as cores
+from hpo.config.yaml import dump_yaml
+from hpo.runs.resources import thread_environment
 from tests.support.tiny import corpus
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ budget: {trials: 4}
 def environment(**more: str) -> dict[str, str]:
     """Return the environment for a command that runs in another folder than the repository's."""
     plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
-    return os.environ | {"PYTHONPATH": str(ROOT)} | plain | cores.environment(1) | more
+    return os.environ | {"PYTHONPATH": str(ROOT)} | plain | thread_environment(1) | more
 
 
 def hpo(*arguments: str, cwd: Path, status: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
@@ -76,5 +76,5 @@ def trivial(folder: Path, name: str = "trivial") -> Path:
 def write_base(folder: Path, name: str, tree: dict[str, Any]) -> None:
     """Put a base on the tiny text where commands that run in `folder` find it."""
     (folder / "studies" / "bases").mkdir(parents=True)
-    text = notation.dump(tree | {"data": {"name": "text", "path": corpus()}})
+    text = dump_yaml(tree | {"data": {"name": "text", "path": corpus()}})
     (folder / "studies" / "bases" / f"{name}.yaml").write_text(text)

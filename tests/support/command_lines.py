@@ -23,8 +23,8 @@ from hypothesis import HealthCheck, settings
 from hpo.cli.main import main
 from hpo.queue.registry import register
 from hpo.storage.retry import at_most
-from hpo.storage.store import connect
-from hpo.study.load import read
+from hpo.storage.store import open_store
+from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.support.command import STUDY, here, hpo, trivial
 
@@ -139,9 +139,9 @@ def prepared(parent: Path) -> Place:
     (folder / "other.db").write_bytes(b"not a database" * 100)
     (folder / "hollow.db").touch()
     (folder / "empty").mkdir()
-    with contextlib.chdir(folder), connect("sqlite:///runs/hpo.db") as store:
-        register(store, read(str(trivial(folder, "fresh"))), None, {})
-        held = register(store, read(str(trivial(folder, "held"))), None, {})
+    with contextlib.chdir(folder), open_store("sqlite:///runs/hpo.db") as store:
+        register(store, load_study(str(trivial(folder, "fresh"))), None, {})
+        held = register(store, load_study(str(trivial(folder, "held"))), None, {})
         worker = Worker(held, Path("runs"), 1, lambda told: None)
         worker.listener = lambda told: worker.alarm.ask(signal.SIGINT) if told["event"] == "rung" else None
         assert worker.work() == 128 + signal.SIGINT

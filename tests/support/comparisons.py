@@ -7,7 +7,7 @@ from typing import Any
 from hpo.analysis.snapshot import Snapshot, snapshot
 from hpo.queue.registry import register
 from hpo.storage.store import Store
-from hpo.study.load import read
+from hpo.study.load import load_study
 from hpo.study.spec import Study
 from hpo.worker.worker import Worker
 from tests.support.planted import study as planted
@@ -23,4 +23,4 @@ def worked(store: Store, study: Study) -> Snapshot:
 def searched(store: Store, folder: Path, base: Mapping[str, Any], **keys: Any) -> Snapshot:
     """Search planted curves of a noise of 0.05, unless `base` says otherwise."""
     path = planted(folder, base={"noise": 0.05, **base}, **{"pruner": {"name": "none"}, **keys})
-    return worked(store, read(str(path)))
+    return worked(store, load_study(str(path)))

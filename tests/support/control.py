@@ -17,11 +17,11 @@ import yaml
 
 from hpo.analysis.snapshot import snapshot
 from hpo.errors import Problem
-from hpo.queue.registry import Registered, register
-from hpo.storage.engine import EVENT
+from hpo.queue.registry import StoredStudy, register
+from hpo.storage.schema import EVENT
 from hpo.storage.store import Store
 from hpo.storage.trials import State, Trial
-from hpo.study.load import read
+from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.support.command import COMMANDS
 from tests.support.planted import study as planted
@@ -76,18 +76,18 @@ def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-def began(store: Store, here: Path, **keys: Any) -> Registered:
-    return register(store, read(str(planted(here, **keys))), None, {})
+def began(store: Store, here: Path, **keys: Any) -> StoredStudy:
+    return register(store, load_study(str(planted(here, **keys))), None, {})
 
 
-def worked(at: Registered, until_event: Callable[[dict[str, Any]], bool] = lambda event: False) -> int:
+def worked(at: StoredStudy, until_event: Callable[[dict[str, Any]], bool] = lambda event: False) -> int:
     """Work on a study in this process; a signal to leave arrives with the first event of which that is true."""
     worker = Worker(at, Path("runs"), 1, lambda event: None)
     worker.listener = lambda event: worker.alarm.ask(2) if until_event(event) else None
     return worker.work()
 
 
-def interrupted(at: Registered) -> None:
+def interrupted(at: StoredStudy) -> None:
     """Leave a trial that was begun and given back."""
     assert worked(at, lambda event: event["event"] == "rung") == 130
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.storage.store import connect
+from hpo.storage.store import open_store
 from tests.support.postgres import MISSING, Postgres, binaries
 
 
@@ -46,7 +46,7 @@ def processes() -> dict[int, str]:
 def test_a_server_leaves_the_system_as_it_was() -> None:
     before = system()
     server = Postgres().start()
-    connect(server.url(), create=True).close()
+    open_store(server.url(), create=True).close()
     assert any(str(server.folder) in line for line in processes().values())
     server.remove()
     assert system() == before

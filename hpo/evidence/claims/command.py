@@ -9,19 +9,19 @@ from typing import Any
 from hpo.config.discovery import find_ledger
 from hpo.console import Format, rows, say
 from hpo.errors import Problem, WorkFailed
-from hpo.evidence.claims import results as records
-from hpo.evidence.claims.ledger import configurations, read
+from hpo.evidence.claims import results
+from hpo.evidence.claims.ledger import configurations, load_ledger
 from hpo.evidence.claims.page import page
 from hpo.evidence.claims.results import Finding, Findings
 from hpo.evidence.claims.run import prove
 from hpo.evidence.claims.runner import TUNING, LeftOut
 from hpo.evidence.claims.schema import Arms, Claim, Ledger
 from hpo.launcher.supervisor import Options, crew_of
-from hpo.runs import run_dir as folders
+from hpo.runs.run_dir import write_file
 
 
 @dataclass(frozen=True)
-class Asked:
+class ClaimsRequest:
     """What the command line of `hpo claims` says; names are of claims or reports, none: all.
 
     weighed: run the arms that enter the verdicts, and no others.
@@ -36,19 +36,19 @@ class Asked:
     weighed: bool
 
 
-def claims(asked: Asked, options: Options, format: Format) -> int:
+def claims(asked: ClaimsRequest, options: Options, format: Format) -> int:
     """Test claims, keep what was found, and print the verdicts; return the exit status.
 
     The arms that enter verdicts are run first, of all claims; then the others, which say what else may explain them.
     """
-    ledger = read(find_ledger(asked.ledger))
+    ledger = load_ledger(find_ledger(asked.ledger))
     picked = pick(ledger, asked.names)
     path = asked.data or Path("docs" if Path("docs").is_dir() else "runs") / "claims.json"
-    held = records.load(path)
+    held = results.load(path)
     if asked.write is not None:
         if asked.names:
             raise Problem(f"--write: the page is of all claims; leave out {', '.join(asked.names)}")
-        folders.write(asked.write, page(ledger, held))
+        write_file(asked.write, page(ledger, held))
         return 0
     if asked.list or options.dry_run:
         rows([listed(name, claim, asked.seeds, held, asked.weighed) for name, claim in picked.items()], format)
@@ -61,14 +61,14 @@ def claims(asked: Asked, options: Options, format: Format) -> int:
             if name not in untold and _others(ledger.claims[name]):
                 say(f"{name}: the arms that do not enter the verdict")
                 _kept(name, ledger, asked, options, path, weighed=False)
-    told = records.rows(picked, records.load(path))
+    told = results.rows(picked, results.load(path))
     rows([_narrow(line) for line in told] if format is Format.table else told, format)
     if untold:
         say(f"without a result: {', '.join(untold)}")
     return 1 if untold else 0
 
 
-def _tested(name: str, ledger: Ledger, asked: Asked, options: Options, path: Path) -> bool:
+def _tested(name: str, ledger: Ledger, asked: ClaimsRequest, options: Options, path: Path) -> bool:
     """Run what the verdict on a claim needs; return whether there is one.
 
     Raises:
@@ -79,13 +79,15 @@ def _tested(name: str, ledger: Ledger, asked: Asked, options: Options, path: Pat
     found = _kept(name, ledger, asked, options, path, weighed=True)
     if found is None:
         return False
-    verdict = records.judged(claim, found)
-    told = [verdict.verdict, records.measured(verdict), verdict.note]
+    verdict = results.judged(claim, found)
+    told = [verdict.verdict, results.measured(verdict), verdict.note]
     say(f"{name}: {'; '.join(part for part in told if part)}")
     return verdict.verdict != "not run yet"
 
 
-def _kept(name: str, ledger: Ledger, asked: Asked, options: Options, path: Path, weighed: bool) -> Finding | None:
+def _kept(
+    name: str, ledger: Ledger, asked: ClaimsRequest, options: Options, path: Path, weighed: bool
+) -> Finding | None:
     """Run arms of a claim, or its calculation, and keep what was found; return None where that is nothing."""
     claim = ledger.claims[name]
     try:
@@ -98,7 +100,7 @@ def _kept(name: str, ledger: Ledger, asked: Asked, options: Options, path: Path,
             raise
         say(f"{name}: failed: {problem}")
         return None
-    records.keep(path, ledger, name, found)
+    results.keep(path, ledger, name, found)
     return found
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hpo.config import files as bases
-from hpo.config import yaml as notation
+from hpo.config.files import load_base
 from hpo.config.validation import messages
+from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
 from hpo.evidence.claims.schema import Arms, Claim, Ledger
 from hpo.study.arms import common_align
@@ -22,15 +22,15 @@ NEUTRAL = {"run.seed": 0, "run.device": "auto", "run.keep_checkpoints": "last", 
 }
 
 
-def read(path: Path) -> Ledger:
+def load_ledger(path: Path) -> Ledger:
     """Read and check a ledger.
 
     Raises:
         Problem: naming everything that is wrong.
     """
     try:
-        tree = notation.load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, notation.NotationError) as error:
+        tree = parse_yaml(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, YamlError) as error:
         raise Problem(f"{path}: {error}") from None
     try:
         ledger = Ledger.model_validate(tree)
@@ -51,7 +51,7 @@ def configurations(test: Arms) -> dict[str, TrainConfig]:
         pydantic.ValidationError: an arm is not a configuration.
         Problem: there is no such base.
     """
-    base = bases.load(test.base, "test.base", TrainConfig)
+    base = load_base(test.base, "test.base", TrainConfig)
     found = {name: updated(base, values) for name, values in test.named().items()}
     if test.equal != "tokens":
         return found
@@ -67,7 +67,7 @@ def _problems(name: str, claim: Claim) -> list[str]:
 
 def _arm_problems(test: Arms) -> list[str]:
     try:
-        base = bases.load(test.base, "test.base", TrainConfig)
+        base = load_base(test.base, "test.base", TrainConfig)
     except Problem as problem:
         return list(problem.lines)
     problems = []

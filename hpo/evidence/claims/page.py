@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpo.evidence.claims import results as records
+from hpo.evidence.claims import results
 from hpo.evidence.claims.results import Finding, Findings
 from hpo.evidence.claims.schema import Ledger
 
@@ -27,7 +27,7 @@ One interval in twenty misses by chance alone.
 
 def page(ledger: Ledger, held: Findings) -> str:
     """Return the page of all claims of a ledger, as Markdown."""
-    told = {line["id"]: line for line in records.rows(ledger.claims, held)}
+    told = {line["id"]: line for line in results.rows(ledger.claims, held)}
     totals: dict[str, int] = {}
     for line in told.values():
         totals[line["verdict"]] = totals.get(line["verdict"], 0) + 1
@@ -37,7 +37,7 @@ def page(ledger: Ledger, held: Findings) -> str:
         mine = [told[name] for name, claim in ledger.claims.items() if claim.report == report]
         parts.append(f"## {report}\n\n{_table(mine)}\n")
         parts += [f"{line['id']}: {line['note']}.\n" for line in mine if line["note"]]
-    arms = [arm for name, claim in ledger.claims.items() for arm in records.arms(name, claim, held.of(name, claim))]
+    arms = [arm for name, claim in ledger.claims.items() for arm in results.arms(name, claim, held.of(name, claim))]
     parts += [f"{ARMS}\n{_table(arms)}\n"] if arms else []
     return "\n".join([*parts, _machines(held, ledger)])
 

@@ -14,7 +14,7 @@ from hpo.console import number
 from hpo.errors import Problem
 from hpo.evidence.claims.schema import Arithmetic, Arms, Claim, Ledger
 from hpo.evidence.claims.verdict import Judgement, Values, judge
-from hpo.runs import run_dir as folders
+from hpo.runs.run_dir import write_file
 from model.section import Section
 
 
@@ -87,7 +87,7 @@ def keep(path: Path, ledger: Ledger, name: str, found: Finding) -> None:
     held = {**load(path).claims, name: found}
     order = [*ledger.claims, *sorted(held.keys() - ledger.claims.keys())]
     tree = {n: held[n].model_dump(mode="json", exclude_defaults=True) for n in order if n in held}
-    folders.write(path, _laid_out(tree) + "\n")
+    write_file(path, _laid_out(tree) + "\n")
 
 
 def _laid_out(tree: Any, indent: str = "") -> str:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hpo.config import files as bases
+from hpo.config.files import load_base
 from hpo.errors import Problem, WorkFailed
 from hpo.evidence.claims.ledger import configurations
 from hpo.evidence.claims.results import Finding, described
@@ -14,6 +14,7 @@ from hpo.launcher.supervisor import Options
 from hpo.runs.datasets import described as described_data
 from hpo.runs.datasets import prepared
 from model.config import TrainConfig
+from model.nn.gpt import build_network
 from model.section import flat, updated
 
 ROOT = Path(__file__).parents[3]
@@ -55,7 +56,7 @@ def _base(test: Arms) -> TrainConfig:
     Raises:
         LeftOut: it is not.
     """
-    base = bases.load(test.base, "test.base", TrainConfig)
+    base = load_base(test.base, "test.base", TrainConfig)
     try:
         described_data(base)
     except Problem as problem:
@@ -82,5 +83,5 @@ def calculated(name: str, claim: Claim, test: Arithmetic) -> Finding:
 
 def parameters(config: TrainConfig) -> int:
     """Return how many weights a configuration trains."""
-    network = config.model.build(prepared(config).vocab_size, 0)
+    network = build_network(config.model, prepared(config).vocab_size, 0)
     return sum(weights.numel() for weights in network.parameters())

@@ -4,22 +4,23 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpo.analysis.snapshot import MACHINE, METRICS, Snapshot, ended, snapshot, word
+from hpo.analysis.snapshot import Snapshot, ended, snapshot, word
 from hpo.console import say
-from hpo.errors import Problem, WorkFailed
+from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.evidence.claims.results import Run, values
 from hpo.evidence.claims.schema import Arms
-from hpo.evidence.claims.scoring import at_equal_seconds, scored
 from hpo.evidence.claims.verdict import better
 from hpo.evidence.paired import runs
 from hpo.launcher.supervisor import Options, run
-from hpo.storage.engine import look
-from hpo.storage.retry import StorageError
-from hpo.storage.trials import SPEC, State, study_attrs, study_ids
+from hpo.runs.run_dir import metrics_lines, trial_folder
+from hpo.storage.attributes import MACHINE, METRICS, SPEC
+from hpo.storage.engine import open_readonly
+from hpo.storage.trials import State, Trial, study_attrs, study_ids
 from hpo.study.arms import Compared, study_of
 from hpo.study.spec import Study, StudyFile, fingerprint, from_spec
 from model.config import TrainConfig
@@ -86,7 +87,7 @@ class Case:
 
     def _held(self, kind: str) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
         """Return the studies of the claim that the storage holds, in the order of their making: arms and seeds."""
-        with suppress(StorageError), look(self.options.storage) as at:
+        with suppress(StorageError), open_readonly(self.options.storage) as at:
             ours = re.compile(rf"claim-{self.name}{kind}(-\d+)?")
             found = [(number, name) for name, number in study_ids(at).items() if ours.fullmatch(name)]
             specs = {name: study_attrs(at, number).get(SPEC, {}) for number, name in sorted(found)}
@@ -110,7 +111,7 @@ class Case:
                 failed = WorkFailed(f"{self.name} was interrupted; the same command goes on where it was")
                 failed.status = status
                 raise failed
-        with look(options.storage) as at:
+        with open_readonly(options.storage) as at:
             of = snapshot(at, name)
             return self._read(of, {n: arm for n, arm in stands.items() if one_run[n] in arms}, one_run)
 
@@ -135,7 +136,7 @@ class Case:
         Raises:
             LeftOut: it holds another one of that name.
         """
-        with suppress(StorageError), look(self.options.storage) as at:
+        with suppress(StorageError), open_readonly(self.options.storage) as at:
             study_id = study_ids(at).get(study.name)
             held = {} if study_id is None else study_attrs(at, study_id).get(SPEC, {})
             if not held:
@@ -195,3 +196,48 @@ def distinct(found: Iterable[Iterable[dict[str, Any]]]) -> Any:
         if machine not in kept:
             kept.append(machine)
     return kept
+
+
+def scored(trial: Trial, metric: str) -> float | None:
+    """Return what a run that came to its end, or diverged, is scored by; None where it diverged."""
+    if metric == "finished":
+        return float(trial.state == State.COMPLETE)
+    if trial.state != State.COMPLETE:
+        return None
+    value = trial.user_attrs.get(METRICS, {}).get(metric)
+    return max(value) if isinstance(value, list) else value
+
+
+def at_equal_seconds(
+    of: Snapshot, trials: Mapping[str, Mapping[int, Trial]], out: Path
+) -> dict[int, dict[str, float] | None]:
+    """Return trial -> metrics, read between rungs at the time at which the first arm of its seed ended.
+
+    None for a run that had not come to its first rung by then.
+
+    Raises:
+        WorkFailed: the curves are not under --out.
+    """
+    found: dict[int, dict[str, float] | None] = {}
+    for seed in of.spec["seeds"]:
+        finished = [arm[seed] for arm in trials.values() if seed in arm and arm[seed].state == State.COMPLETE]
+        curves = {t.number: curve(trial_folder(out, of.name, t.number) / "metrics.jsonl") for t in finished}
+        over = min((rungs["seconds"][-1] for rungs in curves.values()), default=0.0)
+        for number, rungs in curves.items():
+            whole = {key: values for key, values in rungs.items() if None not in values}
+            began = rungs["seconds"][0] <= over
+            read = {key: float(np.interp(over, rungs["seconds"], values)) for key, values in whole.items()}
+            found[number] = read if began else None
+    return found
+
+
+def curve(path: Path) -> dict[str, list[Any]]:
+    """Return the numbers of a run by name, a value a rung.
+
+    Raises:
+        WorkFailed: the file is not here.
+    """
+    rows = list(metrics_lines(path))
+    if not rows:
+        raise WorkFailed(f"no curve in {path}: losses at equal seconds need the folder that the runs wrote, by --out")
+    return {key: [row[key] for row in rows] for key, value in rows[0].items() if isinstance(value, int | float)}

@@ -46,16 +46,16 @@ def after(owner, name, when, act=die):
 
 
 def first_report():
-    from hpo.worker.reporter import Teller
+    from hpo.worker.reporter import Reporter
 
-    before(Teller, "values")
+    before(Reporter, "values")
 
 
 def report():
     """After the value was written, before the checkpoint."""
-    from hpo.worker.reporter import Teller
+    from hpo.worker.reporter import Reporter
 
-    after(Teller, "values", lambda self, job, wait: job.rung == 2)
+    after(Reporter, "values", lambda self, job, wait: job.rung == 2)
 
 
 def checkpoint():
@@ -77,16 +77,16 @@ def tell():
 
 def told():
     """Between the trial's end and its slot's."""
-    from hpo.worker.reporter import Teller
+    from hpo.worker.reporter import Reporter
 
-    before(Teller, "close")
+    before(Reporter, "close")
 
 
 def closed():
     """After the slot's end, before the worker has noted it."""
-    from hpo.worker.reporter import Teller
+    from hpo.worker.reporter import Reporter
 
-    after(Teller, "close", lambda *_, **__: True)
+    after(Reporter, "close", lambda *_, **__: True)
 
 
 def claimed():
@@ -127,14 +127,14 @@ def memory():
     """Leave every worker 200 MB more than it has when it begins to train."""
     import resource
 
-    from hpo.worker.pack import Packing
+    from hpo.worker.pack import PackRunner
 
     def limit():
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         room = pages * resource.getpagesize() + 200 * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))
 
-    before(Packing, "_train", limit)
+    before(PackRunner, "_train", limit)
 
 
 if "SCENE_CORES" in os.environ and "launch" in getattr(sys, "orig_argv", ()):

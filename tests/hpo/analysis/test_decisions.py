@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
 from hpo.analysis.decisions import apart, recompute, why
-from hpo.analysis.snapshot import ENDED, ERROR, PRUNED, SET, SUGGESTED, Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, snapshot
 from hpo.commands.enqueue import again, enqueue
 from hpo.queue.heartbeat import reap
-from hpo.queue.registry import Registered, register
+from hpo.queue.registry import StoredStudy, register
 from hpo.search.pruning_rules import spans, unfolded
-from hpo.storage.engine import look
-from hpo.storage.store import Lost, Store, connect, fenced
+from hpo.storage.attributes import ENDED, ERROR, PRUNED, SET, SUGGESTED
+from hpo.storage.engine import open_readonly
+from hpo.storage.fencing import LeaseLost, fenced
+from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
 from hpo.worker.trial import configuration, open_trial
 from hpo.worker.worker import Worker
 from tests.hpo.search.test_pruners import LOOSE
@@ -45,15 +47,15 @@ def wavy(config):
 
 @pytest.fixture
 def sqlite(here: Path) -> Iterator[Store]:
-    with connect(f"sqlite:///{here}/why.db", create=True) as store:
+    with open_store(f"sqlite:///{here}/why.db", create=True) as store:
         yield store
 
 
-def wavy(store: Store, here: Path, **keys: Any) -> Registered:
+def wavy(store: Store, here: Path, **keys: Any) -> StoredStudy:
     base = {"rungs": 8, "base": {"rungs": 8}, "train": "curves:wavy", "budget": {"trials": 22}}
     path = planted(here, **base | keys)
     (here / "curves.py").write_text((here / "curves.py").read_text() + WAVY)
-    return register(store, read(str(path)), None, {})
+    return register(store, load_study(str(path)), None, {})
 
 
 def sentences(of: Snapshot, number: int) -> list[str]:
@@ -64,10 +66,10 @@ def sentences(of: Snapshot, number: int) -> list[str]:
 def test_every_pruning_decision_of_a_study_follows_again_from_its_stored_curves(
     here: Path, storage_url: str, name: str
 ) -> None:
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         at = wavy(store, here, pruner={"name": name, **LOOSE[name]})
         assert Worker(at, Path("runs"), 3, lambda event: None).work() == 0
-    with look(storage_url) as reader:
+    with open_readonly(storage_url) as reader:
         of = snapshot(reader, "planted")
         pruned = [t for t in of.trials if t.user_attrs[ENDED] == "pruned"]
         assert len(pruned) > 2
@@ -138,7 +140,7 @@ def copies(of: Snapshot, n: int) -> list[Any]:
     return [replace(of.trials[0], number=number) for number in range(1, n + 1)]
 
 
-def ended(at: Registered, state: TrialState, word: str, rungs: int = 2, **attrs: Any) -> int:
+def ended(at: StoredStudy, state: TrialState, word: str, rungs: int = 2, **attrs: Any) -> int:
     """Put a trial into the study that ended in this way."""
     told = {"slot": 0, "kind": "search", "attempt": 1, ENDED: word, **attrs}
     curve = {rung: 3.0 - rung / 4 for rung in range(1, rungs + 1)}
@@ -196,7 +198,7 @@ def test_an_arm_and_a_random_draw_say_so(sqlite: Store, here: Path) -> None:
     assert sentences(snapshot(sqlite, "planted"), 1)[0] == "trial 1 was drawn at random"
     tree = {"train": "curves:train", "config": "curves:Config", "rungs": 4}
     (here / "arms.yaml").write_text(yaml.safe_dump({**tree, "arms": {"a": {}, "b": {"x": 0.1}}, "seeds": [3]}))
-    assert worked(register(sqlite, read("arms.yaml"), None, {})) == 0
+    assert worked(register(sqlite, load_study("arms.yaml"), None, {})) == 0
     assert sentences(snapshot(sqlite, "arms"), 1) == [
         "trial 1 is the run of arm b with seed 3",
         "it ran to its end, rung 4, as no rule may prune an arm: val_loss 1.1000",
@@ -252,7 +254,7 @@ def test_who_has_lost_its_lease_leaves_no_record(sqlite: Store, here: Path) -> N
     assert claim is not None
     trial = open_trial(at, claim, "slow", 1)
     reap(sqlite, "slow", "it was gone")
-    with pytest.raises(Lost), fenced(at.slots.held(claim, "slow")):
+    with pytest.raises(LeaseLost), fenced(at.slots.held(claim, "slow")):
         configuration(at, claim, trial)
     assert not {SUGGESTED, "x"} & {*at.optuna.trials[0].user_attrs, *at.optuna.trials[0].params}
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from hpo.commands.train import sample, train
-from hpo.config import yaml as notation
+from hpo.config.yaml import parse_yaml
 from hpo.errors import Problem
-from hpo.runs import resources as cores
+from hpo.runs.resources import thread_environment
 from model.config import TrainConfig
 from model.section import flat
 from tests.support.command import environment, here, hpo
@@ -40,7 +40,7 @@ budget: {{trials: 4}}
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compute here as the processes do, with one thread: the last bits depend on it."""
-    for name, value in cores.environment(1).items():
+    for name, value in thread_environment(1).items():
         monkeypatch.setenv(name, value)  # what `train` sets where nothing is set would stay
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -82,7 +82,7 @@ def curve(path: Path) -> list[dict[str, Any]]:
 
 
 def test_exported_file_is_complete_and_says_where_it_comes_from(alone: Path, best: Path) -> None:
-    tree = notation.load(best.read_text())
+    tree = parse_yaml(best.read_text())
     provenance = tree.pop("provenance")
     config = TrainConfig.model_validate(tree)
     assert set(flat(config)) == {f"{section}.{key}" for section, fields in tree.items() for key in fields}
@@ -108,8 +108,8 @@ def test_export_prints_to_standard_output_what_it_writes_to_a_file(alone: Path, 
 def test_exported_configuration_gives_the_curve_of_the_trial_to_the_last_bit(
     alone: Path, best: Path, tmp_path: Path
 ) -> None:
-    provenance = notation.load(best.read_text())["provenance"]
-    hpo("train", str(best), cwd=tmp_path, **cores.environment(provenance["threads"]))
+    provenance = parse_yaml(best.read_text())["provenance"]
+    hpo("train", str(best), cwd=tmp_path, **thread_environment(provenance["threads"]))
     found = curve(tmp_path / "runs/train/best/metrics.jsonl")
     assert found == curve(alone / f"runs/small/trials/{provenance['trial']:04d}/metrics.jsonl")
     assert found[-1]["val_loss"] == provenance["value"]
@@ -129,7 +129,7 @@ def test_exported_configuration_gives_the_curve_of_a_packed_trial(packed: Path, 
 
 
 def test_baseline_with_values_outside_the_space_is_exported_as_it_ran(alone: Path) -> None:
-    configs = [notation.load(here("export", "--trial", str(number), cwd=alone)) for number in (0, 1)]
+    configs = [parse_yaml(here("export", "--trial", str(number), cwd=alone)) for number in (0, 1)]
     assert [config["provenance"]["trial"] for config in configs] == [0, 1]
     # Two workers take the two baselines at one moment; which row comes first is chance.
     found = {(config["optimizer"]["lr"], config["model"]["mlp"]) for config in configs}
@@ -144,7 +144,7 @@ def test_longer_training_has_the_same_rungs_and_the_schedule_stretched_over_it(b
     assert [row["tokens"] for row in long] == [2 * row["tokens"] for row in short]
     for row, other in zip(long[:-1], short[:-1], strict=True):
         assert row["lr"] == pytest.approx(other["lr"], rel=0.1)
-    written = notation.load((tmp_path / "long/best/config.yaml").read_text())
+    written = parse_yaml((tmp_path / "long/best/config.yaml").read_text())
     assert written["run"]["tokens"] == 9216
 
 

@@ -15,16 +15,20 @@ import yaml
 from optuna.trial import TrialState
 
 import hpo.worker.executor
-from hpo.analysis.noise import Noise, decimals, measured, noise, restored
-from hpo.analysis.snapshot import NOISE, Snapshot, row, snapshot, summary
+from hpo.analysis.noise import Noise, decimals, measured, restored
+from hpo.analysis.snapshot import Snapshot, noise, snapshot
+from hpo.analysis.summary import row, standing, summary
 from hpo.cli.main import app
 from hpo.console import Format, Rounded, number, plain, rows
-from hpo.launcher.progress import Screen, line, standing
-from hpo.queue.registry import Registered, register
-from hpo.storage.engine import look
-from hpo.storage.store import Store, connect
+from hpo.launcher.progress import LiveTable
+from hpo.queue.budget import add
+from hpo.queue.registry import StoredStudy, register
+from hpo.storage.attributes import NOISE
+from hpo.storage.engine import open_readonly
+from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
+from hpo.worker.events import event_line
 from hpo.worker.worker import Worker
 from tests.support.planted import study as planted
 
@@ -33,11 +37,11 @@ pytestmark = pytest.mark.usefixtures("here")
 NOISY: dict[str, Any] = {"base": {"noise": 0.1}, "baseline_seeds": 4, "budget": {"trials": 6}}
 
 
-def began(store: Store, folder: Path, **keys: Any) -> Registered:
-    return register(store, read(str(planted(folder, **NOISY | keys))), None, {})
+def began(store: Store, folder: Path, **keys: Any) -> StoredStudy:
+    return register(store, load_study(str(planted(folder, **NOISY | keys))), None, {})
 
 
-def work(at: Registered, turns: float = math.inf) -> int:
+def work(at: StoredStudy, turns: float = math.inf) -> int:
     return Worker(at, Path("runs"), 1, lambda event: None).work(turns)
 
 
@@ -114,7 +118,7 @@ def test_run_that_failed_and_its_retry_are_one_run_of_the_baseline(here: Path, s
     at = began(store, here, budget={"trials": 4}, pruner={"name": "none"})
     work(at)
     study_id, lucky = at.optuna._study_id, seen(store).trials[1]
-    at.slots.add([("retry", {"x": 0.5, "seed": 77}, lucky.number)])
+    add(at.slots, [("retry", {"x": 0.5, "seed": 77}, lucky.number)])
     work(at)
     retried = seen(store).trials[-1]
     assert (retried.user_attrs["kind"], len(seen(store).repeats)) == ("retry", 5)
@@ -165,7 +169,7 @@ def test_run_without_a_finite_loss_at_its_last_rung_lies_no_sigmas_away(here: Pa
     path = planted(here, **NOISY, train="curves:diverging")
     with (here / "curves.py").open("a") as module:
         module.write(DIVERGED)
-    work(register(store, read(str(path)), None, {}))
+    work(register(store, load_study(str(path)), None, {}))
     of = seen(store)
     last = row(of, of.trials[-1])
     assert (last["state"], last["sigmas"]) == ("diverged", None)
@@ -175,7 +179,7 @@ def test_run_without_a_finite_loss_at_its_last_rung_lies_no_sigmas_away(here: Pa
 def test_people_read_the_digits_that_the_noise_leaves_and_programs_all_of_them(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with connect(f"sqlite:///{here}/runs/hpo.db", create=True) as store:
+    with open_store(f"sqlite:///{here}/runs/hpo.db", create=True) as store:
         work(began(store, here))
         of = seen(store)
     floor = noise(of)
@@ -209,15 +213,15 @@ def test_people_read_the_digits_that_the_noise_leaves_and_programs_all_of_them(
 def test_live_view_tells_values_with_the_digits_that_the_noise_leaves(here: Path, store: Store) -> None:
     work(began(store, here))
     of = seen(store)
-    screen = Screen(of, 1)
+    screen = LiveTable(of, 1)
     event = {"event": "rung", "worker": 1, "trial": 3, "rung": 2, "value": 1.23456789}
     floor = noise(of)
     assert floor is not None
     told = f"{1.23456789:.{decimals(floor.sigma)}f}"
     assert screen._row(1, event)[3] == told
     assert screen.told[0] == standing(of)
-    assert line(event, 4, decimals(floor.sigma)) == f"trial 3: rung 2/4, {told}"
-    assert line(event, 4) == "trial 3: rung 2/4, 1.2346"
+    assert event_line(event, 4, decimals(floor.sigma)) == f"trial 3: rung 2/4, {told}"
+    assert event_line(event, 4) == "trial 3: rung 2/4, 1.2346"
 
 
 def test_rounded_number_is_rounded_for_people_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +233,7 @@ def test_rounded_number_is_rounded_for_people_alone(capsys: pytest.CaptureFixtur
 
 
 def test_noise_that_is_stored_is_read_without_scipy(here: Path) -> None:
-    with connect("sqlite:///runs/hpo.db", create=True) as store:
+    with open_store("sqlite:///runs/hpo.db", create=True) as store:
         work(began(store, here))
     program = """
 import sys
@@ -253,5 +257,5 @@ def test_equal_runs_have_no_spread_and_no_sigmas(here: Path, store: Store) -> No
     assert floor == Noise(4, 1.5, 0.0, {rung: (pytest.approx(2.5 - rung / 4), 0.0) for rung in (1, 2, 3, 4)})
     assert "baseline 1.5000 ± 0.0000 (4 seeds)" in standing(of)
     assert row(of, of.trials[-1])["sigmas"] is None
-    with look(store.url) as at:
+    with open_readonly(store.url) as at:
         assert noise(snapshot(at, None)) == floor

@@ -10,18 +10,19 @@ from typing import Any
 
 import pytest
 
-from hpo.analysis.snapshot import ended, snapshot, summary
-from hpo.analysis.targets import Reach, milestones
+from hpo.analysis.snapshot import ended, snapshot
+from hpo.analysis.summary import aims, summary
+from hpo.analysis.targets import milestones
 from hpo.cli.main import app
 from hpo.commands.enqueue import enqueue
 from hpo.errors import Problem
 from hpo.launcher.plan import plan
-from hpo.launcher.progress import aims
-from hpo.queue.registry import Registered, register
-from hpo.storage.engine import look
-from hpo.storage.store import Store, connect
+from hpo.queue.registry import StoredStudy, register
+from hpo.storage.engine import open_readonly
+from hpo.storage.store import Store, open_store
+from hpo.storage.targets import TargetReached
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
 from hpo.worker.trial import open_trial
 from hpo.worker.worker import Worker
 from tests.hpo.commands.test_launch import launch
@@ -45,18 +46,18 @@ class Counted(Config):
 """
 
 
-def began(store: Store, folder: Path, code: str = "", **keys: Any) -> Registered:
+def began(store: Store, folder: Path, code: str = "", **keys: Any) -> StoredStudy:
     path = planted(folder, **POINTS | keys)
     with (folder / "curves.py").open("a") as module:
         module.write(code)
-    return register(store, read(str(path)), None, {})
+    return register(store, load_study(str(path)), None, {})
 
 
-def work(at: Registered, turns: float = math.inf) -> int:
+def work(at: StoredStudy, turns: float = math.inf) -> int:
     return Worker(at, Path("runs"), 1, lambda event: None).work(turns)
 
 
-def in_order(at: Registered) -> list[float]:
+def in_order(at: StoredStudy) -> list[float]:
     """Return the last value of each trial."""
     return [t.values[0] for t in snapshot(at.store, "planted").trials]
 
@@ -100,7 +101,7 @@ def test_first_in_time_reached_a_target_though_its_number_is_higher_and_it_runs_
     ]:  # fmt: skip
         store.optuna.set_trial_intermediate_value(trial_id, rung, value)
     of = snapshot(store, "planted")
-    assert of.reached == {"tier1": Reach(trial=1, rung=2, value=1.9, rungs=3)}
+    assert of.reached == {"tier1": TargetReached(trial=1, rung=2, value=1.9, rungs=3)}
     assert {t.state for t in of.trials} == {State.RUNNING}
     assert "after 2 rungs of its own and 3 of the study" in aims(of)[0]
 
@@ -147,7 +148,7 @@ def test_several_workers_end_a_study_at_its_target_and_a_further_launch_begins_n
         assert process.returncode == 0, stderr
         assert "ended by its target tier1: no further trial is begun" in stdout
         assert ("trial 0: started" in stderr) == (turn == 0)
-        with look("runs/hpo.db") as at:
+        with open_readonly("runs/hpo.db") as at:
             of = snapshot(at, "planted")
             assert ended(of)
             assert {t.state for t in of.trials} <= {State.COMPLETE, State.PRUNED}
@@ -158,7 +159,7 @@ def test_several_workers_end_a_study_at_its_target_and_a_further_launch_begins_n
 
 def test_trials_end_a_study_that_does_not_reach_its_target(here: Path, store: Store) -> None:
     path = planted(here, **POINTS | {"targets": {"tier1": 0.5}, "budget": {"target": "tier1"}})
-    study = read(str(path), budget={"trials": 3, "hours": None})
+    study = load_study(str(path), budget={"trials": 3, "hours": None})
     assert "budget 3 trials, target tier1;" in plan(study, {})
     assert "targets tier1 0.5000" in plan(study, {})
     at = register(store, study, None, {})
@@ -171,7 +172,7 @@ def test_trials_end_a_study_that_does_not_reach_its_target(here: Path, store: St
 def test_target_alone_is_a_budget_of_many_trials(here: Path) -> None:
     space = {"x": {"low": 0.0, "high": 1.0}}
     path = planted(here, targets={"tier1": 1.4}, budget={"target": "tier1"}, space=space)
-    assert len(read(str(path)).slots()) == 10_000
+    assert len(load_study(str(path)).slots()) == 10_000
 
 
 @pytest.mark.parametrize("budget", [{"target": "tier2"}, {"trials": 4}], ids=["another", "none"])
@@ -183,8 +184,10 @@ def test_study_goes_on_past_its_target_where_its_file_names_another_or_none(
     work(first)
     n = len(snapshot(store, "planted").trials)
     assert n < 4
-    with connect(store.url) as fresh:
-        again = register(fresh, read(str(planted(here, **POINTS | {"targets": targets, "budget": budget}))), None, {})
+    with open_store(store.url) as fresh:
+        again = register(
+            fresh, load_study(str(planted(here, **POINTS | {"targets": targets, "budget": budget}))), None, {}
+        )
         assert work(again) == 0
     assert len(snapshot(store, "planted").trials) == 4
 
@@ -213,7 +216,7 @@ def test_target_that_is_reached_keeps_what_is_enqueued_from_being_run_and_says_s
 )
 def test_aims_that_mean_nothing_are_refused(here: Path, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(Problem) as caught:
-        read(str(planted(here, **keys)))
+        load_study(str(planted(here, **keys)))
     assert said in str(caught.value)
 
 
@@ -225,7 +228,7 @@ def test_target_may_not_end_a_study_of_arms(here: Path) -> None:
         "targets: {tier1: 1.5}\nbudget: {target: tier1}\n"
     )
     with pytest.raises(Problem, match=r"budget\.target: must be left out with arms"):
-        read(str(path))
+        load_study(str(path))
 
 
 CURVE = {1: 5.0, 2: 4.5, 3: math.nan, 4: 3.0}
@@ -266,10 +269,10 @@ def table(text: str) -> Mapping[str, str]:
 def test_status_and_show_say_which_milestones_a_trial_met_and_missed(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with connect("sqlite:///runs/hpo.db", create=True) as store:
+    with open_store("sqlite:///runs/hpo.db", create=True) as store:
         path = planted(here, **POINTS)
         path.write_text(path.read_text() + "milestones: {0.5: 1.8, .75: 1.3}\n")  # as a person writes them
-        work(register(store, read(str(path)), None, {}))
+        work(register(store, load_study(str(path)), None, {}))
         of = snapshot(store, "planted")
     best = of.best()
     assert best is not None

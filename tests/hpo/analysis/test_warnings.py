@@ -14,12 +14,14 @@ import yaml
 from optuna.trial import TrialState, create_trial
 
 from bench.crowd import plant
-from hpo.analysis.snapshot import ENDED, ended, snapshot
+from hpo.analysis.snapshot import ended, snapshot
 from hpo.analysis.warnings import READ, caveats, idle, knobs, position
-from hpo.queue.registry import Registered, register
-from hpo.storage.engine import look
-from hpo.storage.store import Store, connect
-from hpo.study.load import read
+from hpo.queue.budget import fill
+from hpo.queue.registry import StoredStudy, register
+from hpo.storage.attributes import ENDED
+from hpo.storage.engine import open_readonly
+from hpo.storage.store import Store, open_store
+from hpo.study.load import load_study
 from tests.hpo.storage.test_scale import counted
 from tests.support.control import worked
 from tests.support.planted import edit
@@ -32,17 +34,17 @@ SPACE = {"x": {"low": 0.0, "high": 1.0}, "pause": {"low": 0.0, "high": 10.0}}
 
 @pytest.fixture
 def store(here: Path) -> Iterator[Store]:
-    with connect(f"sqlite:///{here}/caveats.db", create=True) as store:
+    with open_store(f"sqlite:///{here}/caveats.db", create=True) as store:
         yield store
 
 
-def began(store: Store, folder: Path, anchors: Mapping[str, float] | None = None, **keys: Any) -> Registered:
+def began(store: Store, folder: Path, anchors: Mapping[str, float] | None = None, **keys: Any) -> StoredStudy:
     path = planted(folder, **{"space": SPACE, "budget": {"trials": 40}, **keys})
     edit(folder, "ge=0.0, le=1.0", "ge=-9.0, le=9.0")
-    return register(store, read(str(path)), None, anchors or {})
+    return register(store, load_study(str(path)), None, anchors or {})
 
 
-def put(at: Registered, value: float | None, kind: str = "search", pruned: bool = False, **params: Any) -> None:
+def put(at: StoredStudy, value: float | None, kind: str = "search", pruned: bool = False, **params: Any) -> None:
     """Put a trial into the study that ended at a value, or failed."""
     slot = len(at.optuna.get_trials(deepcopy=False))
     state = TrialState.FAIL if value is None else TrialState.PRUNED if pruned else TrialState.COMPLETE
@@ -58,15 +60,15 @@ def put(at: Registered, value: float | None, kind: str = "search", pruned: bool 
     at.store.optuna.create_new_trial(at.optuna._study_id, trial)
 
 
-def notes(at: Registered) -> list[str]:
+def notes(at: StoredStudy) -> list[str]:
     return caveats(snapshot(at.store, at.study.name))
 
 
-def over(at: Registered) -> None:
+def over(at: StoredStudy) -> None:
     """End the study's budget at the trials that it has."""
     n = len(at.optuna.get_trials(deepcopy=False))
     at.optuna.set_user_attr("hpo:budget", {"trials": n})
-    at.slots.fill(at.study.slots()[:n])
+    fill(at.slots, at.study.slots()[:n])
 
 
 # --- the edge of a range
@@ -148,7 +150,7 @@ def test_a_best_trial_that_loses_to_bigrams_says_so(store: Store, here: Path, ob
     assert notes(at) == []
 
 
-def noisy(at: Registered, best: float) -> list[str]:
+def noisy(at: StoredStudy, best: float) -> list[str]:
     """Return the notes of a search of 20 trials over a baseline of mean 2 and sigma 0.125."""
     for i, value in enumerate((1.9, 2.1, 1.9, 2.1)):
         put(at, value, "seed" if i else "baseline", x=0.5)
@@ -267,7 +269,7 @@ def test_an_end_beyond_which_the_field_has_no_values_is_no_edge(
 ) -> None:
     path = planted(here, space=SPACE, budget={"trials": 40})
     edit(here, "ge=0.0, le=1.0", bounds)
-    at = register(store, read(str(path)), None, {})
+    at = register(store, load_study(str(path)), None, {})
     put(at, 1.5, "baseline", x=0.5)
     for i in range(10):
         put(at, 1.4 - i / 100, x=(9 - i) / 9)
@@ -297,7 +299,7 @@ def test_arms_with_the_same_curves_on_every_seed_are_named(store: Store, here: P
     tree = {"train": "curves:train", "config": "curves:Config", "rungs": 4, "seeds": [1, 2]}
     arms = {"a": {"noise": 0.1}, "b": {"noise": 0.1, "pause": 0.001}, "c": {"noise": 0.1, "x": 0.1}}
     (here / "arms.yaml").write_text(yaml.safe_dump({**tree, "arms": arms}))
-    at = register(store, read("arms.yaml"), None, {"bigram": 0.5})
+    at = register(store, load_study("arms.yaml"), None, {"bigram": 0.5})
     assert notes(at) == []
     assert worked(at) == 0
     assert notes(at) == [
@@ -316,9 +318,9 @@ def test_a_study_without_a_result_has_no_notes(store: Store, here: Path) -> None
 
 def test_of_a_long_study_only_the_best_trial_is_read(here: Path) -> None:
     url = f"sqlite:///{here}/long.db"
-    with connect(url, create=True) as long:
+    with open_store(url, create=True) as long:
         over(plant(long, READ + 10, 0))
-    with look(url) as reader:
+    with open_readonly(url) as reader:
         of = snapshot(reader, "crowd")
         assert ended(of)
         with counted(reader.engine) as statements:

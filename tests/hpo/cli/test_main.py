@@ -14,12 +14,11 @@ from typing import Any
 import optuna
 import pytest
 
-from hpo.config import yaml as notation
-from hpo.errors import NothingFeasible, Problem
+from hpo.config.yaml import parse_yaml
+from hpo.errors import NothingFeasible, Problem, StorageError
 from hpo.queue.registry import register
-from hpo.storage.retry import StorageError
-from hpo.storage.store import connect
-from hpo.study.load import read
+from hpo.storage.store import open_store
+from hpo.study.load import load_study
 from tests.support.command import COMMANDS, STUDY, environment, here, hpo, trivial
 from tests.support.tiny import corpus
 
@@ -145,8 +144,8 @@ def test_status_2_where_the_runs_cannot_be_written(tmp_path: Path) -> None:
 def made(folder: Path, url: str, name: str = "trivial", trials: int = 4) -> None:
     """Make a study that nobody works on yet."""
     trivial(folder, name)
-    with contextlib.chdir(folder), connect(url, create=True) as store:
-        register(store, read(f"{name}.yaml", budget={"trials": trials}), None, {})
+    with contextlib.chdir(folder), open_store(url, create=True) as store:
+        register(store, load_study(f"{name}.yaml", budget={"trials": trials}), None, {})
 
 
 def test_study_may_be_left_out_where_there_is_one(tmp_path: Path) -> None:
@@ -155,7 +154,7 @@ def test_study_may_be_left_out_where_there_is_one(tmp_path: Path) -> None:
     def status(*more: str) -> Any:
         return json.loads(here("status", "--format", "json", "--storage", url, *more, cwd=tmp_path))["study"]
 
-    connect(url, create=True).close()
+    open_store(url, create=True).close()
     with pytest.raises(Problem, match=r"^--study: the storage holds 0 studies, `hpo launch` makes one; name one$"):
         status()
     made(tmp_path, url)
@@ -170,7 +169,7 @@ def test_study_may_be_left_out_where_there_is_one(tmp_path: Path) -> None:
 
 def contents(url: str) -> list[Any]:
     """Return all that Optuna knows of the studies of a storage."""
-    with connect(url) as store:
+    with open_store(url) as store:
         found = optuna.get_all_study_summaries(storage=store.optuna)
         return [(s.study_name, s.user_attrs, s.n_trials) for s in found]
 
@@ -193,7 +192,7 @@ def test_study_of_another_shape_is_refused_with_both_values_and_nothing_is_chang
 
 def test_study_that_another_program_made_is_refused(storage_url: str, tmp_path: Path) -> None:
     trivial(tmp_path)
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         theirs = optuna.create_study(storage=store.optuna, study_name="trivial")
         theirs.tell(theirs.ask(), 1.0)
     before = contents(storage_url)
@@ -284,7 +283,7 @@ def parsed(text: str, format: str) -> Any:
     if format == "json":
         return json.loads(text)
     if format == "yaml":
-        return notation.load(text)
+        return parse_yaml(text)
     rows = list(csv.reader(io.StringIO(text)))
     return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
 

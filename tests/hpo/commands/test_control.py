@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from hpo.analysis.snapshot import ENDED, STATE, snapshot, word
+from hpo.analysis.snapshot import snapshot, word
 from hpo.commands.control import kill, turn
-from hpo.storage.engine import SLOT
-from hpo.storage.store import Store, connect
+from hpo.storage.attributes import ENDED, STATE
+from hpo.storage.schema import SLOT
+from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.worker.trial import open_trial
 from hpo.worker.worker import Worker
@@ -38,7 +39,7 @@ def test_commands_act_through_the_storage_from_any_folder_and_their_status_says_
     url = f"sqlite:///{here}/hpo.db"
     away = here / "away"
     away.mkdir()
-    with connect(url, create=True) as store:
+    with open_store(url, create=True) as store:
         at = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
         interrupted(at)
         for command in ("pause", "resume", "stop"):

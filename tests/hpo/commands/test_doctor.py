@@ -11,12 +11,13 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 import hpo.commands.doctor
-from hpo.analysis.snapshot import DATA, counts, snapshot
+from hpo.analysis.snapshot import counts, snapshot
 from hpo.commands.doctor import Finding, examine
 from hpo.queue.registry import register
 from hpo.runs.run_dir import trial_folder
-from hpo.storage.store import Store, connect
-from hpo.study.load import read
+from hpo.storage.attributes import DATA
+from hpo.storage.store import Store, open_store
+from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.support.command import hpo as command
 from tests.support.planted import study as planted
@@ -27,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("here")
 @pytest.fixture
 def store(storage_url: str, here: Path) -> Iterator[Store]:
     """A storage with a study of two trials, the second not begun."""
-    with connect(storage_url, create=True) as store:
-        at = register(store, read(str(planted(here, budget={"trials": 2}, pruner={"name": "none"}))), None, {})
+    with open_store(storage_url, create=True) as store:
+        at = register(store, load_study(str(planted(here, budget={"trials": 2}, pruner={"name": "none"}))), None, {})
         Worker(at, Path("runs"), 1, lambda event: None).work(turns=1)
         yield store
 
@@ -77,7 +78,7 @@ def test_trial_shown_as_running_that_nobody_has_is_found_and_mended(store: Store
 
 
 def test_leftover_checkpoints_are_found_and_removed_but_not_those_of_the_best(store: Store, here: Path) -> None:
-    at = register(store, read(str(here / "planted.yaml"), budget={"trials": 6}), None, {}, {"trials": 6})
+    at = register(store, load_study(str(here / "planted.yaml"), budget={"trials": 6}), None, {}, {"trials": 6})
     Worker(at, Path("runs"), 1, lambda event: None).work()
     of = snapshot(store, "planted")
     best = sorted(of.trials, key=lambda trial: trial.values[0])

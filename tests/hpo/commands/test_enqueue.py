@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from hpo.analysis.snapshot import ENDED, snapshot
+from hpo.analysis.snapshot import snapshot
 from hpo.commands.control import turn
 from hpo.commands.enqueue import again, enqueue
 from hpo.errors import Problem
-from hpo.queue.registry import Registered, register
-from hpo.storage.store import Store, connect
+from hpo.queue.registry import StoredStudy, register
+from hpo.storage.attributes import ENDED
+from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
 from tests.support.control import (
     began,
     ends,
@@ -43,11 +44,11 @@ def fails_once(config):
 """
 
 
-def failing(store: Store, here: Path, **keys: Any) -> Registered:
+def failing(store: Store, here: Path, **keys: Any) -> StoredStudy:
     path = planted(here, train="curves:fails_once", **{"pruner": {"name": "none"}, **keys})
     with (here / "curves.py").open("a") as file:
         file.write(FAILING)
-    return register(store, read(str(path)), None, {})
+    return register(store, load_study(str(path)), None, {})
 
 
 def test_retry_runs_the_parameters_again_as_a_new_trial_beside_the_budget(here: Path, store: Store) -> None:
@@ -159,7 +160,7 @@ def test_enqueue_says_what_keeps_it_from_being_run(here: Path, store: Store) -> 
 def test_enqueue_refuses_what_is_no_configuration(
     here: Path, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
-    with connect(f"sqlite:///{tmp_path}/c.db", create=True) as store:
+    with open_store(f"sqlite:///{tmp_path}/c.db", create=True) as store:
         at = began(store, here)
         with pytest.raises(Problem) as error:
             enqueue(store, None, overrides)
@@ -168,8 +169,8 @@ def test_enqueue_refuses_what_is_no_configuration(
 
 
 def test_enqueue_refuses_a_trial_that_could_not_be_compared_with_the_others(here: Path) -> None:
-    with connect(f"sqlite:///{here}/c.db", create=True) as store:
-        at = register(store, read(str(gpt(here, "a", 1e-3, {}))), None, {})
+    with open_store(f"sqlite:///{here}/c.db", create=True) as store:
+        at = register(store, load_study(str(gpt(here, "a", 1e-3, {}))), None, {})
         for override, why in (
             ("run.tokens=999", "lengths"),
             ("run.rungs=7", "rungs"),
@@ -181,7 +182,7 @@ def test_enqueue_refuses_a_trial_that_could_not_be_compared_with_the_others(here
         with pytest.raises(Problem, match="--set optimizer: must be a dotted field, such as"):
             enqueue(store, "a", ["optimizer={name: sgd}"])
         searched = {"space": {"tokenizer.name": {"choices": ["bytes", "chars"]}}, "objective": "val_bpb"}
-        register(store, read(str(gpt(here, "b", 1e-3, {}, **searched))), None, {})
+        register(store, load_study(str(gpt(here, "b", 1e-3, {}, **searched))), None, {})
         assert "b: enqueued tokenizer.name=chars" in enqueue(store, "b", ["tokenizer.name=chars"])[0]
         assert at.slots.left() == 4
         tokens = at.study.base.model_dump()["run"]["tokens"]

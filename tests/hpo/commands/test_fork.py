@@ -7,14 +7,15 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.analysis.snapshot import ENDED, snapshot
+from hpo.analysis.snapshot import snapshot
 from hpo.commands.fork import fork
 from hpo.errors import Problem
-from hpo.queue.registry import load, register
-from hpo.storage.engine import SLOT
-from hpo.storage.store import Store, connect
+from hpo.queue.registry import load_stored_study, register
+from hpo.storage.attributes import ENDED
+from hpo.storage.schema import SLOT
+from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
 from tests.support.command import hpo
 from tests.support.control import began, gpt, refused, states, typed, worked
 from tests.support.planted import study as planted
@@ -41,7 +42,7 @@ def test_fork_takes_over_the_trials_that_the_new_study_would_train_alike(here: P
         assert after.user_attrs["kind"] == "forked"
         assert after.user_attrs[ENDED] == before.user_attrs[ENDED]
         assert (after.started, after.ended) == (before.started, before.ended)
-    at = load(store, "narrow")
+    at = load_stored_study(store, "narrow")
     assert at.slots.left() == 3, "what was taken over does not count in the budget"
     assert worked(at) == 0
     assert len(snapshot(store, "narrow").trials) == len(inside) + 3
@@ -56,7 +57,7 @@ def test_fork_of_a_fork_takes_over_what_was_taken_over(here: Path, store: Store)
     told = fork(store, str(planted(here, "third", seed=3)), "second", None, [], None)
     assert "third: begins with 3 of the 3 finished trials of second" in told
     assert [t.user_attrs["forked_from"] for t in snapshot(store, "third").trials] == [f"second/{i}" for i in range(3)]
-    assert worked(load(store, "second")) == 0
+    assert worked(load_stored_study(store, "second")) == 0
     assert states(store, "second") == {State.COMPLETE: 5}, "the sampler takes them for its own"
 
 
@@ -78,7 +79,7 @@ def test_fork_that_a_launch_offers_for_a_changed_space_does_what_it_says(here: P
     assert worked(began(store, here, pruner={"name": "none"}, budget={"trials": 3})) == 0
     path = planted(here, space={"x": {"low": 0.0, "high": 0.999}})
     with pytest.raises(Problem) as found:
-        register(store, read(str(path)), None, {})
+        register(store, load_study(str(path)), None, {})
     offered = str(found.value).partition("`")[2].partition("`")[0]
     assert offered == f"hpo fork {path} --from planted --as planted-2"
     told = typed(store.url, *offered.split()[1:])
@@ -139,8 +140,8 @@ def test_fork_that_fails_half_way_leaves_nothing(here: Path, store: Store, monke
 def test_fork_of_a_gpt_study_compares_whole_configurations_and_data(here: Path) -> None:
     from hpo.runs.datasets import described
 
-    with connect(f"sqlite:///{here}/c.db", create=True) as store:
-        study = read(str(gpt(here, "a", 1e-3, {}, budget={"trials": 2})))
+    with open_store(f"sqlite:///{here}/c.db", create=True) as store:
+        study = load_study(str(gpt(here, "a", 1e-3, {}, budget={"trials": 2})))
         old = register(store, study, *described(study.base))
         assert worked(old) == 0
         told = fork(store, str(gpt(here, "b", 2e-3, {})), "a", None, [], None)

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from hpo.analysis.snapshot import counts, snapshot
-from hpo.launcher.progress import Screen, line
+from hpo.launcher.progress import LiveTable
 from hpo.queue.registry import register
-from hpo.storage.engine import look
-from hpo.storage.store import connect
-from hpo.study.load import read
+from hpo.storage.engine import open_readonly
+from hpo.storage.store import open_store
+from hpo.study.load import load_study
+from hpo.worker.events import event_line
 from tests.support.planted import study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -60,7 +61,7 @@ def test_launch_prints_the_best_configuration_what_changed_and_what_to_type_next
     typed = [text.strip() for text in stdout.splitlines() if text.startswith("  hpo ")]
     assert [text.split()[1] for text in typed] == ["confirm", "export", "train", "dashboard"]
     assert Path("runs/planted/best.yaml").is_file()
-    kept, given = (read(path).spec() | {"name": ""} for path in ("runs/planted/study.yaml", "planted.yaml"))
+    kept, given = (load_study(path).spec() | {"name": ""} for path in ("runs/planted/study.yaml", "planted.yaml"))
     assert kept == given, "what was launched can be launched again"
     assert "trial 0: started (baseline)" in stderr
     # what it says to type next works
@@ -96,12 +97,12 @@ def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_goes_on
     assert "stopping" in stderr
     assert "Traceback" not in stderr
     assert workers(here) == []
-    with look("runs/hpo.db") as store:
+    with open_readonly("runs/hpo.db") as store:
         assert snapshot(store, "planted").slots["leased"] == 0
     again = launch("--study", str(path), "--workers", "2")
     again.communicate(timeout=60)
     assert again.returncode == 0
-    with look("runs/hpo.db") as store:
+    with open_readonly("runs/hpo.db") as store:
         of = snapshot(store, "planted")
         assert len(of.trials) == 6
         assert counts(of)["running"] == counts(of)["waiting"] == 0
@@ -120,7 +121,7 @@ def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
     assert "Traceback" not in stderr
     assert workers(here) == []
     assert time.monotonic() - began < 15
-    with look("runs/hpo.db") as store:
+    with open_readonly("runs/hpo.db") as store:
         of = snapshot(store, "planted")
         assert counts(of)["running"] + counts(of)["waiting"] == 2
         assert of.slots["leased"] == 0
@@ -133,7 +134,7 @@ def test_workers_end_when_their_launcher_is_killed(here: Path) -> None:
     process.kill()
     process.communicate()
     assert until(lambda: workers(here) == [])
-    with look("runs/hpo.db") as store:
+    with open_readonly("runs/hpo.db") as store:
         assert snapshot(store, "planted").slots["leased"] == 0
 
 
@@ -152,10 +153,10 @@ def test_screen_shows_workers_progress_and_the_best_against_baseline_and_anchors
 
     path = planted(here, budget={"trials": 3})
     launch("--study", str(path), "--quiet").communicate(timeout=60)
-    with connect("runs/hpo.db") as store:
-        register(store, read(str(path), budget={"trials": 8}), None, {})
+    with open_store("runs/hpo.db") as store:
+        register(store, load_study(str(path), budget={"trials": 8}), None, {})
         of = snapshot(store, "planted")
-    screen = Screen(of, workers=2)
+    screen = LiveTable(of, workers=2)
     screen.show({"event": "rung", "worker": 1, "trial": 5, "rung": 2, "value": 1.5, "tokens_per_second": 12345.0})
     console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(screen.render())
@@ -174,7 +175,7 @@ def test_every_event_has_a_line() -> None:
         {"event": "error", "trial": 3, "rung": 0, "value": None, "error": "boom"},
         {"event": "exit", "status": 1},
     ]
-    assert [line(event, 4) for event in events] == [
+    assert [event_line(event, 4) for event in events] == [
         "trial 3: started (baseline), attempt 2",
         "trial 3: rung 1/4, no finite loss",
         "trial 3: pruned at rung 1/4, 2.0000",

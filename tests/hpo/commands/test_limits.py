@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from hpo.commands.limits import TRIES, Search, attempt, capped, configuration, largest
-from hpo.config import yaml as notation
+from hpo.config.yaml import dump_yaml
 from hpo.errors import WorkFailed
 from model.data.prepare import prepare
 from model.memory.capacity import LEAST
@@ -41,7 +41,7 @@ def written(folder: Path, **more) -> Path:
         "run": {"tokens": 2**16, "rungs": 1, "batch_size": 2, "device": "cpu"},
     }
     path = folder / "config.yaml"
-    path.write_text(notation.dump(tree | more))
+    path.write_text(dump_yaml(tree | more))
     return path
 
 

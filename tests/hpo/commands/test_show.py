@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from hpo.analysis.snapshot import STATE, counts, snapshot
+from hpo.analysis.snapshot import counts, snapshot
 from hpo.commands.show import show_status, trial
 from hpo.console import Format
 from hpo.queue.heartbeat import reap
 from hpo.queue.registry import register
-from hpo.storage.engine import look
-from hpo.storage.store import connect
-from hpo.study.load import read
+from hpo.storage.attributes import STATE
+from hpo.storage.engine import open_readonly
+from hpo.storage.store import open_store
+from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.hpo.commands.test_launch import launch, running, until, workers
 from tests.support.planted import study as planted
@@ -28,8 +29,8 @@ def test_status_names_what_happened_and_to_whom(
     here: Path, storage_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = planted(here, budget={"trials": 2}, pruner={"name": "none"})
-    with connect(storage_url, create=True) as store:
-        at = register(store, read(str(path)), None, {})
+    with open_store(storage_url, create=True) as store:
+        at = register(store, load_study(str(path)), None, {})
         worker = Worker(at, Path("runs"), 1, lambda event: None)
         worker.listener = lambda event: worker.alarm.ask(signal.SIGTERM) if event["event"] == "rung" else None
         assert worker.work() == 143
@@ -63,7 +64,7 @@ def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Pat
     _, said = process.communicate(timeout=90)
     assert process.returncode == 0
     assert "ended with signal 9; it is started again" in said
-    with look("runs/hpo.db") as store:
+    with open_readonly("runs/hpo.db") as store:
         of = snapshot(store, "planted")
         assert counts(of)["complete"] == len(of.trials) == 5
         assert [h.word for h in of.happened] == ["restarted", "lost"], "a function of one's own starts again"

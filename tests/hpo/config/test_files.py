@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from hpo.config import files as bases
-from hpo.config import yaml as notation
+from hpo.config import files
 from hpo.config.discovery import find, find_base, is_ledger, shipped, studies
+from hpo.config.files import read_config
+from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
-from hpo.runs.run_dir import read_config
-from hpo.study.load import read
+from hpo.study.load import load_study
 from hpo.study.spec import from_spec
 from model.config import TrainConfig
 from model.section import flat
@@ -35,12 +35,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def resolved(**tree: Any) -> TrainConfig:
-    return bases.resolved(tree, TrainConfig)
+    return files.resolved(tree, TrainConfig)
 
 
 def write(base: dict[str, Any]) -> str:
     space = {"run.grad_accum": {"choices": [1, 2]}}
-    Path("s.yaml").write_text(notation.dump({"base": base, "space": space, "budget": {"trials": 2}}))
+    Path("s.yaml").write_text(dump_yaml({"base": base, "space": space, "budget": {"trials": 2}}))
     return "s.yaml"
 
 
@@ -66,8 +66,8 @@ def test_mapping_without_from_is_a_configuration_as_before() -> None:
 
 
 def test_whole_base_travels_in_the_study() -> None:
-    study = read(write({"from": "mine", "optimizer": {"lr": 1e-2}}))
-    spec = notation.load(notation.dump(study.spec()))
+    study = load_study(write({"from": "mine", "optimizer": {"lr": 1e-2}}))
+    spec = parse_yaml(dump_yaml(study.spec()))
     assert "from" not in spec["base"]
     Path("studies/bases/mine.yaml").unlink()
     again = from_spec(spec)
@@ -94,7 +94,7 @@ def test_whole_base_travels_in_the_study() -> None:
 )
 def test_mistake_in_a_base_is_one_line(base: dict[str, Any], line: str) -> None:
     with pytest.raises(Problem) as caught:
-        read(write(base))
+        load_study(write(base))
     (said,) = str(caught.value).splitlines()
     assert said.startswith(line)
 
@@ -102,7 +102,7 @@ def test_mistake_in_a_base_is_one_line(base: dict[str, Any], line: str) -> None:
 def test_mistake_in_the_file_of_a_base_names_that_file() -> None:
     Path("studies/bases/mine.yaml").write_text("optimizer: {lrr: 1}")
     with pytest.raises(Problem, match=r"^s.yaml: base.from: studies/bases/mine.yaml: optimizer.lrr: no such field"):
-        read(write({"from": "mine"}))
+        load_study(write({"from": "mine"}))
 
 
 def test_train_takes_a_base_by_name(folder: Path) -> None:

@@ -9,8 +9,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hpo.config import yaml as notation
-from hpo.config.yaml import NotationError
+from hpo.config.yaml import YamlError, dump_yaml, parse_value, parse_yaml
 from model.config import TrainConfig
 from model.section import updated
 
@@ -35,9 +34,9 @@ from model.section import updated
     ],
 )
 def test_numbers_are_numbers_however_they_are_written(text: str, meant: float) -> None:
-    found = notation.load(f"key: {text}")["key"]
+    found = parse_yaml(f"key: {text}")["key"]
     assert (found, isinstance(found, bool)) == (meant, False)
-    assert notation.value(text) == meant
+    assert parse_value(text) == meant
 
 
 LOOK_ALIKES = (
@@ -47,14 +46,14 @@ LOOK_ALIKES = (
 
 @pytest.mark.parametrize("text", LOOK_ALIKES.split())
 def test_words_dates_and_look_alikes_of_numbers_are_text(text: str) -> None:
-    assert notation.load(f"key: {text}") == {"key": text}
-    assert notation.value(text) == text
+    assert parse_yaml(f"key: {text}") == {"key": text}
+    assert parse_value(text) == text
 
 
 @pytest.mark.parametrize(("text", "meant"), [("true", True), ("False", False), ("TRUE", True)])
 def test_true_and_false_are_booleans(text: str, meant: bool) -> None:
-    assert notation.load(f"key: {text}")["key"] is meant
-    assert notation.value(text) is meant
+    assert parse_yaml(f"key: {text}")["key"] is meant
+    assert parse_value(text) is meant
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_true_and_false_are_booleans(text: str, meant: bool) -> None:
     ],
 )
 def test_a_value_on_the_command_line_is_text_where_it_is_nothing_else(text: str, meant: Any) -> None:
-    assert notation.value(text) == meant
+    assert parse_value(text) == meant
 
 
 @pytest.mark.parametrize(
@@ -110,8 +109,8 @@ def test_a_value_on_the_command_line_is_text_where_it_is_nothing_else(text: str,
     ],
 )
 def test_what_is_wrong_is_said_with_line_and_column(text: str, message: str) -> None:
-    with pytest.raises(NotationError) as caught:
-        notation.load(text)
+    with pytest.raises(YamlError) as caught:
+        parse_yaml(text)
     assert str(caught.value) == message
 
 
@@ -121,14 +120,14 @@ def test_what_is_wrong_is_said_with_line_and_column(text: str, message: str) -> 
     ids=["brackets", "dashes", "braces", "null byte", "surrogate", "digits"],
 )
 def test_odd_text_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(NotationError) as caught:
-        notation.load(text)
+    with pytest.raises(YamlError) as caught:
+        parse_yaml(text)
     assert "\n" not in str(caught.value)
 
 
 def test_anchors_and_merges_save_writing() -> None:
     text = "a: &range {low: 1e-4, high: 1, log: true}\nb: *range\nc: {<<: *range, high: 2}"
-    found = notation.load(text)
+    found = parse_yaml(text)
     assert found["b"] == found["a"] == {"low": 1e-4, "high": 1, "log": True}
     assert found["c"] == {"low": 1e-4, "high": 2, "log": True}
 
@@ -140,18 +139,18 @@ FLOATS = [1e-05, 1e16, 1e300, 5e-324, 0.1, -0.0, 1.0, 0.1 + 0.2, math.inf, -math
 
 @pytest.mark.parametrize("value", [*WORDS, *ODD, *FLOATS, True, False, None, 0, -3, 2**70, [], {}, [[]], {"a": [1]}])
 def test_what_is_dumped_is_loaded_again(value: Any) -> None:
-    found = notation.load(notation.dump({"key": value}))["key"]
+    found = parse_yaml(dump_yaml({"key": value}))["key"]
     assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize("value", [*WORDS, *FLOATS, 400_000, True])
 def test_what_is_dumped_is_read_alike_by_other_readers_of_yaml(value: Any) -> None:
-    found = yaml.safe_load(notation.dump({"key": value}))["key"]
+    found = yaml.safe_load(dump_yaml({"key": value}))["key"]
     assert (found, type(found)) == (value, type(value))
 
 
 def test_nan_is_dumped_and_loaded_as_nan() -> None:
-    assert math.isnan(notation.load(notation.dump({"key": math.nan}))["key"])
+    assert math.isnan(parse_yaml(dump_yaml({"key": math.nan}))["key"])
 
 
 LEAVES = st.one_of(
@@ -172,15 +171,15 @@ TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dict
 @example({"<<": 1})
 @example({"a": "x\x85y"})
 def test_any_tree_is_dumped_and_loaded_again(tree: Any) -> None:
-    assert notation.load(notation.dump(tree)) == tree
+    assert parse_yaml(dump_yaml(tree)) == tree
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text() | st.text("[]{}:,-?&*!|>'\"%@`#\n\t 0123456789.eabtrue<=_"))
 def test_any_text_is_loaded_or_refused(text: str) -> None:
-    with contextlib.suppress(NotationError):
-        assert isinstance(notation.load(text), dict | list | str | int | float | None)
-    assert isinstance(notation.value(text), dict | list | str | int | float | None)
+    with contextlib.suppress(YamlError):
+        assert isinstance(parse_yaml(text), dict | list | str | int | float | None)
+    assert isinstance(parse_value(text), dict | list | str | int | float | None)
 
 
 @pytest.mark.parametrize(
@@ -196,5 +195,5 @@ def test_any_text_is_loaded_or_refused(text: str) -> None:
 )
 def test_every_configuration_is_dumped_and_loaded_again(values: dict[str, Any]) -> None:
     config = updated(TrainConfig(), values)
-    tree = notation.load(notation.dump(config.model_dump(mode="json")))
+    tree = parse_yaml(dump_yaml(config.model_dump(mode="json")))
     assert TrainConfig.model_validate(tree) == config

@@ -17,8 +17,8 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.dashboard.access import LARGE, WRONG_A_MINUTE, App, Guard, Login, is_loopback
 from hpo.dashboard.server import guarded
-from hpo.storage.retry import StorageError
-from hpo.storage.store import Store, browse, connect
+from hpo.errors import StorageError
+from hpo.storage.store import Store, open_dashboard, open_store
 from tests.support.dashboard import basic
 
 PASSWORD = "pä$s:wörd"
@@ -55,7 +55,7 @@ class Answer:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """A storage with one study, `study`, of three trials, one of them running."""
-    with connect(f"sqlite:///{tmp_path}/hpo.db", create=True) as made:
+    with open_store(f"sqlite:///{tmp_path}/hpo.db", create=True) as made:
         study = optuna.create_study(study_name="study", storage=made.optuna)
         for x in 0.25, 0.5:
             study.add_trial(create_trial(params={"x": x}, distributions={"x": FloatDistribution(0, 1)}, value=x))
@@ -66,7 +66,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def look(store: Store) -> Iterator[Store]:
     """The same storage as the dashboard opens it."""
-    with browse(store.url, patience=0.1) as opened:
+    with open_dashboard(store.url, patience=0.1) as opened:
         yield opened
 
 
@@ -158,9 +158,9 @@ def test_dashboard_that_only_looks_refuses_every_change(remote: Guard, look: Sto
 
 
 def test_storage_itself_refuses_what_a_page_would_write(storage_url: str) -> None:
-    with connect(storage_url, create=True) as made:
+    with open_store(storage_url, create=True) as made:
         optuna.create_study(study_name="study", storage=made.optuna)
-    with browse(storage_url, patience=0.1) as opened:
+    with open_dashboard(storage_url, patience=0.1) as opened:
         assert [study.study_name for study in opened.optuna.get_all_studies()] == ["study"]
         with pytest.raises(StorageError, match=r"read-?only"):
             opened.retry(opened.optuna.set_study_user_attr, 1, "key", "value")

@@ -18,7 +18,7 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 
 from hpo.dashboard.access import App, Guard
 from hpo.dashboard.server import Quiet, Server
-from hpo.storage.store import connect
+from hpo.storage.store import open_store
 from tests.support.chromium import CHROMIUM, MISSING, Browser
 from tests.support.command import environment
 from tests.support.dashboard import dashboard
@@ -121,7 +121,7 @@ def test_page_among_the_files_of_a_run_runs_no_script(tmp_path: Path) -> None:
     files = FileSystemArtifactStore(tmp_path / "files")
     page = tmp_path / "page.html"
     page.write_text("<title>as it was</title><script>document.title = 'ran'</script><p>text</p>")
-    with connect(f"sqlite:///{tmp_path}/hpo.db", create=True) as store:
+    with open_store(f"sqlite:///{tmp_path}/hpo.db", create=True) as store:
         study = optuna.create_study(study_name="study", storage=store.optuna)
         made = upload_artifact(artifact_store=files, file_path=str(page), study_or_trial=study)
         bare: App = optuna_dashboard.wsgi(store.optuna, artifact_store=files)
@@ -135,7 +135,7 @@ def test_page_among_the_files_of_a_run_runs_no_script(tmp_path: Path) -> None:
 
 
 def test_page_of_another_site_can_neither_read_nor_change_a_study(tmp_path: Path) -> None:
-    with connect(f"sqlite:///{tmp_path}/hpo.db", create=True) as store:
+    with open_store(f"sqlite:///{tmp_path}/hpo.db", create=True) as store:
         optuna.create_study(study_name="study", storage=store.optuna)
 
     def other(environ: object, start: object) -> list[bytes]:

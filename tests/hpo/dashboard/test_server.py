@@ -14,7 +14,7 @@ import optuna
 import pytest
 
 from hpo.dashboard.server import guarded
-from hpo.storage.store import browse, connect
+from hpo.storage.store import open_dashboard, open_store
 from tests.hpo.dashboard.test_access import Answer
 from tests.support.dashboard import answer, dashboard
 from tests.support.postgres import MISSING, Postgres, binaries
@@ -24,7 +24,7 @@ from tests.support.postgres import MISSING, Postgres, binaries
 def url(tmp_path: Path) -> str:
     """A storage with the study `study`."""
     made = f"sqlite:///{tmp_path}/hpo.db"
-    with connect(made, create=True) as store:
+    with open_store(made, create=True) as store:
         optuna.create_study(study_name="study", storage=store.optuna)
     return made
 
@@ -114,17 +114,17 @@ def test_dashboard_that_only_looks_starts_while_somebody_writes(url: str, writin
 
 
 def test_workers_write_while_a_page_reads(url: str) -> None:
-    with browse(url) as look, look.engine.begin() as reading:
+    with open_dashboard(url) as look, look.engine.begin() as reading:
         assert reading.exec_driver_sql("SELECT count(*) FROM studies").scalar_one() == 1
         with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0)) as writer:
             writer.execute("UPDATE studies SET study_name = 'written'")
             writer.commit()
-    with connect(url) as store:
+    with open_store(url) as store:
         assert store.optuna.get_study_name_from_id(1) == "written"
 
 
 def test_server_waits_for_minutes_while_a_large_study_is_read(postgres: Postgres) -> None:
-    with browse(postgres.url("with_tables")) as look, look.engine.begin() as reading:
+    with open_dashboard(postgres.url("with_tables")) as look, look.engine.begin() as reading:
         limits = [f"SHOW {name}" for name in ("idle_in_transaction_session_timeout", "transaction_read_only")]
         assert [reading.exec_driver_sql(limit).scalar_one() for limit in limits] == ["5min", "on"]
 
@@ -133,9 +133,9 @@ def test_server_waits_for_minutes_while_a_large_study_is_read(postgres: Postgres
 def test_restarted_server_is_away_for_a_while_and_ends_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     server = Postgres().start()
     try:
-        with connect(server.url(), create=True) as store:
+        with open_store(server.url(), create=True) as store:
             optuna.create_study(study_name="study", storage=store.optuna)
-        with browse(server.url(), patience=0.2) as look:
+        with open_dashboard(server.url(), patience=0.2) as look:
             pages = guarded(look, None, None, local=True)
             paths = ("/api/studies", "/api/studies/1", "/api/studies/1/plot/contour", "/csv/1")
             assert [Answer(pages, path).status for path in paths] == [200] * 4

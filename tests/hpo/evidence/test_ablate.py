@@ -13,9 +13,10 @@ from scipy import stats
 
 from hpo.analysis.snapshot import Snapshot
 from hpo.errors import Problem
-from hpo.evidence.ablate import DESIGNS, Asked, effects_in, planned, table, verdicts
+from hpo.evidence.ablate import AblateRequest, effects_in, planned, table, verdicts
+from hpo.evidence.designs import DESIGNS
 from hpo.storage.store import Store
-from hpo.study.load import read
+from hpo.study.load import load_study
 from tests.support.command import hpo
 from tests.support.comparisons import worked
 from tests.support.planted import edit
@@ -64,12 +65,12 @@ def search(store: Store, folder: Path, target: dict[str, Any], **keys: Any) -> S
     }
     path = folder / "planted.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
-    return worked(store, read(str(path)))
+    return worked(store, load_study(str(path)))
 
 
-def asked(design: str, **keys: Any) -> Asked:
+def asked(design: str, **keys: Any) -> AblateRequest:
     usual = {"study": None, "before": "baseline", "after": "1", "groups": [], "order": [], "seeds": 5, "tokens": None}
-    return Asked(**{**usual, "name": None, "design": design, **keys})
+    return AblateRequest(**{**usual, "name": None, "design": design, **keys})
 
 
 def ablated(store: Store, of: Snapshot, design: str, **keys: Any) -> Snapshot:
@@ -240,9 +241,9 @@ def test_another_component_comes_with_its_fields_and_lengths_are_the_comparison_
 
 
 def test_ablation_goes_on_under_its_own_plan_alone(here: Path, storage_url: str) -> None:
-    from hpo.storage.store import connect
+    from hpo.storage.store import open_store
 
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         search(store, here, TARGET)
     words = ["ablate", "--to", "1", "--seeds", "3", "--study", "planted", "--storage", storage_url]
     first = hpo(*words, "--format", "json", cwd=here)

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import yaml
 
-from hpo.analysis.export import preferred
 from hpo.analysis.snapshot import Snapshot, snapshot
 from hpo.errors import NothingFeasible, Problem
 from hpo.evidence.comparison import begun, first_fresh
-from hpo.evidence.confirm import Asked, design, ranked, table, verdicts
+from hpo.evidence.confirm import ConfirmRequest, design, ranked, table, verdicts
 from hpo.evidence.paired import compare
-from hpo.storage.store import Store, connect
-from hpo.storage.trials import SPEC, State, chosen
+from hpo.evidence.preferred import preferred
+from hpo.storage.attributes import SPEC
+from hpo.storage.store import Store, open_store
+from hpo.storage.trials import State, chosen
 from hpo.study.spec import from_spec
 from tests.hpo.commands.test_launch import until
 from tests.support.command import hpo
@@ -36,8 +37,10 @@ def storage_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/hpo.db"
 
 
-def asked(**keys: Any) -> Asked:
-    return Asked(**{"study": None, "top": None, "seeds": None, "tokens": None, "name": None, "test": None, **keys})
+def asked(**keys: Any) -> ConfirmRequest:
+    return ConfirmRequest(
+        **{"study": None, "top": None, "seeds": None, "tokens": None, "name": None, "test": None, **keys}
+    )
 
 
 def confirmed(store: Store, of: Snapshot, **keys: Any) -> Snapshot:
@@ -140,9 +143,9 @@ def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: St
     """The space does nothing: what the search found best is luck, of which nothing is left."""
     path = planted(here, base={"noise": 0.1}, pruner={"name": "none"})
     edit(here, "1.0 + config.x", "1.0")
-    from hpo.study.load import read
+    from hpo.study.load import load_study
 
-    of = worked(store, read(str(path)))
+    of = worked(store, load_study(str(path)))
     found = confirmed(store, of, top=3, seeds=5)
     assert {row.verdict for row in compare(found)[1:]} == {"no difference shown"}
     luckiest = table(found)[1]
@@ -193,7 +196,7 @@ def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_p
     hpo("launch", "--study", str(path), "--quiet", *common, cwd=here)
     words = [sys.executable, "-m", "hpo", "confirm", "--study", "planted", "--top", "1", "--seeds", "8", *common]
     process = subprocess.Popen([*words, "--plain"], cwd=here, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with connect(storage_url) as store:
+    with open_store(storage_url) as store:
         assert until(lambda: _complete(store, "planted-confirm") >= 2, 60)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
@@ -207,7 +210,7 @@ def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_p
     records = json.loads(done.stdout)
     assert [record["runs"] for record in records] == [8, 8]
     assert "against the baseline" in done.stderr
-    with connect(storage_url) as store:
+    with open_store(storage_url) as store:
         of = snapshot(store, "planted-confirm")
         assert len(of.trials) == 16
         assert store.optuna.get_study_user_attrs(1)[SPEC]["name"] == "planted"
@@ -244,7 +247,7 @@ def _complete(store: Store, name: str) -> int:
 
 
 def _spec(name: str) -> dict[str, Any]:
-    with connect("sqlite:///runs/hpo.db") as store:
+    with open_store("sqlite:///runs/hpo.db") as store:
         return dict(snapshot(store, name).spec)
 
 

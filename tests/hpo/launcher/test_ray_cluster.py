@@ -19,7 +19,7 @@ import pytest
 from hpo.analysis.snapshot import counts, snapshot
 from hpo.errors import Problem
 from hpo.launcher.ray_cluster import check
-from hpo.storage.engine import look
+from hpo.storage.engine import open_readonly
 from tests.support.command import environment, here
 from tests.support.planted import study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
@@ -147,7 +147,7 @@ def launch(url: str, nodes: Nodes, folder: Path, *arguments: str) -> subprocess.
 
 
 def numbers(url: str) -> tuple[int, ...]:
-    with look(url) as reader:
+    with open_readonly(url) as reader:
         n = counts(snapshot(reader, "planted"))
     return n["complete"], n["pruned"], n["failed"], n["running"], n["waiting"]
 

@@ -13,10 +13,10 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from hpo.analysis.snapshot import counts, snapshot
-from hpo.queue.registry import load, register
-from hpo.storage.store import connect
+from hpo.queue.registry import load_stored_study, register
+from hpo.storage.store import open_store
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
 from tests.support.planted import study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
 
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("here")
 
 def operate(i: int, url: str, n: int) -> int:
     """Do n storage operations as a worker mixes them; return how many trials were made."""
-    with connect(url, patience=120) as store:
-        at = load(store, "planted")
+    with open_store(url, patience=120) as store:
+        at = load_stored_study(store, "planted")
         made = 0
         while n > 0:
             trial_id = store.optuna.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.RUNNING))
@@ -44,8 +44,8 @@ def operate(i: int, url: str, n: int) -> int:
 
 def test_16_processes_do_200_operations_each_on_one_sqlite_file_without_an_error(here: Path) -> None:
     url = f"sqlite:///{here}/busy.db"
-    with connect(url, create=True) as store:
-        register(store, read(str(planted(here))), None, {})
+    with open_store(url, create=True) as store:
+        register(store, load_study(str(planted(here))), None, {})
         with ProcessPoolExecutor(16, SPAWN) as pool:
             made = list(pool.map(operate, range(16), [url] * 16, [200] * 16))
         of = snapshot(store, "planted")
@@ -86,8 +86,8 @@ def test_64_workers_on_postgres_end_exactly_the_budget_without_an_error(here: Pa
     server = Postgres(max_connections=160)
     try:
         server.start()
-        with connect(server.url(), create=True) as store:
-            register(store, read(str(planted(here, budget={"trials": 160}))), None, {})
+        with open_store(server.url(), create=True) as store:
+            register(store, load_study(str(planted(here, budget={"trials": 160}))), None, {})
             began = time.monotonic()
             done = subprocess.run(
                 [sys.executable, "-c", WORKERS, server.url(), "64"],

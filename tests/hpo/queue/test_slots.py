@@ -6,11 +6,12 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from hpo.queue.heartbeat import Keeper, reap
+from hpo.errors import StorageError
+from hpo.queue.budget import add, fill
+from hpo.queue.heartbeat import LeaseRenewer, reap
 from hpo.queue.slots import Claim, Slots
-from hpo.storage.engine import SLOT
-from hpo.storage.retry import StorageError
-from hpo.storage.store import Store, connect
+from hpo.storage.schema import SLOT
+from hpo.storage.store import Store, open_store
 from tests.support.race import N_PROCESSES, Race
 
 SEARCH: tuple[str, None] = ("search", None)
@@ -20,7 +21,7 @@ EXPIRED = -1.0  # a lease that has run out when it is given
 @pytest.fixture
 def slots(store: Store) -> Slots:
     slots = Slots(store, study_id=1)
-    slots.fill([("baseline", {"optimizer.lr": 0.001}), SEARCH, SEARCH, SEARCH])
+    fill(slots, [("baseline", {"optimizer.lr": 0.001}), SEARCH, SEARCH, SEARCH])
     return slots
 
 
@@ -51,7 +52,7 @@ def test_slots_are_claimed_in_order_until_none_is_left(slots: Slots) -> None:
 
 def test_filling_again_changes_nothing_and_a_larger_budget_adds(slots: Slots) -> None:
     held = claim(slots)
-    slots.fill([SEARCH] * 6)
+    fill(slots, [SEARCH] * 6)
     assert slots.counts() == {"free": 5, "leased": 1, "done": 0, "expired": 0}
     assert holds(slots, held)
     assert slots.release(held, "me")
@@ -62,7 +63,7 @@ def test_a_smaller_budget_deletes_only_slots_that_nobody_claimed(slots: Slots) -
     given_back = [claim(slots) for _ in range(3)]
     assert slots.done(given_back[0], "me")
     assert slots.release(given_back[2], "me")
-    slots.fill([SEARCH])
+    fill(slots, [SEARCH])
     assert slots.counts() == {"free": 1, "leased": 1, "done": 1, "expired": 0}
 
 
@@ -70,7 +71,7 @@ def test_an_interrupted_trial_comes_before_new_ones(slots: Slots) -> None:
     _, second = claim(slots), claim(slots)
     begin(slots, second, 17)
     assert slots.release(second, "me")
-    slots.fill([SEARCH] * 5)
+    fill(slots, [SEARCH] * 5)
     assert claim(slots) == Claim(1, 2, "search", None, 17)
     assert claim(slots).slot == 2
 
@@ -135,7 +136,7 @@ def test_owners_lists_every_claimed_slot(slots: Slots) -> None:
 def test_studies_do_not_share_slots(store: Store, slots: Slots) -> None:
     other = Slots(store, study_id=2)
     assert other.claim("me", 60) is None
-    other.fill([SEARCH])
+    fill(other, [SEARCH])
     assert claim(other).slot == 0
     assert slots.counts()["free"] == 4
 
@@ -144,12 +145,12 @@ def test_a_time_zone_does_not_move_a_lease(slots: Slots, storage_url: str, monke
     claim(slots)
     for name in ("TZ", "PGTZ"):
         monkeypatch.setenv(name, "Asia/Tokyo")
-    with connect(storage_url) as store:
+    with open_store(storage_url) as store:
         assert 0 < Slots(store, 1).owners()[0].seconds <= 60
 
 
 def test_a_renewed_lease_outlives_its_length(slots: Slots) -> None:
-    with Keeper(slots, "me", lease_s=0.4) as keeper:
+    with LeaseRenewer(slots, "me", lease_s=0.4) as keeper:
         held = claim(slots, "me", 0.4)
         keeper.hold(held)
         time.sleep(1.0)
@@ -171,7 +172,7 @@ def test_the_keeper_survives_a_storage_that_is_away(slots: Slots, monkeypatch: p
 
     monkeypatch.setattr(slots, "renew", away)
     held = claim(slots, "me", 0.2)
-    with Keeper(slots, "me", lease_s=0.2) as keeper:
+    with LeaseRenewer(slots, "me", lease_s=0.2) as keeper:
         keeper.hold(held)
         assert back.wait(30)
         assert keeper.lost == set()
@@ -181,7 +182,7 @@ def test_the_keeper_tells_which_claim_another_owner_took(slots: Slots) -> None:
     kept, lost = claim(slots, "me"), claim(slots, "me", EXPIRED)
     reap(slots.store)
     assert claim(slots, "other").slot == lost.slot
-    with Keeper(slots, "me", lease_s=0.2) as keeper:
+    with LeaseRenewer(slots, "me", lease_s=0.2) as keeper:
         keeper.hold(lost)
         keeper.hold(kept)
         deadline = time.monotonic() + 30
@@ -194,7 +195,7 @@ def test_the_keeper_tells_which_claim_another_owner_took(slots: Slots) -> None:
 
 def test_keeper_frees_what_ran_out_though_nobody_asks_for_work(slots: Slots) -> None:
     claim(slots, "dead", EXPIRED)
-    with Keeper(slots, "launch", lease_s=0.4):
+    with LeaseRenewer(slots, "launch", lease_s=0.4):
         deadline = time.monotonic() + 30
         while slots.counts()["expired"] and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -202,11 +203,11 @@ def test_keeper_frees_what_ran_out_though_nobody_asks_for_work(slots: Slots) -> 
 
 
 def test_what_was_added_by_hand_comes_after_the_baselines_and_before_the_search(slots: Slots) -> None:
-    slots.add([("enqueued", {"x": 1}, None), ("retry", {"x": 2}, 7)])
+    add(slots, [("enqueued", {"x": 1}, None), ("retry", {"x": 2}, 7)])
     taken = [claim(slots) for _ in range(4)]
     assert [c.kind for c in taken] == ["baseline", "enqueued", "retry", "search"]
     assert (taken[2].fixed, taken[2].origin) == ({"x": 2}, 7)
-    slots.fill([SEARCH])
+    fill(slots, [SEARCH])
     assert slots.left() == 4, "a smaller budget leaves what was added by hand"
 
 
@@ -222,21 +223,21 @@ def test_a_budget_of_rungs_begins_a_trial_only_where_all_of_it_fits(slots: Slots
 
 
 def test_five_owners_at_once_do_not_set_aside_more_rungs_than_there_are(race: Race, store: Store) -> None:
-    Slots(store, 1).fill([SEARCH] * 50)
+    fill(Slots(store, 1), [SEARCH] * 50)
     taken = race(claim_within, store.url)
     assert sum(len(each) for each in taken) == 5
     assert Slots(store, 1).rungs() == 20
 
 
 def claim_within(i: int, url: str) -> list[int]:
-    with connect(url, patience=60) as store:
+    with open_store(url, patience=60) as store:
         slots = Slots(store, 1)
         found = [slots.claim(f"process {i}", 600, rungs=(4, 21)) for _ in range(4)]
         return [held.slot for held in found if held]
 
 
 def claim_all(i: int, url: str) -> list[int]:
-    with connect(url, patience=60) as store:
+    with open_store(url, patience=60) as store:
         slots, mine = Slots(store, 1), []
         while slots.counts()["free"]:
             if held := slots.claim(f"process {i}", 600):
@@ -245,7 +246,7 @@ def claim_all(i: int, url: str) -> list[int]:
 
 
 def test_eight_processes_claim_every_slot_exactly_once(race: Race, store: Store) -> None:
-    Slots(store, 1).fill([SEARCH] * 200)
+    fill(Slots(store, 1), [SEARCH] * 200)
     claimed = race(claim_all, store.url)
     assert sorted(slot for each in claimed for slot in each) == list(range(200))
 
@@ -253,7 +254,7 @@ def test_eight_processes_claim_every_slot_exactly_once(race: Race, store: Store)
 def end_all(i: int, url: str, trial_ids: list[int]) -> list[int]:
     ended = []
     state, values = [(optuna.trial.TrialState.COMPLETE, [1.0]), (optuna.trial.TrialState.FAIL, None)][i % 2]
-    with connect(url, patience=60) as store:
+    with open_store(url, patience=60) as store:
         for trial_id in trial_ids:
             try:
                 store.rdb.set_trial_state_values(trial_id, state, values)

@@ -18,22 +18,20 @@ import pytest
 import yaml
 from optuna_dashboard import get_note, save_note
 
-from hpo.analysis.noise import noise
-from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, noise, snapshot
 from hpo.analysis.statistics import luckiest
 from hpo.errors import NothingFeasible, Problem, WorkFailed
 from hpo.queue.registry import register
-from hpo.report import curve_figures as figures
-from hpo.report import timeline as crew
+from hpo.report import curve_figures, timeline
 from hpo.report.build import Files, report
 from hpo.report.build import read as read_report
 from hpo.report.html import table, text
 from hpo.report.pdf import browser, write_pdf
 from hpo.report.style import blank, focus
 from hpo.report.verdict import verdict
-from hpo.storage.store import Store, connect
+from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
 from tests.support.command import hpo
 from tests.support.comparisons import worked
 from tests.support.dashboard import dashboard
@@ -121,7 +119,7 @@ def made(store: Store, folder: Path, name: str, **keys: Any) -> Snapshot:
     tree = {"train": "shown:train", "config": "shown:Config", "rungs": 4, "sampler": {"name": "random"}}
     tree = {k: v for k, v in (tree | STUDIES[name] | keys).items() if not ("arms" in STUDIES[name] and k == "sampler")}
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    return worked(store, read(str(folder / f"{name}.yaml")))
+    return worked(store, load_study(str(folder / f"{name}.yaml")))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +129,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         (path / "runs").mkdir()
-        with connect("sqlite:///runs/hpo.db", create=True) as store:
+        with open_store("sqlite:///runs/hpo.db", create=True) as store:
             for name in STUDIES:
                 made(store, path, name)
         yield path
@@ -149,7 +147,7 @@ def page(name: str, **files: Path) -> str:
 
 
 def of(name: str) -> Snapshot:
-    store = connect(URL)
+    store = open_store(URL)
     return snapshot(store, name)
 
 
@@ -233,10 +231,10 @@ def test_study_without_trials_enough_says_how_many_are_needed() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_study_that_nobody_worked_on_is_refused() -> None:
-    with connect(URL) as store:
+    with open_store(URL) as store:
         tree = {"train": "shown:train", "config": "shown:Config", "rungs": 4, "space": {"opt.lr": LR}}
         Path("empty.yaml").write_text(yaml.safe_dump(tree))
-        register(store, read("empty.yaml"), None, {})
+        register(store, load_study("empty.yaml"), None, {})
         with pytest.raises(NothingFeasible, match="study empty: no trial is complete yet") as error:
             read_report(store, "empty")
         assert error.value.status == 3
@@ -261,7 +259,7 @@ def test_study_file_of_the_page_is_the_study_again(name: str, tmp_path: Path) ->
     found = re.search(r'<pre class="long">(.*?)</pre>', page(name), re.S)
     assert found
     (tmp_path / f"{name}.yaml").write_text(html.unescape(found[1]))
-    assert read(str(tmp_path / f"{name}.yaml")).spec() == of(name).spec
+    assert load_study(str(tmp_path / f"{name}.yaml")).spec() == of(name).spec
 
 
 @pytest.mark.usefixtures("folder")
@@ -335,13 +333,13 @@ def test_report_is_shown_on_both_kinds_of_storage(here: Path, store: Store) -> N
 
 def shown(url: str) -> tuple[str, dict[str, Any]]:
     """Return the note and all that the dashboard has of the study `search`."""
-    with connect(url) as store:
+    with open_store(url) as store:
         study = optuna.load_study(study_name="search", storage=store.optuna)
         return get_note(study), store.optuna.get_study_system_attrs(study._study_id)
 
 
 def test_what_is_shown_twice_is_there_once_and_the_users_own_note_stays(folder: Path) -> None:
-    with connect(URL) as store:
+    with open_store(URL) as store:
         save_note(optuna.load_study(study_name="search", storage=store.optuna), "My own *note*.")
     hpo("report", "--study", "search", cwd=folder)
     note, attrs = shown(URL)
@@ -363,7 +361,7 @@ def test_dashboard_serves_the_attached_files(folder: Path) -> None:
     best = of("search").best()
     assert best
     url = f"sqlite:///{folder}/runs/hpo.db"
-    with dashboard(url, "--out", f"{folder}/runs") as address, connect(URL) as store:
+    with dashboard(url, "--out", f"{folder}/runs") as address, open_store(URL) as store:
         study_id = store.optuna.get_study_id_from_name("search")
         prefix = f"dashboard:artifacts:{best.user_attrs.trial_id}:"
         key = next(k for k, v in attrs.items() if k.startswith(prefix) and "metrics.jsonl" in v)
@@ -377,20 +375,20 @@ def test_dashboard_serves_the_attached_files(folder: Path) -> None:
 def test_of_many_curves_the_best_and_an_even_choice_are_drawn() -> None:
     study = of("search")
     begun = [t for t in study.trials if t.last_step]
-    kept = figures.thinned(study, begun, 12)
+    kept = curve_figures.thinned(study, begun, 12)
     best = study.best()
     assert len(kept) <= 12
     assert best in kept
     assert study.baseline() in kept
-    assert figures.thinned(study, begun, 300) == begun
-    figure, told = figures.curves(study, 12)
+    assert curve_figures.thinned(study, begun, 300) == begun
+    figure, told = curve_figures.curves(study, 12)
     assert f"{len(kept)} of {len(begun)} curves" in told[0]
     assert figure.layout.width == 680
 
 
 @pytest.mark.usefixtures("folder")
 def test_values_that_are_no_numbers_are_gaps() -> None:
-    lines = [trace for trace in figures.curves(of("diverging"))[0].data if trace.mode in ("lines", "markers")]
+    lines = [trace for trace in curve_figures.curves(of("diverging"))[0].data if trace.mode in ("lines", "markers")]
     assert lines
     assert all(y is None or math.isfinite(y) for trace in lines for y in trace.y)
 
@@ -408,22 +406,22 @@ def test_what_diverged_does_not_hide_the_rest() -> None:
 @pytest.mark.usefixtures("folder")
 def test_the_best_so_far_falls_and_ends_at_the_best() -> None:
     study = of("search")
-    steps = list(figures._steps(study))
+    steps = list(curve_figures._steps(study))
     best = [s.best for s in steps if s.best is not None]
     assert best == sorted(best, reverse=True)
     found = study.best()
     assert found
     assert best[-1] == found.values[0]
     assert steps[-1].spent == 1000 * sum(t.last_step or 0 for t in study.own)
-    assert [s.spent for s in figures._steps(study)] == sorted(s.spent for s in steps)
+    assert [s.spent for s in curve_figures._steps(study)] == sorted(s.spent for s in steps)
 
 
 @pytest.mark.usefixtures("folder")
 def test_worker_is_said_to_work_as_long_as_its_trials_took() -> None:
     study = of("search")
-    (work,) = crew.crew(study)
+    (work,) = timeline.crew(study)
     assert len(work.trials) == 36
     total = sum(t.duration.total_seconds() for t in study.trials if t.duration)
     assert math.isclose(work.seconds, total, rel_tol=0.05)
     assert 0 < work.share <= 1
-    assert math.isclose(work.share, work.seconds / crew.span(study))
+    assert math.isclose(work.share, work.seconds / timeline.span(study))

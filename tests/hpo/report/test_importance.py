@@ -13,8 +13,8 @@ from hpo.analysis.snapshot import Snapshot
 from hpo.report.axes import Axis, axes
 from hpo.report.importance import FEWEST, Point, at_end, by_rung, interactions, pairs, points, weights
 from hpo.search.ranges import Choices, Range
-from hpo.storage.store import Store, connect
-from hpo.study.load import read
+from hpo.storage.store import Store, open_store
+from hpo.study.load import load_study
 from tests.support.comparisons import searched, worked
 from tests.support.planted import study
 
@@ -116,7 +116,7 @@ def test_an_axis_is_as_long_as_its_range_on_its_own_scale(entry: Any, value: Any
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A study of which half is pruned."""
     folder = tmp_path_factory.mktemp("pruned")
-    with pytest.MonkeyPatch.context() as patch, connect(f"sqlite:///{folder}/hpo.db", create=True) as store:
+    with pytest.MonkeyPatch.context() as patch, open_store(f"sqlite:///{folder}/hpo.db", create=True) as store:
         patch.chdir(folder)
         pruner = {"name": "median", "startup_trials": 3, "min_trials": 3, "warmup_rungs": 1}
         yield searched(store, folder, {}, pruner=pruner, budget={"trials": 30}, baseline_seeds=3)
@@ -141,7 +141,7 @@ def test_one_hyperparameter_has_none_to_interact_with(pruned: Snapshot) -> None:
 def test_what_diverged_counts_as_the_worst(here: Path, store: Store) -> None:
     (here / "falls.py").write_text(DIVERGING)
     path = study(here, train="falls:train", config="falls:Config", budget={"trials": 12}, pruner={"name": "none"})
-    of = worked(store, read(str(path)))
+    of = worked(store, load_study(str(path)))
     sys.modules.pop("falls")
     lost = [t for t in of.trials if t.user_attrs["hpo:ended"] == "diverged"]
     assert lost

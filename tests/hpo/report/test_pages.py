@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpo.report.pdf import write_pdf
-from hpo.storage.store import connect
+from hpo.storage.store import open_store
 from tests.hpo.report.test_build import made
 from tests.support.chromium import CHROMIUM, MISSING, Browser
 from tests.support.command import hpo
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         (path / "runs").mkdir()
-        with connect(f"sqlite:///{path}/runs/hpo.db", create=True) as store:
+        with open_store(f"sqlite:///{path}/runs/hpo.db", create=True) as store:
             made(store, path, "search")
             made(store, path, "arms")
         for name in ("search", "arms"):
@@ -95,7 +95,7 @@ def test_printed_report_has_pages_and_text(folder: Path, tmp_path: Path) -> None
 
 def test_dashboard_shows_the_note_and_the_figures(folder: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{folder}/runs/hpo.db"
-    with connect(url) as store:
+    with open_store(url) as store:
         study_id = store.optuna.get_study_id_from_name("search")
         attrs = store.optuna.get_study_system_attrs(study_id)
     names = sorted({key.split(":")[2] for key in attrs if key.startswith("dashboard:plot_data:")})

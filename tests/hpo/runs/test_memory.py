@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from hpo.analysis.snapshot import ENDED, ERROR, snapshot
+from hpo.analysis.snapshot import snapshot
 from hpo.errors import WorkFailed
 from hpo.queue.registry import register
 from hpo.runs.datasets import Corpora, described
 from hpo.runs.memory import too_large
-from hpo.storage.store import connect
+from hpo.storage.attributes import ENDED, ERROR
+from hpo.storage.store import open_store
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
 from hpo.worker.join import check
 from hpo.worker.worker import Worker
 from tests.support.planted import study as planted
@@ -32,8 +33,8 @@ def gpt_study(folder: Path, **keys: Any) -> Path:
 
 
 def test_trial_that_cannot_fit_is_refused_before_it_is_spent_and_learnt(tmp_path: Path) -> None:
-    study = read(str(gpt_study(tmp_path, limits={"memory_gb": 0.05})))
-    with connect(f"sqlite:///{tmp_path}/f.db", create=True) as store:
+    study = load_study(str(gpt_study(tmp_path, limits={"memory_gb": 0.05})))
+    with open_store(f"sqlite:///{tmp_path}/f.db", create=True) as store:
         at = register(store, study, *described(study.base))
         assert Worker(at, tmp_path / "runs", 1, lambda event: None).work() == 0
         of = snapshot(store, "wide")
@@ -48,7 +49,7 @@ def test_trial_that_cannot_fit_is_refused_before_it_is_spent_and_learnt(tmp_path
 
 
 def test_what_has_the_shape_of_the_baseline_is_not_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = read(str(gpt_study(tmp_path)))
+    study = load_study(str(gpt_study(tmp_path)))
     corpora = Corpora()
     assert too_large(study, study.base, corpora) is None
     monkeypatch.setattr("model.memory.capacity.capacity", lambda device: 10)
@@ -69,8 +70,8 @@ def test_overlong_trial_ends_as_timeout_in_the_middle_of_a_rung_and_its_neighbou
         budget={"trials": 2},
         limits={"seconds": 1.5},
     )
-    with connect(f"sqlite:///{tmp_path}/t.db", create=True) as store:
-        at = register(store, read(str(path)), None, {})
+    with open_store(f"sqlite:///{tmp_path}/t.db", create=True) as store:
+        at = register(store, load_study(str(path)), None, {})
         assert Worker(at, tmp_path / "runs", 1, lambda event: None).work() == 0
         found = {trial.params["pause"]: trial for trial in snapshot(store, "planted").trials}
         assert found[0.01].state == State.COMPLETE
@@ -83,12 +84,12 @@ def test_overlong_trial_ends_as_timeout_in_the_middle_of_a_rung_and_its_neighbou
 def test_machine_that_cannot_train_the_baseline_is_told_the_cause_before_the_first_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = read(str(gpt_study(tmp_path, baseline=[{}])))
+    study = load_study(str(gpt_study(tmp_path, baseline=[{}])))
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
-    with connect(f"sqlite:///{tmp_path}/p.db", create=True) as store:
+    with open_store(f"sqlite:///{tmp_path}/p.db", create=True) as store:
         at = register(store, study, *described(study.base))
         check(at, Corpora())
         monkeypatch.setattr("model.train.trainer.Trainer._train", broken)

@@ -13,7 +13,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import TypeAdapter, ValidationError
 
 from hpo.config.validation import explain
-from hpo.search.pruners import Brackets, Judge, Pruner
+from hpo.search.halving import Brackets
+from hpo.search.pruners import Pruner
+from hpo.search.pruning import Decider
 from hpo.search.pruning_rules import compare, unfolded
 from model.section import Section
 
@@ -43,7 +45,7 @@ def running(values: dict[int, float], number: int = 1000) -> FrozenTrial:
     return trial
 
 
-def end(judge: Judge, values: dict[int, float], number: int = 1000, baseline: bool = False) -> tuple[str, int]:
+def end(judge: Decider, values: dict[int, float], number: int = 1000, baseline: bool = False) -> tuple[str, int]:
     """Live a trial's life in a worker: add a value, ask, until told to stop. Returns verdict and rung."""
     trial = running({}, number)
     for rung, value in values.items():
@@ -68,7 +70,7 @@ def crowd(study: optuna.Study) -> optuna.Study:
 
 @pytest.mark.parametrize("name", ["median", "percentile", "halving", "threshold", "wilcoxon"])
 def test_planted_bad_trial_is_pruned_and_the_planted_best_never(crowd: optuna.Study, name: str) -> None:
-    judge = Judge(crowd, pruner(name).build(R), R)
+    judge = Decider(crowd, pruner(name).build(R), R)
     bad, best = dict.fromkeys(range(1, R + 1), 5.0), curve(1.0)
     verdict, rung = end(judge, bad)
     assert verdict == "prune"
@@ -79,27 +81,27 @@ def test_planted_bad_trial_is_pruned_and_the_planted_best_never(crowd: optuna.St
 def test_hyperband_prunes_a_bad_trial_in_every_bracket_that_has_rivals(study: optuna.Study) -> None:
     for i in range(60):
         study.add_trial(finished(curve(2.0 + i / 100)))
-    judge = Judge(study, pruner("hyperband").build(R), R)
+    judge = Decider(study, pruner("hyperband").build(R), R)
     ends = {end(judge, dict.fromkeys(range(1, R + 1), 5.0), number) for number in range(100, 140)}
     assert ends == {("prune", 1), ("prune", 3), ("prune", 9)}
     assert {end(judge, curve(1.0), number) for number in range(100, 140)} == {("continue", R)}
 
 
 def test_patient_stops_a_trial_that_no_longer_improves(study: optuna.Study) -> None:
-    judge = Judge(study, pruner("patient", patience=2).build(R), R)
+    judge = Decider(study, pruner("patient", patience=2).build(R), R)
     assert end(judge, {1: 3.0, 2: 2.0} | dict.fromkeys(range(3, R + 1), 2.5)) == ("prune", 5)
     assert end(judge, curve(1.0)) == ("continue", R)
 
 
 def test_none_prunes_nothing(crowd: optuna.Study) -> None:
-    judge = Judge(crowd, pruner("none").build(R), R)
+    judge = Decider(crowd, pruner("none").build(R), R)
     assert end(judge, dict.fromkeys(range(1, R + 1), 99.0)) == ("continue", R)
 
 
 @pytest.mark.parametrize("name", ["median", "percentile", "threshold", "wilcoxon"])
 @pytest.mark.parametrize("warmup", [0, 1, 2, 5])
 def test_warmup_of_w_rungs_prunes_first_at_rung_w_plus_1(crowd: optuna.Study, name: str, warmup: int) -> None:
-    judge = Judge(crowd, pruner(name, warmup_rungs=warmup).build(R), R)
+    judge = Decider(crowd, pruner(name, warmup_rungs=warmup).build(R), R)
     first = end(judge, {rung: 5.0 + rung for rung in range(1, R + 1)})
     # The signed-rank test has p < 0.1 from its fourth pair on.
     assert first == ("prune", max(warmup + 1, 4) if name == "wilcoxon" else warmup + 1)
@@ -111,7 +113,7 @@ def test_warmup_left_out_is_a_quarter_of_the_rungs(rungs: int, warmup: int) -> N
 
 
 def test_interval_decides_at_every_second_rung_after_warmup(crowd: optuna.Study) -> None:
-    judge = Judge(crowd, pruner("median", warmup_rungs=2, interval=3).build(R), R)
+    judge = Decider(crowd, pruner("median", warmup_rungs=2, interval=3).build(R), R)
     late = {rung: (0.5 if rung < 4 else 9.0) for rung in range(1, R + 1)}
     asked = [r for r in range(1, R) if judge.pruner.prune(judge._view, running(dict.fromkeys(range(1, r + 1), 9.0)))]
     assert asked == [3, 6, 9]
@@ -120,13 +122,13 @@ def test_interval_decides_at_every_second_rung_after_warmup(crowd: optuna.Study)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_trial_is_pruned_at_the_last_rung(crowd: optuna.Study, name: str) -> None:
-    judge = Judge(crowd, pruner(name).build(1), 1)
+    judge = Decider(crowd, pruner(name).build(1), 1)
     assert end(judge, {1: 99.0}) == ("continue", 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_baseline_is_never_pruned(crowd: optuna.Study, name: str) -> None:
-    judge = Judge(crowd, pruner(name).build(R), R)
+    judge = Decider(crowd, pruner(name).build(R), R)
     assert end(judge, {rung: 5.0 + rung for rung in range(1, R + 1)}, baseline=True) == ("continue", R)
 
 
@@ -135,14 +137,14 @@ def test_baseline_is_never_pruned(crowd: optuna.Study, name: str) -> None:
 def test_value_that_is_not_finite_is_diverged_whatever_the_pruner_says(
     crowd: optuna.Study, value: float, baseline: bool
 ) -> None:
-    judge = Judge(crowd, pruner("median").build(R), R)
+    judge = Decider(crowd, pruner("median").build(R), R)
     assert end(judge, {1: 1.0, 2: 50.0, 3: value}, baseline=baseline) == ("diverged", 3)
     assert end(judge, curve(1.0) | {R: value}) == ("diverged", R)
     assert not judge.prune(running({1: value}))
 
 
 def test_too_few_finished_trials_are_no_measure(study: optuna.Study) -> None:
-    judge = Judge(study, pruner("median", startup_trials=0).build(R), R, refresh_s=0)
+    judge = Decider(study, pruner("median", startup_trials=0).build(R), R, refresh_s=0)
     bad = dict.fromkeys(range(1, R + 1), 99.0)
     for i in range(5):
         assert end(judge, bad) == ("continue", R), i
@@ -165,7 +167,7 @@ def random_curves(seed: int, n: int) -> list[dict[int, float]]:
 def test_decisions_equal_should_prune_on_the_same_trials(study: optuna.Study, stock: Any) -> None:
     name = "median" if isinstance(stock, optuna.pruners.MedianPruner) else "percentile"
     study.pruner = stock
-    judge = Judge(study, pruner(name).build(R), R, refresh_s=0)
+    judge = Decider(study, pruner(name).build(R), R, refresh_s=0)
     verdicts = []
     for values in random_curves(0, 14):
         trial = study.ask()
@@ -193,7 +195,7 @@ def test_decisions_equal_should_prune_on_the_same_trials(study: optuna.Study, st
 def test_halving_decides_as_optunas_without_writing(name: str, stock: Callable[[], Any], direction: str) -> None:
     theirs = optuna.create_study(study_name="s", pruner=stock(), direction=direction)
     ours = optuna.create_study(study_name="s", direction=direction)
-    judge = Judge(ours, pruner(name).build(R), R, refresh_s=0)
+    judge = Decider(ours, pruner(name).build(R), R, refresh_s=0)
     n_pruned = 0
     for values in random_curves(1, 60):
         trial, own = theirs.ask(), ours.ask()
@@ -219,20 +221,20 @@ def test_best_trial_of_the_judges_list_is_the_studys(direction: str) -> None:
     study = optuna.create_study(direction=direction)
     for last in 2.0, 1.0, 3.0:
         study.add_trial(finished(curve(last)))
-    judge = Judge(study, pruner("none").build(R), R)
+    judge = Decider(study, pruner("none").build(R), R)
     assert judge._view.best_trial.number == study.best_trial.number
 
 
 def test_failed_trials_are_no_rivals_in_halving(study: optuna.Study) -> None:
     for _ in range(9):
         study.add_trial(finished({1: 0.1}, TrialState.FAIL))
-    judge = Judge(study, pruner("halving").build(R), R)
+    judge = Decider(study, pruner("halving").build(R), R)
     assert end(judge, curve(2.0)) == ("continue", R)
 
 
 def test_list_of_trials_is_read_once_in_the_refresh_time(study: optuna.Study) -> None:
-    lazy = Judge(study, pruner("median").build(R), R, refresh_s=math.inf)
-    eager = Judge(study, pruner("median").build(R), R, refresh_s=0)
+    lazy = Decider(study, pruner("median").build(R), R, refresh_s=math.inf)
+    eager = Decider(study, pruner("median").build(R), R, refresh_s=0)
     bad = dict.fromkeys(range(1, R + 1), 99.0)
     assert end(lazy, bad) == end(eager, bad) == ("continue", R)
     for i in range(8):
@@ -242,7 +244,7 @@ def test_list_of_trials_is_read_once_in_the_refresh_time(study: optuna.Study) ->
 
 
 def test_judging_reads_no_table_between_refreshes(crowd: optuna.Study) -> None:
-    judge = Judge(crowd, pruner("wilcoxon").build(R), R, refresh_s=math.inf)
+    judge = Decider(crowd, pruner("wilcoxon").build(R), R, refresh_s=math.inf)
     judge.prune(running(curve(3.0, 2)))
     statements: list[str] = []
     engine = crowd._storage._backend.engine  # type: ignore[attr-defined]
@@ -277,7 +279,7 @@ def test_pruner_that_cannot_be_is_refused(given: dict[str, Any], rule: str) -> N
 
 
 def test_a_rival_whose_value_is_no_number_changes_no_decision_in_halving(study: optuna.Study) -> None:
-    judge = Judge(study, pruner("halving").build(R), R, refresh_s=0)
+    judge = Decider(study, pruner("halving").build(R), R, refresh_s=0)
     for value in (3.0, 1.0, 2.0, 4.0):
         study.add_trial(finished({1: value}, TrialState.PRUNED))
     alone = [judge.prune(running({1: value})) for value in (0.5, 1.5, 2.5)]
@@ -313,7 +315,7 @@ def test_the_recorded_comparison_is_that_of_the_pruner_with_ties_and_values_that
         for i in range(chance.randint(1, 9)):
             state = TrialState.COMPLETE if i == 0 else chance.choice([*TrialState][1:4])
             study.add_trial(finished(odd_curve(chance, R, with_nan=name != "wilcoxon" and i > 0), state))
-        judge = Judge(study, rule.build(R), R, refresh_s=0)
+        judge = Decider(study, rule.build(R), R, refresh_s=0)
         own = running(odd_curve(chance, chance.choice((4, 5, 7, 8, 8, 8)), with_nan=name != "wilcoxon"))
         decision = judge.prune(own)
         record = judge.record(rule, own) if decision or decides(judge, own) else None
@@ -330,7 +332,7 @@ def test_the_recorded_comparison_is_that_of_the_pruner_with_ties_and_values_that
     assert parted > 5
 
 
-def decides(judge: Judge, trial: FrozenTrial) -> bool:
+def decides(judge: Decider, trial: FrozenTrial) -> bool:
     """Tell whether a rung is one at which the pruner compares at all."""
     brackets = judge.pruner
     return not isinstance(brackets, Brackets) or brackets.is_mark(
@@ -340,7 +342,7 @@ def decides(judge: Judge, trial: FrozenTrial) -> bool:
 
 def test_the_record_is_of_the_list_that_the_pruner_read_though_a_trial_has_ended_since(crowd: optuna.Study) -> None:
     rule = pruner("median")
-    judge = Judge(crowd, rule.build(R), R, refresh_s=0)
+    judge = Decider(crowd, rule.build(R), R, refresh_s=0)
     bad = running(dict.fromkeys(range(1, 5), 5.0))
     assert judge.prune(bad)
     crowd.add_trial(finished(curve(1.0)))

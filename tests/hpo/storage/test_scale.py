@@ -12,12 +12,13 @@ from optuna.trial import TrialState, create_trial
 import hpo.search.complement_log
 import hpo.storage.trials
 from bench.crowd import SPACE, plant
-from hpo.analysis.snapshot import counts, row, snapshot, summary
-from hpo.queue.registry import Registered
+from hpo.analysis.snapshot import counts, snapshot
+from hpo.analysis.summary import row, summary
+from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import Claim
-from hpo.search.pruners import Judge
-from hpo.storage.engine import look
-from hpo.storage.store import connect
+from hpo.search.pruning import Decider
+from hpo.storage.engine import open_readonly
+from hpo.storage.store import open_store
 from hpo.worker.trial import configuration
 
 N_RUNNING = 4
@@ -37,11 +38,11 @@ def counted(engine: sa.Engine) -> Iterator[list[str]]:
     sa.event.remove(engine, "before_cursor_execute", note)
 
 
-def open_a_trial(at: Registered) -> int:
+def open_a_trial(at: StoredStudy) -> int:
     return at.store.optuna.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.RUNNING))
 
 
-def ask(at: Registered) -> dict[str, Any]:
+def ask(at: StoredStudy) -> dict[str, Any]:
     """What a worker does to find out what to train, with its list of finished trials already read."""
     at.optuna.get_trials(deepcopy=False)
     trial = at.store.optuna.get_trial(open_a_trial(at))
@@ -59,7 +60,7 @@ def rows_of_a_look(monkeypatch: pytest.MonkeyPatch, url: str) -> tuple[int, int]
         rows += len(found)
         return found
 
-    with look(url) as at, monkeypatch.context() as patch, counted(at.engine) as statements:
+    with open_readonly(url) as at, monkeypatch.context() as patch, counted(at.engine) as statements:
         patch.setattr(hpo.storage.trials, "_rows", counting)
         assert summary(snapshot(at, "crowd"))["trials"]["running"] == N_RUNNING
     return rows, len(statements)
@@ -67,10 +68,10 @@ def rows_of_a_look(monkeypatch: pytest.MonkeyPatch, url: str) -> tuple[int, int]
 
 @pytest.mark.parametrize("n_finished", [50, 100])
 def test_status_counts_the_planted_trials(storage_url: str, n_finished: int) -> None:
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         at = plant(store, n_finished, N_RUNNING)
         theirs = at.optuna.get_trials(deepcopy=False)
-    with look(storage_url) as reader:
+    with open_readonly(storage_url) as reader:
         of = snapshot(reader, "crowd")
         half = n_finished // 2
         assert counts(of) == {"complete": half, "pruned": half, "failed": 0, "running": N_RUNNING, "waiting": 100}
@@ -85,7 +86,7 @@ def test_status_counts_the_planted_trials(storage_url: str, n_finished: int) -> 
 def test_status_reads_six_short_rows_a_trial_and_no_curves(storage_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for n_finished in (100, 160):
-        with connect(storage_url, create=True) as store:
+        with open_store(storage_url, create=True) as store:
             for study in store.optuna.get_all_studies():
                 store.optuna.delete_study(study._study_id)
             plant(store, n_finished, N_RUNNING)
@@ -97,10 +98,10 @@ def test_status_reads_six_short_rows_a_trial_and_no_curves(storage_url: str, mon
 
 
 def test_details_of_a_few_trials_are_read_alone_and_of_many_at_once(storage_url: str) -> None:
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         at = plant(store, 30, N_RUNNING)
         theirs = at.optuna.get_trials(deepcopy=False)
-    with look(storage_url) as reader:
+    with open_readonly(storage_url) as reader:
         trials = snapshot(reader, "crowd").trials
         with counted(reader.engine) as statements:
             for number in (3, 5, 3):
@@ -118,7 +119,7 @@ def test_an_ask_costs_as_many_statements_and_reads_as_many_trials_in_a_long_stud
 ) -> None:
     found = []
     for n_finished in (50, 250):
-        with connect(storage_url, create=True) as store:
+        with open_store(storage_url, create=True) as store:
             for study in store.optuna.get_all_studies():
                 store.optuna.delete_study(study._study_id)
             at = plant(store, n_finished, N_RUNNING, {"name": name})
@@ -143,7 +144,7 @@ def test_an_ask_costs_as_many_statements_and_reads_as_many_trials_in_a_long_stud
 def test_samplers_that_learn_nothing_read_no_trials(
     storage_url: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         at = plant(store, 20, N_RUNNING, {"name": name})
         trial = store.optuna.get_trial(open_a_trial(at))
         monkeypatch.setattr(store.optuna, "get_all_trials", None)
@@ -153,9 +154,9 @@ def test_samplers_that_learn_nothing_read_no_trials(
 def test_judge_reads_only_unfinished_trials_and_not_at_every_rung(
     storage_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         at = plant(store, 60, N_RUNNING)
-        judge = Judge(at.optuna, at.study.file.pruner.build(at.study.rungs), at.study.rungs, refresh_s=1e9)
+        judge = Decider(at.optuna, at.study.file.pruner.build(at.study.rungs), at.study.rungs, refresh_s=1e9)
         own = create_trial(state=TrialState.RUNNING)
         at.optuna.get_trials(deepcopy=False)
         with counted(store.engine) as statements:
@@ -171,7 +172,7 @@ def test_judge_reads_only_unfinished_trials_and_not_at_every_rung(
 
 
 def test_finished_trials_are_mirrored_once(storage_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         at = plant(store, 40, N_RUNNING)
         ask(at)
         flipped: list[optuna.trial.FrozenTrial] = []

@@ -13,12 +13,15 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from hpo.queue.heartbeat import Keeper
+from hpo.errors import StorageError
+from hpo.queue.budget import fill
+from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.slots import Slots
-from hpo.storage.engine import default_url, look, normalise
-from hpo.storage.retry import StorageError, retry, shown
-from hpo.storage.store import Store, check_connections, connect
+from hpo.storage.engine import open_readonly
+from hpo.storage.retry import retry
+from hpo.storage.store import Store, check_connections, open_store
 from hpo.storage.trials import trials
+from hpo.storage.url import default_url, masked_url, normalise
 from tests.support.postgres import MISSING, Postgres, binaries
 from tests.support.race import N_PROCESSES, Race
 
@@ -87,9 +90,9 @@ def test_a_storage_that_cannot_carry_leases_is_refused_by_name_with_the_reason(u
     ],
 )
 def test_a_shown_url_holds_no_password(url: str) -> None:
-    assert SECRET not in shown(url)
-    assert "***" in shown(url)
-    assert shown("postgresql://u@h:5432/d?sslmode=require") == "postgresql://u@h:5432/d?sslmode=require"
+    assert SECRET not in masked_url(url)
+    assert "***" in masked_url(url)
+    assert masked_url("postgresql://u@h:5432/d?sslmode=require") == "postgresql://u@h:5432/d?sslmode=require"
 
 
 def test_the_flag_comes_before_the_variable_and_the_variable_before_the_file(
@@ -102,7 +105,7 @@ def test_the_flag_comes_before_the_variable_and_the_variable_before_the_file(
 
 
 def test_a_missing_file_is_named_and_not_made(tmp_path: Path) -> None:
-    for opening in (connect, look):
+    for opening in (open_store, open_readonly):
         with pytest.raises(StorageError, match=r"no storage at .*none\.db; `hpo launch` creates it"):
             opening(f"{tmp_path}/none.db")
     assert list(tmp_path.iterdir()) == []
@@ -112,7 +115,7 @@ def test_a_database_without_tables_is_refused(empty_url: str, tmp_path: Path) ->
     if empty_url.startswith("sqlite"):
         (tmp_path / "hpo.db").touch()
     with pytest.raises(StorageError, match=r"no study in .*`hpo launch` creates the tables"):
-        connect(empty_url)
+        open_store(empty_url)
 
 
 @pytest.mark.parametrize("create", [False, True])
@@ -120,7 +123,7 @@ def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path, create: bool) 
     file = tmp_path / "notes.db"
     file.write_text("not a database " * 100)
     with pytest.raises(StorageError, match=r"notes\.db: file is not a database"):
-        connect(str(file), create=create)
+        open_store(str(file), create=create)
 
 
 @contextmanager
@@ -142,21 +145,21 @@ def test_what_cannot_be_written_is_named_at_the_start(what: str) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         if what == "file":
-            connect(f"{folder}/hpo.db", create=True).close()
+            open_store(f"{folder}/hpo.db", create=True).close()
         for path in [*folder.iterdir(), folder]:
             path.chmod(0o755 if path == folder else 0o444)
         if what == "folder" or os.geteuid() != 0:
             folder.chmod(0o555)
         with unprivileged(), pytest.raises(StorageError, match=name):
-            connect(f"{folder}/hpo.db", create=True)
+            open_store(f"{folder}/hpo.db", create=True)
         if what == "file":
             with unprivileged(), pytest.raises(StorageError, match=name):
-                connect(f"{folder}/hpo.db")
+                open_store(f"{folder}/hpo.db")
         folder.chmod(0o755)
 
 
 def test_sqlite_is_set_up_for_many_processes(tmp_path: Path) -> None:
-    with connect(f"{tmp_path}/hpo.db", create=True) as store, store.engine.begin() as connection:
+    with open_store(f"{tmp_path}/hpo.db", create=True) as store, store.engine.begin() as connection:
         pragmas = ("journal_mode", "synchronous", "busy_timeout")
         values = [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in pragmas]
         assert values == ["wal", 1, 60000]
@@ -169,27 +172,27 @@ def test_sqlite_is_set_up_for_many_processes(tmp_path: Path) -> None:
 
 
 def test_looking_neither_waits_for_a_writer_nor_writes(storage_url: str) -> None:
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         optuna.create_study(study_name="s", storage=store.optuna)
-        Slots(store, 1).fill([("search", None)])
-        with store.engine.begin() as writer, look(storage_url) as looking:
+        fill(Slots(store, 1), [("search", None)])
+        with store.engine.begin() as writer, open_readonly(storage_url) as looking:
             writer.exec_driver_sql("UPDATE hpo_slot SET attempt = 7")
             assert trials(looking, 1) == []
             assert Slots(looking, 1).counts()["free"] == 1
-        with look(storage_url) as looking, pytest.raises(StorageError, match=r"read-?only"):
+        with open_readonly(storage_url) as looking, pytest.raises(StorageError, match=r"read-?only"):
             Slots(looking, 1).claim("me", 1)
 
 
 def test_creating_twice_keeps_what_is_there(storage_url: str) -> None:
     for n in (1, 2):
-        with connect(storage_url, create=True) as store:
+        with open_store(storage_url, create=True) as store:
             study = optuna.create_study(study_name="s", storage=store.optuna, load_if_exists=True)
             study.tell(study.ask(), 1.0)
             assert len(study.trials) == n
 
 
 def test_a_name_with_braces_and_blanks_stays_as_it_is(tmp_path: Path) -> None:
-    with connect(f"{tmp_path}/{{x}} 1%20.db", create=True):
+    with open_store(f"{tmp_path}/{{x}} 1%20.db", create=True):
         assert (tmp_path / "{x} 1%20.db").is_file()
 
 
@@ -270,32 +273,32 @@ def server() -> Iterator[Postgres]:
 
 @pytest.fixture
 def remote(server: Postgres) -> Iterator[Store]:
-    with connect(server.url(server.database(), tcp=True), create=True, patience=30) as store:
+    with open_store(server.url(server.database(), tcp=True), create=True, patience=30) as store:
         yield store
 
 
 def test_a_wrong_password_is_told_at_once_and_not_shown(server: Postgres) -> None:
     with pytest.raises(StorageError, match=r"127\.0\.0\.1.*password authentication failed") as failure:
-        connect(server.url(tcp=True, password=SECRET), patience=1000)
+        open_store(server.url(tcp=True, password=SECRET), patience=1000)
     assert SECRET not in str(failure.value)
 
 
 def test_a_database_that_does_not_exist_is_told_at_once(server: Postgres) -> None:
     for create in (False, True):
         with pytest.raises(StorageError, match='database "nowhere" does not exist'):
-            connect(server.url("nowhere"), create=create, patience=1000)
+            open_store(server.url("nowhere"), create=create, patience=1000)
 
 
 def test_a_server_that_does_not_answer_is_named_without_the_password() -> None:
     with pytest.raises(StorageError, match=r'127\.0\.0\.1", port 1 failed: Connection refused') as failure:
-        connect(f"postgresql://u:{SECRET}@127.0.0.1:1/d", create=True, patience=0.3)
+        open_store(f"postgresql://u:{SECRET}@127.0.0.1:1/d", create=True, patience=0.3)
     assert SECRET not in str(failure.value)
 
 
 def test_calls_go_on_after_a_restart_of_the_server(server: Postgres, remote: Store) -> None:
     study = optuna.create_study(study_name="s", storage=remote.optuna)
     slots = Slots(remote, study._study_id)
-    slots.fill([("search", None)])
+    fill(slots, [("search", None)])
     server.stop()
     returns = threading.Timer(1.0, server.start)
     returns.start()
@@ -311,18 +314,18 @@ def test_more_workers_than_connections_are_refused_with_the_numbers(remote: Stor
     check_connections(remote, 2)
     with pytest.raises(StorageError, match=r"64 workers need 64 x 2 \+ 10 = 138 connections.* allows 30 "):
         check_connections(remote, 64)
-    with connect(f"{tmp_path}/hpo.db", create=True) as file:
+    with open_store(f"{tmp_path}/hpo.db", create=True) as file:
         check_connections(file, 64)
 
 
 def test_a_worker_holds_at_most_two_connections(server: Postgres, remote: Store) -> None:
     study = optuna.create_study(study_name="s", storage=remote.optuna)
     slots = Slots(remote, study._study_id)
-    slots.fill([("search", None)])
+    fill(slots, [("search", None)])
     claim = slots.claim("me", 60)
     assert claim
     count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hpo'"
-    with Keeper(slots, "me", lease_s=0.05) as keeper:
+    with LeaseRenewer(slots, "me", lease_s=0.05) as keeper:
         keeper.hold(claim)
         for _ in range(10):
             study.tell(study.ask(), 1.0)
@@ -330,16 +333,16 @@ def test_a_worker_holds_at_most_two_connections(server: Postgres, remote: Store)
 
 
 def launch(_: int, url: str) -> str:
-    with connect(url, create=True, patience=60) as store:
+    with open_store(url, create=True, patience=60) as store:
         study = optuna.create_study(study_name="s", storage=store.optuna, load_if_exists=True)
-        Slots(store, study._study_id).fill([("search", None)] * 20)
+        fill(Slots(store, study._study_id), [("search", None)] * 20)
         return study.study_name
 
 
 @pytest.mark.parametrize("n", range(2))
 def test_eight_launches_on_an_empty_database_make_one_study(race: Race, empty_url: str, n: int) -> None:
     assert race(launch, empty_url) == ["s"] * N_PROCESSES
-    with connect(empty_url) as store:
+    with open_store(empty_url) as store:
         assert [study.study_name for study in store.optuna.get_all_studies()] == ["s"]
         assert Slots(store, 1).left() == 20
 

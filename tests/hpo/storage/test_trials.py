@@ -10,8 +10,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from hpo.errors import Problem
-from hpo.storage.engine import look
-from hpo.storage.store import connect
+from hpo.storage.engine import open_readonly
+from hpo.storage.store import open_store
 from hpo.storage.trials import chosen, study_attrs, study_ids, trials
 
 SPACE = {
@@ -22,7 +22,7 @@ SPACE = {
 
 
 def test_reads_trials_as_optuna_does(storage_url: str) -> None:
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         other = optuna.create_study(study_name="other", storage=store.optuna)
         other.tell(other.ask(), 9.0)
         study = optuna.create_study(study_name="s", storage=store.optuna)
@@ -38,7 +38,7 @@ def test_reads_trials_as_optuna_does(storage_url: str) -> None:
         study.tell(2, 0.1)
         study.tell(4, math.inf)
         theirs = study.get_trials(deepcopy=False)
-        with look(storage_url) as at:
+        with open_readonly(storage_url) as at:
             ours = trials(at, study_ids(at)["s"])
             assert study_attrs(at, study_ids(at)["s"]) == study.user_attrs
             assert sorted(study_ids(at)) == ["other", "s"]
@@ -57,7 +57,7 @@ def test_reads_trials_as_optuna_does(storage_url: str) -> None:
 
 
 def test_names_the_studies_there_are(storage_url: str) -> None:
-    with connect(storage_url, create=True) as store:
+    with open_store(storage_url, create=True) as store:
         with pytest.raises(Problem, match="holds 0 studies, `hpo launch` makes one"):
             chosen(store, None)
         optuna.create_study(study_name="a", storage=store.optuna)

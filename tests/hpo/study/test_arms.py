@@ -16,7 +16,7 @@ from hpo.evidence.paired import compare, runs
 from hpo.queue.registry import register
 from hpo.storage.store import Store
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.support.comparisons import worked
 from tests.support.planted import edit
@@ -40,12 +40,12 @@ def arms(folder: Path, **keys: Any) -> Path:
 
 def refused(path: Path) -> list[str]:
     with pytest.raises(Problem) as caught:
-        read(str(path))
+        load_study(str(path))
     return [line.removeprefix(f"{path}: ") for line in caught.value.lines]
 
 
 def test_each_arm_is_run_once_with_each_seed_and_none_is_pruned(here: Path, store: Store) -> None:
-    of = worked(store, read(str(arms(here))))
+    of = worked(store, load_study(str(arms(here))))
     assert [(t.user_attrs["arm"], t.user_attrs["seed"]) for t in of.trials] == [
         (arm, seed) for seed in (3, 4, 5, 6) for arm in ARMS
     ]
@@ -55,7 +55,7 @@ def test_each_arm_is_run_once_with_each_seed_and_none_is_pruned(here: Path, stor
 
 
 def test_arms_are_compared_in_pairs_of_one_seed(here: Path, store: Store) -> None:
-    of = worked(store, read(str(arms(here))))
+    of = worked(store, load_study(str(arms(here))))
     value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in of.trials}
     rows = {row.arm: row for row in compare(of)}
     assert list(rows) == list(ARMS)
@@ -75,7 +75,7 @@ def test_arm_that_diverges_is_worse_and_its_pairs_are_none(here: Path, store: St
     module = "if config.x == 0.1 and config.seed > 3:\n        yield 1, float('nan')\n    for rung in"
     path = arms(here)
     edit(here, "for rung in", module)
-    rows = {row.arm: row for row in compare(worked(store, read(str(path))))}
+    rows = {row.arm: row for row in compare(worked(store, load_study(str(path))))}
     assert (rows["lower"].n, rows["lower"].lost, rows["lower"].verdict) == (1, 3, "worse: runs lost")
     assert rows["lower"].difference is None
     assert rows["nearly"].n == 4
@@ -88,13 +88,13 @@ def test_run_that_is_tried_again_counts_as_its_last_try(here: Path, store: Store
     curves.write_text(
         sound.replace("for rung in", "if config.x == 0.1 and config.seed == 4:\n        1 / 0\n    for rung in", 1)
     )
-    of = worked(store, read(str(path)))
+    of = worked(store, load_study(str(path)))
     assert [len(trials) for trials in runs(of).values()] == [4, 4, 4]
     assert [t.user_attrs["arm"] for t in of.in_state(State.FAIL)] == ["lower"]
     curves.write_text(sound)
     sys.modules.pop("curves")
     again(store, of.name, None, failed=True)
-    at = register(store, read(str(path)), None, {})
+    at = register(store, load_study(str(path)), None, {})
     assert Worker(at, Path("runs"), 1, lambda told: None).work() == 0
     of = snapshot(store, of.name)
     assert runs(of)["lower"][4].state == State.COMPLETE
@@ -137,7 +137,9 @@ def gpt_arms(path: Path, found: dict[str, Any], **keys: Any) -> Path:
 
 
 def test_arms_of_several_batches_are_scored_after_the_same_tokens(here: Path) -> None:
-    study = read(str(gpt_arms(here / "g.yaml", {"a": {}, "b": {"run.grad_accum": 2}, "c": {"run.batch_size": 6}})))
+    study = load_study(
+        str(gpt_arms(here / "g.yaml", {"a": {}, "b": {"run.grad_accum": 2}, "c": {"run.batch_size": 6}}))
+    )
     assert study.file.arms is not None
     configs = [study.configured(values) for values in study.file.arms.values()]
     marks = [[mark * c.update_tokens() for mark in c.marks()] for c in configs]  # type: ignore[attr-defined]
@@ -172,13 +174,13 @@ def test_arms_that_no_mark_suits_may_differ_by_less_than_an_update(here: Path) -
     tree = yaml.safe_load(path.read_text())
     tree["base"]["run"] |= {"tokens": 1000, "rungs": 4}
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
-    study = read(str(path))
+    study = load_study(str(path))
     ends = [c.marks()[-1] * c.update_tokens() for c in (study.configured(v) for v in arms.values())]  # type: ignore[attr-defined]
     assert len(set(ends)) in (1, 2)
 
 
 def test_nothing_is_enqueued_beside_arms(here: Path, store: Store) -> None:
-    of = worked(store, read(str(arms(here))))
+    of = worked(store, load_study(str(arms(here))))
     with pytest.raises(Problem, match="enqueue: study planted has arms, which are all that is run"):
         enqueue(store, of.name, ["x=0.9"])
 
@@ -186,5 +188,5 @@ def test_nothing_is_enqueued_beside_arms(here: Path, store: Store) -> None:
 def test_arms_of_equal_updates_may_differ_in_tokens(here: Path) -> None:
     values = {"run.batch_size": 8, "run.tokens": 2 * tiny().run.tokens}
     path = gpt_arms(here / "g.yaml", {"a": {}, "b": {**values}}, equal="updates")
-    assert read(str(path)).file.equal == "updates"
+    assert load_study(str(path)).file.equal == "updates"
     assert "as many tokens" in refused(gpt_arms(here / "g.yaml", {"a": {}, "b": values}))[0]

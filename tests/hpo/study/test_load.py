@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from hpo.config import yaml as notation
+from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
-from hpo.study.load import read
+from hpo.study.load import load_study
 from hpo.study.spec import Study, fingerprint, from_spec
 from model.config import TrainConfig
 from model.data.corpus_base import TRAINING
@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def edited(key: str, value: Any) -> dict[str, Any]:
     """Return the valid file with one key, written as a/b/c, replaced."""
-    tree: dict[str, Any] = notation.load(notation.dump(VALID))
+    tree: dict[str, Any] = parse_yaml(dump_yaml(VALID))
     *parents, leaf = key.split("/")
     here = tree
     for parent in parents:
@@ -58,19 +58,19 @@ def edited(key: str, value: Any) -> dict[str, Any]:
 
 
 def write(tree: Any, name: str = "s.yaml") -> str:
-    Path(name).write_text(notation.dump(tree))
+    Path(name).write_text(dump_yaml(tree))
     return name
 
 
 def problems(study: str, *overrides: str, **given: Any) -> list[str]:
     with pytest.raises(Problem) as caught:
-        read(study, overrides, **given)
+        load_study(study, overrides, **given)
     assert caught.value.status == 2
     return str(caught.value).splitlines()
 
 
 def valid(tree: dict[str, Any] | None = None, *overrides: str) -> Study:
-    return read(write(tree or VALID), overrides)
+    return load_study(write(tree or VALID), overrides)
 
 
 RANGE = {"low": 1e-3, "high": 1e-2}
@@ -216,14 +216,14 @@ def test_tokens_of_a_budget_hold_all_baselines_which_are_never_pruned() -> None:
 def test_what_leaves_the_validation_tokens_alone_is_searched_by_nats_per_token(field: str) -> None:
     ranges = {"layout": ["stream", "documents"], "curriculum": ["none", "easy"], "shuffle_documents": [False, True]}
     tree = edited("space", {f"data.{field}": {"choices": ranges.get(field, [0.0, 0.5])}})
-    assert read(write(tree)).file.objective == "val_loss"
+    assert load_study(write(tree)).file.objective == "val_loss"
 
 
 def test_name_of_a_data_set_on_the_hub_is_no_path(folder: Path) -> None:
     data = {"name": "hub", "path": "owner/name", "revision": "1"}
-    assert flat(read(write(edited("base/data", data))).base)["data.path"] == "owner/name"
+    assert flat(load_study(write(edited("base/data", data))).base)["data.path"] == "owner/name"
     (folder / "owner" / "name").mkdir(parents=True)
-    assert flat(read(write(edited("base/data", data))).base)["data.path"] == str(folder / "owner" / "name")
+    assert flat(load_study(write(edited("base/data", data))).base)["data.path"] == str(folder / "owner" / "name")
 
 
 def test_all_mistakes_are_named_together() -> None:
@@ -286,9 +286,9 @@ def test_unknown_study_is_told_what_there_is(name: str, beginning: str) -> None:
 def test_study_is_found_by_name_here_and_in_studies_before_the_shipped_ones() -> None:
     Path("studies").mkdir()
     write(edited("budget/trials", 11), "studies/quickstart.yaml")
-    assert read("quickstart").file.budget.trials == 11
+    assert load_study("quickstart").file.budget.trials == 11
     write(edited("budget/trials", 12), "quickstart.yaml")
-    assert read("quickstart").file.budget.trials == 12
+    assert load_study("quickstart").file.budget.trials == 12
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_override_is_checked_like_the_file(override: str, line: str | None) -> N
 
 
 def test_override_and_budget_replace_what_the_file_says() -> None:
-    study = read(write(VALID), ["optimizer.lr=3e-4", "run.compile=off"], {"trials": 9, "hours": None}, 5)
+    study = load_study(write(VALID), ["optimizer.lr=3e-4", "run.compile=off"], {"trials": 9, "hours": None}, 5)
     assert flat(study.base)["optimizer.lr"] == 3e-4
     assert flat(study.base)["run.compile"] == "off"
     assert (study.file.budget.trials, study.file.seed) == (9, 5)
@@ -379,7 +379,7 @@ def test_rungs_are_marks_that_every_trial_reaches_exactly(space: dict[str, Any],
 )
 def test_study_travels_as_text_and_comes_back_the_same(tree: dict[str, Any]) -> None:
     study = valid(tree)
-    spec = notation.load(notation.dump(study.spec()))
+    spec = parse_yaml(dump_yaml(study.spec()))
     again = from_spec(spec)
     assert again.spec() == study.spec()
     assert (again.name, again.base, again.rungs, again.slots()) == (study.name, study.base, study.rungs, study.slots())

@@ -13,14 +13,15 @@ import sqlalchemy.orm
 from optuna.trial import TrialState, create_trial
 
 import hpo.worker.signals
-from hpo.analysis.snapshot import ENDED, ERROR, counts, snapshot
+from hpo.analysis.snapshot import counts, snapshot
 from hpo.queue.heartbeat import reap
-from hpo.queue.registry import Registered, register
+from hpo.queue.registry import StoredStudy, register
 from hpo.queue.slots import Slots
-from hpo.storage.engine import SLOT
-from hpo.storage.store import Store, connect
+from hpo.storage.attributes import ENDED, ERROR
+from hpo.storage.schema import SLOT
+from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
 from hpo.worker.trial import open_trial
 from hpo.worker.worker import Worker
 from tests.support.planted import study as planted
@@ -30,19 +31,19 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture
 def store(here: Path) -> Iterator[Store]:
-    with connect(f"sqlite:///{here}/jobs.db", create=True) as store:
+    with open_store(f"sqlite:///{here}/jobs.db", create=True) as store:
         yield store
 
 
-def began(store: Store, folder: Path, code: str = "", **keys: Any) -> Registered:
+def began(store: Store, folder: Path, code: str = "", **keys: Any) -> StoredStudy:
     """Register a planted study whose module has some more code; no baseline, no pruning."""
     path = planted(folder, **{"pruner": {"name": "none"}, "baseline": [], **keys})
     with (folder / "curves.py").open("a") as module:
         module.write(code)
-    return register(store, read(str(path)), None, {})
+    return register(store, load_study(str(path)), None, {})
 
 
-def work(at: Registered, pack: int = 1) -> int:
+def work(at: StoredStudy, pack: int = 1) -> int:
     return Worker(at, Path("runs"), pack, lambda event: None).work()
 
 
@@ -121,8 +122,8 @@ def test_trial_that_lost_its_worker_before_its_parameters_is_drawn_by_a_fresh_pr
     assert claim is not None
     assert open_trial(at, claim, "gone", 1).params == {}
     reap(store, "gone")
-    with connect(store.url) as fresh:  # whose cache knows no trial
-        again = register(fresh, read(str(here / "planted.yaml")), None, {})
+    with open_store(store.url) as fresh:  # whose cache knows no trial
+        again = register(fresh, load_study(str(here / "planted.yaml")), None, {})
         assert work(again) == 0
     assert [t.state for t in snapshot(store, "planted").trials] == [State.COMPLETE]
 
@@ -231,7 +232,7 @@ def test_slots_of_a_deleted_study_are_not_those_of_the_next(store: Store, here: 
     at = began(store, here, budget={"trials": 3})
     assert work(at) == 0
     store.optuna.delete_study(at.optuna._study_id)
-    again = register(store, read(str(here / "planted.yaml")), None, {})
+    again = register(store, load_study(str(here / "planted.yaml")), None, {})
     assert again.slots.counts() == {"free": 3, "leased": 0, "done": 0, "expired": 0}
     with store.engine.begin() as connection:
         assert connection.execute(sa.select(sa.func.count()).select_from(SLOT)).scalar() == 3

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from hpo.analysis.snapshot import STATE, counts, snapshot
-from hpo.queue.registry import Registered, register
-from hpo.storage.retry import StorageError
-from hpo.storage.store import connect
-from hpo.study.load import read
+from hpo.analysis.snapshot import counts, snapshot
+from hpo.errors import StorageError
+from hpo.queue.registry import StoredStudy, register
+from hpo.storage.attributes import STATE
+from hpo.storage.store import open_store
+from hpo.study.load import load_study
 from tests.support.command import environment
 from tests.support.planted import study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
@@ -44,8 +45,8 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
     return true()
 
 
-def make(store: Any, folder: Path, name: str, **keys: Any) -> Registered:
-    return register(store, read(str(planted(folder, name, pruner={"name": "none"}, **keys))), None, {})
+def make(store: Any, folder: Path, name: str, **keys: Any) -> StoredStudy:
+    return register(store, load_study(str(planted(folder, name, pruner={"name": "none"}, **keys))), None, {})
 
 
 def ended(store: Any, name: str) -> Callable[[], bool]:
@@ -60,7 +61,7 @@ def test_follower_waits_for_a_storage_and_serves_its_studies_in_turn(here: Path,
     with follower(empty_url, here) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("waiting: no stud" if "postgres" in empty_url else "waiting: no st")
-        with connect(empty_url, create=True) as store:
+        with open_store(empty_url, create=True) as store:
             for name in ("one", "two"):
                 make(store, here, name, budget={"trials": 4}, base={"pause": 0.05})
             assert until(ended(store, "one"))
@@ -78,7 +79,7 @@ def test_follower_waits_for_a_storage_and_serves_its_studies_in_turn(here: Path,
 
 def test_follower_leaves_a_study_alone_that_it_cannot_serve_or_that_is_paused(here: Path) -> None:
     url = f"sqlite:///{here}/f.db"
-    with connect(url, create=True) as store:
+    with open_store(url, create=True) as store:
         paused = make(store, here, "paused", budget={"trials": 1})
         paused.optuna.set_user_attr(STATE, "paused")
         make(store, here, "missing", budget={"trials": 1}).optuna.set_user_attr("hpo:protocol", 99)
@@ -103,12 +104,12 @@ def test_follower_survives_a_server_that_is_away(here: Path) -> None:
     server = Postgres()
     try:
         server.start()
-        with connect(server.url(), create=True, patience=60) as store, follower(server.url(), here) as process:
+        with open_store(server.url(), create=True, patience=60) as store, follower(server.url(), here) as process:
             make(store, here, "long", budget={"trials": 4}, base={"pause": 0.4})
             assert until(lambda: counts(snapshot(store, "long"))["complete"] >= 1)
             server.stop(signal.SIGQUIT)
             with pytest.raises(StorageError):
-                connect(server.url(), patience=0.1)
+                open_store(server.url(), patience=0.1)
             time.sleep(6)  # longer than a lease, and than a follower that waits for work is patient
             server.start()
             assert until(ended(store, "long"))

@@ -16,16 +16,18 @@ from optuna.trial import TrialState
 
 import hpo.worker.reporter
 import hpo.worker.worker
-from hpo.analysis.snapshot import ENDED, ERROR, STARTED, counts, snapshot, summary
+from hpo.analysis.snapshot import counts, snapshot
+from hpo.analysis.summary import summary
+from hpo.errors import StorageError
 from hpo.queue.heartbeat import reap
-from hpo.queue.registry import Registered, register
+from hpo.queue.registry import StoredStudy, register
 from hpo.queue.slots import Claim
-from hpo.runs.run_dir import lines
-from hpo.storage.engine import look
-from hpo.storage.retry import StorageError
-from hpo.storage.store import connect
+from hpo.runs.run_dir import metrics_lines
+from hpo.storage.attributes import ENDED, ERROR, STARTED
+from hpo.storage.engine import open_readonly
+from hpo.storage.store import open_store
 from hpo.storage.trials import State
-from hpo.study.load import read
+from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.support.disk import resize, small_disk, used
 from tests.support.planted import study as planted
@@ -34,11 +36,11 @@ from tests.support.tiny import tiny
 pytestmark = pytest.mark.usefixtures("here")
 
 
-def run(url: str, path: Path, pack: int = 1, **budget: Any) -> tuple[Registered, list[dict[str, Any]]]:
+def run(url: str, path: Path, pack: int = 1, **budget: Any) -> tuple[StoredStudy, list[dict[str, Any]]]:
     """Work on a study in this process; return it and what the worker told."""
     told: list[dict[str, Any]] = []
-    with connect(url, create=True) as store:
-        at = register(store, read(str(path), budget=budget), None, {})
+    with open_store(url, create=True) as store:
+        at = register(store, load_study(str(path), budget=budget), None, {})
         assert Worker(at, Path("runs"), pack, told.append).work() == 0
         at.optuna.trials  # noqa: B018, read while the storage is open
         return at, told
@@ -58,10 +60,10 @@ def gpt_study(path: Path, **keys: Any) -> Path:
     return path
 
 
-def register_gpt(store: Any, path: Path) -> Registered:
+def register_gpt(store: Any, path: Path) -> StoredStudy:
     from hpo.runs.datasets import described
 
-    found = read(str(path))
+    found = load_study(str(path))
     return register(store, found, *described(found.base))
 
 
@@ -69,7 +71,7 @@ def register_gpt(store: Any, path: Path) -> Registered:
 def test_every_trial_of_the_budget_runs_once_and_the_baseline_first(here: Path, pack: int) -> None:
     path = planted(here, train="curves:noted", baseline=[{}, {"x": 0.9}], pruner={"name": "none"})
     run(sqlite(here), path, pack)
-    with look(sqlite(here)) as store:
+    with open_readonly(sqlite(here)) as store:
         of = snapshot(store, "planted")
         assert counts(of) == {"complete": 12, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
         assert [t.user_attrs["kind"] for t in of.trials[:3]] == ["baseline", "baseline", "search"]
@@ -88,7 +90,7 @@ def test_pruning_kills_a_planted_bad_trial_and_never_the_planted_best(here: Path
         budget={"trials": 10},
     )
     run(sqlite(here), path, pack)
-    with look(sqlite(here)) as store:
+    with open_readonly(sqlite(here)) as store:
         state = {t.params.get("x", 0.5): t.state for t in snapshot(store, "planted").trials}
     assert state[0.01] == State.COMPLETE
     if pack == 1:  # in a pack of four, the bad ones start before five are complete
@@ -103,21 +105,21 @@ def test_baseline_is_never_pruned_though_it_is_the_worst(here: Path) -> None:
         budget={"trials": 6},
     )
     _at, _ = run(sqlite(here), path)
-    with look(sqlite(here)) as store:
+    with open_readonly(sqlite(here)) as store:
         assert counts(snapshot(store, "planted"))["complete"] == 6
 
 
 def test_eight_processes_finish_exactly_the_budget_with_the_baseline_once(here: Path, storage_url: str) -> None:
     path = planted(here, train="curves:noted", budget={"trials": 40}, pruner={"name": "none"})
-    with connect(storage_url, create=True) as store:
-        register(store, read(str(path)), None, {})
+    with open_store(storage_url, create=True) as store:
+        register(store, load_study(str(path)), None, {})
     asked = [sys.executable, "-m", "hpo", "worker", "--study", "planted"]
     env = {**os.environ, "HPO_STORAGE": storage_url, "OMP_NUM_THREADS": "1"}
     workers = [subprocess.Popen(asked, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(8)]
     for worker in workers:
         _, stderr = worker.communicate(timeout=120)
         assert (worker.returncode, stderr) == (0, b"")
-    with look(storage_url) as store:
+    with open_readonly(storage_url) as store:
         of = snapshot(store, "planted")
         assert counts(of) == {"complete": 40, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
         assert sum(t.user_attrs["kind"] == "baseline" for t in of.trials) == 1
@@ -133,7 +135,7 @@ def test_one_worker_and_one_seed_suggest_the_same_sequence_again(here: Path) -> 
     _second, _ = run(f"sqlite:///{here}/b.db", path)
     sequences = []
     for name in ("a", "b"):
-        with look(f"sqlite:///{here}/{name}.db") as store:
+        with open_readonly(f"sqlite:///{here}/{name}.db") as store:
             sequences.append([t.params for t in snapshot(store, "planted").trials])
     assert sequences[0] == sequences[1]
 
@@ -145,7 +147,7 @@ def test_diverged_trial_is_pruned_with_that_reason_and_the_pack_goes_on(here: Pa
         sampler={"name": "brute-force"},
     )
     told: list[dict[str, Any]] = []
-    with connect(sqlite(here), create=True) as store:
+    with open_store(sqlite(here), create=True) as store:
         at = register_gpt(store, path)
         assert Worker(at, Path("runs"), 3, told.append).work() == 0
         of = snapshot(store, "wild")
@@ -164,7 +166,7 @@ def test_values_that_do_not_go_together_end_the_trial_not_the_worker(here: Path)
         base=tiny({"model.n_embd": 12, "model.n_head": 1}).model_dump(mode="json"),
         budget={"trials": 5},
     )
-    with connect(sqlite(here), create=True) as store:
+    with open_store(sqlite(here), create=True) as store:
         at = register_gpt(store, path)
         assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
         of = snapshot(store, "odd")
@@ -181,13 +183,16 @@ def test_trials_of_several_shapes_each_find_their_pack(here: Path) -> None:
         sampler={"name": "brute-force"},
         budget={"trials": 5},
     )
-    with connect(sqlite(here), create=True) as store:
+    with open_store(sqlite(here), create=True) as store:
         at = register_gpt(store, path)
         assert Worker(at, Path("runs"), 3, lambda event: None).work() == 0
         of = snapshot(store, "shapes")
         assert counts(of)["complete"] == 5
         steps = {tuple(sorted(t.intermediate_values)) for t in of.trials}
-        marks = {tuple(line["tokens"] for line in lines(f)) for f in Path("runs/shapes/trials").glob("*/metrics.jsonl")}
+        marks = {
+            tuple(line["tokens"] for line in metrics_lines(f))
+            for f in Path("runs/shapes/trials").glob("*/metrics.jsonl")
+        }
     assert steps == {(1, 2, 3)}
     assert len(marks) == 1, "every trial is scored at the same tokens"
 
@@ -195,9 +200,9 @@ def test_trials_of_several_shapes_each_find_their_pack(here: Path) -> None:
 def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: Path) -> None:
     path = gpt_study(here / "broken.yaml", budget={"trials": 2})
     whole, parts = f"sqlite:///{here}/whole.db", f"sqlite:///{here}/parts.db"
-    with connect(whole, create=True) as store:
+    with open_store(whole, create=True) as store:
         Worker(register_gpt(store, path), Path("whole"), 1, lambda event: None).work()
-    with connect(parts, create=True) as store:
+    with open_store(parts, create=True) as store:
         at = register_gpt(store, path)
         worker = Worker(at, Path("parts"), 1, lambda event: None)
 
@@ -222,7 +227,7 @@ def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: P
         curves = [
             [
                 {k: v for k, v in line.items() if k not in clock}
-                for line in lines(here / out / "broken/trials" / number / "metrics.jsonl")
+                for line in metrics_lines(here / out / "broken/trials" / number / "metrics.jsonl")
             ]
             for out in ("whole", "parts")
         ]
@@ -232,9 +237,9 @@ def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: P
 
 def test_trial_of_a_killed_worker_is_taken_over_when_its_lease_runs_out(here: Path, storage_url: str) -> None:
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"}, base={"pause": 0.05})
-    with connect(storage_url, create=True) as store:
-        register(store, read(str(path)), None, {})
-        at = register(store, read(str(path)), None, {})
+    with open_store(storage_url, create=True) as store:
+        register(store, load_study(str(path)), None, {})
+        at = register(store, load_study(str(path)), None, {})
         env = {**os.environ, "HPO_STORAGE": storage_url, "HPO_LEASE_S": "2"}
         asked = [sys.executable, "-c", KILLED]
         assert subprocess.run(asked, env=env, timeout=60, check=False).returncode == -9
@@ -252,9 +257,9 @@ def test_trial_of_a_killed_worker_is_taken_over_when_its_lease_runs_out(here: Pa
 def test_trial_killed_between_report_and_checkpoint_or_tell_ends_with_the_same_curve(here: Path, when: str) -> None:
     path = gpt_study(here / "torn.yaml", budget={"trials": 1})
     whole = f"sqlite:///{here}/whole.db"
-    with connect(whole, create=True) as store:
+    with open_store(whole, create=True) as store:
         Worker(register_gpt(store, path), Path("whole"), 1, lambda event: None).work()
-    with connect(f"sqlite:///{here}/torn.db", create=True) as store:
+    with open_store(f"sqlite:///{here}/torn.db", create=True) as store:
         at = register_gpt(store, path)
         worker = Worker(at, Path("torn"), 1, lambda event: None)
 
@@ -269,7 +274,7 @@ def test_trial_killed_between_report_and_checkpoint_or_tell_ends_with_the_same_c
         trial = snapshot(store, "torn").trials[0]
         assert (trial.state, len(snapshot(store, "torn").trials)) == (State.COMPLETE, 1)
     curves = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in lines(file)]
+        [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in metrics_lines(file)]
         for file in (Path("whole/torn/trials/0000/metrics.jsonl"), Path("torn/torn/trials/0000/metrics.jsonl"))
     ]
     assert [row["rung"] for row in curves[0]] == [1, 2, 3]
@@ -292,8 +297,8 @@ with connect(os.environ["HPO_STORAGE"]) as store:
 
 def test_worker_that_lost_its_lease_writes_nothing_more_and_takes_other_work(here: Path, storage_url: str) -> None:
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"})
-    with connect(storage_url, create=True) as store:
-        at = register(store, read(str(path)), None, {})
+    with open_store(storage_url, create=True) as store:
+        at = register(store, load_study(str(path)), None, {})
         told: list[dict[str, Any]] = []
         taken: list[Claim | None] = []
         worker = Worker(at, Path("runs"), 1, told.append)
@@ -321,8 +326,8 @@ def test_worker_that_lost_its_lease_writes_nothing_more_and_takes_other_work(her
 def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: str, write: str) -> None:
     """The lease is lost between the look at it and the write."""
     path = planted(here, budget={"trials": 1}, pruner={"name": "none"}, baseline=[])
-    with connect(storage_url, create=True) as store:
-        at = register(store, read(str(path)), None, {})
+    with open_store(storage_url, create=True) as store:
+        at = register(store, load_study(str(path)), None, {})
         worker = Worker(at, Path("runs"), 1, lambda event: None)
         calls = {
             "value": "set_trial_intermediate_value",
@@ -355,8 +360,8 @@ def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: s
 def test_lost_answer_to_the_making_of_a_trial_makes_it_once(here: Path, storage_url: str) -> None:
     """The row is committed, but the connection breaks before the worker hears of it."""
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"})
-    with connect(storage_url, create=True) as store:
-        at = register(store, read(str(path)), None, {})
+    with open_store(storage_url, create=True) as store:
+        at = register(store, load_study(str(path)), None, {})
         make, broken = store.rdb._create_new_trial, []
 
         def make_and_break(*arguments: Any) -> Any:
@@ -375,8 +380,8 @@ def test_lost_answer_to_the_making_of_a_trial_makes_it_once(here: Path, storage_
 
 def test_trial_that_another_ended_is_let_go_and_its_neighbour_in_the_pack_goes_on(here: Path) -> None:
     path = planted(here, budget={"trials": 2}, pruner={"name": "none"})
-    with connect(sqlite(here), create=True) as store:
-        at = register(store, read(str(path)), None, {})
+    with open_store(sqlite(here), create=True) as store:
+        at = register(store, load_study(str(path)), None, {})
 
         def end_the_second(event: dict[str, Any]) -> None:
             if event["event"] == "rung" and (event["trial"], event["rung"]) == (1, 1):
@@ -389,8 +394,8 @@ def test_trial_that_another_ended_is_let_go_and_its_neighbour_in_the_pack_goes_o
 
 def test_interrupted_trial_is_finished_though_the_hours_are_over(here: Path) -> None:
     path = planted(here, budget={"hours": 1})
-    with connect(sqlite(here), create=True) as store:
-        at = register(store, read(str(path)), None, {})
+    with open_store(sqlite(here), create=True) as store:
+        at = register(store, load_study(str(path)), None, {})
         worker = Worker(at, Path("runs"), 1, lambda event: None)
 
         def stop(event: dict[str, Any]) -> None:
@@ -407,10 +412,10 @@ def test_interrupted_trial_is_finished_though_the_hours_are_over(here: Path) -> 
 
 def test_budget_of_the_command_line_outlives_a_launch_without_it(here: Path) -> None:
     path = planted(here, budget={"trials": 3})
-    with connect(sqlite(here), create=True) as store:
-        register(store, read(str(path), budget={"trials": 8}), None, {}, {"trials": 8})
-        assert register(store, read(str(path)), None, {}).slots.left() == 8
-        assert register(store, read(str(path), budget={"trials": 5}), None, {}, {"trials": 5}).slots.left() == 5
+    with open_store(sqlite(here), create=True) as store:
+        register(store, load_study(str(path), budget={"trials": 8}), None, {}, {"trials": 8})
+        assert register(store, load_study(str(path)), None, {}).slots.left() == 8
+        assert register(store, load_study(str(path), budget={"trials": 5}), None, {}, {"trials": 5}).slots.left() == 5
 
 
 def test_full_disk_quarantines_the_worker_until_there_is_room_and_costs_no_trial(
@@ -418,7 +423,7 @@ def test_full_disk_quarantines_the_worker_until_there_is_room_and_costs_no_trial
 ) -> None:
     monkeypatch.setattr(hpo.worker.worker, "PROBE_S", 0.05)
     path = gpt_study(here / "full.yaml", budget={"trials": 3})
-    with small_disk(here / "small", "32k"), connect(sqlite(here), create=True) as store:
+    with small_disk(here / "small", "32k"), open_store(sqlite(here), create=True) as store:
         at = register_gpt(store, path)
         told: list[str] = []
         assert Worker(at, here / "small", 1, make_room(here / "small", told)).work() == 0
@@ -449,7 +454,7 @@ def test_full_disk_for_the_data_of_a_trial_is_not_the_trial_s_fault(
     keys = {"space": {"tokenizer.vocab_size": {"choices": [300, 330]}}, "sampler": {"name": "grid"}, "baseline": []}
     path = gpt_study(here / "cache.yaml", base=base, objective="val_bpb", budget={"trials": 2}, **keys)
     monkeypatch.setenv("HPO_CACHE", str(cache))
-    with small_disk(cache, "64m"), connect(sqlite(here), create=True) as store:
+    with small_disk(cache, "64m"), open_store(sqlite(here), create=True) as store:
         at = register_gpt(store, path)
         resize(cache, f"{used(cache) // 1024 + 4}k")
         told: list[str] = []
@@ -461,7 +466,7 @@ def test_full_disk_for_the_data_of_a_trial_is_not_the_trial_s_fault(
 
 def test_checkpoints_of_the_best_trials_alone_are_kept(here: Path) -> None:
     path = gpt_study(here / "kept.yaml", budget={"trials": 4}, keep_best=2)
-    with connect(sqlite(here), create=True) as store:
+    with open_store(sqlite(here), create=True) as store:
         assert Worker(register_gpt(store, path), Path("runs"), 1, lambda event: None).work() == 0
         best = sorted(snapshot(store, "kept").trials, key=lambda trial: trial.values[0])
         numbers = {trial.number for trial in best[:2]}
@@ -475,8 +480,8 @@ def test_trial_that_diverges_while_the_storage_is_away_leaves_its_whole_curve(
     module = here / "curves.py"
     module.write_text(module.read_text().replace("yield rung, 1.0", "yield rung, float('nan') if rung == 3 else 1.0"))
     monkeypatch.setattr(hpo.worker.reporter, "AWAY_S", 0.1)
-    with connect(sqlite(here), create=True) as store:
-        at = register(store, read(str(path)), None, {})
+    with open_store(sqlite(here), create=True) as store:
+        at = register(store, load_study(str(path)), None, {})
         real, calls = store.optuna.set_trial_intermediate_value, []
 
         def away(*arguments: Any) -> Any:
@@ -507,8 +512,8 @@ def test_launching_again_resumes_and_a_larger_budget_extends(here: Path) -> None
 def test_study_ends_when_its_hours_are_over(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hpo.worker.reporter, "LOOK_S", 0.0)
     path = planted(here, budget={"hours": 1})
-    with connect(sqlite(here), create=True) as store:
-        at = register(store, read(str(path)), None, {})
+    with open_store(sqlite(here), create=True) as store:
+        at = register(store, load_study(str(path)), None, {})
         worker = Worker(at, Path("runs"), 1, lambda event: None)
 
         def end_the_hour(event: dict[str, Any]) -> None:
@@ -524,7 +529,7 @@ def test_study_ends_when_its_hours_are_over(here: Path, monkeypatch: pytest.Monk
 
 def test_study_ends_when_its_tokens_are_trained(here: Path) -> None:
     path = gpt_study(here / "tokens.yaml", budget={"tokens": 3000})
-    with connect(sqlite(here), create=True) as store:
+    with open_store(sqlite(here), create=True) as store:
         at = register_gpt(store, path)
         Worker(at, Path("runs"), 1, lambda event: None).work()
         found = summary(snapshot(store, "tokens"))
@@ -537,7 +542,7 @@ def test_worker_with_other_data_refuses_to_join(here: Path) -> None:
     text.write_text("\n\n".join(f"Paragraph {i} says something of its own, at some length." * 20 for i in range(60)))
     base = tiny({"data.name": "text", "data.path": str(text)}).model_dump(mode="json")
     path = gpt_study(here / "own.yaml", base=base)
-    with connect(sqlite(here), create=True) as store:
+    with open_store(sqlite(here), create=True) as store:
         register_gpt(store, path)
     text.write_text(text.read_text().replace("Paragraph 7", "Paragraph 8"))
     asked = [sys.executable, "-m", "hpo", "worker", "--storage", sqlite(here)]
@@ -549,7 +554,7 @@ def test_worker_with_other_data_refuses_to_join(here: Path) -> None:
 
 def test_metrics_of_each_rung_lie_beside_the_trial_as_json(here: Path) -> None:
     path = gpt_study(here / "files.yaml", budget={"trials": 1})
-    with connect(sqlite(here), create=True) as store:
+    with open_store(sqlite(here), create=True) as store:
         Worker(register_gpt(store, path), Path("runs"), 1, lambda event: None).work()
         trial = snapshot(store, "files").trials[0]
     folder = Path("runs/files/trials/0000")

@@ -7,7 +7,7 @@ from model.data.batches import TrainingOrder, Windows
 from model.data.corpus import Lines
 from model.data.prepare import Split, prepare
 from model.data.tokenizer import Bytes
-from model.section import ConfigError
+from model.errors import ConfigError
 
 LAYOUTS = ["stream", "documents"]
 

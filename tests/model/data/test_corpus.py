@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from model.data import text_files as files
+from model.data import text_files
 from model.data.corpus import Corpus, HackerNews, Hub, Lines, Names, PythonDocs, Table, Text, TinyShakespeare
-from model.section import ConfigError
+from model.errors import ConfigError
 
 needs_data = pytest.mark.skipif(not os.environ.get("HPO_DATA"), reason="HPO_DATA is not set")
 
@@ -117,7 +117,7 @@ def test_every_field_says_what_it_means():
 
 def test_passages_hold_about_a_thousand_characters_and_lose_no_word():
     text = "\n\n".join(f"paragraph {i} " + "word " * 30 for i in range(50))
-    parts = list(files.passages(text))
+    parts = list(text_files.passages(text))
     assert all(1000 <= len(part) < 1400 for part in parts[:-1])
     assert " ".join(parts).split() == text.split()
 
@@ -128,7 +128,7 @@ def test_passages_hold_about_a_thousand_characters_and_lose_no_word():
     ids=["lines", "spaces", "neither"],
 )
 def test_long_text_without_blank_lines_is_still_cut(text):
-    parts = list(files.passages(text))
+    parts = list(text_files.passages(text))
     assert len(parts) > 20
     assert "".join("".join(parts).split()) == "".join(text.split())
 
@@ -217,7 +217,7 @@ def test_a_named_corpus_is_looked_for_in_hpo_data_before_any_download(tmp_path, 
 def test_a_download_is_checked_and_kept(server, tmp_path):
     good = hashlib.sha256(b"hello").hexdigest()
     target = tmp_path / "downloads" / "names.txt"
-    assert files.download(f"{server}/whole", target, good).read_bytes() == b"hello"
+    assert text_files.download(f"{server}/whole", target, good).read_bytes() == b"hello"
     assert os.listdir(target.parent) == ["names.txt"]
 
 
@@ -226,7 +226,7 @@ def test_a_download_is_checked_and_kept(server, tmp_path):
 )
 def test_a_failed_download_leaves_nothing_and_says_where_to_put_the_file(server, tmp_path, page, said):
     with pytest.raises(ConfigError, match=said) as caught:
-        files.download(f"{server}/{page}", tmp_path / "downloads" / "names.txt", "0" * 64)
+        text_files.download(f"{server}/{page}", tmp_path / "downloads" / "names.txt", "0" * 64)
     assert f"{server}/{page}" in str(caught.value)
     assert "or put the file at $HPO_DATA/names.txt" in str(caught.value)
     assert not (tmp_path / "downloads").exists()
@@ -234,7 +234,7 @@ def test_a_failed_download_leaves_nothing_and_says_where_to_put_the_file(server,
 
 def test_a_refused_connection_fails_at_once(tmp_path):
     with pytest.raises(ConfigError, match="Connection refused"):
-        files.download("http://127.0.0.1:9/names.txt", tmp_path / "names.txt", "0" * 64)
+        text_files.download("http://127.0.0.1:9/names.txt", tmp_path / "names.txt", "0" * 64)
 
 
 @pytest.mark.data
@@ -255,6 +255,6 @@ def test_the_hash_that_a_download_must_have_is_that_of_the_real_file(corpus, mon
     real = corpus.files()[0]
     monkeypatch.delenv("HPO_DATA")
     asked = []
-    monkeypatch.setattr(files, "download", lambda url, target, sha256: asked.append(sha256) or real)
+    monkeypatch.setattr(text_files, "download", lambda url, target, sha256: asked.append(sha256) or real)
     corpus.files()
     assert asked == [hashlib.sha256(real.read_bytes()).hexdigest()]

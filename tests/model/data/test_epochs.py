@@ -9,7 +9,7 @@ from model.data.corpus import Lines
 from model.data.epochs import EpochDocuments
 from model.data.ngrams import unigram_probabilities
 from model.data.prepare import Split
-from model.section import ConfigError
+from model.errors import ConfigError
 
 OWN = [
     {"drop_documents": 0.3},

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from model.data.corpus import HackerNews, Hub
 from model.data.prepare import prepare
 from model.data.tokenizer import Bytes
-from model.section import ConfigError
+from model.errors import ConfigError
 
 datasets = pytest.importorskip("datasets")
 

@@ -21,7 +21,7 @@ from model.data.corpus_base import ORDER
 from model.data.prepare import bits_per_byte, list_prepared, on_stderr, prepare
 from model.data.split import divided
 from model.data.tokenizer import BPE, END, Bytes, Chars
-from model.section import ConfigError
+from model.errors import ConfigError
 from model.seeds import derive
 from tests.support.disk import small_disk
 

@@ -8,9 +8,10 @@ from itertools import islice
 import pytest
 
 from model.data.prepare import prepare
+from model.errors import ConfigError
 from model.memory.dry_run import Rehearsal, rehearse
 from model.memory.estimate import estimate
-from model.section import ConfigError, updated
+from model.section import updated
 from model.train.trainer import Trainer
 from tests.support.tiny import UPDATE, alone, tiny
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from hpo.runs.run_dir import read_config
+from hpo.config.files import read_config
 from model.config import TrainConfig
 from model.data.prepare import prepare
 from model.memory import capacity
 from model.memory.estimate import Memory, estimate, fits
-from model.nn.gpt import Network
+from model.nn.gpt import Network, build_network
 from model.section import updated
 from model.train.pack import Pack
 from model.train.trainer import Trainer
@@ -75,7 +75,7 @@ def test_the_estimate_is_what_the_real_run_allocates(name, runs):
 @pytest.mark.parametrize("name", ["gpt", "moe"])
 def test_parameters_and_optimizer_are_counted_exactly(name, layers):
     run = config({"model.name": name, "model.n_layer": layers, "optimizer.name": "muon", "regularization.ema": 0.9})
-    network = run.model.build(V, 0)
+    network = build_network(run.model, V, 0)
     found = estimate(run, V, runs=2)
     n = sum(p.numel() for p in network.parameters())
     weights = Pack(run, V, 2, torch.device("cpu")).weights
@@ -128,7 +128,7 @@ def test_a_run_that_no_machine_holds_is_estimated():
 def test_what_is_shipped_can_be_estimated(base):
     tree, _ = read_config(base)
     run = updated(TrainConfig.model_validate(tree), {"run.device": "cpu"})
-    n = sum(p.numel() for p in run.model.build(V, 0).parameters())
+    n = sum(p.numel() for p in build_network(run.model, V, 0).parameters())
     assert estimate(run, V, runs=2).parameters == 2 * 4 * n
 
 
@@ -146,7 +146,7 @@ def test_an_estimate_leaves_the_run_as_it_is():
 def test_a_network_can_be_moved_after_an_estimate():
     estimate(config(), V)
     assert "to" not in vars(Network)
-    assert config().model.build(V, 0).to(torch.float64).wte.weight.dtype == torch.float64
+    assert build_network(config().model, V, 0).to(torch.float64).wte.weight.dtype == torch.float64
 
 
 def test_what_does_not_fit_is_said_in_gigabytes():

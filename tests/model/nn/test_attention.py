@@ -6,7 +6,7 @@ import torch
 from model.data.tokenizer import END
 from model.nn.architecture import GPT
 from model.nn.attention import documents
-from model.nn.gpt import Network
+from model.nn.gpt import Network, build_network
 from tests.support.packs import alone, assert_nan_stays_with_its_run, assert_same, random, shaken, together
 
 VOCAB = 31
@@ -16,7 +16,7 @@ ROWS = torch.tensor([[5, 6, END, 7, 8, 9, END, 4], [END, 5, 5, 5, END, 6, 7, 8],
 
 
 def built(seed: int = 0, **values) -> Network:
-    return shaken(SHAPE.model_copy(update={"document_mask": True} | values).build(VOCAB, seed))
+    return shaken(build_network(SHAPE.model_copy(update={"document_mask": True} | values), VOCAB, seed))
 
 
 def pieces(row: torch.Tensor) -> list[torch.Tensor]:
@@ -108,7 +108,7 @@ def entropies(network: Network, x: torch.Tensor) -> list[float]:
             for h in range(H):
                 for t in range(y.shape[1]):
                     first = max((s for s in range(t + 1) if x[b, s] == END), default=0)
-                    seen = k[b, first if network.shape.document_mask else 0 : t + 1, h * D : (h + 1) * D]
+                    seen = k[b, first if network.config.document_mask else 0 : t + 1, h * D : (h + 1) * D]
                     p = (seen @ q[b, t, h * D : (h + 1) * D] / math.sqrt(D)).double().softmax(0)
                     nats, n = nats - float((p * p.log()).sum()), n + 1
         found.append(nats / n)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from hpo.config.files import load
+from hpo.config.files import load_base
 from model.config import TrainConfig
 from model.data.prepare import Prepared, Split
+from model.nn.gpt import build_network
 from model.section import updated
 from model.train.trainer import Trainer
 
@@ -30,7 +31,7 @@ def made_up(vocab_size: int, documents: int = 40, length: int = 1500) -> Prepare
 
 def short(name: str, device: str) -> TrainConfig:
     """Return a base in its original size, for two updates."""
-    config = load(name, "base", TrainConfig)
+    config = load_base(name, "base", TrainConfig)
     tokens = 2 * config.update_tokens()
     return updated(config, {"run.tokens": tokens, "run.rungs": 1, "run.device": device, "run.compile": "off"})
 
@@ -56,9 +57,9 @@ def test_the_smallest_base_in_its_original_size_trains_on_a_cpu():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_base_in_its_original_size_has_the_parameters_of_its_report(name):
-    config = load(name, "base", TrainConfig)
+    config = load_base(name, "base", TrainConfig)
     assert getattr(config.tokenizer, "vocab_size", 27) == VOCABULARY[name]
     with torch.device("meta"):
-        network = config.model.build(VOCABULARY[name], 0)
+        network = build_network(config.model, VOCABULARY[name], 0)
     assert all(p.is_meta for p in network.parameters())
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]

@@ -7,7 +7,8 @@ import torch
 from model.data.tokenizer import END
 from model.nn.architecture import GPT
 from model.nn.attention import rotate
-from model.nn.gpt import Network, Norm, Pass, excess_kurtosis
+from model.nn.context import ForwardContext
+from model.nn.gpt import Network, Norm, build_network, excess_kurtosis
 from model.nn.regularization import Regularization
 from tests.support.packs import alone, assert_nan_stays_with_its_run, assert_same, random, shaken, together
 
@@ -25,15 +26,15 @@ ALL = [dict(zip(KINDS, values, strict=True)) for values in itertools.product(*KI
 
 
 def built(seed=0, **values) -> Network:
-    return SHAPE.model_copy(update=values).build(VOCAB, seed)
+    return build_network(SHAPE.model_copy(update=values), VOCAB, seed)
 
 
 def tokens(B=2, T=8):
     return torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(1))
 
 
-def passing(network) -> Pass:
-    return Pass(network, None, {})
+def passing(network) -> ForwardContext:
+    return network.context(network.config.context)
 
 
 def count(network) -> int:
@@ -54,7 +55,7 @@ def test_a_later_token_changes_no_earlier_logit(values):
 
 
 def test_parameters_of_a_known_shape_count_as_by_hand():
-    network = GPT(n_layer=2, n_head=4, n_embd=96, context=64).build(512, 0)
+    network = build_network(GPT(n_layer=2, n_head=4, n_embd=96, context=64), 512, 0)
     block = 3 * 96 * 96 + 96 * 96 + 2 * (4 * 96) * 96 + 2 * 96  # qkv, proj, mlp, two norms
     assert count(network) == 512 * 96 + 64 * 96 + 2 * block + 96
 
@@ -107,7 +108,7 @@ def test_attention_equals_its_formula():
 
 
 def test_rope_depends_on_the_distance_alone():
-    network = SHAPE.model_copy(update={"position": "rope", "context": 64, "n_head": 1}).build(VOCAB, 0)
+    network = build_network(SHAPE.model_copy(update={"position": "rope", "context": 64, "n_head": 1}), VOCAB, 0)
     q, k = torch.randn(2, 1, 1, 1, 12, generator=torch.Generator().manual_seed(0)).unbind(0)
 
     def product(at_q, at_k):
@@ -123,7 +124,7 @@ def test_rope_depends_on_the_distance_alone():
 
 
 def test_rope_turns_pair_i_by_position_over_theta_to_the_2i_over_d():
-    network = SHAPE.model_copy(update={"position": "rope", "n_head": 1}).build(VOCAB, 0)
+    network = build_network(SHAPE.model_copy(update={"position": "rope", "n_head": 1}), VOCAB, 0)
     for i in range(6):
         assert float(network.cos[5, i]) == pytest.approx(math.cos(5 * 10_000 ** (-2 * i / 12)), abs=1e-6)
         assert float(network.sin[5, i]) == pytest.approx(math.sin(5 * 10_000 ** (-2 * i / 12)), abs=1e-6)
@@ -176,7 +177,7 @@ def test_a_tied_head_is_the_embedding():
 
 
 def test_a_first_loss_is_that_of_a_uniform_guess():
-    logits = GPT().build(512, 0)(torch.randint(512, (4, 64), generator=torch.Generator().manual_seed(0)))
+    logits = build_network(GPT(), 512, 0)(torch.randint(512, (4, 64), generator=torch.Generator().manual_seed(0)))
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), torch.arange(252) % 512)
     assert loss.item() == pytest.approx(math.log(512), abs=0.1)
 
@@ -214,7 +215,7 @@ def test_norms_compute_in_fp32(kind, gain):
 
 def embedded(network, x):
     """Return the residual stream before the first block."""
-    return network.embed(x, None)
+    return network.embed(x, network.context(x.shape[1]))
 
 
 def test_embeddings_are_scaled_placed_projected_and_normalised_in_this_order():
@@ -374,10 +375,10 @@ def test_each_site_drops_in_training_and_nothing_drops_in_evaluation(name):
 
 
 def test_every_dropout_of_the_network_has_a_site_of_its_own(monkeypatch):
-    import model.nn.gpt
+    import model.nn.context
 
-    network = GPT(n_layer=3, n_head=2, n_embd=12, context=8).build(VOCAB, 0)
+    network = build_network(GPT(n_layer=3, n_head=2, n_embd=12, context=8), VOCAB, 0)
     network.active, used = frozenset(DROPOUTS), []
-    monkeypatch.setattr(model.nn.gpt, "dropout", lambda x, p, key, number: used.append(number) or x)
+    monkeypatch.setattr(model.nn.context, "dropout", lambda x, p, key, number: used.append(number) or x)
     network(tokens())
     assert sorted(used) == [*range(1 + 4 * 3), 65_536]

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.nn.architecture import MoE
-from model.nn.gpt import Network, Pass
+from model.nn.gpt import Network, build_network
 from model.nn.moe import Experts
 from model.train.trainer import Trainer
 from tests.support.packs import alone, assert_same, random, shaken, together
@@ -25,7 +25,7 @@ ACTIVATIONS = {
 
 
 def built(seed: int = 0, **values) -> Network:
-    return shaken(SHAPE.model_copy(update=values).build(VOCAB, seed))
+    return shaken(build_network(SHAPE.model_copy(update=values), VOCAB, seed))
 
 
 def tokens(K: int = 1) -> torch.Tensor:
@@ -62,7 +62,7 @@ CASES = [("silu", 2), ("silu", 1), ("swiglu", 2), ("swiglu", 4), ("relu2", 3), (
 def test_a_mixture_equals_a_loop_over_tokens_and_experts_with_all_gradients(mlp, top_k):
     network = built(mlp=mlp, top_k=top_k).eval()
     layer, x = network.blocks[0].mlp, random(2, 8, C).requires_grad_()
-    found, wanted = layer(x, Pass(network, None, {})), slow(layer, x)
+    found, wanted = layer(x, network.context(8)), slow(layer, x)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     pairs = zip(gradients(found, x, layer), gradients(wanted, x, layer), strict=True)
     for a, b in pairs:
@@ -79,7 +79,7 @@ def test_mixtures_side_by_side_equal_the_loop_with_all_gradients(mlp, top_k):
         name: torch.stack([layer.get_parameter(name).detach() for layer in layers]).requires_grad_()
         for name, _ in layers[0].named_parameters()
     }
-    now = Pass(networks[0], None, {})
+    now = networks[0].context(8)
     found = vmap(lambda leaves, x: functional_call(layers[0], leaves, (x, now)))(leaves, x)
     probe = random(2, 8, C, seed=9)
     grads = torch.autograd.grad((found * probe).sum(), [x, *leaves.values()])
@@ -95,7 +95,7 @@ def test_mixtures_side_by_side_equal_the_loop_with_all_gradients(mlp, top_k):
 @pytest.mark.parametrize("K", [1, 3])
 def test_each_expert_computes_its_own_tokens_and_no_others(top_k, K):
     network = built(top_k=top_k).eval()
-    layer, now, counter = network.blocks[0].mlp, Pass(network, None, {}), FlopCounterMode(display=False)
+    layer, now, counter = network.blocks[0].mlp, network.context(8), FlopCounterMode(display=False)
     leaves = {name: p.detach().expand(K, *p.shape) for name, p in layer.named_parameters()}
     with torch.no_grad(), counter:
         if K == 1:
@@ -112,7 +112,7 @@ def test_an_expert_without_tokens_is_no_trouble():
     with torch.no_grad():
         layer.router.weight.zero_()[1:3] = 1.0
     x = random(2, 8, C).abs().requires_grad_()
-    y = layer(x, Pass(network, None, {}))
+    y = layer(x, network.context(8))
     torch.testing.assert_close(y, slow(layer, x), rtol=1e-5, atol=1e-5)
     _, _, fc, _ = gradients(y, x, layer)
     assert [bool(part.any()) for part in fc] == [False, True, True, False]
@@ -139,7 +139,7 @@ def test_a_mixture_side_by_side_equals_itself_alone(values, active):
 
 
 def test_router_noise_is_gaussian_of_its_size_and_acts_in_training_alone(monkeypatch):
-    network = MoE(n_layer=1, n_head=2, n_embd=12, context=8, n_expert=8).build(VOCAB, 0)
+    network = build_network(MoE(n_layer=1, n_head=2, n_embd=12, context=8, n_expert=8), VOCAB, 0)
     network.active = frozenset({"router_noise"})
     network.router_noise.fill_(0.7)
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_the_balance_loss_is_experts_times_load_times_probability(top_k):
     network.balance.fill_(0.25)
     layer, x = network.blocks[0].mlp, random(2, 8, C)
     notes = {"balance": [], "expert_load": []}
-    layer(x, Pass(network, None, notes))
+    layer(x, network.context(8, diagnostics=notes))
     probabilities = F.linear(x.flatten(0, 1), layer.router.weight).softmax(-1).detach()
     load = torch.zeros(E)
     for row in probabilities:
@@ -196,11 +196,11 @@ def test_the_balance_loss_is_its_weight_where_all_is_even_and_more_where_it_is_n
     layer, notes = network.blocks[0].mlp, {"balance": []}
     with torch.no_grad():
         layer.router.weight.zero_()
-    layer(random(2, 8, C), Pass(network, None, notes))
+    layer(random(2, 8, C), network.context(8, diagnostics=notes))
     assert notes["balance"][0].item() == pytest.approx(0.01)
     with torch.no_grad():
         layer.router.weight[0] = 10.0
-    layer(random(2, 8, C).abs(), Pass(network, None, notes))
+    layer(random(2, 8, C).abs(), network.context(8, diagnostics=notes))
     assert notes["balance"][1].item() == pytest.approx(0.02, rel=1e-3)  # half of all assignments, all the probability
 
 
@@ -229,7 +229,7 @@ def test_the_balance_loss_spreads_the_tokens():
     found = []
     for _ in range(200):
         notes = {"balance": [], "expert_load": []}
-        layer(x, Pass(network, None, notes))
+        layer(x, network.context(8, diagnostics=notes))
         (grad,) = torch.autograd.grad(notes["balance"][0], layer.router.weight)
         with torch.no_grad():
             layer.router.weight -= 0.1 * grad
@@ -242,8 +242,8 @@ def test_the_router_computes_in_fp32_under_autocast():
     network = built().eval()
     layer, x = network.blocks[0].mlp, random(2, 8, C)
     with torch.autocast("cpu", torch.bfloat16):
-        half = layer.route(x.flatten(0, 1), Pass(network, None, {}))
-    full = layer.route(x.flatten(0, 1), Pass(network, None, {}))
+        half = layer.route(x.flatten(0, 1), network.context(8))
+    full = layer.route(x.flatten(0, 1), network.context(8))
     assert all(torch.equal(a, b) for a, b in zip(half, full, strict=True))
 
 
@@ -277,7 +277,7 @@ def test_a_mixture_that_diverges_changes_no_bit_of_its_neighbours():
 
 def test_padding_has_no_part_in_what_layers_say_of_themselves():
     shape = MoE(n_layer=2, n_head=2, n_embd=16, context=12, n_expert=4, top_k=2, balance=1.0)
-    network = shape.build(20, 0)
+    network = build_network(shape, 20, 0)
     network.active = frozenset({"balance"})
     network.balance.fill_(1.0)
     network.padded = True
@@ -300,8 +300,8 @@ def test_padding_has_no_part_in_what_layers_say_of_themselves():
     # The first layer's balance loss from its router's logits on real tokens alone.
     block, probabilities = network.blocks[0], []
     for row in rows:
-        h = network.embed(row[None], None)
-        h = h + block.attn(block.norm1(h), Pass(network, None, {}))
+        h = network.embed(row[None], network.context(len(row)))
+        h = h + block.attn(block.norm1(h), network.context(8))
         probabilities.append(block.mlp.router(block.norm2(h))[0].softmax(-1))
     mean = torch.cat(probabilities).mean(0)
     torch.testing.assert_close(found["balance"][0], 4 * (found["expert_load"][0] * mean).sum())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model.optim.clipping import AdaGC, NoClip, Norm, Rule, UpdateRMS, Value, ZClip
-from model.optim.param_groups import Part, parts, whole
+from model.optim.param_groups import ParamGroup, parts, whole
 
 INF = float("inf")
 SHAPES = {"blocks.0.mlp.fc.weight": (3, 5), "blocks.0.mlp.proj.weight": (5, 3), "norm.weight": (7,)}
@@ -178,7 +178,7 @@ def test_a_tensor_without_gradient_is_not_frozen_by_adagc():
 
 
 def test_update_rms_bounds_each_tensor_by_itself_in_units_of_the_rate():
-    rule, part = UpdateRMS(max_rms=0.5), Part("matrix", 0, 0, 37, WHOLE.pieces)
+    rule, part = UpdateRMS(max_rms=0.5), ParamGroup("matrix", 0, 0, 37, WHOLE.pieces)
     before = torch.randn(2, 37, generator=torch.Generator().manual_seed(0))
     step = torch.randn(2, 37, generator=torch.Generator().manual_seed(1)) * 1e-3
     step[:, 15:30] *= 100

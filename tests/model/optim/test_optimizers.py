@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from model.config import TrainConfig
 from model.data.prepare import Prepared, prepare
+from model.nn.gpt import build_network
 from model.optim.param_groups import group_of
 from model.section import updated
 from model.train.params import Step, Weights
-from model.train.run_state import Place
+from model.train.run_state import RunState
 from tests.support.tiny import tiny
 
 BIASED = {"model.bias": True, "model.n_layer": 2, "clip.name": "none"}
@@ -64,7 +65,7 @@ def reference(config: TrainConfig, parameters: dict[str, torch.Tensor]) -> torch
 
 
 def packed(configs: list[TrainConfig]) -> Weights:
-    shapes = {name: p.shape for name, p in configs[0].model.build(257, 0).named_parameters()}
+    shapes = {name: p.shape for name, p in build_network(configs[0].model, 257, 0).named_parameters()}
     pack = Weights(configs[0], shapes, len(configs), torch.device("cpu"))
     pack.p.normal_(generator=torch.Generator().manual_seed(0))
     return pack
@@ -262,9 +263,9 @@ def test_lowering_beta2_below_095_does_not_lower_the_bound_of_one_update():
 @pytest.mark.parametrize(("kind", "factor"), [("linear", 4.0), ("sqrt", 2.0)])
 def test_rates_scale_with_the_tokens_of_an_update(kind, factor):
     values = {"run.batch_size": 4, "run.grad_accum": 1, "run.tokens": 4096}
-    plain = Place(tiny(values), prepared().splits["train"])
+    plain = RunState(tiny(values), prepared().splits["train"])
     grown = {"optimizer.scale_lr": kind, "optimizer.scale_lr_tokens": 64, "run.batch_size": 16}
-    scaled = Place(tiny(values | grown), prepared().splits["train"])
+    scaled = RunState(tiny(values | grown), prepared().splits["train"])
     plain.micro_step = scaled.micro_step = 8
     wanted = scaled.config.optimizer.lr * scaled.config.schedule.multiplier(scaled.progress())
     assert scaled.lr() == pytest.approx(factor * wanted)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from model.nn.gpt import build_network
 from model.section import updated
 from model.train.checkpoint import FILE, CheckpointError, load, read
 from model.train.trainer import Trainer
@@ -29,7 +30,7 @@ def copy(saved, folder):
 
 def test_a_checkpoint_holds_weights_and_optimizer_state_by_name(saved):
     tensors, state = read(saved)
-    parameters = [name for name, _ in tiny().model.build(257, 0).named_parameters()]
+    parameters = [name for name, _ in build_network(tiny().model, 257, 0).named_parameters()]
     assert sorted(tensors) == sorted(f"{kind}.{name}" for kind in ("weights", "m", "v") for name in parameters)
     assert tensors["weights.wte.weight"].shape == (257, 16)
     assert state["config"] == tiny({"run.seed": 1}).model_dump(mode="json")

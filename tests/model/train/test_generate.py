@@ -6,7 +6,8 @@ import torch
 from scipy.stats import chisquare
 
 from model.data.tokenizer import END
-from model.section import ConfigError
+from model.errors import ConfigError
+from model.nn.gpt import build_network
 from model.train.checkpoint import CheckpointError
 from model.train.generate import Sampling, continuation, draw, generate, load
 from model.train.trainer import Trainer
@@ -99,7 +100,7 @@ def test_a_temperature_near_zero_is_greedy_and_finite():
 
 
 def test_the_context_slides():
-    network = tiny({"model.init_std": 0.5}).model.build(257, 0).eval()  # far from trained: every token matters
+    network = build_network(tiny({"model.init_std": 0.5}).model, 257, 0).eval()  # far from trained: every token matters
     ids = [END, *range(1, 10)]
     found = list(islice(continuation(network, ids, Sampling(0.0)), 40))
     for token in found:

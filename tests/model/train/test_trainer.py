@@ -9,9 +9,11 @@ import torch
 import model.train.evaluate
 from model.config import TrainConfig
 from model.data.prepare import prepare
+from model.errors import ConfigError
+from model.nn.gpt import build_network
 from model.optim.param_groups import group_of
-from model.section import ConfigError, updated
-from model.train.run_state import Place
+from model.section import updated
+from model.train.run_state import RunState
 from model.train.trainer import Trainer
 from tests.support.tiny import UPDATE, alone, curves, timeless, tiny
 
@@ -379,7 +381,7 @@ def test_batches_do_not_depend_on_the_model_or_the_optimizer():
     split = prepare(tiny().data, tiny().tokenizer).splits["train"]
 
     def batches(values):
-        place, found = Place(tiny(values), split), []
+        place, found = RunState(tiny(values), split), []
         for _ in range(8):
             found.append(place.batch())
             place.advance()
@@ -397,7 +399,7 @@ def test_dropout_masks_differ_by_micro_step_and_seed_and_by_nothing_else():
     split = prepare(tiny().data, tiny().tokenizer).splits["train"]
 
     def keys(values):
-        place, found = Place(tiny(values), split), []
+        place, found = RunState(tiny(values), split), []
         for _ in range(50):
             found.append(place.key())
             place.advance()
@@ -421,7 +423,7 @@ def test_an_update_has_the_rate_of_the_middle_of_its_share_of_the_run(grad_accum
 
 
 def test_one_more_layer_changes_no_initial_weight_of_another():
-    one, two = (tiny({"model.n_layer": n}).model.build(257, seed=3).state_dict() for n in (1, 2))
+    one, two = (build_network(tiny({"model.n_layer": n}).model, 257, seed=3).state_dict() for n in (1, 2))
     shared = [name for name in one if name in two and one[name].is_floating_point()]
     assert "blocks.0.attn.qkv.weight" in shared
     for name in shared:

@@ -8,18 +8,17 @@ import pytest
 
 from hpo.config.discovery import shipped
 from hpo.errors import Problem, WorkFailed
-from hpo.evidence.claims import results as records
 from hpo.evidence.claims.command import by_size, pick
-from hpo.evidence.claims.ledger import read
+from hpo.evidence.claims.ledger import load_ledger
 from hpo.evidence.claims.page import page
-from hpo.evidence.claims.results import Finding, Run
+from hpo.evidence.claims.results import Finding, Run, keep, load, measured, rows
 from hpo.evidence.claims.runner import best
 from hpo.evidence.claims.schema import Arms
 from hpo.evidence.claims.verdict import Judgement, Unit
 from tests.hpo.evidence.claims.test_run import verdicts_of
 from tests.support.command import ROOT, here, hpo
 
-SHIPPED = read(shipped() / "claims.yaml")
+SHIPPED = load_ledger(shipped() / "claims.yaml")
 
 
 def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> None:
@@ -52,7 +51,7 @@ def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> N
 def test_effect_has_as_many_digits_as_its_interval_lets_one_know(
     unit: Unit, ends: tuple[float | None, float | None, float | None], said: str
 ) -> None:
-    assert records.measured(Judgement(*ends, n=3, unit=unit, verdict="holds")) == said
+    assert measured(Judgement(*ends, n=3, unit=unit, verdict="holds")) == said
 
 
 def test_largest_claimed_effects_come_first_and_sums_before_them() -> None:
@@ -71,10 +70,10 @@ def test_findings_survive_the_file_and_others_stay(tmp_path: Path) -> None:
     path = tmp_path / "new" / "claims.json"
     run = Run(arm="a", seed=0, value=None, tokens=64, seconds=0.5, study="s", trial=3)
     one = Finding(test={"arms": {"a": {}}}, command="x", runs=(run,), machines=({"versions": {"torch": "2"}},))
-    records.keep(path, SHIPPED, "C001-01", one)
-    records.keep(path, SHIPPED, "C000-01", Finding(test={}, command="y", passed=True))
-    records.keep(path, SHIPPED, "C001-01", one.model_copy(update={"command": "z"}))
-    held = records.load(path).claims
+    keep(path, SHIPPED, "C001-01", one)
+    keep(path, SHIPPED, "C000-01", Finding(test={}, command="y", passed=True))
+    keep(path, SHIPPED, "C001-01", one.model_copy(update={"command": "z"}))
+    held = load(path).claims
     assert {name: found.command for name, found in held.items()} == {"C000-01": "y", "C001-01": "z"}
     assert held["C001-01"].runs == (run,)
     assert json.loads(path.read_text())["C001-01"]["runs"][0]["trial"] == 3
@@ -117,15 +116,15 @@ def test_list_and_dry_run_print_what_is_needed_and_run_nothing(tmp_path: Path) -
 def test_calculation_that_passes_gives_the_verdict_it_shows(tmp_path: Path) -> None:
     done = here("claims", "C000-08", "--format", "json", cwd=tmp_path)
     assert json.loads(done)[0]["verdict"] == "refuted by arithmetic"
-    assert records.load(tmp_path / "runs" / "claims.json").claims["C000-08"].passed is True
+    assert load(tmp_path / "runs" / "claims.json").claims["C000-08"].passed is True
 
 
 def test_page_of_the_documents_is_what_their_data_give() -> None:
-    held = records.load(ROOT / "docs" / "claims.json")
+    held = load(ROOT / "docs" / "claims.json")
     written = (ROOT / "docs" / "claims.md").read_text("utf-8")
     assert written == page(SHIPPED, held)
     assert [line.split(" | ")[0].removeprefix("| ") for line in verdicts_of(written)] == list(SHIPPED.claims)
-    n = Counter(line["verdict"] for line in records.rows(SHIPPED.claims, held))
+    n = Counter(line["verdict"] for line in rows(SHIPPED.claims, held))
     assert sum(n.values()) == 65
     told = (
         f"{n['holds']} hold, {n['holds in part']} hold in part, {n['refuted']} are refuted, {n['not shown']} are not "

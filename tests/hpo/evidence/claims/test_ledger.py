@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from hpo.config import yaml as notation
 from hpo.config.discovery import shipped
+from hpo.config.yaml import dump_yaml
 from hpo.errors import Problem
-from hpo.evidence.claims.ledger import configurations, read
+from hpo.evidence.claims.ledger import configurations, load_ledger
 from hpo.evidence.claims.schema import Arithmetic, Arms
 from hpo.runs.datasets import Corpora
 from model.config import TrainConfig
@@ -21,7 +21,7 @@ from model.train.trainer import Trainer
 from tests.support.command import ROOT, hpo, write_base
 from tests.support.tiny import alone, tiny
 
-LEDGER = read(shipped() / "claims.yaml")
+LEDGER = load_ledger(shipped() / "claims.yaml")
 BY_ARMS = {name: claim.test for name, claim in LEDGER.claims.items() if isinstance(claim.test, Arms)}
 BASE: dict[str, Any] = {
     "tokenizer": {"name": "bytes"},
@@ -56,13 +56,13 @@ def without(test: dict[str, Any], key: str) -> dict[str, Any]:
 
 def write(claims: dict[str, Any]) -> Path:
     path = Path("mine.yaml")
-    path.write_text(notation.dump({"claims": claims}))
+    path.write_text(dump_yaml({"claims": claims}))
     return path
 
 
 def problems(claims: dict[str, Any]) -> list[str]:
     with pytest.raises(Problem) as caught:
-        read(write(claims))
+        load_ledger(write(claims))
     assert caught.value.status == 2
     return [line.removeprefix("mine.yaml: ") for line in str(caught.value).splitlines()]
 
@@ -85,7 +85,7 @@ def test_check_counts_the_claims_of_the_shipped_ledger_and_of_ones_own(folder: P
 
 def test_factors_are_crossed_the_reference_first() -> None:
     path = write({"C009-01": claim(without(ARMS, "arms") | {"arms": None, "factors": FACTORS})})
-    test = read(path).claims["C009-01"].test
+    test = load_ledger(path).claims["C009-01"].test
     assert isinstance(test, Arms)
     assert test.named() == {
         "optimizer.lr=0.001, clip=norm": {"optimizer.lr": 1e-3},
@@ -187,7 +187,9 @@ def test_mistakes_of_all_claims_are_named_together() -> None:
 
 
 def test_arms_of_equal_tokens_are_scored_at_the_same_marks() -> None:
-    test = read(write({"C009-01": claim({"arms": {"a": {}, "b": {"run.grad_accum": 2}}})})).claims["C009-01"].test
+    test = (
+        load_ledger(write({"C009-01": claim({"arms": {"a": {}, "b": {"run.grad_accum": 2}}})})).claims["C009-01"].test
+    )
     assert isinstance(test, Arms)
     marks = {tuple(n * c.update_tokens() for n in c.marks()) for c in configurations(test).values()}
     assert marks == {(512, 1024, 1536, 2048)}

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from hpo.analysis.snapshot import Snapshot, snapshot
-from hpo.config import yaml as notation
+from hpo.config.yaml import dump_yaml
 from hpo.console import number
 from hpo.errors import WorkFailed
-from hpo.evidence.claims import results as records
+from hpo.evidence.claims import results
 from hpo.evidence.claims.command import cost, listed
-from hpo.evidence.claims.ledger import read
+from hpo.evidence.claims.ledger import load_ledger
 from hpo.evidence.claims.results import Findings
+from hpo.evidence.claims.runner import at_equal_seconds, scored
 from hpo.evidence.claims.schema import Claim
-from hpo.evidence.claims.scoring import at_equal_seconds, scored
-from hpo.runs.run_dir import append
-from hpo.storage.engine import look
+from hpo.runs.run_dir import append_metrics
+from hpo.storage.engine import open_readonly
 from hpo.storage.trials import study_ids, trials
 from tests.hpo.evidence.claims.test_ledger import ARMS, BASE, claim, without
 from tests.support.command import hpo, write_base
@@ -51,8 +51,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("claims")
     write_base(folder, "mine", BASE)
     gone = BASE | {"data": {"name": "text", "path": "gone.txt"}}
-    (folder / "studies" / "bases" / "away.yaml").write_text(notation.dump(gone))
-    (folder / "mine.yaml").write_text(notation.dump({"claims": CLAIMS}))
+    (folder / "studies" / "bases" / "away.yaml").write_text(dump_yaml(gone))
+    (folder / "mine.yaml").write_text(dump_yaml({"claims": CLAIMS}))
     done = hpo("claims", "--ledger", "mine.yaml", "--plain", cwd=folder, status=1)
     (folder / "said").write_text(done.stderr)
     (folder / "told").write_text(done.stdout)
@@ -60,12 +60,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kept(folder: Path) -> Findings:
-    return records.load(folder / "runs" / "claims.json")
+    return results.load(folder / "runs" / "claims.json")
 
 
 def mine(folder: Path) -> dict[str, Claim]:
     with contextlib.chdir(folder):
-        return read(Path("mine.yaml")).claims
+        return load_ledger(Path("mine.yaml")).claims
 
 
 def verdicts_of(written: str) -> list[str]:
@@ -75,12 +75,12 @@ def verdicts_of(written: str) -> list[str]:
 
 def studies(folder: Path) -> dict[str, int]:
     """Return the number of trials of each study."""
-    with look(f"sqlite:///{folder}/runs/hpo.db") as at:
+    with open_readonly(f"sqlite:///{folder}/runs/hpo.db") as at:
         return {name: len(trials(at, study_id)) for name, study_id in study_ids(at).items()}
 
 
 def of(folder: Path, study: str) -> Snapshot:
-    with look(f"sqlite:///{folder}/runs/hpo.db") as at:
+    with open_readonly(f"sqlite:///{folder}/runs/hpo.db") as at:
         found = snapshot(at, study)
         for trial in found.trials:  # read while the storage is open
             assert trial.user_attrs["slot"] is not None
@@ -125,12 +125,12 @@ def test_finding_holds_what_the_runs_were_and_the_command_that_repeats_them(ran:
 
 def test_verdict_is_printed_with_effect_and_interval(ran: Path) -> None:
     told, said = (ran / "told").read_text(), (ran / "said").read_text()
-    judged = records.judged(mine(ran)["C009-01"], kept(ran).claims["C009-01"])
+    judged = results.judged(mine(ran)["C009-01"], kept(ran).claims["C009-01"])
     assert judged.effect is not None
     assert judged.effect < 0
     assert judged.verdict == "holds in part"  # lower, and by less than half
-    assert records.measured(judged) in told
-    assert f"C009-01: holds in part; {records.measured(judged)}" in said
+    assert results.measured(judged) in told
+    assert f"C009-01: holds in part; {results.measured(judged)}" in said
 
 
 def test_level_that_serves_an_arm_best_goes_on(ran: Path) -> None:
@@ -145,14 +145,14 @@ def test_run_that_is_scored_in_two_ways_is_trained_once(ran: Path) -> None:
     assert {run.arm: run.trial for run in found.runs if run.seed == 1}["a"] == {
         run.arm: run.trial for run in found.runs if run.seed == 1
     }["b"]
-    values = records.values(found.runs)
+    values = results.values(found.runs)
     assert values["a"][0] != values["b"][0]
     trial = of(ran, "claim-C009-03").trials[0]
     assert trial.user_attrs["hpo:metrics"]["ema_val_loss"] == values["b"][0]
 
 
 def test_at_equal_seconds_the_longer_arm_is_read_where_the_shorter_one_ended(ran: Path) -> None:
-    values = records.values(kept(ran).claims["C009-04"].runs)
+    values = results.values(kept(ran).claims["C009-04"].runs)
     trials = of(ran, "claim-C009-04").trials
     last = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.user_attrs["hpo:metrics"] for t in trials}
     for seed in (0, 1, 2):
@@ -172,7 +172,7 @@ def test_curve_is_read_between_rungs_and_not_before_the_first(ran: Path, tmp_pat
     for (arm, seed), rungs in curves.items():
         for seconds, loss in rungs:
             path = tmp_path / study.name / "trials" / f"{arms[arm][seed].number:04d}" / "metrics.jsonl"
-            append(path, {"seconds": seconds, "val_loss": loss, "ema_val_loss": None})
+            append_metrics(path, {"seconds": seconds, "val_loss": loss, "ema_val_loss": None})
     read = at_equal_seconds(study, arms, tmp_path)
     found = {(arm, seed): read[arms[arm][seed].number] for arm, seed in curves}
     assert found["a", 0] == {"seconds": 2.5, "val_loss": pytest.approx(3.5)}
@@ -182,7 +182,7 @@ def test_curve_is_read_between_rungs_and_not_before_the_first(ran: Path, tmp_pat
 
 
 def test_run_that_diverges_is_scored_by_nothing_but_that(ran: Path) -> None:
-    values = records.values(kept(ran).claims["C009-01"].runs)
+    values = results.values(kept(ran).claims["C009-01"].runs)
     assert values["c"] == {0: None, 1: None, 2: None}
     assert all(value is not None for value in values["a"].values())
     ended = [t for study in ("claim-C009-01", "claim-C009-01-2") for t in of(ran, study).trials]
@@ -205,18 +205,18 @@ def test_what_is_done_is_not_run_again_and_more_seeds_are_a_further_study(ran: P
     more = ["claims", "C009-01", "--seeds", "4", "--ledger", "mine.yaml", "--data", "more.json"]
     hpo(*more, "--weighed", cwd=ran)
     assert studies(ran) == before | {"claim-C009-01-3": 2}
-    found, few = records.load(ran / "more.json").claims["C009-01"], kept(ran).claims["C009-01"]
+    found, few = results.load(ran / "more.json").claims["C009-01"], kept(ran).claims["C009-01"]
     assert set(few.runs) < set(found.runs)
     assert {(run.arm, run.seed) for run in set(found.runs) - set(few.runs)} == {("a", 3), ("b", 3)}
     assert found.command.endswith("--seeds 4")
     hpo(*more, cwd=ran)
     assert studies(ran) == before | {"claim-C009-01-3": 2, "claim-C009-01-4": 1}
-    assert len(records.load(ran / "more.json").claims["C009-01"].runs) == 12
+    assert len(results.load(ran / "more.json").claims["C009-01"].runs) == 12
 
 
 def test_study_of_other_arms_under_the_name_is_not_mixed_in(ran: Path) -> None:
     other = CLAIMS | {"C009-01": claim({"arms": {"a": {}, "b": {"optimizer.lr": 2e-2}}})}
-    (ran / "other.yaml").write_text(notation.dump({"claims": other}))
+    (ran / "other.yaml").write_text(dump_yaml({"claims": other}))
     done = hpo("claims", "C009-01", "--ledger", "other.yaml", "--data", "other.json", cwd=ran, status=1)
     assert "holds a study claim-C009-01 with other arms than the ledger's; give another --storage" in done.stderr
     assert not (ran / "other.json").exists()

@@ -1,0 +1,109 @@
+"""The URL of a storage."""
+
+import os
+import re
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError
+
+from hpo.errors import StorageError
+
+NETWORK_FILE_SYSTEMS = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "glusterfs",
+    "9p",
+    "afs",
+}
+
+
+_FILES = (".db", ".sqlite", ".sqlite3")
+
+
+_POSTGRES = {"postgres", "postgresql"} | {f"postgresql+{driver}" for driver in ("psycopg", "psycopg2", "psycopg2cffi")}
+
+
+# Storages that Optuna knows and that cannot carry leases, each with its reason.
+_REFUSED = {
+    "grpc": "Optuna's gRPC proxy has no transactions for leases, and one process does the work of all workers",
+    "journal": "Optuna's journal storage has no transactions for leases, and a torn line makes its file unreadable",
+    "redis": "a journal in Redis has no transactions for leases",
+    "mysql": "MySQL cannot return what an update changed, which claiming a trial needs, and is not tested",
+    "mariadb": "MariaDB is not tested",
+}
+
+
+def _of_file(url: str) -> str | None:
+    """Return why a file that Optuna would take for a journal is refused."""
+    return _REFUSED["journal"] if url.endswith((".log", ".journal", ".jsonl")) else None
+
+
+def default_url(flag: str | None) -> str:
+    """Return the URL from the command line, else from HPO_STORAGE, else the file of this folder."""
+    return flag or os.environ.get("HPO_STORAGE") or "sqlite:///runs/hpo.db"
+
+
+def normalise(url: str) -> str:
+    """Return the URL with the driver that we use; a path that ends in .db, .sqlite or .sqlite3 is a file.
+
+    Raises:
+        StorageError: the URL names another kind of storage.
+    """
+    if "://" not in url and url.endswith(_FILES):
+        return sa.URL.create("sqlite", database=str(Path(url).expanduser())).render_as_string()
+    try:
+        parsed = sa.make_url(url)
+    except (ArgumentError, ValueError):  # a port that is no number, perhaps half of a password
+        parsed = sa.URL.create("unknown")
+    if parsed.drivername in _POSTGRES:
+        return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    if parsed.drivername in ("sqlite", "sqlite+pysqlite") and not parsed.host:
+        if parsed.database in (None, "", ":memory:"):
+            raise StorageError(f"storage: must be a file that workers can share, got {masked_url(url)}")
+        return parsed.set(drivername="sqlite").render_as_string()
+    if reason := _REFUSED.get(url.partition(":")[0].partition("+")[0].lower()) or _of_file(url):
+        raise StorageError(
+            f"storage: {reason}, got {masked_url(url)}; use SQLite on one machine, Postgres between machines"
+        )
+    raise StorageError(
+        f"storage: must be a file that ends in {', '.join(_FILES)}, sqlite:///FILE or "
+        f"postgresql://USER@HOST/DATABASE, got {masked_url(url)}"
+    )
+
+
+def file_of(url: str) -> Path | None:
+    """Return the file of a SQLite URL, None for a server."""
+    parsed = sa.make_url(url)
+    return Path(str(parsed.database)) if parsed.drivername == "sqlite" else None
+
+
+def network_of(file: Path) -> str | None:
+    """Return the kind of file system a file lies on where it is another machine's, as /proc/mounts says."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:  # not a Linux
+        return None
+    path = str(file.absolute().resolve())
+    under = [(folder, kind) for folder, kind in mounts if path == folder or path.startswith(folder.rstrip("/") + "/")]
+    kind = max(under, key=lambda mount: len(mount[0]), default=("", ""))[1]
+    return kind if kind in NETWORK_FILE_SYSTEMS else None
+
+
+def masked_url(url: str) -> str:
+    """Return the URL without its passwords."""
+    # up to the last @, since a password may hold an unescaped one
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
+
+
+def has_no_password(url: str) -> bool:
+    """Return whether a URL may be printed as it is: it holds no password."""
+    return masked_url(url) == url
