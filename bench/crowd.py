@@ -85,15 +85,15 @@ def study(n_trials: int, sampler: Mapping[str, Any] | None = None, name: str = "
 
 def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, Any] | None = None) -> StoredStudy:
     """Make a study with trials that are finished, half of them pruned, and others that run; 100 slots are free."""
-    at = register(store, study(n_finished + n_running + 100, sampler), None, {})
+    stored = register(store, study(n_finished + n_running + 100, sampler), None, {})
     draw = random.Random(0)
-    lease = at.slots.now() + 3600
+    lease = stored.slots.now() + 3600
     host = machine()
     with store.engine.begin() as connection:
         first = (connection.execute(sa.select(sa.func.max(models.TrialModel.trial_id))).scalar() or 0) + 1
         for lowest in range(0, n_finished + n_running, 500):
             numbers = range(lowest, min(lowest + 500, n_finished + n_running))
-            whole = [_rows(at, draw, host, number, number < n_finished) for number in numbers]
+            whole = [_rows(stored, draw, host, number, number < n_finished) for number in numbers]
             for place, model in enumerate(_MODELS):
                 rows = [
                     {"trial_id": first + n, **row}
@@ -102,7 +102,7 @@ def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, A
                 ]
                 if rows:
                     connection.execute(sa.insert(model.__table__), rows)
-        began = sa.update(SLOT).where(SLOT.c.study_id == at.optuna._study_id)
+        began = sa.update(SLOT).where(SLOT.c.study_id == stored.optuna._study_id)
         values = {"trial_id": SLOT.c.slot + first, "attempt": 1, "owner": "host:1:a", "lease_until": lease}
         connection.execute(began.where(SLOT.c.slot < n_finished).values(state="done", **values))
         running = sa.and_(SLOT.c.slot >= n_finished, SLOT.c.slot < n_finished + n_running)
@@ -111,7 +111,7 @@ def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, A
             connection.exec_driver_sql("SELECT setval('trials_trial_id_seq', (SELECT max(trial_id) FROM trials))")
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ANALYZE")  # as Postgres does by itself within a minute
-    return at
+    return stored
 
 
 # In the order of _rows.
@@ -125,7 +125,9 @@ _MODELS: list[Any] = [
 ]
 
 
-def _rows(at: StoredStudy, draw: random.Random, host: Mapping[str, Any], number: int, ended: bool) -> list[list[Row]]:
+def _rows(
+    stored: StoredStudy, draw: random.Random, host: Mapping[str, Any], number: int, ended: bool
+) -> list[list[Row]]:
     """Return the rows of one trial for each of _MODELS."""
     config = Config(**{path: _drawn(draw, entry) for path, entry in SPACE.items()})
     pruned = ended and number % 2 == 1
@@ -133,13 +135,13 @@ def _rows(at: StoredStudy, draw: random.Random, host: Mapping[str, Any], number:
     curve = dict(list(train(config))[:last])
     state = TrialState.PRUNED if pruned else TrialState.COMPLETE if ended else TrialState.RUNNING
     began = EPOCH + timedelta(seconds=10 * number)
-    trial = {"number": number, "study_id": at.optuna._study_id, "state": state, "datetime_start": began}
+    trial = {"number": number, "study_id": stored.optuna._study_id, "state": state, "datetime_start": began}
     trial["datetime_complete"] = began + timedelta(seconds=30) if ended else None
     attrs: Row = {"slot": number, "attempt": 1, "kind": "search" if number else "baseline", "worker": "host:1:a"}
     attrs[MACHINE] = {**host, "pack": 1}
     if ended:
         attrs |= {METRICS: metrics(last, curve[last]), ENDED: state.name.lower()}
-    kinds = {path: _kind(at, path) for path in SPACE}
+    kinds = {path: _kind(stored, path) for path in SPACE}
     plain = config.model_dump()
     return [
         [trial],
@@ -183,5 +185,5 @@ def _drawn(draw: random.Random, entry: Mapping[str, Any]) -> Any:
     return low * (high / low) ** draw.random() if entry.get("log") else draw.uniform(low, high)
 
 
-def _kind(at: StoredStudy, path: str) -> BaseDistribution:
-    return at.study.file.space[path].distribution(Config.model_fields[path].annotation or float)
+def _kind(stored: StoredStudy, path: str) -> BaseDistribution:
+    return stored.study.file.space[path].distribution(Config.model_fields[path].annotation or float)

@@ -96,34 +96,36 @@ def worker(url: str) -> None:
     told = subprocess.run([sys.executable, "-c", FRESH, url], check=True, capture_output=True, text=True)
     print(f"  {'a fresh worker reads it in':32} {told.stdout.strip()}")
     with open_store(url) as store:
-        at = load_stored_study(store, "crowd")
-        at.optuna.get_trials(deepcopy=False)
-        line("again, unfinished ones only", [timed(lambda: at.optuna.get_trials(deepcopy=False)) for _ in range(20)])
+        stored = load_stored_study(store, "crowd")
+        stored.optuna.get_trials(deepcopy=False)
+        line(
+            "again, unfinished ones only", [timed(lambda: stored.optuna.get_trials(deepcopy=False)) for _ in range(20)]
+        )
         for fields, repeats in SAMPLERS:
-            sampled = with_sampler(at, fields)
+            sampled = with_sampler(stored, fields)
             ask(sampled)  # imports, and the first look at the trials
             told = " ".join(str(value) if key == "name" else f"{key}={value}" for key, value in fields.items())
             line(f"ask, {told}", [ask(sampled) for _ in range(repeats)])
-        own = [t for t in at.optuna.get_trials(deepcopy=False) if not t.state.is_finished()]
+        own = [t for t in stored.optuna.get_trials(deepcopy=False) if not t.state.is_finished()]
         for name in PRUNERS:
-            line(f"decision, {name}", [cost for some in own[:3] for cost in decisions(at, name, some.number)])
+            line(f"decision, {name}", [cost for some in own[:3] for cost in decisions(stored, name, some.number)])
 
 
-def ask(at: StoredStudy) -> tuple[float, float]:
+def ask(stored: StoredStudy) -> tuple[float, float]:
     """Return what it costs to find out what to train."""
-    storage = at.store.optuna
-    trial_id = storage.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.RUNNING))
+    storage = stored.store.optuna
+    trial_id = storage.create_new_trial(stored.optuna._study_id, create_trial(state=TrialState.RUNNING))
     claim = Claim(1_000_000 + trial_id, 1, "search", None, None)
     own = storage.get_trial(trial_id)
-    found = timed(lambda: configuration(at, claim, own))
+    found = timed(lambda: configuration(stored, claim, own))
     storage.set_trial_state_values(trial_id, TrialState.FAIL)
     return found
 
 
-def decisions(at: StoredStudy, name: str, number: int) -> Iterator[tuple[float, float]]:
+def decisions(stored: StoredStudy, name: str, number: int) -> Iterator[tuple[float, float]]:
     """Yield what each decision of one trial costs after the first, which reads the trials."""
     pruner = TypeAdapter(Pruner).validate_python({"name": name})
-    judge = Decider(at.optuna, pruner.build(at.study.rungs), at.study.rungs, refresh_s=1e9)
+    judge = Decider(stored.optuna, pruner.build(stored.study.rungs), stored.study.rungs, refresh_s=1e9)
     own: FrozenTrial = create_trial(state=TrialState.RUNNING)
     own.number = number
     for rung, value in train(Config()):
@@ -151,9 +153,9 @@ def trial(name: str, server: Postgres, folder: str) -> None:
     print(f"  {'CPU of a trial of 20 reports':32} {workers:.0f} ms in 4 workers, {database:.0f} ms in the server")
 
 
-def with_sampler(at: StoredStudy, fields: dict[str, Any]) -> StoredStudy:
-    file = at.study.file.model_copy(update={"sampler": TypeAdapter(Sampler).validate_python(fields)})
-    return replace(at, study=replace(at.study, file=file))
+def with_sampler(stored: StoredStudy, fields: dict[str, Any]) -> StoredStudy:
+    file = stored.study.file.model_copy(update={"sampler": TypeAdapter(Sampler).validate_python(fields)})
+    return replace(stored, study=replace(stored.study, file=file))
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, float]:

@@ -54,19 +54,19 @@ def share(url: str) -> None:
     """Time what a worker does with the storage at each rung, against what the trials took."""
     from optuna.trial import TrialState, create_trial
 
-    from hpo.analysis.snapshot import snapshot
+    from hpo.analysis.snapshot import read_snapshot
     from hpo.queue.registry import load_stored_study
     from hpo.search.pruning import Decider
     from hpo.storage.store import open_store
 
     with open_store(url) as store:
-        at = load_stored_study(store, None)
-        trials = [t.duration.total_seconds() for t in snapshot(store, None).trials if t.duration]
-        rungs = at.study.rungs
-        judge = Decider(at.optuna, at.study.file.pruner.build(rungs), rungs)
+        stored = load_stored_study(store, None)
+        trials = [t.duration.total_seconds() for t in read_snapshot(store, None).trials if t.duration]
+        rungs = stored.study.rungs
+        judge = Decider(stored.optuna, stored.study.file.pruner.build(rungs), rungs)
         costs = []
         for _ in range(REPEATS):
-            trial_id = store.optuna.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.RUNNING))
+            trial_id = store.optuna.create_new_trial(stored.optuna._study_id, create_trial(state=TrialState.RUNNING))
             own = store.optuna.get_trial(trial_id)
             began = time.perf_counter()
             for rung in range(1, rungs + 1):

@@ -13,18 +13,18 @@ LISTED = 12  # peers that a sentence names
 WHOLE = {"baseline": "a baseline", "seed": "a baseline", "arm": "an arm"}  # kinds that no rule may prune
 
 
-def why(of: Snapshot, number: int) -> list[dict[str, Any]]:
+def why(snapshot: Snapshot, number: int) -> list[dict[str, Any]]:
     """Return the decisions about a trial in their order: each in a word, in a sentence, and as it was recorded."""
-    trial = find(of, number)
-    found = [("suggested", f"trial {number} {_suggested(of, trial)}", trial.user_attrs.get(SUGGESTED))]
+    trial = find(snapshot, number)
+    found = [("suggested", f"trial {number} {_suggested(snapshot, trial)}", trial.user_attrs.get(SUGGESTED))]
     # The last attempt is the one that ended it.
     found += [
         ("interrupted", f"attempt {attempt} ended without it: {said}", None)
         for attempt, said, _ in trial.user_attrs.get(ATTEMPTS, ())
         if attempt < trial.user_attrs["attempt"]
     ]
-    found.append((word(of, trial), f"it {_ended(of, trial)}", trial.user_attrs.get(PRUNED)))
-    if (again := recompute(of, trial)) is not None and not again.prunes:
+    found.append((word(snapshot, trial), f"it {_ended(snapshot, trial)}", trial.user_attrs.get(PRUNED)))
+    if (again := recompute(snapshot, trial)) is not None and not again.prunes:
         a, b = apart(again.value, again.threshold)
         found.append(
             ("recomputed", f"the stored curves do not give this decision again: {a} is held against {b}", None)
@@ -35,14 +35,14 @@ def why(of: Snapshot, number: int) -> list[dict[str, Any]]:
     ]
 
 
-def recompute(of: Snapshot, trial: Trial) -> Comparison | None:
+def recompute(snapshot: Snapshot, trial: Trial) -> Comparison | None:
     """Return the comparison that pruned a trial, made again from the stored curves; None where none was recorded."""
     record = _pruning(trial)
     if record is None:
         return None
     own = {rung: v for rung, v in trial.intermediate_values.items() if rung <= record["rung"]}
-    peers = [find(of, number).intermediate_values for number in unfolded(record["peers"])]
-    return compare(of.spec["pruner"], own, peers)
+    peers = [find(snapshot, number).intermediate_values for number in unfolded(record["peers"])]
+    return compare(snapshot.spec["pruner"], own, peers)
 
 
 def _pruning(trial: Trial) -> Mapping[str, Any] | None:
@@ -64,7 +64,7 @@ def apart(a: float, b: float) -> tuple[str, str]:
     return told
 
 
-def _suggested(of: Snapshot, trial: Trial) -> str:
+def _suggested(snapshot: Snapshot, trial: Trial) -> str:
     """Return what a trial's parameters come from, as the rest of a sentence about it."""
     attrs = trial.user_attrs
     if attrs.get("kind") == FORKED:
@@ -84,7 +84,7 @@ def _suggested(of: Snapshot, trial: Trial) -> str:
         case "enqueued":
             return f"was enqueued by hand: {given}"
         case "retry":
-            return f"tries trial {record['of']} again, which ended as {word(of, find(of, record['of']))}"
+            return f"tries trial {record['of']} again, which ended as {word(snapshot, find(snapshot, record['of']))}"
     return _sampled(record)
 
 
@@ -105,22 +105,22 @@ def _sampled(record: Mapping[str, Any]) -> str:
     return f"was drawn at random by {by}, which knew {finished:,} finished trials, {running}"
 
 
-def _ended(of: Snapshot, trial: Trial) -> str:
+def _ended(snapshot: Snapshot, trial: Trial) -> str:
     """Return how a trial ended or where it stands, as the rest of a sentence about it."""
-    ended, at = word(of, trial), f"at rung {trial.last_step or 0} of {of.rungs}"
+    ended, at = word(snapshot, trial), f"at rung {trial.last_step or 0} of {snapshot.rungs}"
     error = str(trial.user_attrs.get(ERROR, "")).strip().splitlines()
     reason = f": {error[-1]}" if error else ""
     if ended == "complete":
-        whole = WHOLE.get(str(of.kind(trial)))
+        whole = WHOLE.get(str(snapshot.kind(trial)))
         spared = f", as no rule may prune {whole}" if whole else ""
-        return f"ran to its end, rung {of.rungs}{spared}: {of.objective} {as_text(value(trial))}"
+        return f"ran to its end, rung {snapshot.rungs}{spared}: {snapshot.objective} {as_text(value(trial))}"
     if ended == "pruned":
-        return _pruned(of, trial)
+        return _pruned(snapshot, trial)
     told = {
         "running": f"is running, {at}",
         "waiting": "waits for a worker",
         "interrupted": f"was interrupted {at}; the next worker goes on with it",
-        "diverged": f"diverged {at}: its {of.objective} there was no finite number",
+        "diverged": f"diverged {at}: its {snapshot.objective} there was no finite number",
         "invalid": f"was not begun, since its values do not go together{reason}",
         "oom": f"was ended {at}, since it needs more memory than there is{reason}",
         "timeout": f"was ended {at}, since it took too long{reason}",
@@ -130,33 +130,35 @@ def _ended(of: Snapshot, trial: Trial) -> str:
     return told.get(ended, f"failed {at}{reason}")
 
 
-def _pruned(of: Snapshot, trial: Trial) -> str:
+def _pruned(snapshot: Snapshot, trial: Trial) -> str:
     record = _pruning(trial)
     if record is None:
-        return f"was pruned at rung {trial.last_step} of {of.rungs}; what it was compared with was not kept"
-    rule = of.spec["pruner"]
+        return f"was pruned at rung {trial.last_step} of {snapshot.rungs}; what it was compared with was not kept"
+    rule = snapshot.spec["pruner"]
     a, b = apart(record["value"], record["threshold"])
     peers = _named(record)
     match rule["name"]:
         case "median":
-            said = f"its best {of.objective} so far, {a}, was above {b}, the median of {peers} there"
+            said = f"its best {snapshot.objective} so far, {a}, was above {b}, the median of {peers} there"
         case "percentile":
             share = f"{rule['percentile']:g} %"
-            said = f"its best {of.objective} so far, {a}, was above {b}, below which {share} of {peers} were there"
+            said = (
+                f"its best {snapshot.objective} so far, {a}, was above {b}, below which {share} of {peers} were there"
+            )
         case "halving" | "hyperband":
             n = record["n"] + 1
             kept, marked = place(n, rule["factor"]), f"with {peers} it made {n} at that mark"
-            said = f"its {of.objective} there, {a}, was above {b}: {marked}, of which the best {kept} go on"
+            said = f"its {snapshot.objective} there, {a}, was above {b}: {marked}, of which the best {kept} go on"
         case "patient":
             least = f" and {rule['min_delta']:g}" if rule["min_delta"] else ""
             last = f"the last {rule['patience'] + 1} rungs"
-            said = f"its best {of.objective} of {last}, {a}, was above {b}, its best before{least}"
+            said = f"its best {snapshot.objective} of {last}, {a}, was above {b}, its best before{least}"
         case "threshold":
             side = "above" if record["value"] > record["threshold"] else "below"
-            said = f"its {of.objective} there, {a}, was {side} {b}, where the study's threshold is"
+            said = f"its {snapshot.objective} there, {a}, was {side} {b}, where the study's threshold is"
         case _:
             said = f"its curve was worse than that of {peers}, then the best: p = {a}, below {b}, in a signed-rank test"
-    return f"was pruned at rung {record['rung']} of {of.rungs}: {said}"
+    return f"was pruned at rung {record['rung']} of {snapshot.rungs}: {said}"
 
 
 def _named(record: Mapping[str, Any]) -> str:

@@ -14,11 +14,11 @@ from hpo.study.spec import Study, from_spec
 from model.section import flat
 
 
-def picked(of: Snapshot, number: int | None) -> Trial:
+def picked(snapshot: Snapshot, number: int | None) -> Trial:
     """Return trial `number`, the best one where it is None."""
     if number is None:
-        return best_trial(of)
-    trial = find(of, number)
+        return best_trial(snapshot)
+    trial = find(snapshot, number)
     if not trial.params and SET not in trial.user_attrs:
         raise Problem(f"trial: {number} has no configuration yet; it is {trial.state.value}")
     return trial
@@ -30,32 +30,32 @@ def configuration(study: Study, trial: Trial) -> BaseModel:
     return study.configured(trial.params if fixed is None else fixed)
 
 
-def provenance(of: Snapshot, trial: Trial, known: str = "") -> dict[str, Any]:
+def provenance(snapshot: Snapshot, trial: Trial, known: str = "") -> dict[str, Any]:
     """Return study, trial, value, seeds, versions, commit and data hash."""
     return {
-        "study": of.name,
+        "study": snapshot.name,
         "trial": trial.number,
         "state": trial.state.value,
-        "objective": of.objective,
+        "objective": snapshot.objective,
         "value": value(trial),
         **({"known": known} if known else {}),
-        "sampler_seed": of.spec["seed"],
-        "data_hash": of.data_hash,
-        "anchors": dict(of.anchors),
-        "train": of.spec["train"],
-        "config": of.spec["config"],
+        "sampler_seed": snapshot.spec["seed"],
+        "data_hash": snapshot.data_hash,
+        "anchors": dict(snapshot.anchors),
+        "train": snapshot.spec["train"],
+        "config": snapshot.spec["config"],
         **trial.user_attrs.get(MACHINE, {}),
     }
 
 
-def text(of: Snapshot, trial: Trial, known: str = "") -> str:
+def text(snapshot: Snapshot, trial: Trial, known: str = "") -> str:
     """Return the YAML file of a trial; known: in words, what makes it the one to keep."""
-    return config_text(configuration(from_spec(of.spec), trial), provenance(of, trial, known))
+    return config_text(configuration(from_spec(snapshot.spec), trial), provenance(snapshot, trial, known))
 
 
-def changes(of: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:
+def changes(snapshot: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:
     """Return (field, baseline's value, this trial's value) for each field of the configuration that differs."""
-    study = from_spec(of.spec)
+    study = from_spec(snapshot.spec)
     first = study.file.baseline[0] if study.file.baseline else {}
     before, after = flat(study.configured(first)), flat(configuration(study, trial))
     paths = [path for path in after if path in study.file.space] + [p for p in after if p not in study.file.space]

@@ -122,18 +122,18 @@ class Snapshot:
 _SHOWN = (State.COMPLETE, State.PRUNED, State.FAIL, State.RUNNING)
 
 
-def snapshot(at: OpenStorage, name: str | None) -> Snapshot:
+def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
     """Read a study.
 
     Raises:
         Problem: there is none of that name, or it was not made by us.
     """
-    name = chosen(at, name)
-    study_id = study_ids(at)[name]
-    attrs = study_attrs(at, study_id)
+    name = chosen(store, name)
+    study_id = study_ids(store)[name]
+    attrs = study_attrs(store, study_id)
     if SPEC not in attrs:
         raise Problem(f"--study: {name!r} was not made by `hpo launch`")
-    slots, spec = SlotTable(at, study_id), attrs[SPEC]
+    slots, spec = SlotTable(store, study_id), attrs[SPEC]
     return Snapshot(
         name=name,
         spec=spec,
@@ -141,53 +141,53 @@ def snapshot(at: OpenStorage, name: str | None) -> Snapshot:
         anchors=attrs.get(ANCHORS) or {},
         data_hash=attrs.get(DATA),
         elapsed=slots.now() - attrs[STARTED],
-        trials=trials(at, study_id),
+        trials=trials(store, study_id),
         slots=slots.counts(),
         leased=frozenset(lease.slot for lease in slots.owners() if lease.seconds > 0),
         state=attrs.get(STATE, "active"),
         happened=slots.happened(),
         noise_held=attrs.get(NOISE),
-        reached=targets.reached(at, study_id, spec.get("targets") or {}),
+        reached=targets.reached(store, study_id, spec.get("targets") or {}),
     )
 
 
-def best_trial(of: Snapshot) -> Trial:
+def best_trial(snapshot: Snapshot) -> Trial:
     """Return the best trial.
 
     Raises:
         NothingFeasible: no trial is complete.
     """
-    best = of.best()
+    best = snapshot.best()
     if best is None:
-        raise NothingFeasible(f"study {of.name}: no trial is complete yet; `hpo status` says how far it is")
+        raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` says how far it is")
     return best
 
 
-def counts(of: Snapshot) -> dict[str, int]:
+def counts(snapshot: Snapshot) -> dict[str, int]:
     """Return trials by state; waiting are slots that nobody began."""
-    return dict(of._counts)
+    return dict(snapshot._counts)
 
 
-def ended(of: Snapshot) -> bool:
+def ended(snapshot: Snapshot) -> bool:
     """Return whether a study has nothing left to do."""
-    n, budget = counts(of), of.budget
-    over = bool(budget.get("hours")) and of.elapsed >= 3600 * float(budget["hours"])
-    if budget.get("tokens") and of.rung_tokens:  # what is left does not pay for a whole trial
-        spent = sum(t.last_step or 0 for t in of.own)
-        over = over or spent + of.rungs > math.ceil(budget["tokens"] / of.rung_tokens)
-    over = over or of.target is not None
-    if n["running"] or of.in_state(State.WAITING):
+    n, budget = counts(snapshot), snapshot.budget
+    over = bool(budget.get("hours")) and snapshot.elapsed >= 3600 * float(budget["hours"])
+    if budget.get("tokens") and snapshot.rung_tokens:  # what is left does not pay for a whole trial
+        spent = sum(t.last_step or 0 for t in snapshot.own)
+        over = over or spent + snapshot.rungs > math.ceil(budget["tokens"] / snapshot.rung_tokens)
+    over = over or snapshot.target is not None
+    if n["running"] or snapshot.in_state(State.WAITING):
         return False
     return over or (bool(budget.get("trials")) and not n["waiting"])
 
 
-def tokens(of: Snapshot) -> dict[str, int | None]:
+def tokens(snapshot: Snapshot) -> dict[str, int | None]:
     """Return tokens trained, and those that pruned trials were spared; None where a run has no tokens."""
-    if of.rung_tokens is None:
+    if snapshot.rung_tokens is None:
         return {"trained": None, "saved_by_pruning": None}
-    trained = sum(t.last_step or 0 for t in of.own)
-    saved = sum(of.rungs - (t.last_step or 0) for t in of.own if t.state == State.PRUNED)
-    return {"trained": round(trained * of.rung_tokens), "saved_by_pruning": round(saved * of.rung_tokens)}
+    trained = sum(t.last_step or 0 for t in snapshot.own)
+    saved = sum(snapshot.rungs - (t.last_step or 0) for t in snapshot.own if t.state == State.PRUNED)
+    return {"trained": round(trained * snapshot.rung_tokens), "saved_by_pruning": round(saved * snapshot.rung_tokens)}
 
 
 def value(trial: Trial) -> float | None:
@@ -198,21 +198,23 @@ def value(trial: Trial) -> float | None:
     return finite[-1] if finite else None
 
 
-def word(of: Snapshot, trial: Trial) -> str:
+def word(snapshot: Snapshot, trial: Trial) -> str:
     """Return in one word where a trial stands: running, interrupted, complete, or why it ended."""
-    if trial.state == State.WAITING or (trial.state == State.RUNNING and trial.user_attrs.get("slot") not in of.leased):
+    if trial.state == State.WAITING or (
+        trial.state == State.RUNNING and trial.user_attrs.get("slot") not in snapshot.leased
+    ):
         return "interrupted"
     return str(trial.user_attrs.get(ENDED, trial.state))
 
 
-def find(of: Snapshot, number: int) -> Trial:
+def find(snapshot: Snapshot, number: int) -> Trial:
     """Return a trial by number.
 
     Raises:
         Problem: there is none.
     """
-    for trial in of.trials:
+    for trial in snapshot.trials:
         if trial.number == number:
             return trial
-    held = f"0 to {len(of.trials) - 1}" if of.trials else "none yet"
-    raise Problem(f"trial: study {of.name} has no trial {number}; it has {held}")
+    held = f"0 to {len(snapshot.trials) - 1}" if snapshot.trials else "none yet"
+    raise Problem(f"trial: study {snapshot.name} has no trial {number}; it has {held}")

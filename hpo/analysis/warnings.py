@@ -21,84 +21,93 @@ READ = 1000  # trials of which all parameters and curves are read for a note
 Values = Sequence[Any]
 
 
-def caveats(of: Snapshot) -> list[str]:
+def caveats(snapshot: Snapshot) -> list[str]:
     """Return the notes that belong beside a study's result, a sentence each; none for a study without one.
 
     Knobs are looked at once the study has ended, since they are tested with scipy, which takes longer to load than
     all else, and where no more than `READ` trials are to be read for it.
     """
-    if of.best() is None:
+    if snapshot.best() is None:
         return []
-    small = len(of.trials) <= READ
-    if of.spec.get("arms"):
-        return [*loses_to_bigrams(of), *(twins(of) if small else ())]
-    dead = knobs(of) if small and ended(of) else {}
-    return [*unbeaten(of), *loses_to_bigrams(of), *inside_noise(of), *edges(of, dead), *without_effect(of, dead)]
+    small = len(snapshot.trials) <= READ
+    if snapshot.spec.get("arms"):
+        return [*loses_to_bigrams(snapshot), *(twins(snapshot) if small else ())]
+    dead = knobs(snapshot) if small and ended(snapshot) else {}
+    return [
+        *unbeaten(snapshot),
+        *loses_to_bigrams(snapshot),
+        *inside_noise(snapshot),
+        *edges(snapshot, dead),
+        *without_effect(snapshot, dead),
+    ]
 
 
-def searched(of: Snapshot) -> list[Trial]:
+def searched(snapshot: Snapshot) -> list[Trial]:
     """Return the trials of a search that ended with something to compare: what was given beforehand is none."""
     given = ("baseline", "seed", "arm")
-    found = [t for t in of.in_state(State.COMPLETE, State.PRUNED) if of.kind(t) not in given]
-    return [t for t in found if word(of, t) in ("complete", "pruned", "diverged")]
+    found = [t for t in snapshot.in_state(State.COMPLETE, State.PRUNED) if snapshot.kind(t) not in given]
+    return [t for t in found if word(snapshot, t) in ("complete", "pruned", "diverged")]
 
 
-def _settled(of: Snapshot) -> bool:
-    return ended(of) or len(searched(of)) >= SETTLED
+def _settled(snapshot: Snapshot) -> bool:
+    return ended(snapshot) or len(searched(snapshot)) >= SETTLED
 
 
-def _said(of: Snapshot, value: float) -> str:
-    return number(rounded(of.noise, value))
+def _said(snapshot: Snapshot, value: float) -> str:
+    return number(rounded(snapshot.noise, value))
 
 
-def unbeaten(of: Snapshot) -> Iterator[str]:
+def unbeaten(snapshot: Snapshot) -> Iterator[str]:
     """Say that no trial of a search is better than its baseline."""
-    best, others = of.best(), len(searched(of))
-    if best is not None and of.kind(best) == "baseline" and others and _settled(of):
+    best, others = snapshot.best(), len(searched(snapshot))
+    if best is not None and snapshot.kind(best) == "baseline" and others and _settled(snapshot):
         yield (
             f"none of the {others} trials that were searched beat the baseline, trial {best.number} with "
-            f"{of.objective} {_said(of, best.values[0])}"
+            f"{snapshot.objective} {_said(snapshot, best.values[0])}"
         )
 
 
-def loses_to_bigrams(of: Snapshot) -> Iterator[str]:
+def loses_to_bigrams(snapshot: Snapshot) -> Iterator[str]:
     """Say that the best trial does worse than a table of bigrams."""
-    best, bigram = of.best(), of.anchors.get("bigram_bpb" if of.objective.endswith("val_bpb") else "bigram")
+    best, bigram = (
+        snapshot.best(),
+        snapshot.anchors.get("bigram_bpb" if snapshot.objective.endswith("val_bpb") else "bigram"),
+    )
     if best is not None and bigram is not None and best.values[0] > bigram:
         yield f"a table of bigrams does better ({number(bigram)}); the runs are too short or too small"
 
 
-def inside_noise(of: Snapshot) -> Iterator[str]:
+def inside_noise(snapshot: Snapshot) -> Iterator[str]:
     """Say that the best of as many runs of the baseline alone would be expected to reach the best trial's value."""
-    best, floor, n = of.best(), of.noise, len(searched(of))
-    if best is None or floor is None or floor.sigma == 0 or not n or of.kind(best) == "baseline":
+    best, floor, n = snapshot.best(), snapshot.noise, len(searched(snapshot))
+    if best is None or floor is None or floor.sigma == 0 or not n or snapshot.kind(best) == "baseline":
         return
     from hpo.analysis.statistics import luckiest
 
     chance = luckiest(n, floor.mean, floor.sigma)
     if best.values[0] >= chance:
         yield (
-            f"the best trial, {of.objective} {_said(of, best.values[0])}, is inside the noise: the best of {n} runs of "
-            f"the baseline alone would be expected to reach {_said(of, chance)} (sigma {_said(of, floor.sigma)} from "
+            f"the best trial, {snapshot.objective} {_said(snapshot, best.values[0])}, is inside the noise: the best of {n} runs of "
+            f"the baseline alone would be expected to reach {_said(snapshot, chance)} (sigma {_said(snapshot, floor.sigma)} from "
             f"{floor.n} seeds); `hpo confirm` tells luck from gain"
         )
 
 
-def edges(of: Snapshot, dead: Collection[str] = ()) -> Iterator[str]:
+def edges(snapshot: Snapshot, dead: Collection[str] = ()) -> Iterator[str]:
     """Say which values of the best trial lie on the edge of their ranges; of a dead knob it does not matter.
 
     An end beyond which the field has no values, such as a dropout of 0, is no edge.
     """
-    best = of.best()
-    if best is None or of.kind(best) == "baseline" or not _settled(of):
+    best = snapshot.best()
+    if best is None or snapshot.kind(best) == "baseline" or not _settled(snapshot):
         return
-    for path, entry in of.spec["space"].items():
+    for path, entry in snapshot.spec["space"].items():
         at = position(entry, best.params[path]) if path in best.params and path not in dead else None
         if at is None or min(at, 1 - at) > NEAR:
             continue
         side, share = ("lower", at) if at < 0.5 else ("upper", 1 - at)
         end = _ends(entry)[at >= 0.5]
-        if ("low" if end == min(_ends(entry)) else "high") in of.spec.get("closed", {}).get(path, ()):
+        if ("low" if end == min(_ends(entry)) else "high") in snapshot.spec.get("closed", {}).get(path, ()):
             continue  # there is nothing beyond
         limit = as_text(end)
         where = f"is the {side} end of its range" if share == 0 else f"lies at the {side} end of its range, {limit}"
@@ -142,16 +151,16 @@ def _ordered(values: Values) -> bool:
     return list(values) in (sorted(values), sorted(values, reverse=True))
 
 
-def knobs(of: Snapshot) -> dict[str, tuple[int, int] | float]:
+def knobs(snapshot: Snapshot) -> dict[str, tuple[int, int] | float]:
     """Return the fields of the space that changed nothing to the last bit or show no effect.
 
     Of the first, with two trials that say so; of the others, with the smallest p-value.
     """
-    found = {path: unchanged(of, path) or no_effect(of, path) for path in of.spec["space"]}
+    found = {path: unchanged(snapshot, path) or no_effect(snapshot, path) for path in snapshot.spec["space"]}
     return {path: sign for path, sign in found.items() if sign is not None}
 
 
-def without_effect(of: Snapshot, dead: Mapping[str, tuple[int, int] | float]) -> Iterator[str]:
+def without_effect(snapshot: Snapshot, dead: Mapping[str, tuple[int, int] | float]) -> Iterator[str]:
     """Say which knobs are dead."""
     for path, pair in dead.items():
         if isinstance(pair, tuple):
@@ -160,16 +169,16 @@ def without_effect(of: Snapshot, dead: Mapping[str, tuple[int, int] | float]) ->
                 "equal to the last bit"
             )
     if told := ", ".join(f"{path} (p = {p:.2g})" for path, p in dead.items() if isinstance(p, float)):
-        n = len(searched(of))
+        n = len(searched(snapshot))
         yield f"{n} trials show no effect of {told}; if there is one, it is smaller than they can show"
 
 
-def unchanged(of: Snapshot, path: str) -> tuple[int, int] | None:
+def unchanged(snapshot: Snapshot, path: str) -> tuple[int, int] | None:
     """Return two trials that differ in one field alone and have the same curve; None where any such two differ."""
     alike: dict[Hashable, list[Trial]] = {}
-    for trial in of.in_state(State.COMPLETE):
+    for trial in snapshot.in_state(State.COMPLETE):
         given = {**trial.params, **trial.user_attrs.get(SET, {})}
-        if path in trial.params and of.kind(trial) != "seed":
+        if path in trial.params and snapshot.kind(trial) != "seed":
             others = sorted((key, repr(v)) for key, v in given.items() if key != path)
             alike.setdefault(tuple(others), []).append(trial)
     pair = None
@@ -183,12 +192,12 @@ def unchanged(of: Snapshot, path: str) -> tuple[int, int] | None:
     return pair
 
 
-def no_effect(of: Snapshot, path: str) -> float | None:
+def no_effect(snapshot: Snapshot, path: str) -> float | None:
     """Return the p-value with which a field shows no effect on the result, None where it does or may; see `idle`.
 
     A trial that was pruned or diverged counts as worse than each that is complete.
     """
-    trials = [t for t in searched(of) if path in t.params]
+    trials = [t for t in searched(snapshot) if path in t.params]
     results = [t.values[0] if t.state == State.COMPLETE else math.inf for t in trials]
     return idle([t.params[path] for t in trials], results)
 
@@ -237,10 +246,10 @@ def _p_values(x: Values, results: Sequence[float], numeric: bool) -> Iterator[fl
         yield float(stats.spearmanr(distance, ranks).pvalue)
 
 
-def twins(of: Snapshot) -> Iterator[str]:
+def twins(snapshot: Snapshot) -> Iterator[str]:
     """Say which arms have the same curves to the last bit on every seed that both have run."""
     curves: dict[str, dict[int, dict[int, float]]] = {}
-    for trial in of.in_state(State.COMPLETE):
+    for trial in snapshot.in_state(State.COMPLETE):
         attrs = trial.user_attrs
         if ARM in attrs:  # the try of a run that had failed is told by its values alone
             curves.setdefault(attrs[ARM], {})[attrs[SEED]] = trial.intermediate_values

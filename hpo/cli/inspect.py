@@ -38,13 +38,13 @@ def status(
 @commands.command()
 def trials(study: Study = None, storage: Storage = None, format: Print = Format.table) -> None:
     """List the trials of a study."""
-    from hpo.analysis.snapshot import snapshot
+    from hpo.analysis.snapshot import read_snapshot
     from hpo.analysis.summary import row
     from hpo.console import rows
 
     with looking(storage) as store:
-        of = snapshot(store, study)
-        rows([row(of, trial) for trial in of.trials], format)
+        snapshot = read_snapshot(store, study)
+        rows([row(snapshot, trial) for trial in snapshot.trials], format)
 
 
 @commands.command()
@@ -55,12 +55,12 @@ def show(
     format: Print = Format.table,
 ) -> None:
     """Show one trial: values, curve, how it ended."""
-    from hpo.analysis.snapshot import snapshot
+    from hpo.analysis.snapshot import read_snapshot
     from hpo.commands.show import trial
     from hpo.console import record
 
     with looking(storage) as store:
-        record(trial(snapshot(store, study), number), format)
+        record(trial(read_snapshot(store, study), number), format)
 
 
 @commands.command()
@@ -72,11 +72,11 @@ def why(
 ) -> None:
     """Say why a trial was suggested, and why it ended as it did, in a sentence for each decision."""
     from hpo.analysis.decisions import why
-    from hpo.analysis.snapshot import snapshot
+    from hpo.analysis.snapshot import read_snapshot
     from hpo.console import rows
 
     with looking(storage) as store:
-        found = why(snapshot(store, study), number)
+        found = why(read_snapshot(store, study), number)
     if format is not Format.table:
         rows(found, format)
         return
@@ -93,24 +93,24 @@ def logs(
     format: Print = Format.table,
 ) -> None:
     """Print the metrics of a trial, a line a rung, and what it wrote to standard error."""
-    from hpo.analysis.snapshot import find, snapshot
+    from hpo.analysis.snapshot import find, read_snapshot
     from hpo.commands.show import show_logs
 
     with looking(storage) as store:
-        of = snapshot(store, study)
-        show_logs(of, find(of, number), out, format)
+        snapshot = read_snapshot(store, study)
+        show_logs(snapshot, find(snapshot, number), out, format)
 
 
 @commands.command()
 def best(study: Study = None, storage: Storage = None, format: Print = Format.table) -> None:
     """Print the best trial."""
-    from hpo.analysis.snapshot import best_trial, snapshot
+    from hpo.analysis.snapshot import best_trial, read_snapshot
     from hpo.commands.show import trial
     from hpo.console import record
 
     with looking(storage) as store:
-        of = snapshot(store, study)
-        record(trial(of, best_trial(of).number), format)
+        snapshot = read_snapshot(store, study)
+        record(trial(snapshot, best_trial(snapshot).number), format)
 
 
 @commands.command()
@@ -127,17 +127,17 @@ def export(
     One that `hpo confirm` found better than the baseline comes before the best of the search.
     """
     from hpo.analysis.export import picked, text
-    from hpo.analysis.snapshot import snapshot
+    from hpo.analysis.snapshot import read_snapshot
     from hpo.evidence.preferred import preferred
     from hpo.runs.run_dir import write_file
 
     with looking(storage) as store:
-        of = snapshot(store, study)
-        kept, known = preferred(store, of) if trial is None else (picked(of, trial), "")
-        found = text(of, kept, known)
+        snapshot = read_snapshot(store, study)
+        kept, known = preferred(store, snapshot) if trial is None else (picked(snapshot, trial), "")
+        found = text(snapshot, kept, known)
     if output is None:
         print(found, end="")
         return
     write_file(output, found)
-    told = f"trial {kept.number} of {of.name}" + (f", {known}" if known else "")
+    told = f"trial {kept.number} of {snapshot.name}" + (f", {known}" if known else "")
     say(f"{output}: {told}; next: hpo train {output}")

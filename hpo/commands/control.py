@@ -5,7 +5,7 @@ import uuid
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from hpo.analysis.snapshot import Snapshot, find, snapshot, word
+from hpo.analysis.snapshot import Snapshot, find, read_snapshot, word
 from hpo.errors import Problem
 from hpo.queue.heartbeat import LEASE_S
 from hpo.queue.slots import Claim, Slots
@@ -58,26 +58,26 @@ def kill(store: Store, name: str | None, number: int) -> str:
     Raises:
         Problem: there is no such trial, or it has ended.
     """
-    of = snapshot(store, name)
-    trial = find(of, number)
+    snapshot = read_snapshot(store, name)
+    trial = find(snapshot, number)
     slot = trial.user_attrs.get("slot")
-    slots = Slots(store, study_ids(store)[of.name])
+    slots = Slots(store, study_ids(store)[snapshot.name])
     if trial.state not in (State.RUNNING, State.WAITING) or slot is None:
-        raise _ended(of, trial)
+        raise _ended(snapshot, trial)
     if not slots.wish(slot, "kill"):
-        now = snapshot(store, of.name)  # it has ended since
+        now = read_snapshot(store, snapshot.name)  # it has ended since
         raise _ended(now, find(now, number))
     owner = f"kill:{uuid.uuid4().hex[:8]}"
     claim = slots.take(slot, owner, LEASE_S)
     if claim is None:
         return f"trial {number}: is ended as killed within one rung"
     _end(store, slots, claim, owner)
-    return f"trial {number}: ended as killed; it was interrupted, at rung {trial.last_step or 0} of {of.rungs}"
+    return f"trial {number}: ended as killed; it was interrupted, at rung {trial.last_step or 0} of {snapshot.rungs}"
 
 
-def _ended(of: Snapshot, trial: Trial) -> Problem:
+def _ended(snapshot: Snapshot, trial: Trial) -> Problem:
     return Problem(
-        f"trial {trial.number}: must be running or interrupted to be killed; in study {of.name} it is {word(of, trial)}"
+        f"trial {trial.number}: must be running or interrupted to be killed; in study {snapshot.name} it is {word(snapshot, trial)}"
     )
 
 

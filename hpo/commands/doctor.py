@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.console import Format, rows
 from hpo.errors import Problem, StorageError
 from hpo.queue.heartbeat import reap
@@ -55,19 +55,19 @@ def examine(url: str, only: str | None, out: Path) -> Iterator[Finding]:
     yield _gpus()
     if schema_problem(url):
         return
-    with open_readonly(url) as at:
-        yield _clock(at)
-        if at.engine.name == "postgresql":
-            yield _connections(at)
-        yield _stale(at)
-        yield _orphans(at)
-        for name, study_id in sorted(study_ids(at).items()):
-            attrs = study_attrs(at, study_id)
+    with open_readonly(url) as store:
+        yield _clock(store)
+        if store.engine.name == "postgresql":
+            yield _connections(store)
+        yield _stale(store)
+        yield _orphans(store)
+        for name, study_id in sorted(study_ids(store).items()):
+            attrs = study_attrs(store, study_id)
             if only in (None, name) and SPEC in attrs:
-                of = snapshot(at, name)
-                yield _data(name, of)
-                yield _shared(name, of, out)
-                yield _leftovers(name, of, out)
+                snapshot = read_snapshot(store, name)
+                yield _data(name, snapshot)
+                yield _shared(name, snapshot, out)
+                yield _leftovers(name, snapshot, out)
 
 
 def treat(findings: Iterator[Finding], fix: bool) -> Iterator[Finding]:
@@ -93,8 +93,8 @@ def _storage(url: str) -> Iterator[Finding]:
         )
 
 
-def _clock(at: Reader) -> Finding:
-    ahead = time.time() - Slots(at, 0).now()
+def _clock(store: Reader) -> Finding:
+    ahead = time.time() - Slots(store, 0).now()
     if abs(ahead) <= SKEW_S:
         return Finding("clock", "fine", f"{abs(ahead):.1f} s from the database's")
     found = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the database's"
@@ -131,8 +131,8 @@ def _gpus() -> Finding:
     return Finding("gpus", "fine", found)
 
 
-def _connections(at: Reader) -> Finding:
-    with at.engine.connect() as connection:
+def _connections(store: Reader) -> Finding:
+    with store.engine.connect() as connection:
         total = int(connection.exec_driver_sql("SELECT current_setting('max_connections')::int").scalar_one())
         used = int(connection.exec_driver_sql("SELECT count(*) FROM pg_stat_activity").scalar_one())
     room = max(0, (total - used - 10) // 2)
@@ -170,21 +170,21 @@ def _orphans(at: Reader) -> Finding:
     return Finding("trials", "wrong", f"{len(ids)} are shown as running, but no worker has them", "--fix", mend)
 
 
-def _data(name: str, of: Snapshot) -> Finding:
+def _data(name: str, snapshot: Snapshot) -> Finding:
     try:
-        here = Corpora().hash(from_spec(of.spec).base)
+        here = Corpora().hash(from_spec(snapshot.spec).base)
     except Problem as problem:
         return Finding("data", "wrong", f"{name}: {problem}", "put the text where the study expects it")
-    if here == of.data_hash:
+    if here == snapshot.data_hash:
         return Finding("data", "fine", f"{name}: has the study's hash, {(here or 'none')[:12]}")
-    found = f"{name}: has the hash {(here or 'none')[:12]} here, the study's has {(of.data_hash or 'none')[:12]}"
+    found = f"{name}: has the hash {(here or 'none')[:12]} here, the study's has {(snapshot.data_hash or 'none')[:12]}"
     return Finding("data", "wrong", found, "use the same text on every machine")
 
 
-def _shared(name: str, of: Snapshot, out: Path) -> Finding:
+def _shared(name: str, snapshot: Snapshot, out: Path) -> Finding:
     """Return whether the folder of runs holds what other machines wrote."""
     here = socket.gethostname()
-    others = [t for t in of.trials if str(t.user_attrs.get("worker", here)).partition(":")[0] != here]
+    others = [t for t in snapshot.trials if str(t.user_attrs.get("worker", here)).partition(":")[0] != here]
     if not others:
         return Finding("runs", "fine", f"{name}: no other machine has run trials of it")
     seen = [t for t in others if (trial_folder(out, name, t.number) / "config.yaml").is_file()]
@@ -195,11 +195,11 @@ def _shared(name: str, of: Snapshot, out: Path) -> Finding:
     return Finding("runs", "look", found, remedy)
 
 
-def _leftovers(name: str, of: Snapshot, out: Path) -> Finding:
+def _leftovers(name: str, snapshot: Snapshot, out: Path) -> Finding:
     """Return checkpoints that no trial will use again: of trials that ended and are not among the best."""
-    ranked = sorted((t for t in of.own if t.state == State.COMPLETE), key=lambda trial: trial.values[0])
-    keep = {trial.number for trial in ranked[: int(of.spec.get("keep_best", 3))]}
-    over = [trial_folder(out, name, t.number) for t in of.own if _ended(t) and t.number not in keep]
+    ranked = sorted((t for t in snapshot.own if t.state == State.COMPLETE), key=lambda trial: trial.values[0])
+    keep = {trial.number for trial in ranked[: int(snapshot.spec.get("keep_best", 3))]}
+    over = [trial_folder(out, name, t.number) for t in snapshot.own if _ended(t) and t.number not in keep]
     left = [folder for folder in over if checkpoints.to_resume(folder)]
     if not left:
         return Finding("checkpoints", "fine", f"{name}: none is left over")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import Snapshot, find, snapshot, word
+from hpo.analysis.snapshot import Snapshot, find, read_snapshot, word
 from hpo.config.overrides import assignments, overridden
 from hpo.console import as_text
 from hpo.errors import Problem
@@ -52,35 +52,35 @@ def again(store: Store, name: str | None, number: int | None, failed: bool) -> l
     if (number is None) != failed:
         raise Problem("retry: must have either the number of a trial or --failed")
     with exclusive(store.url, store.patience):  # or two at once would both find no earlier try
-        of = snapshot(store, name)
-        slots = Slots(store, study_ids(store)[of.name])
+        snapshot = read_snapshot(store, name)
+        slots = Slots(store, study_ids(store)[snapshot.name])
         tried = {row.origin: row for row in by_hand(slots) if row.kind == "retry"}  # the last try of each
         if number is None:
             # A try that failed too is in the list by itself.
-            wanted = [t for t in of.in_state(State.FAIL) if t.number not in tried and not _unknown(of, t)]
+            wanted = [t for t in snapshot.in_state(State.FAIL) if t.number not in tried and not _unknown(snapshot, t)]
         else:
-            wanted = [_retriable(of, find(of, number), tried)]
+            wanted = [_retriable(snapshot, find(snapshot, number), tried)]
         add(slots, [("retry", _parameters(t), t.number) for t in wanted])
     if not wanted:
-        return [f"{of.name}: has no failed trial to try again"]
+        return [f"{snapshot.name}: has no failed trial to try again"]
     told = [f"trial {t.number}: is tried again as a new trial, beside the budget, before the search" for t in wanted]
-    return told + waits(store, of, slots)
+    return told + waits(store, snapshot, slots)
 
 
-def _retriable(of: Snapshot, trial: Trial, tried: dict[int | None, ByHand]) -> Trial:
+def _retriable(snapshot: Snapshot, trial: Trial, tried: dict[int | None, ByHand]) -> Trial:
     """Return a trial that may be tried again.
 
     Raises:
         Problem: it may not.
     """
-    ended, n = word(of, trial), trial.number
+    ended, n = word(snapshot, trial), trial.number
     if trial.state in (State.RUNNING, State.WAITING):
         raise Problem(f"trial {n}: must have ended to be tried again; it is {ended}")
     if trial.state == State.COMPLETE or (trial.state == State.PRUNED and ended not in AGAIN):
         raise Problem(f"trial {n}: must have failed to be tried again; it is {ended}, and its result stands")
     if n in tried and tried[n].state != "done":
         raise Problem(f"trial {n}: is being tried again already; that try has not ended")
-    if missing := _unknown(of, trial):
+    if missing := _unknown(snapshot, trial):
         raise Problem(f"trial {n}: must have parameters to be tried again; it ended before it had {', '.join(missing)}")
     return trial
 
@@ -89,9 +89,9 @@ def _parameters(trial: Trial) -> dict[str, Any]:
     return dict(trial.user_attrs.get(SET, trial.params))
 
 
-def _unknown(of: Snapshot, trial: Trial) -> list[str]:
+def _unknown(snapshot: Snapshot, trial: Trial) -> list[str]:
     """Return the parameters of every trial that this one ended without; those of a component may not apply."""
-    space = of.spec["space"]
+    space = snapshot.spec["space"]
     every = [path for path in space if path.endswith(".name") or f"{path.rpartition('.')[0]}.name" not in space]
     return [] if SET in trial.user_attrs else [path for path in every if path not in trial.params]
 
@@ -102,23 +102,25 @@ def enqueue(store: Store, name: str | None, overrides: Sequence[str]) -> list[st
     Raises:
         Problem: it is no configuration, one that the study may not train, or enqueued already.
     """
-    at = load_stored_study(store, name)
-    if at.study.file.arms is not None:
+    stored = load_stored_study(store, name)
+    if stored.study.file.arms is not None:
         raise Problem(
-            f"enqueue: study {at.study.name} has arms, which are all that is run; write a file with another arm"
+            f"enqueue: study {stored.study.name} has arms, which are all that is run; write a file with another arm"
         )
-    values, config = asked(at.study, overrides)
+    values, config = asked(stored.study, overrides)
     with exclusive(store.url, store.patience):  # as in `again`
-        earlier = [row for row in by_hand(at.slots) if row.kind == "enqueued" and row.state != "done"]
-        if any(at.study.configured(json.loads(row.fixed or "{}")) == config for row in earlier):
+        earlier = [row for row in by_hand(stored.slots) if row.kind == "enqueued" and row.state != "done"]
+        if any(stored.study.configured(json.loads(row.fixed or "{}")) == config for row in earlier):
             raise Problem("--set: the same configuration is enqueued already, and has not ended")
-        add(at.slots, [("enqueued", values, None)])
-        ahead = sum(row.state == "free" and row.trial_id is None for row in by_hand(at.slots)) - 1
+        add(stored.slots, [("enqueued", values, None)])
+        ahead = sum(row.state == "free" and row.trial_id is None for row in by_hand(stored.slots)) - 1
     said = ", ".join(f"{path}={as_text(value)}" for path, value in values.items())
     place = f"behind {ahead} others that were added by hand" if ahead else "first of those added by hand"
-    told = [f"{at.study.name}: enqueued {said}, beside the budget, {place}, before the search"]
-    told += [f"{line}; it runs, but the sampler does not learn from that value" for line in outside(at.study, config)]
-    return told + waits(store, snapshot(store, at.study.name), at.slots)
+    told = [f"{stored.study.name}: enqueued {said}, beside the budget, {place}, before the search"]
+    told += [
+        f"{line}; it runs, but the sampler does not learn from that value" for line in outside(stored.study, config)
+    ]
+    return told + waits(store, read_snapshot(store, stored.study.name), stored.slots)
 
 
 def asked(study: Study, overrides: Sequence[str]) -> tuple[dict[str, Any], BaseModel]:
@@ -179,19 +181,21 @@ def by_hand(slots: Slots) -> list[ByHand]:
     return [ByHand(*row) for row in transact(slots.store, lambda connection: connection.execute(added).all())]
 
 
-def waits(store: Store, of: Snapshot, slots: Slots) -> list[str]:
+def waits(store: Store, snapshot: Snapshot, slots: Slots) -> list[str]:
     """Return what keeps a slot that was just added from being run, each with its remedy."""
     state = study_attrs(store, slots.study_id).get(STATE, "active")
-    found = [] if state == "active" else [f"the study is {state}: hpo resume --study {of.name}"]
-    hours, tokens = of.budget.get("hours"), of.budget.get("tokens")
-    if hours and of.elapsed >= 3600 * float(hours):
+    found = [] if state == "active" else [f"the study is {state}: hpo resume --study {snapshot.name}"]
+    hours, tokens = snapshot.budget.get("hours"), snapshot.budget.get("tokens")
+    if hours and snapshot.elapsed >= 3600 * float(hours):
         found.append(f"its {hours:g} hours are over: `hpo launch` with larger --hours begins it")
-    if tokens and of.rung_tokens and slots.rungs() + of.rungs > math.ceil(tokens / of.rung_tokens):
+    if tokens and snapshot.rung_tokens and slots.rungs() + snapshot.rungs > math.ceil(tokens / snapshot.rung_tokens):
         found.append(f"its {tokens:,} tokens pay for no further trial: `hpo launch` with a larger budget begins it")
-    if of.target is not None:
+    if snapshot.target is not None:
         found.append(
-            f"its target {of.target} is reached: `hpo launch` with another budget.target in its file begins it"
+            f"its target {snapshot.target} is reached: `hpo launch` with another budget.target in its file begins it"
         )
     if not any(lease.seconds > 0 for lease in slots.owners()):
-        found.append(f"no worker trains at the moment; where none waits: hpo launch, or hpo worker --study {of.name}")
+        found.append(
+            f"no worker trains at the moment; where none waits: hpo launch, or hpo worker --study {snapshot.name}"
+        )
     return found

@@ -46,8 +46,8 @@ def fork(store: Store, source: str, origin: str, name: str | None, overrides: Se
             f"fork: no finished trial of study {old.study.name} is one of {new.source}: "
             f"{_counted(others) or 'it has none yet'}; `hpo launch` of the file begins without"
         )
-    at = register(store, new, data_hash, anchors, budget)
-    _carry(at, fit)
+    stored = register(store, new, data_hash, anchors, budget)
+    _carry(stored, fit)
     left_out = f"; {sum(others.values())} left out: {_counted(others)}" if others else ""
     n = len(fit) + sum(others.values())
     return (
@@ -139,23 +139,23 @@ def _row(old: Study, new: Study, trial: FrozenTrial) -> FrozenTrial | str:
     return row
 
 
-def _carry(at: StoredStudy, rows: Sequence[FrozenTrial]) -> None:
+def _carry(stored: StoredStudy, rows: Sequence[FrozenTrial]) -> None:
     """Write rows into a study that was just made; where that fails, the study is gone again."""
-    study_id = at.optuna._study_id
-    with exclusive(at.store.url, at.store.patience):
-        if at.optuna.get_trials(deepcopy=False):
-            raise Problem(f"fork: another process made study {at.study.name!r} at the same moment")
+    study_id = stored.optuna._study_id
+    with exclusive(stored.store.url, stored.store.patience):
+        if stored.optuna.get_trials(deepcopy=False):
+            raise Problem(f"fork: another process made study {stored.study.name!r} at the same moment")
         try:
             for row in rows:
-                at.store.optuna.create_new_trial(study_id, row)
+                stored.store.optuna.create_new_trial(study_id, row)
         except BaseException:
-            _remove(at)
+            _remove(stored)
             raise
 
 
-def _remove(at: StoredStudy) -> None:
-    clear(at.slots)
-    optuna.delete_study(study_name=at.study.name, storage=at.store.optuna)
+def _remove(stored: StoredStudy) -> None:
+    clear(stored.slots)
+    optuna.delete_study(study_name=stored.study.name, storage=stored.store.optuna)
 
 
 def _counted(reasons: Counter[str]) -> str:

@@ -35,9 +35,9 @@ def held(options: Options) -> Study | None:
         find(options.study)
         return None
     try:
-        with open_readonly(options.storage) as at:
-            study_id = study_ids(at).get(options.study)
-            attrs = {} if study_id is None else study_attrs(at, study_id)
+        with open_readonly(options.storage) as store:
+            study_id = study_ids(store).get(options.study)
+            attrs = {} if study_id is None else study_attrs(store, study_id)
     except StorageError:
         return None
     if SPEC not in attrs:
@@ -48,65 +48,65 @@ def held(options: Options) -> Study | None:
     return from_spec({**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **asked}})
 
 
-def conclude_search(of: Snapshot, folder: Path, options: Options, seconds: float) -> int:
+def conclude_search(snapshot: Snapshot, folder: Path, options: Options, seconds: float) -> int:
     """Say what a study found, keep its best configuration, and say what to type next."""
-    n, spent = counts(of), tokens(of)
+    n, spent = counts(snapshot), tokens(snapshot)
     ended = n["complete"] + n["pruned"] + n["failed"]
     spared = ""
     if spent["trained"] and spent["saved_by_pruning"]:
         share = spent["saved_by_pruning"] / (spent["trained"] + spent["saved_by_pruning"])
         spared = f"; pruning saved {share:.0%} of the tokens"
     say(
-        f"{of.name}: {ended} trials after {clock(seconds)}: {n['complete']} complete, {n['pruned']} pruned, "
+        f"{snapshot.name}: {ended} trials after {clock(seconds)}: {n['complete']} complete, {n['pruned']} pruned, "
         f"{n['failed']} failed{spared}"
     )
-    best = of.best()
+    best = snapshot.best()
     if best is None:
-        raise NothingFeasible(f"study {of.name}: no trial was completed; `hpo trials` and `hpo show N` say why")
+        raise NothingFeasible(f"study {snapshot.name}: no trial was completed; `hpo trials` and `hpo show N` say why")
     path = folder / "best.yaml"
-    write_file(path, text(of, best_trial(of), UNCONFIRMED))
-    print("\n".join(best_lines(of, path, options)))
+    write_file(path, text(snapshot, best_trial(snapshot), UNCONFIRMED))
+    print("\n".join(best_lines(snapshot, path, options)))
     return 0
 
 
-def conclude_arms(of: Snapshot, folder: Path, options: Options, seconds: float) -> int:
+def conclude_arms(snapshot: Snapshot, folder: Path, options: Options, seconds: float) -> int:
     """Say how the arms of a study compare with the first of them, as the command that made it would."""
     from hpo.evidence import ablate, confirm  # scipy, which takes longer to load than a short search
     from hpo.evidence.paired import columns, compare
 
-    about = of.spec["about"]
+    about = snapshot.spec["about"]
     if "confirms" in about:
-        return confirm.conclude_confirmation(of, folder, options, seconds)
+        return confirm.conclude_confirmation(snapshot, folder, options, seconds)
     if "ablates" in about:
-        return ablate.conclude_ablation(of, folder, options, seconds)
+        return ablate.conclude_ablation(snapshot, folder, options, seconds)
 
     def tell() -> bool:
-        found = compare(of)
+        found = compare(snapshot)
         rows([columns(row) for row in found], Format.table)
-        for note in caveats(of):
+        for note in caveats(snapshot):
             say(f"note: {note}")
         return any(row.difference for row in found) or (len(found) == 1 and found[0].n > 0)
 
-    return conclude_comparison(of, seconds, tell)
+    return conclude_comparison(snapshot, seconds, tell)
 
 
-def best_lines(of: Snapshot, path: Path, options: Options) -> list[str]:
+def best_lines(snapshot: Snapshot, path: Path, options: Options) -> list[str]:
     """Return the best configuration, what changed against the baseline, and the next commands."""
-    best = best_trial(of)
-    found = [standing(of), *aims(of), ""]
-    changed = changes(of, best)
+    best = best_trial(snapshot)
+    found = [standing(snapshot), *aims(snapshot), ""]
+    changed = changes(snapshot, best)
     width = max((len(field) for field, _, _ in changed), default=0)
     found += [f"  {field:{width}}  {as_text(before):>8} -> {as_text(after)}" for field, before, after in changed]
     found += ["" if changed else "  the baseline itself: nothing that was tried is better"]
-    if notes := caveats(of):
+    if notes := caveats(snapshot):
         found += [*(f"note: {note}" for note in notes), ""]
     at = where(options)
     return [
         *found,
         f"complete configuration: {path}",
         "next:",
-        f"  hpo confirm --study {of.name}{at} --workers {max(1, options.workers)}",
-        f"  hpo export --study {of.name}{at} -o best.yaml",
+        f"  hpo confirm --study {snapshot.name}{at} --workers {max(1, options.workers)}",
+        f"  hpo export --study {snapshot.name}{at} -o best.yaml",
         "  hpo train best.yaml",
         f"  hpo dashboard{at}",
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.noise import rounded, sigmas
-from hpo.analysis.snapshot import Snapshot, counts, ended, find, snapshot, tokens, value, word
+from hpo.analysis.snapshot import Snapshot, counts, ended, find, read_snapshot, tokens, value, word
 from hpo.analysis.summary import aims, milestones_of, standing, summary
 from hpo.analysis.targets import records
 from hpo.analysis.warnings import caveats
@@ -24,74 +24,76 @@ LATEST = 5  # events that `hpo status` shows
 TWICE = {"val_perplexity"}  # val_loss in other words
 
 
-def studies(at: OpenStorage) -> list[dict[str, Any]]:
+def studies(store: OpenStorage) -> list[dict[str, Any]]:
     """Return one record a study."""
     from hpo.errors import Problem
 
     found: list[dict[str, Any]] = []
-    for name in sorted(study_ids(at)):
+    for name in sorted(study_ids(store)):
         try:
-            of = snapshot(at, name)
+            snapshot = read_snapshot(store, name)
         except Problem:
             continue  # another program's study in the same database
-        best = of.best()
-        found.append({"study": name, **counts(of), of.objective: best and rounded(of.noise, best.values[0])})
+        best = snapshot.best()
+        found.append(
+            {"study": name, **counts(snapshot), snapshot.objective: best and rounded(snapshot.noise, best.values[0])}
+        )
     return found
 
 
-def show_status(at: OpenStorage, name: str | None, format: Format, watch: bool) -> None:
+def show_status(store: OpenStorage, name: str | None, format: Format, watch: bool) -> None:
     """Print how far a study is, once or until it ends."""
     while True:
-        of = snapshot(at, name)
+        snapshot = read_snapshot(store, name)
         if format is Format.table:
-            print(_told(of), flush=True)
+            print(_told(snapshot), flush=True)
         else:
-            record(summary(of), format)
-        if not watch or ended(of):
+            record(summary(snapshot), format)
+        if not watch or ended(snapshot):
             return
         time.sleep(2)
 
 
-def _told(of: Snapshot) -> str:
+def _told(snapshot: Snapshot) -> str:
     """Return the status of a study as a few lines."""
-    n, spent = counts(of), tokens(of)
-    total = sum(of.slots.values()) if of.budget.get("trials") else None  # what was added by hand included
+    n, spent = counts(snapshot), tokens(snapshot)
+    total = sum(snapshot.slots.values()) if snapshot.budget.get("trials") else None  # what was added by hand included
     told = [
-        f"{of.name}: {n['complete'] + n['pruned'] + n['failed']} of {total or 'any number of'} trials ended, "
-        f"first launched {clock(of.elapsed)} ago" + REMEDY.get(of.state, ""),
+        f"{snapshot.name}: {n['complete'] + n['pruned'] + n['failed']} of {total or 'any number of'} trials ended, "
+        f"first launched {clock(snapshot.elapsed)} ago" + REMEDY.get(snapshot.state, ""),
         ", ".join(f"{count} {state}" for state, count in n.items()),
     ]
-    held = [t.number for t in of.trials if word(of, t) == "interrupted"]
+    held = [t.number for t in snapshot.trials if word(snapshot, t) == "interrupted"]
     if held:
         told.append(f"interrupted, to be gone on with by the next worker: trials {', '.join(map(str, held))}")
-    if carried := len(of.trials) - len(of.own):
+    if carried := len(snapshot.trials) - len(snapshot.own):
         told.append(f"{carried} more were carried over from another study")
-    words = Counter(word(of, t) for t in of.own)
+    words = Counter(word(snapshot, t) for t in snapshot.own)
     special = {w: words[w] for w in SPECIAL if words[w]}
     if special:
         told.append("of these " + ", ".join(f"{count} {w}" for w, count in special.items()))
-    told += _happened(of)
+    told += _happened(snapshot)
     if spent["trained"] is not None:
         told.append(f"{spent['trained']:,} tokens trained, {spent['saved_by_pruning']:,} saved by pruning")
-    told += [standing(of) or "no trial is complete yet", *aims(of)]
-    told += [f"note: {note}" for note in caveats(of)]
+    told += [standing(snapshot) or "no trial is complete yet", *aims(snapshot)]
+    told += [f"note: {note}" for note in caveats(snapshot)]
     return "\n".join(told)
 
 
-def _happened(of: Snapshot) -> list[str]:
+def _happened(snapshot: Snapshot) -> list[str]:
     """Return what happened out of the ordinary: how often each, and the latest in a line each."""
-    if not of.happened:
+    if not snapshot.happened:
         return []
-    often = Counter(happening.word for happening in of.happened)
+    often = Counter(happening.word for happening in snapshot.happened)
     told = ["on the way: " + ", ".join(f"{count} {w}" for w, count in often.items()) + "; the latest:"]
-    return told + [f"  {clock(h.seconds_ago)} ago: {h.word}{_where(of, h)}" for h in of.happened[:LATEST]]
+    return told + [f"  {clock(h.seconds_ago)} ago: {h.word}{_where(snapshot, h)}" for h in snapshot.happened[:LATEST]]
 
 
-def _where(of: Snapshot, happening: SlotEvent) -> str:
+def _where(snapshot: Snapshot, happening: SlotEvent) -> str:
     """Return whom something happened to, and what is known of it."""
     who = [
         f"trial {t.number}"
-        for t in of.trials
+        for t in snapshot.trials
         if happening.slot is not None and t.user_attrs.get("slot") == happening.slot
     ]
     who += [f"attempt {happening.attempt}"] if happening.attempt is not None else []
@@ -100,56 +102,60 @@ def _where(of: Snapshot, happening: SlotEvent) -> str:
     return "".join([f" ({', '.join(who)})" if who else "", f": {said[-1]}" if said else ""])
 
 
-def trial(of: Snapshot, number: int) -> dict[str, Any]:
+def trial(snapshot: Snapshot, number: int) -> dict[str, Any]:
     """Return all that is known of one trial."""
-    found = find(of, number)
+    found = find(snapshot, number)
     error = str(found.user_attrs.get(ERROR, "")).strip()
     return {
         "number": number,
-        "state": word(of, found),
+        "state": word(snapshot, found),
         "kind": found.user_attrs.get("kind"),
-        **_weighed(of, found),
+        **_weighed(snapshot, found),
         "params": dict(found.params),
-        "curve": {str(rung): rounded(of.noise, v) for rung, v in sorted(found.intermediate_values.items())},
-        **({"milestones": _passed(of, found)} if of.spec.get("milestones") else {}),
-        "metrics": _rounded(of, found.user_attrs.get(METRICS, {})),
+        "curve": {str(rung): rounded(snapshot.noise, v) for rung, v in sorted(found.intermediate_values.items())},
+        **({"milestones": _passed(snapshot, found)} if snapshot.spec.get("milestones") else {}),
+        "metrics": _rounded(snapshot, found.user_attrs.get(METRICS, {})),
         "worker": found.user_attrs.get("worker"),
         "attempt": found.user_attrs.get("attempt"),
         **{key: found.user_attrs[key] for key in ("retry_of", "forked_from") if key in found.user_attrs},
-        **({"interruptions": told} if (told := _interruptions(of, found)) else {}),
+        **({"interruptions": told} if (told := _interruptions(snapshot, found)) else {}),
         **({"reason": error.splitlines()[-1]} if error else {}),
     }
 
 
-def _weighed(of: Snapshot, found: Trial) -> dict[str, Any]:
+def _weighed(snapshot: Snapshot, found: Trial) -> dict[str, Any]:
     """Return a trial's result, against the noise of the baseline where that is known."""
-    result, floor = value(found), of.noise
+    result, floor = value(found), snapshot.noise
     if floor is None or result is None:
-        return {of.objective: result}
+        return {snapshot.objective: result}
     against = {"mean": rounded(floor, floor.mean), "sigma": rounded(floor, floor.sigma), "seeds": floor.n}
-    return {of.objective: rounded(floor, result), "sigmas": sigmas(floor, found, result), "baseline": against}
+    return {snapshot.objective: rounded(floor, result), "sigmas": sigmas(floor, found, result), "baseline": against}
 
 
-def _passed(of: Snapshot, found: Trial) -> dict[str, dict[str, Any]]:
+def _passed(snapshot: Snapshot, found: Trial) -> dict[str, dict[str, Any]]:
     """Return what a trial made of the milestones."""
-    passed = records(milestones_of(of, found))
-    return {share: {key: _said(of, key, v) for key, v in record.items()} for share, record in passed.items()}
+    passed = records(milestones_of(snapshot, found))
+    return {share: {key: _said(snapshot, key, v) for key, v in record.items()} for share, record in passed.items()}
 
 
-def _said(of: Snapshot, key: str, found: Any) -> Any:
-    return rounded(of.noise, found) if key in ("value", "by") and found is not None else found
+def _said(snapshot: Snapshot, key: str, found: Any) -> Any:
+    return rounded(snapshot.noise, found) if key in ("value", "by") and found is not None else found
 
 
-def _rounded(of: Snapshot, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _rounded(snapshot: Snapshot, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return metrics of which the objective is told with the decimals that the noise leaves."""
-    found = metrics.get(of.objective)
-    return {**metrics, **({of.objective: rounded(of.noise, found)} if isinstance(found, float) else {})}
+    found = metrics.get(snapshot.objective)
+    return {**metrics, **({snapshot.objective: rounded(snapshot.noise, found)} if isinstance(found, float) else {})}
 
 
-def _interruptions(of: Snapshot, found: Trial) -> list[str]:
+def _interruptions(snapshot: Snapshot, found: Trial) -> list[str]:
     """Return how the attempts of a trial ended that did not end it, the first of them first."""
     slot = found.user_attrs.get("slot")
-    mine = [h for h in reversed(of.happened) if slot is not None and h.slot == slot and h.word != word(of, found)]
+    mine = [
+        h
+        for h in reversed(snapshot.happened)
+        if slot is not None and h.slot == slot and h.word != word(snapshot, found)
+    ]
     return [f"attempt {h.attempt}: {h.word}" for h in mine]
 
 
@@ -162,14 +168,14 @@ def _readable(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in m.items() if key in told} for m in metrics]
 
 
-def show_logs(of: Snapshot, found: Trial, out: Path, format: Format) -> None:
+def show_logs(snapshot: Snapshot, found: Trial, out: Path, format: Format) -> None:
     """Print the metrics file of a trial and what it left on standard error."""
-    folder = trial_folder(out, of.name, found.number)
+    folder = trial_folder(out, snapshot.name, found.number)
     metrics = list(metrics_lines(folder / "metrics.jsonl"))
     if not metrics:
         say(f"no metrics in {folder}; another machine may have them, or --out names another folder than at launch")
-        metrics = [{"rung": rung, of.objective: v} for rung, v in sorted(found.intermediate_values.items())]
-    metrics = [_rounded(of, m) for m in metrics]
+        metrics = [{"rung": rung, snapshot.objective: v} for rung, v in sorted(found.intermediate_values.items())]
+    metrics = [_rounded(snapshot, m) for m in metrics]
     rows(_readable(metrics) if format is Format.table else metrics, format)
     stderr = folder / "stderr.log"
     if stderr.is_file():

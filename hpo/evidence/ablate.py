@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.statistics import LEVEL, fewest, holm, interval, p_value
 from hpo.console import Format, as_text, number, rows, say
 from hpo.errors import Problem
@@ -60,14 +60,14 @@ SEEDS = 5  # what is usual
 
 def ablate(asked: AblateRequest, options: Options, format: Format) -> int:
     """Run what lies between two configurations; return the exit status."""
-    with open_readonly(options.storage) as at:
-        of = snapshot(at, asked.study)
-        name = asked.name or f"{of.name}-{asked.design}"
-        study = begun(at, name, "ablates", of.name)
+    with open_readonly(options.storage) as store:
+        snapshot = read_snapshot(store, asked.study)
+        name = asked.name or f"{snapshot.name}-{asked.design}"
+        study = begun(store, name, "ablates", snapshot.name)
         if study is not None:
             check_same(study, _options(study, asked))
         else:
-            study = planned(of, name, asked, first_fresh(at, of))
+            study = planned(snapshot, name, asked, first_fresh(store, snapshot))
     return run(replace(options, study=name), study, partial(conclude_ablation, format=format))
 
 
@@ -84,27 +84,27 @@ def conclude_ablation(
     return conclude_comparison(found, seconds, tell)
 
 
-def planned(of: Snapshot, name: str, asked: AblateRequest, first: int) -> Study:
+def planned(snapshot: Snapshot, name: str, asked: AblateRequest, first: int) -> Study:
     """Return the study that tries what lies between two configurations, on seeds from `first` on.
 
     Raises:
         Problem: the two cannot be compared, or are the same; or too few seeds are asked for.
     """
-    searched, n = search(of), asked.seeds or SEEDS
+    searched, n = search(snapshot), asked.seeds or SEEDS
     if n < (least := fewest("t")):
         raise Problem(f"--seeds: must be at least {least}, or no effect has an interval worth the name, got {n}")
-    before, after = (named(of, searched, *pair) for pair in ((asked.before, "--from"), (asked.after, "--to")))
+    before, after = (named(snapshot, searched, *pair) for pair in ((asked.before, "--from"), (asked.after, "--to")))
     between = ordered(factors(before, after, asked.groups), asked.order)
     whole: Plan = ({NONE: {}, ALL: together(between, between)}, {n: {ALL: 1.0, NONE: -1.0} for n in between})
     arms, effects_of = DESIGNS[asked.design](between) if len(between) > 1 else whole
-    about: dict[str, Any] = {"ablates": of.name, "design": asked.design, "from": asked.before, "to": asked.after}
+    about: dict[str, Any] = {"ablates": snapshot.name, "design": asked.design, "from": asked.before, "to": asked.after}
     about |= {
         "groups": list(asked.groups),
         "order": list(asked.order),
         "factors": between,
         "effects": {name: dict(weights) for name, weights in effects_of.items()},
     }
-    made = Compared(f"`hpo ablate` of {of.name}", arms, range(first, first + n), about)
+    made = Compared(f"`hpo ablate` of {snapshot.name}", arms, range(first, first + n), about)
     base = full(replace(searched, base=rebased(searched.base, before)), asked.tokens)
     return study_of(searched, name, base, made)
 
@@ -123,12 +123,12 @@ def _options(study: Study, asked: AblateRequest) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def effects_in(of: Snapshot) -> list[Effect]:
+def effects_in(snapshot: Snapshot) -> list[Effect]:
     """Return the effects that a study shows, each of the seeds with which all its arms have a value."""
-    trials = runs(of)
-    scores = {arm: {s: score(of, t) for s, t in found.items()} for arm, found in trials.items()}
-    lost = {arm: sum(ended_without(of, t) for t in found.values()) for arm, found in trials.items()}
-    weights = of.spec["about"]["effects"]
+    trials = runs(snapshot)
+    scores = {arm: {s: score(snapshot, t) for s, t in found.items()} for arm, found in trials.items()}
+    lost = {arm: sum(ended_without(snapshot, t) for t in found.values()) for arm, found in trials.items()}
+    weights = snapshot.spec["about"]["effects"]
     contrasts = {name: _contrasts(scores, weights[name]) for name in weights}
     tested = [name for name, values in contrasts.items() if len(values) >= fewest("t")]
     corrected = dict(zip(tested, holm([p_value(contrasts[name]) for name in tested]), strict=True))
@@ -157,20 +157,20 @@ def _verdict(mean: float | None, p: float | None, lost: Sequence[int]) -> str:
     return "lowers" if mean < 0 else "raises"
 
 
-def table(of: Snapshot) -> list[dict[str, Any]]:
+def table(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return a record an effect."""
     return [
         {"effect": e.name, "n": e.n, "mean": e.mean, "low": e.low, "high": e.high, "p": e.p, "verdict": e.verdict}
-        for e in effects_in(of)
+        for e in effects_in(snapshot)
     ]
 
 
-def verdicts(of: Snapshot) -> list[str]:
+def verdicts(snapshot: Snapshot) -> list[str]:
     """Return in words what matters and what does not."""
-    found = effects_in(of)
+    found = effects_in(snapshot)
     told = [f"{e.name}: {e.verdict}" for e in found if e.lost[0] != e.lost[1] or e.mean is None]
     told += [
-        f"{e.name} {e.verdict} {of.objective}: {_measured(e)}"
+        f"{e.name} {e.verdict} {snapshot.objective}: {_measured(e)}"
         for e in sorted(found, key=lambda e: e.mean or 0.0)
         if e.verdict in ("lowers", "raises")
     ]

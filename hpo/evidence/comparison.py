@@ -17,15 +17,15 @@ from model.section import flat, updated
 FRESH = 1_000  # seeds from here on: searches begin at 0, and their noise floors go on from there
 
 
-def search(of: Snapshot) -> Study:
+def search(snapshot: Snapshot) -> Study:
     """Return a search.
 
     Raises:
         Problem: it is a comparison itself.
     """
-    if of.spec.get("arms"):
-        raise Problem(f"--study: must be a search; {of.name} has arms, which are compared already")
-    return from_spec(of.spec)
+    if snapshot.spec.get("arms"):
+        raise Problem(f"--study: must be a search; {snapshot.name} has arms, which are compared already")
+    return from_spec(snapshot.spec)
 
 
 def full(study: Study, tokens: int | None) -> BaseModel:
@@ -44,7 +44,7 @@ def full(study: Study, tokens: int | None) -> BaseModel:
     return updated(study.base, {**values, **({"run.align": 1} if values else {})})
 
 
-def begun(at: OpenStorage, name: str, key: str, source: str) -> Study | None:
+def begun(store: OpenStorage, name: str, key: str, source: str) -> Study | None:
     """Return the study of that name that was made for `source`, to be gone on with; None where there is none.
 
     Raises:
@@ -54,8 +54,8 @@ def begun(at: OpenStorage, name: str, key: str, source: str) -> Study | None:
         raise Problem(
             f"--as: must be a name of letters, digits, '-', '_' and '.', such as {source}-2, got {name!r:.60}"
         )
-    study_id = study_ids(at).get(name)
-    attrs = {} if study_id is None else study_attrs(at, study_id)
+    study_id = study_ids(store).get(name)
+    attrs = {} if study_id is None else study_attrs(store, study_id)
     if study_id is None:
         return None
     if attrs.get(SPEC, {}).get("about", {}).get(key) != source:
@@ -81,17 +81,17 @@ def check_same(study: Study, options: Mapping[str, tuple[Any, Any]]) -> None:
         raise Problem(*problems)
 
 
-def first_fresh(at: OpenStorage, of: Snapshot) -> int:
+def first_fresh(store: OpenStorage, snapshot: Snapshot) -> int:
     """Return a seed from which on none was used by a search, or by a study that was made for it."""
-    study = from_spec(of.spec)
+    study = from_spec(snapshot.spec)
     seed = seed_path(study.base)
     used = [FRESH - 1, *study.noise_seeds()]
     if seed is not None:
         used += [flat(study.configured(values)).get(seed, 0) for values in ({}, *study.file.baseline)]
-        used += [t.user_attrs.get(SET, t.params).get(seed, 0) for t in of.trials]
-    for study_id in study_ids(at).values():
-        spec = study_attrs(at, study_id).get(SPEC, {})
-        if of.name in spec.get("about", {}).values():
+        used += [t.user_attrs.get(SET, t.params).get(seed, 0) for t in snapshot.trials]
+    for study_id in study_ids(store).values():
+        spec = study_attrs(store, study_id).get(SPEC, {})
+        if snapshot.name in spec.get("about", {}).values():
             used += spec["seeds"]
     return max(number for number in used if isinstance(number, int)) + 1
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.statistics import Test, fewest
 from hpo.console import Format, number, rows, say
 from hpo.errors import NothingFeasible, Problem
@@ -40,19 +40,19 @@ class ConfirmRequest:
 
 def confirm(asked: ConfirmRequest, options: Options, format: Format) -> int:
     """Run the best configurations of a study and its baseline again; return the exit status."""
-    with open_readonly(options.storage) as at:
-        of = snapshot(at, asked.study)
-        name = asked.name or f"{of.name}-confirm"
-        study = begun(at, name, "confirms", of.name)
+    with open_readonly(options.storage) as store:
+        snapshot = read_snapshot(store, asked.study)
+        name = asked.name or f"{snapshot.name}-confirm"
+        study = begun(store, name, "confirms", snapshot.name)
         if study is not None:
             check_same(study, _options(study, asked))
-            for number in _newcomers(of, study):
+            for number in _newcomers(snapshot, study):
                 say(
                     f"note: trial {number} is among the best only since {name} was begun, which does not have it; "
                     "`--as NAME` confirms it on fresh seeds"
                 )
         else:
-            study = design(of, name, asked, first_fresh(at, of))
+            study = design(snapshot, name, asked, first_fresh(store, snapshot))
     return run(replace(options, study=name), study, partial(conclude_confirmation, format=format))
 
 
@@ -69,17 +69,17 @@ def conclude_confirmation(
     return conclude_comparison(found, seconds, tell)
 
 
-def design(of: Snapshot, name: str, asked: ConfirmRequest, first: int) -> Study:
+def design(snapshot: Snapshot, name: str, asked: ConfirmRequest, first: int) -> Study:
     """Return the study that confirms the best of another one, on seeds from `first` on.
 
     Raises:
         NothingFeasible: no trial is complete. Problem: it has arms itself, or too few seeds are asked for.
     """
-    searched, test = search(of), asked.test or "t"
-    best = ranked(of, searched)[: asked.top or TOP]
+    searched, test = search(snapshot), asked.test or "t"
+    best = ranked(snapshot, searched)[: asked.top or TOP]
     if not best:
         raise NothingFeasible(
-            f"study {of.name}: no trial but its baseline is complete yet, so there is nothing to confirm; "
+            f"study {snapshot.name}: no trial but its baseline is complete yet, so there is nothing to confirm; "
             "`hpo status` says how far it is"
         )
     n, least = asked.seeds or SEEDS, fewest(test, len(best))
@@ -92,23 +92,23 @@ def design(of: Snapshot, name: str, asked: ConfirmRequest, first: int) -> Study:
     baseline: Mapping[str, Any] = next(iter(searched.file.baseline), {})
     wanted = {BASELINE: baseline} | {arm: t.user_attrs.get(SET, t.params) for arm, t in names.items()}
     about = {
-        "confirms": of.name,
+        "confirms": snapshot.name,
         "trials": {arm: t.number for arm, t in names.items()},
-        "found": {arm: t.values[0] for arm, t in names.items()} | {BASELINE: _baseline(of)},
-        "among": len(of.feasible),
+        "found": {arm: t.values[0] for arm, t in names.items()} | {BASELINE: _baseline(snapshot)},
+        "among": len(snapshot.feasible),
         "test": test,
         "searched_tokens": flat(searched.base).get("run.tokens"),
     }
-    made = Compared(f"`hpo confirm` of {of.name}", wanted, range(first, first + n), about)
+    made = Compared(f"`hpo confirm` of {snapshot.name}", wanted, range(first, first + n), about)
     return study_of(searched, name, full(searched, asked.tokens), made)
 
 
-def ranked(of: Snapshot, study: Study) -> list[Trial]:
+def ranked(snapshot: Snapshot, study: Study) -> list[Trial]:
     """Return the finished trials, the best first, one of each configuration; the baseline is none of them."""
     seed = seed_path(study.base)
     seen = [_seedless(study, next(iter(study.file.baseline), {}), seed)]
     found = []
-    for trial in sorted(of.feasible, key=lambda t: t.values[0]):
+    for trial in sorted(snapshot.feasible, key=lambda t: t.values[0]):
         config = _seedless(study, trial.user_attrs.get(SET, trial.params), seed)
         if config not in seen:
             seen.append(config)
@@ -116,18 +116,18 @@ def ranked(of: Snapshot, study: Study) -> list[Trial]:
     return found
 
 
-def _newcomers(of: Snapshot, study: Study) -> list[int]:
+def _newcomers(snapshot: Snapshot, study: Study) -> list[int]:
     """Return the trials that would be confirmed if a confirmation were begun now, and are not in it."""
     held = study.file.about["trials"].values()
-    return [t.number for t in ranked(of, search(of))[: len(held)] if t.number not in held]
+    return [t.number for t in ranked(snapshot, search(snapshot))[: len(held)] if t.number not in held]
 
 
 def _seedless(study: Study, values: Mapping[str, Any], seed: str | None) -> BaseModel:
     return study.configured({key: value for key, value in values.items() if key != seed})
 
 
-def _baseline(of: Snapshot) -> float | None:
-    found = of.baseline()
+def _baseline(snapshot: Snapshot) -> float | None:
+    found = snapshot.baseline()
     return found.values[0] if found is not None and found.state == State.COMPLETE else None
 
 
@@ -142,28 +142,36 @@ def _options(study: Study, asked: ConfirmRequest) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def tested(of: Snapshot) -> str:
+def tested(snapshot: Snapshot) -> str:
     """Return the metric of the test split that goes with the objective."""
-    return of.objective.replace("val_", "test_")
+    return snapshot.objective.replace("val_", "test_")
 
 
-def table(of: Snapshot) -> list[dict[str, Any]]:
+def table(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return a record an arm: the search's value beside what the fresh seeds say, on both splits."""
-    found, on_test = of.spec["about"]["found"], {row.arm: row for row in compare(of, tested(of))}
+    found, on_test = snapshot.spec["about"]["found"], {row.arm: row for row in compare(snapshot, tested(snapshot))}
     records = []
-    for row in compare(of):
+    for row in compare(snapshot):
         record, test = columns(row), on_test[row.arm]
         records.append(
             {"arm": row.arm, "search": found.get(row.arm)}
             | {key: value for key, value in record.items() if key != "arm"}
-            | ({tested(of): test.mean, f"{tested(of)} difference": columns(test)["difference"]} if test.n else {})
+            | (
+                {tested(snapshot): test.mean, f"{tested(snapshot)} difference": columns(test)["difference"]}
+                if test.n
+                else {}
+            )
         )
     return records
 
 
-def verdicts(of: Snapshot) -> list[str]:
+def verdicts(snapshot: Snapshot) -> list[str]:
     """Return a sentence an arm."""
-    found, rows_of, on_test = of.spec["about"]["found"], compare(of), {r.arm: r for r in compare(of, tested(of))}
+    found, rows_of, on_test = (
+        snapshot.spec["about"]["found"],
+        compare(snapshot),
+        {r.arm: r for r in compare(snapshot, tested(snapshot))},
+    )
     told = []
     for row in rows_of[1:]:
         if row.difference is None or row.p is None:
@@ -175,16 +183,16 @@ def verdicts(of: Snapshot) -> list[str]:
         said += f"p {row.p:.2g} of {d.n} pairs{corrected})" + (
             f"; {number(test.mean)} on the test split" if test else ""
         )
-        told.append(said + _shrunk(of, found.get(row.arm), found.get(BASELINE), d.mean))
+        told.append(said + _shrunk(snapshot, found.get(row.arm), found.get(BASELINE), d.mean))
     return told
 
 
-def _shrunk(of: Snapshot, value: float | None, baseline: float | None, confirmed: float) -> str:
+def _shrunk(snapshot: Snapshot, value: float | None, baseline: float | None, confirmed: float) -> str:
     """Return what is left of the gain that the search had seen."""
     if value is None or baseline is None or value >= baseline:
         return ""
     gain = value - baseline
-    about = of.spec["about"]
-    length = flat(from_spec(of.spec).base).get("run.tokens")
+    about = snapshot.spec["about"]
+    length = flat(from_spec(snapshot.spec).base).get("run.tokens")
     at = "" if length == about["searched_tokens"] else f" at {about['searched_tokens']:,} tokens"
     return f"; the search saw {number(gain)}{at}, of which {max(0.0, confirmed / gain):.0%} is left"

@@ -21,7 +21,7 @@ Factors = dict[str, dict[str, Any]]  # name -> dotted field -> its value in the 
 OWN = ("run.align", "run.test", "run.device", "run.keep_checkpoints", "run.diagnostics", "run.tokens", "run.rungs")
 
 
-def named(of: Snapshot, study: Study, word: str, option: str) -> BaseModel:
+def named(snapshot: Snapshot, study: Study, word: str, option: str) -> BaseModel:
     """Return the configuration that the command line calls `baseline`, `best`, by a trial's number or by its file.
 
     Raises:
@@ -30,7 +30,7 @@ def named(of: Snapshot, study: Study, word: str, option: str) -> BaseModel:
     if word == "baseline":
         return study.configured(next(iter(study.file.baseline), {}))
     if word == "best" or word.isdecimal():
-        return configuration(study, picked(of, None if word == "best" else int(word)))
+        return configuration(study, picked(snapshot, None if word == "best" else int(word)))
     if not word.endswith((".yaml", ".yml")):
         raise Problem(f"{option}: must be baseline, best, the number of a trial, or a file, got {word!r}")
     kind = type(study.base)

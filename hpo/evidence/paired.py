@@ -33,43 +33,43 @@ class Row:
     verdict: str
 
 
-def runs(of: Snapshot) -> Runs:
+def runs(snapshot: Snapshot) -> Runs:
     """Return the runs of each arm that were begun; a run that was tried again counts as its last try."""
-    found: dict[str, dict[int, Trial]] = {name: {} for name in of.spec["arms"]}
-    seed = next((key for key in ("run.seed", "seed") if key in of.spec["space"]), "")
-    for trial in of.trials:
+    found: dict[str, dict[int, Trial]] = {name: {} for name in snapshot.spec["arms"]}
+    seed = next((key for key in ("run.seed", "seed") if key in snapshot.spec["space"]), "")
+    for trial in snapshot.trials:
         name, number = trial.user_attrs.get(ARM), trial.user_attrs.get(SEED)
         if name is None and (values := trial.user_attrs.get(SET)):  # `hpo retry` of one
             own = {key: value for key, value in values.items() if key != seed}
-            name = next((n for n, arm in of.spec["arms"].items() if arm == own), None)
+            name = next((n for n, arm in snapshot.spec["arms"].items() if arm == own), None)
             number = values.get(seed)
         if name in found and number is not None:
             found[name][int(number)] = trial
     return found
 
 
-def score(of: Snapshot, trial: Trial, metric: str | None = None) -> float | None:
+def score(snapshot: Snapshot, trial: Trial, metric: str | None = None) -> float | None:
     """Return a finished run's result, by the objective or another metric of its last rung; None for no finite one."""
     if trial.state != State.COMPLETE:
         return None
-    found = trial.values[0] if metric in (None, of.objective) else trial.user_attrs.get(METRICS, {}).get(metric)
+    found = trial.values[0] if metric in (None, snapshot.objective) else trial.user_attrs.get(METRICS, {}).get(metric)
     return None if found is None or not math.isfinite(found) else float(found)
 
 
-def compare(of: Snapshot, metric: str | None = None) -> list[Row]:
+def compare(snapshot: Snapshot, metric: str | None = None) -> list[Row]:
     """Compare each arm with the first one; lower is better.
 
     An arm is better or worse where the test of its pairs, corrected for the number of arms by Holm's method, is
     significant; the test is that which the study was made for, else Student's. A run that diverged or failed has no
     value: an arm that has more of them than the first one is worse, whatever its other runs say.
     """
-    test: Test = of.spec.get("about", {}).get("test", "t")
-    found = runs(of)
-    scores = {name: {s: score(of, t, metric) for s, t in trials.items()} for name, trials in found.items()}
+    test: Test = snapshot.spec.get("about", {}).get("test", "t")
+    found = runs(snapshot)
+    scores = {name: {s: score(snapshot, t, metric) for s, t in trials.items()} for name, trials in found.items()}
     first, *others = scores
     tested = {name: _paired(scores[name], scores[first], test) for name in others}
     corrected = dict(zip(tested, holm([t.p if t else 1.0 for t in tested.values()]), strict=True))
-    lost = {name: sum(ended_without(of, t) for t in found[name].values()) for name in found}
+    lost = {name: sum(ended_without(snapshot, t) for t in found[name].values()) for name in found}
     least = fewest(test, max(1, len(others)))
     rows = []
     for name, values in scores.items():
@@ -96,9 +96,11 @@ def _paired(mine: Mapping[int, float | None], its: Mapping[int, float | None], t
     return paired(differences, test) if len(differences) > 1 else None
 
 
-def ended_without(of: Snapshot, trial: Trial) -> bool:
+def ended_without(snapshot: Snapshot, trial: Trial) -> bool:
     """Return whether a run has ended without a value: it diverged, failed, or met a limit."""
-    return trial.state in (State.PRUNED, State.FAIL) or (trial.state == State.COMPLETE and score(of, trial) is None)
+    return trial.state in (State.PRUNED, State.FAIL) or (
+        trial.state == State.COMPLETE and score(snapshot, trial) is None
+    )
 
 
 def _verdict(pairs: Paired | None, p: float | None, lost: int, least: int) -> str:

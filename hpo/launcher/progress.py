@@ -103,10 +103,10 @@ class LiveTable:
         return text
 
     @staticmethod
-    def _standing(of: Snapshot) -> list[str]:
-        return [standing(of) or "no trial complete yet", *aims(of)]
+    def _standing(snapshot: Snapshot) -> list[str]:
+        return [standing(snapshot) or "no trial complete yet", *aims(snapshot)]
 
 
-def _done(of: Snapshot) -> int:
-    n = counts(of)
+def _done(snapshot: Snapshot) -> int:
+    n = counts(snapshot)
     return n["complete"] + n["pruned"] + n["failed"]

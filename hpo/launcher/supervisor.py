@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.config.yaml import dump_yaml
 from hpo.console import say
 from hpo.errors import Problem, StorageError, WorkFailed
@@ -73,18 +73,18 @@ def run(options: Options, study: Study, conclude: Conclude) -> int:
     began = time.monotonic()
     with open_store(options.storage, create=True) as store:
         check_connections(store, len(environments))
-        at = register(store, study, data_hash, anchors, options.budget)
+        stored = register(store, study, data_hash, anchors, options.budget)
         folder = study_folder(options.out, study.name)
         try:
             write_file(folder / "study.yaml", dump_yaml(as_file(study.spec(), study.file.budget.model_dump())))
         except WorkFailed as failed:  # before anything ran: the folder is a wrong one
             raise Problem(str(failed)) from None
-        status = _supervise(options, at, environments, folder, crew)
+        status = _supervise(options, stored, environments, folder, crew)
         if status:
             return status
-        if at.now().state == "stopped":
+        if stored.now().state == "stopped":
             say(f"{study.name} was stopped; this goes on where it was: {again(options)}")
-        return conclude(snapshot(store, study.name), folder, options, time.monotonic() - began)
+        return conclude(read_snapshot(store, study.name), folder, options, time.monotonic() - began)
 
 
 def crew_of(options: Options) -> tuple[list[dict[str, str]], Crew]:
@@ -126,26 +126,26 @@ def environments_of(workers: int, gpus: Sequence[str], per_gpu: int) -> list[dic
 
 
 def _supervise(
-    options: Options, at: StoredStudy, environments: Sequence[Mapping[str, str]], folder: Path, crew: Crew
+    options: Options, stored: StoredStudy, environments: Sequence[Mapping[str, str]], folder: Path, crew: Crew
 ) -> int:
     """Run workers until they end; return 0, or the status of the signal that ended them.
 
     Raises:
         WorkFailed: a worker failed and trials are left.
     """
-    arguments = ["--study", at.study.name, "--pack", str(options.pack), "--out", str(options.out.absolute())]
+    arguments = ["--study", stored.study.name, "--pack", str(options.pack), "--out", str(options.out.absolute())]
     # The URL travels in the environment: a password on a command line is for everyone to read.
     urls = {"HPO_STORAGE": normalise(options.storage)}
     # As patient as the workers: a storage that is away for a minute must not end them.
-    with open_readonly(options.storage, PATIENCE) as reader, LeaseRenewer(at.slots, "launch", LEASE_S):
-        first = snapshot(reader, at.study.name)
+    with open_readonly(options.storage, PATIENCE) as reader, LeaseRenewer(stored.slots, "launch", LEASE_S):
+        first = read_snapshot(reader, stored.study.name)
         plain = options.plain or options.quiet or not sys.stderr.isatty()
         view = EventLog(first, options.quiet) if plain else LiveTable(first, len(environments))
         group = crew(arguments, [{**urls, **env} for env in environments], folder)
         signals = _Signals(group)
         try:
             with view:
-                _watch(group, signals, view, reader, at)
+                _watch(group, signals, view, reader, stored)
         finally:
             signals.restore()
             group.end()
@@ -157,7 +157,7 @@ def _supervise(
 
 
 def _watch(
-    group: WorkerGroup, signals: "_Signals", view: EventLog | LiveTable, reader: Reader, at: StoredStudy
+    group: WorkerGroup, signals: "_Signals", view: EventLog | LiveTable, reader: Reader, stored: StoredStudy
 ) -> None:
     """Show what workers tell, start again those that crash, and free their trials, until all have ended."""
     refresh_at = 0.0
@@ -168,10 +168,10 @@ def _watch(
             view.show({"event": "note", "worker": member.number, "text": member.outlook()})
             if member.owner is not None:
                 with suppress(StorageError), at_most(LOOK_S):  # else when its leases have run out
-                    reap(at.store, member.owner, member.end())
+                    reap(stored.store, member.owner, member.end())
         if time.monotonic() >= refresh_at:  # at the whole study, which is dear when it is long
             with suppress(StorageError), at_most(LOOK_S):
-                view.refresh(snapshot(reader, at.study.name))
+                view.refresh(read_snapshot(reader, stored.study.name))
             refresh_at = time.monotonic() + REFRESH_S
 
 

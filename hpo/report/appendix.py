@@ -19,28 +19,30 @@ ACROSS = 6  # parameters in one table
 LISTED = 15  # trials in the page's table; the CSV has all
 
 
-def ledger(of: Snapshot) -> Iterator[str]:
+def ledger(snapshot: Snapshot) -> Iterator[str]:
     """Yield who worked when, and what all of it cost."""
     yield heading("Workers and budget")
-    if found := timeline.timeline(of):
+    if found := timeline.timeline(snapshot):
         caption = (
             "A bar is a trial, in the row of the worker that ended it. Gaps are waiting: for the first import, the "
         )
         caption += "storage, or a trial to run. Clocks are those of the workers' machines."
         yield figure(found, "timeline", caption)
-    yield table(timeline.records(of))
+    yield table(timeline.records(snapshot))
     told = "share of its time: from the worker's first trial to the end of the study, pauses included."
     yield text(told, "small")
-    budget = {key: value for key, value in of.budget.items() if value is not None}
-    n, spent = counts(of), tokens(of)
+    budget = {key: value for key, value in snapshot.budget.items() if value is not None}
+    n, spent = counts(snapshot), tokens(snapshot)
     facts: dict[str, Any] = {"budget": ", ".join(f"{key}: {_word(value)}" for key, value in budget.items())}
-    facts["trials"] = f"{len(of.own)} begun, {n['waiting']} waiting"
+    facts["trials"] = f"{len(snapshot.own)} begun, {n['waiting']} waiting"
     if spent["trained"] is not None:
         facts["tokens"] = f"{spent['trained']:,} trained, {spent['saved_by_pruning']:,} saved by pruning"
     else:
-        facts["rungs"] = f"{sum(t.last_step or 0 for t in of.own):,} trained"
-    facts["training"] = clock(sum(t.duration.total_seconds() for t in timeline.timed(of) if t.duration)) + " in all"
-    facts["from first to last trial"] = clock(timeline.span(of))
+        facts["rungs"] = f"{sum(t.last_step or 0 for t in snapshot.own):,} trained"
+    facts["training"] = (
+        clock(sum(t.duration.total_seconds() for t in timeline.timed(snapshot) if t.duration)) + " in all"
+    )
+    facts["from first to last trial"] = clock(timeline.span(snapshot))
     yield pairs(facts)
 
 
@@ -48,19 +50,20 @@ def _word(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def trials(of: Snapshot) -> Iterator[str]:
+def trials(snapshot: Snapshot) -> Iterator[str]:
     """Yield the best trials, and why others failed."""
-    best = sorted(of.feasible, key=lambda t: t.values[0])[:LISTED]
-    if best and not of.spec.get("arms"):
+    best = sorted(snapshot.feasible, key=lambda t: t.values[0])[:LISTED]
+    if best and not snapshot.spec.get("arms"):
         yield heading("Best trials")
-        d = digits(of)
+        d = digits(snapshot)
         paths = list(dict.fromkeys(path for t in best for path in t.params))
         for i in range(0, max(1, len(paths)), ACROSS):  # more columns do not fit on a page
-            yield table([_best(of, t, d, paths[i : i + ACROSS]) for t in best])
+            yield table([_best(snapshot, t, d, paths[i : i + ACROSS]) for t in best])
         yield text(
-            f"The first {len(best)} of {len(of.feasible)}; `hpo report --csv` writes all trials and curves.", "small"
+            f"The first {len(best)} of {len(snapshot.feasible)}; `hpo report --csv` writes all trials and curves.",
+            "small",
         )
-    failed = [t for t in of.own if t.state == State.FAIL]
+    failed = [t for t in snapshot.own if t.state == State.FAIL]
     if failed:
         yield heading("Failures")
         yield table(
@@ -70,9 +73,9 @@ def trials(of: Snapshot) -> Iterator[str]:
             yield text(f"The first 10 of {len(failed)}.", "small")
 
 
-def _best(of: Snapshot, trial: Trial, digits: int, paths: Sequence[str]) -> dict[str, Any]:
+def _best(snapshot: Snapshot, trial: Trial, digits: int, paths: Sequence[str]) -> dict[str, Any]:
     took = trial.duration.total_seconds() if trial.duration else None
-    told = {"trial": trial.number, "kind": of.kind(trial), of.objective: f"{trial.values[0]:.{digits}f}"}
+    told = {"trial": trial.number, "kind": snapshot.kind(trial), snapshot.objective: f"{trial.values[0]:.{digits}f}"}
     told["seconds"] = None if took is None else f"{took:.1f}"
     return told | {f"params.{k}" if k in told else k: v for k, v in trial.params.items() if k in paths}
 
@@ -82,34 +85,34 @@ def _why(trial: Trial) -> str:
     return said[-1][:300] if said else "–"
 
 
-def provenance(of: Snapshot, related: Sequence[Related]) -> Iterator[str]:
+def provenance(snapshot: Snapshot, related: Sequence[Related]) -> Iterator[str]:
     """Yield where the results come from, and what to type to get them again."""
     yield heading("Where this comes from")
-    facts: dict[str, Any] = {"study": of.name, "train": of.spec["train"], "data (hash)": of.data_hash}
-    facts["seed of the sampler"] = of.spec["seed"]
-    facts["seeds of the runs"] = ", ".join(map(str, _seeds(of))) or None
-    machines = _machines(of)
+    facts: dict[str, Any] = {"study": snapshot.name, "train": snapshot.spec["train"], "data (hash)": snapshot.data_hash}
+    facts["seed of the sampler"] = snapshot.spec["seed"]
+    facts["seeds of the runs"] = ", ".join(map(str, _seeds(snapshot))) or None
+    machines = _machines(snapshot)
     facts |= machines[0] if machines else {}
     if len(machines) > 1:
         facts["note"] = f"trials ran under {len(machines)} different versions or settings; these are those of the most"
     yield pairs(facts)
     yield text("Commands that repeat it:")
-    commands = _commands(of, related)
+    commands = _commands(snapshot, related)
     yield code("\n".join(commands))
     file = commands[0].endswith(".yaml")
     told = "The file is at the end of this page. " if file else ""
     told += "Equal versions, seeds "
     yield text(told + "and threads give equal losses on a CPU. With several workers the order of trials, and so "
                       "what the sampler knew, may differ.", "small")  # fmt: skip
-    best = of.best()
-    if best is not None and not of.spec.get("arms"):
+    best = snapshot.best()
+    if best is not None and not snapshot.spec.get("arms"):
         yield text(f"Configuration of the best trial, {best.number}, where it differs from the base:")
         fixed: Mapping[str, Any] = best.user_attrs.get(SET) or best.params
-        base = flat(of.spec["base"])
+        base = flat(snapshot.spec["base"])
         changed = [{"field": k, "base": base.get(k), "best": v} for k, v in fixed.items() if base.get(k) != v]
         yield table(changed) or text("It is the base.")
     if file:
-        yield heading("The study file") + code(dump_yaml(plain(as_file(of.spec, of.budget))), "long")
+        yield heading("The study file") + code(dump_yaml(plain(as_file(snapshot.spec, snapshot.budget))), "long")
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -120,21 +123,21 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _seeds(of: Snapshot) -> list[int]:
-    if of.spec.get("arms"):
-        return list(of.spec["seeds"])
-    base = flat(of.spec["base"])
+def _seeds(snapshot: Snapshot) -> list[int]:
+    if snapshot.spec.get("arms"):
+        return list(snapshot.spec["seeds"])
+    base = flat(snapshot.spec["base"])
     first = base.get("run.seed", base.get("seed"))
-    repeats = [t.user_attrs.get(SET) or {} for t in of.own if of.kind(t) == "seed"]
+    repeats = [t.user_attrs.get(SET) or {} for t in snapshot.own if snapshot.kind(t) == "seed"]
     found = {v for values in repeats for k, v in values.items() if k.rpartition(".")[2] == "seed"}
     return sorted({*found, *([first] if isinstance(first, int) else [])})
 
 
-def _machines(of: Snapshot) -> list[dict[str, Any]]:
+def _machines(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return versions, commit and threads that trials ran under, those of the most trials first."""
     often: dict[str, int] = {}
     known: dict[str, dict[str, Any]] = {}
-    for trial in of.own:
+    for trial in snapshot.own:
         held = {k: v for k, v in (trial.user_attrs.get(MACHINE) or {}).items() if k != "pack"}
         if held:
             known[repr(held)] = held
@@ -148,27 +151,27 @@ def _flat(held: Mapping[str, Any]) -> dict[str, Any]:
     return {"versions": versions, **rest}
 
 
-def _commands(of: Snapshot, related: Sequence[Related]) -> list[str]:
-    about = of.spec.get("about") or {}
-    workers = max(1, len(timeline.crew(of)))
+def _commands(snapshot: Snapshot, related: Sequence[Related]) -> list[str]:
+    about = snapshot.spec.get("about") or {}
+    workers = max(1, len(timeline.crew(snapshot)))
     made = next(((key, source) for key, source in about.items() if key in ("confirms", "ablates")), None)
-    found = [_compared(of, made[1])] if made else [f"hpo launch --workers {workers} --study {of.name}.yaml"]
-    found += [_compared(one.of, of.name) for one in related]
-    best = of.best()
-    if best is not None and not of.spec.get("arms"):
-        found += [f"hpo export --study {of.name} --trial {best.number} -o best.yaml", "hpo train best.yaml"]
-    return [*found, f"hpo report --study {of.name}"]
+    found = [_compared(snapshot, made[1])] if made else [f"hpo launch --workers {workers} --study {snapshot.name}.yaml"]
+    found += [_compared(one.snapshot, snapshot.name) for one in related]
+    best = snapshot.best()
+    if best is not None and not snapshot.spec.get("arms"):
+        found += [f"hpo export --study {snapshot.name} --trial {best.number} -o best.yaml", "hpo train best.yaml"]
+    return [*found, f"hpo report --study {snapshot.name}"]
 
 
-def _compared(of: Snapshot, source: str) -> str:
+def _compared(snapshot: Snapshot, source: str) -> str:
     """Return the command that makes the same comparison of a study again."""
-    about, seeds = of.spec["about"], ["--seeds", str(len(of.spec["seeds"]))]
-    length = flat(of.spec["base"]).get("run.tokens")
+    about, seeds = snapshot.spec["about"], ["--seeds", str(len(snapshot.spec["seeds"]))]
+    length = flat(snapshot.spec["base"]).get("run.tokens")
     seeds += ["--tokens", str(length)] if length is not None else []
     if "confirms" in about:
-        top = ["--top", str(len(of.spec["arms"]) - 1), "--test", about["test"]]
-        return shlex.join(["hpo", "confirm", "--study", source, *top, *seeds, "--as", of.name])
+        top = ["--top", str(len(snapshot.spec["arms"]) - 1), "--test", about["test"]]
+        return shlex.join(["hpo", "confirm", "--study", source, *top, *seeds, "--as", snapshot.name])
     changes = ["--design", about["design"], "--from", about["from"], "--to", about["to"]]
     changes += [word for group in about["groups"] for word in ("--factor", group)]
     changes += ["--order", ",".join(about["order"])] if about["order"] else []
-    return shlex.join(["hpo", "ablate", "--study", source, *changes, *seeds, "--as", of.name])
+    return shlex.join(["hpo", "ablate", "--study", source, *changes, *seeds, "--as", snapshot.name])

@@ -92,10 +92,10 @@ def short(text: str, longest: int = LONGEST) -> str:
     return html.escape(text if len(text) <= longest else text[: longest - 1] + "…", quote=False)  # it knows no &quot;
 
 
-def axes(of: Snapshot) -> dict[str, Axis]:
+def axes(snapshot: Snapshot) -> dict[str, Axis]:
     """Return the hyperparameters that a study varies, by path; those of one value vary nothing."""
-    space: Mapping[str, Entry] = TypeAdapter(Space).validate_python(of.spec["space"])
-    whole = {path for trial in of.trials[:20] for path, value in trial.params.items() if isinstance(value, int)}
+    space: Mapping[str, Entry] = TypeAdapter(Space).validate_python(snapshot.spec["space"])
+    whole = {path for trial in snapshot.trials[:20] for path, value in trial.params.items() if isinstance(value, int)}
     found = {path: Axis(path, entry, path in whole) for path, entry in space.items()}
     return {path: axis for path, axis in found.items() if not _single(axis.entry)}
 

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.console import say
 from hpo.errors import NothingFeasible
 from hpo.report import appendix, sections
@@ -35,7 +35,7 @@ class Files:
 class Found:
     """All that a report of a study says."""
 
-    of: Snapshot
+    snapshot: Snapshot
     verdict: Verdict
     confirmed: Sequence[Related]
     ablated: Sequence[Related]
@@ -47,9 +47,9 @@ def report(storage: str, name: str | None, out: Path, files: Files, publish: boo
     Raises:
         NothingFeasible: no trial has ended.
     """
-    with open_readonly(storage) as at:
-        found = read(at, name)
-        folder = study_folder(out, found.of.name)
+    with open_readonly(storage) as store:
+        found = read(store, name)
+        folder = study_folder(out, found.snapshot.name)
         where = files if any(asdict(files).values()) else Files(html=folder / "report.html")
         made = whole(found, out)
         if where.html:
@@ -57,33 +57,33 @@ def report(storage: str, name: str | None, out: Path, files: Files, publish: boo
         if where.pdf:
             write_pdf(made, where.pdf)
         if where.csv:
-            write_csv(found.of, where.csv)
+            write_csv(found.snapshot, where.csv)
         if where.json:
-            write_json(found.of, where.json, _told(found))
+            write_json(found.snapshot, where.json, _told(found))
         written = (where.html, where.pdf, where.csv, where.csv and beside(where.csv), where.json)
         say("\n".join(f"{path}: written" for path in written if path))
         if publish:
             from hpo.report.publish import show
 
-            show(storage, found.of, found.verdict, out, made)
+            show(storage, found.snapshot, found.verdict, out, made)
 
 
-def read(at: OpenStorage, name: str | None) -> Found:
+def read(store: OpenStorage, name: str | None) -> Found:
     """Read a study and those that were made for it.
 
     Raises:
         NothingFeasible: no trial has ended.
     """
-    of = snapshot(at, name)
-    if not of.in_state(State.COMPLETE, State.PRUNED, State.FAIL):
-        raise NothingFeasible(f"study {of.name}: no trial is complete yet; `hpo status` says how far it is")
-    confirmed, ablated = (related(at, of.name, key) for key in ("confirms", "ablates"))
-    return Found(of, verdict(of, confirmed), confirmed, ablated)
+    snapshot = read_snapshot(store, name)
+    if not snapshot.in_state(State.COMPLETE, State.PRUNED, State.FAIL):
+        raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` says how far it is")
+    confirmed, ablated = (related(store, snapshot.name, key) for key in ("confirms", "ablates"))
+    return Found(snapshot, verdict(snapshot, confirmed), confirmed, ablated)
 
 
 def whole(found: Found, out: Path) -> str:
     """Return the page."""
-    of = found.of
+    of = found.snapshot
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     body = [f"<h1>{escape(of.name)}</h1>\n", text(f"{_about(of)}Report of {made}.", "small")]
     body.append(sections.opening(of, found.verdict))
@@ -96,19 +96,19 @@ def whole(found: Found, out: Path) -> str:
     return page(f"{of.name}: report", "".join(body))
 
 
-def _about(of: Snapshot) -> str:
+def _about(snapshot: Snapshot) -> str:
     """Return what a study was made for, "" for a search."""
-    about = of.spec.get("about") or {}
+    about = snapshot.spec.get("about") or {}
     words = {"confirms": "Confirms", "ablates": "Takes apart"}
     return "".join(f"{word} {about[key]}. " for key, word in words.items() if key in about)
 
 
 def _told(found: Found) -> dict[str, Any]:
-    floor = found.of.noise
+    floor = found.snapshot.noise
     return {
-        "objective": found.of.objective,
+        "objective": found.snapshot.objective,
         "verdict": asdict(found.verdict),
         "noise": asdict(floor) if floor else None,
-        "confirmed": [{"study": one.of.name, "table": list(one.table)} for one in found.confirmed],
-        "ablated": [{"study": one.of.name, "table": list(one.table)} for one in found.ablated],
+        "confirmed": [{"study": one.snapshot.name, "table": list(one.table)} for one in found.confirmed],
+        "ablated": [{"study": one.snapshot.name, "table": list(one.table)} for one in found.ablated],
     }

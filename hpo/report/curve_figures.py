@@ -35,17 +35,17 @@ MOST_MARKS = 1_000
 BEST_CURVES = 50  # of these
 
 
-def curves(of: Snapshot, most: int = MOST_CURVES) -> Drawn:
+def curves(snapshot: Snapshot, most: int = MOST_CURVES) -> Drawn:
     """Draw the value of each trial along its run."""
-    label, step = along(of)
-    figure, told = blank(label, measured(of), 380), []
-    begun = [t for t in of.trials if t.last_step]
-    shown = thinned(of, begun, most)
+    label, step = along(snapshot)
+    figure, told = blank(label, measured(snapshot), 380), []
+    begun = [t for t in snapshot.trials if t.last_step]
+    shown = thinned(snapshot, begun, most)
     if len(shown) < len(begun):
         told.append(
             f"{len(shown):,} of {len(begun):,} curves are drawn: the best, the baseline, and every so many of the rest."
         )
-    best, base, floor = of.best(), of.baseline(), of.noise
+    best, base, floor = snapshot.best(), snapshot.baseline(), snapshot.noise
     others = [t for t in shown if t not in (best, base)]
     if floor:
         _band(figure, floor, step)
@@ -61,20 +61,20 @@ def curves(of: Snapshot, most: int = MOST_CURVES) -> Drawn:
         2.4,
         1.0,
     )
-    for name, at in anchors(of).items():
+    for name, at in anchors(snapshot).items():
         lines(at, name, figure)
-    targets: Mapping[str, float] = of.spec.get("targets") or {}
+    targets: Mapping[str, float] = snapshot.spec.get("targets") or {}
     for name, at in targets.items():
         lines(at, short(name), figure, ORANGE)
     values = [v for t in shown for v in t.intermediate_values.values()]
-    return figure, told + focus(figure, values, [*anchors(of).values(), *targets.values()])
+    return figure, told + focus(figure, values, [*anchors(snapshot).values(), *targets.values()])
 
 
-def thinned(of: Snapshot, begun: Sequence[Trial], most: int) -> list[Trial]:
+def thinned(snapshot: Snapshot, begun: Sequence[Trial], most: int) -> list[Trial]:
     """Return so many trials at most: the best, the baseline's, and every so many of the rest."""
     if len(begun) <= most:
         return list(begun)
-    best = sorted(of.feasible, key=lambda t: t.values[0])[: min(BEST_CURVES, most // 2)]
+    best = sorted(snapshot.feasible, key=lambda t: t.values[0])[: min(BEST_CURVES, most // 2)]
     kept = {t.number for t in best} | {t.number for t in begun if t.user_attrs.get("kind") in ("baseline", "seed")}
     rest = [t for t in begun if t.number not in kept]
     kept |= {t.number for t in rest[:: -(-len(rest) // max(1, most - len(kept)))]}
@@ -117,10 +117,12 @@ def _filled(
     figure.add_trace(go.Scatter(x=x, y=y, fill="toself", fillcolor=colour, line=line, mode="lines", **shown))
 
 
-def history(of: Snapshot, most: int = MOST_MARKS) -> Drawn:
+def history(snapshot: Snapshot, most: int = MOST_MARKS) -> Drawn:
     """Draw the best value so far against what the whole study has trained, and what luck alone would have found."""
-    figure = blank("tokens trained by all trials" if of.rung_tokens else "rungs trained by all trials", measured(of))
-    told, steps, floor = [], list(_steps(of)), of.noise
+    figure = blank(
+        "tokens trained by all trials" if snapshot.rung_tokens else "rungs trained by all trials", measured(snapshot)
+    )
+    told, steps, floor = [], list(_steps(snapshot)), snapshot.noise
     shown = steps[-1 :: -(-(-len(steps) // most) or 1)][::-1]  # the last one is among them
     if len(shown) < len(steps):
         told.append(f"{len(shown):,} of {len(steps):,} trials are drawn.")
@@ -131,7 +133,7 @@ def history(of: Snapshot, most: int = MOST_MARKS) -> Drawn:
         _step(
             figure, shown, lucky, "best that luck alone would find", None, {"color": INK, "width": 1.4, "dash": "dot"}
         )
-    elif (base := of.baseline()) is not None and base.state == State.COMPLETE:
+    elif (base := snapshot.baseline()) is not None and base.state == State.COMPLETE:
         lines(base.values[0], "baseline", figure, INK)
     also = [floor.mean] if floor else []
     return figure, told + focus(figure, [s.value for s in shown if s.value is not None], also)
@@ -148,12 +150,12 @@ class _Step:
     best: float | None
 
 
-def _steps(of: Snapshot) -> Iterator[_Step]:
+def _steps(snapshot: Snapshot) -> Iterator[_Step]:
     """Yield the ends of a study's trials in their order."""
-    fits, spent, tried, best = {t.number for t in of.feasible}, 0.0, 0, None
-    for trial in sorted((t for t in of.own if t.ended), key=lambda t: (t.ended, t.number)):
-        spent += (trial.last_step or 0) * (of.rung_tokens or 1.0)
-        tried += of.kind(trial) != "seed"
+    fits, spent, tried, best = {t.number for t in snapshot.feasible}, 0.0, 0, None
+    for trial in sorted((t for t in snapshot.own if t.ended), key=lambda t: (t.ended, t.number)):
+        spent += (trial.last_step or 0) * (snapshot.rung_tokens or 1.0)
+        tried += snapshot.kind(trial) != "seed"
         value = trial.values[0] if trial.number in fits else None
         best = value if best is None else best if value is None else min(best, value)
         yield _Step(trial.number, spent, max(1, tried), value, best)
@@ -171,11 +173,11 @@ def _step(
     )
 
 
-def saved(of: Snapshot) -> Drawn:
+def saved(snapshot: Snapshot) -> Drawn:
     """Draw how many trials came to each rung, and how many had been stopped before."""
-    label, step = along(of)
-    own = [t for t in of.own if t.state in (State.COMPLETE, State.PRUNED)]
-    rungs = range(1, of.rungs + 1)
+    label, step = along(snapshot)
+    own = [t for t in snapshot.own if t.state in (State.COMPLETE, State.PRUNED)]
+    rungs = range(1, snapshot.rungs + 1)
     reached = [sum((t.last_step or 0) >= rung for t in own) for rung in rungs]
     stopped = [sum(t.state == State.PRUNED and (t.last_step or 0) < rung for t in own) for rung in rungs]
     figure = blank(label, "trials", 260, barmode="stack", bargap=0.25)
@@ -187,11 +189,11 @@ def saved(of: Snapshot) -> Drawn:
     return figure, []
 
 
-def arms(of: Snapshot) -> Drawn:
+def arms(snapshot: Snapshot) -> Drawn:
     """Draw the mean of each arm along the run, with one standard deviation either way, and its runs behind."""
-    label, step = along(of)
-    figure, told = blank(label, measured(of), 380), []
-    found = runs(of)
+    label, step = along(snapshot)
+    figure, told = blank(label, measured(snapshot), 380), []
+    found = runs(snapshot)
     if len(found) > len(ARMS):
         told.append(f"{len(ARMS)} of {len(found)} arms are drawn: the first ones.")
     values: list[float] = []
@@ -208,9 +210,9 @@ def arms(of: Snapshot) -> Drawn:
         line = {"color": colour, "width": 2.2}
         y = [float(v) if np.isfinite(v) else None for v in mean]
         figure.add_trace(go.Scatter(x=x, y=y, mode="lines", name=title, line=line, hovertemplate="%{y:.4f}"))
-    for name, height in anchors(of).items():
+    for name, height in anchors(snapshot).items():
         lines(height, name, figure)
-    return figure, told + focus(figure, values, list(anchors(of).values()))
+    return figure, told + focus(figure, values, list(anchors(snapshot).values()))
 
 
 def _clear(colour: str) -> str:

@@ -67,20 +67,20 @@ class Interactions:
     pairs: Sequence[Pair]
 
 
-def searched(of: Snapshot) -> list[Trial]:
+def searched(snapshot: Snapshot) -> list[Trial]:
     """Return the trials that differ in their hyperparameters: not the baseline with other seeds, nor arms."""
-    return [t for t in of.trials if t.user_attrs.get("kind") not in ("seed", "arm") and t.state != State.FAIL]
+    return [t for t in snapshot.trials if t.user_attrs.get("kind") not in ("seed", "arm") and t.state != State.FAIL]
 
 
-def points(of: Snapshot, rung: int) -> list[Point]:
+def points(snapshot: Snapshot, rung: int) -> list[Point]:
     """Return the trials that came to a rung, pruned ones included, and those that diverged before it.
 
     Of very many, every so many. What diverged counts as the worst: of a learning rate that is too high there is
     nothing better to say.
     """
-    of_axes = axes(of)
+    of_axes = axes(snapshot)
     found: list[tuple[Mapping[str, float], float]] = []
-    for trial in searched(of):
+    for trial in searched(snapshot):
         place = units(trial, of_axes)
         value = trial.intermediate_values.get(rung)
         if value is None and trial.user_attrs.get(ENDED) == "diverged":
@@ -156,28 +156,28 @@ def _raw(study: optuna.Study, values: np.ndarray) -> dict[str, float]:
         )
 
 
-def by_rung(of: Snapshot) -> dict[int, list[Weight]]:
+def by_rung(snapshot: Snapshot) -> dict[int, list[Weight]]:
     """Return importances at each rung that enough trials reached."""
-    of_axes = axes(of)
-    told = {rung: weights(points(of, rung), of_axes) for rung in range(1, of.rungs + 1)}
+    of_axes = axes(snapshot)
+    told = {rung: weights(points(snapshot, rung), of_axes) for rung in range(1, snapshot.rungs + 1)}
     return {rung: found for rung, found in told.items() if found}
 
 
-def at_end(of: Snapshot) -> tuple[int, list[Weight]]:
+def at_end(snapshot: Snapshot) -> tuple[int, list[Weight]]:
     """Return the last rung that enough trials reached, and the importances there, with those of chance."""
-    of_axes = axes(of)
-    for rung in range(of.rungs, 0, -1):
-        if found := weights(points(of, rung), of_axes, SHUFFLES):
+    of_axes = axes(snapshot)
+    for rung in range(snapshot.rungs, 0, -1):
+        if found := weights(points(snapshot, rung), of_axes, SHUFFLES):
             return rung, found
-    return of.rungs, []
+    return snapshot.rungs, []
 
 
-def interactions(of: Snapshot) -> Interactions:
+def interactions(snapshot: Snapshot) -> Interactions:
     """Test all pairs at the last rung that enough trials reached."""
-    of_axes = axes(of)
-    least = Interactions(of.rungs, len(points(of, of.rungs)), 0, ())
-    for rung in range(of.rungs, 0, -1):
-        tested = pairs(points(of, rung), of_axes, rung)
+    of_axes = axes(snapshot)
+    least = Interactions(snapshot.rungs, len(points(snapshot, snapshot.rungs)), 0, ())
+    for rung in range(snapshot.rungs, 0, -1):
+        tested = pairs(points(snapshot, rung), of_axes, rung)
         if tested.pairs:
             return tested
         if not least.needed or tested.n > least.n:

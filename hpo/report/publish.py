@@ -33,15 +33,15 @@ BEST = 3  # trials whose files are attached
 FILES = ("config.yaml", "metrics.jsonl")
 
 
-def show(storage: str, of: Snapshot, found: Verdict, out: Path, page: str) -> None:
+def show(storage: str, snapshot: Snapshot, found: Verdict, out: Path, page: str) -> None:
     """Save a report to its study."""
     with open_store(storage) as store:
-        study = optuna.load_study(study_name=of.name, storage=store.optuna)
+        study = optuna.load_study(study_name=snapshot.name, storage=store.optuna)
         with experimental():
             _note(study, note(found))
-            for name, figure in drawn(of).items():
+            for name, figure in drawn(snapshot).items():
                 _figure(study, name, figure)
-        _attach(study, of, out, page)
+        _attach(study, snapshot, out, page)
 
 
 def note(found: Verdict) -> str:
@@ -64,16 +64,16 @@ def _escaped(words: str) -> str:
     return "".join(f"\\{letter}" if letter in "\\*_[]<>#|" else letter for letter in words)
 
 
-def drawn(of: Snapshot) -> dict[str, go.Figure]:
+def drawn(snapshot: Snapshot) -> dict[str, go.Figure]:
     """Return the figures that are shown, by the name under which each replaces its last version."""
-    if of.spec.get("arms"):
-        return {"hpo-arms": _titled(arms(of)[0], "Arms: mean and standard deviation")}
+    if snapshot.spec.get("arms"):
+        return {"hpo-arms": _titled(arms(snapshot)[0], "Arms: mean and standard deviation")}
     found = {
-        "hpo-curves": _titled(curves(of, SHOWN_CURVES)[0], "Curves, with the noise of the baseline"),
-        "hpo-history": _titled(history(of, SHOWN_MARKS)[0], "Best so far"),
+        "hpo-curves": _titled(curves(snapshot, SHOWN_CURVES)[0], "Curves, with the noise of the baseline"),
+        "hpo-history": _titled(history(snapshot, SHOWN_MARKS)[0], "Best so far"),
     }
-    if rungs := importance.by_rung(of):
-        found["hpo-importance"] = _titled(by_rung(of, rungs), "Importance, rung by rung")
+    if rungs := importance.by_rung(snapshot):
+        found["hpo-importance"] = _titled(by_rung(snapshot, rungs), "Importance, rung by rung")
     return found
 
 
@@ -100,16 +100,16 @@ def _figure(study: optuna.Study, name: str, figure: go.Figure) -> None:
         save_plotly_graph_object(study, figure, graph_object_id=name)
 
 
-def _attach(study: optuna.Study, of: Snapshot, out: Path, page: str) -> None:
+def _attach(study: optuna.Study, snapshot: Snapshot, out: Path, page: str) -> None:
     """Keep the page beside the study, and configuration and curves beside its best trials."""
     artifacts(out).mkdir(parents=True, exist_ok=True)
     files = FileSystemArtifactStore(artifacts(out))
     _keep(study, files, "artifacts:", "report.html", page.encode())
-    for trial in sorted(of.feasible, key=lambda t: t.values[0])[:BEST]:
+    for trial in sorted(snapshot.feasible, key=lambda t: t.values[0])[:BEST]:
         # Beside the study, where the dashboard looks too: Optuna lets nobody write to a trial that has ended.
         prefix = f"dashboard:artifacts:{trial.user_attrs.trial_id}:"
         for name in FILES:
-            path = trial_folder(out, of.name, trial.number) / name
+            path = trial_folder(out, snapshot.name, trial.number) / name
             if path.is_file():
                 _keep(study, files, prefix, name, path.read_bytes())
 

@@ -28,103 +28,103 @@ def figure(found: Drawn, name: str, caption: str) -> str:
     return drawn(shown, name, " ".join([caption, *told]))
 
 
-def opening(of: Snapshot, found: Verdict) -> str:
+def opening(snapshot: Snapshot, found: Verdict) -> str:
     """Return what the study shows, before anything else."""
-    n, d = counts(of), digits(of)
-    best, base, floor = of.best(), of.baseline(), of.noise
-    what = f"{of.objective}" + (f", in {unit(of)}" if unit(of) else "") + "; lower is better"
+    n, d = counts(snapshot), digits(snapshot)
+    best, base, floor = snapshot.best(), snapshot.baseline(), snapshot.noise
+    what = f"{snapshot.objective}" + (f", in {unit(snapshot)}" if unit(snapshot) else "") + "; lower is better"
     facts: dict[str, Any] = {"objective": what}
     facts["trials"] = ", ".join(f"{count:,} {state}" for state, count in n.items() if count)
-    if best is not None and not of.spec.get("arms"):
+    if best is not None and not snapshot.spec.get("arms"):
         facts["best"] = f"{best.values[0]:.{d}f} (trial {best.number})"
     if floor:
         facts["baseline"] = f"{floor.mean:.{d}f} ± {floor.sigma:.{d}f} (mean and σ of {floor.n} seeds)"
     elif base is not None and base.values and base.state == State.COMPLETE:
         facts["baseline"] = f"{base.values[0]:.{d}f} (trial {base.number}, one seed)"
-    facts |= {f"{name} model": f"{level:.{d}f}" for name, level in anchors(of).items()}
+    facts |= {f"{name} model": f"{level:.{d}f}" for name, level in anchors(snapshot).items()}
     notes = text("To be kept in mind:") + bullets(found.caveats) if found.caveats else ""
     return text(found.headline, "lead") + bullets(found.grounds) + notes + pairs(facts)
 
 
-def digits(of: Snapshot) -> int:
+def digits(snapshot: Snapshot) -> int:
     """Return the decimals that the noise leaves worth printing."""
-    floor = of.noise
+    floor = snapshot.noise
     return decimals(floor.sigma) if floor else 4
 
 
-def course(of: Snapshot) -> Iterator[str]:
+def course(snapshot: Snapshot) -> Iterator[str]:
     """Yield curves, the best so far, and what pruning saved."""
     yield heading("Curves")
-    if of.spec.get("arms"):
+    if snapshot.spec.get("arms"):
         caption = (
             "The mean of each arm's runs, with one standard deviation either way; the number of runs in brackets. "
         )
-        yield figure(curve_figures.arms(of), "arms", caption + _anchored(of))
+        yield figure(curve_figures.arms(snapshot), "arms", caption + _anchored(snapshot))
     else:
-        caption = f"{of.objective} along each run. Grey: runs that ended early, pruned ones above all. " + _band(of)
-        yield figure(curve_figures.curves(of), "curves", caption + _anchored(of) + _SAME_BATCHES)
+        caption = f"{snapshot.objective} along each run. Grey: runs that ended early, pruned ones above all. " + _band(
+            snapshot
+        )
+        yield figure(curve_figures.curves(snapshot), "curves", caption + _anchored(snapshot) + _SAME_BATCHES)
         yield heading("Best so far")
         caption = "Each dot is a finished trial, placed where it ended. "
-        if of.noise:
+        if snapshot.noise:
             caption += (
                 "Dotted: the best that would be expected of so many runs of the baseline with another seed each. "
                 "Only what lies below it is more than luck; how far below is worth believing, `hpo confirm` says."
             )
-        yield figure(curve_figures.history(of), "history", caption)
-    if any(t.state == State.PRUNED for t in of.own):
+        yield figure(curve_figures.history(snapshot), "history", caption)
+    if any(t.state == State.PRUNED for t in snapshot.own):
         yield heading("What pruning saved")
-        told, spent = tokens(of), "rungs" if tokens(of)["trained"] is None else "tokens"
+        told, spent = tokens(snapshot), "rungs" if tokens(snapshot)["trained"] is None else "tokens"
         amount = (
             f" {told['trained']:,} tokens trained, {told['saved_by_pruning']:,} saved." if spent == "tokens" else ""
         )
         caption = f"How many trials trained each stretch of a run, and how many had been stopped before it.{amount} "
         caption += "Whether a stopped trial would have won in the end is not known; baselines are never stopped."
-        yield figure(curve_figures.saved(of), "saved", caption)
+        yield figure(curve_figures.saved(snapshot), "saved", caption)
 
 
-def _band(of: Snapshot) -> str:
-    floor = of.noise
+def _band(snapshot: Snapshot) -> str:
+    floor = snapshot.noise
     if floor is None:
         return ""
     return f"Band: two standard deviations either way of the mean of the baseline's {floor.n} seeds, the noise. "
 
 
-def _anchored(of: Snapshot) -> str:
-    if not anchors(of):
+def _anchored(snapshot: Snapshot) -> str:
+    if not anchors(snapshot):
         return ""
     return "Dashed: what tables of single tokens (unigram) and of pairs (bigram) reach on the same text. "
 
 
-def knobs(of: Snapshot, out: Path) -> Iterator[str]:
+def knobs(snapshot: Snapshot, out: Path) -> Iterator[str]:
     """Yield importance, interactions, slices, contours and learning-rate curves of a search."""
-    of_axes = axes(of)
-    if of.spec.get("arms") or not of_axes:
+    of_axes = axes(snapshot)
+    if snapshot.spec.get("arms") or not of_axes:
         return
-    rung, found = importance.at_end(of)
+    rung, found = importance.at_end(snapshot)
     yield heading("Which hyperparameters mattered")
     order = [w.path for w in found] + [path for path in of_axes if path not in {w.path for w in found}]
     if found:
-        yield from _importance(of, rung, found)
+        yield from _importance(snapshot, rung, found)
     else:
-        n = len(importance.points(of, of.rungs))
+        n = len(importance.points(snapshot, snapshot.rungs))
         yield text(f"Too few trials for importances: {n} came to the last rung, {importance.FEWEST} are needed.")
     if len(of_axes) > 1:
-        yield from _interactions(importance.interactions(of), of)
+        yield from _interactions(importance.interactions(snapshot), snapshot)
     yield heading("Slices")
     caption = "The result of each trial against each hyperparameter, on the scale that was searched; grey, trials that "
     caption += "ended early, at their last value, which is no result. A search looks more often where it found good "
     caption += "values, so a crowd is no evidence."
-    for i, one in enumerate(space_figures.slices(of, order)):
+    for i, one in enumerate(space_figures.slices(snapshot, order)):
         yield figure(one, f"slices-{i}", caption if i == 0 else "The same for further hyperparameters.")
-    yield from _contours(of, order, rung)
-    yield from _rates(of, order, out)
+    yield from _contours(snapshot, order, rung)
+    yield from _rates(snapshot, order, out)
 
 
-def _importance(of: Snapshot, rung: int, found: Sequence[importance.Weight]) -> Iterator[str]:
-    n = len(importance.points(of, rung))
-    caption = (
-        f"Where the better third of the {n} trials that came to rung {rung} of {of.rungs} lie, compared with where all "
-    )
+def _importance(snapshot: Snapshot, rung: int, found: Sequence[importance.Weight]) -> Iterator[str]:
+    n = len(importance.points(snapshot, rung))
+    caption = f"Where the better third of the {n} trials that came to rung {rung} of {snapshot.rungs} lie, compared with where all "
     caption += (
         "lie (PED-ANOVA). A mark: what a hyperparameter without effect exceeds one time in 20, from shuffled values. "
     )
@@ -133,16 +133,16 @@ def _importance(of: Snapshot, rung: int, found: Sequence[importance.Weight]) -> 
     )
     caption += "that moves several at once can make one look important by the company it keeps."
     yield drawn(space_figures.importance(found), "importance", caption)
-    rungs = importance.by_rung(of)
+    rungs = importance.by_rung(snapshot)
     if len(rungs) > 1:
         caption = (
             "The same at each rung, of all trials that came to it, those pruned later included: what matters early "
         )
         caption += "need not matter at the end. What diverged counts as the worst."
-        yield drawn(space_figures.by_rung(of, rungs), "importance-by-rung", caption)
+        yield drawn(space_figures.by_rung(snapshot, rungs), "importance-by-rung", caption)
 
 
-def _interactions(found: Interactions, of: Snapshot) -> Iterator[str]:
+def _interactions(found: Interactions, snapshot: Snapshot) -> Iterator[str]:
     if not found.pairs:
         if found.needed:
             told = f"Too few trials to test for interactions: {found.n} came to rung {found.rung}, "
@@ -170,21 +170,19 @@ def _interactions(found: Interactions, of: Snapshot) -> Iterator[str]:
     yield text(told, "small")
 
 
-def _contours(of: Snapshot, order: Sequence[str], rung: int) -> Iterator[str]:
-    found = space_figures.contours(of, order, rung)
+def _contours(snapshot: Snapshot, order: Sequence[str], rung: int) -> Iterator[str]:
+    found = space_figures.contours(snapshot, order, rung)
     if not found:
         return
     yield heading("Pairs")
-    caption = (
-        f"{of.objective} at rung {rung} over two hyperparameters, dark is better, a dot a trial; between the dots "
-    )
+    caption = f"{snapshot.objective} at rung {rung} over two hyperparameters, dark is better, a dot a trial; between the dots "
     caption += "linearly interpolated, so that noise looks like landscape. The worst tenth has one colour."
     for i, one in enumerate(found):
         yield figure(one, f"contour-{i}", caption if i == 0 else "The same for another pair.")
 
 
-def _rates(of: Snapshot, order: Sequence[str], out: Path) -> Iterator[str]:
-    curve, schedule = space_figures.lr_curve(of, order), space_figures.schedule(of, out)
+def _rates(snapshot: Snapshot, order: Sequence[str], out: Path) -> Iterator[str]:
+    curve, schedule = space_figures.lr_curve(snapshot, order), space_figures.schedule(snapshot, out)
     if not curve and not schedule:
         return
     yield heading("Learning rate")
@@ -196,23 +194,23 @@ def _rates(of: Snapshot, order: Sequence[str], out: Path) -> Iterator[str]:
         yield figure(schedule, "schedule", "The learning rate along the best run, at its rungs.")
 
 
-def arms(of: Snapshot, confirmed: Sequence[Related], ablated: Sequence[Related]) -> Iterator[str]:
+def arms(snapshot: Snapshot, confirmed: Sequence[Related], ablated: Sequence[Related]) -> Iterator[str]:
     """Yield the tables of arms: the study's own, and those of the studies that confirm or ablate it."""
-    if of.spec.get("arms"):
+    if snapshot.spec.get("arms"):
         yield heading("Arms")
-        yield table(own(of).table)
+        yield table(own(snapshot).table)
         told = "difference: of the pairs of runs with the same seed, the arm less the first one; low and high: its "
         told += f"{LEVEL:.0%} interval; p: that there is no difference, by a paired test, corrected for "
         yield text(told + "the number of arms by Holm's method.", "small")
     for title, found in (("Confirmation", confirmed), ("Ablation", ablated)):
         for one in found:
-            yield heading(f"{title}: {one.of.name}")
+            yield heading(f"{title}: {one.snapshot.name}")
             yield bullets(one.verdicts) + table(one.table)
-            yield text(_pairs_told(one.of), "small")
+            yield text(_pairs_told(one.snapshot), "small")
 
 
-def _pairs_told(of: Snapshot) -> str:
-    seeds = of.spec["seeds"]
-    last = "search: the value that the search had seen." if "confirms" in of.spec["about"] else ""
+def _pairs_told(snapshot: Snapshot) -> str:
+    seeds = snapshot.spec["seeds"]
+    last = "search: the value that the search had seen." if "confirms" in snapshot.spec["about"] else ""
     told = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), none of which the search used; runs of one seed share "
     return told + "initial weights and batches, and are compared in pairs. " + last

@@ -38,14 +38,16 @@ GRID_POINTS = 40
 FEWEST = 8  # trials without which no surface is drawn
 
 
-def slices(of: Snapshot, paths: Sequence[str]) -> list[Drawn]:
+def slices(snapshot: Snapshot, paths: Sequence[str]) -> list[Drawn]:
     """Draw the result of each trial against each of these hyperparameters, six to a figure."""
-    of_axes = axes(of)
+    of_axes = axes(snapshot)
     wanted = [path for path in paths if path in of_axes][:MOST_SLICES]
-    return [_slices(of, [of_axes[path] for path in wanted[i : i + 2 * ROWS]]) for i in range(0, len(wanted), 2 * ROWS)]
+    return [
+        _slices(snapshot, [of_axes[path] for path in wanted[i : i + 2 * ROWS]]) for i in range(0, len(wanted), 2 * ROWS)
+    ]
 
 
-def _slices(of: Snapshot, some: Sequence[Axis]) -> Drawn:
+def _slices(snapshot: Snapshot, some: Sequence[Axis]) -> Drawn:
     n = math.ceil(len(some) / 2)
     height = 60 + 210 * n
     figure = make_subplots(rows=n, cols=2, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=62 / height)
@@ -53,26 +55,30 @@ def _slices(of: Snapshot, some: Sequence[Axis]) -> Drawn:
     seen: list[float] = []
     for i, axis in enumerate(some):
         where: dict[str, Any] = {"row": i // 2 + 1, "col": i % 2 + 1}
-        seen += _slice(of, figure, axis, where, legend=i == 0)
+        seen += _slice(snapshot, figure, axis, where, legend=i == 0)
         at, text = axis.ticks()
         title = {"text": axis.label + axis.scale(), "standoff": 4}
         figure.update_xaxes(title=title, tickvals=at, ticktext=text, range=[-0.06, 1.06], **where)
-        figure.update_yaxes(title={"text": measured(of) if i % 2 == 0 else ""}, **where)
+        figure.update_yaxes(title={"text": measured(snapshot) if i % 2 == 0 else ""}, **where)
     style = {"gridcolor": GRID, "zeroline": False, "showline": True, "linecolor": INK, "ticks": "outside"}
     figure.update_xaxes(**style)
     figure.update_yaxes(**style, matches="y")
     few = [f"{MOST_MARKS:,} trials are drawn: the best, and every so many of the rest."]
-    return figure, (few if len(searched(of)) > MOST_MARKS else []) + focus(figure, [*seen, *_early(of)], results=seen)
+    return figure, (few if len(searched(snapshot)) > MOST_MARKS else []) + focus(
+        figure, [*seen, *_early(snapshot)], results=seen
+    )
 
 
-def _early(of: Snapshot) -> list[float]:
-    return [v for t in searched(of) if t.state != State.COMPLETE and (v := value(t)) is not None]
+def _early(snapshot: Snapshot) -> list[float]:
+    return [v for t in searched(snapshot) if t.state != State.COMPLETE and (v := value(t)) is not None]
 
 
-def _slice(of: Snapshot, figure: go.Figure, axis: Axis, where: Mapping[str, Any], legend: bool) -> list[float]:
+def _slice(snapshot: Snapshot, figure: go.Figure, axis: Axis, where: Mapping[str, Any], legend: bool) -> list[float]:
     """Draw the trials along one axis, those that ended early behind; return the values of the others."""
-    trials = [t for t in thinned(of, searched(of), MOST_MARKS) if axis.path in t.params and value(t) is not None]
-    best = of.best()
+    trials = [
+        t for t in thinned(snapshot, searched(snapshot), MOST_MARKS) if axis.path in t.params and value(t) is not None
+    ]
+    best = snapshot.best()
     groups = (
         ("ended early, last value", [t for t in trials if t.state != State.COMPLETE], FAINT, "circle-open", 5),
         ("complete", [t for t in trials if t.state == State.COMPLETE and t is not best], BLUE, "circle", 5),
@@ -99,18 +105,19 @@ def _word(found: Any) -> str:
     return f"{found:.4g}" if isinstance(found, float) else short(str(found), 60)
 
 
-def contours(of: Snapshot, paths: Sequence[str], rung: int) -> list[Drawn]:
+def contours(snapshot: Snapshot, paths: Sequence[str], rung: int) -> list[Drawn]:
     """Draw the value at a rung over each pair of the first three hyperparameters, as far as there are trials enough."""
-    of_axes = axes(of)
-    found = points(of, rung)
+    of_axes = axes(snapshot)
+    found = points(snapshot, rung)
     pairs = [(a, b) for i, a in enumerate(paths[:3]) for b in paths[i + 1 : 3]]
     drawn = [
-        _contour(of, of_axes[a], of_axes[b], [p for p in found if a in p.place and b in p.place]) for a, b in pairs
+        _contour(snapshot, of_axes[a], of_axes[b], [p for p in found if a in p.place and b in p.place])
+        for a, b in pairs
     ]
     return [one for one in drawn if one is not None]
 
 
-def _contour(of: Snapshot, one: Axis, other: Axis, found: Sequence[Point]) -> Drawn | None:
+def _contour(snapshot: Snapshot, one: Axis, other: Axis, found: Sequence[Point]) -> Drawn | None:
     if len(found) < FEWEST:
         return None
     at = np.array([[p.place[one.path], p.place[other.path]] for p in found])
@@ -121,7 +128,7 @@ def _contour(of: Snapshot, one: Axis, other: Axis, found: Sequence[Point]) -> Dr
     figure = blank(one.label + one.scale(), other.label + other.scale(), 360)
     scale = {"colorscale": SHADES, "zmin": float(values.min()), "zmax": top}
     surface = _surface(at, values)
-    bar = {"title": {"text": measured(of), "side": "right"}, "thickness": 12, "outlinewidth": 0}
+    bar = {"title": {"text": measured(snapshot), "side": "right"}, "thickness": 12, "outlinewidth": 0}
     if surface is not None:
         side = np.linspace(0, 1, GRID_POINTS).tolist()
         z = [[None if math.isnan(v) else float(v) for v in row] for row in surface]
@@ -154,22 +161,24 @@ def _surface(at: np.ndarray, values: np.ndarray) -> np.ndarray | None:
     return found
 
 
-def lr_path(of: Snapshot) -> str | None:
+def lr_path(snapshot: Snapshot) -> str | None:
     """Return the learning rate among the hyperparameters."""
-    return next((path for path in axes(of) if path.rpartition(".")[2] in ("lr", "learning_rate")), None)
+    return next((path for path in axes(snapshot) if path.rpartition(".")[2] in ("lr", "learning_rate")), None)
 
 
-def lr_curve(of: Snapshot, paths: Sequence[str]) -> Drawn | None:
+def lr_curve(snapshot: Snapshot, paths: Sequence[str]) -> Drawn | None:
     """Draw the result against the learning rate, coloured by the most important other hyperparameter."""
-    of_axes, path = axes(of), lr_path(of)
+    of_axes, path = axes(snapshot), lr_path(snapshot)
     found = [
-        t for t in thinned(of, searched(of), MOST_MARKS) if path in t.params and t.state == State.COMPLETE and t.values
+        t
+        for t in thinned(snapshot, searched(snapshot), MOST_MARKS)
+        if path in t.params and t.state == State.COMPLETE and t.values
     ]
     if path is None or not found:
         return None
     other = next((of_axes[p] for p in paths if p != path and any(p in t.params for t in found)), None)
     lr = of_axes[path]
-    figure = blank(lr.label + lr.scale(), measured(of), 360)
+    figure = blank(lr.label + lr.scale(), measured(snapshot), 360)
     marker: dict[str, Any] = {"size": 8, "color": BLUE, "line": {"width": 0.5, "color": "white"}}
     if other is not None:
         found = [t for t in found if other.path in t.params]
@@ -183,17 +192,17 @@ def lr_curve(of: Snapshot, paths: Sequence[str]) -> Drawn | None:
     figure.add_trace(
         go.Scatter(x=x, y=y, text=told, mode="markers", marker=marker, showlegend=False, hovertemplate=under)
     )
-    if (base := of.baseline()) is not None and base.state == State.COMPLETE:
+    if (base := snapshot.baseline()) is not None and base.state == State.COMPLETE:
         lines(base.values[0], "baseline", figure, INK)
     at, text = lr.ticks()
     figure.update_xaxes(tickvals=at, ticktext=text, range=[-0.04, 1.04])
     return figure, focus(figure, y)
 
 
-def schedule(of: Snapshot, out: Path) -> Drawn | None:
+def schedule(snapshot: Snapshot, out: Path) -> Drawn | None:
     """Draw the learning rate along the best run, at its rungs, where the run's files are on this machine."""
-    best = of.best()
-    found = [] if best is None else list(records(trial_folder(out, of.name, best.number) / "metrics.jsonl"))
+    best = snapshot.best()
+    found = [] if best is None else list(records(trial_folder(out, snapshot.name, best.number) / "metrics.jsonl"))
     found = [m for m in found if isinstance(m.get("lr"), int | float) and "rung" in m]
     if len(found) < 2:
         return None
@@ -238,9 +247,9 @@ def importance(found: Sequence[Weight]) -> go.Figure:
     return figure
 
 
-def by_rung(of: Snapshot, found: Mapping[int, Sequence[Weight]]) -> go.Figure:
+def by_rung(snapshot: Snapshot, found: Mapping[int, Sequence[Weight]]) -> go.Figure:
     """Draw how the shares change along the runs, those of the most important hyperparameters."""
-    label, step = along(of)
+    label, step = along(snapshot)
     figure = blank(label, "share of the importance of all", 300)
     order: dict[str, float] = {}
     for weights in found.values():

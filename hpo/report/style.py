@@ -44,28 +44,28 @@ def blank(x: str, y: str, height: int = 340, **layout: Any) -> go.Figure:
     return figure
 
 
-def unit(of: Snapshot) -> str:
+def unit(snapshot: Snapshot) -> str:
     """Return the unit of the objective, "" for that of a training function of the user's own."""
-    if of.spec["config"] != DEFAULT_CONFIG:
+    if snapshot.spec["config"] != DEFAULT_CONFIG:
         return ""
-    return "bits per byte" if of.objective.endswith("bpb") else "nats per token"
+    return "bits per byte" if snapshot.objective.endswith("bpb") else "nats per token"
 
 
-def measured(of: Snapshot) -> str:
+def measured(snapshot: Snapshot) -> str:
     """Return the label of an axis of the objective."""
-    return short(of.objective, 40) + (f" ({unit(of)})" if unit(of) else "")
+    return short(snapshot.objective, 40) + (f" ({unit(snapshot)})" if unit(snapshot) else "")
 
 
-def along(of: Snapshot) -> tuple[str, float]:
+def along(snapshot: Snapshot) -> tuple[str, float]:
     """Return the label of an axis along a run, and how long a rung is on it."""
-    return ("tokens of the run", of.rung_tokens) if of.rung_tokens else ("rung", 1.0)
+    return ("tokens of the run", snapshot.rung_tokens) if snapshot.rung_tokens else ("rung", 1.0)
 
 
-def anchors(of: Snapshot) -> dict[str, float]:
+def anchors(snapshot: Snapshot) -> dict[str, float]:
     """Return the anchors that are in the unit of the objective, by name."""
-    suffix = "_bpb" if of.objective.endswith("val_bpb") else ""
-    names = ("unigram", "bigram") if of.objective.endswith(("val_loss", "val_bpb")) else ()
-    return {name: float(of.anchors[name + suffix]) for name in names if name + suffix in of.anchors}
+    suffix = "_bpb" if snapshot.objective.endswith("val_bpb") else ""
+    names = ("unigram", "bigram") if snapshot.objective.endswith(("val_loss", "val_bpb")) else ()
+    return {name: float(snapshot.anchors[name + suffix]) for name in names if name + suffix in snapshot.anchors}
 
 
 def lines(at: float, text: str, figure: go.Figure, colour: str = GREEN) -> None:

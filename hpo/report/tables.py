@@ -14,15 +14,15 @@ from hpo.storage.attributes import ARM, METRICS, SEED
 from hpo.storage.trials import Trial
 
 
-def trials(of: Snapshot) -> pd.DataFrame:
+def trials(snapshot: Snapshot) -> pd.DataFrame:
     """Return a row a trial: how it ended, its parameters, its last metrics."""
-    return pd.DataFrame([_row(of, trial) for trial in of.trials])
+    return pd.DataFrame([_row(snapshot, trial) for trial in snapshot.trials])
 
 
-def _row(of: Snapshot, trial: Trial) -> dict[str, Any]:
+def _row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     attrs = trial.user_attrs
-    known: dict[str, Any] = {"number": trial.number, "state": word(of, trial), "kind": of.kind(trial)}
-    known |= {"rung": trial.last_step or 0, of.objective: value(trial)}
+    known: dict[str, Any] = {"number": trial.number, "state": word(snapshot, trial), "kind": snapshot.kind(trial)}
+    known |= {"rung": trial.last_step or 0, snapshot.objective: value(trial)}
     known |= {
         "started": trial.started,
         "ended": trial.ended,
@@ -35,16 +35,18 @@ def _row(of: Snapshot, trial: Trial) -> dict[str, Any]:
     return known | {f"params.{k}" if k in known else k: v for k, v in trial.params.items()} | metrics
 
 
-def curves(of: Snapshot) -> pd.DataFrame:
+def curves(snapshot: Snapshot) -> pd.DataFrame:
     """Return a row a trial and rung."""
     rows = [
         {"number": trial.number, "rung": rung}
-        | ({"tokens": round(rung * of.rung_tokens)} if of.rung_tokens else {})
-        | {of.objective: found}
-        for trial in of.trials
+        | ({"tokens": round(rung * snapshot.rung_tokens)} if snapshot.rung_tokens else {})
+        | {snapshot.objective: found}
+        for trial in snapshot.trials
         for rung, found in sorted(trial.intermediate_values.items())
     ]
-    return pd.DataFrame(rows, columns=["number", "rung", *(["tokens"] if of.rung_tokens else []), of.objective])
+    return pd.DataFrame(
+        rows, columns=["number", "rung", *(["tokens"] if snapshot.rung_tokens else []), snapshot.objective]
+    )
 
 
 def beside(path: Path) -> Path:
@@ -52,16 +54,16 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}-curves{path.suffix}")
 
 
-def write_csv(of: Snapshot, path: Path) -> None:
+def write_csv(snapshot: Snapshot, path: Path) -> None:
     """Write the trials to one file and the curves to another beside it."""
-    write_file(path, trials(of).to_csv(index=False, lineterminator="\n"))
-    write_file(beside(path), curves(of).to_csv(index=False, lineterminator="\n"))
+    write_file(path, trials(snapshot).to_csv(index=False, lineterminator="\n"))
+    write_file(beside(path), curves(snapshot).to_csv(index=False, lineterminator="\n"))
 
 
-def write_json(of: Snapshot, path: Path, more: Mapping[str, Any]) -> None:
+def write_json(snapshot: Snapshot, path: Path, more: Mapping[str, Any]) -> None:
     """Write all of a study to one file: what is given, its spec, trials and curves."""
-    tree = {"study": of.name, **more, "spec": dict(of.spec), "anchors": dict(of.anchors)}
-    tree |= {"trials": _records(trials(of)), "curves": _records(curves(of))}
+    tree = {"study": snapshot.name, **more, "spec": dict(snapshot.spec), "anchors": dict(snapshot.anchors)}
+    tree |= {"trials": _records(trials(snapshot)), "curves": _records(curves(snapshot))}
     write_file(path, json.dumps(jsonable(tree), indent=1) + "\n")
 
 

@@ -33,15 +33,15 @@ class Work:
     share: float
 
 
-def timed(of: Snapshot) -> list[Trial]:
+def timed(snapshot: Snapshot) -> list[Trial]:
     """Return the study's own trials that have begun and ended."""
-    return [t for t in of.own if t.started and t.ended and t.user_attrs.get("worker")]
+    return [t for t in snapshot.own if t.started and t.ended and t.user_attrs.get("worker")]
 
 
-def crew(of: Snapshot) -> list[Work]:
+def crew(snapshot: Snapshot) -> list[Work]:
     """Return the workers in the order of their first trial."""
     found: dict[str, list[Trial]] = {}
-    for trial in sorted(timed(of), key=_begin):
+    for trial in sorted(timed(snapshot), key=_begin):
         found.setdefault(str(trial.user_attrs["worker"]), []).append(trial)
     if not found:
         return []
@@ -75,20 +75,20 @@ def merged(spans: Iterable[Span], gap: timedelta = timedelta()) -> list[Span]:
     return found
 
 
-def timeline(of: Snapshot) -> Drawn | None:
+def timeline(snapshot: Snapshot) -> Drawn | None:
     """Draw when each worker trained: each trial as a bar, or of many trials the stretches that they fill."""
-    workers = crew(of)
+    workers = crew(snapshot)
     if not workers:
         return None
     told = []
     if len(shown := workers[:MOST_ROWS]) < len(workers):
         told.append(f"{len(shown)} of {len(workers)} workers are drawn: the first ones.")
     zero = min(_begin(w.trials[0]) for w in workers)
-    scale, name = (60.0, "minutes") if span(of) > 180 else (1.0, "seconds")
+    scale, name = (60.0, "minutes") if span(snapshot) > 180 else (1.0, "seconds")
     figure = blank(f"{name} since the first trial began", "", 110 + 34 * len(shown), barmode="overlay")
     if sum(len(w.trials) for w in shown) > MOST_BARS:
         told.append("Trials that follow one another are drawn as one bar.")
-        gap = timedelta(seconds=span(of) / 400)
+        gap = timedelta(seconds=span(snapshot) / 400)
         stretches = [
             Bar(row, begin, end, "training")
             for row, worker in enumerate(shown)
@@ -160,7 +160,7 @@ def _lanes(trials: Sequence[Trial]) -> list[tuple[Trial, int]]:
     return found
 
 
-def records(of: Snapshot) -> list[dict[str, Any]]:
+def records(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return a record a worker."""
     return [
         {
@@ -171,11 +171,11 @@ def records(of: Snapshot) -> list[dict[str, Any]]:
             "time in training": clock(work.seconds),
             "share of its time": f"{work.share:.0%}",
         }
-        for i, work in enumerate(crew(of), 1)
+        for i, work in enumerate(crew(snapshot), 1)
     ]
 
 
-def span(of: Snapshot) -> float:
+def span(snapshot: Snapshot) -> float:
     """Return the seconds from the beginning of the first trial to the end of the last."""
-    found = timed(of)
+    found = timed(snapshot)
     return (max(map(_end, found)) - min(map(_begin, found))).total_seconds() if found else 0.0

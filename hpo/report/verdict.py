@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpo.analysis.noise import Noise, decimals
-from hpo.analysis.snapshot import Snapshot, counts, ended, snapshot, tokens
+from hpo.analysis.snapshot import Snapshot, counts, ended, read_snapshot, tokens
 from hpo.analysis.statistics import luckiest
 from hpo.analysis.summary import aims
 from hpo.console import number
@@ -22,7 +22,7 @@ CLEAR = 2.0  # sigmas below which a gain is called no more than noise
 class Related:
     """A study of arms that was made for another one: its snapshot, its verdicts and its table."""
 
-    of: Snapshot
+    snapshot: Snapshot
     verdicts: Sequence[str] = ()
     table: Sequence[dict[str, Any]] = ()
 
@@ -36,67 +36,73 @@ class Verdict:
     caveats: Sequence[str] = field(default_factory=list)
 
 
-def related(at: OpenStorage, name: str, key: str) -> list[Related]:
+def related(store: OpenStorage, name: str, key: str) -> list[Related]:
     """Return the studies that confirm or ablate this one; key: confirms or ablates."""
     found = []
-    for other, study_id in sorted(study_ids(at).items()):
-        spec = study_attrs(at, study_id).get(SPEC) or {}
+    for other, study_id in sorted(study_ids(store).items()):
+        spec = study_attrs(store, study_id).get(SPEC) or {}
         if (spec.get("about") or {}).get(key) == name:
-            found.append(_read(snapshot(at, other), key))
+            found.append(_read(read_snapshot(store, other), key))
     return found
 
 
-def _read(of: Snapshot, key: str) -> Related:
+def _read(snapshot: Snapshot, key: str) -> Related:
     """Return what a study of arms says, or why it cannot be read here."""
     try:
         if key == "confirms":
             from hpo.evidence.confirm import table, verdicts
 
-            return Related(of, verdicts(of), table(of))
+            return Related(snapshot, verdicts(snapshot), table(snapshot))
         from hpo.evidence.ablate import table as effects
         from hpo.evidence.ablate import verdicts as said
 
-        return Related(of, said(of), effects(of))
+        return Related(snapshot, said(snapshot), effects(snapshot))
     except Problem as problem:  # a config of the user's own that is not on this machine
-        return Related(of, [f"cannot be read here: {line}" for line in problem.lines])
+        return Related(snapshot, [f"cannot be read here: {line}" for line in problem.lines])
 
 
-def verdict(of: Snapshot, confirmed: Sequence[Related] = ()) -> Verdict:
+def verdict(snapshot: Snapshot, confirmed: Sequence[Related] = ()) -> Verdict:
     """Return what a study shows."""
     from hpo.analysis.warnings import caveats
 
-    grounds = [_state(of)] if not ended(of) else []
-    if of.spec.get("arms"):
-        return Verdict(_arms(of), [*grounds, *own(of).verdicts], caveats(of))
-    best = of.best()
+    grounds = [_state(snapshot)] if not ended(snapshot) else []
+    if snapshot.spec.get("arms"):
+        return Verdict(_arms(snapshot), [*grounds, *own(snapshot).verdicts], caveats(snapshot))
+    best = snapshot.best()
     if best is None:
-        n = counts(of)
+        n = counts(snapshot)
         told = ", ".join(f"{n[state]} {state}" for state in ("pruned", "failed") if n[state])
-        return Verdict(f"No trial of {of.name} is complete: {told or 'none has ended'}.", grounds, caveats(of))
-    floor = of.noise
-    level = _level(of, floor)
-    headline = _headline(of, best, level, floor)
+        return Verdict(
+            f"No trial of {snapshot.name} is complete: {told or 'none has ended'}.", grounds, caveats(snapshot)
+        )
+    floor = snapshot.noise
+    level = _level(snapshot, floor)
+    headline = _headline(snapshot, best, level, floor)
     if level is not None and best.values[0] < level:
-        grounds += _noise(of, best, level, floor)
-    grounds += [_confirmed(of, confirmed), *aims(of), _pruning(of)]
-    return Verdict(headline, [line for line in grounds if line], caveats(of))
+        grounds += _noise(snapshot, best, level, floor)
+    grounds += [_confirmed(snapshot, confirmed), *aims(snapshot), _pruning(snapshot)]
+    return Verdict(headline, [line for line in grounds if line], caveats(snapshot))
 
 
-def _state(of: Snapshot) -> str:
-    n = counts(of)
-    total = f" of {sum(of.slots.values())}" if of.budget.get("trials") else ""
+def _state(snapshot: Snapshot) -> str:
+    n = counts(snapshot)
+    total = f" of {sum(snapshot.slots.values())}" if snapshot.budget.get("trials") else ""
     done = n["complete"] + n["pruned"] + n["failed"]
     return f"The study has not ended: {done}{total} trials have, and all that follows may change."
 
 
-def own(of: Snapshot) -> Related:
+def own(snapshot: Snapshot) -> Related:
     """Return verdicts and table of a study of arms, as what it was made for has them."""
-    key = next((key for key in ("confirms", "ablates") if key in of.spec["about"]), None)
-    return Related(of, _pairwise(of), [columns(row) for row in compare(of)]) if key is None else _read(of, key)
+    key = next((key for key in ("confirms", "ablates") if key in snapshot.spec["about"]), None)
+    return (
+        Related(snapshot, _pairwise(snapshot), [columns(row) for row in compare(snapshot)])
+        if key is None
+        else _read(snapshot, key)
+    )
 
 
-def _pairwise(of: Snapshot) -> list[str]:
-    first, *others = compare(of)
+def _pairwise(snapshot: Snapshot) -> list[str]:
+    first, *others = compare(snapshot)
     told = []
     for row in others:
         said = f"{row.arm}: {row.verdict}"
@@ -107,8 +113,8 @@ def _pairwise(of: Snapshot) -> list[str]:
     return told
 
 
-def _arms(of: Snapshot) -> str:
-    first, *others = compare(of)
+def _arms(snapshot: Snapshot) -> str:
+    first, *others = compare(snapshot)
     if not others:
         spread = f", sd {number(first.sd)}" if first.sd is not None else ""
         return f"{first.arm}: {number(first.mean)}{spread}, {first.n} runs." if first.mean is not None else "No run."
@@ -116,12 +122,12 @@ def _arms(of: Snapshot) -> str:
     for row in others:
         groups.setdefault(row.verdict, []).append(row.arm)
     said = [f"{verdict}: {', '.join(names)}" for verdict, names in sorted(groups.items())]
-    return f"Against {first.arm}, on {len(of.spec['seeds'])} seeds each: {'; '.join(said)}."
+    return f"Against {first.arm}, on {len(snapshot.spec['seeds'])} seeds each: {'; '.join(said)}."
 
 
-def _level(of: Snapshot, floor: Noise | None) -> float | None:
+def _level(snapshot: Snapshot, floor: Noise | None) -> float | None:
     """Return what the best is measured against: the mean of the baseline's runs, or its only run."""
-    base = of.baseline()
+    base = snapshot.baseline()
     return floor.mean if floor else base.values[0] if base and base.state == State.COMPLETE else None
 
 
@@ -129,19 +135,19 @@ def _digits(floor: Noise | None) -> int:
     return decimals(floor.sigma) if floor else 4
 
 
-def _headline(of: Snapshot, best: Trial, level: float | None, floor: Noise | None) -> str:
+def _headline(snapshot: Snapshot, best: Trial, level: float | None, floor: Noise | None) -> str:
     d = _digits(floor)
-    n = sum(counts(of)[state] for state in ("complete", "pruned", "failed"))
-    found = f"trial {best.number} reached {of.objective} {best.values[0]:.{d}f}"
+    n = sum(counts(snapshot)[state] for state in ("complete", "pruned", "failed"))
+    found = f"trial {best.number} reached {snapshot.objective} {best.values[0]:.{d}f}"
     if level is None:
         return f"Of {n:,} trials, {found}, the smallest; no baseline is complete to compare it with."
     mean = f"the mean of {floor.n} runs of the baseline" if floor else "the baseline"
-    if best.values[0] >= level or best is of.baseline():
+    if best.values[0] >= level or best is snapshot.baseline():
         return f"No trial beat the baseline, of {n:,}: {mean} is {level:.{d}f}, and {found}."
     return f"Of {n:,} trials, {found}, {level - best.values[0]:.{d}f} below {mean} ({level:.{d}f})."
 
 
-def _noise(of: Snapshot, best: Trial, level: float, floor: Noise | None) -> list[str]:
+def _noise(snapshot: Snapshot, best: Trial, level: float, floor: Noise | None) -> list[str]:
     """Return what the gain is in units of the noise, and how much of it luck may explain."""
     if floor is None:
         return [
@@ -154,31 +160,31 @@ def _noise(of: Snapshot, best: Trial, level: float, floor: Noise | None) -> list
     sigmas = gain / floor.sigma
     said = f"Runs of one configuration differ from seed to seed by σ = {floor.sigma:.{d}f} ({floor.n} seeds); "
     said += f"the gain is {sigmas:.1f} σ" + (", which is no more than noise." if sigmas < CLEAR else ".")
-    n = tried(of)
+    n = tried(snapshot)
     luck = level - luckiest(n, level, floor.sigma)
     told = f"The luckiest of {n:,} runs of the baseline itself would be expected {luck:.{d}f} below its mean, "
     return [said, told + f"so luck may explain {'all' if luck >= gain else f'up to {luck / gain:.0%}'} of the gain."]
 
 
-def tried(of: Snapshot) -> int:
+def tried(snapshot: Snapshot) -> int:
     """Return how many trials had the chance to be the best, pruned ones included."""
-    kinds = [t.user_attrs.get("kind") for t in of.in_state(State.COMPLETE, State.PRUNED)]
+    kinds = [t.user_attrs.get("kind") for t in snapshot.in_state(State.COMPLETE, State.PRUNED)]
     return max(1, sum(kind != "seed" for kind in kinds))
 
 
-def _confirmed(of: Snapshot, found: Sequence[Related]) -> str:
+def _confirmed(snapshot: Snapshot, found: Sequence[Related]) -> str:
     if not found:
         return (
             "This is not confirmed: the best of many noisy values flatters. "
-            f"`hpo confirm --study {of.name}` runs it again on fresh seeds, against the baseline."
+            f"`hpo confirm --study {snapshot.name}` runs it again on fresh seeds, against the baseline."
         )
-    return " ".join(f"Run again on fresh seeds ({one.of.name}): {_short(one)}." for one in found)
+    return " ".join(f"Run again on fresh seeds ({one.snapshot.name}): {_short(one)}." for one in found)
 
 
 def _short(one: Related) -> str:
     """Return the verdict on each arm in a word or two."""
-    if not ended(one.of):
-        return f"not ended, {counts(one.of)['complete']} of {sum(one.of.slots.values())} runs are complete"
+    if not ended(one.snapshot):
+        return f"not ended, {counts(one.snapshot)['complete']} of {sum(one.snapshot.slots.values())} runs are complete"
     told = [
         f"{r['arm']} is {r['verdict']}"
         + (f" by {abs(r['difference']):.4g}" if r["verdict"] in ("better", "worse") else "")
@@ -187,14 +193,14 @@ def _short(one: Related) -> str:
     return "; ".join(told or one.verdicts) or "no verdict yet"
 
 
-def _pruning(of: Snapshot) -> str:
-    pruned = [t for t in of.own if t.state == State.PRUNED]
+def _pruning(snapshot: Snapshot) -> str:
+    pruned = [t for t in snapshot.own if t.state == State.PRUNED]
     if not pruned:
         return ""
-    spared = sum(of.rungs - (t.last_step or 0) for t in pruned)
-    done = sum(t.last_step or 0 for t in of.own)
+    spared = sum(snapshot.rungs - (t.last_step or 0) for t in pruned)
+    done = sum(t.last_step or 0 for t in snapshot.own)
     share = spared / (spared + done) if spared + done else 0.0
-    n, spent = len(pruned), tokens(of)
+    n, spent = len(pruned), tokens(snapshot)
     amount = f"{spent['saved_by_pruning']:,} tokens" if spent["saved_by_pruning"] is not None else f"{spared:,} rungs"
-    trials = f"{n:,} of {len(of.own):,} trials" if n > 1 else f"one of {len(of.own)} trials"
+    trials = f"{n:,} of {len(snapshot.own):,} trials" if n > 1 else f"one of {len(snapshot.own)} trials"
     return f"Pruning stopped {trials} early and saved {amount}, {share:.0%} of what they all would have trained."

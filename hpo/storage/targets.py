@@ -49,26 +49,26 @@ class TargetReached:
     rungs: int
 
 
-def met(at: OpenStorage, study_id: int, value: float) -> bool:
+def met(store: OpenStorage, study_id: int, value: float) -> bool:
     """Return whether a trial of the study has come to a value of the objective, at any rung."""
-    return _one(at, _FIRST, study=study_id, value=value)[0] is not None
+    return _one(store, _FIRST, study=study_id, value=value)[0] is not None
 
 
-def reached(at: OpenStorage, study_id: int, targets: Mapping[str, float]) -> dict[str, TargetReached]:
+def reached(store: OpenStorage, study_id: int, targets: Mapping[str, float]) -> dict[str, TargetReached]:
     """Return by name how each target was reached first; those that were not are left out."""
     found = {}
     for name, value in targets.items():
-        (first,) = _one(at, _FIRST, study=study_id, value=value)
+        (first,) = _one(store, _FIRST, study=study_id, value=value)
         if first is not None:
-            (rungs,) = _one(at, _UNTIL, study=study_id, id=first)
-            trial, rung, objective = _one(at, _WHERE, id=first)
+            (rungs,) = _one(store, _UNTIL, study=study_id, id=first)
+            trial, rung, objective = _one(store, _WHERE, id=first)
             found[name] = TargetReached(trial, rung, objective, int(rungs))
     return found
 
 
-def _one(at: OpenStorage, query: str, **named: float) -> Any:
+def _one(store: OpenStorage, query: str, **named: float) -> Any:
     def read() -> Any:
-        with at.engine.connect() as connection:
+        with store.engine.connect() as connection:
             return connection.execute(sa.text(query), named).one()
 
-    return at.retry(read)
+    return store.retry(read)

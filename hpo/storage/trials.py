@@ -85,9 +85,9 @@ ALONE = 4  # trials of which one table is read one by one; who asks for more loo
 class Details:
     """What is read of a study's trials on demand."""
 
-    def __init__(self, at: OpenStorage, study_id: int) -> None:
+    def __init__(self, store: OpenStorage, study_id: int) -> None:
         def lazy(table: str, columns: str, pair: Callable[..., tuple[Any, Any]]) -> "_Lazy":
-            return _Lazy(lambda trial_id: _of(at, table, columns, study_id, trial_id), pair)
+            return _Lazy(lambda trial_id: _of(store, table, columns, study_id, trial_id), pair)
 
         self.params = lazy("trial_params", "param_name, param_value, distribution_json", _parameter)
         self.attrs = lazy("trial_user_attributes", "key, value_json", _attribute)
@@ -113,35 +113,35 @@ class _Lazy:
         return self.found.setdefault(trial_id, {})
 
 
-def study_ids(at: OpenStorage) -> dict[str, int]:
+def study_ids(store: OpenStorage) -> dict[str, int]:
     """Return the id of each study by name."""
-    return {name: study_id for study_id, name in _rows(at, "SELECT study_id, study_name FROM studies")}
+    return {name: study_id for study_id, name in _rows(store, "SELECT study_id, study_name FROM studies")}
 
 
-def study_attrs(at: OpenStorage, study_id: int) -> dict[str, Any]:
+def study_attrs(store: OpenStorage, study_id: int) -> dict[str, Any]:
     """Return a study's user attributes."""
-    found = _rows(at, "SELECT key, value_json FROM study_user_attributes WHERE study_id = :study", study=study_id)
+    found = _rows(store, "SELECT key, value_json FROM study_user_attributes WHERE study_id = :study", study=study_id)
     return {key: json.loads(text) for key, text in found}
 
 
-def trials(at: OpenStorage, study_id: int) -> list[Trial]:
+def trials(store: OpenStorage, study_id: int) -> list[Trial]:
     """Return the trials of a study in the order of their numbers."""
-    details = Details(at, study_id)
+    details = Details(store, study_id)
     found = {
         trial_id: Trial(number, State[state], _time(started), _time(ended), Attributes(trial_id, details))
-        for trial_id, number, state, started, ended in _rows(at, _TRIALS, study=study_id)
+        for trial_id, number, state, started, ended in _rows(store, _TRIALS, study=study_id)
     }
     # A trial that was begun since the list was read is left out.
-    for trial_id, value, kind in _of(at, "trial_values", "value, value_type", study_id):
+    for trial_id, value, kind in _of(store, "trial_values", "value, value_type", study_id):
         if trial_id in found:
             found[trial_id].values.append(_number(value, kind))
-    for trial_id, step in _rows(at, _LAST_STEPS, study=study_id):
+    for trial_id, step in _rows(store, _LAST_STEPS, study=study_id):
         if trial_id in found:
             found[trial_id].last_step = step
-    for trial_id, key, text in _rows(at, _LISTED, study=study_id):
+    for trial_id, key, text in _rows(store, _LISTED, study=study_id):
         if trial_id in found:
             found[trial_id].user_attrs.listed[key] = json.loads(text)
-    for trial_id, key, text in _rows(at, _CONSTRAINTS, study=study_id):
+    for trial_id, key, text in _rows(store, _CONSTRAINTS, study=study_id):
         if trial_id in found:
             found[trial_id].constraints[key.removeprefix("constraints:")] = float(json.loads(text))
     return sorted(found.values(), key=lambda trial: trial.number)
@@ -165,21 +165,21 @@ _CONSTRAINTS = """
 """
 
 
-def _of(at: OpenStorage, table: str, columns: str, study_id: int, trial_id: int | None = None) -> Rows:
+def _of(store: OpenStorage, table: str, columns: str, study_id: int, trial_id: int | None = None) -> Rows:
     """Return rows of a table that belongs to the trials of a study, of one or of all, the trial's id first."""
     named = ", ".join(f"t.{column.strip()}" for column in columns.split(","))
     query = f"SELECT t.trial_id, {named} FROM {table} t JOIN trials ON trials.trial_id = t.trial_id"
     query += " WHERE study_id = :study" + ("" if trial_id is None else " AND t.trial_id = :trial")
     named_ids = {"study": study_id} | ({} if trial_id is None else {"trial": trial_id})
-    return _rows(at, f"{query} ORDER BY 1, 2", **named_ids)
+    return _rows(store, f"{query} ORDER BY 1, 2", **named_ids)
 
 
-def _rows(at: OpenStorage, query: str, **named: int) -> Rows:
+def _rows(store: OpenStorage, query: str, **named: int) -> Rows:
     def read() -> Rows:
-        with at.engine.connect() as connection:
+        with store.engine.connect() as connection:
             return list(connection.execute(sa.text(query), named))
 
-    found: Rows = at.retry(read)
+    found: Rows = store.retry(read)
     return found
 
 
@@ -219,7 +219,7 @@ def _time(found: Any) -> datetime | None:
     return datetime.fromisoformat(found) if isinstance(found, str) else found
 
 
-def chosen(at: OpenStorage, name: str | None) -> str:
+def chosen(store: OpenStorage, name: str | None) -> str:
     """Return the name of the study meant: the one asked for, or the only search that there is.
 
     What was made for another study, such as its confirmation, is meant only by its name.
@@ -227,10 +227,10 @@ def chosen(at: OpenStorage, name: str | None) -> str:
     Raises:
         Problem: there is none of that name, or several and none was named.
     """
-    have = sorted(study_ids(at))
+    have = sorted(study_ids(store))
     listed = f"there are {', '.join(have)}" if have else "`hpo launch` makes one"
     if name is None:
-        searches = have if len(have) == 1 else [n for n in have if not _made_for(at, n)]
+        searches = have if len(have) == 1 else [n for n in have if not _made_for(store, n)]
         if len(searches) != 1:
             raise Problem(f"--study: the storage holds {len(have)} studies, {listed}; name one")
         return searches[0]
@@ -240,6 +240,6 @@ def chosen(at: OpenStorage, name: str | None) -> str:
     return name
 
 
-def _made_for(at: OpenStorage, name: str) -> bool:
-    spec = study_attrs(at, study_ids(at)[name]).get(SPEC, {})
+def _made_for(store: OpenStorage, name: str) -> bool:
+    spec = study_attrs(store, study_ids(store)[name]).get(SPEC, {})
     return bool(spec.get("about"))

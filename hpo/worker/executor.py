@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from hpo.analysis.noise import measured
-from hpo.analysis.snapshot import snapshot
+from hpo.analysis.snapshot import read_snapshot
 from hpo.config.files import config_text
 from hpo.config.validation import messages
 from hpo.errors import Problem, StorageError, Unwritable
@@ -41,11 +41,18 @@ class TrialExecutor:
     """What one owner has claimed and not ended, training or waiting for a pack of its shape."""
 
     def __init__(
-        self, at: StoredStudy, owner: str, keeper: LeaseRenewer, out: Path, lease_s: float, tell: Tell
+        self, stored: StoredStudy, owner: str, keeper: LeaseRenewer, out: Path, lease_s: float, tell: Tell
     ) -> None:
-        self.at, self.owner, self.keeper, self.out, self.lease_s, self.tell = at, owner, keeper, out, lease_s, tell
-        self.teller = Reporter(at, owner, keeper, lease_s)
-        self.judge = Decider(at.optuna, at.study.file.pruner.build(at.study.rungs), at.study.rungs)
+        self.stored, self.owner, self.keeper, self.out, self.lease_s, self.tell = (
+            stored,
+            owner,
+            keeper,
+            out,
+            lease_s,
+            tell,
+        )
+        self.teller = Reporter(stored, owner, keeper, lease_s)
+        self.judge = Decider(stored.optuna, stored.study.file.pruner.build(stored.study.rungs), stored.study.rungs)
         self.corpora = Corpora()
         self.breaker = Breaker()
         self.held: list[Job] = []
@@ -54,13 +61,13 @@ class TrialExecutor:
     def claim(self, pack: int) -> bool:
         """Claim a trial for a pack of so many and find out what it is to train; False where there is none."""
         now = self.teller.now()
-        claim = self.at.slots.claim(self.owner, self.lease_s, self.at.over(now), now.rungs)
+        claim = self.stored.slots.claim(self.owner, self.lease_s, self.stored.over(now), now.rungs)
         if claim is None:
             return False
         self.keeper.hold(claim)
         try:
-            trial = open_trial(self.at, claim, self.owner, pack)
-            job = Job(claim, trial, self.at.study.base, self._folder(trial.number))
+            trial = open_trial(self.stored, claim, self.owner, pack)
+            job = Job(claim, trial, self.stored.study.base, self._folder(trial.number))
             self.held.append(job)
             self._take(job, pack)
         except LeaseLost:
@@ -69,7 +76,7 @@ class TrialExecutor:
             held = [job for job in self.held if job.claim == claim]
             if not held:
                 self.keeper.drop(claim)
-                self.at.slots.release(claim, self.owner, "interrupted", str(error), failed=True)
+                self.stored.slots.release(claim, self.owner, "interrupted", str(error), failed=True)
                 raise
             self.failed(error, held)  # its own failure, whoever trains beside it
         return True
@@ -93,23 +100,23 @@ class TrialExecutor:
         # Fields that are fine one by one may not go together, as n_head and n_embd, or leave too little text. Pruned,
         # not failed: the sampler forgets a failed trial and would come back.
         try:
-            with fenced(self.at.slots.held(claim, self.owner)):
-                job.config = configuration(self.at, claim, job.trial)
+            with fenced(self.stored.slots.held(claim, self.owner)):
+                job.config = configuration(self.stored, claim, job.trial)
             data_hash = self.corpora.hash(job.config)
         except ValidationError as error:
-            self.end(job, TrialState.PRUNED, "invalid", "; ".join(messages(error, type(self.at.study.base))))
+            self.end(job, TrialState.PRUNED, "invalid", "; ".join(messages(error, type(self.stored.study.base))))
             return
         except Unwritable:
             raise
         except Problem as problem:
             self.end(job, TrialState.PRUNED, "invalid", str(problem))
             return
-        job.trial = self.at.store.optuna.get_trial(job.trial._trial_id)  # a copy of our own, parameters included
-        if reason := too_large(self.at.study, job.config, self.corpora):
+        job.trial = self.stored.store.optuna.get_trial(job.trial._trial_id)  # a copy of our own, parameters included
+        if reason := too_large(self.stored.study, job.config, self.corpora):
             self.end(job, TrialState.PRUNED, "oom", reason)
             return
         self._write_config(job, data_hash, pack)
-        last = job.trial.intermediate_values.get(self.at.study.rungs)
+        last = job.trial.intermediate_values.get(self.stored.study.rungs)
         if last is not None and math.isfinite(last):  # the last attempt ended between its last report and telling so
             job.metrics = next(iter(reversed(list(metrics_lines(job.folder / "metrics.jsonl")))), {})
             self.finish(job, last)
@@ -124,28 +131,28 @@ class TrialExecutor:
                 raise
             return "continue"
         if verdict == "prune":
-            job.pruned = self.judge.record(self.at.study.file.pruner, job.trial)
+            job.pruned = self.judge.record(self.stored.study.file.pruner, job.trial)
         return verdict
 
     def finish(self, job: Job, value: float) -> None:
         """End a trial that reached its last rung, and keep checkpoints of the best trials alone."""
         self.end(job, TrialState.COMPLETE, "complete", value=value)
         self._measure_noise(job)
-        complete = self.at.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        complete = self.stored.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         own = [trial for trial in complete if trial.user_attrs.get("kind") != FORKED]
         ranked = sorted(own, key=lambda trial: trial.values[0])
-        checkpoints.thin(self._folder(trial.number) for trial in ranked[self.at.study.file.keep_best :])
+        checkpoints.thin(self._folder(trial.number) for trial in ranked[self.stored.study.file.keep_best :])
 
     def _measure_noise(self, job: Job) -> None:
         """Keep what the runs of the baseline differ by, when one more of them has ended.
 
         Of two that end at once, whoever writes last looks again and finds both.
         """
-        if self.at.study.file.baseline_seeds < 2 or job.claim.kind not in ("baseline", "seed", "retry"):
+        if self.stored.study.file.baseline_seeds < 2 or job.claim.kind not in ("baseline", "seed", "retry"):
             return
-        store, name = self.at.store, self.at.study.name
-        while (floor := measured((of := snapshot(store, name)).repeats)) and floor.stored() != of.noise_held:
-            self.at.optuna.set_user_attr(NOISE, floor.stored())
+        store, name = self.stored.store, self.stored.study.name
+        while (floor := measured((of := read_snapshot(store, name)).repeats)) and floor.stored() != of.noise_held:
+            self.stored.optuna.set_user_attr(NOISE, floor.stored())
 
     def end(self, job: Job, state: TrialState, word: str, error: str = "", value: float | None = None) -> None:
         """Tell the study how a trial ended, and close its slot."""
@@ -210,19 +217,19 @@ class TrialExecutor:
         """Write down what happened to this worker; a storage that is away is not waited for."""
         self.tell({"event": "note", "text": f"{word}: {text}"})
         with suppress(StorageError), at_most(AWAY_S):
-            self.at.slots.log(word, text, self.owner)
+            self.stored.slots.log(word, text, self.owner)
 
     def _folder(self, number: int) -> Path:
-        return trial_folder(self.out, self.at.study.name, number)
+        return trial_folder(self.out, self.stored.study.name, number)
 
     def _write_config(self, job: Job, data_hash: str | None, pack: int) -> None:
         provenance = {
-            "study": self.at.study.name,
+            "study": self.stored.study.name,
             "trial": job.number,
             "kind": job.claim.kind,
             "data_hash": data_hash,
-            "train": self.at.study.file.train,
-            "config": self.at.study.file.config,
+            "train": self.stored.study.file.train,
+            "config": self.stored.study.file.config,
             "pack": pack,
             **machine(),
         }

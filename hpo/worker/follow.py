@@ -103,15 +103,15 @@ class Follower:
 
         self.served[name] = time.monotonic()
         try:
-            at = load_stored_study(store, name)
+            stored = load_stored_study(store, name)
             if name not in self.checked:
-                check(at, self.corpora)
+                check(stored, self.corpora)
                 self.checked.add(name)
         except Problem as problem:
             say(f"{name}: left alone for {REST_S:.0f} s: {problem}")
             self.rests[name] = time.monotonic() + REST_S
             return
-        worker = Worker(at, self.out.absolute(), self.pack, event_printer(at.study.rungs, f"{name}: "))
+        worker = Worker(stored, self.out.absolute(), self.pack, event_printer(stored.study.rungs, f"{name}: "))
         worker.alarm, worker.jobs.corpora = self.alarm, self.corpora
         try:
             worker.work(turns=self.pack)

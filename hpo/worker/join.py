@@ -34,13 +34,13 @@ def join_study(storage: str, name: str | None, pack: int, out: Path) -> int:
     from hpo.worker.worker import Worker
 
     with open_store(storage, patience=PATIENCE) as store:
-        at = load_stored_study(store, name)
-        if at.now().state != "active":
-            say(f"study {at.study.name} is {at.now().state}; `hpo resume` lets its workers go on")
-        check(at, Corpora())
+        stored = load_stored_study(store, name)
+        if stored.now().state != "active":
+            say(f"study {stored.study.name} is {stored.now().state}; `hpo resume` lets its workers go on")
+        check(stored, Corpora())
         launched = os.environ.get(EVENTS) == "json"
         parent = _with_parent() if launched else None
-        return Worker(at, out.absolute(), pack, event_printer(at.study.rungs), parent).work()
+        return Worker(stored, out.absolute(), pack, event_printer(stored.study.rungs), parent).work()
 
 
 def _with_parent() -> int:
@@ -54,7 +54,7 @@ def _with_parent() -> int:
     return parent
 
 
-def check(at: StoredStudy, corpora: Corpora) -> None:
+def check(stored: StoredStudy, corpora: Corpora) -> None:
     """Check that this machine has the study's data and can train its baseline: the first two updates are tried.
 
     Otherwise every trial would fail in the same way. A training function of the user's own is not tried, since a
@@ -64,15 +64,15 @@ def check(at: StoredStudy, corpora: Corpora) -> None:
         Problem: the data are others.
         WorkFailed: the baseline's first updates fail, with the cause.
     """
-    check_data(at.optuna, corpora.hash(at.study.base))
-    if at.study.file.train != DEFAULT_TRAIN or not isinstance(at.study.base, TrainConfig):
+    check_data(stored.optuna, corpora.hash(stored.study.base))
+    if stored.study.file.train != DEFAULT_TRAIN or not isinstance(stored.study.base, TrainConfig):
         return
     from model.memory.dry_run import rehearse
 
-    config = at.study.configured(next(iter(at.study.file.baseline), {}))
+    config = stored.study.configured(next(iter(stored.study.file.baseline), {}))
     assert isinstance(config, TrainConfig)
     try:
-        learn(at.study, corpora, rehearse(config, **corpora.given(config)).peak_bytes)
+        learn(stored.study, corpora, rehearse(config, **corpora.given(config)).peak_bytes)
     except (Problem, StorageError):
         raise
     except Exception as error:

@@ -21,7 +21,7 @@ class PackRunner:
 
     def __init__(self, jobs: TrialExecutor, size: int, alarm: Alarm) -> None:
         self.jobs, self.alarm = jobs, alarm
-        self.study = jobs.at.study
+        self.study = jobs.stored.study
         self.key = pack_key(jobs.held[0].config)
         fitting = [job for job in jobs.held if not job.alone and pack_key(job.config) == self.key]
         self.fitting = [jobs.held[0]] if jobs.held[0].alone else fitting[:size]

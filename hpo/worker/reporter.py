@@ -28,8 +28,8 @@ Standing = Literal["held", "lost", "killed", "away"]
 class Reporter:
     """Writes values, ends and requeues of the trials that one owner holds."""
 
-    def __init__(self, at: StoredStudy, owner: str, keeper: LeaseRenewer, lease_s: float) -> None:
-        self.at, self.owner, self.keeper, self.lease_s = at, owner, keeper, lease_s
+    def __init__(self, stored: StoredStudy, owner: str, keeper: LeaseRenewer, lease_s: float) -> None:
+        self.stored, self.owner, self.keeper, self.lease_s = stored, owner, keeper, lease_s
         self._now, self._look_at = StudyState("active", False, None), -math.inf
 
     def now(self) -> StudyState:
@@ -38,7 +38,7 @@ class Reporter:
             return self._now
         try:
             with at_most(AWAY_S):
-                self._now = self.at.now()
+                self._now = self.stored.now()
                 self._look_at = time.monotonic() + LOOK_S
         except StorageError as error:
             if not error.passing:
@@ -70,7 +70,7 @@ class Reporter:
         Raises:
             Lost: the lease is another attempt's.
         """
-        slots, storage = self.at.slots, self.at.store.optuna
+        slots, storage = self.stored.slots, self.stored.store.optuna
         if not job.unsent:
             wish = slots.beat(job.claim, self.owner, self.lease_s, job.rung)
             if wish is None:
@@ -95,16 +95,16 @@ class Reporter:
         attrs |= {ERROR: error} if error else {}
         attrs |= {PRUNED: job.pruned} if word == "pruned" else {}
         attrs |= {FEASIBLE: False} if word in LIMITS else {}
-        attrs |= {ATTEMPTS: self.at.slots.attempts(job.claim.slot)} if job.claim.attempt > 1 else {}
-        storage, trial_id = self.at.store.optuna, job.trial._trial_id
+        attrs |= {ATTEMPTS: self.stored.slots.attempts(job.claim.slot)} if job.claim.attempt > 1 else {}
+        storage, trial_id = self.stored.store.optuna, job.trial._trial_id
         try:
-            with fenced(self.at.slots.held(job.claim, self.owner)):
+            with fenced(self.stored.slots.held(job.claim, self.owner)):
                 for rung, found in sorted(job.unsent.items()):  # what it reached while the storage was away
                     storage.set_trial_intermediate_value(trial_id, rung, found)
                 for key, found in attrs.items():
                     storage.set_trial_user_attr(trial_id, key, found)
                 if word in LIMITS:
-                    optuna.Trial(self.at.optuna, trial_id).set_constraint(LIMITS[word], 1.0)
+                    optuna.Trial(self.stored.optuna, trial_id).set_constraint(LIMITS[word], 1.0)
                 storage.set_trial_state_values(trial_id, state, values or None)
         except UpdateFinishedTrialError:
             pass  # an earlier attempt told the same: runs are deterministic
@@ -114,14 +114,14 @@ class Reporter:
     def close(self, job: Job, word: str, text: str = "") -> None:
         """Close the slot of a trial that has been told."""
         self.keeper.drop(job.claim)
-        self.at.slots.done(job.claim, self.owner, job.rung, word, last_line(text))
+        self.stored.slots.done(job.claim, self.owner, job.rung, word, last_line(text))
 
     def requeue(self, job: Job, word: str, text: str = "", failed: bool = False) -> bool:
         """Give a trial back, WAITING, its slot free, for whoever claims it next; False if the storage is away."""
         self.keeper.drop(job.claim)
         try:
             with at_most(LEAVING_S):
-                self.at.slots.release(job.claim, self.owner, word, text, failed)
+                self.stored.slots.release(job.claim, self.owner, word, text, failed)
         except StorageError:
             return False  # its lease runs out, and whoever keeps leases then frees it
         return True

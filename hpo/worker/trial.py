@@ -76,25 +76,25 @@ class Job:
         return self.trial.last_step or 0
 
 
-def open_trial(at: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
+def open_trial(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
     """Return the trial of a claimed slot: the one that an earlier attempt began, else a new one.
 
     Raises:
         Lost: the claim is lost.
     """
     if claim.trial_id is None:
-        return _new(at, claim, owner, pack)
-    _meet(at)
-    with fenced(at.slots.held(claim, owner)):
+        return _new(stored, claim, owner, pack)
+    _meet(stored)
+    with fenced(stored.slots.held(claim, owner)):
         for key, value in {"attempt": claim.attempt, "worker": owner, MACHINE: {**machine(), "pack": pack}}.items():
             with contextlib.suppress(UpdateFinishedTrialError):
-                at.store.optuna.set_trial_user_attr(claim.trial_id, key, value)
-    return at.store.optuna.get_trial(claim.trial_id)
+                stored.store.optuna.set_trial_user_attr(claim.trial_id, key, value)
+    return stored.store.optuna.get_trial(claim.trial_id)
 
 
-def _new(at: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
+def _new(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
     """Make the trial's row, slot and attempt in it, and note it in the slot, all in one transaction."""
-    fixed = _holdable(at, claim)
+    fixed = _holdable(stored, claim)
     template = create_trial(
         state=TrialState.RUNNING,
         params={path: value for path, (value, _) in fixed.items()},
@@ -104,97 +104,97 @@ def _new(at: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
             "attempt": claim.attempt,
             "kind": claim.kind,
             "worker": owner,
-            **({} if claim.fixed is None else {SET: claim.fixed, SUGGESTED: _given(at, claim)}),
-            **_arm(at, claim),
-            **({} if claim.origin is None else {"retry_of": claim.origin, RETRIED: _first_kind(at, claim.origin)}),
+            **({} if claim.fixed is None else {SET: claim.fixed, SUGGESTED: _given(stored, claim)}),
+            **_arm(stored, claim),
+            **({} if claim.origin is None else {"retry_of": claim.origin, RETRIED: _first_kind(stored, claim.origin)}),
             MACHINE: {**machine(), "pack": pack},
         },
     )
 
     def make() -> int:
         try:
-            with fenced(at.slots.held(claim, owner), at.slots.link(claim, owner)):
-                return at.store.create_new_trial(at.optuna._study_id, template)
+            with fenced(stored.slots.held(claim, owner), stored.slots.link(claim, owner)):
+                return stored.store.create_new_trial(stored.optuna._study_id, template)
         except LeaseLost:
-            made = at.slots.trial_id(claim.slot)  # made before, and its answer was lost, or another attempt's
+            made = stored.slots.trial_id(claim.slot)  # made before, and its answer was lost, or another attempt's
             if made is None:
                 raise
-            _meet(at)
+            _meet(stored)
             return made
 
-    return at.store.optuna.get_trial(at.store.retry(make))
+    return stored.store.optuna.get_trial(stored.store.retry(make))
 
 
-def _first_kind(at: StoredStudy, number: int) -> str:
+def _first_kind(stored: StoredStudy, number: int) -> str:
     """Return the kind of the trial that is tried again; of a try of a try, that of the first."""
-    (attrs,) = (t.user_attrs for t in at.optuna.get_trials(deepcopy=False) if t.number == number)
+    (attrs,) = (t.user_attrs for t in stored.optuna.get_trials(deepcopy=False) if t.number == number)
     return str(attrs.get(RETRIED, attrs.get("kind")))
 
 
-def _given(at: StoredStudy, claim: Claim) -> dict[str, Any]:
+def _given(stored: StoredStudy, claim: Claim) -> dict[str, Any]:
     """Return where the values of a fixed slot come from."""
-    file = at.study.file
+    file = stored.study.file
     if claim.kind == "retry":
         return {"by": claim.kind, "of": claim.origin}
     if claim.kind != "search":
         return {"by": claim.kind}
-    before = len(file.baseline) + len(at.study.noise_seeds())
+    before = len(file.baseline) + len(stored.study.noise_seeds())
     return {
         "by": file.sampler.name,
         "point": claim.slot - before + 1,
-        "of": len(file.sampler.combinations(at.study.base, file.space) or ()),
+        "of": len(file.sampler.combinations(stored.study.base, file.space) or ()),
     }
 
 
-def _arm(at: StoredStudy, claim: Claim) -> dict[str, Any]:
+def _arm(stored: StoredStudy, claim: Claim) -> dict[str, Any]:
     """Return arm and seed of a trial that is one of an arm's."""
-    path, fixed = seed_path(at.study.base), claim.fixed
-    if path is None or fixed is None or (name := arm_of(at.study.file, fixed, path)) is None:
+    path, fixed = seed_path(stored.study.base), claim.fixed
+    if path is None or fixed is None or (name := arm_of(stored.study.file, fixed, path)) is None:
         return {}
     return {ARM: name, SEED: fixed[path]}
 
 
-def _meet(at: StoredStudy) -> None:
+def _meet(stored: StoredStudy) -> None:
     """Have Optuna's cache see every trial: it takes no parameter of one that it never saw."""
-    at.optuna.get_trials(deepcopy=False)
+    stored.optuna.get_trials(deepcopy=False)
 
 
-def _holdable(at: StoredStudy, claim: Claim) -> dict[str, tuple[Any, BaseDistribution]]:
+def _holdable(stored: StoredStudy, claim: Claim) -> dict[str, tuple[Any, BaseDistribution]]:
     """Return the parameters of a fixed slot that Optuna can hold; none where its values do not go together."""
     if claim.fixed is None:
         return {}
     try:
-        return held(at.study.configured(claim.fixed), at.study.file.space)
+        return held(stored.study.configured(claim.fixed), stored.study.file.space)
     except Exception:  # said where the trial is configured, when it has a row to be told in
         return {}
 
 
-def configuration(at: StoredStudy, claim: Claim, trial: FrozenTrial) -> BaseModel:
+def configuration(stored: StoredStudy, claim: Claim, trial: FrozenTrial) -> BaseModel:
     """Return what a trial is to train: the slot's fixed values, else what the sampler suggests.
 
     Raises:
         pydantic.ValidationError: the values do not go together.
     """
     if claim.fixed is not None:
-        return at.study.configured(claim.fixed)
-    seed = derive(at.study.file.seed, f"sampler/{claim.slot}/{claim.attempt}") % 2**32
-    study_seed = derive(at.study.file.seed, "sampler") % 2**32
-    file = at.study.file
-    at.optuna.sampler = sampler = seeded(file.sampler, at.study.base, file.space, seed, study_seed)
-    opened = optuna.Trial(at.optuna, trial._trial_id)
+        return stored.study.configured(claim.fixed)
+    seed = derive(stored.study.file.seed, f"sampler/{claim.slot}/{claim.attempt}") % 2**32
+    study_seed = derive(stored.study.file.seed, "sampler") % 2**32
+    file = stored.study.file
+    stored.optuna.sampler = sampler = seeded(file.sampler, stored.study.base, file.space, seed, study_seed)
+    opened = optuna.Trial(stored.optuna, trial._trial_id)
     if not trial.params:  # first, so that no parameter is ever there without it
-        at.store.optuna.set_trial_user_attr(trial._trial_id, SUGGESTED, _drawn(at, sampler, opened))
+        stored.store.optuna.set_trial_user_attr(trial._trial_id, SUGGESTED, _drawn(stored, sampler, opened))
     # What an earlier attempt was suggested is in the row, and suggested again.
-    return at.study.configured(suggest(opened, at.study.base, file.space))
+    return stored.study.configured(suggest(opened, stored.study.base, file.space))
 
 
-def _drawn(at: StoredStudy, sampler: BaseSampler, trial: optuna.Trial) -> dict[str, Any]:
+def _drawn(stored: StoredStudy, sampler: BaseSampler, trial: optuna.Trial) -> dict[str, Any]:
     """Return what a sampler knew when it was asked: the trials that it was shown, and whether it uses them yet."""
-    own = at.study.file.sampler
+    own = stored.study.file.sampler
     if own.name in BLIND:
         return {"by": own.name}
     assert isinstance(sampler, Mirror)
-    shown = sampler.view(at.optuna, sampler.joint).get_trials(deepcopy=False)  # read for the draw too, and once
+    shown = sampler.view(stored.optuna, sampler.joint).get_trials(deepcopy=False)  # read for the draw too, and once
     finished = sum(other.state.is_finished() for other in shown)
     running = sum(o.state == TrialState.RUNNING and o.number != trial.number for o in shown)
     first = getattr(own, "startup_trials", getattr(own, "population", 0))

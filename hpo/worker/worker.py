@@ -30,16 +30,16 @@ TRY_AGAIN = 75  # exit status of a worker whose device failed: a new process may
 class Worker:
     """Works on one study."""
 
-    def __init__(self, at: StoredStudy, out: Path, pack: int, listener: Tell, parent: int | None = None) -> None:
+    def __init__(self, stored: StoredStudy, out: Path, pack: int, listener: Tell, parent: int | None = None) -> None:
         """Join a study.
 
         out: folder of the runs. listener: is told what happens. parent: the process without which not to go on.
         """
-        self.at, self.out, self.pack, self.listener, self.parent = at, out, pack, listener, parent
+        self.stored, self.out, self.pack, self.listener, self.parent = stored, out, pack, listener, parent
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self.keeper = LeaseRenewer(at.slots, self.owner, LEASE_S)
+        self.keeper = LeaseRenewer(stored.slots, self.owner, LEASE_S)
         self.alarm = Alarm()
-        self.jobs = TrialExecutor(at, self.owner, self.keeper, out, LEASE_S, self.tell)
+        self.jobs = TrialExecutor(stored, self.owner, self.keeper, out, LEASE_S, self.tell)
         self.now = StudyState("active", False, None)
         self.claimed = 0
 
@@ -115,11 +115,13 @@ class Worker:
             self.claimed += 1
 
     def _spent(self) -> bool:
-        if self.at.slots.left(only_begun=self.at.over(self.now)) == 0:
+        if self.stored.slots.left(only_begun=self.stored.over(self.now)) == 0:
             return True
         # Tokens that do not pay for another trial; one that is running may end early and leave enough.
         limit = self.now.rungs
-        return limit is not None and self.at.slots.rungs() + limit[0] > limit[1] and not self.at.slots.left(True)
+        return (
+            limit is not None and self.stored.slots.rungs() + limit[0] > limit[1] and not self.stored.slots.left(True)
+        )
 
     def _recover(self, kind: str, text: str, turns: float) -> None:
         """Take no trials until this machine is well again.

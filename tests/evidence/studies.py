@@ -66,24 +66,24 @@ def _decisions(of: Any) -> tuple[int, int]:
 def confirmed(function: str, number: int) -> Found:
     """Search, confirm as `hpo confirm` does when nothing else is said, and return what either saw of the best."""
     with _storage() as store:
-        of = _search(store, function, number)
-        best, baseline = of.best(), of.baseline()
+        snapshot = _search(store, function, number)
+        best, baseline = snapshot.best(), snapshot.baseline()
         asked = ToConfirm(None, None, None, None, None, None)
-        found = worked(store, design(of, "confirm", asked, first_fresh(store, of)))
+        found = worked(store, design(snapshot, "confirm", asked, first_fresh(store, snapshot)))
         rows = compare(found)[1:]
         return {
             "verdicts": [row.verdict for row in rows],
             "searched": best.values[0] - baseline.values[0],
             "confirmed": rows[0].difference.mean,
-            "decisions": _decisions(of),
+            "decisions": _decisions(snapshot),
         }
 
 
 def spread(number: int) -> Found:
     """Return sigma as four seeds of the baseline tell it."""
     with _storage() as store:
-        of = _search(store, "nothing", number, baseline_seeds=4, budget={"trials": 4})
-        return {"sigma": of.noise.sigma}
+        snapshot = _search(store, "nothing", number, baseline_seeds=4, budget={"trials": 4})
+        return {"sigma": snapshot.noise.sigma}
 
 
 def crossed(number: int) -> Found:
@@ -91,9 +91,9 @@ def crossed(number: int) -> Found:
     with _storage() as store:
         space = {name: {"low": 0.0, "high": 1.0} for name in "abc"}
         target = {"a": 1.0, "b": 1.0, "c": 1.0}
-        of = _search(store, "crossed", number, space=space, baseline=[{}, target], budget={"trials": 2})
+        snapshot = _search(store, "crossed", number, space=space, baseline=[{}, target], budget={"trials": 2})
         asked = ToAblate(None, "baseline", "1", "factorial", [], [], None, None, None)
-        effects = effects_in(worked(store, planned(of, "ablated", asked, 1000)))
+        effects = effects_in(worked(store, planned(snapshot, "ablated", asked, 1000)))
         return {
             "inside": {e.name: e.low <= EFFECTS[e.name] <= e.high for e in effects},
             "shown": {e.name: e.verdict != "not distinguishable from noise" for e in effects},
@@ -104,5 +104,5 @@ def pruned(number: int) -> Found:
     """Return the decisions of a search with something to prune, under each pruner in turn."""
     pruner = PRUNERS[number % len(PRUNERS)]
     with _storage() as store:
-        of = _search(store, "sloped", number, pruner=pruner, base={"study": number, "rungs": 8}, rungs=8)
-        return {"pruner": pruner["name"], "decisions": _decisions(of)}
+        snapshot = _search(store, "sloped", number, pruner=pruner, base={"study": number, "rungs": 8}, rungs=8)
+        return {"pruner": pruner["name"], "decisions": _decisions(snapshot)}

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 import yaml
 
-from hpo.analysis.snapshot import snapshot
+from hpo.analysis.snapshot import read_snapshot
 from hpo.errors import StorageError
 from hpo.runs.resources import thread_environment
 from hpo.runs.run_dir import metrics_lines
@@ -275,16 +275,16 @@ def check(scene: Scene) -> None:
     assert scene.witness.changed == []
     assert scene.pids() == []
     with open_readonly(scene.url) as store:
-        of = snapshot(store, NAME)
+        snapshot = read_snapshot(store, NAME)
         slots = ask(store, "SELECT slot, state, attempt, trial_id FROM hpo_slot ORDER BY slot")
         trials = [trial for (trial,) in ask(store, "SELECT trial_id FROM trials")]
         events = ask(store, "SELECT slot, attempt, word FROM hpo_event WHERE slot IS NOT NULL ORDER BY id")
         assert [(number, state) for number, state, *_ in slots] == [(n, "done") for n in range(scene.trials)]
         assert Counter(trial for *_, trial in slots) == Counter(trials)
-        assert [t.number for t in of.trials] == list(range(scene.trials))
-        assert {t.state.name for t in of.trials} <= set(FINISHED)
-        assert all(t.state.name != "FAIL" or t.user_attrs[ENDED] == "lost" for t in of.trials)
-        for trial in of.trials:
+        assert [t.number for t in snapshot.trials] == list(range(scene.trials))
+        assert {t.state.name for t in snapshot.trials} <= set(FINISHED)
+        assert all(t.state.name != "FAIL" or t.user_attrs[ENDED] == "lost" for t in snapshot.trials)
+        for trial in snapshot.trials:
             check_curve(scene, trial)
     scene.ends = Counter(word for _, _, word in events if word != "began")
     # Every attempt began once and ended once, in one word.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.queue.registry import register
 from hpo.storage.store import Store
 from hpo.study.load import load_study
@@ -15,9 +15,9 @@ from tests.support.planted import study as planted
 
 def worked(store: Store, study: Study) -> Snapshot:
     """Run a study with one worker; return how it stands."""
-    at = register(store, study, None, {})
-    assert Worker(at, Path("runs"), 1, lambda told: None).work() == 0
-    return snapshot(store, study.name)
+    stored = register(store, study, None, {})
+    assert Worker(stored, Path("runs"), 1, lambda told: None).work() == 0
+    return read_snapshot(store, study.name)
 
 
 def searched(store: Store, folder: Path, base: Mapping[str, Any], **keys: Any) -> Snapshot:

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from hpo.analysis.snapshot import snapshot
+from hpo.analysis.snapshot import read_snapshot
 from hpo.errors import Problem
 from hpo.queue.registry import StoredStudy, register
 from hpo.storage.schema import EVENT
@@ -80,29 +80,29 @@ def began(store: Store, here: Path, **keys: Any) -> StoredStudy:
     return register(store, load_study(str(planted(here, **keys))), None, {})
 
 
-def worked(at: StoredStudy, until_event: Callable[[dict[str, Any]], bool] = lambda event: False) -> int:
+def worked(stored: StoredStudy, until_event: Callable[[dict[str, Any]], bool] = lambda event: False) -> int:
     """Work on a study in this process; a signal to leave arrives with the first event of which that is true."""
-    worker = Worker(at, Path("runs"), 1, lambda event: None)
+    worker = Worker(stored, Path("runs"), 1, lambda event: None)
     worker.listener = lambda event: worker.alarm.ask(2) if until_event(event) else None
     return worker.work()
 
 
-def interrupted(at: StoredStudy) -> None:
+def interrupted(stored: StoredStudy) -> None:
     """Leave a trial that was begun and given back."""
-    assert worked(at, lambda event: event["event"] == "rung") == 130
+    assert worked(stored, lambda event: event["event"] == "rung") == 130
 
 
 def found(store: Store, number: int) -> Trial:
-    return snapshot(store, "planted").trials[number]
+    return read_snapshot(store, "planted").trials[number]
 
 
 def states(store: Store, name: str = "planted") -> Counter[State]:
-    return Counter(trial.state for trial in snapshot(store, name).trials)
+    return Counter(trial.state for trial in read_snapshot(store, name).trials)
 
 
 def rungs(store: Store) -> int:
     """Return how many values have been reported."""
-    return sum(trial.last_step or 0 for trial in snapshot(store, "planted").trials)
+    return sum(trial.last_step or 0 for trial in read_snapshot(store, "planted").trials)
 
 
 def events(store: Store, *words: str) -> list[tuple[str, str | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hpo.analysis.snapshot import Snapshot, ended, snapshot, word
+from hpo.analysis.snapshot import Snapshot, ended, read_snapshot, word
 from hpo.console import say
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.evidence.claims.results import Run, values
@@ -87,10 +87,10 @@ class Case:
 
     def _held(self, kind: str) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
         """Return the studies of the claim that the storage holds, in the order of their making: arms and seeds."""
-        with suppress(StorageError), open_readonly(self.options.storage) as at:
+        with suppress(StorageError), open_readonly(self.options.storage) as store:
             ours = re.compile(rf"claim-{self.name}{kind}(-\d+)?")
-            found = [(number, name) for name, number in study_ids(at).items() if ours.fullmatch(name)]
-            specs = {name: study_attrs(at, number).get(SPEC, {}) for number, name in sorted(found)}
+            found = [(number, name) for name, number in study_ids(store).items() if ours.fullmatch(name)]
+            specs = {name: study_attrs(store, number).get(SPEC, {}) for number, name in sorted(found)}
             return {name: (tuple(spec["arms"]), tuple(spec["seeds"])) for name, spec in specs.items() if spec}
         return {}
 
@@ -111,9 +111,9 @@ class Case:
                 failed = WorkFailed(f"{self.name} was interrupted; the same command goes on where it was")
                 failed.status = status
                 raise failed
-        with open_readonly(options.storage) as at:
-            of = snapshot(at, name)
-            return self._read(of, {n: arm for n, arm in stands.items() if one_run[n] in arms}, one_run)
+        with open_readonly(options.storage) as store:
+            snapshot = read_snapshot(store, name)
+            return self._read(snapshot, {n: arm for n, arm in stands.items() if one_run[n] in arms}, one_run)
 
     def _metrics(self) -> set[str]:
         return {self.test.metric_of(arm) for arm in self.test.named()}
@@ -136,38 +136,38 @@ class Case:
         Raises:
             LeftOut: it holds another one of that name.
         """
-        with suppress(StorageError), open_readonly(self.options.storage) as at:
-            study_id = study_ids(at).get(study.name)
-            held = {} if study_id is None else study_attrs(at, study_id).get(SPEC, {})
+        with suppress(StorageError), open_readonly(self.options.storage) as store:
+            study_id = study_ids(store).get(study.name)
+            held = {} if study_id is None else study_attrs(store, study_id).get(SPEC, {})
             if not held:
                 return False
             if fingerprint(from_spec(held).spec()) != fingerprint(study.spec()):
                 raise self._other(study.name)
-            return ended(snapshot(at, study.name))
+            return ended(read_snapshot(store, study.name))
         return False
 
     def _other(self, study: str) -> LeftOut:
         return LeftOut(f"the storage holds a study {study} with other arms than the ledger's; give another --storage")
 
-    def _read(self, of: Snapshot, arms: Mapping[str, str], one_run: Mapping[str, str]) -> Found:
+    def _read(self, snapshot: Snapshot, arms: Mapping[str, str], one_run: Mapping[str, str]) -> Found:
         """Return the runs of a study that came to an end, scored."""
-        trials = runs(of)
-        early = at_equal_seconds(of, trials, self.options.out) if self.test.equal == "seconds" else {}
+        trials = runs(snapshot)
+        early = at_equal_seconds(snapshot, trials, self.options.out) if self.test.equal == "seconds" else {}
         found = []
         for name, arm in arms.items():
             metric = self.test.metric_of(arm)
             for seed, trial in sorted(trials[one_run[name]].items()):
                 then = early.get(trial.number, {})
-                if then is None or (trial.state != State.COMPLETE and word(of, trial) != "diverged"):
+                if then is None or (trial.state != State.COMPLETE and word(snapshot, trial) != "diverged"):
                     continue
                 last = trial.user_attrs.get(METRICS, {})
                 value = then.get(metric, scored(trial, metric))
                 said = {"tokens": last.get("tokens"), "seconds": last.get("seconds")}
-                found.append(Run(arm=name, seed=seed, value=value, study=of.name, trial=trial.number, **said))
-        missing = len(arms) * len(of.spec["seeds"]) - len(found)
+                found.append(Run(arm=name, seed=seed, value=value, study=snapshot.name, trial=trial.number, **said))
+        missing = len(arms) * len(snapshot.spec["seeds"]) - len(found)
         if missing:
             why = "or had no rung when the first arm ended; " if early else ""
-            say(f"{self.name}: {missing} runs failed, {why}`hpo trials --study {of.name}` lists them")
+            say(f"{self.name}: {missing} runs failed, {why}`hpo trials --study {snapshot.name}` lists them")
         every = [t.user_attrs[MACHINE] for arm in trials.values() for t in arm.values()]
         return Found(found, distinct([every]))
 
@@ -209,7 +209,7 @@ def scored(trial: Trial, metric: str) -> float | None:
 
 
 def at_equal_seconds(
-    of: Snapshot, trials: Mapping[str, Mapping[int, Trial]], out: Path
+    snapshot: Snapshot, trials: Mapping[str, Mapping[int, Trial]], out: Path
 ) -> dict[int, dict[str, float] | None]:
     """Return trial -> metrics, read between rungs at the time at which the first arm of its seed ended.
 
@@ -219,9 +219,9 @@ def at_equal_seconds(
         WorkFailed: the curves are not under --out.
     """
     found: dict[int, dict[str, float] | None] = {}
-    for seed in of.spec["seeds"]:
+    for seed in snapshot.spec["seeds"]:
         finished = [arm[seed] for arm in trials.values() if seed in arm and arm[seed].state == State.COMPLETE]
-        curves = {t.number: curve(trial_folder(out, of.name, t.number) / "metrics.jsonl") for t in finished}
+        curves = {t.number: curve(trial_folder(out, snapshot.name, t.number) / "metrics.jsonl") for t in finished}
         over = min((rungs["seconds"][-1] for rungs in curves.values()), default=0.0)
         for number, rungs in curves.items():
             whole = {key: values for key, values in rungs.items() if None not in values}

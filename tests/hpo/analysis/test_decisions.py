@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
 from hpo.analysis.decisions import apart, recompute, why
-from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.commands.enqueue import again, enqueue
 from hpo.queue.heartbeat import reap
 from hpo.queue.registry import StoredStudy, register
@@ -58,8 +58,8 @@ def wavy(store: Store, here: Path, **keys: Any) -> StoredStudy:
     return register(store, load_study(str(path)), None, {})
 
 
-def sentences(of: Snapshot, number: int) -> list[str]:
-    return [decision["sentence"] for decision in why(of, number)]
+def sentences(snapshot: Snapshot, number: int) -> list[str]:
+    return [decision["sentence"] for decision in why(snapshot, number)]
 
 
 @pytest.mark.parametrize("name", LOOSE)
@@ -70,44 +70,46 @@ def test_every_pruning_decision_of_a_study_follows_again_from_its_stored_curves(
         at = wavy(store, here, pruner={"name": name, **LOOSE[name]})
         assert Worker(at, Path("runs"), 3, lambda event: None).work() == 0
     with open_readonly(storage_url) as reader:
-        of = snapshot(reader, "planted")
-        pruned = [t for t in of.trials if t.user_attrs[ENDED] == "pruned"]
+        snapshot = read_snapshot(reader, "planted")
+        pruned = [t for t in snapshot.trials if t.user_attrs[ENDED] == "pruned"]
         assert len(pruned) > 2
         for trial in pruned:
-            record, found = trial.user_attrs[PRUNED], recompute(of, trial)
+            record, found = trial.user_attrs[PRUNED], recompute(snapshot, trial)
             assert found is not None
             assert found.prunes
             assert (found.value, found.threshold) == (record["value"], record["threshold"])
             assert (record["rule"], record["rung"]) == (name, trial.last_step)
-            assert sentences(of, trial.number)[-1].startswith(f"it was pruned at rung {trial.last_step} of 8: its ")
-            assert len(sentences(of, trial.number)) == 2
-        others = [t for t in of.trials if t not in pruned]
+            assert sentences(snapshot, trial.number)[-1].startswith(
+                f"it was pruned at rung {trial.last_step} of 8: its "
+            )
+            assert len(sentences(snapshot, trial.number)) == 2
+        others = [t for t in snapshot.trials if t not in pruned]
         assert others
-        assert [t.number for t in others if PRUNED in t.user_attrs or recompute(of, t)] == []
+        assert [t.number for t in others if PRUNED in t.user_attrs or recompute(snapshot, t)] == []
 
 
 def test_a_decision_that_the_stored_curves_do_not_give_is_told(sqlite: Store, here: Path) -> None:
     at = wavy(sqlite, here, pruner={"name": "median", **LOOSE["median"]})
     assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
-    of = snapshot(sqlite, "planted")
-    trial = next(t for t in of.trials if PRUNED in t.user_attrs)
+    snapshot = read_snapshot(sqlite, "planted")
+    trial = next(t for t in snapshot.trials if PRUNED in t.user_attrs)
     for peer in unfolded(trial.user_attrs[PRUNED]["peers"]):
-        of.trials[peer].intermediate_values[trial.last_step or 0] = 99.0
-    assert sentences(of, trial.number)[-1].startswith("the stored curves do not give this decision again: ")
+        snapshot.trials[peer].intermediate_values[trial.last_step or 0] = 99.0
+    assert sentences(snapshot, trial.number)[-1].startswith("the stored curves do not give this decision again: ")
 
 
 def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: Path) -> None:
     points = {"choices": [0.1, 0.2, 0.3, 0.4, 0.50004]}
     grid = {"space": {"x": points}, "sampler": {"name": "grid"}, "baseline": [{"x": 0.5}] * 5}
     pruner = {"name": "median", "startup_trials": 3, "min_trials": 3, "warmup_rungs": 1}
-    at = began(sqlite, here, **grid, budget={"trials": 10}, pruner=pruner)
-    assert worked(at) == 0
-    of = snapshot(sqlite, "planted")
-    assert sentences(of, 0) == [
+    stored = began(sqlite, here, **grid, budget={"trials": 10}, pruner=pruner)
+    assert worked(stored) == 0
+    snapshot = read_snapshot(sqlite, "planted")
+    assert sentences(snapshot, 0) == [
         "trial 0 is a baseline: x=0.5000",
         "it ran to its end, rung 4, as no rule may prune a baseline: val_loss 1.5000",
     ]
-    assert sentences(of, 9) == [
+    assert sentences(snapshot, 9) == [
         "trial 9 is point 5 of the 5 of sampler grid",
         "it was pruned at rung 2 of 4: its best val_loss so far, 2.00004, was above 2, the median of trials "
         "0, 1, 2, 3, 4, 5, 6, 7, 8 there",
@@ -126,28 +128,28 @@ def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: 
     ],
 )  # fmt: skip
 def test_each_rule_has_its_sentence(sqlite: Store, here: Path, rule: dict[str, Any], said: str) -> None:
-    at = began(sqlite, here)
+    stored = began(sqlite, here)
     record = {"rule": rule["name"], "rung": 2, "value": 2.1, "threshold": 1.9, "n": 20, "peers": "1-20"}
-    ended(at, TrialState.PRUNED, "pruned", **{PRUNED: record})
-    found = snapshot(sqlite, "planted")
+    ended(stored, TrialState.PRUNED, "pruned", **{PRUNED: record})
+    found = read_snapshot(sqlite, "planted")
     of = replace(found, spec={**found.spec, "pruner": rule}, trials=[*found.trials, *copies(found, 20)])
     sentence = sentences(of, 0)[1]
     assert said in sentence
     assert sentence.index("2.1") < sentence.index("1.9")
 
 
-def copies(of: Snapshot, n: int) -> list[Any]:
-    return [replace(of.trials[0], number=number) for number in range(1, n + 1)]
+def copies(snapshot: Snapshot, n: int) -> list[Any]:
+    return [replace(snapshot.trials[0], number=number) for number in range(1, n + 1)]
 
 
-def ended(at: StoredStudy, state: TrialState, word: str, rungs: int = 2, **attrs: Any) -> int:
+def ended(stored: StoredStudy, state: TrialState, word: str, rungs: int = 2, **attrs: Any) -> int:
     """Put a trial into the study that ended in this way."""
     told = {"slot": 0, "kind": "search", "attempt": 1, ENDED: word, **attrs}
     curve = {rung: 3.0 - rung / 4 for rung in range(1, rungs + 1)}
     value = [curve[rungs]] if state != TrialState.FAIL and rungs else None
-    drawn = {"params": {"x": 0.5}, "distributions": {"x": at.study.file.space["x"].distribution(float)}}
+    drawn = {"params": {"x": 0.5}, "distributions": {"x": stored.study.file.space["x"].distribution(float)}}
     trial = create_trial(state=state, values=value, user_attrs=told, intermediate_values=curve, **drawn)
-    return at.store.optuna.create_new_trial(at.optuna._study_id, trial)
+    return stored.store.optuna.create_new_trial(stored.optuna._study_id, trial)
 
 
 @pytest.mark.parametrize(
@@ -167,22 +169,22 @@ def ended(at: StoredStudy, state: TrialState, word: str, rungs: int = 2, **attrs
 def test_each_end_has_its_sentence_and_a_trial_without_a_record_says_so(
     sqlite: Store, here: Path, state: TrialState, word: str, error: str, said: str
 ) -> None:
-    at = began(sqlite, here)
-    ended(at, state, word, **({ERROR: error} if error else {}))
-    first, last = sentences(snapshot(sqlite, "planted"), 0)
+    stored = began(sqlite, here)
+    ended(stored, state, word, **({ERROR: error} if error else {}))
+    first, last = sentences(read_snapshot(sqlite, "planted"), 0)
     assert first == "trial 0 was suggested before records of it were kept"
     assert said in last
 
 
 def test_what_came_by_hand_from_another_study_or_on_a_seed_says_so(sqlite: Store, here: Path) -> None:
-    at = began(sqlite, here, baseline_seeds=2, budget={"trials": 3}, sampler={"name": "qmc"})
-    ended(at, TrialState.FAIL, "error", slot=77, **{SET: {"x": 0.25}})
-    ended(at, TrialState.PRUNED, "pruned", kind="forked", forked_from="old/one/7")
+    stored = began(sqlite, here, baseline_seeds=2, budget={"trials": 3}, sampler={"name": "qmc"})
+    ended(stored, TrialState.FAIL, "error", slot=77, **{SET: {"x": 0.25}})
+    ended(stored, TrialState.PRUNED, "pruned", kind="forked", forked_from="old/one/7")
     enqueue(sqlite, "planted", ["x=0.3"])
     again(sqlite, "planted", 0, False)
-    assert worked(at) == 0
-    of = snapshot(sqlite, "planted")
-    assert sorted(sentences(of, n)[0].partition(" ")[2].partition(" ")[2] for n in range(1, 7)) == [
+    assert worked(stored) == 0
+    snapshot = read_snapshot(sqlite, "planted")
+    assert sorted(sentences(snapshot, n)[0].partition(" ")[2].partition(" ")[2] for n in range(1, 7)) == [
         "is a baseline: the base of the study as it stands",
         "is the baseline again with another seed, to see what chance does: seed=1",
         "is the next point of sampler qmc, which looks at no trial",
@@ -193,13 +195,13 @@ def test_what_came_by_hand_from_another_study_or_on_a_seed_says_so(sqlite: Store
 
 
 def test_an_arm_and_a_random_draw_say_so(sqlite: Store, here: Path) -> None:
-    at = began(sqlite, here, budget={"trials": 2})
-    assert worked(at) == 0
-    assert sentences(snapshot(sqlite, "planted"), 1)[0] == "trial 1 was drawn at random"
+    stored = began(sqlite, here, budget={"trials": 2})
+    assert worked(stored) == 0
+    assert sentences(read_snapshot(sqlite, "planted"), 1)[0] == "trial 1 was drawn at random"
     tree = {"train": "curves:train", "config": "curves:Config", "rungs": 4}
     (here / "arms.yaml").write_text(yaml.safe_dump({**tree, "arms": {"a": {}, "b": {"x": 0.1}}, "seeds": [3]}))
     assert worked(register(sqlite, load_study("arms.yaml"), None, {})) == 0
-    assert sentences(snapshot(sqlite, "arms"), 1) == [
+    assert sentences(read_snapshot(sqlite, "arms"), 1) == [
         "trial 1 is the run of arm b with seed 3",
         "it ran to its end, rung 4, as no rule may prune an arm: val_loss 1.1000",
     ]
@@ -216,9 +218,9 @@ def test_an_arm_and_a_random_draw_say_so(sqlite: Store, here: Path) -> None:
 def test_a_sampler_draws_at_random_until_it_knows_enough_trials_and_says_what_it_knew(
     sqlite: Store, here: Path, sampler: dict[str, Any]
 ) -> None:
-    at = began(sqlite, here, sampler=sampler, budget={"trials": 6}, pruner={"name": "none"})
-    assert worked(at) == 0
-    of, name = snapshot(sqlite, "planted"), sampler["name"]
+    stored = began(sqlite, here, sampler=sampler, budget={"trials": 6}, pruner={"name": "none"})
+    assert worked(stored) == 0
+    of, name = read_snapshot(sqlite, "planted"), sampler["name"]
     told = [sentences(of, number)[0] for number in range(1, 6)]
     assert told[1] == f"trial 2 was drawn at random, since {name} waits for 3 finished trials and knew 2, 0 running"
     assert told[4] == f"trial 5 was suggested by {name} from 5 finished trials, 0 running"
@@ -226,42 +228,42 @@ def test_a_sampler_draws_at_random_until_it_knows_enough_trials_and_says_what_it
 
 
 def test_the_record_of_a_draw_counts_the_trials_that_run_beside_it(sqlite: Store, here: Path) -> None:
-    at = began(sqlite, here, sampler={"name": "tpe"}, pruner={"name": "none"})
-    assert Worker(at, Path("runs"), 4, lambda event: None).work() == 0
-    found = [t.user_attrs[SUGGESTED] for t in snapshot(sqlite, "planted").trials]
+    stored = began(sqlite, here, sampler={"name": "tpe"}, pruner={"name": "none"})
+    assert Worker(stored, Path("runs"), 4, lambda event: None).work() == 0
+    found = [t.user_attrs[SUGGESTED] for t in read_snapshot(sqlite, "planted").trials]
     assert [record["running"] for record in found[1:4]] == [1, 2, 3]
     assert [record["finished"] for record in found[1:4]] == [0, 0, 0]
 
 
 def test_a_draw_and_its_record_are_those_of_one_attempt(sqlite: Store, here: Path) -> None:
-    at = began(sqlite, here, sampler={"name": "tpe"}, baseline=[], budget={"trials": 3}, pruner={"name": "none"})
-    interrupted(at)
-    first = snapshot(sqlite, "planted").trials[0]
+    stored = began(sqlite, here, sampler={"name": "tpe"}, baseline=[], budget={"trials": 3}, pruner={"name": "none"})
+    interrupted(stored)
+    first = read_snapshot(sqlite, "planted").trials[0]
     before = first.user_attrs[SUGGESTED], first.params
-    ended(at, TrialState.COMPLETE, "complete", slot=77)
-    assert worked(at) == 0
-    of = snapshot(sqlite, "planted")
-    assert (of.trials[0].user_attrs[SUGGESTED], of.trials[0].params) == before
-    assert sentences(of, 0)[1:] == [
+    ended(stored, TrialState.COMPLETE, "complete", slot=77)
+    assert worked(stored) == 0
+    snapshot = read_snapshot(sqlite, "planted")
+    assert (snapshot.trials[0].user_attrs[SUGGESTED], snapshot.trials[0].params) == before
+    assert sentences(snapshot, 0)[1:] == [
         "attempt 1 ended without it: preempted",
-        f"it ran to its end, rung 4: val_loss {of.trials[0].values[0]:.4f}",
+        f"it ran to its end, rung 4: val_loss {snapshot.trials[0].values[0]:.4f}",
     ]
 
 
 def test_who_has_lost_its_lease_leaves_no_record(sqlite: Store, here: Path) -> None:
-    at = began(sqlite, here, baseline=[])
-    claim = at.slots.claim("slow", 60)
+    stored = began(sqlite, here, baseline=[])
+    claim = stored.slots.claim("slow", 60)
     assert claim is not None
-    trial = open_trial(at, claim, "slow", 1)
+    trial = open_trial(stored, claim, "slow", 1)
     reap(sqlite, "slow", "it was gone")
-    with pytest.raises(LeaseLost), fenced(at.slots.held(claim, "slow")):
-        configuration(at, claim, trial)
-    assert not {SUGGESTED, "x"} & {*at.optuna.trials[0].user_attrs, *at.optuna.trials[0].params}
+    with pytest.raises(LeaseLost), fenced(stored.slots.held(claim, "slow")):
+        configuration(stored, claim, trial)
+    assert not {SUGGESTED, "x"} & {*stored.optuna.trials[0].user_attrs, *stored.optuna.trials[0].params}
 
 
 def test_the_command_prints_sentences_for_people_and_records_for_programs(sqlite: Store, here: Path) -> None:
-    at = began(sqlite, here, budget={"trials": 1})
-    assert worked(at) == 0
+    stored = began(sqlite, here, budget={"trials": 1})
+    assert worked(stored) == 0
     words = ["why", "0", "--storage", f"sqlite:///{here}/why.db"]
     assert typed(*words, cwd=here) == (
         "trial 0 is a baseline: the base of the study as it stands\n"
@@ -275,15 +277,15 @@ def test_the_command_prints_sentences_for_people_and_records_for_programs(sqlite
 
 
 def test_a_trial_that_has_not_ended_says_where_it_stands(sqlite: Store, here: Path) -> None:
-    at = began(sqlite, here, budget={"trials": 2})
-    interrupted(at)
-    of = snapshot(sqlite, "planted")
-    assert of.trials[0].state == State.WAITING
-    assert sentences(of, 0)[-1] == "it was interrupted at rung 1 of 4; the next worker goes on with it"
-    claim = at.slots.claim("other", 60)
+    stored = began(sqlite, here, budget={"trials": 2})
+    interrupted(stored)
+    snapshot = read_snapshot(sqlite, "planted")
+    assert snapshot.trials[0].state == State.WAITING
+    assert sentences(snapshot, 0)[-1] == "it was interrupted at rung 1 of 4; the next worker goes on with it"
+    claim = stored.slots.claim("other", 60)
     assert claim is not None
-    open_trial(at, claim, "other", 1)
-    assert sentences(snapshot(sqlite, "planted"), 0)[-1] == "it is running, at rung 1 of 4"
+    open_trial(stored, claim, "other", 1)
+    assert sentences(read_snapshot(sqlite, "planted"), 0)[-1] == "it is running, at rung 1 of 4"
 
 
 @example(2.0, 2.00004)

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 import hpo.worker.executor
 from hpo.analysis.noise import Noise, decimals, measured, restored
-from hpo.analysis.snapshot import Snapshot, noise, snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.summary import row, standing, summary
 from hpo.cli.main import app
 from hpo.console import Format, Rounded, number, plain, rows
@@ -41,12 +41,12 @@ def began(store: Store, folder: Path, **keys: Any) -> StoredStudy:
     return register(store, load_study(str(planted(folder, **NOISY | keys))), None, {})
 
 
-def work(at: StoredStudy, turns: float = math.inf) -> int:
-    return Worker(at, Path("runs"), 1, lambda event: None).work(turns)
+def work(stored: StoredStudy, turns: float = math.inf) -> int:
+    return Worker(stored, Path("runs"), 1, lambda event: None).work(turns)
 
 
 def seen(store: Store) -> Snapshot:
-    return snapshot(store, "planted")
+    return read_snapshot(store, "planted")
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -59,7 +59,7 @@ def test_sigma_is_the_unbiased_one_of_the_runs_of_the_baseline(here: Path, store
     of = seen(store)
     runs = [t for t in of.trials if t.user_attrs["kind"] in ("baseline", "seed")]
     assert [t.number for t in runs] == [0, 1, 2, 3]
-    floor = noise(of)
+    floor = of.noise
     assert floor is not None
     c4 = math.sqrt(2 / 3) * math.gamma(2) / math.gamma(1.5)
     ends = [t.values[0] for t in runs]
@@ -90,7 +90,7 @@ def test_of_two_runs_that_end_at_once_both_are_in_the_noise(
 
     def slowly(*arguments: Any) -> Snapshot:
         """Look, and have another worker end a run before the answer is used."""
-        found = snapshot(*arguments)
+        found = read_snapshot(*arguments)
         looked.append(len(found.repeats))
         if len(looked) == 1:
             work(at, turns=1)
@@ -106,20 +106,20 @@ def test_of_two_runs_that_end_at_once_both_are_in_the_noise(
 def test_noise_that_a_dead_worker_did_not_write_is_measured_by_whoever_reads(
     here: Path, store: Store, left: int | None
 ) -> None:
-    at = began(store, here)
-    work(at)
-    whole = noise(seen(store))
-    held = None if left is None else {**at.optuna.user_attrs[NOISE], "n": left, "sigma": 9.0}
-    at.optuna.set_user_attr(NOISE, held)
-    assert noise(seen(store)) == whole
+    stored = began(store, here)
+    work(stored)
+    whole = seen(store).noise
+    held = None if left is None else {**stored.optuna.user_attrs[NOISE], "n": left, "sigma": 9.0}
+    stored.optuna.set_user_attr(NOISE, held)
+    assert seen(store).noise == whole
 
 
 def test_run_that_failed_and_its_retry_are_one_run_of_the_baseline(here: Path, store: Store) -> None:
-    at = began(store, here, budget={"trials": 4}, pruner={"name": "none"})
-    work(at)
-    study_id, lucky = at.optuna._study_id, seen(store).trials[1]
-    add(at.slots, [("retry", {"x": 0.5, "seed": 77}, lucky.number)])
-    work(at)
+    stored = began(store, here, budget={"trials": 4}, pruner={"name": "none"})
+    work(stored)
+    study_id, lucky = stored.optuna._study_id, seen(store).trials[1]
+    add(stored.slots, [("retry", {"x": 0.5, "seed": 77}, lucky.number)])
+    work(stored)
     retried = seen(store).trials[-1]
     assert (retried.user_attrs["kind"], len(seen(store).repeats)) == ("retry", 5)
     assert [t.number for t in seen(store).feasible] == [0], "more luck is not a better configuration"
@@ -129,7 +129,7 @@ def test_run_that_failed_and_its_retry_are_one_run_of_the_baseline(here: Path, s
 def test_study_without_repeats_has_no_noise_and_no_column_of_sigmas(here: Path, store: Store) -> None:
     work(began(store, here, baseline_seeds=1))
     of = seen(store)
-    assert noise(of) is None
+    assert of.noise is None
     assert "noise" not in summary(of)
     assert "sigmas" not in row(of, of.trials[0])
     assert "±" not in standing(of)
@@ -145,7 +145,7 @@ def test_decimals_go_to_the_second_digit_of_sigma(sigma: float, n: int) -> None:
 def test_sigmas_compare_a_run_with_the_baseline_at_the_rung_where_it_ended(here: Path, store: Store) -> None:
     work(began(store, here, budget={"trials": 16}))
     of = seen(store)
-    floor = noise(of)
+    floor = of.noise
     assert floor is not None
     states = set()
     for trial in of.trials:
@@ -182,7 +182,7 @@ def test_people_read_the_digits_that_the_noise_leaves_and_programs_all_of_them(
     with open_store(f"sqlite:///{here}/runs/hpo.db", create=True) as store:
         work(began(store, here))
         of = seen(store)
-    floor = noise(of)
+    floor = of.noise
     assert floor is not None
     best = of.best()
     assert best is not None
@@ -215,7 +215,7 @@ def test_live_view_tells_values_with_the_digits_that_the_noise_leaves(here: Path
     of = seen(store)
     screen = LiveTable(of, 1)
     event = {"event": "rung", "worker": 1, "trial": 3, "rung": 2, "value": 1.23456789}
-    floor = noise(of)
+    floor = of.noise
     assert floor is not None
     told = f"{1.23456789:.{decimals(floor.sigma)}f}"
     assert screen._row(1, event)[3] == told
@@ -252,10 +252,10 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"optuna", "torch", 
 def test_equal_runs_have_no_spread_and_no_sigmas(here: Path, store: Store) -> None:
     work(began(store, here, base={}))
     of = seen(store)
-    floor = noise(of)
+    floor = of.noise
     assert floor is not None
     assert floor == Noise(4, 1.5, 0.0, {rung: (pytest.approx(2.5 - rung / 4), 0.0) for rung in (1, 2, 3, 4)})
     assert "baseline 1.5000 ± 0.0000 (4 seeds)" in standing(of)
     assert row(of, of.trials[-1])["sigmas"] is None
     with open_readonly(store.url) as at:
-        assert noise(snapshot(at, None)) == floor
+        assert read_snapshot(at, None).noise == floor

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hpo.analysis.snapshot import ended, snapshot
+from hpo.analysis.snapshot import ended, read_snapshot
 from hpo.analysis.summary import aims, summary
 from hpo.analysis.targets import milestones
 from hpo.cli.main import app
@@ -53,21 +53,21 @@ def began(store: Store, folder: Path, code: str = "", **keys: Any) -> StoredStud
     return register(store, load_study(str(path)), None, {})
 
 
-def work(at: StoredStudy, turns: float = math.inf) -> int:
-    return Worker(at, Path("runs"), 1, lambda event: None).work(turns)
+def work(stored: StoredStudy, turns: float = math.inf) -> int:
+    return Worker(stored, Path("runs"), 1, lambda event: None).work(turns)
 
 
-def in_order(at: StoredStudy) -> list[float]:
+def in_order(stored: StoredStudy) -> list[float]:
     """Return the last value of each trial."""
-    return [t.values[0] for t in snapshot(at.store, "planted").trials]
+    return [t.values[0] for t in read_snapshot(stored.store, "planted").trials]
 
 
 def test_target_is_told_with_the_trial_the_rung_and_the_tokens_that_it_took(here: Path, store: Store) -> None:
-    at = began(store, here, COUNTED, config="curves:Counted", targets={"a": 1.95, "b": 1.45, "c": 1.0})
-    work(at)
-    of = snapshot(store, "planted")
-    order = in_order(at)
-    found = summary(of)["targets"]
+    stored = began(store, here, COUNTED, config="curves:Counted", targets={"a": 1.95, "b": 1.45, "c": 1.0})
+    work(stored)
+    snapshot = read_snapshot(store, "planted")
+    order = in_order(stored)
+    found = summary(snapshot)["targets"]
     for name, value in {"a": 1.95, "b": 1.45}.items():
         trial = next(i for i, last in enumerate(order) if last <= value)
         rung = next(r for r in (1, 2, 3, 4) if order[trial] + 1 - r / 4 <= value)
@@ -80,7 +80,7 @@ def test_target_is_told_with_the_trial_the_rung_and_the_tokens_that_it_took(here
             "study_tokens": 1000 * (4 * trial + rung),
         }
     assert found["c"] == {**dict.fromkeys(found["a"]), "target": 1.0}
-    told = aims(of)
+    told = aims(snapshot)
     assert f"reached by trial {found['a']['trial']} at rung {found['a']['rung']}, val_loss" in told[0]
     assert (
         f"after {found['b']['tokens']:,} tokens of its own and {found['b']['study_tokens']:,} of the study" in told[1]
@@ -89,54 +89,54 @@ def test_target_is_told_with_the_trial_the_rung_and_the_tokens_that_it_took(here
 
 
 def test_first_in_time_reached_a_target_though_its_number_is_higher_and_it_runs_still(here: Path, store: Store) -> None:
-    at = began(store, here, targets={"tier1": 2.0})
+    stored = began(store, here, targets={"tier1": 2.0})
     trials = []
     for owner in ("slow", "fast"):
-        claim = at.slots.claim(owner, 60)
+        claim = stored.slots.claim(owner, 60)
         assert claim is not None
-        trials.append(open_trial(at, claim, owner, 1))
+        trials.append(open_trial(stored, claim, owner, 1))
     slow, fast = (trial._trial_id for trial in trials)
     for trial_id, rung, value in [
         (slow, 1, 3.0), (fast, 1, 2.5), (fast, 2, 1.9), (slow, 2, 1.5), (fast, 3, math.inf), (slow, 3, -math.inf)
     ]:  # fmt: skip
         store.optuna.set_trial_intermediate_value(trial_id, rung, value)
-    of = snapshot(store, "planted")
-    assert of.reached == {"tier1": TargetReached(trial=1, rung=2, value=1.9, rungs=3)}
-    assert {t.state for t in of.trials} == {State.RUNNING}
-    assert "after 2 rungs of its own and 3 of the study" in aims(of)[0]
+    snapshot = read_snapshot(store, "planted")
+    assert snapshot.reached == {"tier1": TargetReached(trial=1, rung=2, value=1.9, rungs=3)}
+    assert {t.state for t in snapshot.trials} == {State.RUNNING}
+    assert "after 2 rungs of its own and 3 of the study" in aims(snapshot)[0]
 
 
 def test_baseline_with_another_seed_reaches_no_target(here: Path, store: Store) -> None:
     noisy: dict[str, Any] = {"base": {"noise": 0.1}, "baseline": [{}], "baseline_seeds": 4}
-    at = began(store, here, **noisy, targets={"tier1": 1.373})
-    work(at, turns=4)
-    of = snapshot(store, "planted")
-    assert [t.values[0] <= 1.373 for t in of.trials] == [False, True, False, False], "or this shows nothing"
-    assert [t.user_attrs["kind"] for t in of.trials] == ["baseline", "seed", "seed", "seed"]
-    assert of.reached == {}
+    stored = began(store, here, **noisy, targets={"tier1": 1.373})
+    work(stored, turns=4)
+    snapshot = read_snapshot(store, "planted")
+    assert [t.values[0] <= 1.373 for t in snapshot.trials] == [False, True, False, False], "or this shows nothing"
+    assert [t.user_attrs["kind"] for t in snapshot.trials] == ["baseline", "seed", "seed", "seed"]
+    assert snapshot.reached == {}
 
 
 def test_once_the_target_is_reached_no_trial_is_begun_and_those_that_run_go_on_to_their_end(
     here: Path, store: Store
 ) -> None:
-    at = began(store, here, targets={"tier1": 2.0}, budget={"target": "tier1"})
-    slow = at.slots.claim("elsewhere", 60)
+    stored = began(store, here, targets={"tier1": 2.0}, budget={"target": "tier1"})
+    slow = stored.slots.claim("elsewhere", 60)
     assert slow is not None
-    running = open_trial(at, slow, "elsewhere", 1)
-    work(at, turns=100)  # leaves when there is nothing to begin
-    of = snapshot(store, "planted")
-    reach = of.reached["tier1"]
-    assert len(of.trials) == reach.trial + 1 < 4, "none was begun after the one that came to the target"
-    assert of.trials[reach.trial].state == State.COMPLETE, "which went on to its own end"
-    assert at.over(at.now())
-    assert not ended(of), "one still runs"
-    assert aims(of)[-1].endswith("; 1 that run go on to their end")
-    at.slots.release(slow, "elsewhere")
-    assert work(at) == 0
-    of = snapshot(store, "planted")
-    assert ended(of)
-    assert of.trials[running.number].state == State.COMPLETE
-    assert (len(of.trials), of.slots["free"]) == (reach.trial + 1, 3 - reach.trial)
+    running = open_trial(stored, slow, "elsewhere", 1)
+    work(stored, turns=100)  # leaves when there is nothing to begin
+    snapshot = read_snapshot(store, "planted")
+    reach = snapshot.reached["tier1"]
+    assert len(snapshot.trials) == reach.trial + 1 < 4, "none was begun after the one that came to the target"
+    assert snapshot.trials[reach.trial].state == State.COMPLETE, "which went on to its own end"
+    assert stored.over(stored.now())
+    assert not ended(snapshot), "one still runs"
+    assert aims(snapshot)[-1].endswith("; 1 that run go on to their end")
+    stored.slots.release(slow, "elsewhere")
+    assert work(stored) == 0
+    snapshot = read_snapshot(store, "planted")
+    assert ended(snapshot)
+    assert snapshot.trials[running.number].state == State.COMPLETE
+    assert (len(snapshot.trials), snapshot.slots["free"]) == (reach.trial + 1, 3 - reach.trial)
 
 
 def test_several_workers_end_a_study_at_its_target_and_a_further_launch_begins_nothing(here: Path) -> None:
@@ -148,13 +148,13 @@ def test_several_workers_end_a_study_at_its_target_and_a_further_launch_begins_n
         assert process.returncode == 0, stderr
         assert "ended by its target tier1: no further trial is begun" in stdout
         assert ("trial 0: started" in stderr) == (turn == 0)
-        with open_readonly("runs/hpo.db") as at:
-            of = snapshot(at, "planted")
-            assert ended(of)
-            assert {t.state for t in of.trials} <= {State.COMPLETE, State.PRUNED}
-            n = of.reached["tier1"].trial + 3
-            assert len(of.trials) <= n, "those that the other two workers had begun"
-            assert of.slots["leased"] == 0
+        with open_readonly("runs/hpo.db") as store:
+            snapshot = read_snapshot(store, "planted")
+            assert ended(snapshot)
+            assert {t.state for t in snapshot.trials} <= {State.COMPLETE, State.PRUNED}
+            n = snapshot.reached["tier1"].trial + 3
+            assert len(snapshot.trials) <= n, "those that the other two workers had begun"
+            assert snapshot.slots["leased"] == 0
 
 
 def test_trials_end_a_study_that_does_not_reach_its_target(here: Path, store: Store) -> None:
@@ -162,11 +162,11 @@ def test_trials_end_a_study_that_does_not_reach_its_target(here: Path, store: St
     study = load_study(str(path), budget={"trials": 3, "hours": None})
     assert "budget 3 trials, target tier1;" in plan(study, {})
     assert "targets tier1 0.5000" in plan(study, {})
-    at = register(store, study, None, {})
-    assert work(at) == 0
-    of = snapshot(store, "planted")
-    assert (len(of.trials), ended(of), of.target) == (3, True, None)
-    assert aims(of)[-1].startswith("target tier1 (0.5): not reached yet; the best is")
+    stored = register(store, study, None, {})
+    assert work(stored) == 0
+    snapshot = read_snapshot(store, "planted")
+    assert (len(snapshot.trials), ended(snapshot), snapshot.target) == (3, True, None)
+    assert aims(snapshot)[-1].startswith("target tier1 (0.5): not reached yet; the best is")
 
 
 def test_target_alone_is_a_budget_of_many_trials(here: Path) -> None:
@@ -182,14 +182,14 @@ def test_study_goes_on_past_its_target_where_its_file_names_another_or_none(
     targets = {"tier1": 2.0, "tier2": 0.5}
     first = began(store, here, targets=targets, budget={"target": "tier1"})
     work(first)
-    n = len(snapshot(store, "planted").trials)
+    n = len(read_snapshot(store, "planted").trials)
     assert n < 4
     with open_store(store.url) as fresh:
         again = register(
             fresh, load_study(str(planted(here, **POINTS | {"targets": targets, "budget": budget}))), None, {}
         )
         assert work(again) == 0
-    assert len(snapshot(store, "planted").trials) == 4
+    assert len(read_snapshot(store, "planted").trials) == 4
 
 
 def test_target_that_is_reached_keeps_what_is_enqueued_from_being_run_and_says_so(here: Path, store: Store) -> None:
@@ -273,8 +273,8 @@ def test_status_and_show_say_which_milestones_a_trial_met_and_missed(
         path = planted(here, **POINTS)
         path.write_text(path.read_text() + "milestones: {0.5: 1.8, .75: 1.3}\n")  # as a person writes them
         work(register(store, load_study(str(path)), None, {}))
-        of = snapshot(store, "planted")
-    best = of.best()
+        snapshot = read_snapshot(store, "planted")
+    best = snapshot.best()
     assert best is not None
     app(["status"], standalone_mode=False)
     told = f"milestones of trial {best.number}: 1.8 by 50 % met by 0.2000 (rung 2), 1.3 by 75 % missed by 0.05 (rung 3)"
@@ -284,7 +284,7 @@ def test_status_and_show_say_which_milestones_a_trial_met_and_missed(
     assert {share: (m["rung"], m["met"], round(m["by"], 6)) for share, m in found.items()} == {
         "0.5": (2, True, 0.2), "0.75": (3, False, -0.05)
     }  # fmt: skip
-    app(["show", str(in_order_of(of, 1.6))], standalone_mode=False)
+    app(["show", str(in_order_of(snapshot, 1.6))], standalone_mode=False)
     shown = table(capsys.readouterr().out)
     assert (shown["milestones.0.5.met"], shown["milestones.0.5.value"]) == ("false", "2.1000")
     assert shown["milestones.0.5.by"] == "-0.3000"

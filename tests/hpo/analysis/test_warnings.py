@@ -14,7 +14,7 @@ import yaml
 from optuna.trial import TrialState, create_trial
 
 from bench.crowd import plant
-from hpo.analysis.snapshot import ended, snapshot
+from hpo.analysis.snapshot import ended, read_snapshot
 from hpo.analysis.warnings import READ, caveats, idle, knobs, position
 from hpo.queue.budget import fill
 from hpo.queue.registry import StoredStudy, register
@@ -44,11 +44,11 @@ def began(store: Store, folder: Path, anchors: Mapping[str, float] | None = None
     return register(store, load_study(str(path)), None, anchors or {})
 
 
-def put(at: StoredStudy, value: float | None, kind: str = "search", pruned: bool = False, **params: Any) -> None:
+def put(stored: StoredStudy, value: float | None, kind: str = "search", pruned: bool = False, **params: Any) -> None:
     """Put a trial into the study that ended at a value, or failed."""
-    slot = len(at.optuna.get_trials(deepcopy=False))
+    slot = len(stored.optuna.get_trials(deepcopy=False))
     state = TrialState.FAIL if value is None else TrialState.PRUNED if pruned else TrialState.COMPLETE
-    space = at.study.file.space
+    space = stored.study.file.space
     trial = create_trial(
         state=state,
         value=value,
@@ -57,18 +57,18 @@ def put(at: StoredStudy, value: float | None, kind: str = "search", pruned: bool
         user_attrs={"slot": slot, "kind": kind, "attempt": 1, ENDED: state.name.lower()},
         intermediate_values={} if value is None else {1: value + 1, **({} if pruned else {4: value})},
     )
-    at.store.optuna.create_new_trial(at.optuna._study_id, trial)
+    stored.store.optuna.create_new_trial(stored.optuna._study_id, trial)
 
 
-def notes(at: StoredStudy) -> list[str]:
-    return caveats(snapshot(at.store, at.study.name))
+def notes(stored: StoredStudy) -> list[str]:
+    return caveats(read_snapshot(stored.store, stored.study.name))
 
 
-def over(at: StoredStudy) -> None:
+def over(stored: StoredStudy) -> None:
     """End the study's budget at the trials that it has."""
-    n = len(at.optuna.get_trials(deepcopy=False))
-    at.optuna.set_user_attr("hpo:budget", {"trials": n})
-    fill(at.slots, at.study.slots()[:n])
+    n = len(stored.optuna.get_trials(deepcopy=False))
+    stored.optuna.set_user_attr("hpo:budget", {"trials": n})
+    fill(stored.slots, stored.study.slots()[:n])
 
 
 # --- the edge of a range
@@ -109,55 +109,55 @@ def test_a_value_lies_on_its_ranges_own_scale(entry: dict[str, Any], value: Any,
 def test_a_best_value_within_2_percent_of_an_end_is_on_the_edge(
     store: Store, here: Path, x: float, note: str | None
 ) -> None:
-    at = began(store, here)
-    put(at, 1.5, "baseline", x=0.5)
+    stored = began(store, here)
+    put(stored, 1.5, "baseline", x=0.5)
     for i in range(9):
-        put(at, 1.3 + i / 100, x=0.4)
-    put(at, 1.2, x=x)
-    found = notes(at)
+        put(stored, 1.3 + i / 100, x=0.4)
+    put(stored, 1.2, x=x)
+    found = notes(stored)
     assert len(found) == (note is not None)
     assert note is None or note.replace("0.0000", "0").replace("1.0000", "1") in found[0]
 
 
 def test_a_best_value_of_the_first_few_trials_is_no_finding(store: Store, here: Path) -> None:
-    at = began(store, here)
-    put(at, 1.5, "baseline", x=0.5)
-    put(at, 1.2, x=1.0)
-    assert notes(at) == []
-    over(at)
-    assert len(notes(at)) == 1
+    stored = began(store, here)
+    put(stored, 1.5, "baseline", x=0.5)
+    put(stored, 1.2, x=1.0)
+    assert notes(stored) == []
+    over(stored)
+    assert len(notes(stored)) == 1
 
 
 # --- the baseline, the bigrams, the noise
 
 
 def test_a_search_that_never_beat_its_baseline_says_so_and_one_that_did_does_not(store: Store, here: Path) -> None:
-    at = began(store, here)
-    put(at, 1.5, "baseline", x=0.0)
+    stored = began(store, here)
+    put(stored, 1.5, "baseline", x=0.0)
     for i in range(10):
-        put(at, 1.6 + i / 100, pruned=i > 3, x=0.4)
-    assert notes(at) == ["none of the 10 trials that were searched beat the baseline, trial 0 with val_loss 1.5000"]
-    put(at, 1.4, x=0.4)
-    assert notes(at) == []
+        put(stored, 1.6 + i / 100, pruned=i > 3, x=0.4)
+    assert notes(stored) == ["none of the 10 trials that were searched beat the baseline, trial 0 with val_loss 1.5000"]
+    put(stored, 1.4, x=0.4)
+    assert notes(stored) == []
 
 
 @pytest.mark.parametrize(("objective", "anchor"), [("val_loss", "bigram"), ("val_bpb", "bigram_bpb")])
 def test_a_best_trial_that_loses_to_bigrams_says_so(store: Store, here: Path, objective: str, anchor: str) -> None:
-    at = began(store, here, {anchor: 1.45, "unigram": 9.0}, objective=objective)
-    put(at, 1.5, "baseline", x=0.5)
-    assert notes(at) == ["a table of bigrams does better (1.4500); the runs are too short or too small"]
-    put(at, 1.44, x=0.5)
-    assert notes(at) == []
+    stored = began(store, here, {anchor: 1.45, "unigram": 9.0}, objective=objective)
+    put(stored, 1.5, "baseline", x=0.5)
+    assert notes(stored) == ["a table of bigrams does better (1.4500); the runs are too short or too small"]
+    put(stored, 1.44, x=0.5)
+    assert notes(stored) == []
 
 
-def noisy(at: StoredStudy, best: float) -> list[str]:
+def noisy(stored: StoredStudy, best: float) -> list[str]:
     """Return the notes of a search of 20 trials over a baseline of mean 2 and sigma 0.125."""
     for i, value in enumerate((1.9, 2.1, 1.9, 2.1)):
-        put(at, value, "seed" if i else "baseline", x=0.5)
+        put(stored, value, "seed" if i else "baseline", x=0.5)
     for _ in range(19):
-        put(at, 2.5, pruned=True, x=0.5)
-    put(at, best, x=0.5)
-    return notes(at)
+        put(stored, 2.5, pruned=True, x=0.5)
+    put(stored, best, x=0.5)
+    return notes(stored)
 
 
 def test_a_best_trial_that_luck_would_have_reached_is_inside_the_noise(store: Store, here: Path) -> None:
@@ -247,20 +247,20 @@ def test_two_trials_that_differ_in_one_knob_alone_with_equal_curves_show_that_it
     store: Store, here: Path
 ) -> None:
     grid = {"x": {"choices": [0.1, 0.6]}, "pause": {"choices": [0.0, 0.001, 0.002]}}
-    at = began(store, here, space=grid, sampler={"name": "grid"}, budget={"trials": 7}, pruner={"name": "none"})
-    assert worked(at) == 0
-    assert knobs(snapshot(store, "planted")) == {"pause": (1, 3)}
-    assert notes(at) == [
+    stored = began(store, here, space=grid, sampler={"name": "grid"}, budget={"trials": 7}, pruner={"name": "none"})
+    assert worked(stored) == 0
+    assert knobs(read_snapshot(store, "planted")) == {"pause": (1, 3)}
+    assert notes(stored) == [
         "pause changed nothing: trials 1 and 3 differ in it alone, and their curves are equal to the last bit"
     ]
 
 
 def test_one_pair_with_other_curves_acquits_a_knob(store: Store, here: Path) -> None:
-    at = began(store, here)
+    stored = began(store, here)
     for value, x, pause in ((1.5, 0.2, 1.0), (1.5, 0.2, 2.0), (1.6, 0.3, 1.0), (1.7, 0.3, 2.0)):
-        put(at, value, x=x, pause=pause)
-    over(at)
-    assert notes(at) == []
+        put(stored, value, x=x, pause=pause)
+    over(stored)
+    assert notes(stored) == []
 
 
 @pytest.mark.parametrize(("bounds", "said"), [("ge=-9.0, le=9.0", True), ("ge=0.0", False), ("gt=-1e-12", False)])
@@ -269,24 +269,24 @@ def test_an_end_beyond_which_the_field_has_no_values_is_no_edge(
 ) -> None:
     path = planted(here, space=SPACE, budget={"trials": 40})
     edit(here, "ge=0.0, le=1.0", bounds)
-    at = register(store, load_study(str(path)), None, {})
-    put(at, 1.5, "baseline", x=0.5)
+    stored = register(store, load_study(str(path)), None, {})
+    put(stored, 1.5, "baseline", x=0.5)
     for i in range(10):
-        put(at, 1.4 - i / 100, x=(9 - i) / 9)
-    assert bool(notes(at)) == said
+        put(stored, 1.4 - i / 100, x=(9 - i) / 9)
+    assert bool(notes(stored)) == said
 
 
 def test_a_study_that_ran_says_of_which_field_no_effect_shows_and_not_that_it_lies_on_an_edge(
     store: Store, here: Path
 ) -> None:
-    at = began(store, here)
+    stored = began(store, here)
     draw = random.Random(3)
     for i in range(30):
         x, pause = draw.random(), 0.0 if i == 7 else 10 * draw.random()
-        put(at, 1.0 if i == 7 else 1.1 + x, x=0.2 if i == 7 else x, pause=pause)
-    assert notes(at) == ["pause of the best trial, 0, is the lower end of its range; beyond it nothing was tried"]
-    over(at)
-    (note,) = notes(at)
+        put(stored, 1.0 if i == 7 else 1.1 + x, x=0.2 if i == 7 else x, pause=pause)
+    assert notes(stored) == ["pause of the best trial, 0, is the lower end of its range; beyond it nothing was tried"]
+    over(stored)
+    (note,) = notes(stored)
     assert note.startswith("30 trials show no effect of pause (p = 0.")
     assert note.endswith("); if there is one, it is smaller than they can show")
 
@@ -299,21 +299,21 @@ def test_arms_with_the_same_curves_on_every_seed_are_named(store: Store, here: P
     tree = {"train": "curves:train", "config": "curves:Config", "rungs": 4, "seeds": [1, 2]}
     arms = {"a": {"noise": 0.1}, "b": {"noise": 0.1, "pause": 0.001}, "c": {"noise": 0.1, "x": 0.1}}
     (here / "arms.yaml").write_text(yaml.safe_dump({**tree, "arms": arms}))
-    at = register(store, load_study("arms.yaml"), None, {"bigram": 0.5})
-    assert notes(at) == []
-    assert worked(at) == 0
-    assert notes(at) == [
+    stored = register(store, load_study("arms.yaml"), None, {"bigram": 0.5})
+    assert notes(stored) == []
+    assert worked(stored) == 0
+    assert notes(stored) == [
         "a table of bigrams does better (0.5000); the runs are too short or too small",
         "arms a and b have the same curves to the last bit: what they differ in changed nothing",
     ]
 
 
 def test_a_study_without_a_result_has_no_notes(store: Store, here: Path) -> None:
-    at = began(store, here)
-    assert notes(at) == []
-    put(at, None, x=0.5)
-    over(at)
-    assert notes(at) == []
+    stored = began(store, here)
+    assert notes(stored) == []
+    put(stored, None, x=0.5)
+    over(stored)
+    assert notes(stored) == []
 
 
 def test_of_a_long_study_only_the_best_trial_is_read(here: Path) -> None:
@@ -321,10 +321,10 @@ def test_of_a_long_study_only_the_best_trial_is_read(here: Path) -> None:
     with open_store(url, create=True) as long:
         over(plant(long, READ + 10, 0))
     with open_readonly(url) as reader:
-        of = snapshot(reader, "crowd")
-        assert ended(of)
+        snapshot = read_snapshot(reader, "crowd")
+        assert ended(snapshot)
         with counted(reader.engine) as statements:
-            caveats(of)
+            caveats(snapshot)
         assert len(statements) <= 1
         assert all(":trial" in s or "trial_id = ?" in s for s in statements)
 
@@ -342,10 +342,10 @@ print(sorted({"scipy", "optuna", "torch", "model"} & sys.modules.keys()))
 
 
 def test_status_ends_with_the_notes_and_loads_scipy_only_for_a_test(store: Store, here: Path) -> None:
-    at = began(store, here)
-    put(at, 1.5, "baseline", x=0.5)
+    stored = began(store, here)
+    put(stored, 1.5, "baseline", x=0.5)
     for i in range(10):
-        put(at, 1.4 - i / 100, x=i / 9)
+        put(stored, 1.4 - i / 100, x=i / 9)
     asked = [sys.executable, "-c", LOOK, f"sqlite:///{here}/caveats.db"]
     *_, note, loaded = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
     assert note == "note: x of the best trial, 1, is the upper end of its range; beyond it nothing was tried"

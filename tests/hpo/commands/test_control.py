@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from hpo.analysis.snapshot import snapshot, word
+from hpo.analysis.snapshot import read_snapshot, word
 from hpo.commands.control import kill, turn
 from hpo.storage.attributes import ENDED, STATE
 from hpo.storage.schema import SLOT
@@ -40,8 +40,8 @@ def test_commands_act_through_the_storage_from_any_folder_and_their_status_says_
     away = here / "away"
     away.mkdir()
     with open_store(url, create=True) as store:
-        at = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
-        interrupted(at)
+        stored = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
+        interrupted(stored)
         for command in ("pause", "resume", "stop"):
             assert "planted: " in hpo(command, "--storage", url, cwd=away).stderr
         assert "trial 0: ended as killed" in hpo("kill", "0", "--storage", url, cwd=away).stderr
@@ -51,17 +51,17 @@ def test_commands_act_through_the_storage_from_any_folder_and_their_status_says_
         assert "no study 'x'" in hpo("pause", "--study", "x", "--storage", url, cwd=away, status=2).stderr
         assert "no storage at" in hpo("pause", "--storage", "none.db", cwd=away, status=4).stderr
         assert "config: " in hpo("enqueue", "--set", "x=0.5", "--storage", url, cwd=away, status=2).stderr
-        assert at.slots.left() == 2
+        assert stored.slots.left() == 2
 
 
 def test_paused_study_trains_nothing_and_goes_on_to_the_exact_total(here: Path, store: Store) -> None:
-    at = began(store, here, **LONG, budget={"trials": 3})
+    stored = began(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
-        until(lambda: at.slots.counts()["leased"] == 2 and rungs(store) > 0)
+        until(lambda: stored.slots.counts()["leased"] == 2 and rungs(store) > 0)
         told = turn(store, None, "paused", "the machine is needed")
         before = rungs(store)
         assert told.startswith("planted: paused; the ")
-        until(lambda: at.slots.counts()["leased"] == 0)
+        until(lambda: stored.slots.counts()["leased"] == 0)
         held = rungs(store)
         assert held - before <= 2, "each worker ends the rung that it is in"
         given_back = states(store)[State.WAITING]
@@ -70,12 +70,12 @@ def test_paused_study_trains_nothing_and_goes_on_to_the_exact_total(here: Path, 
         assert "paused already" in typed(store.url, "pause")
         time.sleep(1.5)  # longer than a worker waits between looks
         assert rungs(store) == held
-        assert at.slots.counts()["leased"] == 0
+        assert stored.slots.counts()["leased"] == 0
         assert all(worker.poll() is None for worker in workers)
         assert "active" in typed(store.url, "resume")
         assert ends(workers) == [(0, ""), (0, "")]
     assert states(store) == {State.COMPLETE: 3}
-    assert all(sorted(t.intermediate_values) == list(range(1, 13)) for t in snapshot(store, "planted").trials)
+    assert all(sorted(t.intermediate_values) == list(range(1, 13)) for t in read_snapshot(store, "planted").trials)
     assert events(store, "paused", "resumed")[0] == ("paused", "the machine is needed")
     words = [word for word, _ in events(store, "paused", "resumed")]
     assert words == ["paused"] * (1 + given_back) + ["resumed"]
@@ -85,8 +85,8 @@ def test_worker_that_has_other_studies_does_not_wait_at_a_paused_one(
     here: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hpo.worker.reporter.LOOK_S", 0.0)  # these rungs take no time
-    at = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
-    worker = Worker(at, Path("runs"), 1, lambda event: None)
+    stored = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
+    worker = Worker(stored, Path("runs"), 1, lambda event: None)
     worker.listener = lambda event: turn(store, None, "paused") if event["event"] == "rung" else None
     assert worker.work(turns=1) == 0
     assert states(store) == {State.WAITING: 1}
@@ -94,8 +94,8 @@ def test_worker_that_has_other_studies_does_not_wait_at_a_paused_one(
 
 
 def test_workers_of_a_paused_study_end_when_nothing_is_left_to_wait_for(here: Path, store: Store) -> None:
-    at = began(store, here, pruner={"name": "none"}, budget={"trials": 1})
-    interrupted(at)
+    stored = began(store, here, pruner={"name": "none"}, budget={"trials": 1})
+    interrupted(stored)
     turn(store, None, "paused")
     with working(store.url, n=1) as workers:
         kill(store, None, 0)
@@ -104,44 +104,44 @@ def test_workers_of_a_paused_study_end_when_nothing_is_left_to_wait_for(here: Pa
 
 
 def test_stopped_workers_leave_with_0_and_another_worker_goes_on_after_resume(here: Path, store: Store) -> None:
-    at = began(store, here, **LONG, budget={"trials": 3})
+    stored = began(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
-        until(lambda: at.slots.counts()["leased"] == 2)
+        until(lambda: stored.slots.counts()["leased"] == 2)
         assert "planted: stopped; the " in typed(store.url, "stop")
         assert ends(workers) == [(0, ""), (0, "")]
-    assert at.slots.counts()["leased"] == 0
+    assert stored.slots.counts()["leased"] == 0
     assert states(store)[State.RUNNING] == 0
-    assert worked(at) == 0
-    assert at.slots.counts()["done"] < 3, "a worker that joins a stopped study leaves"
+    assert worked(stored) == 0
+    assert stored.slots.counts()["done"] < 3, "a worker that joins a stopped study leaves"
     assert "stopped already" in typed(store.url, "stop")
     assert "hpo worker --study planted" in typed(store.url, "resume")
-    assert worked(at) == 0
+    assert worked(stored) == 0
     assert states(store) == {State.COMPLETE: 3}
     assert "all of its trials have ended" in typed(store.url, "pause")
 
 
 @pytest.mark.parametrize("when", ["before a trial is complete", "after"])
 def test_stopped_launcher_ends_and_says_what_was_found(here: Path, store: Store, when: str) -> None:
-    at = began(store, here, **LONG, budget={"trials": 5})
+    stored = began(store, here, **LONG, budget={"trials": 5})
     with working(store.url, "launch", "--workers", "2", n=1) as launchers:
         done = 0 if when == "before a trial is complete" else 1
-        until(lambda: rungs(store) > 0 and at.slots.counts()["done"] >= done)
+        until(lambda: rungs(store) > 0 and stored.slots.counts()["done"] >= done)
         typed(store.url, "stop")
         stdout, stderr = launchers[0].communicate(timeout=60)
     assert "planted was stopped" in stderr
     assert launchers[0].returncode == (0 if done else 3), stderr
     assert ("best: trial" in stdout) == bool(done)
-    assert at.slots.counts()["leased"] == 0
+    assert stored.slots.counts()["leased"] == 0
     with working(store.url, "launch", "--workers", "2", n=1) as launchers:  # launching goes on
         assert ends(launchers)[0][0] == 0
     assert states(store) == {State.COMPLETE: 5}
-    assert store.optuna.get_study_user_attrs(at.slots.study_id)[STATE] == "active"
+    assert store.optuna.get_study_user_attrs(stored.slots.study_id)[STATE] == "active"
 
 
 def test_killed_trial_that_runs_ends_within_one_rung_and_its_neighbours_go_on(here: Path, store: Store) -> None:
-    at = began(store, here, **LONG, budget={"trials": 3})
+    stored = began(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
-        until(lambda: any(t.number == 1 and t.last_step for t in snapshot(store, "planted").trials))
+        until(lambda: any(t.number == 1 and t.last_step for t in read_snapshot(store, "planted").trials))
         told = kill(store, None, 1)
         seen = found(store, 1).last_step or 0
         assert told == "trial 1: is ended as killed within one rung"
@@ -150,35 +150,35 @@ def test_killed_trial_that_runs_ends_within_one_rung_and_its_neighbours_go_on(he
     assert (trial.state, trial.user_attrs[ENDED]) == (State.FAIL, "killed")
     assert trial.last_step in (seen, seen + 1)
     assert states(store) == {State.COMPLETE: 2, State.FAIL: 1}
-    assert at.slots.counts()["done"] == 3
+    assert stored.slots.counts()["done"] == 3
 
 
 def test_killed_trial_that_nobody_holds_ends_at_once(here: Path, store: Store) -> None:
-    at = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
-    interrupted(at)
+    stored = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
+    interrupted(stored)
     assert "it was interrupted, at rung 1 of 4" in typed(store.url, "kill", "0")
     assert (found(store, 0).state, found(store, 0).user_attrs[ENDED]) == (State.FAIL, "killed")
-    assert at.slots.left() == 1
-    assert worked(at) == 0
+    assert stored.slots.left() == 1
+    assert worked(stored) == 0
     assert states(store) == {State.COMPLETE: 1, State.FAIL: 1}
 
 
 def test_killed_trial_of_a_worker_that_died_ends_at_once(here: Path, store: Store) -> None:
-    at = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
-    claim = at.slots.claim("dead", 60.0)
+    stored = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
+    claim = stored.slots.claim("dead", 60.0)
     assert claim is not None
-    open_trial(at, claim, "dead", 1)
+    open_trial(stored, claim, "dead", 1)
     with store.engine.begin() as connection:
         connection.execute(sa.update(SLOT).where(SLOT.c.owner == "dead").values(lease_until=1.0))
-    assert word(snapshot(store, "planted"), found(store, 0)) == "interrupted"
+    assert word(read_snapshot(store, "planted"), found(store, 0)) == "interrupted"
     assert "ended as killed" in kill(store, "planted", 0)
     assert found(store, 0).state == State.FAIL
-    assert worked(at) == 0
+    assert worked(stored) == 0
     assert states(store) == {State.COMPLETE: 1, State.FAIL: 1}
 
 
 def test_killed_trial_whose_worker_gives_it_back_first_is_not_gone_on_with(here: Path, store: Store) -> None:
-    at = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
+    stored = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
     told: list[str] = []
 
     def kill_and_leave(event: dict[str, Any]) -> bool:
@@ -186,16 +186,16 @@ def test_killed_trial_whose_worker_gives_it_back_first_is_not_gone_on_with(here:
             told.append(kill(store, "planted", 0))
         return event["event"] == "rung"
 
-    assert worked(at, kill_and_leave) == 130
+    assert worked(stored, kill_and_leave) == 130
     assert "within one rung" in told[0]
-    assert worked(at) == 0
+    assert worked(stored) == 0
     assert found(store, 0).user_attrs[ENDED] == "killed"
     assert found(store, 0).last_step == 1
 
 
 def test_kill_refuses_a_trial_that_has_ended_or_is_not_there(here: Path, store: Store) -> None:
-    at = began(store, here, budget={"trials": 1})
-    assert worked(at) == 0
+    stored = began(store, here, budget={"trials": 1})
+    assert worked(stored) == 0
     assert "trial 0: must be running or interrupted to be killed; in study planted it is complete" in refused(
         store.url, "kill", "0"
     )

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 import hpo.commands.doctor
-from hpo.analysis.snapshot import counts, snapshot
+from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.commands.doctor import Finding, examine
 from hpo.queue.registry import register
 from hpo.runs.run_dir import trial_folder
@@ -29,8 +29,10 @@ pytestmark = pytest.mark.usefixtures("here")
 def store(storage_url: str, here: Path) -> Iterator[Store]:
     """A storage with a study of two trials, the second not begun."""
     with open_store(storage_url, create=True) as store:
-        at = register(store, load_study(str(planted(here, budget={"trials": 2}, pruner={"name": "none"}))), None, {})
-        Worker(at, Path("runs"), 1, lambda event: None).work(turns=1)
+        stored = register(
+            store, load_study(str(planted(here, budget={"trials": 2}, pruner={"name": "none"}))), None, {}
+        )
+        Worker(stored, Path("runs"), 1, lambda event: None).work(turns=1)
         yield store
 
 
@@ -78,11 +80,11 @@ def test_trial_shown_as_running_that_nobody_has_is_found_and_mended(store: Store
 
 
 def test_leftover_checkpoints_are_found_and_removed_but_not_those_of_the_best(store: Store, here: Path) -> None:
-    at = register(store, load_study(str(here / "planted.yaml"), budget={"trials": 6}), None, {}, {"trials": 6})
-    Worker(at, Path("runs"), 1, lambda event: None).work()
-    of = snapshot(store, "planted")
-    best = sorted(of.trials, key=lambda trial: trial.values[0])
-    for trial in of.trials:
+    stored = register(store, load_study(str(here / "planted.yaml"), budget={"trials": 6}), None, {}, {"trials": 6})
+    Worker(stored, Path("runs"), 1, lambda event: None).work()
+    snapshot = read_snapshot(store, "planted")
+    best = sorted(snapshot.trials, key=lambda trial: trial.values[0])
+    for trial in snapshot.trials:
         folder = trial_folder(Path("runs"), "planted", trial.number) / "checkpoint"
         folder.mkdir(parents=True)
         (folder / "state.safetensors").write_bytes(b"x" * 1000)
@@ -131,7 +133,7 @@ def test_tables_of_an_earlier_version_are_refused_told_and_brought_up_to_date(st
     assert "`hpo doctor --fix` adds them" in refused
     assert doctor(store, status=1)["storage"] == ["wrong"]
     doctor(store, "--fix")
-    assert counts(snapshot(store, "planted"))["complete"] == 1
+    assert counts(read_snapshot(store, "planted"))["complete"] == 1
     assert doctor(store)["storage"] == ["fine"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from hpo.analysis.snapshot import snapshot
+from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.control import turn
 from hpo.commands.enqueue import again, enqueue
 from hpo.errors import Problem
@@ -54,7 +54,7 @@ def failing(store: Store, here: Path, **keys: Any) -> StoredStudy:
 def test_retry_runs_the_parameters_again_as_a_new_trial_beside_the_budget(here: Path, store: Store) -> None:
     at = failing(store, here, baseline=[{"x": 0.9}], budget={"trials": 6})
     assert worked(at) == 0
-    failed = [t.number for t in snapshot(store, "planted").in_state(State.FAIL)]
+    failed = [t.number for t in read_snapshot(store, "planted").in_state(State.FAIL)]
     assert 0 in failed
     assert len(failed) > 1
     told = typed(store.url, "retry", "0")
@@ -63,7 +63,7 @@ def test_retry_runs_the_parameters_again_as_a_new_trial_beside_the_budget(here: 
     assert "trial 0: is being tried again already" in refused(store.url, "retry", "0")
     assert len(typed(store.url, "retry", "--failed").splitlines()) == len(failed)  # one a trial, and that none trains
     assert worked(at) == 0
-    trials = snapshot(store, "planted").trials
+    trials = read_snapshot(store, "planted").trials
     assert states(store) == {State.COMPLETE: 6, State.FAIL: len(failed)}
     tries = {t.user_attrs["retry_of"]: t for t in trials if t.user_attrs["kind"] == "retry"}
     assert sorted(tries) == failed
@@ -76,38 +76,38 @@ def test_retry_of_a_baseline_is_pruned_as_little_as_the_baseline_itself(here: Pa
     pruner = {"name": "threshold", "upper": 0.0}
     at = failing(store, here, baseline=[{"x": 0.9}], budget={"trials": 3}, pruner=pruner)
     assert worked(at) == 0
-    of = snapshot(store, "planted")
-    assert of.trials[0].state == State.FAIL
-    assert {t.state for t in of.trials[1:]} <= {State.PRUNED, State.FAIL}
+    snapshot = read_snapshot(store, "planted")
+    assert snapshot.trials[0].state == State.FAIL
+    assert {t.state for t in snapshot.trials[1:]} <= {State.PRUNED, State.FAIL}
     typed(store.url, "retry", "0")
     assert worked(at) == 0
-    again = next(t for t in snapshot(store, "planted").trials if t.user_attrs["kind"] == "retry")
+    again = next(t for t in read_snapshot(store, "planted").trials if t.user_attrs["kind"] == "retry")
     assert (again.user_attrs["retry_of"], again.state) == (0, State.COMPLETE)
 
 
 def test_retry_takes_what_failed_and_nothing_whose_result_stands(here: Path, store: Store) -> None:
-    at = began(store, here, pruner={"name": "none"}, budget={"trials": 4})
+    stored = began(store, here, pruner={"name": "none"}, budget={"trials": 4})
     ids = []
     for state, ended, values in (
         (TrialState.PRUNED, "timeout", {}),
         (TrialState.PRUNED, "pruned", {}),
         (TrialState.COMPLETE, "complete", {"values": [1.0]}),
     ):
-        claim = at.slots.claim("planted", 60.0)
+        claim = stored.slots.claim("planted", 60.0)
         assert claim is not None
-        trial = at.optuna.ask({"x": at.study.file.space["x"].distribution(float)})
+        trial = stored.optuna.ask({"x": stored.study.file.space["x"].distribution(float)})
         ids.append(trial.number)
         store.optuna.set_trial_user_attr(trial._trial_id, "slot", claim.slot)
         store.optuna.set_trial_user_attr(trial._trial_id, ENDED, ended)
         store.optuna.set_trial_state_values(trial._trial_id, state, **values)
-        at.slots.done(claim, "planted", 1, ended)
+        stored.slots.done(claim, "planted", 1, ended)
     assert "trial 0: is tried again" in again(store, None, 0, False)[0]
     with pytest.raises(Problem, match="trial 1: must have failed to be tried again; it is pruned, and its result stan"):
         again(store, None, 1, False)
     with pytest.raises(Problem, match="trial 2: must have failed to be tried again; it is complete, and"):
         again(store, None, 2, False)
-    interrupted(at)
-    running = len(snapshot(store, "planted").trials) - 1
+    interrupted(stored)
+    running = len(read_snapshot(store, "planted").trials) - 1
     with pytest.raises(Problem, match=f"trial {running}: must have ended to be tried again"):
         again(store, None, running, False)
     with pytest.raises(Problem, match="retry: must have either the number of a trial or --failed"):
@@ -117,14 +117,14 @@ def test_retry_takes_what_failed_and_nothing_whose_result_stands(here: Path, sto
 
 
 def test_enqueued_configuration_runs_next_and_beside_the_budget(here: Path, store: Store) -> None:
-    at = began(store, here, base={"pause": 0.15}, pruner={"name": "none"}, budget={"trials": 8})
+    stored = began(store, here, base={"pause": 0.15}, pruner={"name": "none"}, budget={"trials": 8})
     with working(store.url) as workers:
         until(lambda: rungs(store) > 0)
         told = typed(store.url, "enqueue", "--set", "x=0.125")
         assert "enqueued x=0.1250, beside the budget, first of those added by hand, before the search" in told
         assert "no worker" not in told
         assert ends(workers) == [(0, ""), (0, "")]
-    trials = snapshot(store, "planted").trials
+    trials = read_snapshot(store, "planted").trials
     (mine,) = [t for t in trials if t.user_attrs["kind"] == "enqueued"]
     assert mine.params == {"x": 0.125}
     assert mine.number < 8, "it came before the rest of the search"
@@ -133,14 +133,14 @@ def test_enqueued_configuration_runs_next_and_beside_the_budget(here: Path, stor
     assert "no worker trains at the moment" in typed(store.url, "enqueue", "--set", "x=0.125")
     assert "already, and has not ended" in refused(store.url, "enqueue", "--set", "x=0.125")
     assert "behind 1 others" in typed(store.url, "enqueue", "--set", "x=0.25")
-    assert worked(at) == 0
+    assert worked(stored) == 0
     assert states(store) == {State.COMPLETE: 11}
 
 
 def test_enqueue_says_what_keeps_it_from_being_run(here: Path, store: Store) -> None:
-    at = began(store, here, budget={"hours": 1}, space={"x": {"low": 0.2, "high": 0.4}})
+    stored = began(store, here, budget={"hours": 1}, space={"x": {"low": 0.2, "high": 0.4}})
     turn(store, None, "paused")
-    at.optuna.set_user_attr("hpo:started", at.slots.now() - 3600)
+    stored.optuna.set_user_attr("hpo:started", stored.slots.now() - 3600)
     told = "\n".join(enqueue(store, None, ["x=0.75"]))
     assert "x=0.7500 lies outside the range of the space; it runs, but the sampler does not learn" in told
     assert "the study is paused: hpo resume --study planted" in told
@@ -161,16 +161,16 @@ def test_enqueue_refuses_what_is_no_configuration(
     here: Path, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with open_store(f"sqlite:///{tmp_path}/c.db", create=True) as store:
-        at = began(store, here)
+        stored = began(store, here)
         with pytest.raises(Problem) as error:
             enqueue(store, None, overrides)
         assert message in str(error.value)
-        assert at.slots.left() == 12
+        assert stored.slots.left() == 12
 
 
 def test_enqueue_refuses_a_trial_that_could_not_be_compared_with_the_others(here: Path) -> None:
     with open_store(f"sqlite:///{here}/c.db", create=True) as store:
-        at = register(store, load_study(str(gpt(here, "a", 1e-3, {}))), None, {})
+        stored = register(store, load_study(str(gpt(here, "a", 1e-3, {}))), None, {})
         for override, why in (
             ("run.tokens=999", "lengths"),
             ("run.rungs=7", "rungs"),
@@ -184,7 +184,7 @@ def test_enqueue_refuses_a_trial_that_could_not_be_compared_with_the_others(here
         searched = {"space": {"tokenizer.name": {"choices": ["bytes", "chars"]}}, "objective": "val_bpb"}
         register(store, load_study(str(gpt(here, "b", 1e-3, {}, **searched))), None, {})
         assert "b: enqueued tokenizer.name=chars" in enqueue(store, "b", ["tokenizer.name=chars"])[0]
-        assert at.slots.left() == 4
-        tokens = at.study.base.model_dump()["run"]["tokens"]
+        assert stored.slots.left() == 4
+        tokens = stored.study.base.model_dump()["run"]["tokens"]
         assert "enqueued" in enqueue(store, "a", [f"run.tokens={tokens}", "optimizer.lr=0.5"])[0]
-        assert at.slots.left() == 5
+        assert stored.slots.left() == 5

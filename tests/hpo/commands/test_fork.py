@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.analysis.snapshot import snapshot
+from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.fork import fork
 from hpo.errors import Problem
 from hpo.queue.registry import load_stored_study, register
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("here")
 def test_fork_takes_over_the_trials_that_the_new_study_would_train_alike(here: Path, store: Store) -> None:
     old = began(store, here, budget={"trials": 12}, pruner={"name": "median", "startup_trials": 3, "warmup_rungs": 1})
     assert worked(old) == 0
-    first = snapshot(store, "planted").trials
+    first = read_snapshot(store, "planted").trials
     inside = [t for t in first if t.params["x"] <= 0.6]
     assert 0 < len(inside) < 12
     assert states(store)[State.PRUNED] > 0
@@ -35,18 +35,18 @@ def test_fork_takes_over_the_trials_that_the_new_study_would_train_alike(here: P
     assert f"narrow: begins with {len(inside)} of the 12 finished trials of planted" in told
     assert f"{12 - len(inside)} left out: {12 - len(inside)} x outside its range" in told
     assert f"next: hpo launch --study {path} --trials 3" in told
-    for before, after in zip(inside, snapshot(store, "narrow").trials, strict=True):
+    for before, after in zip(inside, read_snapshot(store, "narrow").trials, strict=True):
         assert (after.state, after.values, after.params) == (before.state, before.values, before.params)
         assert after.intermediate_values == before.intermediate_values
         assert after.user_attrs["forked_from"] == f"planted/{before.number}"
         assert after.user_attrs["kind"] == "forked"
         assert after.user_attrs[ENDED] == before.user_attrs[ENDED]
         assert (after.started, after.ended) == (before.started, before.ended)
-    at = load_stored_study(store, "narrow")
-    assert at.slots.left() == 3, "what was taken over does not count in the budget"
-    assert worked(at) == 0
-    assert len(snapshot(store, "narrow").trials) == len(inside) + 3
-    assert len(snapshot(store, "planted").trials) == 12
+    stored = load_stored_study(store, "narrow")
+    assert stored.slots.left() == 3, "what was taken over does not count in the budget"
+    assert worked(stored) == 0
+    assert len(read_snapshot(store, "narrow").trials) == len(inside) + 3
+    assert len(read_snapshot(store, "planted").trials) == 12
 
 
 def test_fork_of_a_fork_takes_over_what_was_taken_over(here: Path, store: Store) -> None:
@@ -56,7 +56,9 @@ def test_fork_of_a_fork_takes_over_what_was_taken_over(here: Path, store: Store)
     fork(store, str(planted(here, "second", sampler=tpe, budget={"trials": 2})), "planted", None, [], None)
     told = fork(store, str(planted(here, "third", seed=3)), "second", None, [], None)
     assert "third: begins with 3 of the 3 finished trials of second" in told
-    assert [t.user_attrs["forked_from"] for t in snapshot(store, "third").trials] == [f"second/{i}" for i in range(3)]
+    assert [t.user_attrs["forked_from"] for t in read_snapshot(store, "third").trials] == [
+        f"second/{i}" for i in range(3)
+    ]
     assert worked(load_stored_study(store, "second")) == 0
     assert states(store, "second") == {State.COMPLETE: 5}, "the sampler takes them for its own"
 
@@ -71,7 +73,7 @@ def test_fork_takes_over_a_trial_that_met_a_limit_only_where_the_limit_is_the_sa
     with pytest.raises(Problem, match="1 ended at another limit"):
         fork(store, str(planted(here, "second", limits={"seconds": 8})), "planted", None, [], None)
     fork(store, str(planted(here, "second", limits={"seconds": 9})), "planted", None, [], None)
-    (taken,) = snapshot(store, "second").trials
+    (taken,) = read_snapshot(store, "second").trials
     assert (taken.state, taken.constraints, taken.last_step) == (State.PRUNED, {"seconds": 1.0}, 1)
 
 
@@ -85,10 +87,10 @@ def test_fork_that_a_launch_offers_for_a_changed_space_does_what_it_says(here: P
     told = typed(store.url, *offered.split()[1:])
     assert "planted-2: begins with 3 of the 3 finished trials" in told
     assert "next: hpo launch --study planted-2" in told
-    assert len(snapshot(store, "planted-2").trials) == 3
+    assert len(read_snapshot(store, "planted-2").trials) == 3
     hpo("launch", "--study", "planted-2", "--trials", "4", "--storage", store.url, "--quiet", cwd=here)
-    of = snapshot(store, "planted-2")
-    assert (len(of.own), len(of.trials)) == (4, 7), "what was carried over does not count in the budget"
+    snapshot = read_snapshot(store, "planted-2")
+    assert (len(snapshot.own), len(snapshot.trials)) == (4, 7), "what was carried over does not count in the budget"
     told = hpo("launch", "--study", "planted-2", "--seed", "3", "--storage", store.url, cwd=here, status=2).stderr
     assert "--set, --seed: must be left out, since planted-2 is begun" in told
 
@@ -146,7 +148,7 @@ def test_fork_of_a_gpt_study_compares_whole_configurations_and_data(here: Path) 
         assert worked(old) == 0
         told = fork(store, str(gpt(here, "b", 2e-3, {})), "a", None, [], None)
         assert "b: begins with" in told
-        taken = snapshot(store, "b").trials
+        taken = read_snapshot(store, "b").trials
         assert taken
         assert all(t.params["optimizer.lr"] >= 2e-3 for t in taken)
         with pytest.raises(Problem, match="2 another optimizer"):
@@ -158,6 +160,6 @@ def test_fork_of_a_gpt_study_compares_whole_configurations_and_data(here: Path) 
         }
         told = fork(store, str(gpt(here, "d", 1e-3, {"optimizer.weight_decay": 0.3}, space=wider)), "a", None, [], None)
         assert "d: begins with 2 of the 2" in told
-        assert all("optimizer.weight_decay" in t.params for t in snapshot(store, "d").trials)
+        assert all("optimizer.weight_decay" in t.params for t in read_snapshot(store, "d").trials)
         with pytest.raises(Problem, match="its data has the hash"):
             fork(store, str(gpt(here, "e", 1e-3, {"data.split_seed": 1})), "a", None, [], None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.analysis.snapshot import counts, snapshot
+from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.launcher.progress import LiveTable
 from hpo.queue.registry import register
 from hpo.storage.engine import open_readonly
@@ -98,14 +98,14 @@ def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_goes_on
     assert "Traceback" not in stderr
     assert workers(here) == []
     with open_readonly("runs/hpo.db") as store:
-        assert snapshot(store, "planted").slots["leased"] == 0
+        assert read_snapshot(store, "planted").slots["leased"] == 0
     again = launch("--study", str(path), "--workers", "2")
     again.communicate(timeout=60)
     assert again.returncode == 0
     with open_readonly("runs/hpo.db") as store:
-        of = snapshot(store, "planted")
-        assert len(of.trials) == 6
-        assert counts(of)["running"] == counts(of)["waiting"] == 0
+        snapshot = read_snapshot(store, "planted")
+        assert len(snapshot.trials) == 6
+        assert counts(snapshot)["running"] == counts(snapshot)["waiting"] == 0
 
 
 def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
@@ -122,9 +122,9 @@ def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
     assert workers(here) == []
     assert time.monotonic() - began < 15
     with open_readonly("runs/hpo.db") as store:
-        of = snapshot(store, "planted")
-        assert counts(of)["running"] + counts(of)["waiting"] == 2
-        assert of.slots["leased"] == 0
+        snapshot = read_snapshot(store, "planted")
+        assert counts(snapshot)["running"] + counts(snapshot)["waiting"] == 2
+        assert snapshot.slots["leased"] == 0
 
 
 def test_workers_end_when_their_launcher_is_killed(here: Path) -> None:
@@ -135,7 +135,7 @@ def test_workers_end_when_their_launcher_is_killed(here: Path) -> None:
     process.communicate()
     assert until(lambda: workers(here) == [])
     with open_readonly("runs/hpo.db") as store:
-        assert snapshot(store, "planted").slots["leased"] == 0
+        assert read_snapshot(store, "planted").slots["leased"] == 0
 
 
 def test_launch_fails_with_the_last_words_of_a_worker_that_cannot_work(here: Path) -> None:
@@ -155,8 +155,8 @@ def test_screen_shows_workers_progress_and_the_best_against_baseline_and_anchors
     launch("--study", str(path), "--quiet").communicate(timeout=60)
     with open_store("runs/hpo.db") as store:
         register(store, load_study(str(path), budget={"trials": 8}), None, {})
-        of = snapshot(store, "planted")
-    screen = LiveTable(of, workers=2)
+        snapshot = read_snapshot(store, "planted")
+    screen = LiveTable(snapshot, workers=2)
     screen.show({"event": "rung", "worker": 1, "trial": 5, "rung": 2, "value": 1.5, "tokens_per_second": 12345.0})
     console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(screen.render())

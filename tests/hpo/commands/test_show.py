@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.analysis.snapshot import counts, snapshot
+from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.commands.show import show_status, trial
 from hpo.console import Format
 from hpo.queue.heartbeat import reap
@@ -30,26 +30,26 @@ def test_status_names_what_happened_and_to_whom(
 ) -> None:
     path = planted(here, budget={"trials": 2}, pruner={"name": "none"})
     with open_store(storage_url, create=True) as store:
-        at = register(store, load_study(str(path)), None, {})
-        worker = Worker(at, Path("runs"), 1, lambda event: None)
+        stored = register(store, load_study(str(path)), None, {})
+        worker = Worker(stored, Path("runs"), 1, lambda event: None)
         worker.listener = lambda event: worker.alarm.ask(signal.SIGTERM) if event["event"] == "rung" else None
         assert worker.work() == 143
-        claim = at.slots.claim("machine:7:abc", 60)
+        claim = stored.slots.claim("machine:7:abc", 60)
         assert claim is not None
         reap(store, "machine:7:abc", "worker 1 ended with signal 9:\nlast words")
-        at.optuna.set_user_attr(STATE, "paused")
+        stored.optuna.set_user_attr(STATE, "paused")
         show_status(store, "planted", Format.table, watch=False)
         told = capsys.readouterr().out
         assert "; paused: `hpo resume` goes on" in told
         assert "interrupted, to be gone on with by the next worker: trials 0" in told
         assert "on the way: 1 lost, 1 preempted; the latest:" in told
         assert "lost (trial 0, attempt 2, machine:7): last words" in told
-        assert counts(snapshot(store, "planted")) == {
+        assert counts(read_snapshot(store, "planted")) == {
             "complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 2
         }  # fmt: skip
-        at.optuna.set_user_attr(STATE, "active")
-        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
-        shown = trial(snapshot(store, "planted"), 0)
+        stored.optuna.set_user_attr(STATE, "active")
+        assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
+        shown = trial(read_snapshot(store, "planted"), 0)
     assert (shown["state"], shown["attempt"]) == ("complete", 3)
     assert shown["interruptions"] == ["attempt 1: preempted", "attempt 2: lost"]
 
@@ -65,10 +65,10 @@ def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Pat
     assert process.returncode == 0
     assert "ended with signal 9; it is started again" in said
     with open_readonly("runs/hpo.db") as store:
-        of = snapshot(store, "planted")
-        assert counts(of)["complete"] == len(of.trials) == 5
-        assert [h.word for h in of.happened] == ["restarted", "lost"], "a function of one's own starts again"
-        assert "signal 9" in (of.happened[1].text or "")
+        snapshot = read_snapshot(store, "planted")
+        assert counts(snapshot)["complete"] == len(snapshot.trials) == 5
+        assert [h.word for h in snapshot.happened] == ["restarted", "lost"], "a function of one's own starts again"
+        assert "signal 9" in (snapshot.happened[1].text or "")
 
 
 def test_worker_that_crashes_three_times_in_a_row_is_not_started_again(here: Path) -> None:

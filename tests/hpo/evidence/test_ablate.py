@@ -73,8 +73,8 @@ def asked(design: str, **keys: Any) -> AblateRequest:
     return AblateRequest(**{**usual, "name": None, "design": design, **keys})
 
 
-def ablated(store: Store, of: Snapshot, design: str, **keys: Any) -> Snapshot:
-    return worked(store, planned(of, f"planted-{design}", asked(design, **keys), 1000))
+def ablated(store: Store, snapshot: Snapshot, design: str, **keys: Any) -> Snapshot:
+    return worked(store, planned(snapshot, f"planted-{design}", asked(design, **keys), 1000))
 
 
 WANTED: dict[str, tuple[list[str], dict[str, float]]] = {
@@ -99,10 +99,10 @@ WANTED: dict[str, tuple[list[str], dict[str, float]]] = {
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_design_runs_its_arms_and_finds_the_planted_effects(here: Path, store: Store, design: str) -> None:
-    of = ablated(store, search(store, here, TARGET), design)
+    snapshot = ablated(store, search(store, here, TARGET), design)
     arms, effects = WANTED[design]
-    assert list(of.spec["arms"]) == arms
-    found = {e.name: e for e in effects_in(of)}
+    assert list(snapshot.spec["arms"]) == arms
+    found = {e.name: e for e in effects_in(snapshot)}
     assert list(found) == list(effects)
     for name, wanted in effects.items():
         assert found[name].mean == pytest.approx(wanted, abs=0.04), name
@@ -112,32 +112,37 @@ def test_design_runs_its_arms_and_finds_the_planted_effects(here: Path, store: S
 
 
 def test_effects_are_paired_by_seed_and_have_student_s_interval(here: Path, store: Store) -> None:
-    of = ablated(store, search(store, here, TARGET), "add-one-in")
-    value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in of.trials}
-    differences = [value["with a", s] - value["baseline", s] for s in of.spec["seeds"]]
+    snapshot = ablated(store, search(store, here, TARGET), "add-one-in")
+    value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in snapshot.trials}
+    differences = [value["with a", s] - value["baseline", s] for s in snapshot.spec["seeds"]]
     wanted = stats.ttest_1samp(differences, 0.0)
-    found = next(e for e in effects_in(of) if e.name == "a")
+    found = next(e for e in effects_in(snapshot) if e.name == "a")
     assert found.mean == pytest.approx(np.mean(differences))
     assert (found.low, found.high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
     assert found.p >= wanted.pvalue, "corrected for the number of effects"
 
 
 def test_cumulative_design_goes_in_the_order_asked_for(here: Path, store: Store) -> None:
-    of = ablated(store, search(store, here, TARGET), "cumulative", order=["c", "b"])
-    assert list(of.spec["arms"].values()) == [{}, {"c": 1.0}, {"c": 1.0, "b": 1.0}, {"c": 1.0, "b": 1.0, "a": 1.0}]
+    snapshot = ablated(store, search(store, here, TARGET), "cumulative", order=["c", "b"])
+    assert list(snapshot.spec["arms"].values()) == [
+        {},
+        {"c": 1.0},
+        {"c": 1.0, "b": 1.0},
+        {"c": 1.0, "b": 1.0, "a": 1.0},
+    ]
 
 
 def test_changes_in_one_factor_are_made_together(here: Path, store: Store) -> None:
-    of = ablated(store, search(store, here, TARGET), "add-one-in", groups=["both=a,b"])
-    assert of.spec["arms"]["with both"] == {"a": 1.0, "b": 1.0}
-    assert next(e.mean for e in effects_in(of) if e.name == "both") == pytest.approx(-0.25, abs=0.04)
+    snapshot = ablated(store, search(store, here, TARGET), "add-one-in", groups=["both=a,b"])
+    assert snapshot.spec["arms"]["with both"] == {"a": 1.0, "b": 1.0}
+    assert next(e.mean for e in effects_in(snapshot) if e.name == "both") == pytest.approx(-0.25, abs=0.04)
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_a_single_change_is_a_comparison_of_two(here: Path, store: Store, design: str) -> None:
-    of = ablated(store, search(store, here, {"a": 1.0}), design)
-    assert of.spec["arms"] == {"baseline": {}, "target": {"a": 1.0}}
-    assert [e.name for e in effects_in(of)] == ["a"]
+    snapshot = ablated(store, search(store, here, {"a": 1.0}), design)
+    assert snapshot.spec["arms"] == {"baseline": {}, "target": {"a": 1.0}}
+    assert [e.name for e in effects_in(snapshot)] == ["a"]
 
 
 def test_a_change_that_loses_runs_is_told_beside_the_others(here: Path, store: Store) -> None:
@@ -151,12 +156,12 @@ def test_a_change_that_loses_runs_is_told_beside_the_others(here: Path, store: S
 
 
 def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: Store) -> None:
-    of = ablated(store, search(store, here, TARGET), "add-one-in")
-    first, *_, last = verdicts(of)
+    snapshot = ablated(store, search(store, here, TARGET), "add-one-in")
+    first, *_, last = verdicts(snapshot)
     assert first.startswith(("a lowers val_loss: -0.", "all together lowers val_loss: -0."))
     assert last.startswith("not distinguishable from noise, with 5 seeds: ")
     assert "c" in last.rpartition(": ")[2].split(", ")
-    assert [record["effect"] for record in table(of)] == ["a", "b", "c", "all together"]
+    assert [record["effect"] for record in table(snapshot)] == ["a", "b", "c", "all together"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.errors import NothingFeasible, Problem
 from hpo.evidence.comparison import begun, first_fresh
 from hpo.evidence.confirm import ConfirmRequest, design, ranked, table, verdicts
@@ -43,20 +43,20 @@ def asked(**keys: Any) -> ConfirmRequest:
     )
 
 
-def confirmed(store: Store, of: Snapshot, **keys: Any) -> Snapshot:
-    name = f"{of.name}-confirm"
-    return worked(store, design(of, name, asked(**keys), first_fresh(store, of)))
+def confirmed(store: Store, snapshot: Snapshot, **keys: Any) -> Snapshot:
+    name = f"{snapshot.name}-confirm"
+    return worked(store, design(snapshot, name, asked(**keys), first_fresh(store, snapshot)))
 
 
 def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_search_never_had(
     here: Path, store: Store
 ) -> None:
-    of = searched(store, here, {}, baseline_seeds=3)
-    found = confirmed(store, of, top=2, seeds=4)
-    best = sorted((t for t in of.trials if t.user_attrs["kind"] == "search"), key=lambda t: t.values[0])[:2]
+    snapshot = searched(store, here, {}, baseline_seeds=3)
+    found = confirmed(store, snapshot, top=2, seeds=4)
+    best = sorted((t for t in snapshot.trials if t.user_attrs["kind"] == "search"), key=lambda t: t.values[0])[:2]
     assert found.spec["arms"] == {"baseline": {}} | {f"trial {t.number}": t.params for t in best}
     assert found.spec["seeds"] == [1000, 1001, 1002, 1003]
-    used = {t.user_attrs["hpo:set"]["seed"] for t in of.trials if t.user_attrs["kind"] == "seed"}
+    used = {t.user_attrs["hpo:set"]["seed"] for t in snapshot.trials if t.user_attrs["kind"] == "seed"}
     assert used == {1, 2}
     assert [(t.user_attrs["arm"], t.user_attrs["seed"]) for t in found.trials[:3]] == [
         (arm, 1000) for arm in found.spec["arms"]
@@ -65,9 +65,9 @@ def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_searc
 
 
 def test_a_second_confirmation_has_seeds_of_its_own(here: Path, store: Store) -> None:
-    of = searched(store, here, {})
-    confirmed(store, of, top=1, seeds=3)
-    assert first_fresh(store, of) == 1003
+    snapshot = searched(store, here, {})
+    confirmed(store, snapshot, top=1, seeds=3)
+    assert first_fresh(store, snapshot) == 1003
 
 
 @pytest.mark.parametrize(
@@ -80,31 +80,31 @@ def test_a_second_confirmation_has_seeds_of_its_own(here: Path, store: Store) ->
     ids=["noise floor", "baseline", "searched"],
 )
 def test_no_seed_of_the_search_is_fresh(here: Path, store: Store, keys: dict[str, Any], first: int) -> None:
-    of = searched(store, here, **keys)
-    assert first_fresh(store, of) == first
+    snapshot = searched(store, here, **keys)
+    assert first_fresh(store, snapshot) == first
 
 
 def test_an_arm_of_which_too_few_runs_are_left_is_never_better(here: Path, store: Store) -> None:
-    of = searched(store, here, {})
+    snapshot = searched(store, here, {})
     failing = "if config.seed > 1001 and config.x != 0.5:\n        1 / 0\n    for rung in"
     edit(here, "for rung in", failing)
-    found = confirmed(store, of, top=1, seeds=8)
+    found = confirmed(store, snapshot, top=1, seeds=8)
     baseline, arm = compare(found)
     assert (baseline.lost, arm.n, arm.lost, arm.verdict) == (0, 2, 6, "worse: runs lost")
-    assert "not find better" in preferred(store, of)[1]
+    assert "not find better" in preferred(store, snapshot)[1]
 
 
 def test_a_baseline_that_loses_its_runs_is_said_to(here: Path, store: Store) -> None:
-    of = searched(store, here, {})
+    snapshot = searched(store, here, {})
     failing = "if config.seed > 1001 and config.x == 0.5:\n        yield 1, float('nan')\n    for rung in"
     edit(here, "for rung in", failing)
-    baseline, arm = compare(confirmed(store, of, top=1, seeds=4))
+    baseline, arm = compare(confirmed(store, snapshot, top=1, seeds=4))
     assert (baseline.lost, arm.lost, arm.verdict) == (2, 0, "better: the first lost runs")
 
 
 def test_a_longer_run_does_not_meet_the_time_limit_of_the_search(here: Path, store: Store) -> None:
-    of = searched(store, here, {}, limits={"seconds": 100, "memory_gb": 3})
-    limits = design(of, "c", asked(), 1000).file.limits
+    snapshot = searched(store, here, {}, limits={"seconds": 100, "memory_gb": 3})
+    limits = design(snapshot, "c", asked(), 1000).file.limits
     assert (limits.seconds, limits.memory_gb) == (None, 3)
 
 
@@ -116,20 +116,20 @@ def test_a_name_that_is_none_is_refused_before_anything_is_made(here: Path, stor
 
 def test_what_was_suggested_twice_and_the_baseline_itself_are_confirmed_once(here: Path, store: Store) -> None:
     space = {"x": {"choices": [0.5, 0.2]}}
-    of = searched(store, here, {"noise": 0.0}, space=space, sampler={"name": "random"})
-    assert [t.params for t in ranked(of, from_spec(of.spec))] == [{"x": 0.2}]
+    snapshot = searched(store, here, {"noise": 0.0}, space=space, sampler={"name": "random"})
+    assert [t.params for t in ranked(snapshot, from_spec(snapshot.spec))] == [{"x": 0.2}]
 
 
 def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(here: Path, store: Store) -> None:
-    of = searched(store, here, {"noise": 0.05})
-    found = confirmed(store, of, top=1, seeds=6)
+    snapshot = searched(store, here, {"noise": 0.05})
+    found = confirmed(store, snapshot, top=1, seeds=6)
     arm = list(found.spec["arms"])[1]
     value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in found.trials}
     pairs = [value[arm, s] - value["baseline", s] for s in found.spec["seeds"]]
     (row,) = compare(found)[1:]
     assert row.difference is not None
     assert row.difference.mean == pytest.approx(np.mean(pairs))
-    best, baseline = of.best(), of.baseline()
+    best, baseline = snapshot.best(), snapshot.baseline()
     assert best is not None
     assert baseline is not None
     gain = best.values[0] - baseline.values[0]
@@ -145,17 +145,17 @@ def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: St
     edit(here, "1.0 + config.x", "1.0")
     from hpo.study.load import load_study
 
-    of = worked(store, load_study(str(path)))
-    found = confirmed(store, of, top=3, seeds=5)
+    snapshot = worked(store, load_study(str(path)))
+    found = confirmed(store, snapshot, top=3, seeds=5)
     assert {row.verdict for row in compare(found)[1:]} == {"no difference shown"}
     luckiest = table(found)[1]
     assert luckiest["search"] < luckiest["mean"], "a minimum over noise flatters"
 
 
 def test_nothing_to_confirm_is_status_3(here: Path, store: Store) -> None:
-    of = searched(store, here, {}, budget={"trials": 1})
+    snapshot = searched(store, here, {}, budget={"trials": 1})
     with pytest.raises(NothingFeasible, match="no trial but its baseline is complete yet"):
-        design(of, "c", asked(), 1000)
+        design(snapshot, "c", asked(), 1000)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_nothing_to_confirm_is_status_3(here: Path, store: Store) -> None:
 def test_what_cannot_be_shown_is_refused_with_what_is_needed(
     here: Path, store: Store, keys: dict[str, Any], said: str
 ) -> None:
-    of = searched(store, here, {})
+    snapshot = searched(store, here, {})
     with pytest.raises(Problem, match=said):
-        design(of, "c", asked(top=2, **keys), 1000)
+        design(snapshot, "c", asked(top=2, **keys), 1000)
 
 
 def test_a_comparison_is_no_search_to_confirm(here: Path, store: Store) -> None:
@@ -182,9 +182,9 @@ def test_a_comparison_is_no_search_to_confirm(here: Path, store: Store) -> None:
 
 
 def test_a_name_that_is_taken_by_another_study_is_refused(here: Path, store: Store) -> None:
-    of = searched(store, here, {})
+    snapshot = searched(store, here, {})
     with pytest.raises(Problem, match="--as: the storage holds another study 'planted'"):
-        begun(store, "planted", "confirms", of.name)
+        begun(store, "planted", "confirms", snapshot.name)
 
 
 def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_plan(
@@ -211,8 +211,8 @@ def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_p
     assert [record["runs"] for record in records] == [8, 8]
     assert "against the baseline" in done.stderr
     with open_store(storage_url) as store:
-        of = snapshot(store, "planted-confirm")
-        assert len(of.trials) == 16
+        snapshot = read_snapshot(store, "planted-confirm")
+        assert len(snapshot.trials) == 16
         assert store.optuna.get_study_user_attrs(1)[SPEC]["name"] == "planted"
     hpo("enqueue", "--set", "x=0.0", "--study", "planted", *common, cwd=here)
     hpo("worker", "--study", "planted", *common, cwd=here)
@@ -241,14 +241,14 @@ def test_gpt_is_confirmed_at_full_length_on_both_splits(here: Path) -> None:
 
 def _complete(store: Store, name: str) -> int:
     try:
-        return len(snapshot(store, name).in_state(State.COMPLETE))
+        return len(read_snapshot(store, name).in_state(State.COMPLETE))
     except Problem:  # it is not made yet
         return 0
 
 
 def _spec(name: str) -> dict[str, Any]:
     with open_store("sqlite:///runs/hpo.db") as store:
-        return dict(snapshot(store, name).spec)
+        return dict(read_snapshot(store, name).spec)
 
 
 def test_export_prefers_what_was_confirmed_and_says_of_which_kind_it_is(here: Path) -> None:

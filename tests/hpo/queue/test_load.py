@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from hpo.analysis.snapshot import counts, snapshot
+from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.queue.registry import load_stored_study, register
 from hpo.storage.store import open_store
 from hpo.storage.trials import State
@@ -29,15 +29,15 @@ pytestmark = pytest.mark.usefixtures("here")
 def operate(i: int, url: str, n: int) -> int:
     """Do n storage operations as a worker mixes them; return how many trials were made."""
     with open_store(url, patience=120) as store:
-        at = load_stored_study(store, "planted")
+        stored = load_stored_study(store, "planted")
         made = 0
         while n > 0:
-            trial_id = store.optuna.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.RUNNING))
+            trial_id = store.optuna.create_new_trial(stored.optuna._study_id, create_trial(state=TrialState.RUNNING))
             for rung in range(1, 7):
                 store.optuna.set_trial_intermediate_value(trial_id, rung, 1.0 / rung)
             store.optuna.set_trial_user_attr(trial_id, "process", i)
             store.optuna.set_trial_state_values(trial_id, TrialState.COMPLETE, [float(i)])
-            at.slots.counts()
+            stored.slots.counts()
             made, n = made + 1, n - 10
         return made
 
@@ -48,11 +48,13 @@ def test_16_processes_do_200_operations_each_on_one_sqlite_file_without_an_error
         register(store, load_study(str(planted(here))), None, {})
         with ProcessPoolExecutor(16, SPAWN) as pool:
             made = list(pool.map(operate, range(16), [url] * 16, [200] * 16))
-        of = snapshot(store, "planted")
+        snapshot = read_snapshot(store, "planted")
         assert made == [20] * 16
-        assert len(of.in_state(State.COMPLETE)) == 320
-        assert Counter(trial.user_attrs["process"] for trial in of.trials) == Counter(dict.fromkeys(range(16), 20))
-        assert {len(trial.intermediate_values) for trial in of.trials} == {6}
+        assert len(snapshot.in_state(State.COMPLETE)) == 320
+        assert Counter(trial.user_attrs["process"] for trial in snapshot.trials) == Counter(
+            dict.fromkeys(range(16), 20)
+        )
+        assert {len(trial.intermediate_values) for trial in snapshot.trials} == {6}
 
 
 # Sixty-four whole interpreters would take two cores a minute to start; forks of one that has loaded all take none.
@@ -96,12 +98,12 @@ def test_64_workers_on_postgres_end_exactly_the_budget_without_an_error(here: Pa
             )  # fmt: skip
             print(f"160 trials of 4 rungs by 64 workers: {160 / (time.monotonic() - began):.1f} trials/s")
             assert (done.returncode, done.stderr) == (0, "")
-            of = snapshot(store, "planted")
-            n = counts(of)
-            assert n["complete"] + n["pruned"] == len(of.trials) == 160
+            snapshot = read_snapshot(store, "planted")
+            n = counts(snapshot)
+            assert n["complete"] + n["pruned"] == len(snapshot.trials) == 160
             assert (n["failed"], n["running"], n["waiting"]) == (0, 0, 0)
-            assert len({trial.user_attrs["slot"] for trial in of.trials}) == 160
-            assert len({trial.user_attrs["worker"] for trial in of.trials}) > 32, "the work was shared"
-            assert {h.word for h in of.happened} <= {"invalid"}
+            assert len({trial.user_attrs["slot"] for trial in snapshot.trials}) == 160
+            assert len({trial.user_attrs["worker"] for trial in snapshot.trials}) > 32, "the work was shared"
+            assert {h.word for h in snapshot.happened} <= {"invalid"}
     finally:
         server.remove()

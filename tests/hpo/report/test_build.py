@@ -18,7 +18,7 @@ import pytest
 import yaml
 from optuna_dashboard import get_note, save_note
 
-from hpo.analysis.snapshot import Snapshot, noise, snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.statistics import luckiest
 from hpo.errors import NothingFeasible, Problem, WorkFailed
 from hpo.queue.registry import register
@@ -148,7 +148,7 @@ def page(name: str, **files: Path) -> str:
 
 def of(name: str) -> Snapshot:
     store = open_store(URL)
-    return snapshot(store, name)
+    return read_snapshot(store, name)
 
 
 def words(found: str) -> str:
@@ -175,7 +175,7 @@ def test_page_of_every_kind_of_study_is_whole_and_asks_nothing_of_a_network(name
 @pytest.mark.usefixtures("folder")
 def test_page_opens_with_the_verdict() -> None:
     study, found = of("search"), words(page("search"))
-    best, floor = study.best(), noise(study)
+    best, floor = study.best(), study.noise
     assert best
     assert floor
     gain = floor.mean - best.values[0]

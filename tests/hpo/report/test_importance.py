@@ -141,11 +141,11 @@ def test_one_hyperparameter_has_none_to_interact_with(pruned: Snapshot) -> None:
 def test_what_diverged_counts_as_the_worst(here: Path, store: Store) -> None:
     (here / "falls.py").write_text(DIVERGING)
     path = study(here, train="falls:train", config="falls:Config", budget={"trials": 12}, pruner={"name": "none"})
-    of = worked(store, load_study(str(path)))
+    snapshot = worked(store, load_study(str(path)))
     sys.modules.pop("falls")
-    lost = [t for t in of.trials if t.user_attrs["hpo:ended"] == "diverged"]
+    lost = [t for t in snapshot.trials if t.user_attrs["hpo:ended"] == "diverged"]
     assert lost
-    found = points(of, 4)
+    found = points(snapshot, 4)
     worst = max(p.value for p in found)
     places = {t.params["x"] for t in lost}
     assert {p.place["x"] for p in found if p.value == worst} >= places

@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 import hpo.search.complement_log
 import hpo.storage.trials
 from bench.crowd import SPACE, plant
-from hpo.analysis.snapshot import counts, snapshot
+from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.analysis.summary import row, summary
 from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import Claim
@@ -38,15 +38,15 @@ def counted(engine: sa.Engine) -> Iterator[list[str]]:
     sa.event.remove(engine, "before_cursor_execute", note)
 
 
-def open_a_trial(at: StoredStudy) -> int:
-    return at.store.optuna.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.RUNNING))
+def open_a_trial(stored: StoredStudy) -> int:
+    return stored.store.optuna.create_new_trial(stored.optuna._study_id, create_trial(state=TrialState.RUNNING))
 
 
-def ask(at: StoredStudy) -> dict[str, Any]:
+def ask(stored: StoredStudy) -> dict[str, Any]:
     """What a worker does to find out what to train, with its list of finished trials already read."""
-    at.optuna.get_trials(deepcopy=False)
-    trial = at.store.optuna.get_trial(open_a_trial(at))
-    return configuration(at, Claim(9999, 1, "search", None, None), trial).model_dump()
+    stored.optuna.get_trials(deepcopy=False)
+    trial = stored.store.optuna.get_trial(open_a_trial(stored))
+    return configuration(stored, Claim(9999, 1, "search", None, None), trial).model_dump()
 
 
 def rows_of_a_look(monkeypatch: pytest.MonkeyPatch, url: str) -> tuple[int, int]:
@@ -60,9 +60,9 @@ def rows_of_a_look(monkeypatch: pytest.MonkeyPatch, url: str) -> tuple[int, int]
         rows += len(found)
         return found
 
-    with open_readonly(url) as at, monkeypatch.context() as patch, counted(at.engine) as statements:
+    with open_readonly(url) as store, monkeypatch.context() as patch, counted(store.engine) as statements:
         patch.setattr(hpo.storage.trials, "_rows", counting)
-        assert summary(snapshot(at, "crowd"))["trials"]["running"] == N_RUNNING
+        assert summary(read_snapshot(store, "crowd"))["trials"]["running"] == N_RUNNING
     return rows, len(statements)
 
 
@@ -72,12 +72,12 @@ def test_status_counts_the_planted_trials(storage_url: str, n_finished: int) -> 
         at = plant(store, n_finished, N_RUNNING)
         theirs = at.optuna.get_trials(deepcopy=False)
     with open_readonly(storage_url) as reader:
-        of = snapshot(reader, "crowd")
+        snapshot = read_snapshot(reader, "crowd")
         half = n_finished // 2
-        assert counts(of) == {"complete": half, "pruned": half, "failed": 0, "running": N_RUNNING, "waiting": 100}
+        assert counts(snapshot) == {"complete": half, "pruned": half, "failed": 0, "running": N_RUNNING, "waiting": 100}
         best = min((t for t in theirs if t.state == TrialState.COMPLETE), key=lambda t: t.values[0])
-        assert summary(of)["best"] == {"number": best.number, "value": best.values[0], "params": best.params}
-        lines = [row(of, trial) for trial in of.trials]
+        assert summary(snapshot)["best"] == {"number": best.number, "value": best.values[0], "params": best.params}
+        lines = [row(snapshot, trial) for trial in snapshot.trials]
         assert [line["rung"] for line in lines] == [t.last_step for t in theirs]
         assert [line["val_loss"] for line in lines] == [t.intermediate_values[t.last_step] for t in theirs]
         assert [{path: line[path] for path in SPACE} for line in lines] == [t.params for t in theirs]
@@ -102,7 +102,7 @@ def test_details_of_a_few_trials_are_read_alone_and_of_many_at_once(storage_url:
         at = plant(store, 30, N_RUNNING)
         theirs = at.optuna.get_trials(deepcopy=False)
     with open_readonly(storage_url) as reader:
-        trials = snapshot(reader, "crowd").trials
+        trials = read_snapshot(reader, "crowd").trials
         with counted(reader.engine) as statements:
             for number in (3, 5, 3):
                 assert trials[number].intermediate_values == theirs[number].intermediate_values

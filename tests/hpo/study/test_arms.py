@@ -9,7 +9,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from hpo.analysis.snapshot import snapshot
+from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.enqueue import again, enqueue
 from hpo.errors import Problem
 from hpo.evidence.paired import compare, runs
@@ -45,19 +45,19 @@ def refused(path: Path) -> list[str]:
 
 
 def test_each_arm_is_run_once_with_each_seed_and_none_is_pruned(here: Path, store: Store) -> None:
-    of = worked(store, load_study(str(arms(here))))
-    assert [(t.user_attrs["arm"], t.user_attrs["seed"]) for t in of.trials] == [
+    snapshot = worked(store, load_study(str(arms(here))))
+    assert [(t.user_attrs["arm"], t.user_attrs["seed"]) for t in snapshot.trials] == [
         (arm, seed) for seed in (3, 4, 5, 6) for arm in ARMS
     ]
-    assert {t.state for t in of.trials} == {State.COMPLETE}
-    assert [t.params for t in of.trials[:3]] == [{"x": x, "seed": 3} for x in (0.5, 0.1, 0.49)]
-    assert of.budget["trials"] == 12
+    assert {t.state for t in snapshot.trials} == {State.COMPLETE}
+    assert [t.params for t in snapshot.trials[:3]] == [{"x": x, "seed": 3} for x in (0.5, 0.1, 0.49)]
+    assert snapshot.budget["trials"] == 12
 
 
 def test_arms_are_compared_in_pairs_of_one_seed(here: Path, store: Store) -> None:
-    of = worked(store, load_study(str(arms(here))))
-    value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in of.trials}
-    rows = {row.arm: row for row in compare(of)}
+    snapshot = worked(store, load_study(str(arms(here))))
+    value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in snapshot.trials}
+    rows = {row.arm: row for row in compare(snapshot)}
     assert list(rows) == list(ARMS)
     p = {}
     for arm in ("lower", "nearly"):
@@ -88,17 +88,17 @@ def test_run_that_is_tried_again_counts_as_its_last_try(here: Path, store: Store
     curves.write_text(
         sound.replace("for rung in", "if config.x == 0.1 and config.seed == 4:\n        1 / 0\n    for rung in", 1)
     )
-    of = worked(store, load_study(str(path)))
-    assert [len(trials) for trials in runs(of).values()] == [4, 4, 4]
-    assert [t.user_attrs["arm"] for t in of.in_state(State.FAIL)] == ["lower"]
+    snapshot = worked(store, load_study(str(path)))
+    assert [len(trials) for trials in runs(snapshot).values()] == [4, 4, 4]
+    assert [t.user_attrs["arm"] for t in snapshot.in_state(State.FAIL)] == ["lower"]
     curves.write_text(sound)
     sys.modules.pop("curves")
-    again(store, of.name, None, failed=True)
-    at = register(store, load_study(str(path)), None, {})
-    assert Worker(at, Path("runs"), 1, lambda told: None).work() == 0
-    of = snapshot(store, of.name)
-    assert runs(of)["lower"][4].state == State.COMPLETE
-    assert [row.n for row in compare(of)] == [4, 4, 4]
+    again(store, snapshot.name, None, failed=True)
+    stored = register(store, load_study(str(path)), None, {})
+    assert Worker(stored, Path("runs"), 1, lambda told: None).work() == 0
+    snapshot = read_snapshot(store, snapshot.name)
+    assert runs(snapshot)["lower"][4].state == State.COMPLETE
+    assert [row.n for row in compare(snapshot)] == [4, 4, 4]
 
 
 MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
@@ -180,9 +180,9 @@ def test_arms_that_no_mark_suits_may_differ_by_less_than_an_update(here: Path) -
 
 
 def test_nothing_is_enqueued_beside_arms(here: Path, store: Store) -> None:
-    of = worked(store, load_study(str(arms(here))))
+    snapshot = worked(store, load_study(str(arms(here))))
     with pytest.raises(Problem, match="enqueue: study planted has arms, which are all that is run"):
-        enqueue(store, of.name, ["x=0.9"])
+        enqueue(store, snapshot.name, ["x=0.9"])
 
 
 def test_arms_of_equal_updates_may_differ_in_tokens(here: Path) -> None:

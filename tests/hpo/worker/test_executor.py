@@ -13,7 +13,7 @@ import sqlalchemy.orm
 from optuna.trial import TrialState, create_trial
 
 import hpo.worker.signals
-from hpo.analysis.snapshot import counts, snapshot
+from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.queue.heartbeat import reap
 from hpo.queue.registry import StoredStudy, register
 from hpo.queue.slots import Slots
@@ -43,8 +43,8 @@ def began(store: Store, folder: Path, code: str = "", **keys: Any) -> StoredStud
     return register(store, load_study(str(path)), None, {})
 
 
-def work(at: StoredStudy, pack: int = 1) -> int:
-    return Worker(at, Path("runs"), pack, lambda event: None).work()
+def work(stored: StoredStudy, pack: int = 1) -> int:
+    return Worker(stored, Path("runs"), pack, lambda event: None).work()
 
 
 # 1 / 0 is no answer of pydantic's: whatever a class of the user's own raises
@@ -97,40 +97,42 @@ POINTS = {"space": {"x": {"choices": [0.1, 0.35, 0.5, 0.7, 0.9]}}, "sampler": {"
 @pytest.mark.parametrize("pack", [1, 2, 5])
 def test_failure_to_configure_is_of_that_trial_alone(store: Store, here: Path, pack: int) -> None:
     space = {"x": {"low": 0.0, "high": 1.0}}
-    at = began(store, here, ODD, config="curves:Odd", **POINTS | {"space": space})
-    assert work(at, pack) == 0
-    of = snapshot(store, "planted")
-    bad = [t for t in of.trials if t.state == State.FAIL]
+    stored = began(store, here, ODD, config="curves:Odd", **POINTS | {"space": space})
+    assert work(stored, pack) == 0
+    snapshot = read_snapshot(store, "planted")
+    bad = [t for t in snapshot.trials if t.state == State.FAIL]
     assert len(bad) == 1
     assert "ZeroDivisionError" in bad[0].user_attrs[ERROR]
-    values = {t.values[0] for t in of.trials if t.state == State.COMPLETE}
+    values = {t.values[0] for t in snapshot.trials if t.state == State.COMPLETE}
     assert values == {1.0 + x for x in (0.0, 0.5, 0.75, 1.0)}
 
 
 @pytest.mark.parametrize("pack", [1, 2, 5])
 def test_failure_to_begin_is_of_that_trial_alone(store: Store, here: Path, pack: int) -> None:
-    at = began(store, here, ODD, train="curves:Fussy", **POINTS)
-    assert work(at, pack) == 0
-    of = snapshot(store, "planted")
-    assert {t.values[0] for t in of.trials if t.state == State.COMPLETE} == {1.0 + x for x in (0.1, 0.35, 0.5, 0.9)}
-    assert ["not this one" in t.user_attrs[ERROR] for t in of.trials if t.state == State.FAIL] == [True]
+    stored = began(store, here, ODD, train="curves:Fussy", **POINTS)
+    assert work(stored, pack) == 0
+    snapshot = read_snapshot(store, "planted")
+    assert {t.values[0] for t in snapshot.trials if t.state == State.COMPLETE} == {
+        1.0 + x for x in (0.1, 0.35, 0.5, 0.9)
+    }
+    assert ["not this one" in t.user_attrs[ERROR] for t in snapshot.trials if t.state == State.FAIL] == [True]
 
 
 def test_trial_that_lost_its_worker_before_its_parameters_is_drawn_by_a_fresh_process(store: Store, here: Path) -> None:
-    at = began(store, here, budget={"trials": 1}, sampler={"name": "random"})
-    claim = at.slots.claim("gone", 60)
+    stored = began(store, here, budget={"trials": 1}, sampler={"name": "random"})
+    claim = stored.slots.claim("gone", 60)
     assert claim is not None
-    assert open_trial(at, claim, "gone", 1).params == {}
+    assert open_trial(stored, claim, "gone", 1).params == {}
     reap(store, "gone")
     with open_store(store.url) as fresh:  # whose cache knows no trial
         again = register(fresh, load_study(str(here / "planted.yaml")), None, {})
         assert work(again) == 0
-    assert [t.state for t in snapshot(store, "planted").trials] == [State.COMPLETE]
+    assert [t.state for t in read_snapshot(store, "planted").trials] == [State.COMPLETE]
 
 
 def test_lost_answer_to_a_commit_makes_a_trial_once(store: Store, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Optuna itself tries again, inside its own method."""
-    at = began(store, here, budget={"trials": 2})
+    stored = began(store, here, budget={"trials": 2})
     commit, broken = sqlalchemy.orm.Session.commit, []
 
     def commit_and_break(session: Any) -> None:
@@ -143,11 +145,11 @@ def test_lost_answer_to_a_commit_makes_a_trial_once(store: Store, here: Path, mo
             raise sqlalchemy.exc.OperationalError("COMMIT", {}, ConnectionError("connection reset"))
 
     monkeypatch.setattr(sqlalchemy.orm.Session, "commit", commit_and_break)
-    assert work(at) == 0
+    assert work(stored) == 0
     assert broken
-    of = snapshot(store, "planted")
-    assert [(t.state, t.user_attrs.get(ERROR)) for t in of.trials] == [(State.COMPLETE, None)] * 2
-    assert [t.user_attrs["slot"] for t in of.trials] == [0, 1]
+    snapshot = read_snapshot(store, "planted")
+    assert [(t.state, t.user_attrs.get(ERROR)) for t in snapshot.trials] == [(State.COMPLETE, None)] * 2
+    assert [t.user_attrs["slot"] for t in snapshot.trials] == [0, 1]
 
 
 def test_rung_that_was_told_before_is_no_progress(store: Store, here: Path) -> None:
@@ -170,32 +172,35 @@ def test_lease_that_ran_out_after_the_moment_of_judgement_is_left(store: Store, 
 
 
 def test_trial_whose_workers_end_five_times_without_a_rung_is_given_up(store: Store, here: Path) -> None:
-    at = began(store, here, budget={"trials": 2})
+    stored = began(store, here, budget={"trials": 2})
     for i in range(5):
-        assert at.slots.claim(f"owner {i}", 60)
+        assert stored.slots.claim(f"owner {i}", 60)
         reap(store, f"owner {i}")
-    assert work(at) == 0
-    of = snapshot(store, "planted")
-    assert [(t.state, t.user_attrs[ENDED]) for t in of.trials] == [(State.FAIL, "lost"), (State.COMPLETE, "complete")]
-    assert "5 attempts in a row ended without a rung" in of.trials[0].user_attrs[ERROR]
+    assert work(stored) == 0
+    snapshot = read_snapshot(store, "planted")
+    assert [(t.state, t.user_attrs[ENDED]) for t in snapshot.trials] == [
+        (State.FAIL, "lost"),
+        (State.COMPLETE, "complete"),
+    ]
+    assert "5 attempts in a row ended without a rung" in snapshot.trials[0].user_attrs[ERROR]
 
 
 def test_worker_leaves_with_its_signal_though_giving_back_takes_longer_than_the_grace(
     store: Store, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hpo.worker.signals, "GRACE_S", 0.3)
-    at = began(store, here, budget={"trials": 3})
-    worker = Worker(at, Path("runs"), 3, lambda event: None)
+    stored = began(store, here, budget={"trials": 3})
+    worker = Worker(stored, Path("runs"), 3, lambda event: None)
     worker.listener = lambda event: worker.alarm.ask(signal.SIGTERM) if event["event"] == "rung" else None
-    release = at.slots.release
+    release = stored.slots.release
 
     def slowly(*arguments: Any, **keys: Any) -> bool:
         time.sleep(0.4)
         return release(*arguments, **keys)
 
-    monkeypatch.setattr(at.slots, "release", slowly)
+    monkeypatch.setattr(stored.slots, "release", slowly)
     assert worker.work() == 143
-    assert at.slots.counts() == {"free": 3, "leased": 0, "done": 0, "expired": 0}
+    assert stored.slots.counts() == {"free": 3, "leased": 0, "done": 0, "expired": 0}
 
 
 def test_quarantined_worker_leaves_when_others_have_ended_the_study(
@@ -204,8 +209,8 @@ def test_quarantined_worker_leaves_when_others_have_ended_the_study(
     monkeypatch.setattr("hpo.runs.run_dir.takes", lambda folder: False)
     monkeypatch.setattr("hpo.worker.worker.PROBE_S", 0.05)
     full = "\n\ndef failing(config):\n    raise OSError(28, 'No space left on device')\n    yield\n"
-    at = began(store, here, full, train="curves:failing", budget={"trials": 1})
-    other = Slots(store, at.optuna._study_id)
+    stored = began(store, here, full, train="curves:failing", budget={"trials": 1})
+    other = Slots(store, stored.optuna._study_id)
 
     def end_elsewhere(event: dict[str, Any]) -> None:
         if "quarantined" in event.get("text", ""):
@@ -214,24 +219,24 @@ def test_quarantined_worker_leaves_when_others_have_ended_the_study(
             assert claim.failures == 0, "a full disk is no trial's doing"
             other.done(claim, "elsewhere")
 
-    assert Worker(at, Path("runs"), 1, end_elsewhere).work() == 0
-    assert [word for _, word, _ in at.slots.attempts(0)] == ["disk", "disk", "disk", "complete"]
+    assert Worker(stored, Path("runs"), 1, end_elsewhere).work() == 0
+    assert [word for _, word, _ in stored.slots.attempts(0)] == ["disk", "disk", "disk", "complete"]
 
 
 def test_trial_of_another_program_in_our_study_is_not_counted(store: Store, here: Path) -> None:
-    at = began(store, here, budget={"trials": 2})
-    store.optuna.create_new_trial(at.optuna._study_id, create_trial(state=TrialState.WAITING))
-    assert counts(snapshot(store, "planted"))["waiting"] == 2
-    assert work(at) == 0
-    assert counts(snapshot(store, "planted")) == {
+    stored = began(store, here, budget={"trials": 2})
+    store.optuna.create_new_trial(stored.optuna._study_id, create_trial(state=TrialState.WAITING))
+    assert counts(read_snapshot(store, "planted"))["waiting"] == 2
+    assert work(stored) == 0
+    assert counts(read_snapshot(store, "planted")) == {
         "complete": 2, "pruned": 0, "failed": 0, "running": 0, "waiting": 0
     }  # fmt: skip
 
 
 def test_slots_of_a_deleted_study_are_not_those_of_the_next(store: Store, here: Path) -> None:
-    at = began(store, here, budget={"trials": 3})
-    assert work(at) == 0
-    store.optuna.delete_study(at.optuna._study_id)
+    stored = began(store, here, budget={"trials": 3})
+    assert work(stored) == 0
+    store.optuna.delete_study(stored.optuna._study_id)
     again = register(store, load_study(str(here / "planted.yaml")), None, {})
     assert again.slots.counts() == {"free": 3, "leased": 0, "done": 0, "expired": 0}
     with store.engine.begin() as connection:

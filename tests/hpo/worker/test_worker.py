@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 import hpo.worker.reporter
 import hpo.worker.worker
-from hpo.analysis.snapshot import counts, snapshot
+from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.analysis.summary import summary
 from hpo.errors import StorageError
 from hpo.queue.heartbeat import reap
@@ -40,10 +40,10 @@ def run(url: str, path: Path, pack: int = 1, **budget: Any) -> tuple[StoredStudy
     """Work on a study in this process; return it and what the worker told."""
     told: list[dict[str, Any]] = []
     with open_store(url, create=True) as store:
-        at = register(store, load_study(str(path), budget=budget), None, {})
-        assert Worker(at, Path("runs"), pack, told.append).work() == 0
-        at.optuna.trials  # noqa: B018, read while the storage is open
-        return at, told
+        stored = register(store, load_study(str(path), budget=budget), None, {})
+        assert Worker(stored, Path("runs"), pack, told.append).work() == 0
+        stored.optuna.trials  # noqa: B018, read while the storage is open
+        return stored, told
 
 
 def sqlite(folder: Path) -> str:
@@ -72,10 +72,10 @@ def test_every_trial_of_the_budget_runs_once_and_the_baseline_first(here: Path, 
     path = planted(here, train="curves:noted", baseline=[{}, {"x": 0.9}], pruner={"name": "none"})
     run(sqlite(here), path, pack)
     with open_readonly(sqlite(here)) as store:
-        of = snapshot(store, "planted")
-        assert counts(of) == {"complete": 12, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
-        assert [t.user_attrs["kind"] for t in of.trials[:3]] == ["baseline", "baseline", "search"]
-        assert [t.params["x"] for t in of.trials[:2]] == [0.5, 0.9]
+        snapshot = read_snapshot(store, "planted")
+        assert counts(snapshot) == {"complete": 12, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+        assert [t.user_attrs["kind"] for t in snapshot.trials[:3]] == ["baseline", "baseline", "search"]
+        assert [t.params["x"] for t in snapshot.trials[:2]] == [0.5, 0.9]
     assert len(list(here.glob("start-*"))) == 12
 
 
@@ -91,7 +91,7 @@ def test_pruning_kills_a_planted_bad_trial_and_never_the_planted_best(here: Path
     )
     run(sqlite(here), path, pack)
     with open_readonly(sqlite(here)) as store:
-        state = {t.params.get("x", 0.5): t.state for t in snapshot(store, "planted").trials}
+        state = {t.params.get("x", 0.5): t.state for t in read_snapshot(store, "planted").trials}
     assert state[0.01] == State.COMPLETE
     if pack == 1:  # in a pack of four, the bad ones start before five are complete
         assert state[0.99] == state[0.95] == State.PRUNED
@@ -106,7 +106,7 @@ def test_baseline_is_never_pruned_though_it_is_the_worst(here: Path) -> None:
     )
     _at, _ = run(sqlite(here), path)
     with open_readonly(sqlite(here)) as store:
-        assert counts(snapshot(store, "planted"))["complete"] == 6
+        assert counts(read_snapshot(store, "planted"))["complete"] == 6
 
 
 def test_eight_processes_finish_exactly_the_budget_with_the_baseline_once(here: Path, storage_url: str) -> None:
@@ -120,11 +120,11 @@ def test_eight_processes_finish_exactly_the_budget_with_the_baseline_once(here: 
         _, stderr = worker.communicate(timeout=120)
         assert (worker.returncode, stderr) == (0, b"")
     with open_readonly(storage_url) as store:
-        of = snapshot(store, "planted")
-        assert counts(of) == {"complete": 40, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
-        assert sum(t.user_attrs["kind"] == "baseline" for t in of.trials) == 1
-        assert sorted(t.user_attrs["slot"] for t in of.trials) == list(range(40))
-        points = [t.params["x"] for t in of.trials]
+        snapshot = read_snapshot(store, "planted")
+        assert counts(snapshot) == {"complete": 40, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+        assert sum(t.user_attrs["kind"] == "baseline" for t in snapshot.trials) == 1
+        assert sorted(t.user_attrs["slot"] for t in snapshot.trials) == list(range(40))
+        points = [t.params["x"] for t in snapshot.trials]
         assert len(set(points)) == 40, "the sampler's seed differs from slot to slot"
     assert len(list(here.glob("start-*"))) == 40
 
@@ -136,7 +136,7 @@ def test_one_worker_and_one_seed_suggest_the_same_sequence_again(here: Path) -> 
     sequences = []
     for name in ("a", "b"):
         with open_readonly(f"sqlite:///{here}/{name}.db") as store:
-            sequences.append([t.params for t in snapshot(store, "planted").trials])
+            sequences.append([t.params for t in read_snapshot(store, "planted").trials])
     assert sequences[0] == sequences[1]
 
 
@@ -150,8 +150,8 @@ def test_diverged_trial_is_pruned_with_that_reason_and_the_pack_goes_on(here: Pa
     with open_store(sqlite(here), create=True) as store:
         at = register_gpt(store, path)
         assert Worker(at, Path("runs"), 3, told.append).work() == 0
-        of = snapshot(store, "wild")
-        trials = {t.params["optimizer.lr"]: t for t in of.trials if "optimizer.lr" in t.params}
+        snapshot = read_snapshot(store, "wild")
+        trials = {t.params["optimizer.lr"]: t for t in snapshot.trials if "optimizer.lr" in t.params}
     assert trials[1e30].state == State.PRUNED
     assert trials[1e30].user_attrs[ENDED] == "diverged"
     assert trials[1e-3].state == trials[2e-3].state == State.COMPLETE
@@ -169,9 +169,9 @@ def test_values_that_do_not_go_together_end_the_trial_not_the_worker(here: Path)
     with open_store(sqlite(here), create=True) as store:
         at = register_gpt(store, path)
         assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
-        of = snapshot(store, "odd")
-        assert counts(of)["running"] == counts(of)["waiting"] == 0
-        invalid = [t for t in of.trials if t.user_attrs[ENDED] == "invalid"]
+        snapshot = read_snapshot(store, "odd")
+        assert counts(snapshot)["running"] == counts(snapshot)["waiting"] == 0
+        invalid = [t for t in snapshot.trials if t.user_attrs[ENDED] == "invalid"]
     assert len(invalid) == 1
     assert "n_embd must be a multiple of n_head" in invalid[0].user_attrs[ERROR]
 
@@ -186,9 +186,9 @@ def test_trials_of_several_shapes_each_find_their_pack(here: Path) -> None:
     with open_store(sqlite(here), create=True) as store:
         at = register_gpt(store, path)
         assert Worker(at, Path("runs"), 3, lambda event: None).work() == 0
-        of = snapshot(store, "shapes")
-        assert counts(of)["complete"] == 5
-        steps = {tuple(sorted(t.intermediate_values)) for t in of.trials}
+        snapshot = read_snapshot(store, "shapes")
+        assert counts(snapshot)["complete"] == 5
+        steps = {tuple(sorted(t.intermediate_values)) for t in snapshot.trials}
         marks = {
             tuple(line["tokens"] for line in metrics_lines(f))
             for f in Path("runs/shapes/trials").glob("*/metrics.jsonl")
@@ -212,7 +212,7 @@ def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: P
 
         worker.listener = stop_at_first_rung
         assert worker.work() == 130
-        assert counts(snapshot(store, "broken")) == {
+        assert counts(read_snapshot(store, "broken")) == {
             "complete": 0,
             "pruned": 0,
             "failed": 0,
@@ -221,7 +221,7 @@ def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: P
         }
         assert at.slots.counts()["leased"] == 0
         assert Worker(at, Path("parts"), 1, lambda event: None).work() == 0
-        assert len(snapshot(store, "broken").trials) == 2
+        assert len(read_snapshot(store, "broken").trials) == 2
     clock = ("seconds", "tokens_per_second")
     for number in ("0000", "0001"):
         curves = [
@@ -239,18 +239,18 @@ def test_trial_of_a_killed_worker_is_taken_over_when_its_lease_runs_out(here: Pa
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"}, base={"pause": 0.05})
     with open_store(storage_url, create=True) as store:
         register(store, load_study(str(path)), None, {})
-        at = register(store, load_study(str(path)), None, {})
+        stored = register(store, load_study(str(path)), None, {})
         env = {**os.environ, "HPO_STORAGE": storage_url, "HPO_LEASE_S": "2"}
         asked = [sys.executable, "-c", KILLED]
         assert subprocess.run(asked, env=env, timeout=60, check=False).returncode == -9
-        assert at.slots.counts()["leased"] == 1
+        assert stored.slots.counts()["leased"] == 1
         deadline = time.monotonic() + 30
         while not reap(store) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
-        of = snapshot(store, "planted")
-        assert counts(of) == {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
-        assert len(of.trials) == 3
+        assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
+        snapshot = read_snapshot(store, "planted")
+        assert counts(snapshot) == {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+        assert len(snapshot.trials) == 3
 
 
 @pytest.mark.parametrize("when", ["after the report", "after the last report"])
@@ -271,8 +271,8 @@ def test_trial_killed_between_report_and_checkpoint_or_tell_ends_with_the_same_c
         with pytest.raises(KeyboardInterrupt):
             worker.work()
         assert Worker(at, Path("torn"), 1, lambda event: None).work() == 0
-        trial = snapshot(store, "torn").trials[0]
-        assert (trial.state, len(snapshot(store, "torn").trials)) == (State.COMPLETE, 1)
+        trial = read_snapshot(store, "torn").trials[0]
+        assert (trial.state, len(read_snapshot(store, "torn").trials)) == (State.COMPLETE, 1)
     curves = [
         [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in metrics_lines(file)]
         for file in (Path("whole/torn/trials/0000/metrics.jsonl"), Path("torn/torn/trials/0000/metrics.jsonl"))
@@ -298,27 +298,27 @@ with connect(os.environ["HPO_STORAGE"]) as store:
 def test_worker_that_lost_its_lease_writes_nothing_more_and_takes_other_work(here: Path, storage_url: str) -> None:
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"})
     with open_store(storage_url, create=True) as store:
-        at = register(store, load_study(str(path)), None, {})
+        stored = register(store, load_study(str(path)), None, {})
         told: list[dict[str, Any]] = []
         taken: list[Claim | None] = []
-        worker = Worker(at, Path("runs"), 1, told.append)
+        worker = Worker(stored, Path("runs"), 1, told.append)
 
         def lose_the_first(event: dict[str, Any]) -> None:
             told.append(event)
             if event["event"] == "rung" and event["trial"] == 0 and not taken:
                 reap(store, worker.owner)
-                taken.append(at.slots.claim("thief", 600))
+                taken.append(stored.slots.claim("thief", 600))
             elif event["event"] == "complete" and event["trial"] == 2:
                 assert taken[0]
-                at.slots.done(taken[0], "thief")  # so that the worker has nothing to wait for
+                stored.slots.done(taken[0], "thief")  # so that the worker has nothing to wait for
 
         worker.listener = lose_the_first
         assert worker.work() == 0
-        first = snapshot(store, "planted").trials[0]
+        first = read_snapshot(store, "planted").trials[0]
         assert first.state == State.RUNNING, "as the thief left it"
         assert list(first.intermediate_values) == [1]
-        assert counts(snapshot(store, "planted"))["complete"] == 2
-        assert [word for _, word, _ in at.slots.attempts(0)] == ["lost", "complete"]
+        assert counts(read_snapshot(store, "planted"))["complete"] == 2
+        assert [word for _, word, _ in stored.slots.attempts(0)] == ["lost", "complete"]
     assert {"event": "taken", "trial": 0} in told
 
 
@@ -327,8 +327,8 @@ def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: s
     """The lease is lost between the look at it and the write."""
     path = planted(here, budget={"trials": 1}, pruner={"name": "none"}, baseline=[])
     with open_store(storage_url, create=True) as store:
-        at = register(store, load_study(str(path)), None, {})
-        worker = Worker(at, Path("runs"), 1, lambda event: None)
+        stored = register(store, load_study(str(path)), None, {})
+        worker = Worker(stored, Path("runs"), 1, lambda event: None)
         calls = {
             "value": "set_trial_intermediate_value",
             "end": "set_trial_state_values",
@@ -346,11 +346,11 @@ def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: s
 
         def steal() -> None:
             reap(store, worker.owner)
-            taken.append(at.slots.claim("thief", 600))
+            taken.append(stored.slots.claim("thief", 600))
 
         setattr(store.optuna, calls[write], rob)
         worker.work(turns=1)
-        found = snapshot(store, "planted").trials[0]
+        found = read_snapshot(store, "planted").trials[0]
         assert taken[0] is not None
         assert found.state == State.RUNNING
         assert len(found.intermediate_values) == {"value": 0, "end": 4, "parameter": 0}[write]
@@ -361,7 +361,7 @@ def test_lost_answer_to_the_making_of_a_trial_makes_it_once(here: Path, storage_
     """The row is committed, but the connection breaks before the worker hears of it."""
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"})
     with open_store(storage_url, create=True) as store:
-        at = register(store, load_study(str(path)), None, {})
+        stored = register(store, load_study(str(path)), None, {})
         make, broken = store.rdb._create_new_trial, []
 
         def make_and_break(*arguments: Any) -> Any:
@@ -372,31 +372,31 @@ def test_lost_answer_to_the_making_of_a_trial_makes_it_once(here: Path, storage_
             return made
 
         store.rdb._create_new_trial = make_and_break  # type: ignore[method-assign]
-        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
-        of = snapshot(store, "planted")
+        assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
+        snapshot = read_snapshot(store, "planted")
         assert broken
-        assert [t.state for t in of.trials] == [State.COMPLETE] * 3
+        assert [t.state for t in snapshot.trials] == [State.COMPLETE] * 3
 
 
 def test_trial_that_another_ended_is_let_go_and_its_neighbour_in_the_pack_goes_on(here: Path) -> None:
     path = planted(here, budget={"trials": 2}, pruner={"name": "none"})
     with open_store(sqlite(here), create=True) as store:
-        at = register(store, load_study(str(path)), None, {})
+        stored = register(store, load_study(str(path)), None, {})
 
         def end_the_second(event: dict[str, Any]) -> None:
             if event["event"] == "rung" and (event["trial"], event["rung"]) == (1, 1):
-                other = at.optuna.get_trials(deepcopy=False)[1]
+                other = stored.optuna.get_trials(deepcopy=False)[1]
                 store.optuna.set_trial_state_values(other._trial_id, TrialState.PRUNED)
 
-        assert Worker(at, Path("runs"), 2, end_the_second).work() == 0
-        assert [t.state for t in snapshot(store, "planted").trials] == [State.COMPLETE, State.PRUNED]
+        assert Worker(stored, Path("runs"), 2, end_the_second).work() == 0
+        assert [t.state for t in read_snapshot(store, "planted").trials] == [State.COMPLETE, State.PRUNED]
 
 
 def test_interrupted_trial_is_finished_though_the_hours_are_over(here: Path) -> None:
     path = planted(here, budget={"hours": 1})
     with open_store(sqlite(here), create=True) as store:
-        at = register(store, load_study(str(path)), None, {})
-        worker = Worker(at, Path("runs"), 1, lambda event: None)
+        stored = register(store, load_study(str(path)), None, {})
+        worker = Worker(stored, Path("runs"), 1, lambda event: None)
 
         def stop(event: dict[str, Any]) -> None:
             if event["event"] == "rung":
@@ -404,10 +404,10 @@ def test_interrupted_trial_is_finished_though_the_hours_are_over(here: Path) -> 
 
         worker.listener = stop
         assert worker.work() == 130
-        at.optuna.set_user_attr(STARTED, at.slots.now() - 3600)
-        assert at.now().hours_over
-        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
-        assert [t.state for t in snapshot(store, "planted").trials] == [State.COMPLETE]
+        stored.optuna.set_user_attr(STARTED, stored.slots.now() - 3600)
+        assert stored.now().hours_over
+        assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
+        assert [t.state for t in read_snapshot(store, "planted").trials] == [State.COMPLETE]
 
 
 def test_budget_of_the_command_line_outlives_a_launch_without_it(here: Path) -> None:
@@ -427,7 +427,7 @@ def test_full_disk_quarantines_the_worker_until_there_is_room_and_costs_no_trial
         at = register_gpt(store, path)
         told: list[str] = []
         assert Worker(at, here / "small", 1, make_room(here / "small", told)).work() == 0
-        assert counts(snapshot(store, "full")) | {"pruned": 0} == {
+        assert counts(read_snapshot(store, "full")) | {"pruned": 0} == {
             "complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0
         }  # fmt: skip
         assert [word for _, word, _ in at.slots.attempts(0)] == ["disk", "disk", "disk", "complete"]
@@ -459,7 +459,7 @@ def test_full_disk_for_the_data_of_a_trial_is_not_the_trial_s_fault(
         resize(cache, f"{used(cache) // 1024 + 4}k")
         told: list[str] = []
         assert Worker(at, Path("runs"), 1, make_room(cache, told)).work() == 0
-        assert [t.state for t in snapshot(store, "cache").trials] == [State.COMPLETE] * 2
+        assert [t.state for t in read_snapshot(store, "cache").trials] == [State.COMPLETE] * 2
         assert [word for _, word, _ in at.slots.attempts(1)] == ["disk", "disk", "disk", "complete"]
     assert "released" in told
 
@@ -468,7 +468,7 @@ def test_checkpoints_of_the_best_trials_alone_are_kept(here: Path) -> None:
     path = gpt_study(here / "kept.yaml", budget={"trials": 4}, keep_best=2)
     with open_store(sqlite(here), create=True) as store:
         assert Worker(register_gpt(store, path), Path("runs"), 1, lambda event: None).work() == 0
-        best = sorted(snapshot(store, "kept").trials, key=lambda trial: trial.values[0])
+        best = sorted(read_snapshot(store, "kept").trials, key=lambda trial: trial.values[0])
         numbers = {trial.number for trial in best[:2]}
     assert {int(file.parents[1].name) for file in Path("runs").glob("**/state.safetensors")} == numbers
 
@@ -481,7 +481,7 @@ def test_trial_that_diverges_while_the_storage_is_away_leaves_its_whole_curve(
     module.write_text(module.read_text().replace("yield rung, 1.0", "yield rung, float('nan') if rung == 3 else 1.0"))
     monkeypatch.setattr(hpo.worker.reporter, "AWAY_S", 0.1)
     with open_store(sqlite(here), create=True) as store:
-        at = register(store, load_study(str(path)), None, {})
+        stored = register(store, load_study(str(path)), None, {})
         real, calls = store.optuna.set_trial_intermediate_value, []
 
         def away(*arguments: Any) -> Any:
@@ -491,8 +491,8 @@ def test_trial_that_diverges_while_the_storage_is_away_leaves_its_whole_curve(
             return real(*arguments)
 
         monkeypatch.setattr(store.optuna, "set_trial_intermediate_value", away)
-        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
-        found = snapshot(store, "planted").trials[0]
+        assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
+        found = read_snapshot(store, "planted").trials[0]
         assert found.user_attrs[ENDED] == "diverged"
         assert list(found.intermediate_values) == [1, 2, 3]
         assert calls == [1, 1, 1, 1, 2, 3], "each rung begins with what is owed"
@@ -513,16 +513,16 @@ def test_study_ends_when_its_hours_are_over(here: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(hpo.worker.reporter, "LOOK_S", 0.0)
     path = planted(here, budget={"hours": 1})
     with open_store(sqlite(here), create=True) as store:
-        at = register(store, load_study(str(path)), None, {})
-        worker = Worker(at, Path("runs"), 1, lambda event: None)
+        stored = register(store, load_study(str(path)), None, {})
+        worker = Worker(stored, Path("runs"), 1, lambda event: None)
 
         def end_the_hour(event: dict[str, Any]) -> None:
             if event["event"] == "start":
-                at.optuna.set_user_attr(STARTED, at.slots.now() - 3600)
+                stored.optuna.set_user_attr(STARTED, stored.slots.now() - 3600)
 
         worker.listener = end_the_hour
         assert worker.work() == 0
-        n = counts(snapshot(store, "planted"))
+        n = counts(read_snapshot(store, "planted"))
     assert n["complete"] + n["pruned"] == 1
     assert n["running"] == n["waiting"] == 0
 
@@ -532,7 +532,7 @@ def test_study_ends_when_its_tokens_are_trained(here: Path) -> None:
     with open_store(sqlite(here), create=True) as store:
         at = register_gpt(store, path)
         Worker(at, Path("runs"), 1, lambda event: None).work()
-        found = summary(snapshot(store, "tokens"))
+        found = summary(read_snapshot(store, "tokens"))
     assert found["trials"]["complete"] == 2  # 1,536 tokens each
     assert found["tokens"]["trained"] == 2 * 1536
 
@@ -556,7 +556,7 @@ def test_metrics_of_each_rung_lie_beside_the_trial_as_json(here: Path) -> None:
     path = gpt_study(here / "files.yaml", budget={"trials": 1})
     with open_store(sqlite(here), create=True) as store:
         Worker(register_gpt(store, path), Path("runs"), 1, lambda event: None).work()
-        trial = snapshot(store, "files").trials[0]
+        trial = read_snapshot(store, "files").trials[0]
     folder = Path("runs/files/trials/0000")
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["val_loss"] for line in found] == [v for _, v in sorted(trial.intermediate_values.items())]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpo.analysis.snapshot import Snapshot, snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.config.yaml import dump_yaml
 from hpo.console import number
 from hpo.errors import WorkFailed
@@ -75,13 +75,13 @@ def verdicts_of(written: str) -> list[str]:
 
 def studies(folder: Path) -> dict[str, int]:
     """Return the number of trials of each study."""
-    with open_readonly(f"sqlite:///{folder}/runs/hpo.db") as at:
-        return {name: len(trials(at, study_id)) for name, study_id in study_ids(at).items()}
+    with open_readonly(f"sqlite:///{folder}/runs/hpo.db") as store:
+        return {name: len(trials(store, study_id)) for name, study_id in study_ids(store).items()}
 
 
 def of(folder: Path, study: str) -> Snapshot:
-    with open_readonly(f"sqlite:///{folder}/runs/hpo.db") as at:
-        found = snapshot(at, study)
+    with open_readonly(f"sqlite:///{folder}/runs/hpo.db") as store:
+        found = read_snapshot(store, study)
         for trial in found.trials:  # read while the storage is open
             assert trial.user_attrs["slot"] is not None
             assert dict(trial.user_attrs)
