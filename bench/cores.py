@@ -15,7 +15,7 @@ ROUNDS = 3
 TRAIN = f"""
 import time
 from model.config import TrainConfig
-from model.train import Trainer
+from model.train.trainer import Trainer
 trainer = Trainer([TrainConfig()])
 trainer._train(3)
 began, updates = time.perf_counter(), 0

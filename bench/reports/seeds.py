@@ -23,7 +23,7 @@ def last(config: TrainConfig, seeds: int) -> list[Metrics]:
     found: dict[int, Metrics] = {}
     for _, metrics in Trainer(configs, prepare(config.data, config.tokenizer)):
         found |= metrics
-    return [found[place] for place in range(seeds)]
+    return [found[lane] for lane in range(seeds)]
 
 
 def spread(values: Sequence[float]) -> str:

@@ -12,18 +12,18 @@ KEPT = "checkpoint"  # what run.keep_checkpoints asks for
 INTERRUPTED = "interrupted"  # where an interrupted run goes on, whatever run.keep_checkpoints says
 
 
-def keep(runs: Runs, place: int, config: BaseModel, folder: Path, rung: int, best: bool) -> None:
+def keep(runs: Runs, lane: int, config: BaseModel, folder: Path, rung: int, best: bool) -> None:
     """Leave the checkpoints in a run's folder that its run.keep_checkpoints asks for, and one to go on from.
 
     best: no rung of the run was better than this one.
     """
     policy = getattr(getattr(config, "run", None), "keep_checkpoints", "none")
     if policy == "last" or (best and policy == "best"):
-        runs.save(place, folder / KEPT)
+        runs.save(lane, folder / KEPT)
     elif policy == "all":
-        runs.save(place, folder / KEPT / f"rung-{rung:03d}")
+        runs.save(lane, folder / KEPT / f"rung-{rung:03d}")
     if policy in ("none", "best"):
-        runs.save(place, folder / INTERRUPTED)
+        runs.save(lane, folder / INTERRUPTED)
 
 
 def to_resume(folder: Path) -> list[Path]:

@@ -19,50 +19,50 @@ Beat = tuple[int, dict[int, Any]]
 
 @runtime_checkable
 class Runs(Protocol):
-    """Runs side by side, each in its place; iterating trains them from rung to rung."""
+    """Runs side by side, each in its lane; iterating trains them from rung to rung."""
 
     def __iter__(self) -> Iterator[Beat]: ...
-    def start(self, place: int, config: Any) -> None: ...
-    def stop(self, place: int) -> None: ...
-    def save(self, place: int, folder: Path) -> None: ...
-    def resume(self, place: int, folder: Path) -> int: ...
+    def start(self, lane: int, config: Any) -> None: ...
+    def stop(self, lane: int) -> None: ...
+    def save(self, lane: int, folder: Path) -> None: ...
+    def resume(self, lane: int, folder: Path) -> int: ...
 
 
 class Generators:
-    """A user's generators, one a place, each advanced by one report a beat."""
+    """A user's generators, one a lane, each advanced by one report a beat."""
 
     def __init__(self, train: Any, configs: Sequence[BaseModel]) -> None:
         self.train = train
-        self.places: dict[int, Iterator[tuple[int, Any]]] = {}
-        for place, config in enumerate(configs):
-            self.start(place, config)
+        self.lanes: dict[int, Iterator[tuple[int, Any]]] = {}
+        for lane, config in enumerate(configs):
+            self.start(lane, config)
 
-    def start(self, place: int, config: BaseModel) -> None:
-        self.places[place] = iter(self.train(config))
+    def start(self, lane: int, config: BaseModel) -> None:
+        self.lanes[lane] = iter(self.train(config))
 
-    def stop(self, place: int) -> None:
-        close = getattr(self.places.pop(place, None), "close", None)
+    def stop(self, lane: int) -> None:
+        close = getattr(self.lanes.pop(lane, None), "close", None)
         if close is not None:
             close()
 
-    def save(self, place: int, folder: Path) -> None:
+    def save(self, lane: int, folder: Path) -> None:
         """Keep nothing: only the user's function knows its state. An interrupted trial starts again."""
 
-    def resume(self, place: int, folder: Path) -> int:
+    def resume(self, lane: int, folder: Path) -> int:
         raise ValueError("a training function of one's own starts again")
 
     def __iter__(self) -> Iterator[Beat]:
-        while self.places:
+        while self.lanes:
             found: dict[int, Any] = {}
             rung = 0
-            for place, generator in list(self.places.items()):
+            for lane, generator in list(self.lanes.items()):
                 try:
                     rung, value = _checked(next(generator))
-                    found[place] = _Reported(rung, value)
+                    found[lane] = _Reported(rung, value)
                 except StopIteration:
-                    del self.places[place]
+                    del self.lanes[lane]
                 except Exception as error:  # told to whoever reads the report, so that its neighbours go on
-                    found[place] = error
+                    found[lane] = error
             if found:
                 yield rung, found
 

@@ -184,7 +184,7 @@ class TrialExecutor:
                 self.tell({"event": "requeued", "trial": job.number, "rung": job.rung, "text": word})
 
     def failed(self, error: Exception, jobs: Sequence[Job]) -> int | None:
-        """Do what a failure asks for; return the places that a pack may have from now on, None for as many as before.
+        """Do what a failure asks for; return the lanes that a pack may have from now on, None for as many as before.
 
         Raises:
             Exception: the failure itself, where it is no trial's and not this machine's.

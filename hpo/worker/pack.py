@@ -1,4 +1,4 @@
-"""One pack of trials, trained side by side from rung to rung, its places refilled as they come free."""
+"""One pack of trials, trained side by side from rung to rung, its lanes refilled as they come free."""
 
 import contextlib
 import time
@@ -25,13 +25,13 @@ class PackRunner:
         self.key = pack_key(jobs.held[0].config)
         fitting = [job for job in jobs.held if not job.alone and pack_key(job.config) == self.key]
         self.fitting = [jobs.held[0]] if jobs.held[0].alone else fitting[:size]
-        self.places: dict[int, Job] = {}
+        self.lanes: dict[int, Job] = {}
         self.begun = False
 
     def run(self, leaving: Callable[[], bool], refill: Callable[[], None]) -> int | None:
-        """Train; return the places that a pack may have from now on, None for as many as before.
+        """Train; return the lanes that a pack may have from now on, None for as many as before.
 
-        leaving: whether to stop at this rung. refill: claims trials for places that came free.
+        leaving: whether to stop at this rung. refill: claims trials for lanes that came free.
         """
         try:
             self._start()
@@ -39,7 +39,7 @@ class PackRunner:
         except TrialTimeout:
             self._end_overdue()
         except Exception as error:  # whatever a configuration or a user's function does must not end the worker
-            at_fault = [job for job in self.places.values() if job in self.jobs.held]
+            at_fault = [job for job in self.lanes.values() if job in self.jobs.held]
             if not at_fault:
                 raise
             if len(at_fault) > 1 and not self.begun and kind(error) == "error":
@@ -53,11 +53,11 @@ class PackRunner:
 
     def _start(self) -> None:
         """Build the runs and set each to where it goes on."""
-        self.places = dict(enumerate(self.fitting))
+        self.lanes = dict(enumerate(self.fitting))
         given = self.jobs.corpora.given(self.fitting[0].config)
         self.runs = runs(self.study.file.train, [job.config for job in self.fitting], **given)
-        for place, job in self.places.items():
-            self._begin(place, job)
+        for lane, job in self.lanes.items():
+            self._begin(lane, job)
         self.begun = True
 
     def _train(self, leaving: Callable[[], bool], refill: Callable[[], None]) -> None:
@@ -65,29 +65,29 @@ class PackRunner:
         self._set_alarm()
         for _, reports in self.runs:
             self.alarm.off()  # what is told at a rung is told whole
-            for place, metrics in reports.items():
-                if self._beat(place, self.places[place], metrics):
-                    del self.places[place]
+            for lane, metrics in reports.items():
+                if self._beat(lane, self.lanes[lane], metrics):
+                    del self.lanes[lane]
             self._drop_lost()
             if leaving():
                 return
             refill()
             self._fill()
             self._set_alarm()
-        for job in list(self.places.values()):
+        for job in list(self.lanes.values()):
             self.jobs.end(job, TrialState.FAIL, "error", "the training function ended before its last rung")
 
     def _set_alarm(self) -> None:
         limit = self.study.file.limits.seconds
-        if self.places and limit is not None:
-            self.alarm.overdue_in(limit - max(job.spent() for job in self.places.values()))
+        if self.lanes and limit is not None:
+            self.alarm.overdue_in(limit - max(job.spent() for job in self.lanes.values()))
 
-    def _begin(self, place: int, job: Job) -> None:
+    def _begin(self, lane: int, job: Job) -> None:
         """Go on from the newest checkpoint that can be read, or from the start where there is none, and say so."""
         log = job.folder / "metrics.jsonl"
         rows = {row["rung"]: row for row in metrics_lines(log) if "rung" in row}
         told = job.trial.intermediate_values
-        rung, why = self._resumed(place, job, {*rows, *told}) if job.claim.attempt > 1 or job.rung else (0, "")
+        rung, why = self._resumed(lane, job, {*rows, *told}) if job.claim.attempt > 1 or job.rung else (0, "")
         if not rung and job.rung:
             self.jobs.log("restarted", f"trial {job.number} starts again: {why}")
         for r in range(1, rung + 1):  # trained while the storage was away, by an attempt that then ended
@@ -98,35 +98,35 @@ class PackRunner:
         job.began = time.monotonic()
         keep_rungs(log, rung)
 
-    def _resumed(self, place: int, job: Job, known: set[int]) -> tuple[int, str]:
-        """Set a place to the newest checkpoint whose curve is known; return its rung, 0 with the reason for none."""
+    def _resumed(self, lane: int, job: Job, known: set[int]) -> tuple[int, str]:
+        """Set a lane to the newest checkpoint whose curve is known; return its rung, 0 with the reason for none."""
         why = "it had left no checkpoint"
         for folder in checkpoints.to_resume(job.folder):
             try:
-                rung = self.runs.resume(place, folder)
+                rung = self.runs.resume(lane, folder)
             except (ValueError, OSError) as error:
                 why = str(error)
                 continue
             if known >= set(range(1, rung + 1)):
                 return rung, ""
             why = "values of its first rungs are missing"
-            self.runs.stop(place)
-            self.runs.start(place, job.config)
+            self.runs.stop(lane)
+            self.runs.start(lane, job.config)
         return 0, why
 
-    def _beat(self, place: int, job: Job, metrics: Any) -> bool:
+    def _beat(self, lane: int, job: Job, metrics: Any) -> bool:
         """Report one rung of one trial; return whether the trial ended."""
         try:
             rung, value, job.metrics = reported(metrics, self.study.file.objective)
         except Exception as error:  # one function's failure is not its neighbours'
-            self.runs.stop(place)
+            self.runs.stop(lane)
             self.jobs.failed(error, [job])
             return True
         known = job.rung
         job.add(rung, value)
         standing = self.jobs.teller.values(job, wait=rung >= self.study.rungs)
         if standing == "lost":
-            self.runs.stop(place)
+            self.runs.stop(lane)
             self.jobs.let_go(job.claim)
             return True
         append_metrics(job.folder / "metrics.jsonl", job.metrics)
@@ -139,17 +139,17 @@ class PackRunner:
         elif job.overdue(self.study.file.limits.seconds) and rung < self.study.rungs:
             verdict = "timeout"
         if verdict == "continue":
-            self._keep(place, job, rung, value)
+            self._keep(lane, job, rung, value)
             if rung < self.study.rungs:
                 return False
-        self.runs.stop(place)
+        self.runs.stop(lane)
         self._end(job, verdict, value)
         return True
 
-    def _keep(self, place: int, job: Job, rung: int, value: float) -> None:
+    def _keep(self, lane: int, job: Job, rung: int, value: float) -> None:
         best = value <= min(job.trial.intermediate_values.values())
         with contextlib.suppress(ValueError):  # a pack whose marks fall apart: it goes on from an earlier checkpoint
-            checkpoints.keep(self.runs, place, job.config, job.folder, rung, best)
+            checkpoints.keep(self.runs, lane, job.config, job.folder, rung, best)
 
     def _end(self, job: Job, verdict: str, value: float) -> None:
         match verdict:
@@ -167,32 +167,32 @@ class PackRunner:
     def _end_overdue(self) -> None:
         """End the trials whose time is over in the middle of a rung; the others go on from their last one."""
         limit = self.study.file.limits.seconds
-        for job in [job for job in self.places.values() if job in self.jobs.held and job.overdue(limit)]:
+        for job in [job for job in self.lanes.values() if job in self.jobs.held and job.overdue(limit)]:
             self.jobs.end(job, TrialState.PRUNED, "timeout", self._overdue(job))
 
     def _overdue(self, job: Job) -> str:
         return f"limits.seconds: allows {self.study.file.limits.seconds:g}, the trial took {job.spent():.1f}"
 
     def _fill(self) -> None:
-        """Put trials of the pack's shape into places that came free; others wait for a pack of their own."""
-        taken = list(self.places.values())
+        """Put trials of the pack's shape into lanes that came free; others wait for a pack of their own."""
+        taken = list(self.lanes.values())
         held = [job for job in self.jobs.held if job not in taken and not job.alone]
         waiting = [job for job in held if pack_key(job.config) == self.key]
-        free = [place for place in range(len(self.fitting)) if place not in self.places]
-        for place, job in zip(free, waiting, strict=False):
+        free = [lane for lane in range(len(self.fitting)) if lane not in self.lanes]
+        for lane, job in zip(free, waiting, strict=False):
             try:
-                self.runs.start(place, job.config)
-                self._begin(place, job)
-                self.places[place] = job
+                self.runs.start(lane, job.config)
+                self._begin(lane, job)
+                self.lanes[lane] = job
             except Exception as error:  # its own failure, not its neighbours'
                 with contextlib.suppress(KeyError):  # it may not have come so far
-                    self.runs.stop(place)
+                    self.runs.stop(lane)
                 self.jobs.failed(error, [job])
 
     def _drop_lost(self) -> None:
         """Let go of the trials that the keeper found lost."""
-        for place, job in list(self.places.items()):
+        for lane, job in list(self.lanes.items()):
             if (job.claim.slot, job.claim.attempt) in self.jobs.keeper.lost:
-                self.runs.stop(place)
+                self.runs.stop(lane)
                 self.jobs.let_go(job.claim)
-                del self.places[place]
+                del self.lanes[lane]

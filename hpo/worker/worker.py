@@ -78,8 +78,8 @@ class Worker:
                 if self.jobs.held:
                     pause = POLL_S[0]
                     refill = functools.partial(self._claim, turns)
-                    places = PackRunner(self.jobs, self.pack, self.alarm).run(self._leaving_pack, refill)
-                    self.pack = max(1, places or self.pack)
+                    lanes = PackRunner(self.jobs, self.pack, self.alarm).run(self._leaving_pack, refill)
+                    self.pack = max(1, lanes or self.pack)
                 elif turns < math.inf or self._spent():
                     return
                 elif not self.jobs.quarantine:
@@ -108,7 +108,7 @@ class Worker:
         return self._leaving() or self.now.state == "paused" or self.jobs.quarantine is not None
 
     def _claim(self, turns: float) -> None:
-        """Take trials until there is one for each place of the pack."""
+        """Take trials until there is one for each lane of the pack."""
         while len(self.jobs.held) < self.pack and self.claimed < turns and self.jobs.quarantine is None:
             if self._leaving() or self.now.state != "active" or not self.jobs.claim(self.pack):
                 return

@@ -56,8 +56,8 @@ def estimate(config: TrainConfig, vocab_size: int, runs: int = 1) -> Memory:
         pack = Pack(config, vocab_size, runs, torch.device("cpu"))
         pack.numbers = [config.regularization.numbers() | config.model.numbers()] * runs
         if config.recovery.name == "rollback":
-            for place in range(runs):
-                pack.weights.keep(place)
+            for lane in range(runs):
+                pack.weights.keep(lane)
         standing = ledger.live
         activations = _train(pack, config, ledger)
         _update(pack, config)
@@ -157,8 +157,8 @@ def _update(pack: Pack, config: TrainConfig) -> None:
     coefficients = [rule.coefficients(part.group, rule.lr, 1) | {"rate": rule.lr} for part in pack.weights.parts]
     step = Step(coefficients, config.clip.numbers(), 0.5)
     for n in {pack.size, max(1, pack.size - 1)}:
-        places = list(range(n))
-        pack.weights.update(places, [step] * n, pack.weights.norms(places), places)
+        lanes = list(range(n))
+        pack.weights.update(lanes, [step] * n, pack.weights.norms(lanes), lanes)
 
 
 def _validate(pack: Pack, config: TrainConfig, ledger: Ledger) -> None:

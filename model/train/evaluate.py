@@ -15,7 +15,7 @@ EVAL_TOKENS = 8192  # of one validation batch; the metric does not depend on it
 EVAL_LOGITS = 2**26  # numbers in the logits of one validation batch, all runs together
 
 Scores = tuple[list[float], list[float]]
-"""Nats and targets predicted right, of each place."""
+"""Nats and targets predicted right, of each lane."""
 
 
 class Validation:
@@ -39,13 +39,13 @@ class Validation:
         nats, hits = totals.tolist()
         return nats, hits
 
-    def notes(self, place: int) -> dict[str, list[Tensor]]:
+    def notes(self, lane: int) -> dict[str, list[Tensor]]:
         """Return what a run's layers have to say of themselves on the first batch."""
         # As many rows whoever shares the pack: runs are looked at one by one.
         tokens = min(EVAL_TOKENS, EVAL_LOGITS // self.pack.vocab_size)
         rows = min(len(self.windows), max(1, tokens // self.windows.context))
         x, _ = self.windows.gather(np.arange(rows))
-        return self.pack.notes(place, torch.from_numpy(x).to(self.device))
+        return self.pack.notes(lane, torch.from_numpy(x).to(self.device))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for first in range(0, len(self.windows), self.rows):

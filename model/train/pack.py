@@ -45,12 +45,12 @@ class Pack:
             return own
         return self.weights.p[:, a:b].view(shape).requires_grad_()
 
-    def fill(self, place: int, config: TrainConfig) -> None:
-        """Put a new run in a place: initial weights, empty optimizer state, its numbers."""
-        self.weights.fill(place, build_network(config.model, self.vocab_size, config.run.seed).state_dict())
-        self.numbers[place] = {**config.regularization.numbers(), **config.model.numbers()}
-        self.scales[place] = 2.0**16 if config.run.precision == "fp16" else 1.0
-        self.clean[place] = 0
+    def fill(self, lane: int, config: TrainConfig) -> None:
+        """Put a new run in a lane: initial weights, empty optimizer state, its numbers."""
+        self.weights.fill(lane, build_network(config.model, self.vocab_size, config.run.seed).state_dict())
+        self.numbers[lane] = {**config.regularization.numbers(), **config.model.numbers()}
+        self.scales[lane] = 2.0**16 if config.run.precision == "fp16" else 1.0
+        self.clean[lane] = 0
 
     def train_on(
         self, x: Tensor, y: Tensor, keys: Sequence[int], shares: Sequence[float], balances: Sequence[float]
@@ -90,24 +90,24 @@ class Pack:
         return buffers
 
     @torch.no_grad()
-    def unscale(self, places: Sequence[int]) -> list[int]:
-        """Take the fp16 loss scale out of the gradients; return the places whose gradients are finite.
+    def unscale(self, lanes: Sequence[int]) -> list[int]:
+        """Take the fp16 loss scale out of the gradients; return the lanes whose gradients are finite.
 
         A gradient that overflowed is thrown away and its run's scale halved; 2,000 clean updates double it, as
         torch.amp.GradScaler does.
         """
         good = []
-        for place in places:
-            grad = self.weights.g[place].div_(self.scales[place])
+        for lane in lanes:
+            grad = self.weights.g[lane].div_(self.scales[lane])
             if bool(grad.isfinite().all()):
-                good.append(place)
-                self.clean[place] += 1
-                if self.clean[place] % 2000 == 0:
-                    self.scales[place] *= 2
+                good.append(lane)
+                self.clean[lane] += 1
+                if self.clean[lane] % 2000 == 0:
+                    self.scales[lane] *= 2
             else:
                 grad.zero_()
-                self.clean[place] = 0
-                self.scales[place] = max(1.0, self.scales[place] / 2)
+                self.clean[lane] = 0
+                self.scales[lane] = max(1.0, self.scales[lane] / 2)
         return good
 
     @torch.no_grad()
@@ -119,11 +119,11 @@ class Pack:
         return nats, hits
 
     @torch.no_grad()
-    def notes(self, place: int, x: Tensor) -> Notes:
+    def notes(self, lane: int, x: Tensor) -> Notes:
         """Return what the layers of one run have to say of themselves. x: (B, T)."""
         self.network.eval()
         notes: Notes = {"attention_entropy": [], "expert_load": [], "kurtosis": []}
-        own = self.leaves if self.size == 1 else {name: leaf[place] for name, leaf in self.leaves.items()}
+        own = self.leaves if self.size == 1 else {name: leaf[lane] for name, leaf in self.leaves.items()}
         with self.autocast():
             functional_call(self.network, own, (x, notes), tie_weights=False)
         return notes

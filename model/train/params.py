@@ -55,49 +55,49 @@ class Weights:
         """Return what a run is, by name: all that must be saved to go on with it."""
         return {"weights": self.p, **self.state, **{f"clip.{key}": block for key, block in self.memory.items()}}
 
-    def tensors(self, place: int) -> dict[str, Tensor]:
-        """Return views of all that a place holds, by name: "weights.wte.weight", "m.wte.weight", "clip.gamma", ..."""
-        found = {f"clip.{key}": block[place] for key, block in self.memory.items()}
+    def tensors(self, lane: int) -> dict[str, Tensor]:
+        """Return views of all that a lane holds, by name: "weights.wte.weight", "m.wte.weight", "clip.gamma", ..."""
+        found = {f"clip.{key}": block[lane] for key, block in self.memory.items()}
         for kind, block in {"weights": self.p, **self.state}.items():
             offset, width = self.offsets[kind], block.shape[1]
             for name, (a, b) in self.spans.items():
                 if offset <= a and b <= offset + width:
-                    found[f"{kind}.{name}"] = block[place, a - offset : b - offset].view(self.shapes[name])
+                    found[f"{kind}.{name}"] = block[lane, a - offset : b - offset].view(self.shapes[name])
         return found
 
     @torch.no_grad()
-    def fill(self, place: int, initial: Mapping[str, Tensor]) -> None:
-        """Put initial weights in a place, with the average at them and nothing else kept. initial: by parameter."""
+    def fill(self, lane: int, initial: Mapping[str, Tensor]) -> None:
+        """Put initial weights in a lane, with the average at them and nothing else kept. initial: by parameter."""
         begun = {f"weights.{name}": initial[name] for name in self.shapes}
         if AVERAGE in self.state:
             begun |= {f"{AVERAGE}.{name}": initial[name] for name in self.shapes}
         begun |= {f"clip.{key}": torch.full((n,), value) for key, (n, value) in self.first.items()}
-        self.load(place, begun)
+        self.load(lane, begun)
 
     @torch.no_grad()
-    def load(self, place: int, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors into a place; what is not given becomes zero."""
-        self.g[place] = 0
-        self.forget(place)
-        for name, held in self.tensors(place).items():
+    def load(self, lane: int, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors into a lane; what is not given becomes zero."""
+        self.g[lane] = 0
+        self.forget(lane)
+        for name, held in self.tensors(lane).items():
             held.copy_(tensors[name]) if name in tensors else held.zero_()
 
-    def forget(self, place: int) -> None:
+    def forget(self, lane: int) -> None:
         """Forget what was measured by group."""
-        self.grad_norms[place] = self.ratios[place] = 0
+        self.grad_norms[lane] = self.ratios[lane] = 0
 
-    def keep(self, place: int) -> None:
-        """Remember a place as it is."""
-        self.kept[place] = [block[place].clone() for block in self.blocks().values()]
+    def keep(self, lane: int) -> None:
+        """Remember a lane as it is."""
+        self.kept[lane] = [block[lane].clone() for block in self.blocks().values()]
 
-    def go_back(self, place: int) -> None:
-        """Set a place to what was kept."""
-        for block, kept in zip(self.blocks().values(), self.kept[place], strict=True):
-            block[place] = kept
+    def go_back(self, lane: int) -> None:
+        """Set a lane to what was kept."""
+        for block, kept in zip(self.blocks().values(), self.kept[lane], strict=True):
+            block[lane] = kept
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Have the averages in the place of the weights for a while."""
+        """Have the averages in place of the weights for a while."""
         raw = self.p.clone()
         try:
             self.p.copy_(self.state[AVERAGE])
@@ -105,20 +105,20 @@ class Weights:
         finally:
             self.p.copy_(raw)
 
-    def norms(self, places: Sequence[int]) -> Tensor:
-        """Return the L2 norms of the gradients of some places, (n,)."""
-        return self._rows(self.g, places).norm(dim=1)
+    def norms(self, lanes: Sequence[int]) -> Tensor:
+        """Return the L2 norms of the gradients of some lanes, (n,)."""
+        return self._rows(self.g, lanes).norm(dim=1)
 
     @torch.no_grad()
-    def update(self, places: Sequence[int], steps: Sequence[Step], norms: Tensor, watch: Sequence[int] = ()) -> Tensor:
-        """Clip, take one optimizer step in some places, in ascending order, and clear their gradients.
+    def update(self, lanes: Sequence[int], steps: Sequence[Step], norms: Tensor, watch: Sequence[int] = ()) -> Tensor:
+        """Clip, take one optimizer step in some lanes, in ascending order, and clear their gradients.
 
-        norms: (n,), of the gradients. watch: of which places gradients and update are measured by group too.
+        norms: (n,), of the gradients. watch: of which lanes gradients and update are measured by group too.
         Returns how much of each was clipped, in [0, 1], (n,).
         """
-        p, g = self._rows(self.p, places), self._rows(self.g, places)
-        state = {key: self._rows(block, places) for key, block in self.state.items()}
-        memory = {key: self._rows(block, places) for key, block in self.memory.items()}
+        p, g = self._rows(self.p, lanes), self._rows(self.g, lanes)
+        state = {key: self._rows(block, lanes) for key, block in self.state.items()}
+        memory = {key: self._rows(block, lanes) for key, block in self.memory.items()}
         before = p.clone() if watch else None
         grad_norms = self._by_group(g) if watch else None
         numbers = self._columns([step.clip for step in steps])
@@ -126,24 +126,24 @@ class Weights:
         bounded = self._step(p, g, state, steps, numbers)
         if AVERAGE in state:
             state[AVERAGE].lerp_(p, self._columns([{"rate": step.average} for step in steps])["rate"])
-        if len(places) < len(self.p):  # rows were copies
-            rows = torch.tensor(places, device=self.p.device)
+        if len(lanes) < len(self.p):  # rows were copies
+            rows = torch.tensor(lanes, device=self.p.device)
             self.p[rows] = p
             for key, block in {**state, **memory}.items():
                 (self.state if key in state else self.memory)[key][rows] = block
         if before is not None and grad_norms is not None:
-            at = [list(places).index(place) for place in watch]
+            at = [list(lanes).index(lane) for lane in watch]
             self.grad_norms[watch] = grad_norms[at]
             ratios = self._by_group(p - before) / self._by_group(before)
             self.ratios[watch] = ratios.where(ratios.isfinite(), 0)[at]
-        self.clear(places)
+        self.clear(lanes)
         found = clipped if bounded is None else bounded
         return torch.zeros_like(norms) if found is None else found
 
-    def clear(self, places: Sequence[int]) -> None:
-        """Set the gradients of some places to zero."""
-        everyone = len(places) == len(self.g)
-        self.g[slice(None) if everyone else torch.tensor(places, device=self.g.device)] = 0
+    def clear(self, lanes: Sequence[int]) -> None:
+        """Set the gradients of some lanes to zero."""
+        everyone = len(lanes) == len(self.g)
+        self.g[slice(None) if everyone else torch.tensor(lanes, device=self.g.device)] = 0
 
     def _step(
         self, p: Tensor, g: Tensor, state: dict[str, Tensor], steps: Sequence[Step], numbers: dict[str, Any]
@@ -184,12 +184,12 @@ class Weights:
             if mine:
                 yield i, slice(mine[0].start, mine[-1].stop)
 
-    def _rows(self, block: Tensor, places: Sequence[int]) -> Tensor:
-        """Return some rows: a view of all, which is updated in place, or a copy, which must be written back."""
-        return block if len(places) == len(block) else block[torch.tensor(places, device=block.device)]
+    def _rows(self, block: Tensor, lanes: Sequence[int]) -> Tensor:
+        """Return some rows: a view of all, which is updated in lane, or a copy, which must be written back."""
+        return block if len(lanes) == len(block) else block[torch.tensor(lanes, device=block.device)]
 
-    def by_group(self, place: int) -> tuple[dict[str, float], dict[str, float]]:
+    def by_group(self, lane: int) -> tuple[dict[str, float], dict[str, float]]:
         """Return gradient norms and update-to-weight ratios by group, as measured at the last watched update."""
         groups = [(GROUPS[i], i) for i, _ in self._groups()]
-        norms, ratios = self.grad_norms[place].tolist(), self.ratios[place].tolist()
+        norms, ratios = self.grad_norms[lane].tolist(), self.ratios[lane].tolist()
         return {g: norms[i] for g, i in groups}, {g: ratios[i] for g, i in groups}

@@ -1,4 +1,4 @@
-"""Where one run of a pack stands: its config, its place in the data, its rung, its health."""
+"""Where one run of a pack stands: its config, its position in the data, its rung, its health."""
 
 from collections.abc import Sequence
 from typing import Any

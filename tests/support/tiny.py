@@ -56,11 +56,11 @@ def timeless(m: Metrics) -> Metrics:
 
 
 def curves(trainer: Trainer) -> dict[int, list[Metrics]]:
-    """Train to the end; return the metrics of each place, rung by rung."""
+    """Train to the end; return the metrics of each lane, rung by rung."""
     found: dict[int, list[Metrics]] = {}
     for _, metrics in trainer:
-        for place, m in metrics.items():
-            found.setdefault(place, []).append(timeless(m))
+        for lane, m in metrics.items():
+            found.setdefault(lane, []).append(timeless(m))
     return found
 
 

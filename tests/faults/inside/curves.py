@@ -31,33 +31,33 @@ class Curves:
     def __init__(self, configs: Sequence[Config]) -> None:
         self.configs: dict[int, Config] = {}
         self.states: dict[int, list[float]] = {}
-        for place, config in enumerate(configs):
-            self.start(place, config)
+        for lane, config in enumerate(configs):
+            self.start(lane, config)
 
-    def start(self, place: int, config: Config) -> None:
-        self.configs[place], self.states[place] = config, []
+    def start(self, lane: int, config: Config) -> None:
+        self.configs[lane], self.states[lane] = config, []
 
-    def stop(self, place: int) -> None:
-        del self.configs[place], self.states[place]
+    def stop(self, lane: int) -> None:
+        del self.configs[lane], self.states[lane]
 
-    def save(self, place: int, folder: Path) -> None:
+    def save(self, lane: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / "part"
-        part.write_text(json.dumps([len(self.states[place]), self.states[place][-1]]) + "\n" * 2000)
+        part.write_text(json.dumps([len(self.states[lane]), self.states[lane][-1]]) + "\n" * 2000)
         part.replace(folder / "state.safetensors")
 
-    def resume(self, place: int, folder: Path) -> int:
+    def resume(self, lane: int, folder: Path) -> int:
         rung, state = json.loads((folder / "state.safetensors").read_text())
-        self.states[place] = [math.nan] * (rung - 1) + [state]
+        self.states[lane] = [math.nan] * (rung - 1) + [state]
         return int(rung)
 
     def __iter__(self) -> Iterator[tuple[int, dict[int, Any]]]:
         while self.configs:
             time.sleep(max(config.pause for config in self.configs.values()))
-            yield 0, {place: self._advance(place) for place in list(self.configs)}
+            yield 0, {lane: self._advance(lane) for lane in list(self.configs)}
 
-    def _advance(self, place: int) -> dict[str, float]:
-        config, states = self.configs[place], self.states[place]
+    def _advance(self, lane: int) -> dict[str, float]:
+        config, states = self.configs[lane], self.states[lane]
         states.append(states[-1] / 2 + config.x if states else 1.0 + config.x)
         diverged = config.x > config.nan_above and len(states) == 2
         return {"rung": len(states), "val_loss": math.nan if diverged else states[-1]}

@@ -62,7 +62,7 @@ def checkpoint():
     """After the checkpoint of the second rung."""
     from hpo.runs import checkpoints
 
-    after(checkpoints, "keep", lambda runs, place, config, folder, rung, best: rung == 2)
+    after(checkpoints, "keep", lambda runs, lane, config, folder, rung, best: rung == 2)
 
 
 def tell():

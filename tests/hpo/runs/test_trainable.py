@@ -186,7 +186,7 @@ def test_generators_go_on_while_a_neighbour_ends_or_is_stopped() -> None:
     together = Generators(train, [1, 3, 3])
     found = []
     for _, reports in together:
-        found.append({place: reported(report, "loss")[:2] for place, report in reports.items()})
+        found.append({lane: reported(report, "loss")[:2] for lane, report in reports.items()})
         if len(found) == 1:
             together.stop(1)
     assert found == [{0: (1, 1.0), 1: (1, 3.0), 2: (1, 3.0)}, {2: (2, 3.0)}, {2: (3, 3.0)}]

@@ -61,33 +61,33 @@ class Odd(Config):
 
 class Fussy:
     def __init__(self, configs):
-        self.places = {}
-        for place, config in enumerate(configs):
-            self.start(place, config)
+        self.lanes = {}
+        for lane, config in enumerate(configs):
+            self.start(lane, config)
 
-    def start(self, place, config):
+    def start(self, lane, config):
         if config.x == 0.7:
             raise RuntimeError("not this one")
-        self.places[place] = iter(train(config))
+        self.lanes[lane] = iter(train(config))
 
-    def stop(self, place):
-        del self.places[place]
+    def stop(self, lane):
+        del self.lanes[lane]
 
-    def save(self, place, folder): ...
+    def save(self, lane, folder): ...
 
-    def resume(self, place, folder):
+    def resume(self, lane, folder):
         raise ValueError("nothing was saved")
 
     def __iter__(self):
-        while self.places:
+        while self.lanes:
             found = {}
-            for place in list(self.places):
+            for lane in list(self.lanes):
                 try:
-                    rung, value = next(self.places[place])
+                    rung, value = next(self.lanes[lane])
                 except StopIteration:
-                    del self.places[place]
+                    del self.lanes[lane]
                     continue
-                found[place] = {"rung": rung, "val_loss": value}
+                found[lane] = {"rung": rung, "val_loss": value}
             if found:
                 yield rung, found
 """

@@ -259,8 +259,8 @@ def test_a_mixture_trained_in_a_pack_equals_the_run_alone(dropout):
     ]
     configs = [tiny(TINY | {"regularization.dropout": dropout} | values) for values in own]
     found = curves(Trainer(configs))
-    for place, config in enumerate(configs):
-        for a, b in zip(found[place], trained(config), strict=True):
+    for lane, config in enumerate(configs):
+        for a, b in zip(found[lane], trained(config), strict=True):
             assert a.val_loss == pytest.approx(b.val_loss, rel=1e-5)
             assert a.train_loss == pytest.approx(b.train_loss, rel=1e-5)
 

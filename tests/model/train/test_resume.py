@@ -19,7 +19,7 @@ def names(union: Any) -> list[str]:
 
 
 OPTIMIZERS, CLIPS, SCHEDULES = names(Optimizer), names(Clip), names(Schedule)
-# What keeps a state of its own: averages, streams of random numbers, a place in the data, the last good step.
+# What keeps a state of its own: averages, streams of random numbers, a position in the data, the last good step.
 STATEFUL: list[dict[str, Any]] = [
     {"regularization.ema": 0.9},
     {"regularization.dropout": 0.2},
@@ -33,8 +33,8 @@ STATEFUL: list[dict[str, Any]] = [
 ]
 
 
-def weights(trainer: Trainer, place: int) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.pack.weights.tensors(place).items()}
+def weights(trainer: Trainer, lane: int) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.pack.weights.tensors(lane).items()}
 
 
 def differences(values: dict[str, Any], folder: Path, packed: bool) -> list[str]:
@@ -53,14 +53,14 @@ def differences(values: dict[str, Any], folder: Path, packed: bool) -> list[str]
     first.save(0, folder)
     del first
     # In a pack: another position, beside a run that is at its start.
-    place = 1 if packed else 0
+    lane = 1 if packed else 0
     later = Trainer([neighbour, config] if packed else [config])
-    assert later.resume(place, folder) == 1
+    assert later.resume(lane, folder) == 1
     found, last = [], {}
     for _, metrics in later:
-        if place in metrics:
-            found.append(timeless(metrics[place]))
-            last = weights(later, place)
+        if lane in metrics:
+            found.append(timeless(metrics[lane]))
+            last = weights(later, lane)
     assert len(found) == 2
     rungs = [f"rung {m.rung}" for m, n in zip(expected[1:], found, strict=True) if m != n]
     return rungs + [name for name in ends.keys() | last.keys() if not torch.equal(ends[name], last[name])]

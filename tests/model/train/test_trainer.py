@@ -52,8 +52,8 @@ def assert_close(found, wanted, tolerance=1e-5):
 def test_a_run_in_a_pack_equals_the_run_alone(size, dropout):
     configs = mixed(dropout)[:size]
     together = curves(Trainer(configs))
-    for place, config in enumerate(configs):
-        assert_close(together[place], alone(config))
+    for lane, config in enumerate(configs):
+        assert_close(together[lane], alone(config))
 
 
 @pytest.mark.parametrize("position", ["learned", "rope"])
@@ -61,8 +61,8 @@ def test_a_run_in_a_pack_equals_the_run_alone_in_every_shape(position):
     shape = {"model.position": position, "model.norm": "rmsnorm", "model.mlp": "swiglu", "model.n_layer": 2}
     configs = mixed(0.1, shape | {"model.bias": True, "model.tied": False, "optimizer.scalar_decay": 0.1})[:2]
     together = curves(Trainer(configs))
-    for place, config in enumerate(configs):
-        assert_close(together[place], alone(config))
+    for lane, config in enumerate(configs):
+        assert_close(together[lane], alone(config))
 
 
 def test_a_diverging_run_changes_no_bit_of_its_neighbours():
@@ -191,22 +191,22 @@ def test_without_a_common_multiple_a_rung_is_the_first_update_past_its_mark():
     assert [m.rung for m in found] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_refilled_place_gives_the_curve_of_the_run_alone(place):
+@pytest.mark.parametrize("lane", [0, 1])
+def test_a_refilled_lane_gives_the_curve_of_the_run_alone(lane):
     configs = [tiny(), tiny({"run.seed": 1, "optimizer.lr": 1e-2})]
     late = tiny({"run.seed": 2, "optimizer.lr": 3e-3, "schedule.warmup": 0.5})
-    trainer, other = Trainer(configs), 1 - place
+    trainer, other = Trainer(configs), 1 - lane
     found = {0: [], 1: []}
     for rung, metrics in trainer:
         assert rung == max(m.rung for m in metrics.values())
         for at, m in metrics.items():
             found[at].append(timeless(m))
-        if len(found[place]) == 1:
-            trainer.stop(place)
-            trainer.start(place, late)
+        if len(found[lane]) == 1:
+            trainer.stop(lane)
+            trainer.start(lane, late)
     assert_close(found[other], alone(configs[other]))
-    assert_close(found[place][:1], alone(configs[place])[:1])
-    assert_close(found[place][1:], alone(late))
+    assert_close(found[lane][:1], alone(configs[lane])[:1])
+    assert_close(found[lane][1:], alone(late))
 
 
 def test_an_empty_place_changes_nothing_for_the_others():
@@ -306,8 +306,8 @@ def test_gradients_and_updates_are_measured_by_group_at_the_last_update_of_a_run
 def test_diagnostics_change_no_bit(model, size):
     configs = [tiny({"model.name": model, "model.n_layer": 2, "run.seed": seed}) for seed in range(size)]
     plain, found = (curves(Trainer([updated(c, {"run.diagnostics": on}) for c in configs])) for on in (False, True))
-    for place in plain:
-        for m, wanted in zip(found[place], plain[place], strict=True):
+    for lane in plain:
+        for m, wanted in zip(found[lane], plain[lane], strict=True):
             assert m._replace(attention_entropy=None, expert_load=None, kurtosis=None) == wanted
             assert len(m.attention_entropy) == len(m.kurtosis) == 2
             assert all(0 < entropy < math.log(16) for entropy in m.attention_entropy)
@@ -326,15 +326,15 @@ def test_the_test_split_is_scored_once_at_the_end(ema, size):
     prepared = prepare(configs[0].data, configs[0].tokenizer)
     swapped = dataclasses.replace(prepared, splits=prepared.splits | {"val": prepared.splits["test"]})
     other = curves(Trainer(configs, swapped))
-    for place in plain:
-        *early, last = scored[place]
-        assert early == plain[place][:-1]
-        end = other[place][-1]
+    for lane in plain:
+        *early, last = scored[lane]
+        assert early == plain[lane][:-1]
+        end = other[lane][-1]
         assert (last.test_loss, last.test_bpb) == (end.val_loss, end.val_bpb)
         assert (last.ema_test_loss, last.ema_test_bpb) == (end.ema_val_loss, end.ema_val_bpb)
         assert last.test_loss != last.val_loss
         unscored = {"test_loss": None, "test_bpb": None, "ema_test_loss": None, "ema_test_bpb": None}
-        assert last._replace(**unscored) == plain[place][-1]
+        assert last._replace(**unscored) == plain[lane][-1]
 
 
 def test_diagnostics_do_not_depend_on_who_shares_the_pack(monkeypatch):
@@ -359,7 +359,7 @@ def test_the_loss_of_every_so_many_updates_is_multiplied():
             trainer.updates.measured.zero_()
             trainer._train(2)
             norms.append(float(trainer.updates.measured[0, 0]))
-            trainer.pack.weights.load(0, Trainer([trainer.places[0].config]).pack.weights.tensors(0))
+            trainer.pack.weights.load(0, Trainer([trainer.runs[0].config]).pack.weights.tensors(0))
         assert norms[0] / norms[1] == pytest.approx(50.0 if update % 3 == 0 else 1.0, rel=1e-4)
 
 
@@ -381,10 +381,10 @@ def test_batches_do_not_depend_on_the_model_or_the_optimizer():
     split = prepare(tiny().data, tiny().tokenizer).splits["train"]
 
     def batches(values):
-        place, found = RunState(tiny(values), split), []
+        run, found = RunState(tiny(values), split), []
         for _ in range(8):
-            found.append(place.batch())
-            place.advance()
+            found.append(run.batch())
+            run.advance()
         return np.array(found)
 
     wanted = batches({})
@@ -399,10 +399,10 @@ def test_dropout_masks_differ_by_micro_step_and_seed_and_by_nothing_else():
     split = prepare(tiny().data, tiny().tokenizer).splits["train"]
 
     def keys(values):
-        place, found = RunState(tiny(values), split), []
+        run, found = RunState(tiny(values), split), []
         for _ in range(50):
-            found.append(place.key())
-            place.advance()
+            found.append(run.key())
+            run.advance()
         return found
 
     assert keys({"run.batch_size": 2, "model.n_layer": 3, "optimizer.lr": 0.5}) == keys({})
@@ -419,7 +419,7 @@ def test_an_update_has_the_rate_of_the_middle_of_its_share_of_the_run(grad_accum
         assert m.lr == pytest.approx(wanted, rel=1e-12)
     trainer = Trainer([config])
     trainer._train(grad_accum)
-    assert trainer.places[0].lr() == pytest.approx(config.optimizer.lr * 0.5 / total / 0.5)
+    assert trainer.runs[0].lr() == pytest.approx(config.optimizer.lr * 0.5 / total / 0.5)
 
 
 def test_one_more_layer_changes_no_initial_weight_of_another():
@@ -452,14 +452,14 @@ def named(rule: dict) -> str:
 def test_a_run_in_a_pack_equals_the_run_alone_under_every_rule(rule):
     configs = [tiny(rule | {"run.seed": seed, "optimizer.lr": lr}) for seed, lr in enumerate((3e-3, 1e-3))]
     together = curves(Trainer(configs))
-    for place, config in enumerate(configs):
+    for lane, config in enumerate(configs):
         wanted = alone(config)
-        assert_close(together[place], wanted)
+        assert_close(together[lane], wanted)
         for field in ("clipped", "ema_val_loss"):
-            a, b = ([getattr(m, field) or 0.0 for m in ms] for ms in (together[place], wanted))
+            a, b = ([getattr(m, field) or 0.0 for m in ms] for ms in (together[lane], wanted))
             assert a == pytest.approx(b, abs=1e-5), field
         for field in ("grad_norms", "update_ratios"):
-            for m, w in zip(together[place], wanted, strict=True):
+            for m, w in zip(together[lane], wanted, strict=True):
                 assert getattr(m, field) == pytest.approx(getattr(w, field), rel=1e-3), field
 
 
@@ -472,14 +472,14 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(rule, size, tmp_path):
     first = Trainer(configs)
     for rung, _ in first:
         if rung == 2:
-            for place in range(size):
-                first.save(place, tmp_path / str(place))
+            for lane in range(size):
+                first.save(lane, tmp_path / str(lane))
             break
     second = Trainer(configs)
-    for place in range(size):
-        second.resume(place, tmp_path / str(place))
+    for lane in range(size):
+        second.resume(lane, tmp_path / str(lane))
     found = curves(second)
-    assert found == {place: ms[2:] for place, ms in wanted.items()}
+    assert found == {lane: ms[2:] for lane, ms in wanted.items()}
 
 
 def test_a_run_resumed_at_its_end_is_over(tmp_path):
@@ -523,11 +523,11 @@ def test_an_overflowing_fp16_gradient_is_thrown_away_and_the_scale_halved():
     trainer = Trainer([tiny({"run.precision": "fp16"})])
     before = trainer.pack.weights.p.clone()
     trainer.pack.weights.g.fill_(math.inf)
-    trainer.places[0].advance()
-    trainer.updates.take(trainer.places, [0])
+    trainer.runs[0].advance()
+    trainer.updates.take(trainer.runs, [0])
     assert torch.equal(trainer.pack.weights.p, before)
     assert not trainer.pack.weights.g.any()
-    assert trainer.places[0].steps == 0
+    assert trainer.runs[0].steps == 0
     assert trainer.pack.scales == [2.0**15]
 
 
@@ -551,10 +551,10 @@ def test_compiled_training_equals_eager(monkeypatch, tmp_path):
 def test_a_run_in_a_pack_equals_the_run_alone_on_a_gpu(size):
     configs = mixed(0.1, {"run.device": "cuda", "run.precision": "fp32", "run.compile": "off"})[:size]
     together = curves(Trainer(configs))
-    for place, config in enumerate(configs):
-        assert_close(together[place], alone(config), 1e-3)
+    for lane, config in enumerate(configs):
+        assert_close(together[lane], alone(config), 1e-3)
         on_cpu = alone(updated(config, {"run.device": "cpu"}))
-        assert_close(together[place], on_cpu, 1e-2)
+        assert_close(together[lane], on_cpu, 1e-2)
 
 
 @gpu

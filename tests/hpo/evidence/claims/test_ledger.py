@@ -246,10 +246,10 @@ def test_every_arm_trains_one_rung(needs: bool) -> None:
         ends: dict[int, Metrics] = {}
         for _, metrics in Trainer([config for _, _, config in pack], **corpora.given(pack[0][2])):
             ends |= metrics  # runs that accumulate more batches end later
-        for place, (name, metric, config) in enumerate(pack):
-            assert ends[place].rung == 1, name
-            assert math.isfinite(ends[place].train_loss) or config.run.spike_scale == 1e38, name
-            assert metric == "finished" or getattr(ends[place], metric) is not None, name
+        for lane, (name, metric, config) in enumerate(pack):
+            assert ends[lane].rung == 1, name
+            assert math.isfinite(ends[lane].train_loss) or config.run.spike_scale == 1e38, name
+            assert metric == "finished" or getattr(ends[lane], metric) is not None, name
 
 
 def compounded(percents: list[float]) -> float:
