@@ -1,13 +1,22 @@
+"""Which package may import which: the table of docs/design.md, held for every import, inside functions too."""
+
 import ast
 import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from hpo.config.yaml import parse_yaml
+
 ROOT = Path(__file__).parents[2]
+
+# What every package of hpo may import beside its own row of the table.
+EVERYWHERE = {"hpo.errors", "hpo.config", "hpo.optuna_internals", "model.section", "model.config"}
+TABLE = {name: set(row["imports"]) for name, row in parse_yaml((ROOT / "docs/packages.yaml").read_text()).items()}
+TABLE |= {"hpo": set(), "model": set()}
 
 
 def name_of(file: Path) -> str:
@@ -15,51 +24,71 @@ def name_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {name_of(file): file for package in ("hpo", "model") for file in sorted((ROOT / package).rglob("*.py"))}
+MODULES = {name_of(file): file for root in ("hpo", "model") for file in sorted((ROOT / root).rglob("*.py"))}
 
 
-def statements(tree: ast.AST, inside_functions: bool) -> Iterator[ast.AST]:
-    """Yield every node, or only those that run when the module is imported."""
-    for node in ast.iter_child_nodes(tree):
-        for_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        if inside_functions or not (for_types or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
-            yield node
-            yield from statements(node, inside_functions)
+def package_of(module: str) -> str:
+    """Return the row of the table that a module belongs to."""
+    if module.startswith("hpo.evidence.claims"):
+        return "hpo.evidence.claims"
+    return ".".join(module.split(".")[:2])
 
 
-def imports(module: str, inside_functions: bool = True) -> set[str]:
-    """Return the dotted names that a module imports; `from a import b` gives both a and a.b."""
-    found = set()
-    for node in statements(ast.parse(MODULES[module].read_text()), inside_functions):
+def imports(module: str) -> set[str]:
+    """Return the dotted names that a module imports anywhere; `from a import b` is a.b where that is a module."""
+    names = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: imports are absolute here"
             assert node.module
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= members & MODULES.keys() or {node.module}
+    return names
 
 
-def roots(module: str) -> set[str]:
-    return {name.split(".")[0] for name in imports(module)}
+def allowed(package: str) -> set[str]:
+    return TABLE[package] | {package} | (EVERYWHERE if package.startswith("hpo.") else set())
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.split(".")[0] == "model"])
-def test_the_training_knows_nothing_of_the_search(module: str) -> None:
-    assert not roots(module) & {"optuna", "hpo"}
+def arrows(module: str) -> set[str]:
+    """Return the modules of this project that a module imports."""
+    return {name for name in imports(module) if name in MODULES and name != module}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.split(".")[0] == "hpo"])
-def test_the_search_does_not_import_torch(module: str) -> None:
-    assert "torch" not in roots(module)
+@pytest.mark.parametrize("module", MODULES)
+def test_a_package_imports_only_what_the_table_allows(module: str) -> None:
+    names = allowed(package_of(module))
+    assert {target for target in arrows(module) if not {target, package_of(target)} & names} == set()
 
 
-@pytest.mark.parametrize("package", ["hpo", "model"])
-def test_imports_make_no_circle(package: str) -> None:
-    inside = {name for name in MODULES if name.startswith(f"{package}.")}
-    graph = {name: imports(name, inside_functions=False) & inside - {name} for name in inside}
+def test_the_table_has_every_package_and_no_circle() -> None:
+    assert {package_of(module) for module in MODULES} == TABLE.keys()
+    below = {"hpo.errors", "hpo.config", "hpo.optuna_internals", "hpo"}  # packages that stand below all others of hpo
+    rows = {
+        package: {package_of(name) for name in (TABLE[package] if package in below else allowed(package))} - {package}
+        for package in TABLE
+    }
+    assert set(graphlib.TopologicalSorter(rows).static_order()) == TABLE.keys()
+
+
+def test_imports_make_no_circle_not_even_inside_functions() -> None:
+    graph = {module: arrows(module) for module in MODULES}
     order = list(graphlib.TopologicalSorter(graph).static_order())  # a circle is a CycleError that names it
-    assert set(order) == inside
+    assert set(order) == set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_training_knows_nothing_of_the_search_and_the_search_imports_no_torch(module: str) -> None:
+    forbidden = {"optuna", "hpo"} if module.startswith("model") else {"torch"}
+    assert not {name.split(".")[0] for name in imports(module)} & forbidden
+
+
+@pytest.mark.parametrize("module", [name for name, file in MODULES.items() if file.name == "__init__.py"])
+def test_init_files_hold_no_code(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text("utf-8"))
+    assert [node for node in tree.body if not isinstance(getattr(node, "value", None), ast.Constant)] == []
 
 
 def test_the_storage_and_the_configuration_load_quickly() -> None:
@@ -72,3 +101,18 @@ assert "torch" not in sys.modules, "torch"
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def public_names(module: str) -> list[str]:
+    body = ast.parse(MODULES[module].read_text("utf-8")).body
+    named = (node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef))
+    return [name for name in named if not name.startswith("_")]
+
+
+def test_few_public_names_of_the_search_are_defined_in_two_files() -> None:
+    files = defaultdict(set)
+    for module in MODULES:
+        for name in public_names(module) if module.startswith("hpo") else ():
+            files[name].add(module)
+    twice = {name: sorted(modules) for name, modules in files.items() if len(modules) > 1}
+    assert len(twice) < 0.05 * len(files), twice

@@ -1,0 +1,265 @@
+"""Write the generated pages of the documentation: docs/cli.md, docs/configuration.md and docs/packages.svg.
+
+python docs/generate.py            write the pages
+python docs/generate.py --check    exit with 1 where a page is not what would be written
+"""
+
+import graphlib
+import html
+import inspect
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from hpo.config.yaml import parse_yaml
+from hpo.search.ranges import Choices, Range
+from hpo.study.spec import Budget, Limits, StudyFile
+from model.config import TrainConfig
+
+DOCS = Path(__file__).parent
+
+GENERATED = "<!-- Written by docs/generate.py; edit the sources instead. -->\n\n"
+ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+SYMBOLS = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤"}
+
+
+def cell(text: str) -> str:
+    """Return text as one cell of a Markdown table, arXiv numbers as links."""
+    text = " ".join(text.split()).replace("|", "\\|")
+    return ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+
+
+def alternatives(annotation: Any) -> list[Any]:
+    """Return the members of a union, Annotated wrappers removed."""
+    if get_origin(annotation) is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [member for part in get_args(annotation) for member in alternatives(part)]
+    return [annotation]
+
+
+def type_name(annotation: Any) -> str:
+    """Return a type as a user writes it in YAML."""
+    names = []
+    for member in alternatives(annotation):
+        origin, arguments = get_origin(member), get_args(member)
+        if origin is Literal:
+            names += [f"`{value}`" for value in arguments]
+        elif member in (type(None), None):
+            names.append("null")
+        elif origin is dict:
+            names.append(f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}")
+        elif origin in (list, tuple):
+            names.append(f"list of {type_name(arguments[0])}")
+        elif isinstance(member, type) and issubclass(member, BaseModel):
+            names.append("mapping")
+        else:
+            words = {int: "integer", float: "number", str: "string", bool: "`true` or `false`", Any: "value"}
+            names.append(words.get(member, getattr(member, "__name__", str(member))))
+    return ", ".join(dict.fromkeys(names))
+
+
+def constraints(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[Any]:
+    """Yield the bounds of a type, those inside optional types included."""
+    yield from metadata
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        for item in more:
+            yield from item.metadata if isinstance(item, FieldInfo) else [item]
+        yield from constraints(inner)
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from constraints(member)
+
+
+def bounds(field: FieldInfo) -> str:
+    """Return the bounds of a field, such as "> 0, ≤ 1"."""
+    texts = []
+    for item in constraints(field.annotation, tuple(field.metadata)):
+        for kind, symbol in SYMBOLS.items():
+            if isinstance(item, kind):
+                value = getattr(item, kind.__name__.lower())
+                texts.append(f"{symbol} {'2^63' if value == 2**63 else f'{value:g}'}")
+        if isinstance(item, MinLen) and item.min_length:
+            texts.append(f"at least {item.min_length} long")
+    return ", ".join(dict.fromkeys(texts))
+
+
+def default(field: FieldInfo) -> str:
+    """Return the default of a field as YAML, "required" where it has none."""
+    value = field.get_default(call_default_factory=True)
+    return "required" if value is PydanticUndefined else f"`{in_yaml(value)}`"
+
+
+def in_yaml(value: Any) -> str:
+    """Return a value in YAML's flow style."""
+    if isinstance(value, BaseModel):
+        name = {"name": value.name} if hasattr(value, "name") else {}
+        return in_yaml(name | value.model_dump(exclude_unset=True))
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {in_yaml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(in_yaml, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def table(section: type[BaseModel], prefix: str = "", skip: tuple[str, ...] = ()) -> str:
+    """Return a section's fields as a Markdown table."""
+    rows = ["| field | type | bounds | default | meaning |", "|---|---|---|---|---|"]
+    for name, field in section.model_fields.items():
+        if name in skip or not field.description:
+            continue
+        cells = (f"`{prefix}{name}`", type_name(field.annotation), bounds(field), default(field), field.description)
+        rows.append("| " + " | ".join(map(cell, cells)) + " |")
+    return "\n".join(rows) + "\n" if len(rows) > 2 else ""
+
+
+def described(kind: type[BaseModel]) -> str:
+    return ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", inspect.cleandoc(kind.__doc__ or ""))
+
+
+def components(section: type[BaseModel], key: str, prefix: str) -> Iterator[str]:
+    """Yield one part for each component that a field may name."""
+    kinds = [k for k in alternatives(section.model_fields[key].annotation) if isinstance(k, type)]
+    shared = set.intersection(*(set(kind.model_fields) for kind in kinds)) - {"name"} if len(kinds) > 1 else set()
+    same = tuple(
+        name for name in kinds[0].model_fields
+        if name in shared and len({row(kind, name) for kind in kinds}) == 1
+    )  # fmt: skip
+    if same and len(kinds) > 1:
+        others = tuple(name for name in kinds[0].model_fields if name not in same)
+        yield f"Fields that every `{key}` has:\n\n{table(kinds[0], prefix, others)}"
+    for kind in kinds:
+        name = kind.model_fields["name"].default if "name" in kind.model_fields else None
+        heading = f"### `{prefix}name: {name}`\n\n" if name else ""
+        yield f"{heading}{described(kind)}\n\n{table(kind, prefix, ('name', *same))}"
+
+
+def row(kind: type[BaseModel], name: str) -> tuple[str, ...]:
+    field = kind.model_fields[name]
+    return type_name(field.annotation), bounds(field), default(field), field.description or ""
+
+
+def configuration() -> str:
+    """Return docs/configuration.md."""
+    parts = [
+        "# Configuration reference",
+        "Two kinds of YAML file exist. A **study file** describes a search. A **training configuration** describes one "
+        "run; the `base` of a study file is one, and `hpo export` writes one. Every field of a training configuration "
+        "has a dotted path, such as `optimizer.lr`. The path is the same in a `space`, in `--set optimizer.lr=3e-4`, "
+        "in the dashboard and in exported files.",
+        "# Study file",
+        table(StudyFile),
+        "## `budget`",
+        described(Budget),
+        table(Budget, "budget."),
+        "## `limits`",
+        described(Limits),
+        table(Limits, "limits."),
+        "## `space`",
+        "Each key is the dotted path of a field. Its value is a range or a list of choices.",
+        f"### Range\n\n{described(Range)}",
+        table(Range),
+        f"### Choices\n\n{described(Choices)}",
+        table(Choices),
+        "## `sampler`",
+        *components(StudyFile, "sampler", "sampler."),
+        "## `pruner`",
+        *components(StudyFile, "pruner", "pruner."),
+        "# Training configuration",
+    ]
+    for key in TrainConfig.model_fields:
+        parts += [f"## `{key}`", *components(TrainConfig, key, f"{key}.")]
+    return GENERATED + "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def floors(table: dict[str, set[str]]) -> list[list[str]]:
+    """Return packages by floor: every package stands above all that it imports."""
+    level: dict[str, int] = {}
+    for package in graphlib.TopologicalSorter(table).static_order():
+        level[package] = 1 + max((level[below] for below in table.get(package, ())), default=-1)
+    return [[p for p in table if level[p] == floor] for floor in range(max(level.values()) + 1)]
+
+
+def imported(table: dict[str, Any]) -> dict[str, set[str]]:
+    """Return what every package of the table may import, those that all of hpo may import included."""
+    everywhere = {"hpo.errors", "hpo.config", "hpo.optuna_internals", "model.section", "model.config"}
+    rows = {}
+    for name, row in table.items():
+        own = {".".join(target.split(".")[: 3 if "claims" in target else 2]) for target in row["imports"]}
+        above = name.startswith("hpo.") and name not in everywhere
+        rows[name] = (own | (everywhere if above else set())) - {name}
+    return rows
+
+
+def packages(table: dict[str, Any]) -> str:
+    """Return docs/packages.md."""
+    rows = [f"| `{name}` | {row['purpose']} | {', '.join(f'`{target}`' for target in row['imports'])} |"
+            for name, row in table.items()]  # fmt: skip
+    return GENERATED + "\n".join([
+        "# Packages", "", "![Packages, every one above all that it imports](packages.svg)", "",
+        "All of `hpo` may also import `hpo.errors`, `hpo.config`, `hpo.optuna_internals`, `model.section` and "
+        "`model.config`. `tests/project/test_imports.py` checks every import against this table.", "",
+        "| package | purpose | may import |", "|---|---|---|", *rows, "",
+    ])  # fmt: skip
+
+
+BOX, ROW, MARGIN, WIDTH = 28, 46, 16, 760  # pixels
+
+
+def drawing(table: dict[str, Any]) -> str:
+    """Return docs/packages.svg: a row per floor, the lowest at the bottom."""
+    rows = floors(imported(table))
+    height = len(rows) * ROW + 2 * MARGIN
+    shapes = []
+    for i, names in enumerate(reversed(rows)):
+        gap = (WIDTH - 2 * MARGIN) / len(names)
+        for j, name in enumerate(names):
+            x, y, w = MARGIN + j * gap + 3, MARGIN + i * ROW, gap - 6
+            color = "#dbe9ff" if name.startswith("hpo") else "#e2f3dd"
+            title = html.escape(table[name]["purpose"])
+            shapes.append(
+                f'<g><title>{title}</title><rect x="{x:.0f}" y="{y}" width="{w:.0f}" height="{BOX}" rx="5" '
+                f'fill="{color}" stroke="#667"/><text x="{x + w / 2:.0f}" y="{y + 18}" text-anchor="middle">'
+                f"{name}</text></g>"
+            )
+    style = "text{font:12px sans-serif;fill:#223}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
+        f'<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>\n' + "\n".join(shapes) + "\n</svg>\n"
+    )
+
+
+def pages() -> dict[Path, str]:
+    """Return the text of every generated file."""
+    table = parse_yaml((DOCS / "packages.yaml").read_text("utf-8"))
+    return {
+        DOCS / "configuration.md": configuration(),
+        DOCS / "packages.md": packages(table),
+        DOCS / "packages.svg": drawing(table),
+    }
+
+
+def main() -> int:
+    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text("utf-8") != text]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path.name} is not up to date; run `python -m docs.generate`", file=sys.stderr)
+        return 1 if stale else 0
+    for path, text in pages().items():
+        path.write_text(text, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
