@@ -9,10 +9,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from pydantic import BaseModel, Field
 
+from hpo.optuna_internals import get_study_id, rdb_models
 from hpo.queue.registry import StoredStudy, register
 from hpo.runs.provenance import machine
 from hpo.storage.attributes import ENDED, MACHINE, METRICS
@@ -102,7 +102,7 @@ def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, A
                 ]
                 if rows:
                     connection.execute(sa.insert(model.__table__), rows)
-        began = sa.update(SLOT).where(SLOT.c.study_id == stored.optuna._study_id)
+        began = sa.update(SLOT).where(SLOT.c.study_id == get_study_id(stored.optuna))
         values = {"trial_id": SLOT.c.slot + first, "attempt": 1, "owner": "host:1:a", "lease_until": lease}
         connection.execute(began.where(SLOT.c.slot < n_finished).values(state="done", **values))
         running = sa.and_(SLOT.c.slot >= n_finished, SLOT.c.slot < n_finished + n_running)
@@ -115,6 +115,7 @@ def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, A
 
 
 # In the order of _rows.
+models = rdb_models()
 _MODELS: list[Any] = [
     models.TrialModel,
     models.TrialValueModel,
@@ -135,7 +136,7 @@ def _rows(
     curve = dict(list(train(config))[:last])
     state = TrialState.PRUNED if pruned else TrialState.COMPLETE if ended else TrialState.RUNNING
     began = EPOCH + timedelta(seconds=10 * number)
-    trial = {"number": number, "study_id": stored.optuna._study_id, "state": state, "datetime_start": began}
+    trial = {"number": number, "study_id": get_study_id(stored.optuna), "state": state, "datetime_start": began}
     trial["datetime_complete"] = began + timedelta(seconds=30) if ended else None
     attrs: Row = {"slot": number, "attempt": 1, "kind": "search" if number else "baseline", "worker": "host:1:a"}
     attrs[MACHINE] = {**host, "pack": 1}

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from bench.crowd import Config, plant, study, train
 from bench.service import spread
+from hpo.optuna_internals import get_study_id
 from hpo.queue.registry import StoredStudy, load_stored_study, register
 from hpo.queue.slots import Claim
 from hpo.search.pruners import Pruner
@@ -114,7 +115,7 @@ def worker(url: str) -> None:
 def ask(stored: StoredStudy) -> tuple[float, float]:
     """Return what it costs to find out what to train."""
     storage = stored.store.optuna
-    trial_id = storage.create_new_trial(stored.optuna._study_id, create_trial(state=TrialState.RUNNING))
+    trial_id = storage.create_new_trial(get_study_id(stored.optuna), create_trial(state=TrialState.RUNNING))
     claim = Claim(1_000_000 + trial_id, 1, "search", None, None)
     own = storage.get_trial(trial_id)
     found = timed(lambda: configuration(stored, claim, own))

@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from hpo.optuna_internals import get_study_id
+
 REPEATS = 9
 
 
@@ -66,7 +68,9 @@ def share(url: str) -> None:
         judge = Decider(stored.optuna, stored.study.file.pruner.build(rungs), rungs)
         costs = []
         for _ in range(REPEATS):
-            trial_id = store.optuna.create_new_trial(stored.optuna._study_id, create_trial(state=TrialState.RUNNING))
+            trial_id = store.optuna.create_new_trial(
+                get_study_id(stored.optuna), create_trial(state=TrialState.RUNNING)
+            )
             own = store.optuna.get_trial(trial_id)
             began = time.perf_counter()
             for rung in range(1, rungs + 1):

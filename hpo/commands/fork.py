@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import ValidationError
 
 from hpo.errors import Problem
+from hpo.optuna_internals import get_study_id
 from hpo.queue.budget import clear
 from hpo.queue.registry import StoredStudy, check_data, load_stored_study, register
 from hpo.runs.datasets import described
@@ -141,7 +142,7 @@ def _row(old: Study, new: Study, trial: FrozenTrial) -> FrozenTrial | str:
 
 def _carry(stored: StoredStudy, rows: Sequence[FrozenTrial]) -> None:
     """Write rows into a study that was just made; where that fails, the study is gone again."""
-    study_id = stored.optuna._study_id
+    study_id = get_study_id(stored.optuna)
     with exclusive(stored.store.url, stored.store.patience):
         if stored.optuna.get_trials(deepcopy=False):
             raise Problem(f"fork: another process made study {stored.study.name!r} at the same moment")

@@ -11,7 +11,6 @@ from pathlib import Path
 from socket import AF_INET6
 from typing import Any
 
-import optuna
 import optuna_dashboard
 import sqlalchemy as sa
 from bottle import HTTPError  # type: ignore[import-untyped]
@@ -21,6 +20,7 @@ from optuna.storages import BaseStorage
 from hpo.console import say
 from hpo.dashboard.access import App, Environ, Guard, Login, Refusal, Start, is_loopback
 from hpo.errors import Problem, StorageError, WorkFailed
+from hpo.optuna_internals import TRIALS, cached_storage
 from hpo.runs.run_dir import artifacts
 from hpo.storage.store import Store, open_dashboard, open_store
 
@@ -132,7 +132,7 @@ def answering(store: Store) -> BaseStorage:
 
     Finished trials are kept in memory, without which 5,000 trials take 7 s each time.
     """
-    cached = optuna.storages.get_storage(store.rdb)
+    cached = cached_storage(store.rdb)
     for name, method in vars(BaseStorage).items():
         if callable(method) and not name.startswith("_"):
             setattr(cached, name, _answering(store, getattr(cached, name)))
@@ -150,11 +150,11 @@ def _answering(store: Store, method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _n_trials(store: Store, study_id: int) -> int:
-    statement = sa.text("SELECT count(*) FROM trials WHERE study_id = :study_id")
+    statement = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
 
     def count() -> int:
         with store.engine.begin() as connection:
-            return int(connection.execute(statement, {"study_id": study_id}).scalar_one())
+            return int(connection.execute(statement).scalar_one())
 
     try:
         return int(store.retry(count))

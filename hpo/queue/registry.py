@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 
 from hpo.errors import Problem
+from hpo.optuna_internals import get_study_id
 from hpo.queue.budget import clear, fill
 from hpo.queue.slots import Slots
 from hpo.search.study_view import experimental
@@ -56,7 +57,7 @@ class StoredStudy:
 
         Those that run go on to their end: one of them may be better still, and nothing is lost.
         """
-        return now.hours_over or (now.target is not None and met(self.store, self.optuna._study_id, now.target))
+        return now.hours_over or (now.target is not None and met(self.store, get_study_id(self.optuna), now.target))
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def register(
         )
         held = made.user_attrs.get(SPEC)
         if held is None:
-            clear(Slots(store, made._study_id))  # SQLite gives the id of a deleted study to the next
+            clear(Slots(store, get_study_id(made)))  # SQLite gives the id of a deleted study to the next
             told = {DATA: data_hash, ANCHORS: dict(anchors), STARTED: Slots(store, 0).now(), PROTOCOL: VERSION}
             _describe(made, told, study.file.objective)
         else:
@@ -104,7 +105,7 @@ def register(
             study = _budgeted(study, made.user_attrs.get(BUDGET) or held["budget"], asked or {})
         made.set_user_attr(STATE, "active")
         made.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
-        slots = Slots(store, made._study_id)
+        slots = Slots(store, get_study_id(made))
         fill(slots, study.slots())
         if held is None:
             made.set_user_attr(SPEC, spec)  # last: with it the study is whole, and workers may join
@@ -148,7 +149,7 @@ def load_stored_study(store: Store, name: str | None) -> StoredStudy:
         raise Problem(f"study: {name!r} was not made by `hpo launch`")
     _check_version(found)
     budget = found.user_attrs.get(BUDGET) or spec["budget"]
-    return StoredStudy(from_spec({**spec, "budget": budget}), found, Slots(store, found._study_id), store)
+    return StoredStudy(from_spec({**spec, "budget": budget}), found, Slots(store, get_study_id(found)), store)
 
 
 def _check_version(study: optuna.Study) -> None:

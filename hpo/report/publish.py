@@ -18,6 +18,13 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from hpo.analysis.snapshot import Snapshot
+from hpo.optuna_internals import (
+    STUDY_ARTIFACT_PREFIX,
+    figure_prefix,
+    get_study_system_attrs,
+    set_study_system_attr,
+    trial_artifact_prefix,
+)
 from hpo.report import importance
 from hpo.report.curve_figures import arms, curves, history
 from hpo.report.space_figures import by_rung
@@ -93,8 +100,8 @@ def _note(study: optuna.Study, ours: str) -> None:
 
 
 def _figure(study: optuna.Study, name: str, figure: go.Figure) -> None:
-    prefix = f"dashboard:plot_data:{name}:"
-    attrs = study._storage.get_study_system_attrs(study._study_id)
+    prefix = figure_prefix(name)
+    attrs = get_study_system_attrs(study)
     there = [attrs[f"{prefix}{i}"] for i in range(sum(key.startswith(prefix) for key in attrs))]
     if "".join(there) != figure.to_json():
         save_plotly_graph_object(study, figure, graph_object_id=name)
@@ -104,10 +111,10 @@ def _attach(study: optuna.Study, snapshot: Snapshot, out: Path, page: str) -> No
     """Keep the page beside the study, and configuration and curves beside its best trials."""
     artifacts(out).mkdir(parents=True, exist_ok=True)
     files = FileSystemArtifactStore(artifacts(out))
-    _keep(study, files, "artifacts:", "report.html", page.encode())
+    _keep(study, files, STUDY_ARTIFACT_PREFIX, "report.html", page.encode())
     for trial in sorted(snapshot.feasible, key=lambda t: t.values[0])[:BEST]:
         # Beside the study, where the dashboard looks too: Optuna lets nobody write to a trial that has ended.
-        prefix = f"dashboard:artifacts:{trial.user_attrs.trial_id}:"
+        prefix = trial_artifact_prefix(trial.user_attrs.trial_id)
         for name in FILES:
             path = trial_folder(out, snapshot.name, trial.number) / name
             if path.is_file():
@@ -116,14 +123,14 @@ def _attach(study: optuna.Study, snapshot: Snapshot, out: Path, page: str) -> No
 
 def _keep(study: optuna.Study, files: FileSystemArtifactStore, prefix: str, name: str, content: bytes) -> None:
     """Keep a file under the number that it has, or a new one."""
-    attrs = study._storage.get_study_system_attrs(study._study_id)
+    attrs = get_study_system_attrs(study)
     artifact_id = _known(attrs, prefix, name) or str(uuid.uuid4())
     if _content(files, artifact_id) != content:
         files.write(artifact_id, io.BytesIO(content))
     if prefix + artifact_id not in attrs:
         kind = mimetypes.guess_type(name)[0] or "text/plain"
         meta = {"artifact_id": artifact_id, "filename": name, "mimetype": kind, "encoding": None}
-        study._storage.set_study_system_attr(study._study_id, prefix + artifact_id, json.dumps(meta))
+        set_study_system_attr(study, prefix + artifact_id, json.dumps(meta))
 
 
 def _known(attrs: Mapping[str, Any], prefix: str, name: str) -> str | None:

@@ -12,6 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.optuna_internals import get_sampler_trials, get_trial_id
 from hpo.search.ranges import inside
 from hpo.search.study_view import View
 
@@ -99,17 +100,18 @@ class Mirror(optuna.samplers.BaseSampler):
 
     def _read(self, study: optuna.Study, needed: frozenset[str]) -> list[FrozenTrial]:
         ended = _ENDED.setdefault(study, {}).setdefault(self.mirrored, {})
-        trials = study._get_trials(deepcopy=False)
+        trials = get_sampler_trials(study)
         for trial in trials:
-            if trial.state in _TOLD and trial._trial_id not in ended:
-                ended[trial._trial_id] = self._flipped(trial), _rank(trial)
+            if trial.state in _TOLD and get_trial_id(trial) not in ended:
+                ended[get_trial_id(trial)] = self._flipped(trial), _rank(trial)
         # GP and NSGA-II look every parameter up in every finished trial; TPE skips those that lack one.
-        fit = [t._trial_id for t in trials if t._trial_id in ended and needed <= ended[t._trial_id][0].params.keys()]
+        ids = [get_trial_id(trial) for trial in trials]
+        fit = [i for i in ids if i in ended and needed <= ended[i][0].params.keys()]
         kept = set(fit if self.history is None else recalled(fit, ended, self.history))
         return [
-            ended[t._trial_id][0] if t.state.is_finished() else self._flipped(t)
-            for t in trials
-            if t._trial_id in kept or not t.state.is_finished()
+            ended[i][0] if trial.state.is_finished() else self._flipped(trial)
+            for i, trial in zip(ids, trials, strict=True)
+            if i in kept or not trial.state.is_finished()
         ]
 
     def _flipped(self, trial: FrozenTrial) -> FrozenTrial:

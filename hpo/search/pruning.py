@@ -8,6 +8,7 @@ import optuna
 from optuna.pruners import BasePruner, PercentilePruner, WilcoxonPruner
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.optuna_internals import get_best_trial
 from hpo.search.halving import Brackets
 from hpo.search.pruning_rules import compare, spans
 from hpo.search.study_view import View
@@ -73,7 +74,7 @@ class Decider:
                 complete = held.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
                 return [peer for peer in complete if trial.last_step in peer.intermediate_values]
             case WilcoxonPruner():
-                return [held._get_best_trial(deepcopy=False)]
+                return [get_best_trial(held)]
         return []
 
     def look_again(self) -> None:

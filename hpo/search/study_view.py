@@ -9,6 +9,8 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.optuna_internals import share_study_state
+
 Read = Callable[[bool], list[FrozenTrial]]  # True: the list that this trial has read already will do
 
 
@@ -17,14 +19,7 @@ class View(optuna.Study):
 
     def __init__(self, study: optuna.Study, read: Read) -> None:
         # Not Study.__init__, which asks the storage for the study's id and directions again.
-        self.study_name = study.study_name
-        self.sampler = study.sampler
-        self.pruner = study.pruner
-        self._study_id = study._study_id
-        self._storage = study._storage
-        self._directions = study.directions
-        self._thread_local = study._thread_local
-        self._stop_flag = False
+        share_study_state(self, study)
         self._read = read
 
     def _get_trials(

@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
 from hpo.errors import StorageError
+from hpo.optuna_internals import cached_storage
 from hpo.storage.engine import check_present, engine_options, hook
 from hpo.storage.fencing import check_fence, write_link
 from hpo.storage.locks import exclusive
@@ -86,7 +87,7 @@ def open_store(url: str, create: bool = False, patience: float = QUICK) -> Store
         check_present(url, patience)
     rdb = retry(_opened, url, patience=patience, url=url)
     retry(_write_probe, rdb.engine, patience=patience, url=url)
-    cached = optuna.storages.get_storage(rdb)
+    cached = cached_storage(rdb)
     for name, method in vars(BaseStorage).items():
         if callable(method) and not name.startswith("_"):
             setattr(cached, name, functools.partial(retry, getattr(cached, name), patience=patience, url=url))
@@ -170,4 +171,4 @@ def open_dashboard(url: str, patience: float = QUICK) -> Store:
     if rdb.engine.name == "sqlite":
         rdb.engine.dispose()  # as in _opened
         hook(rdb.engine, readonly=True)
-    return Store(url, rdb, optuna.storages.get_storage(rdb), patience)
+    return Store(url, rdb, cached_storage(rdb), patience)

@@ -17,6 +17,7 @@ from hpo.analysis.snapshot import read_snapshot
 from hpo.config.files import config_text
 from hpo.config.validation import messages
 from hpo.errors import Problem, StorageError, Unwritable
+from hpo.optuna_internals import get_trial_id
 from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import LOST_IN_A_ROW, Claim
@@ -111,7 +112,9 @@ class TrialExecutor:
         except Problem as problem:
             self.end(job, TrialState.PRUNED, "invalid", str(problem))
             return
-        job.trial = self.stored.store.optuna.get_trial(job.trial._trial_id)  # a copy of our own, parameters included
+        job.trial = self.stored.store.optuna.get_trial(
+            get_trial_id(job.trial)
+        )  # a copy of our own, parameters included
         if reason := too_large(self.stored.study, job.config, self.corpora):
             self.end(job, TrialState.PRUNED, "oom", reason)
             return

@@ -9,6 +9,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from hpo.errors import StorageError
+from hpo.optuna_internals import get_trial_id
 from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.registry import StoredStudy, StudyState
 from hpo.runs.run_dir import jsonable
@@ -78,7 +79,7 @@ class Reporter:
             return wish
         with fenced(slots.beating(job.claim, self.owner, self.lease_s, job.rung)) as fence:
             for rung in sorted(job.unsent):
-                storage.set_trial_intermediate_value(job.trial._trial_id, rung, job.unsent[rung])
+                storage.set_trial_intermediate_value(get_trial_id(job.trial), rung, job.unsent[rung])
                 del job.unsent[rung]
         return str(fence.found[0] or "") if fence.found is not None else ""
 
@@ -96,7 +97,7 @@ class Reporter:
         attrs |= {PRUNED: job.pruned} if word == "pruned" else {}
         attrs |= {FEASIBLE: False} if word in LIMITS else {}
         attrs |= {ATTEMPTS: self.stored.slots.attempts(job.claim.slot)} if job.claim.attempt > 1 else {}
-        storage, trial_id = self.stored.store.optuna, job.trial._trial_id
+        storage, trial_id = self.stored.store.optuna, get_trial_id(job.trial)
         try:
             with fenced(self.stored.slots.held(job.claim, self.owner)):
                 for rung, found in sorted(job.unsent.items()):  # what it reached while the storage was away

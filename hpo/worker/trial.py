@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel
 
+from hpo.optuna_internals import get_study_id, get_trial_id
 from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import Claim
 from hpo.runs.provenance import machine
@@ -114,7 +115,7 @@ def _new(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTria
     def make() -> int:
         try:
             with fenced(stored.slots.held(claim, owner), stored.slots.link(claim, owner)):
-                return stored.store.create_new_trial(stored.optuna._study_id, template)
+                return stored.store.create_new_trial(get_study_id(stored.optuna), template)
         except LeaseLost:
             made = stored.slots.trial_id(claim.slot)  # made before, and its answer was lost, or another attempt's
             if made is None:
@@ -181,9 +182,9 @@ def configuration(stored: StoredStudy, claim: Claim, trial: FrozenTrial) -> Base
     study_seed = derive(stored.study.file.seed, "sampler") % 2**32
     file = stored.study.file
     stored.optuna.sampler = sampler = seeded(file.sampler, stored.study.base, file.space, seed, study_seed)
-    opened = optuna.Trial(stored.optuna, trial._trial_id)
+    opened = optuna.Trial(stored.optuna, get_trial_id(trial))
     if not trial.params:  # first, so that no parameter is ever there without it
-        stored.store.optuna.set_trial_user_attr(trial._trial_id, SUGGESTED, _drawn(stored, sampler, opened))
+        stored.store.optuna.set_trial_user_attr(get_trial_id(trial), SUGGESTED, _drawn(stored, sampler, opened))
     # What an earlier attempt was suggested is in the row, and suggested again.
     return stored.study.configured(suggest(opened, stored.study.base, file.space))
 

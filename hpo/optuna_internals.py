@@ -1,0 +1,218 @@
+"""Private attributes, table columns and key formats of Optuna that hpo relies on.
+
+Written for Optuna 5.0.0 and optuna-dashboard 0.21. Optuna may change any of these names without notice, so no other
+module of hpo uses them directly. tests/hpo/test_optuna_internals.py compares every assumption with the installed
+version; when the test fails after an upgrade, this module is the place to change.
+
+Two classes must also override private methods: `hpo.search.study_view.View` and `hpo.search.samplers.Sobol`.
+`OVERRIDDEN_METHODS` lists these methods, and the same test checks their signatures.
+
+The module does not import Optuna when it is loaded: `hpo status` reads the tables without Optuna, whose import takes
+half of the command's time.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import optuna
+    from optuna.storages import BaseStorage, RDBStorage
+    from optuna.trial import FrozenTrial
+
+OPTUNA_VERSION = "5.0.0"
+
+# Class -> its private methods that a class of hpo overrides, with the names of their parameters.
+OVERRIDDEN_METHODS = {
+    "optuna.study.Study": {
+        "_get_trials": ("self", "deepcopy", "states", "use_cache"),
+        "_get_best_trial": ("self", "deepcopy"),
+    },
+    "optuna.samplers.QMCSampler": {"_find_sample_id": ("self", "study", "search_space")},
+}
+
+# Attributes that Study.__init__ sets.
+STUDY_ATTRIBUTES = (
+    "study_name",
+    "sampler",
+    "pruner",
+    "_study_id",
+    "_storage",
+    "_directions",
+    "_thread_local",
+    "_stop_flag",
+)
+
+
+def get_study_id(study: optuna.Study) -> int:
+    """Return the id that the tables use for a study."""
+    return int(study._study_id)
+
+
+def get_trial_id(trial: FrozenTrial) -> int:
+    """Return the id that the tables use for a trial. The id is unique in the storage, the number only in the study."""
+    return int(trial._trial_id)
+
+
+def share_study_state(copy: optuna.Study, study: optuna.Study) -> None:
+    """Set the attributes of `copy` as Study.__init__ does, without its two reads of the storage."""
+    for name in STUDY_ATTRIBUTES:
+        setattr(copy, name, getattr(study, name))
+    copy._stop_flag = False
+
+
+def get_sampler_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials as a sampler reads them, without a copy."""
+    return study._get_trials(deepcopy=False)
+
+
+def get_best_trial(study: optuna.Study) -> FrozenTrial:
+    """Return the best feasible trial without a copy.
+
+    Raises:
+        ValueError: No feasible trial is complete.
+    """
+    return study._get_best_trial(deepcopy=False)
+
+
+def get_study_system_attrs(study: optuna.Study) -> dict[str, Any]:
+    """Return a study's system attributes, which hold the figures and artifacts of optuna-dashboard."""
+    return dict(study._storage.get_study_system_attrs(study._study_id))
+
+
+def set_study_system_attr(study: optuna.Study, key: str, value: Any) -> None:
+    """Set a system attribute of a study."""
+    study._storage.set_study_system_attr(study._study_id, key, value)
+
+
+def cached_storage(rdb: RDBStorage) -> BaseStorage:
+    """Return a storage that keeps finished trials in memory; `optuna.create_study` wraps an RDBStorage the same way."""
+    from optuna.storages import get_storage
+
+    return get_storage(rdb)
+
+
+def rdb_models() -> ModuleType:
+    """Return the module with the SQLAlchemy models of Optuna's tables."""
+    from optuna.storages._rdb import models
+
+    return models
+
+
+# Keys of system attributes. The first is Optuna's, the others are those of optuna-dashboard.
+CONSTRAINT_PREFIX = "constraints:"  # of a trial: prefix + name of the constraint -> a float, feasible up to 0
+STUDY_ARTIFACT_PREFIX = "artifacts:"  # of a study: prefix + id of the artifact -> JSON
+
+
+def figure_prefix(name: str) -> str:
+    """Return the prefix of the keys that hold the parts of a figure; the number of the part follows."""
+    return f"dashboard:plot_data:{name}:"
+
+
+def trial_artifact_prefix(trial_id: int) -> str:
+    """Return the prefix of the keys that hold the artifacts of a trial in the attributes of its study."""
+    return f"dashboard:artifacts:{trial_id}:"
+
+
+# Optuna's tables, with the columns that hpo reads or writes.
+VERSION_TABLE = "version_info"  # exists where Optuna has created its tables
+
+STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
+STUDY_USER_ATTRS = sa.table(
+    "study_user_attributes", sa.column("study_id"), sa.column("key"), sa.column("value_json", sa.String)
+)
+TRIALS = sa.table(
+    "trials",
+    sa.column("trial_id", sa.Integer),
+    sa.column("number", sa.Integer),
+    sa.column("study_id", sa.Integer),
+    sa.column("state"),  # on Postgres an enumeration: compare with `trial_state`, read with `state_name`
+    sa.column("datetime_start", sa.DateTime),
+    sa.column("datetime_complete", sa.DateTime),
+)
+TRIAL_VALUES = sa.table("trial_values", sa.column("trial_id"), sa.column("value"), sa.column("value_type"))
+TRIAL_CURVES = sa.table(
+    "trial_intermediate_values",
+    sa.column("trial_intermediate_value_id", sa.Integer),  # ascends in the order of writing
+    sa.column("trial_id", sa.Integer),
+    sa.column("step", sa.Integer),
+    sa.column("intermediate_value", sa.Double),
+    sa.column("intermediate_value_type"),
+)
+TRIAL_PARAMS = sa.table(
+    "trial_params",
+    sa.column("trial_id"),
+    sa.column("param_name"),
+    sa.column("param_value"),
+    sa.column("distribution_json"),
+)
+TRIAL_USER_ATTRS = sa.table(
+    "trial_user_attributes", sa.column("trial_id"), sa.column("key", sa.String), sa.column("value_json", sa.String)
+)
+TRIAL_SYSTEM_ATTRS = sa.table(
+    "trial_system_attributes", sa.column("trial_id"), sa.column("key", sa.String), sa.column("value_json", sa.String)
+)
+TABLES = (
+    STUDIES,
+    STUDY_USER_ATTRS,
+    TRIALS,
+    TRIAL_VALUES,
+    TRIAL_CURVES,
+    TRIAL_PARAMS,
+    TRIAL_USER_ATTRS,
+    TRIAL_SYSTEM_ATTRS,
+)
+
+# Names of optuna.trial.TrialState, as the column trials.state holds them.
+RUNNING, WAITING = "RUNNING", "WAITING"
+FINISHED = ("COMPLETE", "PRUNED", "FAIL")
+
+# Values of the column value_type that stand for numbers that SQL does not have.
+SPECIAL_VALUES = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
+
+
+def state_name() -> sa.ColumnElement[str]:
+    """Return the state of a trial as text, for use in a statement on `TRIALS`."""
+    return sa.cast(TRIALS.c.state, sa.String(16))
+
+
+def trial_state(name: str) -> sa.ColumnElement[Any]:
+    """Return a state as a literal: on Postgres the column is an enumeration, to which no text parameter converts."""
+    assert name in (RUNNING, WAITING, *FINISHED)
+    return sa.literal_column(f"'{name}'")
+
+
+def attribute_json(value: Any) -> str:
+    """Return the text with which the column value_json holds a user attribute."""
+    return json.dumps(value)
+
+
+def stored_number(value: float | None, value_type: Any) -> float:
+    """Return the number that a row holds; value_type is "FINITE" or a key of `SPECIAL_VALUES`."""
+    special = SPECIAL_VALUES.get(str(value_type))
+    return float(value or 0.0) if special is None else special
+
+
+def stored_parameter(value: float, distribution_json: str) -> Any:
+    """Return a parameter as it was suggested: its row holds a float and, as JSON, the distribution to decode it."""
+    kind, choices = _distribution(distribution_json)
+    match kind:
+        case "CategoricalDistribution":
+            return choices[int(value)]
+        case "IntDistribution":
+            return int(value)
+    return float(value)
+
+
+@functools.lru_cache
+def _distribution(distribution_json: str) -> tuple[str, list[Any]]:
+    """Return the class and the choices of a distribution. Cached: the trials of a study share a few distributions."""
+    tree = json.loads(distribution_json)
+    return tree["name"], tree["attributes"].get("choices", [])
