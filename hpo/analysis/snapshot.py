@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from hpo.analysis.noise import Noise, measured, restored
+from hpo.analysis.noise import Noise, noise_floor
 from hpo.errors import NothingFeasible, Problem
 from hpo.queue.inspect import SlotEvent, SlotTable
 from hpo.storage import targets
-from hpo.storage.attributes import ANCHORS, BUDGET, DATA, ENDED, FORKED, NOISE, RETRIED, SET, SPEC, STARTED, STATE
+from hpo.storage.attributes import ANCHORS, BUDGET, DATA, ENDED, FORKED, RETRIED, SET, SPEC, STARTED, STATE
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import State, Trial, chosen, study_attrs, study_ids, trials
 
@@ -31,7 +31,6 @@ class Snapshot:
     leased: frozenset[int]
     state: str = "active"
     happened: Sequence[SlotEvent] = ()
-    noise_held: Mapping[str, Any] | None = None
     reached: Mapping[str, targets.TargetReached] = field(default_factory=dict)
 
     @property
@@ -70,10 +69,8 @@ class Snapshot:
 
     @cached_property
     def noise(self) -> Noise | None:
-        """What those runs differ by, None for fewer than two."""
-        held = self.noise_held
-        # A worker that died between the end of a run and the writing of this leaves it behind.
-        return restored(held) if held and held["n"] == len(self.repeats) else measured(self.repeats)
+        """The noise floor of those runs, None for fewer than two."""
+        return noise_floor(self.repeats)
 
     @cached_property
     def target(self) -> str | None:
@@ -146,7 +143,6 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
         leased=frozenset(lease.slot for lease in slots.owners() if lease.seconds > 0),
         state=attrs.get(STATE, "active"),
         happened=slots.happened(),
-        noise_held=attrs.get(NOISE),
         reached=targets.reached(store, study_id, spec.get("targets") or {}),
     )
 

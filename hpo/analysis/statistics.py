@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 from scipy import stats
-from scipy.special import gammaln
 
 Test = Literal["t", "wilcoxon"]
 
@@ -87,26 +86,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     from statsmodels.stats.multitest import multipletests
 
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
-
-
-def spread(values: Sequence[float]) -> float | None:
-    """Return the standard deviation between runs that differ in their seed alone, None for fewer than two.
-
-    Unbiased under a normal law: of n values the usual estimate is too small by c4(n), 0.80 for 2 and 0.92 for 4.
-    """
-    n = len(values)
-    if n < 2:
-        return None
-    c4 = math.sqrt(2 / (n - 1)) * math.exp(gammaln(n / 2) - gammaln((n - 1) / 2))
-    return float(np.std(values, ddof=1)) / c4
-
-
-def luckiest(n: int, mean: float, sigma: float) -> float:
-    """Return the smallest value to be expected of n runs that differ by chance alone.
-
-    Source: the mean of the first order statistic of a normal sample, Blom 1958: Phi^-1((1 - 3/8) / (n + 1/4)).
-    """
-    return mean + sigma * float(stats.norm.ppf((1 - 0.375) / (n + 0.25)))
 
 
 def fewest(test: Test, comparisons: int = 1) -> int:

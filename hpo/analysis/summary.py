@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from hpo.analysis.noise import beside, decimals, rounded, sigmas
+from hpo.analysis.noise import baseline_text, decimals, rounded, sigmas
 from hpo.analysis.snapshot import Snapshot, counts, tokens, value, word
 from hpo.analysis.targets import Milestone, milestones, records, targets
 from hpo.console import number
@@ -75,7 +75,7 @@ def standing(snapshot: Snapshot) -> str:
         return ""
     against, floor = [], snapshot.noise
     if floor is not None:
-        against.append(f"baseline {beside(floor)}")
+        against.append(f"baseline {baseline_text(floor)}")
     elif baseline is not None and (was := value(baseline)) is not None:
         against.append(f"baseline {number(was)}")
     suffix = "_bpb" if snapshot.objective.endswith("val_bpb") else ""

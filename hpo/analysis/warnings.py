@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from itertools import combinations
 from typing import Any
 
-from hpo.analysis.noise import rounded
+from hpo.analysis.noise import expected_minimum, rounded
 from hpo.analysis.snapshot import Snapshot, ended, word
 from hpo.console import as_text, number
 from hpo.storage.attributes import ARM, SEED, SET
@@ -82,9 +82,7 @@ def inside_noise(snapshot: Snapshot) -> Iterator[str]:
     best, floor, n = snapshot.best(), snapshot.noise, len(searched(snapshot))
     if best is None or floor is None or floor.sigma == 0 or not n or snapshot.kind(best) == "baseline":
         return
-    from hpo.analysis.statistics import luckiest
-
-    chance = luckiest(n, floor.mean, floor.sigma)
+    chance = expected_minimum(n, floor.mean, floor.sigma)
     if best.values[0] >= chance:
         yield (
             f"the best trial, {snapshot.objective} {_said(snapshot, best.values[0])}, is inside the noise: the best of {n} runs of "

@@ -108,7 +108,7 @@ def _told(found: Found) -> dict[str, Any]:
     return {
         "objective": found.snapshot.objective,
         "verdict": asdict(found.verdict),
-        "noise": asdict(floor) if floor else None,
+        "noise": {"n": floor.n, "mean": floor.mean, "sigma": floor.sigma, "curve": floor.curve} if floor else None,
         "confirmed": [{"study": one.snapshot.name, "table": list(one.table)} for one in found.confirmed],
         "ablated": [{"study": one.snapshot.name, "table": list(one.table)} for one in found.ablated],
     }

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from hpo.analysis.noise import Noise
+from hpo.analysis.noise import Noise, expected_minimum
 from hpo.analysis.snapshot import Snapshot
-from hpo.analysis.statistics import luckiest
 from hpo.evidence.paired import runs
 from hpo.report.axes import short
 from hpo.report.style import (
@@ -129,7 +128,7 @@ def history(snapshot: Snapshot, most: int = MOST_MARKS) -> Drawn:
     _step(figure, shown, [s.value for s in shown], "a trial", {"color": BLUE, "size": 5, "opacity": 0.6}, None)
     _step(figure, shown, [s.best for s in shown], "best so far", None, {"color": ORANGE, "width": 2.2, "shape": "hv"})
     if floor:
-        lucky = [luckiest(s.tried, floor.mean, floor.sigma) for s in shown]
+        lucky = [expected_minimum(s.tried, floor.mean, floor.sigma) for s in shown]
         _step(
             figure, shown, lucky, "best that luck alone would find", None, {"color": INK, "width": 1.4, "dash": "dot"}
         )

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpo.analysis.noise import Noise, decimals
+from hpo.analysis.noise import Noise, decimals, expected_minimum
 from hpo.analysis.snapshot import Snapshot, counts, ended, read_snapshot, tokens
-from hpo.analysis.statistics import luckiest
 from hpo.analysis.summary import aims
 from hpo.console import number
 from hpo.errors import Problem
@@ -161,7 +160,7 @@ def _noise(snapshot: Snapshot, best: Trial, level: float, floor: Noise | None) -
     said = f"Runs of one configuration differ from seed to seed by σ = {floor.sigma:.{d}f} ({floor.n} seeds); "
     said += f"the gain is {sigmas:.1f} σ" + (", which is no more than noise." if sigmas < CLEAR else ".")
     n = tried(snapshot)
-    luck = level - luckiest(n, level, floor.sigma)
+    luck = level - expected_minimum(n, level, floor.sigma)
     told = f"The luckiest of {n:,} runs of the baseline itself would be expected {luck:.{d}f} below its mean, "
     return [said, told + f"so luck may explain {'all' if luck >= gain else f'up to {luck / gain:.0%}'} of the gain."]
 

@@ -19,9 +19,6 @@ STATE = "hpo:state"  # active, paused or stopped
 PROTOCOL = "hpo:protocol"  # version of what workers of one study agree on
 
 
-NOISE = "hpo:noise"  # what the runs of its baseline differ by
-
-
 FORKED = "forked"  # kind of a trial that was carried over from another study
 
 

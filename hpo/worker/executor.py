@@ -12,8 +12,6 @@ from typing import Any
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from hpo.analysis.noise import measured
-from hpo.analysis.snapshot import read_snapshot
 from hpo.config.files import config_text
 from hpo.config.validation import messages
 from hpo.errors import Problem, StorageError, Unwritable
@@ -27,7 +25,7 @@ from hpo.runs.memory import too_large
 from hpo.runs.provenance import machine
 from hpo.runs.run_dir import metrics_lines, trial_folder, write_file
 from hpo.search.pruning import Decider
-from hpo.storage.attributes import FORKED, NOISE
+from hpo.storage.attributes import FORKED
 from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.retry import at_most
 from hpo.worker.failures import Breaker, kind
@@ -88,7 +86,6 @@ class TrialExecutor:
         if job.trial.state.is_finished():  # an earlier attempt ended it, but not its slot
             self.held.remove(job)
             self.teller.close(job, WORDS[job.trial.state])
-            self._measure_noise(job)
             return
         self.tell({"event": "start", "trial": job.number, "kind": claim.kind, "attempt": claim.attempt})
         if claim.wish == "kill":
@@ -140,22 +137,10 @@ class TrialExecutor:
     def finish(self, job: Job, value: float) -> None:
         """End a trial that reached its last rung, and keep checkpoints of the best trials alone."""
         self.end(job, TrialState.COMPLETE, "complete", value=value)
-        self._measure_noise(job)
         complete = self.stored.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         own = [trial for trial in complete if trial.user_attrs.get("kind") != FORKED]
         ranked = sorted(own, key=lambda trial: trial.values[0])
         checkpoints.thin(self._folder(trial.number) for trial in ranked[self.stored.study.file.keep_best :])
-
-    def _measure_noise(self, job: Job) -> None:
-        """Keep what the runs of the baseline differ by, when one more of them has ended.
-
-        Of two that end at once, whoever writes last looks again and finds both.
-        """
-        if self.stored.study.file.baseline_seeds < 2 or job.claim.kind not in ("baseline", "seed", "retry"):
-            return
-        store, name = self.stored.store, self.stored.study.name
-        while (floor := measured((of := read_snapshot(store, name)).repeats)) and floor.stored() != of.noise_held:
-            self.stored.optuna.set_user_attr(NOISE, floor.stored())
 
     def end(self, job: Job, state: TrialState, word: str, error: str = "", value: float | None = None) -> None:
         """Tell the study how a trial ended, and close its slot."""

@@ -1,9 +1,10 @@
-"""The noise floor: measured by whoever ends a run of the baseline, read by everybody, and what it decides."""
+"""The noise floor: its computation from the runs of the baseline, and the decimals and sigmas that follow from it."""
 
 import csv
 import io
 import json
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 import yaml
 from optuna.trial import TrialState
+from scipy import stats
+from scipy.special import gammaln
 
-import hpo.worker.executor
-from hpo.analysis.noise import Noise, decimals, measured, restored
+from hpo.analysis.noise import Noise, c4, decimals, expected_minimum, noise_floor, unbiased_stdev
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.summary import row, standing, summary
 from hpo.cli.main import app
@@ -23,7 +25,6 @@ from hpo.console import Format, Rounded, number, plain, rows
 from hpo.launcher.progress import LiveTable
 from hpo.queue.budget import add
 from hpo.queue.registry import StoredStudy, register
-from hpo.storage.attributes import NOISE
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
@@ -68,50 +69,54 @@ def test_sigma_is_the_unbiased_one_of_the_runs_of_the_baseline(here: Path, store
     for rung in (1, 2, 3, 4):
         at_rung = [t.intermediate_values[rung] for t in runs]
         assert floor.curve[rung] == pytest.approx((np.mean(at_rung), np.std(at_rung, ddof=1) / c4))
-    assert of.noise_held is not None
-    assert restored(of.noise_held) == floor == measured(of.repeats)
+    assert noise_floor(of.repeats) == floor
 
 
-def test_noise_is_measured_again_when_a_further_run_of_the_baseline_ends(here: Path, store: Store) -> None:
+def test_noise_includes_each_run_of_the_baseline_as_soon_as_it_ends(here: Path, store: Store) -> None:
     at, found = began(store, here), []
     assert summary(seen(store))["noise"] is None
     for _ in range(6):
         work(at, turns=1)
-        held = at.optuna.user_attrs.get(NOISE)
-        found.append(held and held["n"])
+        floor = seen(store).noise
+        found.append(floor and floor.n)
     assert found == [None, 2, 3, 4, 4, 4]
 
 
-def test_of_two_runs_that_end_at_once_both_are_in_the_noise(
-    here: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at, looked = began(store, here), []
-    work(at, turns=1)
-
-    def slowly(*arguments: Any) -> Snapshot:
-        """Look, and have another worker end a run before the answer is used."""
-        found = read_snapshot(*arguments)
-        looked.append(len(found.repeats))
-        if len(looked) == 1:
-            work(at, turns=1)
-        return found
-
-    monkeypatch.setattr(hpo.worker.executor, "snapshot", slowly)
-    work(at, turns=1)
-    assert at.optuna.user_attrs[NOISE]["n"] == 3
-    assert looked == [2, 3, 3, 3, 3], "the first to look wrote 2, and looked again"
-
-
-@pytest.mark.parametrize("left", [None, 3])
-def test_noise_that_a_dead_worker_did_not_write_is_measured_by_whoever_reads(
-    here: Path, store: Store, left: int | None
-) -> None:
+def test_workers_store_no_noise_and_a_stored_one_of_an_older_version_is_ignored(here: Path, store: Store) -> None:
     stored = began(store, here)
     work(stored)
-    whole = seen(store).noise
-    held = None if left is None else {**stored.optuna.user_attrs[NOISE], "n": left, "sigma": 9.0}
-    stored.optuna.set_user_attr(NOISE, held)
-    assert seen(store).noise == whole
+    floor = seen(store).noise
+    assert "hpo:noise" not in stored.optuna.user_attrs
+    old = {"n": 4, "mean": 9.0, "sigma": 9.0, "curve": {"1": [9.0, 9.0]}}
+    stored.optuna.set_user_attr("hpo:noise", old)
+    assert seen(store).noise == floor
+    assert work(register(store, stored.study, None, {})) == 0
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 8, 100])
+def test_correction_of_the_standard_deviation_is_that_of_scipy(n: int) -> None:
+    expected = math.sqrt(2 / (n - 1)) * math.exp(gammaln(n / 2) - gammaln((n - 1) / 2))
+    assert c4(n) == pytest.approx(expected, rel=1e-15)
+    assert c4(n) == pytest.approx(stats.chi.mean(n - 1) / math.sqrt(n - 1), rel=1e-12)
+    draw = random.Random(n)
+    values = [draw.gauss(3.0, 0.5) for _ in range(n)]
+    assert unbiased_stdev(values) == pytest.approx(np.std(values, ddof=1) / expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 8])
+def test_standard_deviation_is_unbiased(n: int) -> None:
+    draw = random.Random(n)
+    found = [unbiased_stdev([draw.gauss(3.0, 0.5) for _ in range(n)]) for _ in range(8_000)]
+    assert np.mean([s for s in found if s is not None]) == pytest.approx(0.5, rel=0.03)
+    assert unbiased_stdev([1.0]) is None
+    assert unbiased_stdev([]) is None
+
+
+@pytest.mark.parametrize("n", [1, 5, 24, 100])
+def test_expected_minimum_is_the_mean_of_the_smallest_of_so_many_draws(n: int) -> None:
+    smallest = np.random.default_rng(0).normal(3.0, 0.1, (20_000, n)).min(axis=1).mean()
+    assert expected_minimum(n, 3.0, 0.1) == pytest.approx(smallest, abs=0.003)
+    assert expected_minimum(n, 3.0, 0.1) == pytest.approx(3.0 + 0.1 * stats.norm.ppf(0.625 / (n + 0.25)), rel=1e-14)
 
 
 def test_run_that_failed_and_its_retry_are_one_run_of_the_baseline(here: Path, store: Store) -> None:
@@ -232,21 +237,36 @@ def test_rounded_number_is_rounded_for_people_alone(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "a\n1234.56789\n"
 
 
-def test_noise_that_is_stored_is_read_without_scipy(here: Path) -> None:
+def test_noise_is_computed_without_scipy(here: Path) -> None:
     with open_store("sqlite:///runs/hpo.db", create=True) as store:
         work(began(store, here))
     program = """
 import sys
-from hpo.engine import look
-from hpo.live import standing
-from hpo.status import row, snapshot, summary
-with look("runs/hpo.db") as at:
-    of = snapshot(at, None)
-    assert summary(of)["noise"]["n"] == 4 and "4 seeds" in standing(of) and row(of, of.trials[0])["sigmas"]
+from hpo.analysis.snapshot import read_snapshot
+from hpo.analysis.summary import row, standing, summary
+from hpo.storage.engine import open_readonly
+with open_readonly("runs/hpo.db") as store:
+    snapshot = read_snapshot(store, None)
+    assert summary(snapshot)["noise"]["n"] == 4 and "4 seeds" in standing(snapshot)
+    assert row(snapshot, snapshot.trials[0])["sigmas"] and len(snapshot.noise.curve) == 4
 print(sorted({name.split(".")[0] for name in sys.modules} & {"optuna", "torch", "model", "scipy", "numpy"}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_status_of_a_study_with_noise_loads_neither_scipy_nor_torch_nor_optuna(here: Path) -> None:
+    with open_store("sqlite:///runs/hpo.db", create=True) as store:
+        work(began(store, here, budget={"trials": 10}))  # more trials are to run, so that no warning is tested for
+    program = """
+import sys
+from hpo.cli.main import app
+app(["status"], standalone_mode=False)
+print(sorted({name.split(".")[0] for name in sys.modules} & {"optuna", "torch", "model", "scipy", "numpy"}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "(4 seeds)" in done.stdout
+    assert (done.stdout.splitlines()[-1], done.stderr) == ("[]", "")
 
 
 def test_equal_runs_have_no_spread_and_no_sigmas(here: Path, store: Store) -> None:
@@ -254,7 +274,8 @@ def test_equal_runs_have_no_spread_and_no_sigmas(here: Path, store: Store) -> No
     of = seen(store)
     floor = of.noise
     assert floor is not None
-    assert floor == Noise(4, 1.5, 0.0, {rung: (pytest.approx(2.5 - rung / 4), 0.0) for rung in (1, 2, 3, 4)})
+    assert floor == Noise(4, 1.5, 0.0)
+    assert floor.curve == {rung: (pytest.approx(2.5 - rung / 4), 0.0) for rung in (1, 2, 3, 4)}
     assert "baseline 1.5000 ± 0.0000 (4 seeds)" in standing(of)
     assert row(of, of.trials[-1])["sigmas"] is None
     with open_readonly(store.url) as at:

@@ -1,13 +1,12 @@
 """Statistics of paired runs, against formulas written out and against simulation."""
 
 import math
-import random
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from hpo.analysis.statistics import fewest, holm, interval, luckiest, p_value, paired, seeds_to_show, spread
+from hpo.analysis.statistics import fewest, holm, interval, p_value, paired, seeds_to_show
 
 PAIRS = [-0.11, -0.02, -0.09, -0.05, 0.01, -0.07, -0.04, -0.06]
 
@@ -63,20 +62,6 @@ def test_correction_for_several_comparisons_is_that_of_holm() -> None:
     # in order 0.01 x 3, then max(0.03, 0.02 x 2), then max(0.04, 0.04 x 1)
     assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([]) == []
-
-
-@pytest.mark.parametrize("n", [2, 3, 4, 8])
-def test_spread_is_unbiased(n: int) -> None:
-    draw = random.Random(n)
-    found = [spread([draw.gauss(3.0, 0.5) for _ in range(n)]) for _ in range(8_000)]
-    assert np.mean([s for s in found if s is not None]) == pytest.approx(0.5, rel=0.03)
-    assert spread([1.0]) is None
-
-
-@pytest.mark.parametrize("n", [1, 5, 24, 100])
-def test_luckiest_is_the_mean_of_the_smallest_of_so_many_draws(n: int) -> None:
-    smallest = np.random.default_rng(0).normal(3.0, 0.1, (20_000, n)).min(axis=1).mean()
-    assert luckiest(n, 3.0, 0.1) == pytest.approx(smallest, abs=0.003)
 
 
 @pytest.mark.parametrize("comparisons", [1, 3, 10])

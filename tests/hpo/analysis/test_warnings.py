@@ -174,11 +174,11 @@ def test_a_best_trial_below_what_luck_reaches_is_no_noise(store: Store, here: Pa
 
 
 def test_luck_is_told_from_gain_in_planted_studies() -> None:
-    from hpo.analysis.statistics import luckiest
+    from hpo.analysis.noise import expected_minimum
 
     draw = random.Random(5)
-    lucky = [min(draw.gauss(2.0, 0.1) for _ in range(20)) >= luckiest(20, 2.0, 0.1) for _ in range(2000)]
-    gained = [min(draw.gauss(1.7, 0.1) for _ in range(20)) >= luckiest(20, 2.0, 0.1) for _ in range(2000)]
+    lucky = [min(draw.gauss(2.0, 0.1) for _ in range(20)) >= expected_minimum(20, 2.0, 0.1) for _ in range(2000)]
+    gained = [min(draw.gauss(1.7, 0.1) for _ in range(20)) >= expected_minimum(20, 2.0, 0.1) for _ in range(2000)]
     assert 0.4 < sum(lucky) / 2000 < 0.65  # it is the mean of what luck reaches, not its limit
     assert sum(gained) == 0
 

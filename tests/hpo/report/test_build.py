@@ -18,8 +18,8 @@ import pytest
 import yaml
 from optuna_dashboard import get_note, save_note
 
+from hpo.analysis.noise import expected_minimum
 from hpo.analysis.snapshot import Snapshot, read_snapshot
-from hpo.analysis.statistics import luckiest
 from hpo.errors import NothingFeasible, Problem, WorkFailed
 from hpo.queue.registry import register
 from hpo.report import curve_figures, timeline
@@ -183,7 +183,7 @@ def test_page_opens_with_the_verdict() -> None:
     assert f"trial {best.number} reached val_loss" in opening
     assert f"the gain is {gain / floor.sigma:.1f} σ" in opening
     tried = len(study.in_state(State.COMPLETE, State.PRUNED)) - 3  # the baseline's other seeds had no chance
-    luck = (floor.mean - luckiest(tried, floor.mean, floor.sigma)) / gain
+    luck = (floor.mean - expected_minimum(tried, floor.mean, floor.sigma)) / gain
     assert f"luck may explain up to {luck:.0%} of the gain" in opening
     assert "This is not confirmed" in opening
     assert "Pruning stopped" in opening
