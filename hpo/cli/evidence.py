@@ -86,11 +86,11 @@ def confirm(
     baseline in pairs: the same seed, so the same batches in the same order. The runs are a study of their own, to
     which more workers may come, and which goes on where it was when it is called again.
     """
-    from hpo.evidence.confirm import ConfirmRequest, confirm
+    from hpo.evidence.confirm import ConfirmRequest, run_confirmation
 
     asked = ConfirmRequest(study, top, seeds, tokens, name, None if test is None else test.value)
     how = options(storage, workers, gpus, per_gpu, pack, out, dry_run, quiet, plain)
-    leave(confirm(asked, how, format))
+    leave(run_confirmation(asked, how, format))
 
 
 class Design(StrEnum):
@@ -139,12 +139,12 @@ def ablate(
     factorial: all combinations up to five changes, a fraction of them up to 16, with the interactions of pairs.
     Every combination is run with the same seeds; effects are differences of runs of one seed.
     """
-    from hpo.evidence.ablate import AblateRequest, ablate
+    from hpo.evidence.ablate import AblateRequest, run_ablation
 
     names = [part.strip() for part in order.split(",") if part.strip()]
     asked = AblateRequest(study, before, after, design.value, groups or [], names, seeds, tokens, name)
     how = options(storage, workers, gpus, per_gpu, pack, out, dry_run, quiet, plain)
-    leave(ablate(asked, how, format))
+    leave(run_ablation(asked, how, format))
 
 
 @commands.command()
@@ -180,11 +180,11 @@ def claims(
     What is done is not run again; more seeds or arms go into a further study. The largest effects come first, and
     of all claims the arms that enter the verdict, before those that say what else may explain it.
     """
-    from hpo.evidence.claims.command import ClaimsRequest, claims
+    from hpo.evidence.claims.command import ClaimsRequest, run_claims
 
     asked = ClaimsRequest(names or [], seeds, ledger, data, write, listing, weighed)
     how = options(storage, workers, gpus, per_gpu, pack, out, dry_run, quiet, plain)
-    leave(claims(asked, how, format))
+    leave(run_claims(asked, how, format))
 
 
 @commands.command()

@@ -128,12 +128,12 @@ def export(
     """
     from hpo.analysis.export import picked, text
     from hpo.analysis.snapshot import read_snapshot
-    from hpo.evidence.preferred import preferred
+    from hpo.evidence.preferred import trial_to_export
     from hpo.runs.run_dir import write_file
 
     with looking(storage) as store:
         snapshot = read_snapshot(store, study)
-        kept, known = preferred(store, snapshot) if trial is None else (picked(snapshot, trial), "")
+        kept, known = trial_to_export(store, snapshot) if trial is None else (picked(snapshot, trial), "")
         found = text(snapshot, kept, known)
     if output is None:
         print(found, end="")

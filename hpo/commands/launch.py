@@ -72,7 +72,7 @@ def conclude_search(snapshot: Snapshot, folder: Path, options: Options, seconds:
 def conclude_arms(snapshot: Snapshot, folder: Path, options: Options, seconds: float) -> int:
     """Say how the arms of a study compare with the first of them, as the command that made it would."""
     from hpo.evidence import ablate, confirm  # scipy, which takes longer to load than a short search
-    from hpo.evidence.paired import columns, compare
+    from hpo.evidence.paired import compare_arms, comparison_record
 
     about = snapshot.spec["about"]
     if "confirms" in about:
@@ -81,8 +81,8 @@ def conclude_arms(snapshot: Snapshot, folder: Path, options: Options, seconds: f
         return ablate.conclude_ablation(snapshot, folder, options, seconds)
 
     def tell() -> bool:
-        found = compare(snapshot)
-        rows([columns(row) for row in found], Format.table)
+        found = compare_arms(snapshot)
+        rows([comparison_record(row) for row in found], Format.table)
         for note in caveats(snapshot):
             say(f"note: {note}")
         return any(row.difference for row in found) or (len(found) == 1 and found[0].n > 0)

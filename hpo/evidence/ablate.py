@@ -10,17 +10,24 @@ from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.statistics import LEVEL, fewest, holm, interval, p_value
 from hpo.console import Format, as_text, number, rows, say
 from hpo.errors import Problem
-from hpo.evidence.comparison import begun, check_same, conclude_comparison, first_fresh, full, search
-from hpo.evidence.designs import ALL, DESIGNS, NONE, Contrast, Plan, together
-from hpo.evidence.factors import factors, named, ordered, rebased
-from hpo.evidence.paired import ended_without, runs, score
+from hpo.evidence.comparison import (
+    check_same_options,
+    conclude_comparison,
+    existing_study,
+    first_new_seed,
+    full_length_base,
+    search_study,
+)
+from hpo.evidence.designs import ALL, DESIGNS, NONE, ArmsAndContrasts, Contrast, merged
+from hpo.evidence.factors import find_factors, named_configuration, order_factors, with_run_settings_of
+from hpo.evidence.paired import ended_without_value, final_score, runs_by_arm
 from hpo.launcher.supervisor import Options, run
 from hpo.storage.engine import open_readonly
 from hpo.study.arms import Compared, study_of
 from hpo.study.spec import Study
 from model.section import flat
 
-NOISE = "not distinguishable from noise"
+NOT_DISTINGUISHABLE = "not distinguishable from noise"
 
 
 @dataclass(frozen=True)
@@ -55,19 +62,19 @@ class AblateRequest:
     name: str | None
 
 
-SEEDS = 5  # what is usual
+DEFAULT_SEEDS = 5  # what is usual
 
 
-def ablate(asked: AblateRequest, options: Options, format: Format) -> int:
+def run_ablation(asked: AblateRequest, options: Options, format: Format) -> int:
     """Run what lies between two configurations; return the exit status."""
     with open_readonly(options.storage) as store:
         snapshot = read_snapshot(store, asked.study)
         name = asked.name or f"{snapshot.name}-{asked.design}"
-        study = begun(store, name, "ablates", snapshot.name)
+        study = existing_study(store, name, "ablates", snapshot.name)
         if study is not None:
-            check_same(study, _options(study, asked))
+            check_same_options(study, _requested_and_stored(study, asked))
         else:
-            study = planned(snapshot, name, asked, first_fresh(store, snapshot))
+            study = plan_ablation(snapshot, name, asked, first_new_seed(store, snapshot))
     return run(replace(options, study=name), study, partial(conclude_ablation, format=format))
 
 
@@ -77,25 +84,27 @@ def conclude_ablation(
     """Say what an ablation showed."""
 
     def tell() -> bool:
-        rows(table(found), format)
-        say("\n".join(["", *verdicts(found)]))
-        return any(effect.n for effect in effects_in(found))
+        rows(effect_table(found), format)
+        say("\n".join(["", *effect_verdicts(found)]))
+        return any(effect.n for effect in estimate_effects(found))
 
     return conclude_comparison(found, seconds, tell)
 
 
-def planned(snapshot: Snapshot, name: str, asked: AblateRequest, first: int) -> Study:
+def plan_ablation(snapshot: Snapshot, name: str, asked: AblateRequest, first: int) -> Study:
     """Return the study that tries what lies between two configurations, on seeds from `first` on.
 
     Raises:
         Problem: the two cannot be compared, or are the same; or too few seeds are asked for.
     """
-    searched, n = search(snapshot), asked.seeds or SEEDS
+    searched, n = search_study(snapshot), asked.seeds or DEFAULT_SEEDS
     if n < (least := fewest("t")):
         raise Problem(f"--seeds: must be at least {least}, or no effect has an interval worth the name, got {n}")
-    before, after = (named(snapshot, searched, *pair) for pair in ((asked.before, "--from"), (asked.after, "--to")))
-    between = ordered(factors(before, after, asked.groups), asked.order)
-    whole: Plan = ({NONE: {}, ALL: together(between, between)}, {n: {ALL: 1.0, NONE: -1.0} for n in between})
+    before, after = (
+        named_configuration(snapshot, searched, *pair) for pair in ((asked.before, "--from"), (asked.after, "--to"))
+    )
+    between = order_factors(find_factors(before, after, asked.groups), asked.order)
+    whole: ArmsAndContrasts = ({NONE: {}, ALL: merged(between, between)}, {n: {ALL: 1.0, NONE: -1.0} for n in between})
     arms, effects_of = DESIGNS[asked.design](between) if len(between) > 1 else whole
     about: dict[str, Any] = {"ablates": snapshot.name, "design": asked.design, "from": asked.before, "to": asked.after}
     about |= {
@@ -105,11 +114,11 @@ def planned(snapshot: Snapshot, name: str, asked: AblateRequest, first: int) -> 
         "effects": {name: dict(weights) for name, weights in effects_of.items()},
     }
     made = Compared(f"`hpo ablate` of {snapshot.name}", arms, range(first, first + n), about)
-    base = full(replace(searched, base=rebased(searched.base, before)), asked.tokens)
+    base = full_length_base(replace(searched, base=with_run_settings_of(searched.base, before)), asked.tokens)
     return study_of(searched, name, base, made)
 
 
-def _options(study: Study, asked: AblateRequest) -> dict[str, tuple[Any, Any]]:
+def _requested_and_stored(study: Study, asked: AblateRequest) -> dict[str, tuple[Any, Any]]:
     """Return what was asked for beside what a study that is begun has."""
     about = study.file.about
     return {
@@ -123,11 +132,11 @@ def _options(study: Study, asked: AblateRequest) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def effects_in(snapshot: Snapshot) -> list[Effect]:
+def estimate_effects(snapshot: Snapshot) -> list[Effect]:
     """Return the effects that a study shows, each of the seeds with which all its arms have a value."""
-    trials = runs(snapshot)
-    scores = {arm: {s: score(snapshot, t) for s, t in found.items()} for arm, found in trials.items()}
-    lost = {arm: sum(ended_without(snapshot, t) for t in found.values()) for arm, found in trials.items()}
+    trials = runs_by_arm(snapshot)
+    scores = {arm: {s: final_score(snapshot, t) for s, t in found.items()} for arm, found in trials.items()}
+    lost = {arm: sum(ended_without_value(snapshot, t) for t in found.values()) for arm, found in trials.items()}
     weights = snapshot.spec["about"]["effects"]
     contrasts = {name: _contrasts(scores, weights[name]) for name in weights}
     tested = [name for name, values in contrasts.items() if len(values) >= fewest("t")]
@@ -153,32 +162,32 @@ def _verdict(mean: float | None, p: float | None, lost: Sequence[int]) -> str:
     if mean is None or p is None:
         return f"too few pairs, {fewest('t')} needed"
     if p >= 1 - LEVEL:
-        return NOISE
+        return NOT_DISTINGUISHABLE
     return "lowers" if mean < 0 else "raises"
 
 
-def table(snapshot: Snapshot) -> list[dict[str, Any]]:
+def effect_table(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return a record an effect."""
     return [
         {"effect": e.name, "n": e.n, "mean": e.mean, "low": e.low, "high": e.high, "p": e.p, "verdict": e.verdict}
-        for e in effects_in(snapshot)
+        for e in estimate_effects(snapshot)
     ]
 
 
-def verdicts(snapshot: Snapshot) -> list[str]:
+def effect_verdicts(snapshot: Snapshot) -> list[str]:
     """Return in words what matters and what does not."""
-    found = effects_in(snapshot)
+    found = estimate_effects(snapshot)
     told = [f"{e.name}: {e.verdict}" for e in found if e.lost[0] != e.lost[1] or e.mean is None]
     told += [
-        f"{e.name} {e.verdict} {snapshot.objective}: {_measured(e)}"
+        f"{e.name} {e.verdict} {snapshot.objective}: {_interval_text(e)}"
         for e in sorted(found, key=lambda e: e.mean or 0.0)
         if e.verdict in ("lowers", "raises")
     ]
-    lost = [e.name for e in found if e.verdict == NOISE]
-    return told + ([f"{NOISE}, with {found[0].n} seeds: {', '.join(lost)}"] if lost else [])
+    lost = [e.name for e in found if e.verdict == NOT_DISTINGUISHABLE]
+    return told + ([f"{NOT_DISTINGUISHABLE}, with {found[0].n} seeds: {', '.join(lost)}"] if lost else [])
 
 
-def _measured(e: Effect) -> str:
+def _interval_text(e: Effect) -> str:
     assert e.mean is not None
     assert e.p is not None
     return f"{number(e.mean)} ({as_text(e.low)} to {as_text(e.high)}, p {e.p:.2g})"

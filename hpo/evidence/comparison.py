@@ -14,10 +14,10 @@ from hpo.storage.trials import study_attrs, study_ids
 from hpo.study.spec import DEFAULT_CONFIG, NAME, Study, from_spec, seed_path
 from model.section import flat, updated
 
-FRESH = 1_000  # seeds from here on: searches begin at 0, and their noise floors go on from there
+FIRST_NEW_SEED = 1_000  # seeds from here on: searches begin at 0, and their noise floors go on from there
 
 
-def search(snapshot: Snapshot) -> Study:
+def search_study(snapshot: Snapshot) -> Study:
     """Return a search.
 
     Raises:
@@ -28,7 +28,7 @@ def search(snapshot: Snapshot) -> Study:
     return from_spec(snapshot.spec)
 
 
-def full(study: Study, tokens: int | None) -> BaseModel:
+def full_length_base(study: Study, tokens: int | None) -> BaseModel:
     """Return the base of a study at the length asked for, its test split scored.
 
     Raises:
@@ -44,7 +44,7 @@ def full(study: Study, tokens: int | None) -> BaseModel:
     return updated(study.base, {**values, **({"run.align": 1} if values else {})})
 
 
-def begun(store: OpenStorage, name: str, key: str, source: str) -> Study | None:
+def existing_study(store: OpenStorage, name: str, key: str, source: str) -> Study | None:
     """Return the study of that name that was made for `source`, to be gone on with; None where there is none.
 
     Raises:
@@ -63,7 +63,7 @@ def begun(store: OpenStorage, name: str, key: str, source: str) -> Study | None:
     return from_spec(attrs[SPEC])
 
 
-def check_same(study: Study, options: Mapping[str, tuple[Any, Any]]) -> None:
+def check_same_options(study: Study, options: Mapping[str, tuple[Any, Any]]) -> None:
     """Refuse to go on with a study under other options than it was begun with: a result must not choose its n.
 
     options: option -> what was asked for, None for nothing, and what the study has.
@@ -81,11 +81,11 @@ def check_same(study: Study, options: Mapping[str, tuple[Any, Any]]) -> None:
         raise Problem(*problems)
 
 
-def first_fresh(store: OpenStorage, snapshot: Snapshot) -> int:
+def first_new_seed(store: OpenStorage, snapshot: Snapshot) -> int:
     """Return a seed from which on none was used by a search, or by a study that was made for it."""
     study = from_spec(snapshot.spec)
     seed = seed_path(study.base)
-    used = [FRESH - 1, *study.noise_seeds()]
+    used = [FIRST_NEW_SEED - 1, *study.noise_seeds()]
     if seed is not None:
         used += [flat(study.configured(values)).get(seed, 0) for values in ({}, *study.file.baseline)]
         used += [t.user_attrs.get(SET, t.params).get(seed, 0) for t in snapshot.trials]

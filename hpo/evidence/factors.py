@@ -18,10 +18,18 @@ from model.section import flat, updated
 Factors = dict[str, dict[str, Any]]  # name -> dotted field -> its value in the target
 
 # What is no change: they leave the curve alone, or are the comparison's own.
-OWN = ("run.align", "run.test", "run.device", "run.keep_checkpoints", "run.diagnostics", "run.tokens", "run.rungs")
+RUN_SETTINGS = (
+    "run.align",
+    "run.test",
+    "run.device",
+    "run.keep_checkpoints",
+    "run.diagnostics",
+    "run.tokens",
+    "run.rungs",
+)
 
 
-def named(snapshot: Snapshot, study: Study, word: str, option: str) -> BaseModel:
+def named_configuration(snapshot: Snapshot, study: Study, word: str, option: str) -> BaseModel:
     """Return the configuration that the command line calls `baseline`, `best`, by a trial's number or by its file.
 
     Raises:
@@ -40,7 +48,7 @@ def named(snapshot: Snapshot, study: Study, word: str, option: str) -> BaseModel
         raise Problem(*(f"{option} {word}: {line}" for line in messages(error, kind))) from None
 
 
-def factors(before: BaseModel, after: BaseModel, groups: Sequence[str]) -> Factors:
+def find_factors(before: BaseModel, after: BaseModel, groups: Sequence[str]) -> Factors:
     """Return the changes from one configuration to another.
 
     groups: NAME=FIELD,FIELD puts changes under one name. What comes with another component goes with its name.
@@ -51,11 +59,11 @@ def factors(before: BaseModel, after: BaseModel, groups: Sequence[str]) -> Facto
     old, new = flat(before), flat(after)
     changed = {path: value for path, value in new.items() if old.get(path) != value or path not in old}
     _check_data(old, new, changed)
-    for path in (*OWN, seed_path(before)):
+    for path in (*RUN_SETTINGS, seed_path(before)):
         changed.pop(path or "", None)
     switched = [path.removesuffix(".name") for path in changed if path.endswith(".name")]
     found: Factors = {}
-    for name, paths in _grouped(groups, changed).items():
+    for name, paths in _factor_groups(groups, changed).items():
         found[name] = {path: changed.pop(path) for path in paths}
     for path, value in changed.items():
         section = path.rpartition(".")[0]
@@ -77,7 +85,7 @@ def _check_data(old: Mapping[str, Any], new: Mapping[str, Any], changed: Mapping
         raise Problem(*problems)
 
 
-def _grouped(groups: Sequence[str], changed: Mapping[str, Any]) -> dict[str, list[str]]:
+def _factor_groups(groups: Sequence[str], changed: Mapping[str, Any]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     taken: list[str] = []
     for group in groups:
@@ -107,7 +115,7 @@ def _check_name(name: str, found: Mapping[str, Any], changed: Mapping[str, Any])
         raise Problem(f"--factor: must be a name that stands for nothing else, got {name!r}")
 
 
-def ordered(found: Factors, order: Sequence[str]) -> Factors:
+def order_factors(found: Factors, order: Sequence[str]) -> Factors:
     """Return the factors in the order asked for, those that were not named behind.
 
     Raises:
@@ -123,7 +131,7 @@ def same_tokenizer(before: BaseModel, after: BaseModel) -> bool:
     return getattr(before, "tokenizer", None) == getattr(after, "tokenizer", None)
 
 
-def rebased(base: BaseModel, before: BaseModel) -> BaseModel:
+def with_run_settings_of(base: BaseModel, before: BaseModel) -> BaseModel:
     """Return `before` with what is the comparison's own taken from `base`."""
     fields = flat(base)
-    return updated(before, {path: fields[path] for path in OWN if path in fields and path in flat(before)})
+    return updated(before, {path: fields[path] for path in RUN_SETTINGS if path in fields and path in flat(before)})

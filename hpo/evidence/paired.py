@@ -12,11 +12,11 @@ from hpo.analysis.statistics import LEVEL, Paired, Test, fewest, holm, paired
 from hpo.storage.attributes import ARM, METRICS, SEED, SET
 from hpo.storage.trials import State, Trial
 
-Runs = Mapping[str, Mapping[int, Trial]]  # arm -> seed -> its trial
+RunsByArm = Mapping[str, Mapping[int, Trial]]  # arm -> seed -> its trial
 
 
 @dataclass(frozen=True)
-class Row:
+class ArmComparison:
     """One arm: its runs, their mean, and how it compares with the first arm.
 
     n: runs that have a value. lost: those that diverged or failed. difference: of the pairs, this arm less
@@ -33,7 +33,7 @@ class Row:
     verdict: str
 
 
-def runs(snapshot: Snapshot) -> Runs:
+def runs_by_arm(snapshot: Snapshot) -> RunsByArm:
     """Return the runs of each arm that were begun; a run that was tried again counts as its last try."""
     found: dict[str, dict[int, Trial]] = {name: {} for name in snapshot.spec["arms"]}
     seed = next((key for key in ("run.seed", "seed") if key in snapshot.spec["space"]), "")
@@ -48,7 +48,7 @@ def runs(snapshot: Snapshot) -> Runs:
     return found
 
 
-def score(snapshot: Snapshot, trial: Trial, metric: str | None = None) -> float | None:
+def final_score(snapshot: Snapshot, trial: Trial, metric: str | None = None) -> float | None:
     """Return a finished run's result, by the objective or another metric of its last rung; None for no finite one."""
     if trial.state != State.COMPLETE:
         return None
@@ -56,7 +56,7 @@ def score(snapshot: Snapshot, trial: Trial, metric: str | None = None) -> float 
     return None if found is None or not math.isfinite(found) else float(found)
 
 
-def compare(snapshot: Snapshot, metric: str | None = None) -> list[Row]:
+def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmComparison]:
     """Compare each arm with the first one; lower is better.
 
     An arm is better or worse where the test of its pairs, corrected for the number of arms by Holm's method, is
@@ -64,19 +64,19 @@ def compare(snapshot: Snapshot, metric: str | None = None) -> list[Row]:
     value: an arm that has more of them than the first one is worse, whatever its other runs say.
     """
     test: Test = snapshot.spec.get("about", {}).get("test", "t")
-    found = runs(snapshot)
-    scores = {name: {s: score(snapshot, t, metric) for s, t in trials.items()} for name, trials in found.items()}
+    found = runs_by_arm(snapshot)
+    scores = {name: {s: final_score(snapshot, t, metric) for s, t in trials.items()} for name, trials in found.items()}
     first, *others = scores
-    tested = {name: _paired(scores[name], scores[first], test) for name in others}
+    tested = {name: _paired_difference(scores[name], scores[first], test) for name in others}
     corrected = dict(zip(tested, holm([t.p if t else 1.0 for t in tested.values()]), strict=True))
-    lost = {name: sum(ended_without(snapshot, t) for t in found[name].values()) for name in found}
+    lost = {name: sum(ended_without_value(snapshot, t) for t in found[name].values()) for name in found}
     least = fewest(test, max(1, len(others)))
     rows = []
     for name, values in scores.items():
         known = [value for value in values.values() if value is not None]
         pairs, p = tested.get(name), corrected.get(name)
         rows.append(
-            Row(
+            ArmComparison(
                 arm=name,
                 n=len(known),
                 lost=lost[name],
@@ -90,16 +90,16 @@ def compare(snapshot: Snapshot, metric: str | None = None) -> list[Row]:
     return rows
 
 
-def _paired(mine: Mapping[int, float | None], its: Mapping[int, float | None], test: Test) -> Paired | None:
+def _paired_difference(mine: Mapping[int, float | None], its: Mapping[int, float | None], test: Test) -> Paired | None:
     pairs = [(mine[s], its[s]) for s in sorted(mine.keys() & its.keys())]
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     return paired(differences, test) if len(differences) > 1 else None
 
 
-def ended_without(snapshot: Snapshot, trial: Trial) -> bool:
+def ended_without_value(snapshot: Snapshot, trial: Trial) -> bool:
     """Return whether a run has ended without a value: it diverged, failed, or met a limit."""
     return trial.state in (State.PRUNED, State.FAIL) or (
-        trial.state == State.COMPLETE and score(snapshot, trial) is None
+        trial.state == State.COMPLETE and final_score(snapshot, trial) is None
     )
 
 
@@ -114,7 +114,7 @@ def _verdict(pairs: Paired | None, p: float | None, lost: int, least: int) -> st
     return "better" if pairs.mean < 0 else "worse"
 
 
-def columns(row: Row) -> dict[str, Any]:
+def comparison_record(row: ArmComparison) -> dict[str, Any]:
     """Return a row as it is printed."""
     return {
         "arm": row.arm,

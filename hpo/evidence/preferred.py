@@ -9,7 +9,7 @@ from hpo.storage.trials import Trial, study_attrs, study_ids
 UNCONFIRMED = "the search's best, not confirmed: `hpo confirm` says whether it is better than the baseline"
 
 
-def preferred(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]:
+def trial_to_export(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]:
     """Return the trial to keep, and in words what is known of it: the best that was confirmed, else the search's best.
 
     Raises:
@@ -19,12 +19,12 @@ def preferred(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]:
         raise Problem(
             f"--trial: required, since {snapshot.name} has arms: their runs differ by luck; `hpo trials` lists them"
         )
-    found = _confirmation(store, snapshot)
+    found = _latest_confirmation(store, snapshot)
     if found is None:
         return best_trial(snapshot), UNCONFIRMED
-    from hpo.evidence.paired import compare  # scipy, which few exports need
+    from hpo.evidence.paired import compare_arms  # scipy, which few exports need
 
-    better = [row for row in compare(found) if row.verdict == "better" and row.n == len(found.spec["seeds"])]
+    better = [row for row in compare_arms(found) if row.verdict == "better" and row.n == len(found.spec["seeds"])]
     if not better:
         best = best_trial(snapshot)
         if best.number not in found.spec["about"]["trials"].values():
@@ -36,7 +36,7 @@ def preferred(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]:
     ), f"confirmed better than the baseline by {found.name}"
 
 
-def _confirmation(store: OpenStorage, snapshot: Snapshot) -> Snapshot | None:
+def _latest_confirmation(store: OpenStorage, snapshot: Snapshot) -> Snapshot | None:
     """Return the latest study that confirmed this one and is over."""
     for name, _ in sorted(study_ids(store).items(), key=lambda item: -item[1]):
         spec = study_attrs(store, study_ids(store)[name]).get(SPEC, {})

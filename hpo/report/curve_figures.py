@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from hpo.analysis.noise import Noise, expected_minimum
 from hpo.analysis.snapshot import Snapshot
-from hpo.evidence.paired import runs
+from hpo.evidence.paired import runs_by_arm
 from hpo.report.axes import short
 from hpo.report.style import (
     ARMS,
@@ -192,7 +192,7 @@ def arms(snapshot: Snapshot) -> Drawn:
     """Draw the mean of each arm along the run, with one standard deviation either way, and its runs behind."""
     label, step = along(snapshot)
     figure, told = blank(label, measured(snapshot), 380), []
-    found = runs(snapshot)
+    found = runs_by_arm(snapshot)
     if len(found) > len(ARMS):
         told.append(f"{len(ARMS)} of {len(found)} arms are drawn: the first ones.")
     values: list[float] = []

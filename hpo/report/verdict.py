@@ -9,7 +9,7 @@ from hpo.analysis.snapshot import Snapshot, counts, ended, read_snapshot, tokens
 from hpo.analysis.summary import aims
 from hpo.console import number
 from hpo.errors import Problem
-from hpo.evidence.paired import columns, compare
+from hpo.evidence.paired import compare_arms, comparison_record
 from hpo.storage.attributes import SPEC
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import State, Trial, study_attrs, study_ids
@@ -49,11 +49,11 @@ def _read(snapshot: Snapshot, key: str) -> Related:
     """Return what a study of arms says, or why it cannot be read here."""
     try:
         if key == "confirms":
-            from hpo.evidence.confirm import table, verdicts
+            from hpo.evidence.confirm import confirmation_table, confirmation_verdicts
 
-            return Related(snapshot, verdicts(snapshot), table(snapshot))
-        from hpo.evidence.ablate import table as effects
-        from hpo.evidence.ablate import verdicts as said
+            return Related(snapshot, confirmation_verdicts(snapshot), confirmation_table(snapshot))
+        from hpo.evidence.ablate import effect_table as effects
+        from hpo.evidence.ablate import effect_verdicts as said
 
         return Related(snapshot, said(snapshot), effects(snapshot))
     except Problem as problem:  # a config of the user's own that is not on this machine
@@ -94,14 +94,14 @@ def own(snapshot: Snapshot) -> Related:
     """Return verdicts and table of a study of arms, as what it was made for has them."""
     key = next((key for key in ("confirms", "ablates") if key in snapshot.spec["about"]), None)
     return (
-        Related(snapshot, _pairwise(snapshot), [columns(row) for row in compare(snapshot)])
+        Related(snapshot, _pairwise(snapshot), [comparison_record(row) for row in compare_arms(snapshot)])
         if key is None
         else _read(snapshot, key)
     )
 
 
 def _pairwise(snapshot: Snapshot) -> list[str]:
-    first, *others = compare(snapshot)
+    first, *others = compare_arms(snapshot)
     told = []
     for row in others:
         said = f"{row.arm}: {row.verdict}"
@@ -113,7 +113,7 @@ def _pairwise(snapshot: Snapshot) -> list[str]:
 
 
 def _arms(snapshot: Snapshot) -> str:
-    first, *others = compare(snapshot)
+    first, *others = compare_arms(snapshot)
     if not others:
         spread = f", sd {number(first.sd)}" if first.sd is not None else ""
         return f"{first.arm}: {number(first.mean)}{spread}, {first.n} runs." if first.mean is not None else "No run."

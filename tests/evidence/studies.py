@@ -9,11 +9,11 @@ import yaml
 
 from hpo.analysis.decisions import recompute
 from hpo.evidence.ablate import AblateRequest as ToAblate
-from hpo.evidence.ablate import effects_in, planned
-from hpo.evidence.comparison import first_fresh
+from hpo.evidence.ablate import estimate_effects, plan_ablation
+from hpo.evidence.comparison import first_new_seed
 from hpo.evidence.confirm import ConfirmRequest as ToConfirm
-from hpo.evidence.confirm import design
-from hpo.evidence.paired import compare
+from hpo.evidence.confirm import plan_confirmation
+from hpo.evidence.paired import compare_arms
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
@@ -69,8 +69,8 @@ def confirmed(function: str, number: int) -> Found:
         snapshot = _search(store, function, number)
         best, baseline = snapshot.best(), snapshot.baseline()
         asked = ToConfirm(None, None, None, None, None, None)
-        found = worked(store, design(snapshot, "confirm", asked, first_fresh(store, snapshot)))
-        rows = compare(found)[1:]
+        found = worked(store, plan_confirmation(snapshot, "confirm", asked, first_new_seed(store, snapshot)))
+        rows = compare_arms(found)[1:]
         return {
             "verdicts": [row.verdict for row in rows],
             "searched": best.values[0] - baseline.values[0],
@@ -93,7 +93,7 @@ def crossed(number: int) -> Found:
         target = {"a": 1.0, "b": 1.0, "c": 1.0}
         snapshot = _search(store, "crossed", number, space=space, baseline=[{}, target], budget={"trials": 2})
         asked = ToAblate(None, "baseline", "1", "factorial", [], [], None, None, None)
-        effects = effects_in(worked(store, planned(snapshot, "ablated", asked, 1000)))
+        effects = estimate_effects(worked(store, plan_ablation(snapshot, "ablated", asked, 1000)))
         return {
             "inside": {e.name: e.low <= EFFECTS[e.name] <= e.high for e in effects},
             "shown": {e.name: e.verdict != "not distinguishable from noise" for e in effects},

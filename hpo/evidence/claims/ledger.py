@@ -10,7 +10,7 @@ from hpo.config.files import load_base
 from hpo.config.validation import messages
 from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
-from hpo.evidence.claims.schema import Arms, Claim, Ledger
+from hpo.evidence.claims.schema import ArmsTest, Claim, Ledger
 from hpo.study.arms import common_align
 from model.config import TrainConfig
 from model.data.corpus_base import TRAINING
@@ -44,7 +44,7 @@ def load_ledger(path: Path) -> Ledger:
     return ledger
 
 
-def configurations(test: Arms) -> dict[str, TrainConfig]:
+def arm_configurations(test: ArmsTest) -> dict[str, TrainConfig]:
     """Return the configuration of each arm; at equal tokens with rungs at marks that all arms reach exactly.
 
     Raises:
@@ -52,7 +52,7 @@ def configurations(test: Arms) -> dict[str, TrainConfig]:
         Problem: there is no such base.
     """
     base = load_base(test.base, "test.base", TrainConfig)
-    found = {name: updated(base, values) for name, values in test.named().items()}
+    found = {name: updated(base, values) for name, values in test.all_arms().items()}
     if test.equal != "tokens":
         return found
     align = common_align(found.values())
@@ -62,27 +62,27 @@ def configurations(test: Arms) -> dict[str, TrainConfig]:
 def _problems(name: str, claim: Claim) -> list[str]:
     """Return what is wrong with a claim whose keys are right, each line beginning with the key."""
     own = [] if claim.report == f"S{name[1:4]}" else [f"report: must be S{name[1:4]}, got {claim.report}"]
-    return own + (_arm_problems(claim.test) if isinstance(claim.test, Arms) else [])
+    return own + (_arm_problems(claim.test) if isinstance(claim.test, ArmsTest) else [])
 
 
-def _arm_problems(test: Arms) -> list[str]:
+def _arm_problems(test: ArmsTest) -> list[str]:
     try:
         base = load_base(test.base, "test.base", TrainConfig)
     except Problem as problem:
         return list(problem.lines)
     problems = []
-    for name, values in test.named().items():
+    for name, values in test.all_arms().items():
         try:
             updated(base, values)
         except ValidationError as error:
             problems += messages(error, TrainConfig, f"test.{'arms' if test.arms else 'factors'}.{name}")
     if problems:
         return problems
-    configs = configurations(test)
+    configs = arm_configurations(test)
     return _difference(test, configs) + _equality(test, configs) + _measurable(test, configs)
 
 
-def _difference(test: Arms, configs: Mapping[str, TrainConfig]) -> list[str]:
+def _difference(test: ArmsTest, configs: Mapping[str, TrainConfig]) -> list[str]:
     """Return which arms are the same run, scored the same way."""
     seen: dict[str, str] = {}
     problems = []
@@ -96,7 +96,7 @@ def _difference(test: Arms, configs: Mapping[str, TrainConfig]) -> list[str]:
     return problems
 
 
-def _equality(test: Arms, configs: Mapping[str, TrainConfig]) -> list[str]:
+def _equality(test: ArmsTest, configs: Mapping[str, TrainConfig]) -> list[str]:
     """Return where the arms do not get the same of what is to be equal, or are not scored on the same text."""
     first, *others = configs
     problems = []
@@ -107,7 +107,7 @@ def _equality(test: Arms, configs: Mapping[str, TrainConfig]) -> list[str]:
     return problems
 
 
-def _compared(test: Arms, config: TrainConfig, first: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
+def _compared(test: ArmsTest, config: TrainConfig, first: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
     one, other = config.marks()[-1], first.marks()[-1]
     if test.equal == "tokens":
         yield "tokens", one * config.update_tokens(), other * first.update_tokens()
@@ -119,7 +119,7 @@ def _compared(test: Arms, config: TrainConfig, first: TrainConfig) -> Iterator[t
         yield key, flat(config).get(key), flat(first)[key]
 
 
-def _measurable(test: Arms, configs: Mapping[str, TrainConfig]) -> list[str]:
+def _measurable(test: ArmsTest, configs: Mapping[str, TrainConfig]) -> list[str]:
     """Return where the metric does not fit what is varied or what the arms measure."""
     problems = []
     metrics = {name: test.metric_of(name) for name in configs}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpo.evidence.claims import results
-from hpo.evidence.claims.results import Finding, Findings
+from hpo.evidence.claims.results import ClaimResult, ClaimResults
 from hpo.evidence.claims.schema import Ledger
 
 HEAD = """# What the reports claim, and what runs show
@@ -25,9 +25,9 @@ One interval in twenty misses by chance alone.
 """
 
 
-def page(ledger: Ledger, held: Findings) -> str:
+def claims_page(ledger: Ledger, held: ClaimResults) -> str:
     """Return the page of all claims of a ledger, as Markdown."""
-    told = {line["id"]: line for line in results.rows(ledger.claims, held)}
+    told = {line["id"]: line for line in results.verdict_records(ledger.claims, held)}
     totals: dict[str, int] = {}
     for line in told.values():
         totals[line["verdict"]] = totals.get(line["verdict"], 0) + 1
@@ -37,7 +37,11 @@ def page(ledger: Ledger, held: Findings) -> str:
         mine = [told[name] for name, claim in ledger.claims.items() if claim.report == report]
         parts.append(f"## {report}\n\n{_table(mine)}\n")
         parts += [f"{line['id']}: {line['note']}.\n" for line in mine if line["note"]]
-    arms = [arm for name, claim in ledger.claims.items() for arm in results.arms(name, claim, held.of(name, claim))]
+    arms = [
+        arm
+        for name, claim in ledger.claims.items()
+        for arm in results.arm_records(name, claim, held.result_of(name, claim))
+    ]
     parts += [f"{ARMS}\n{_table(arms)}\n"] if arms else []
     return "\n".join([*parts, _machines(held, ledger)])
 
@@ -62,9 +66,9 @@ def _cell(key: str, value: Any) -> str:
     return f"`{text}`" if key == "command" else text
 
 
-def _machines(held: Findings, ledger: Ledger) -> str:
+def _machines(held: ClaimResults, ledger: Ledger) -> str:
     """Return on which versions the runs were made, and at which commits."""
-    found: list[Finding] = [f for n, c in ledger.claims.items() if (f := held.of(n, c)) is not None]
+    found: list[ClaimResult] = [f for n, c in ledger.claims.items() if (f := held.result_of(n, c)) is not None]
     commits: dict[str, set[str]] = {}
     for machine in (machine for one in found for machine in one.machines):
         commits.setdefault(_versions(machine), set()).add(str(machine.get("git_commit"))[:12])

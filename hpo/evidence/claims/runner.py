@@ -12,10 +12,10 @@ import numpy as np
 from hpo.analysis.snapshot import Snapshot, ended, read_snapshot, word
 from hpo.console import say
 from hpo.errors import Problem, StorageError, WorkFailed
-from hpo.evidence.claims.results import Run, values
-from hpo.evidence.claims.schema import Arms
-from hpo.evidence.claims.verdict import better
-from hpo.evidence.paired import runs
+from hpo.evidence.claims.results import ClaimRun, scores_by_arm
+from hpo.evidence.claims.schema import ArmsTest
+from hpo.evidence.claims.verdict import better_sign
+from hpo.evidence.paired import runs_by_arm
 from hpo.launcher.supervisor import Options, run
 from hpo.runs.run_dir import metrics_lines, trial_folder
 from hpo.storage.attributes import MACHINE, METRICS, SPEC
@@ -26,45 +26,49 @@ from hpo.study.spec import Study, StudyFile, fingerprint, from_spec
 from model.config import TrainConfig
 from model.section import updated
 
-TUNING = (100, 101, 102)  # seeds by which the levels of tuned factors are chosen
+TUNING_SEEDS = (100, 101, 102)  # seeds by which the levels of tuned factors are chosen
 
-Arm = Mapping[str, str]  # name of an arm -> another one's, as each use says
+ArmNames = Mapping[str, str]  # name of an arm -> another one's, as each use says
 
 
-class LeftOut(Problem):
+class ClaimSkipped(Problem):
     """A claim cannot be tested here; others can."""
 
 
 @dataclass(frozen=True)
-class Found:
+class StudyRuns:
     """The runs of a study of arms, and on what they were made."""
 
-    runs: list[Run]
+    runs: list[ClaimRun]
     machines: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Case:
+class ClaimRunner:
     """A claim that is tested by runs, the base with rungs that suit all its arms, in whichever studies they are."""
 
     name: str
-    test: Arms
+    test: ArmsTest
     base: TrainConfig
     options: Options
 
-    def tuned(self, contestants: Collection[str]) -> tuple[list[Found], dict[str, str]]:
+    def tuned(self, contestants: Collection[str]) -> tuple[list[StudyRuns], dict[str, str]]:
         """Return the runs that choose the levels of tuned factors, and contestant -> the arm that goes on."""
-        every = self.test.contestants()
+        every = self.test.compared_arms()
         if not self.test.tuned:
             return [], {name: name for name in every}
-        stands = {arm: arm for arm in self.test.named()}
+        stands = {arm: arm for arm in self.test.all_arms()}
         wanted = [arm for name in contestants for arm in every[name]]
-        found = self.done(wanted, TUNING, stands, "-tune")
+        found = self.done(wanted, TUNING_SEEDS, stands, "-tune")
         made = [run for part in found for run in part.runs]
         tried = {*wanted, *(run.arm for run in made)}
-        return found, {name: best(self.test, arms, made) for name, arms in every.items() if tried.issuperset(arms)}
+        return found, {
+            name: best_level(self.test, arms, made) for name, arms in every.items() if tried.issuperset(arms)
+        }
 
-    def done(self, wanted: Collection[str], seeds: Collection[int], stands: Arm, kind: str = "") -> list[Found]:
+    def done(
+        self, wanted: Collection[str], seeds: Collection[int], stands: ArmNames, kind: str = ""
+    ) -> list[StudyRuns]:
         """Return all runs of these arms and seeds, and what else the storage holds, once they are made.
 
         A study keeps its arms and seeds, so that more of them are another study, and no run is lost.
@@ -94,7 +98,9 @@ class Case:
             return {name: (tuple(spec["arms"]), tuple(spec["seeds"])) for name, spec in specs.items() if spec}
         return {}
 
-    def _finished(self, name: str, arms: Collection[str], seeds: tuple[int, ...], stands: Arm, one_run: Arm) -> Found:
+    def _finished(
+        self, name: str, arms: Collection[str], seeds: tuple[int, ...], stands: ArmNames, one_run: ArmNames
+    ) -> StudyRuns:
         """Run a study to its end unless it is there already; return its runs.
 
         Raises:
@@ -102,7 +108,7 @@ class Case:
         """
         if not stands.keys() >= set(arms):
             raise self._other(name)
-        study = self._study(name, seeds, {arm: self.test.named()[stands[arm]] for arm in arms})
+        study = self._study(name, seeds, {arm: self.test.all_arms()[stands[arm]] for arm in arms})
         timed = self.test.equal == "seconds" or "tokens_per_second" in self._metrics()
         options = replace(self.options, study=name, pack=1 if timed else self.options.pack)  # packs share their time
         if not self._is_done(study):
@@ -116,11 +122,11 @@ class Case:
             return self._read(snapshot, {n: arm for n, arm in stands.items() if one_run[n] in arms}, one_run)
 
     def _metrics(self) -> set[str]:
-        return {self.test.metric_of(arm) for arm in self.test.named()}
+        return {self.test.metric_of(arm) for arm in self.test.all_arms()}
 
     def _one_run(self, arms: Mapping[str, str]) -> dict[str, str]:
         """Return arm -> the first arm of the same configuration, whose run is its own too."""
-        full = self.test.named()
+        full = self.test.all_arms()
         configs = {name: updated(self.base, full[arm]) for name, arm in arms.items()}
         return {name: next(n for n in configs if configs[n] == configs[name]) for name in configs}
 
@@ -146,13 +152,15 @@ class Case:
             return ended(read_snapshot(store, study.name))
         return False
 
-    def _other(self, study: str) -> LeftOut:
-        return LeftOut(f"the storage holds a study {study} with other arms than the ledger's; give another --storage")
+    def _other(self, study: str) -> ClaimSkipped:
+        return ClaimSkipped(
+            f"the storage holds a study {study} with other arms than the ledger's; give another --storage"
+        )
 
-    def _read(self, snapshot: Snapshot, arms: Mapping[str, str], one_run: Mapping[str, str]) -> Found:
+    def _read(self, snapshot: Snapshot, arms: Mapping[str, str], one_run: Mapping[str, str]) -> StudyRuns:
         """Return the runs of a study that came to an end, scored."""
-        trials = runs(snapshot)
-        early = at_equal_seconds(snapshot, trials, self.options.out) if self.test.equal == "seconds" else {}
+        trials = runs_by_arm(snapshot)
+        early = metrics_at_equal_seconds(snapshot, trials, self.options.out) if self.test.equal == "seconds" else {}
         found = []
         for name, arm in arms.items():
             metric = self.test.metric_of(arm)
@@ -161,36 +169,38 @@ class Case:
                 if then is None or (trial.state != State.COMPLETE and word(snapshot, trial) != "diverged"):
                     continue
                 last = trial.user_attrs.get(METRICS, {})
-                value = then.get(metric, scored(trial, metric))
+                value = then.get(metric, run_score(trial, metric))
                 said = {"tokens": last.get("tokens"), "seconds": last.get("seconds")}
-                found.append(Run(arm=name, seed=seed, value=value, study=snapshot.name, trial=trial.number, **said))
+                found.append(
+                    ClaimRun(arm=name, seed=seed, value=value, study=snapshot.name, trial=trial.number, **said)
+                )
         missing = len(arms) * len(snapshot.spec["seeds"]) - len(found)
         if missing:
             why = "or had no rung when the first arm ended; " if early else ""
             say(f"{self.name}: {missing} runs failed, {why}`hpo trials --study {snapshot.name}` lists them")
         every = [t.user_attrs[MACHINE] for arm in trials.values() for t in arm.values()]
-        return Found(found, distinct([every]))
+        return StudyRuns(found, distinct_machines([every]))
 
 
-def best(test: Arms, arms: list[str], found: Iterable[Run]) -> str:
+def best_level(test: ArmsTest, arms: list[str], found: Iterable[ClaimRun]) -> str:
     """Return which of the arms that differ in tuned factors alone did best: fewest diverged, then the best mean.
 
     Raises:
         WorkFailed: none of them has all its runs.
     """
-    by_arm = {arm: list(of.values()) for arm, of in values(found).items() if len(of) == len(TUNING)}
+    by_arm = {arm: list(of.values()) for arm, of in scores_by_arm(found).items() if len(of) == len(TUNING_SEEDS)}
     whole = [arm for arm in arms if arm in by_arm]
     if not whole:
         raise WorkFailed(f"no level of {', '.join(test.tuned)} has all its runs: {', '.join(arms)}")
 
     def rank(arm: str) -> tuple[int, float]:
         known = [value for value in by_arm[arm] if value is not None]
-        return len(TUNING) - len(known), -better(test) * float(np.mean(known)) if known else 0.0
+        return len(TUNING_SEEDS) - len(known), -better_sign(test) * float(np.mean(known)) if known else 0.0
 
     return min(whole, key=rank)
 
 
-def distinct(found: Iterable[Iterable[dict[str, Any]]]) -> Any:
+def distinct_machines(found: Iterable[Iterable[dict[str, Any]]]) -> Any:
     kept: list[dict[str, Any]] = []
     for machine in (machine for machines in found for machine in machines):
         if machine not in kept:
@@ -198,7 +208,7 @@ def distinct(found: Iterable[Iterable[dict[str, Any]]]) -> Any:
     return kept
 
 
-def scored(trial: Trial, metric: str) -> float | None:
+def run_score(trial: Trial, metric: str) -> float | None:
     """Return what a run that came to its end, or diverged, is scored by; None where it diverged."""
     if metric == "finished":
         return float(trial.state == State.COMPLETE)
@@ -208,7 +218,7 @@ def scored(trial: Trial, metric: str) -> float | None:
     return max(value) if isinstance(value, list) else value
 
 
-def at_equal_seconds(
+def metrics_at_equal_seconds(
     snapshot: Snapshot, trials: Mapping[str, Mapping[int, Trial]], out: Path
 ) -> dict[int, dict[str, float] | None]:
     """Return trial -> metrics, read between rungs at the time at which the first arm of its seed ended.
@@ -221,7 +231,7 @@ def at_equal_seconds(
     found: dict[int, dict[str, float] | None] = {}
     for seed in snapshot.spec["seeds"]:
         finished = [arm[seed] for arm in trials.values() if seed in arm and arm[seed].state == State.COMPLETE]
-        curves = {t.number: curve(trial_folder(out, snapshot.name, t.number) / "metrics.jsonl") for t in finished}
+        curves = {t.number: read_curve(trial_folder(out, snapshot.name, t.number) / "metrics.jsonl") for t in finished}
         over = min((rungs["seconds"][-1] for rungs in curves.values()), default=0.0)
         for number, rungs in curves.items():
             whole = {key: values for key, values in rungs.items() if None not in values}
@@ -231,7 +241,7 @@ def at_equal_seconds(
     return found
 
 
-def curve(path: Path) -> dict[str, list[Any]]:
+def read_curve(path: Path) -> dict[str, list[Any]]:
     """Return the numbers of a run by name, a value a rung.
 
     Raises:

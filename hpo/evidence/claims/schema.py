@@ -20,20 +20,20 @@ def _of_form(pattern: str, example: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Id = Annotated[str, _of_form(r"C[0-9]{3}-[0-9]{2}", "C000-01")]
+ClaimId = Annotated[str, _of_form(r"C[0-9]{3}-[0-9]{2}", "C000-01")]
 Sentence = Annotated[str, Field(min_length=1)]
-Node = Annotated[str, _of_form(r"tests/\w+\.py::test_\w+", "tests/test_claims.py::test_it")]
+PytestNode = Annotated[str, _of_form(r"tests/[\w/]+\.py::test_\w+", "tests/test_claims.py::test_it")]
 
 Metric = Literal[
     "val_loss", "val_bpb", "ema_val_loss", "ema_val_bpb", "tokens_per_second", "finished", "clipped", "kurtosis"
 ]
 """A number of the last rung; kurtosis: the largest of the layers; finished: 1 for a run that reached its end, or 0."""
 
-Values = dict[str, Choice]
+FieldValues = dict[str, Choice]
 """Dotted field -> value, over the base."""
 
 
-class Effect(Section):
+class ClaimedEffect(Section):
     """What is said to happen."""
 
     text: Sentence
@@ -54,7 +54,7 @@ class Effect(Section):
         return self
 
 
-class Known(Section):
+class ReportedEvidence(Section):
     """How the report came to say so."""
 
     how: tuple[Literal["measured", "expected", "arithmetic", "dead-code", "contradicted"], ...]
@@ -72,7 +72,7 @@ class Known(Section):
         return self
 
 
-class Arms(Section):
+class ArmsTest(Section):
     """A test by runs: two or more configurations, the first of which is the reference."""
 
     base: Sentence
@@ -81,9 +81,9 @@ class Arms(Section):
     """What all arms get the same of. seconds: curves are read, between rungs, where the first arm to end ended."""
     metric: Metric | dict[str, Metric]
     """What is compared; arm -> metric where one run is scored in two ways."""
-    arms: dict[str, Values] | None = None
+    arms: dict[str, FieldValues] | None = None
     """Name -> what differs from the base."""
-    factors: dict[str, list[Choice] | dict[str, Values]] | None = Field(default=None, min_length=1)
+    factors: dict[str, list[Choice] | dict[str, FieldValues]] | None = Field(default=None, min_length=1)
     """Instead of arms, all crossed: field -> its values, or name -> {level -> what differs}; the first ones are the
     reference."""
     claimed: str | None = None
@@ -103,17 +103,17 @@ class Arms(Section):
             raise ValueError("contrast: an interaction is one of two or more factors")
         if unknown := [name for name in self.tuned if name not in (self.factors or {})]:
             raise ValueError(f"tuned: must be among the factors, got {unknown[0]}")
-        names = list(self.named())
+        names = list(self.all_arms())
         if isinstance(self.metric, dict) and list(self.metric) != names:
             raise ValueError(f"metric: must name every arm in the order of arms, got {', '.join(self.metric)}")
-        contestants = list(self.named(without=self.tuned))
+        contestants = list(self.all_arms(without=self.tuned))
         if len(contestants) < 2:
             raise ValueError("must have two arms at least, besides what is tuned")
         if self.claimed is not None and self.claimed not in contestants[1:]:
             raise ValueError(f"claimed: must be one of {', '.join(contestants[1:])}, got {self.claimed}")
         return self
 
-    def named(self, without: tuple[str, ...] = ()) -> dict[str, Values]:
+    def all_arms(self, without: tuple[str, ...] = ()) -> dict[str, FieldValues]:
         """Return name -> what differs from the base, factors crossed; those in `without` left out."""
         if self.factors is None:
             return dict(self.arms or {})
@@ -123,7 +123,7 @@ class Arms(Section):
             for levels in itertools.product(*crossed)
         }
 
-    def contestants(self) -> dict[str, list[str]]:
+    def compared_arms(self) -> dict[str, list[str]]:
         """Return name without the tuned factors -> names of the arms that differ only there, one of which goes on."""
         if self.factors is None:
             return {name: [name] for name in self.arms or {}}
@@ -133,10 +133,10 @@ class Arms(Section):
             found.setdefault(own, []).append(", ".join(name for _, name in levels))
         return found
 
-    def terms(self) -> dict[str, int]:
+    def contrast_terms(self) -> dict[str, int]:
         """Return the arms whose effects, against the reference, are added and taken away to make that of the claim."""
         if self.contrast == "difference":
-            return {self.claimed or list(self.contestants())[1]: 1}
+            return {self.claimed or list(self.compared_arms())[1]: 1}
         factors = self.factors or {}
         levels = [[name for name, _ in _levels(f, factors[f])] for f in factors if f not in self.tuned]
         found = {", ".join(names[-1] for names in levels): 1}
@@ -145,23 +145,23 @@ class Arms(Section):
             found[alone] = found.get(alone, 0) - 1
         return found
 
-    def weighed(self) -> list[str]:
+    def verdict_arms(self) -> list[str]:
         """Return the arms that enter the verdict, the reference first."""
-        return list(dict.fromkeys([next(iter(self.contestants())), *self.terms()]))
+        return list(dict.fromkeys([next(iter(self.compared_arms())), *self.contrast_terms()]))
 
-    def run_first(self) -> list[str]:
+    def arms_run_first(self) -> list[str]:
         """Return the arms of the verdict, and at equal seconds all: they are read where the first of a study ended."""
-        return list(self.contestants()) if self.equal == "seconds" else self.weighed()
+        return list(self.compared_arms()) if self.equal == "seconds" else self.verdict_arms()
 
     def metric_of(self, arm: str) -> Metric:
         """Return what an arm is scored by."""
         return self.metric[arm] if isinstance(self.metric, dict) else self.metric
 
 
-class Arithmetic(Section):
+class ArithmeticTest(Section):
     """A test by calculation."""
 
-    arithmetic: Node
+    arithmetic: PytestNode
     """The pytest node that does it."""
     computation: Sentence
     """What it computes, in words."""
@@ -171,11 +171,13 @@ class Arithmetic(Section):
 
 def _kind(test: Any) -> str:
     """Tell the two kinds of test apart by the key that only a calculation has, so that a mistake is told once."""
-    calculated = "arithmetic" in test if isinstance(test, dict) else isinstance(test, Arithmetic)
+    calculated = "arithmetic" in test if isinstance(test, dict) else isinstance(test, ArithmeticTest)
     return "arithmetic" if calculated else "arms"
 
 
-Test = Annotated[Annotated[Arms, Tag("arms")] | Annotated[Arithmetic, Tag("arithmetic")], Discriminator(_kind)]
+ClaimTest = Annotated[
+    Annotated[ArmsTest, Tag("arms")] | Annotated[ArithmeticTest, Tag("arithmetic")], Discriminator(_kind)
+]
 
 
 class Claim(Section):
@@ -184,29 +186,29 @@ class Claim(Section):
     claim: Sentence
     report: Sentence
     """S and the number in the id."""
-    effect: Effect
-    known: Known
-    test: Test
+    effect: ClaimedEffect
+    known: ReportedEvidence
+    test: ClaimTest
 
 
 class Ledger(Section):
     """All claims, by id."""
 
-    claims: dict[Id, Claim] = Field(min_length=1)
+    claims: dict[ClaimId, Claim] = Field(min_length=1)
 
     def summary(self) -> str:
         """Return how many claims there are, and of which kinds."""
-        arms = [len(claim.test.named()) for claim in self.claims.values() if isinstance(claim.test, Arms)]
+        arms = [len(claim.test.all_arms()) for claim in self.claims.values() if isinstance(claim.test, ArmsTest)]
         return f"{len(self.claims)} claims, {sum(arms)} arms of {len(arms)}, {len(self.claims) - len(arms)} arithmetic"
 
 
-def _levels(factor: str, levels: list[Choice] | dict[str, Values]) -> Iterator[tuple[str, Values]]:
+def _levels(factor: str, levels: list[Choice] | dict[str, FieldValues]) -> Iterator[tuple[str, FieldValues]]:
     if isinstance(levels, dict):
         yield from ((f"{factor}={name}", values) for name, values in levels.items())
     else:
-        yield from ((f"{factor}={_word(value)}", {factor: value}) for value in levels)
+        yield from ((f"{factor}={_yaml_text(value)}", {factor: value}) for value in levels)
 
 
-def _word(value: Choice) -> str:
+def _yaml_text(value: Choice) -> str:
     """Return a value as one writes it in YAML."""
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from hpo.analysis.snapshot import Snapshot
 from hpo.errors import Problem
-from hpo.evidence.ablate import AblateRequest, effects_in, planned, table, verdicts
+from hpo.evidence.ablate import AblateRequest, effect_table, effect_verdicts, estimate_effects, plan_ablation
 from hpo.evidence.designs import DESIGNS
 from hpo.storage.store import Store
 from hpo.study.load import load_study
@@ -74,7 +74,7 @@ def asked(design: str, **keys: Any) -> AblateRequest:
 
 
 def ablated(store: Store, snapshot: Snapshot, design: str, **keys: Any) -> Snapshot:
-    return worked(store, planned(snapshot, f"planted-{design}", asked(design, **keys), 1000))
+    return worked(store, plan_ablation(snapshot, f"planted-{design}", asked(design, **keys), 1000))
 
 
 WANTED: dict[str, tuple[list[str], dict[str, float]]] = {
@@ -102,7 +102,7 @@ def test_design_runs_its_arms_and_finds_the_planted_effects(here: Path, store: S
     snapshot = ablated(store, search(store, here, TARGET), design)
     arms, effects = WANTED[design]
     assert list(snapshot.spec["arms"]) == arms
-    found = {e.name: e for e in effects_in(snapshot)}
+    found = {e.name: e for e in estimate_effects(snapshot)}
     assert list(found) == list(effects)
     for name, wanted in effects.items():
         assert found[name].mean == pytest.approx(wanted, abs=0.04), name
@@ -116,7 +116,7 @@ def test_effects_are_paired_by_seed_and_have_student_s_interval(here: Path, stor
     value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in snapshot.trials}
     differences = [value["with a", s] - value["baseline", s] for s in snapshot.spec["seeds"]]
     wanted = stats.ttest_1samp(differences, 0.0)
-    found = next(e for e in effects_in(snapshot) if e.name == "a")
+    found = next(e for e in estimate_effects(snapshot) if e.name == "a")
     assert found.mean == pytest.approx(np.mean(differences))
     assert (found.low, found.high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
     assert found.p >= wanted.pvalue, "corrected for the number of effects"
@@ -135,20 +135,20 @@ def test_cumulative_design_goes_in_the_order_asked_for(here: Path, store: Store)
 def test_changes_in_one_factor_are_made_together(here: Path, store: Store) -> None:
     snapshot = ablated(store, search(store, here, TARGET), "add-one-in", groups=["both=a,b"])
     assert snapshot.spec["arms"]["with both"] == {"a": 1.0, "b": 1.0}
-    assert next(e.mean for e in effects_in(snapshot) if e.name == "both") == pytest.approx(-0.25, abs=0.04)
+    assert next(e.mean for e in estimate_effects(snapshot) if e.name == "both") == pytest.approx(-0.25, abs=0.04)
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_a_single_change_is_a_comparison_of_two(here: Path, store: Store, design: str) -> None:
     snapshot = ablated(store, search(store, here, {"a": 1.0}), design)
     assert snapshot.spec["arms"] == {"baseline": {}, "target": {"a": 1.0}}
-    assert [e.name for e in effects_in(snapshot)] == ["a"]
+    assert [e.name for e in estimate_effects(snapshot)] == ["a"]
 
 
 def test_a_change_that_loses_runs_is_told_beside_the_others(here: Path, store: Store) -> None:
     of = search(store, here, TARGET)
     edit(here, "yield 1, 3.0", "yield 1, float('nan') if config.c and config.seed else 3.0")
-    found = {e.name: e for e in effects_in(ablated(store, of, "add-one-in"))}
+    found = {e.name: e for e in estimate_effects(ablated(store, of, "add-one-in"))}
     assert list(found) == ["a", "b", "c", "all together"]
     assert (found["c"].n, found["c"].lost, found["c"].mean) == (0, (5, 0), None)
     assert found["c"].verdict == "5 runs lost with it, 0 without"
@@ -157,11 +157,11 @@ def test_a_change_that_loses_runs_is_told_beside_the_others(here: Path, store: S
 
 def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: Store) -> None:
     snapshot = ablated(store, search(store, here, TARGET), "add-one-in")
-    first, *_, last = verdicts(snapshot)
+    first, *_, last = effect_verdicts(snapshot)
     assert first.startswith(("a lowers val_loss: -0.", "all together lowers val_loss: -0."))
     assert last.startswith("not distinguishable from noise, with 5 seeds: ")
     assert "c" in last.rpartition(": ")[2].split(", ")
-    assert [record["effect"] for record in table(snapshot)] == ["a", "b", "c", "all together"]
+    assert [record["effect"] for record in effect_table(snapshot)] == ["a", "b", "c", "all together"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: 
 def test_mistake_is_named(here: Path, store: Store, keys: dict[str, Any], said: str) -> None:
     of = search(store, here, TARGET)
     with pytest.raises(Problem, match=said.replace("(", r"\(")):
-        planned(of, "p", asked("add-one-in", **keys), 1000)
+        plan_ablation(of, "p", asked("add-one-in", **keys), 1000)
 
 
 def test_more_factors_than_a_design_holds_are_refused(here: Path, store: Store) -> None:
@@ -210,7 +210,7 @@ def test_more_factors_than_a_design_holds_are_refused(here: Path, store: Store) 
     sys.modules.pop("curves")
     (here / "to.yaml").write_text(yaml.safe_dump(dict.fromkeys(names, 1.0)))
     with pytest.raises(Problem, match="--design factorial: must be at most 16 factors, got 17; --factor"):
-        planned(of, "p", asked("factorial", after="to.yaml"), 1000)
+        plan_ablation(of, "p", asked("factorial", after="to.yaml"), 1000)
 
 
 def test_configurations_of_different_data_are_refused(here: Path) -> None:

@@ -13,10 +13,16 @@ import yaml
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.errors import NothingFeasible, Problem
-from hpo.evidence.comparison import begun, first_fresh
-from hpo.evidence.confirm import ConfirmRequest, design, ranked, table, verdicts
-from hpo.evidence.paired import compare
-from hpo.evidence.preferred import preferred
+from hpo.evidence.comparison import existing_study, first_new_seed
+from hpo.evidence.confirm import (
+    ConfirmRequest,
+    confirmation_table,
+    confirmation_verdicts,
+    plan_confirmation,
+    ranked_trials,
+)
+from hpo.evidence.paired import compare_arms
+from hpo.evidence.preferred import trial_to_export
 from hpo.storage.attributes import SPEC
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State, chosen
@@ -45,7 +51,7 @@ def asked(**keys: Any) -> ConfirmRequest:
 
 def confirmed(store: Store, snapshot: Snapshot, **keys: Any) -> Snapshot:
     name = f"{snapshot.name}-confirm"
-    return worked(store, design(snapshot, name, asked(**keys), first_fresh(store, snapshot)))
+    return worked(store, plan_confirmation(snapshot, name, asked(**keys), first_new_seed(store, snapshot)))
 
 
 def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_search_never_had(
@@ -67,7 +73,7 @@ def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_searc
 def test_a_second_confirmation_has_seeds_of_its_own(here: Path, store: Store) -> None:
     snapshot = searched(store, here, {})
     confirmed(store, snapshot, top=1, seeds=3)
-    assert first_fresh(store, snapshot) == 1003
+    assert first_new_seed(store, snapshot) == 1003
 
 
 @pytest.mark.parametrize(
@@ -81,7 +87,7 @@ def test_a_second_confirmation_has_seeds_of_its_own(here: Path, store: Store) ->
 )
 def test_no_seed_of_the_search_is_fresh(here: Path, store: Store, keys: dict[str, Any], first: int) -> None:
     snapshot = searched(store, here, **keys)
-    assert first_fresh(store, snapshot) == first
+    assert first_new_seed(store, snapshot) == first
 
 
 def test_an_arm_of_which_too_few_runs_are_left_is_never_better(here: Path, store: Store) -> None:
@@ -89,35 +95,35 @@ def test_an_arm_of_which_too_few_runs_are_left_is_never_better(here: Path, store
     failing = "if config.seed > 1001 and config.x != 0.5:\n        1 / 0\n    for rung in"
     edit(here, "for rung in", failing)
     found = confirmed(store, snapshot, top=1, seeds=8)
-    baseline, arm = compare(found)
+    baseline, arm = compare_arms(found)
     assert (baseline.lost, arm.n, arm.lost, arm.verdict) == (0, 2, 6, "worse: runs lost")
-    assert "not find better" in preferred(store, snapshot)[1]
+    assert "not find better" in trial_to_export(store, snapshot)[1]
 
 
 def test_a_baseline_that_loses_its_runs_is_said_to(here: Path, store: Store) -> None:
     snapshot = searched(store, here, {})
     failing = "if config.seed > 1001 and config.x == 0.5:\n        yield 1, float('nan')\n    for rung in"
     edit(here, "for rung in", failing)
-    baseline, arm = compare(confirmed(store, snapshot, top=1, seeds=4))
+    baseline, arm = compare_arms(confirmed(store, snapshot, top=1, seeds=4))
     assert (baseline.lost, arm.lost, arm.verdict) == (2, 0, "better: the first lost runs")
 
 
 def test_a_longer_run_does_not_meet_the_time_limit_of_the_search(here: Path, store: Store) -> None:
     snapshot = searched(store, here, {}, limits={"seconds": 100, "memory_gb": 3})
-    limits = design(snapshot, "c", asked(), 1000).file.limits
+    limits = plan_confirmation(snapshot, "c", asked(), 1000).file.limits
     assert (limits.seconds, limits.memory_gb) == (None, 3)
 
 
 @pytest.mark.parametrize("name", ["a/b", "../esc", "..", " ", "x" * 200, "c.yaml"])
 def test_a_name_that_is_none_is_refused_before_anything_is_made(here: Path, store: Store, name: str) -> None:
     with pytest.raises(Problem, match="--as: must be a name of letters"):
-        begun(store, name, "confirms", "planted")
+        existing_study(store, name, "confirms", "planted")
 
 
 def test_what_was_suggested_twice_and_the_baseline_itself_are_confirmed_once(here: Path, store: Store) -> None:
     space = {"x": {"choices": [0.5, 0.2]}}
     snapshot = searched(store, here, {"noise": 0.0}, space=space, sampler={"name": "random"})
-    assert [t.params for t in ranked(snapshot, from_spec(snapshot.spec))] == [{"x": 0.2}]
+    assert [t.params for t in ranked_trials(snapshot, from_spec(snapshot.spec))] == [{"x": 0.2}]
 
 
 def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(here: Path, store: Store) -> None:
@@ -126,17 +132,17 @@ def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(
     arm = list(found.spec["arms"])[1]
     value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in found.trials}
     pairs = [value[arm, s] - value["baseline", s] for s in found.spec["seeds"]]
-    (row,) = compare(found)[1:]
+    (row,) = compare_arms(found)[1:]
     assert row.difference is not None
     assert row.difference.mean == pytest.approx(np.mean(pairs))
     best, baseline = snapshot.best(), snapshot.baseline()
     assert best is not None
     assert baseline is not None
     gain = best.values[0] - baseline.values[0]
-    (said,) = verdicts(found)
+    (said,) = confirmation_verdicts(found)
     assert said.startswith(f"{arm}: better: {np.mean(pairs):.4f} against the baseline (")
     assert f"the search saw {gain:.4f}, of which {np.mean(pairs) / gain:.0%} is left" in said
-    assert [record["search"] for record in table(found)] == [baseline.values[0], best.values[0]]
+    assert [record["search"] for record in confirmation_table(found)] == [baseline.values[0], best.values[0]]
 
 
 def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: Store) -> None:
@@ -147,15 +153,15 @@ def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: St
 
     snapshot = worked(store, load_study(str(path)))
     found = confirmed(store, snapshot, top=3, seeds=5)
-    assert {row.verdict for row in compare(found)[1:]} == {"no difference shown"}
-    luckiest = table(found)[1]
+    assert {row.verdict for row in compare_arms(found)[1:]} == {"no difference shown"}
+    luckiest = confirmation_table(found)[1]
     assert luckiest["search"] < luckiest["mean"], "a minimum over noise flatters"
 
 
 def test_nothing_to_confirm_is_status_3(here: Path, store: Store) -> None:
     snapshot = searched(store, here, {}, budget={"trials": 1})
     with pytest.raises(NothingFeasible, match="no trial but its baseline is complete yet"):
-        design(snapshot, "c", asked(), 1000)
+        plan_confirmation(snapshot, "c", asked(), 1000)
 
 
 @pytest.mark.parametrize(
@@ -172,19 +178,19 @@ def test_what_cannot_be_shown_is_refused_with_what_is_needed(
 ) -> None:
     snapshot = searched(store, here, {})
     with pytest.raises(Problem, match=said):
-        design(snapshot, "c", asked(top=2, **keys), 1000)
+        plan_confirmation(snapshot, "c", asked(top=2, **keys), 1000)
 
 
 def test_a_comparison_is_no_search_to_confirm(here: Path, store: Store) -> None:
     found = confirmed(store, searched(store, here, {}), top=1, seeds=3)
     with pytest.raises(Problem, match="--study: must be a search; planted-confirm has arms"):
-        design(found, "c", asked(), 1000)
+        plan_confirmation(found, "c", asked(), 1000)
 
 
 def test_a_name_that_is_taken_by_another_study_is_refused(here: Path, store: Store) -> None:
     snapshot = searched(store, here, {})
     with pytest.raises(Problem, match="--as: the storage holds another study 'planted'"):
-        begun(store, "planted", "confirms", snapshot.name)
+        existing_study(store, "planted", "confirms", snapshot.name)
 
 
 def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_plan(

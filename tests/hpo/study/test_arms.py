@@ -12,7 +12,7 @@ from scipy import stats
 from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.enqueue import again, enqueue
 from hpo.errors import Problem
-from hpo.evidence.paired import compare, runs
+from hpo.evidence.paired import compare_arms, runs_by_arm
 from hpo.queue.registry import register
 from hpo.storage.store import Store
 from hpo.storage.trials import State
@@ -57,7 +57,7 @@ def test_each_arm_is_run_once_with_each_seed_and_none_is_pruned(here: Path, stor
 def test_arms_are_compared_in_pairs_of_one_seed(here: Path, store: Store) -> None:
     snapshot = worked(store, load_study(str(arms(here))))
     value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in snapshot.trials}
-    rows = {row.arm: row for row in compare(snapshot)}
+    rows = {row.arm: row for row in compare_arms(snapshot)}
     assert list(rows) == list(ARMS)
     p = {}
     for arm in ("lower", "nearly"):
@@ -75,7 +75,7 @@ def test_arm_that_diverges_is_worse_and_its_pairs_are_none(here: Path, store: St
     module = "if config.x == 0.1 and config.seed > 3:\n        yield 1, float('nan')\n    for rung in"
     path = arms(here)
     edit(here, "for rung in", module)
-    rows = {row.arm: row for row in compare(worked(store, load_study(str(path))))}
+    rows = {row.arm: row for row in compare_arms(worked(store, load_study(str(path))))}
     assert (rows["lower"].n, rows["lower"].lost, rows["lower"].verdict) == (1, 3, "worse: runs lost")
     assert rows["lower"].difference is None
     assert rows["nearly"].n == 4
@@ -89,7 +89,7 @@ def test_run_that_is_tried_again_counts_as_its_last_try(here: Path, store: Store
         sound.replace("for rung in", "if config.x == 0.1 and config.seed == 4:\n        1 / 0\n    for rung in", 1)
     )
     snapshot = worked(store, load_study(str(path)))
-    assert [len(trials) for trials in runs(snapshot).values()] == [4, 4, 4]
+    assert [len(trials) for trials in runs_by_arm(snapshot).values()] == [4, 4, 4]
     assert [t.user_attrs["arm"] for t in snapshot.in_state(State.FAIL)] == ["lower"]
     curves.write_text(sound)
     sys.modules.pop("curves")
@@ -97,8 +97,8 @@ def test_run_that_is_tried_again_counts_as_its_last_try(here: Path, store: Store
     stored = register(store, load_study(str(path)), None, {})
     assert Worker(stored, Path("runs"), 1, lambda told: None).work() == 0
     snapshot = read_snapshot(store, snapshot.name)
-    assert runs(snapshot)["lower"][4].state == State.COMPLETE
-    assert [row.n for row in compare(snapshot)] == [4, 4, 4]
+    assert runs_by_arm(snapshot)["lower"][4].state == State.COMPLETE
+    assert [row.n for row in compare_arms(snapshot)] == [4, 4, 4]
 
 
 MISTAKES: list[tuple[dict[str, Any], list[str]]] = [

@@ -8,13 +8,13 @@ import pytest
 
 from hpo.config.discovery import shipped
 from hpo.errors import Problem, WorkFailed
-from hpo.evidence.claims.command import by_size, pick
+from hpo.evidence.claims.command import run_order, select_claims
 from hpo.evidence.claims.ledger import load_ledger
-from hpo.evidence.claims.page import page
-from hpo.evidence.claims.results import Finding, Run, keep, load, measured, rows
-from hpo.evidence.claims.runner import best
-from hpo.evidence.claims.schema import Arms
-from hpo.evidence.claims.verdict import Judgement, Unit
+from hpo.evidence.claims.page import claims_page
+from hpo.evidence.claims.results import ClaimResult, ClaimRun, effect_text, load_results, save_result, verdict_records
+from hpo.evidence.claims.runner import best_level
+from hpo.evidence.claims.schema import ArmsTest
+from hpo.evidence.claims.verdict import ClaimVerdict, EffectUnit
 from tests.hpo.evidence.claims.test_run import verdicts_of
 from tests.support.command import ROOT, here, hpo
 
@@ -22,21 +22,21 @@ SHIPPED = load_ledger(shipped() / "claims.yaml")
 
 
 def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> None:
-    def runs(**arms: list[float | None]) -> list[Run]:
+    def runs(**arms: list[float | None]) -> list[ClaimRun]:
         return [
-            Run(arm=arm, seed=100 + i, value=value, tokens=1, seconds=1.0, study="s", trial=0)
+            ClaimRun(arm=arm, seed=100 + i, value=value, tokens=1, seconds=1.0, study="s", trial=0)
             for arm, scores in arms.items()
             for i, value in enumerate(scores)
         ]
 
     test = SHIPPED.claims["C002-08"].test
-    assert isinstance(test, Arms)
+    assert isinstance(test, ArmsTest)
     found = runs(a=[1.0, 1.0, None], b=[3.0, 3.0, 3.0], c=[2.0, 2.0, 3.0], d=[0.0, 0.0], e=[None, None, None])
-    assert best(test, ["a", "b", "c", "d", "e"], found) == "c"
-    assert best(test, ["a", "d", "e"], found) == "a"
-    assert best(test.model_copy(update={"metric": "tokens_per_second"}), ["b", "c"], found) == "b"
+    assert best_level(test, ["a", "b", "c", "d", "e"], found) == "c"
+    assert best_level(test, ["a", "d", "e"], found) == "a"
+    assert best_level(test.model_copy(update={"metric": "tokens_per_second"}), ["b", "c"], found) == "b"
     with pytest.raises(WorkFailed, match="has all its runs"):
-        best(test, ["d"], found)
+        best_level(test, ["d"], found)
 
 
 @pytest.mark.parametrize(("unit", "ends", "said"), [
@@ -49,31 +49,31 @@ def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> N
     ("share", (None, None, None), ""),
 ])  # fmt: skip
 def test_effect_has_as_many_digits_as_its_interval_lets_one_know(
-    unit: Unit, ends: tuple[float | None, float | None, float | None], said: str
+    unit: EffectUnit, ends: tuple[float | None, float | None, float | None], said: str
 ) -> None:
-    assert measured(Judgement(*ends, n=3, unit=unit, verdict="holds")) == said
+    assert effect_text(ClaimVerdict(*ends, n=3, unit=unit, verdict="holds")) == said
 
 
 def test_largest_claimed_effects_come_first_and_sums_before_them() -> None:
-    order = by_size(SHIPPED.claims)
+    order = run_order(SHIPPED.claims)
     assert sorted(order) == sorted(SHIPPED.claims)
     assert {order.index(n) for n in ("C000-02", "C004-10")} < set(range(8))
     assert order[7:11] == ["C000-15", "C001-03", "C002-01", "C004-02"]  # 46, 30, 26.9 and 25.3 percent
 
 
 def test_claims_are_picked_by_id_or_report() -> None:
-    assert list(pick(SHIPPED, ["C002-02", "S001"])) == [f"C001-{i:02d}" for i in range(1, 13)] + ["C002-02"]
-    assert len(pick(SHIPPED, [])) == 65
+    assert list(select_claims(SHIPPED, ["C002-02", "S001"])) == [f"C001-{i:02d}" for i in range(1, 13)] + ["C002-02"]
+    assert len(select_claims(SHIPPED, [])) == 65
 
 
 def test_findings_survive_the_file_and_others_stay(tmp_path: Path) -> None:
     path = tmp_path / "new" / "claims.json"
-    run = Run(arm="a", seed=0, value=None, tokens=64, seconds=0.5, study="s", trial=3)
-    one = Finding(test={"arms": {"a": {}}}, command="x", runs=(run,), machines=({"versions": {"torch": "2"}},))
-    keep(path, SHIPPED, "C001-01", one)
-    keep(path, SHIPPED, "C000-01", Finding(test={}, command="y", passed=True))
-    keep(path, SHIPPED, "C001-01", one.model_copy(update={"command": "z"}))
-    held = load(path).claims
+    run = ClaimRun(arm="a", seed=0, value=None, tokens=64, seconds=0.5, study="s", trial=3)
+    one = ClaimResult(test={"arms": {"a": {}}}, command="x", runs=(run,), machines=({"versions": {"torch": "2"}},))
+    save_result(path, SHIPPED, "C001-01", one)
+    save_result(path, SHIPPED, "C000-01", ClaimResult(test={}, command="y", passed=True))
+    save_result(path, SHIPPED, "C001-01", one.model_copy(update={"command": "z"}))
+    held = load_results(path).claims
     assert {name: found.command for name, found in held.items()} == {"C000-01": "y", "C001-01": "z"}
     assert held["C001-01"].runs == (run,)
     assert json.loads(path.read_text())["C001-01"]["runs"][0]["trial"] == 3
@@ -116,15 +116,15 @@ def test_list_and_dry_run_print_what_is_needed_and_run_nothing(tmp_path: Path) -
 def test_calculation_that_passes_gives_the_verdict_it_shows(tmp_path: Path) -> None:
     done = here("claims", "C000-08", "--format", "json", cwd=tmp_path)
     assert json.loads(done)[0]["verdict"] == "refuted by arithmetic"
-    assert load(tmp_path / "runs" / "claims.json").claims["C000-08"].passed is True
+    assert load_results(tmp_path / "runs" / "claims.json").claims["C000-08"].passed is True
 
 
 def test_page_of_the_documents_is_what_their_data_give() -> None:
-    held = load(ROOT / "docs" / "claims.json")
+    held = load_results(ROOT / "docs" / "claims.json")
     written = (ROOT / "docs" / "claims.md").read_text("utf-8")
-    assert written == page(SHIPPED, held)
+    assert written == claims_page(SHIPPED, held)
     assert [line.split(" | ")[0].removeprefix("| ") for line in verdicts_of(written)] == list(SHIPPED.claims)
-    n = Counter(line["verdict"] for line in rows(SHIPPED.claims, held))
+    n = Counter(line["verdict"] for line in verdict_records(SHIPPED.claims, held))
     assert sum(n.values()) == 65
     told = (
         f"{n['holds']} hold, {n['holds in part']} hold in part, {n['refuted']} are refuted, {n['not shown']} are not "

@@ -11,8 +11,8 @@ import pytest
 from hpo.config.discovery import shipped
 from hpo.config.yaml import dump_yaml
 from hpo.errors import Problem
-from hpo.evidence.claims.ledger import configurations, load_ledger
-from hpo.evidence.claims.schema import Arithmetic, Arms
+from hpo.evidence.claims.ledger import arm_configurations, load_ledger
+from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest
 from hpo.runs.datasets import Corpora
 from model.config import TrainConfig
 from model.section import updated
@@ -22,7 +22,7 @@ from tests.support.command import ROOT, hpo, write_base
 from tests.support.tiny import alone, tiny
 
 LEDGER = load_ledger(shipped() / "claims.yaml")
-BY_ARMS = {name: claim.test for name, claim in LEDGER.claims.items() if isinstance(claim.test, Arms)}
+BY_ARMS = {name: claim.test for name, claim in LEDGER.claims.items() if isinstance(claim.test, ArmsTest)}
 BASE: dict[str, Any] = {
     "tokenizer": {"name": "bytes"},
     "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "context": 16},
@@ -73,7 +73,7 @@ def test_every_claim_of_the_reports_is_there() -> None:
 
 
 def test_check_counts_the_claims_of_the_shipped_ledger_and_of_ones_own(folder: Path) -> None:
-    arms = sum(len(test.named()) for test in BY_ARMS.values())
+    arms = sum(len(test.all_arms()) for test in BY_ARMS.values())
     said = f"fine; 65 claims, {arms} arms of {len(BY_ARMS)}, {65 - len(BY_ARMS)} arithmetic\n"
     assert hpo("check", "claims", cwd=folder).stdout.endswith(said)
     assert "--set: must be left out" in hpo("check", "claims", "--set", "run.seed=1", cwd=folder, status=2).stderr
@@ -86,8 +86,8 @@ def test_check_counts_the_claims_of_the_shipped_ledger_and_of_ones_own(folder: P
 def test_factors_are_crossed_the_reference_first() -> None:
     path = write({"C009-01": claim(without(ARMS, "arms") | {"arms": None, "factors": FACTORS})})
     test = load_ledger(path).claims["C009-01"].test
-    assert isinstance(test, Arms)
-    assert test.named() == {
+    assert isinstance(test, ArmsTest)
+    assert test.all_arms() == {
         "optimizer.lr=0.001, clip=norm": {"optimizer.lr": 1e-3},
         "optimizer.lr=0.001, clip=none": {"optimizer.lr": 1e-3, "clip.name": "none"},
         "optimizer.lr=0.01, clip=norm": {"optimizer.lr": 1e-2},
@@ -190,20 +190,20 @@ def test_arms_of_equal_tokens_are_scored_at_the_same_marks() -> None:
     test = (
         load_ledger(write({"C009-01": claim({"arms": {"a": {}, "b": {"run.grad_accum": 2}}})})).claims["C009-01"].test
     )
-    assert isinstance(test, Arms)
-    marks = {tuple(n * c.update_tokens() for n in c.marks()) for c in configurations(test).values()}
+    assert isinstance(test, ArmsTest)
+    marks = {tuple(n * c.update_tokens() for n in c.marks()) for c in arm_configurations(test).values()}
     assert marks == {(512, 1024, 1536, 2048)}
 
 
 @pytest.mark.parametrize("test", BY_ARMS.values(), ids=BY_ARMS)
-def test_what_a_claim_is_scored_by_is_measured(test: Arms) -> None:
-    for arm in test.named():
+def test_what_a_claim_is_scored_by_is_measured(test: ArmsTest) -> None:
+    for arm in test.all_arms():
         assert test.metric_of(arm) in (*Metrics._fields, "finished")
 
 
 def test_every_calculation_that_is_named_exists() -> None:
     for claim in LEDGER.claims.values():
-        if isinstance(claim.test, Arithmetic):
+        if isinstance(claim.test, ArithmeticTest):
             path, _, name = claim.test.arithmetic.partition("::")
             tree = ast.parse((ROOT / path).read_text("utf-8"))
             assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -234,7 +234,7 @@ def test_every_arm_trains_one_rung(needs: bool) -> None:
         config.model_dump_json() + test.metric_of(arm): (f"{claim} {arm}", test.metric_of(arm), config)
         for claim, test in BY_ARMS.items()
         if needing_data(claim) == needs
-        for arm, full in configurations(test).items()
+        for arm, full in arm_configurations(test).items()
         for config in [short(full)]
     }
     assert len(wanted) > 80

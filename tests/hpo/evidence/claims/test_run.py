@@ -13,10 +13,10 @@ from hpo.config.yaml import dump_yaml
 from hpo.console import number
 from hpo.errors import WorkFailed
 from hpo.evidence.claims import results
-from hpo.evidence.claims.command import cost, listed
+from hpo.evidence.claims.command import claim_cost, listing_record
 from hpo.evidence.claims.ledger import load_ledger
-from hpo.evidence.claims.results import Findings
-from hpo.evidence.claims.runner import at_equal_seconds, scored
+from hpo.evidence.claims.results import ClaimResults
+from hpo.evidence.claims.runner import metrics_at_equal_seconds, run_score
 from hpo.evidence.claims.schema import Claim
 from hpo.runs.run_dir import append_metrics
 from hpo.storage.engine import open_readonly
@@ -59,8 +59,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def kept(folder: Path) -> Findings:
-    return results.load(folder / "runs" / "claims.json")
+def kept(folder: Path) -> ClaimResults:
+    return results.load_results(folder / "runs" / "claims.json")
 
 
 def mine(folder: Path) -> dict[str, Claim]:
@@ -125,12 +125,12 @@ def test_finding_holds_what_the_runs_were_and_the_command_that_repeats_them(ran:
 
 def test_verdict_is_printed_with_effect_and_interval(ran: Path) -> None:
     told, said = (ran / "told").read_text(), (ran / "said").read_text()
-    judged = results.judged(mine(ran)["C009-01"], kept(ran).claims["C009-01"])
+    judged = results.verdict_on(mine(ran)["C009-01"], kept(ran).claims["C009-01"])
     assert judged.effect is not None
     assert judged.effect < 0
     assert judged.verdict == "holds in part"  # lower, and by less than half
-    assert results.measured(judged) in told
-    assert f"C009-01: holds in part; {results.measured(judged)}" in said
+    assert results.effect_text(judged) in told
+    assert f"C009-01: holds in part; {results.effect_text(judged)}" in said
 
 
 def test_level_that_serves_an_arm_best_goes_on(ran: Path) -> None:
@@ -145,14 +145,14 @@ def test_run_that_is_scored_in_two_ways_is_trained_once(ran: Path) -> None:
     assert {run.arm: run.trial for run in found.runs if run.seed == 1}["a"] == {
         run.arm: run.trial for run in found.runs if run.seed == 1
     }["b"]
-    values = results.values(found.runs)
+    values = results.scores_by_arm(found.runs)
     assert values["a"][0] != values["b"][0]
     trial = of(ran, "claim-C009-03").trials[0]
     assert trial.user_attrs["hpo:metrics"]["ema_val_loss"] == values["b"][0]
 
 
 def test_at_equal_seconds_the_longer_arm_is_read_where_the_shorter_one_ended(ran: Path) -> None:
-    values = results.values(kept(ran).claims["C009-04"].runs)
+    values = results.scores_by_arm(kept(ran).claims["C009-04"].runs)
     trials = of(ran, "claim-C009-04").trials
     last = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.user_attrs["hpo:metrics"] for t in trials}
     for seed in (0, 1, 2):
@@ -173,7 +173,7 @@ def test_curve_is_read_between_rungs_and_not_before_the_first(ran: Path, tmp_pat
         for seconds, loss in rungs:
             path = tmp_path / study.name / "trials" / f"{arms[arm][seed].number:04d}" / "metrics.jsonl"
             append_metrics(path, {"seconds": seconds, "val_loss": loss, "ema_val_loss": None})
-    read = at_equal_seconds(study, arms, tmp_path)
+    read = metrics_at_equal_seconds(study, arms, tmp_path)
     found = {(arm, seed): read[arms[arm][seed].number] for arm, seed in curves}
     assert found["a", 0] == {"seconds": 2.5, "val_loss": pytest.approx(3.5)}
     assert found["b", 0] == {"seconds": 2.5, "val_loss": 1.0}
@@ -182,11 +182,11 @@ def test_curve_is_read_between_rungs_and_not_before_the_first(ran: Path, tmp_pat
 
 
 def test_run_that_diverges_is_scored_by_nothing_but_that(ran: Path) -> None:
-    values = results.values(kept(ran).claims["C009-01"].runs)
+    values = results.scores_by_arm(kept(ran).claims["C009-01"].runs)
     assert values["c"] == {0: None, 1: None, 2: None}
     assert all(value is not None for value in values["a"].values())
     ended = [t for study in ("claim-C009-01", "claim-C009-01-2") for t in of(ran, study).trials]
-    assert {t.user_attrs["arm"]: scored(t, "finished") for t in ended} == {"a": 1, "b": 1, "c": 0}
+    assert {t.user_attrs["arm"]: run_score(t, "finished") for t in ended} == {"a": 1, "b": 1, "c": 0}
 
 
 def test_claim_that_cannot_be_tested_here_is_left_out_with_the_reason(ran: Path) -> None:
@@ -205,13 +205,13 @@ def test_what_is_done_is_not_run_again_and_more_seeds_are_a_further_study(ran: P
     more = ["claims", "C009-01", "--seeds", "4", "--ledger", "mine.yaml", "--data", "more.json"]
     hpo(*more, "--weighed", cwd=ran)
     assert studies(ran) == before | {"claim-C009-01-3": 2}
-    found, few = results.load(ran / "more.json").claims["C009-01"], kept(ran).claims["C009-01"]
+    found, few = results.load_results(ran / "more.json").claims["C009-01"], kept(ran).claims["C009-01"]
     assert set(few.runs) < set(found.runs)
     assert {(run.arm, run.seed) for run in set(found.runs) - set(few.runs)} == {("a", 3), ("b", 3)}
     assert found.command.endswith("--seeds 4")
     hpo(*more, cwd=ran)
     assert studies(ran) == before | {"claim-C009-01-3": 2, "claim-C009-01-4": 1}
-    assert len(results.load(ran / "more.json").claims["C009-01"].runs) == 12
+    assert len(results.load_results(ran / "more.json").claims["C009-01"].runs) == 12
 
 
 def test_study_of_other_arms_under_the_name_is_not_mixed_in(ran: Path) -> None:
@@ -245,10 +245,10 @@ def test_page_is_written_from_the_data_alone(ran: Path, tmp_path: Path) -> None:
 
 def test_finding_of_another_test_than_the_ledger_has_now_counts_as_none(ran: Path) -> None:
     claims, held = mine(ran), kept(ran)
-    assert held.of("C009-01", claims["C009-01"]) is not None
-    assert held.of("C009-02", claims["C009-01"]) is None
+    assert held.result_of("C009-01", claims["C009-01"]) is not None
+    assert held.result_of("C009-02", claims["C009-01"]) is None
     more = claims["C009-01"].model_copy(update={"test": claims["C009-01"].test.model_copy(update={"seeds": 9})})
-    assert held.of("C009-01", more) is not None  # more seeds are the same test
+    assert held.result_of("C009-01", more) is not None  # more seeds are the same test
 
 
 def test_arms_of_the_verdict_are_run_first_and_counted_apart(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,22 +259,22 @@ def test_arms_of_the_verdict_are_run_first_and_counted_apart(ran: Path, monkeypa
     assert max(verdicts) < said.index("C009-01: the arms that do not enter the verdict")
     assert "C009-04: the arms that" not in said
     claims = mine(ran)
-    assert cost(claims["C009-02"], 5) == (3 * 2 * 3 + 3 * 5, 2048 * 33)
-    assert cost(claims["C009-02"], 5, weighed=True) == (2 * 2 * 3 + 2 * 5, 2048 * 22)
+    assert claim_cost(claims["C009-02"], 5) == (3 * 2 * 3 + 3 * 5, 2048 * 33)
+    assert claim_cost(claims["C009-02"], 5, verdict_arms_only=True) == (2 * 2 * 3 + 2 * 5, 2048 * 22)
 
 
 def test_hours_are_estimated_from_runs_of_the_same_base(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ran)  # where the base is
     claims = mine(ran)
-    found = listed("C009-02", claims["C009-02"], 5, kept(ran))
+    found = listing_record("C009-02", claims["C009-02"], 5, kept(ran))
     assert found["runs"] == 6 * 3 + 3 * 5
     assert found["tokens"] == 2048 * 33
     assert found["hours"] is not None
-    assert listed("C009-02", claims["C009-02"], 5, Findings())["hours"] is None
-    assert cost(claims["C009-05"], 3) == (0, 0)
+    assert listing_record("C009-02", claims["C009-02"], 5, ClaimResults())["hours"] is None
+    assert claim_cost(claims["C009-05"], 3) == (0, 0)
 
 
 def test_curves_that_are_elsewhere_are_asked_for(ran: Path, tmp_path: Path) -> None:
     study = of(ran, "claim-C009-04")
     with pytest.raises(WorkFailed, match=r"no curve in .*trials/0000/metrics\.jsonl: .* --out"):
-        at_equal_seconds(study, {"a": {0: study.trials[0]}}, tmp_path)
+        metrics_at_equal_seconds(study, {"a": {0: study.trials[0]}}, tmp_path)
