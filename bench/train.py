@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional as F
 
 from model.config import TrainConfig
-from model.data.batches import TrainingOrder
-from model.data.prepare import Prepared, prepare
+from model.data.batches import TrainingBatches
+from model.data.prepare import PreparedData, prepare
 from model.optim.optimizers import AdamW
 from model.section import updated
 from model.train.trainer import Trainer
@@ -33,12 +33,12 @@ MICROGPT = {
 }
 
 
-def plain(config: TrainConfig, prepared: Prepared, device: torch.device) -> Callable[[int], None]:
+def plain(config: TrainConfig, prepared: PreparedData, device: torch.device) -> Callable[[int], None]:
     """Return a function that trains for some updates as a script of one page would."""
     assert isinstance(config.optimizer, AdamW)
     rule, B, p = config.optimizer, config.run.batch_size, config.regularization.dropout
     network = config.model.build(prepared.vocab_size, config.run.seed).to(device)
-    order = TrainingOrder(prepared.splits["train"], config.data, config.model.context, config.run.seed)
+    order = TrainingBatches(prepared.splits["train"], config.data, config.model.context, config.run.seed)
     if p:
         network.active = frozenset(name for name, value in config.regularization.numbers().items() if value > 0)
         network.drop = lambda x, name, site: F.dropout(x, p)

@@ -25,7 +25,7 @@ from hpo.storage.store import Store
 from hpo.storage.trials import State, Trial, study_attrs, study_ids
 from hpo.study.checks import FIXED
 from hpo.study.spec import DEFAULT_CONFIG, Study
-from model.data.corpus_base import TRAINING
+from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat
 
 AGAIN = ("oom", "timeout", "diverged", "invalid")  # ends of pruned trials that another try may mend
@@ -158,7 +158,7 @@ def _incomparable(study: Study, path: str) -> str:
     section, _, leaf = path.partition(".")
     if study.file.config != DEFAULT_CONFIG or {path, f"{section}.name"} & study.file.space.keys():
         return ""
-    if section == "tokenizer" or (section == "data" and leaf not in TRAINING):
+    if section == "tokenizer" or (section == "data" and leaf not in TRAINING_FIELDS):
         return {"tokenizer": "tokenizers", "data": "data"}[section]
     return FIXED.get(path, "")
 

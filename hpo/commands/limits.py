@@ -20,7 +20,7 @@ from hpo.runs.datasets import prepared
 from hpo.runs.resources import available_cores, settle
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
 from model.config import TrainConfig
-from model.data.prepare import Prepared
+from model.data.prepare import PreparedData
 from model.section import updated
 
 BATCH = "run.batch_size"
@@ -157,12 +157,12 @@ def configuration(path: Path, overrides: Sequence[str]) -> TrainConfig:
     return overridden(config, overrides)
 
 
-def capped(config: TrainConfig, data: Prepared) -> tuple[int, str]:
+def capped(config: TrainConfig, data: PreparedData) -> tuple[int, str]:
     """Return the largest batch that makes sense, and why no larger one does."""
-    from model.data.batches import TrainingOrder
+    from model.data.batches import TrainingBatches
 
     run, context = config.run, config.model.context
-    order = TrainingOrder(data.splits["train"], config.data, context, run.seed)
+    order = TrainingBatches(data.splits["train"], config.data, context, run.seed)
     rung = config.rung_tokens() if run.align else run.tokens / run.rungs
     bounds = [
         (int(rung) // (run.grad_accum * context), f"where a rung of run.tokens={run.tokens} is one update"),

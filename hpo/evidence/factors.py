@@ -12,7 +12,7 @@ from hpo.config.files import read_config
 from hpo.config.validation import messages, nearest
 from hpo.errors import Problem
 from hpo.study.spec import Study, seed_path
-from model.data.corpus_base import TRAINING
+from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat, updated
 
 Factors = dict[str, dict[str, Any]]  # name -> dotted field -> its value in the target
@@ -74,7 +74,7 @@ def find_factors(before: BaseModel, after: BaseModel, groups: Sequence[str]) -> 
 
 
 def _check_data(old: Mapping[str, Any], new: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
-    free = {f"data.{field}" for field in TRAINING}
+    free = {f"data.{field}" for field in TRAINING_FIELDS}
     problems = [
         f"--to: {path}: must be that of --from, since losses on different data cannot be compared, "
         f"got {new[path]!r} and {old.get(path)!r}"

@@ -8,13 +8,13 @@ from pydantic import BaseModel
 from hpo.errors import Problem, Unwritable
 from model.config import TrainConfig
 from model.data.ngrams import anchors
-from model.data.prepare import Prepared, on_stderr, prepare
+from model.data.prepare import PreparedData, prepare, stderr_progress
 from model.errors import CacheError, ConfigError
 
 Progress = Callable[[str, float], None]
 
 
-def prepared(config: TrainConfig, progress: Progress | None = None) -> Prepared:
+def prepared(config: TrainConfig, progress: Progress | None = None) -> PreparedData:
     """Return the data of a configuration, made now if this machine has not got it.
 
     Raises:
@@ -22,7 +22,7 @@ def prepared(config: TrainConfig, progress: Progress | None = None) -> Prepared:
         Unwritable: there is no room for what is made of it.
     """
     try:
-        return prepare(config.data, config.tokenizer, progress or on_stderr())
+        return prepare(config.data, config.tokenizer, progress or stderr_progress())
     except CacheError as error:
         raise Unwritable(str(error)) from None
     except ConfigError as error:
@@ -55,18 +55,18 @@ def _check_device(config: TrainConfig) -> None:
         raise Problem(str(error)) from None
 
 
-def _check_context(found: Prepared, config: TrainConfig) -> None:
+def _check_context(found: PreparedData, config: TrainConfig) -> None:
     """Refuse text shorter than one context before any trial is spent on it.
 
     Raises:
         Problem: some split is too short.
     """
-    from model.data.batches import TrainingOrder, Windows
+    from model.data.batches import SequenceDataset, TrainingBatches
 
     try:
-        TrainingOrder(found.splits["train"], config.data, config.model.context, config.run.seed)
+        TrainingBatches(found.splits["train"], config.data, config.model.context, config.run.seed)
         for split in ("val", "test") if config.run.test else ("val",):
-            Windows(found.splits[split], config.data.layout, config.model.context)
+            SequenceDataset(found.splits[split], config.data.layout, config.model.context)
     except ConfigError as error:
         raise Problem(str(error)) from None
 
@@ -75,7 +75,7 @@ class Corpora:
     """The prepared data of the configurations that a worker meets, each read once."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Prepared] = {}
+        self._held: dict[str, PreparedData] = {}
 
     def given(self, config: BaseModel) -> dict[str, Any]:
         """Return what a training function is given beside its configurations."""
@@ -84,7 +84,7 @@ class Corpora:
     def hash(self, config: BaseModel) -> str | None:
         return self._of(config).hash if isinstance(config, TrainConfig) else None
 
-    def _of(self, config: TrainConfig) -> Prepared:
+    def _of(self, config: TrainConfig) -> PreparedData:
         key = f"{config.data.preparation()} {config.tokenizer}"
         if key not in self._held:
             self._held[key] = prepared(config)

@@ -13,7 +13,7 @@ from hpo.search.pruners import Nothing
 from hpo.search.ranges import Choices
 from hpo.search.samplers import Random
 from hpo.study.spec import DEFAULT_CONFIG, ONLY_SEARCHED, Study, StudyFile, seed_path
-from model.data.corpus_base import TRAINING
+from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat, updated
 
 Equal = Literal["tokens", "updates", "seconds"]
@@ -161,7 +161,7 @@ def _arm_problems(file: StudyFile, base: BaseModel, seed: str) -> list[str]:
 def _incomparable(file: StudyFile, name: str, config: Any, first: Any) -> list[str]:
     """Return in what an arm differs from the first one so that their losses cannot be compared."""
     mine, its = flat(config), flat(first)
-    free = {f"data.{field}" for field in TRAINING}
+    free = {f"data.{field}" for field in TRAINING_FIELDS}
     found = [
         f"arms.{name}.{key}: must be that of the first arm, since losses on different data cannot be compared, "
         f"got {mine.get(key)!r} and {its.get(key)!r}"

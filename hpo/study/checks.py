@@ -7,7 +7,7 @@ from hpo.config.validation import got, messages, nearest
 from hpo.errors import Problem
 from hpo.search.space import check
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN, StudyFile, seed_path
-from model.data.corpus_base import TRAINING
+from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat, updated
 
 OBJECTIVES = ("val_loss", "val_bpb", "ema_val_loss", "ema_val_bpb")
@@ -129,7 +129,7 @@ def _objective_problems(file: StudyFile, base: BaseModel) -> list[str]:
         return [f"objective: must be one of {', '.join(map(repr, OBJECTIVES))}, got {got(file.objective)}"]
     if file.objective.startswith("ema_") and flat(base)["regularization.ema"] is None:
         return [f"objective: needs regularization.ema in the base, which keeps the average, got {file.objective}"]
-    free = {f"data.{field}" for field in TRAINING}
+    free = {f"data.{field}" for field in TRAINING_FIELDS}
     varied = [path for path in file.space if path.startswith(("tokenizer.", "data.")) and path not in free]
     if varied and not file.objective.endswith("val_bpb"):
         return [

@@ -7,8 +7,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.corpus_base import Splitting
-from model.data.epochs import EpochDocuments
+from model.data.corpus_base import CorpusBase
+from model.data.epochs import DocumentSampler
 from model.data.prepare import Split
 from model.data.split import SPLITS
 from model.errors import ConfigError
@@ -20,7 +20,7 @@ Int = NDArray[np.int64]
 Tokens: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 
 
-class Windows:
+class SequenceDataset:
     """The rows that hold every target of a split exactly once.
 
     stream: windows side by side, the last one padded. documents: a document from its end token to the next,
@@ -36,10 +36,10 @@ class Windows:
         self.context = context
         self._tokens = split.tokens
         if layout == "documents":
-            self.first, self.length = _pieces(split.starts, context)
+            self.first, self.length = _cut_spans(split.starts, context)
         else:
             _check_length(split, context)
-            self.first, self.length = _pieces(np.array([0, split.n_targets]), context)
+            self.first, self.length = _cut_spans(np.array([0, split.n_targets]), context)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -47,10 +47,10 @@ class Windows:
 
     def gather(self, rows: Int) -> tuple[Int, Int]:
         """Return x and y, (B, T) each, of the rows with these numbers."""
-        return cut(self._tokens, self.first[rows], self.length[rows], self.context)
+        return gather_batch(self._tokens, self.first[rows], self.length[rows], self.context)
 
 
-class Epoch(NamedTuple):
+class EpochRows(NamedTuple):
     """The rows of one epoch in their order."""
 
     tokens: Tokens
@@ -58,7 +58,7 @@ class Epoch(NamedTuple):
     length: Int
 
 
-class TrainingOrder:
+class TrainingBatches:
     """An endless sequence of rows, epoch after epoch, each epoch every row once in an order of its own.
 
     A function of the seed and the place in the sequence alone, whatever the batch size. stream: each epoch
@@ -66,7 +66,7 @@ class TrainingOrder:
     Where documents are dropped or joined in another order, two epochs' streams are held in memory.
     """
 
-    def __init__(self, split: Split, data: Splitting, context: int, seed: int) -> None:
+    def __init__(self, split: Split, data: CorpusBase, context: int, seed: int) -> None:
         """Lay out the rows; the streams "data" and "documents" of the run's seed decide the order.
 
         Raises:
@@ -74,21 +74,21 @@ class TrainingOrder:
         """
         self._split, self._context, self._seed = split, context, seed
         self._stream = data.layout == "stream"
-        self._windows = Windows(split, data.layout, context)
-        self._documents = EpochDocuments(split, data, seed)
+        self._windows = SequenceDataset(split, data.layout, context)
+        self._documents = DocumentSampler(split, data, seed)
         if self._stream:
             _check_epoch(self._documents.fewest_targets(), data, context)
         self._rows = -(-np.diff(split.starts) // context)  # of each document
-        self._epochs: dict[int, Epoch] = {}
+        self._epochs: dict[int, EpochRows] = {}
         self._begins = [0]  # the number of each epoch's first row, as far as epochs were counted
 
     def batch(self, first: int, count: int) -> tuple[Int, Int]:
         """Return x and y, (count, T) each, of the sequences number first, first + 1, ..."""
         parts = [
-            cut(epoch.tokens, epoch.first[rows], epoch.length[rows], self._context)
+            gather_batch(epoch.tokens, epoch.first[rows], epoch.length[rows], self._context)
             for epoch, rows in self._places(first, count)
         ]
-        return parts[0] if len(parts) == 1 else _together(parts)
+        return parts[0] if len(parts) == 1 else _concatenate(parts)
 
     def targets(self, first: int, count: int) -> int:
         """Return the number of targets, masked ones left out, in the same sequences."""
@@ -102,10 +102,10 @@ class TrainingOrder:
             targets = self._split.n_targets
             if self._documents.n_dropped:
                 targets = int(np.diff(self._split.starts)[self._documents.of(epoch)].sum())
-            return _n_full(targets, self._context)
+            return _n_windows(targets, self._context)
         return int(self._rows[self._documents.of(epoch)].sum()) if self._documents.n_dropped else len(self._windows)
 
-    def _places(self, first: int, count: int) -> Iterator[tuple[Epoch, slice]]:
+    def _places(self, first: int, count: int) -> Iterator[tuple[EpochRows, slice]]:
         """Yield the epochs that these sequences are in, with their rows there."""
         while count > 0:
             number, row = self._found(first)
@@ -124,7 +124,7 @@ class TrainingOrder:
         epoch = bisect_right(self._begins, row) - 1
         return epoch, row - self._begins[epoch]
 
-    def _epoch(self, epoch: int) -> Epoch:
+    def _epoch(self, epoch: int) -> EpochRows:
         if epoch not in self._epochs:
             if len(self._epochs) > 1:  # a batch may straddle two
                 del self._epochs[min(self._epochs)]
@@ -132,24 +132,24 @@ class TrainingOrder:
             self._epochs[epoch] = (self._stream_epoch if self._stream else self._documents_epoch)(epoch, rng)
         return self._epochs[epoch]
 
-    def _stream_epoch(self, epoch: int, rng: np.random.Generator) -> Epoch:
+    def _stream_epoch(self, epoch: int, rng: np.random.Generator) -> EpochRows:
         tokens, T = self._documents.joined(epoch), self._context
-        n_rows = _n_full(len(tokens) - 1, T)
+        n_rows = _n_windows(len(tokens) - 1, T)
         room = len(tokens) - 1 - n_rows * T
         shift = rng.integers(min(T, room + 1))
         rows = np.arange(n_rows) if self._documents.ascending(epoch) else rng.permutation(n_rows)
-        return Epoch(tokens, rows * T + shift, np.full(n_rows, T))
+        return EpochRows(tokens, rows * T + shift, np.full(n_rows, T))
 
-    def _documents_epoch(self, epoch: int, rng: np.random.Generator) -> Epoch:
+    def _documents_epoch(self, epoch: int, rng: np.random.Generator) -> EpochRows:
         documents = self._documents.of(epoch)
         begins = np.cumsum(self._rows) - self._rows
-        rows = _ranges(begins[documents], self._rows[documents])
+        rows = _concatenate_ranges(begins[documents], self._rows[documents])
         if not self._documents.ascending(epoch):
             rows = rows[rng.permutation(len(rows))]
-        return Epoch(self._split.tokens, self._windows.first[rows], self._windows.length[rows])
+        return EpochRows(self._split.tokens, self._windows.first[rows], self._windows.length[rows])
 
 
-def cut(tokens: Tokens, first: Int, length: Int, context: int) -> tuple[Int, Int]:
+def gather_batch(tokens: Tokens, first: Int, length: Int, context: int) -> tuple[Int, Int]:
     """Return x and y, (B, T) each: `length` targets a row, its inputs from position `first` on."""
     steps = np.arange(context + 1)
     at = first[:, None] + steps  # (B, T + 1)
@@ -163,27 +163,27 @@ def cut(tokens: Tokens, first: Int, length: Int, context: int) -> tuple[Int, Int
     return np.ascontiguousarray(x), np.ascontiguousarray(y)
 
 
-def _together(parts: list[tuple[Int, Int]]) -> tuple[Int, Int]:
+def _concatenate(parts: list[tuple[Int, Int]]) -> tuple[Int, Int]:
     x, y = zip(*parts, strict=True)
     return np.concatenate(x), np.concatenate(y)
 
 
-def _n_full(n_targets: int, context: int) -> int:
+def _n_windows(n_targets: int, context: int) -> int:
     """Return the number of windows that fit whatever their shift, at least one."""
     return max(1, (n_targets + 1 - context) // context)
 
 
-def _ranges(begin: Int, count: Int) -> Int:
+def _concatenate_ranges(begin: Int, count: Int) -> Int:
     """Return begin, begin + 1, ... of each range, one after the other."""
     nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)  # place within its range
     return np.repeat(begin, count) + nth
 
 
-def _pieces(starts: Int, context: int) -> tuple[Int, Int]:
+def _cut_spans(starts: Int, context: int) -> tuple[Int, Int]:
     """Return first position and number of targets of the rows that cut each span into contexts."""
     spans = np.diff(starts)
     n_rows = -(-spans // context)
-    first = np.repeat(starts[:-1], n_rows) + _ranges(np.zeros_like(n_rows), n_rows) * context
+    first = np.repeat(starts[:-1], n_rows) + _concatenate_ranges(np.zeros_like(n_rows), n_rows) * context
     length = np.minimum(np.repeat(starts[1:], n_rows) - first, context)
     return first, length
 
@@ -196,7 +196,7 @@ def _check_length(split: Split, context: int) -> None:
         )
 
 
-def _check_epoch(fewest: int, data: Splitting, context: int) -> None:
+def _check_epoch(fewest: int, data: CorpusBase, context: int) -> None:
     if fewest < context:
         raise ConfigError(
             f"data.drop_documents: may leave {fewest} tokens of an epoch, fewer than one context of {context}, got "

@@ -10,14 +10,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from model import cache
-from model.data.corpus_base import NotEmpty, Splitting
-from model.data.hub import Hub, hacker_news_titles
-from model.data.tables import TABLES, lines, texts
-from model.data.text_files import local, matching, passages, public, read_text
+from model.data.corpus_base import CorpusBase, NotEmpty
+from model.data.hub import Hub, write_hacker_news_titles
+from model.data.tables import TABLE_READERS, read_lines, read_texts
+from model.data.text_files import local_file, matching_files, passages, public_file, read_text
 from model.errors import ConfigError
 
 
-class PythonDocs(Splitting):
+class PythonDocs(CorpusBase):
     """Docstrings and language reference of the running Python: English on every machine, no download."""
 
     name: Literal["python-docs"] = "python-docs"
@@ -34,13 +34,13 @@ class PythonDocs(Splitting):
     def documents(self) -> Iterator[str]:
         """Yield every docstring, then every topic of the language reference."""
         for path in self.files():
-            yield from _docstrings(path)
+            yield from _read_docstrings(path)
         from pydoc_data.topics import topics
 
         yield from (topics[key] for key in sorted(topics))
 
 
-class Names(Splitting):
+class Names(CorpusBase):
     """32,033 first names, one a document."""
 
     name: Literal["names"] = "names"
@@ -49,14 +49,14 @@ class Names(Splitting):
         """Return the one file, downloaded where $HPO_DATA has none."""
         url = "https://raw.githubusercontent.com/karpathy/makemore/988aa59/names.txt"
         known = "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d"
-        return [public(["names.txt"], url, known)]
+        return [public_file(["names.txt"], url, known)]
 
     def documents(self) -> Iterator[str]:
         """Yield the names in the file's order."""
-        return lines(self.files(), "data")
+        return read_lines(self.files(), "data")
 
 
-class TinyShakespeare(Splitting):
+class TinyShakespeare(CorpusBase):
     """1.1 MB of Shakespeare's plays; a document is a passage of about 1,000 characters."""
 
     name: Literal["tiny-shakespeare"] = "tiny-shakespeare"
@@ -65,29 +65,29 @@ class TinyShakespeare(Splitting):
         """Return the one file, downloaded where $HPO_DATA has none."""
         url = "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a/data/tinyshakespeare/input.txt"
         known = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-        return [public(["tiny-shakespeare.txt"], url, known)]
+        return [public_file(["tiny-shakespeare.txt"], url, known)]
 
     def documents(self) -> Iterator[str]:
         """Yield passages in the order of the text."""
         return passages(read_text(self.files()[0], "data"))
 
 
-class HackerNews(Splitting):
+class HackerNews(CorpusBase):
     """Titles of Hacker News posts, one a document."""
 
     name: Literal["hacker-news"] = "hacker-news"
 
     def files(self) -> list[Path]:
         """Return the one file, written from the hub's data set where $HPO_DATA has none."""
-        found = local(["hacker-news.txt", "hacker-news.txt.gz"])
-        return [found or hacker_news_titles(cache.cache_root() / "downloads" / "hacker-news.txt")]
+        found = local_file(["hacker-news.txt", "hacker-news.txt.gz"])
+        return [found or write_hacker_news_titles(cache.cache_root() / "downloads" / "hacker-news.txt")]
 
     def documents(self) -> Iterator[str]:
         """Yield the titles in the file's order."""
-        return lines(self.files(), "data")
+        return read_lines(self.files(), "data")
 
 
-class _Files(Splitting):
+class _UserFiles(CorpusBase):
     """A corpus of the user's own files."""
 
     path: NotEmpty
@@ -95,31 +95,31 @@ class _Files(Splitting):
 
     def files(self) -> list[Path]:
         """Return the files in the order of their names."""
-        return matching(self.path)
+        return matching_files(self.path)
 
 
-class Text(_Files):
+class Text(_UserFiles):
     """The user's own running text; a document is a passage of about 1,000 characters."""
 
     name: Literal["text"] = "text"
 
     def documents(self) -> Iterator[str]:
         """Yield the passages of each file."""
-        for text in texts(self.files(), "data.path"):
+        for text in read_texts(self.files(), "data.path"):
             yield from passages(text)
 
 
-class Lines(_Files):
+class Lines(_UserFiles):
     """The user's own text, one document a line."""
 
     name: Literal["lines"] = "lines"
 
     def documents(self) -> Iterator[str]:
         """Yield the lines of each file."""
-        return lines(self.files(), "data.path")
+        return read_lines(self.files(), "data.path")
 
 
-class Table(_Files):
+class Table(_UserFiles):
     """One column of the user's own csv, tsv, jsonl or parquet files, one document a row."""
 
     name: Literal["table"] = "table"
@@ -131,12 +131,12 @@ class Table(_Files):
         """Yield the cells of the column; a missing one is empty."""
         for path in self.files():
             kind = Path(path.name.removesuffix(".gz")).suffix
-            if kind not in TABLES:
-                raise ConfigError(f"data.path: must end in {', '.join(TABLES)}, got {path}")
-            yield from TABLES[kind](path, self.column)
+            if kind not in TABLE_READERS:
+                raise ConfigError(f"data.path: must end in {', '.join(TABLE_READERS)}, got {path}")
+            yield from TABLE_READERS[kind](path, self.column)
 
 
-def _docstrings(path: Path) -> Iterator[str]:
+def _read_docstrings(path: Path) -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some modules keep invalid escapes
         try:

@@ -6,10 +6,10 @@ from pydantic import Field, model_validator
 
 from model.section import Decay, NonNegative, Section
 
-ORDER = frozenset({"layout", "drop_documents", "shuffle_documents", "curriculum"})
+ORDER_FIELDS = frozenset({"layout", "drop_documents", "shuffle_documents", "curriculum"})
 """Fields that say how training goes through the prepared text, which is the same whatever they are."""
 
-TRAINING = ORDER | {"synthetic", "synthetic_order"}
+TRAINING_FIELDS = ORDER_FIELDS | {"synthetic", "synthetic_order"}
 """Fields that leave the tokens of the validation text as they are: nats per token can be compared across them."""
 
 
@@ -18,7 +18,7 @@ HeldOut = Annotated[float, Field(ge=0, le=0.33)]
 NotEmpty = Annotated[str, Field(min_length=1)]
 
 
-class Splitting(Section):
+class CorpusBase(Section):
     """How a corpus becomes training, validation and test text; shared by all corpora."""
 
     layout: Literal["stream", "documents"] = "stream"
@@ -73,4 +73,4 @@ class Splitting(Section):
 
     def preparation(self) -> dict[str, Any]:
         """Return the fields that decide what is prepared."""
-        return self.model_dump(exclude=set(ORDER))
+        return self.model_dump(exclude=set(ORDER_FIELDS))

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.corpus_base import Splitting
+from model.data.corpus_base import CorpusBase
 from model.data.ngrams import unigram_probabilities
 from model.data.prepare import Split
 from model.errors import ConfigError
@@ -14,10 +14,10 @@ from model.seeds import derive
 Int = NDArray[np.int64]
 
 
-class EpochDocuments:
+class DocumentSampler:
     """The documents of each epoch, a function of the seed and the epoch alone."""
 
-    def __init__(self, split: Split, data: Splitting, seed: int) -> None:
+    def __init__(self, split: Split, data: CorpusBase, seed: int) -> None:
         """Read off the section what is asked for.
 
         Raises:
@@ -28,7 +28,7 @@ class EpochDocuments:
         self.n_dropped = max(1, round(share * n)) if share else 0
         if self.n_dropped >= n:
             raise ConfigError(f"data.drop_documents: must leave one of the {n} training documents, got {share}")
-        self._rank = _rank(split, data.curriculum)
+        self._rank = _difficulty_rank(split, data.curriculum)
 
     def ascending(self, epoch: int) -> bool:
         """Return whether this is the epoch that goes from short or easy to long or hard."""
@@ -61,20 +61,20 @@ class EpochDocuments:
         return np.concatenate([*parts, self._split.tokens[-1:]])  # the last end token
 
 
-def _rank(split: Split, curriculum: str) -> Int:
+def _difficulty_rank(split: Split, curriculum: str) -> Int:
     """Return each document's place in the ascending order, (N,); equal ones in the order of the split."""
     if curriculum == "none":
         return np.arange(split.documents)
     score = np.diff(split.starts).astype(np.float64)
     if curriculum == "easy":
-        score = _nats(split) / score
+        score = _unigram_nats(split) / score
     rank = np.empty(split.documents, np.int64)
     # rounded: the last bits depend on the order of a sum, and would decide between equals
     rank[np.argsort(score.round(9), kind="stable")] = np.arange(split.documents)
     return rank
 
 
-def _nats(split: Split) -> NDArray[np.float64]:
+def _unigram_nats(split: Split) -> NDArray[np.float64]:
     """Return what each document costs under the unigram table, its end token included, (N,)."""
     nats = -np.log(unigram_probabilities(split.real.astype(np.int64), int(split.tokens.max()) + 1))
     return np.add.reduceat(nats[split.tokens[1:]], split.starts[:-1])

@@ -11,16 +11,16 @@ from pydantic import Field
 
 from model import cache
 from model.data import tables
-from model.data.corpus_base import NotEmpty, Splitting
-from model.data.text_files import local
+from model.data.corpus_base import CorpusBase, NotEmpty
+from model.data.text_files import local_file
 from model.errors import ConfigError
 from model.section import Count
 
-HUB = "https://huggingface.co/datasets/"
-EXTRA = "the data set library: pip install 'hpo[hub]'"
+HUB_URL = "https://huggingface.co/datasets/"
+HUB_EXTRA = "the data set library: pip install 'hpo[hub]'"
 
 
-class Hub(Splitting):
+class Hub(CorpusBase):
     """One column of a data set of the Hugging Face hub, one document a row, pinned to a revision."""
 
     name: Literal["hub"] = "hub"
@@ -48,23 +48,23 @@ class Hub(Splitting):
 
     def files(self) -> list[Path]:
         """Return the one file, written from the data set where neither $HPO_DATA nor the cache has it."""
-        asked = self.model_dump(include=set(Hub.model_fields) - set(Splitting.model_fields))
+        asked = self.model_dump(include=set(Hub.model_fields) - set(CorpusBase.model_fields))
         name = f"hub-{sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]}.jsonl"
-        if found := local([name]):
+        if found := local_file([name]):
             return [found]
         target = cache.cache_root() / "downloads" / name
         with cache.locked(target):  # another process may write it while we wait
-            return [local([name]) or cache.write_whole(target, self._fetched(name))]
+            return [local_file([name]) or cache.write_whole(target, self._fetched(name))]
 
     def documents(self) -> Iterator[str]:
         """Yield the texts in the data set's order."""
-        texts = tables.jsonl(self.files()[0], self.column)
+        texts = tables.read_jsonl(self.files()[0], self.column)
         return (text[: self.cut or None] for text in islice(texts, self.first))
 
     def _fetched(self, name: str) -> Iterator[bytes]:
         """Yield the rows as JSON lines that have the one column."""
         remedy = f'put the documents at $HPO_DATA/{name}, a line {{"{self.column}": "the text"}} each'
-        source = self.path if Path(self.path).is_dir() else f"{HUB}{self.path}"
+        source = self.path if Path(self.path).is_dir() else f"{HUB_URL}{self.path}"
         number = 0
         for number, row in enumerate(self._rows(source, remedy), 1):
             tables.check_column(source, self.column, list(row))
@@ -81,7 +81,7 @@ class Hub(Splitting):
         try:
             from datasets import load_dataset
         except ImportError:
-            raise ConfigError(f"data.name: hub needs {EXTRA}; or {remedy}") from None
+            raise ConfigError(f"data.name: hub needs {HUB_EXTRA}; or {remedy}") from None
         try:
             rows = load_dataset(
                 self.path,
@@ -99,18 +99,18 @@ class Hub(Splitting):
             ) from None
 
 
-def hacker_news_titles(target: Path) -> Path:
+def write_hacker_news_titles(target: Path) -> Path:
     """Write the titles of Hacker News posts to a file, one a line."""
     here = "$HPO_DATA/hacker-news.txt"
     try:
         from datasets import load_dataset
     except ImportError:
         raise ConfigError(
-            f"data.name: hacker-news needs the file {here} (or .txt.gz), one title a line, or {EXTRA}"
+            f"data.name: hacker-news needs the file {here} (or .txt.gz), one title a line, or {HUB_EXTRA}"
         ) from None
     source = "julien040/hacker-news-posts"
     try:
         titles = [" ".join(str(title).split()) for title in load_dataset(source, split="train")["title"]]
     except Exception as error:  # as above
-        raise ConfigError(f"data: cannot load {HUB}{source}: {error}; or put the file at {here}") from None
+        raise ConfigError(f"data: cannot load {HUB_URL}{source}: {error}; or put the file at {here}") from None
     return cache.write_whole(target, ["\n".join(titles).encode()])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.cache import write_whole
-from model.data.prepare import Prepared, bits_per_byte
+from model.data.prepare import PreparedData, bits_per_byte
 from model.errors import ConfigError
 
 # V tokens of the vocabulary, N targets of a split
@@ -17,7 +17,7 @@ Int = NDArray[np.int64]
 Float = NDArray[np.float64]
 
 
-def anchors(prepared: Prepared) -> dict[str, float]:
+def anchors(prepared: PreparedData) -> dict[str, float]:
     """Return `unigram` and `bigram` in nats per target token, and both in bits per byte (`unigram_bpb`, ...).
 
     Every target of the validation split counts once, as for val_loss.
@@ -26,12 +26,12 @@ def anchors(prepared: Prepared) -> dict[str, float]:
     with suppress(OSError, ValueError):  # not there, or cut short: they are counted again
         saved: dict[str, float] = json.loads(path.read_text("utf-8"))
         return saved
-    found = _anchors(prepared)
-    _keep(path, found)
+    found = _compute_anchors(prepared)
+    _save_anchors(path, found)
     return found
 
 
-def _anchors(prepared: Prepared) -> dict[str, float]:
+def _compute_anchors(prepared: PreparedData) -> dict[str, float]:
     # synthetic documents are left out, so that the anchors of a text do not depend on them
     train = prepared.splits["train"].real.astype(np.int64)
     val = prepared.splits["val"].tokens.astype(np.int64)
@@ -69,6 +69,6 @@ def bigram_probabilities(train: Int, unigram: Float, before: Int, target: Int) -
     return np.where(seen > 0, (together + followers * p) / weight, p)
 
 
-def _keep(path: Path, found: dict[str, float]) -> None:
+def _save_anchors(path: Path, found: dict[str, float]) -> None:
     with suppress(ConfigError):  # a read-only cache: they are counted again next time
         write_whole(path, [json.dumps(found, indent=1).encode()])

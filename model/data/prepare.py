@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from model.cache import cache_root, locked
 from model.data.corpus import Corpus
-from model.data.split import SPLITS, Documents, distinct, divided
-from model.data.text_files import digest
-from model.data.token_files import Progress, add_synthetic, n_bytes, token_type, write_split
-from model.data.tokenizer import Tokenizer, Vocabulary, load
+from model.data.split import SPLITS, Documents, distinct_documents, split_documents
+from model.data.text_files import file_sha256
+from model.data.token_files import Progress, add_synthetic, count_utf8_bytes, token_dtype, write_split
+from model.data.tokenizer import Tokenizer, Vocabulary, load_vocabulary
 from model.errors import CacheError, ConfigError
 
 FORMAT = 1  # raise it when the same text would be prepared differently
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedData:
     """A corpus on disk, ready to train on; equal hashes mean equal text, splits and tokenizer."""
 
     folder: Path
@@ -67,7 +67,7 @@ class Prepared:
 
     def tokenizer(self) -> Vocabulary:
         """Return the vocabulary that the ids belong to."""
-        return load((self.folder / "tokenizer.json").read_text("utf-8"))
+        return load_vocabulary((self.folder / "tokenizer.json").read_text("utf-8"))
 
 
 def bits_per_byte(nats: float, split: Split) -> float:
@@ -80,25 +80,25 @@ def bits_per_byte(nats: float, split: Split) -> float:
     return bits / split.text_bytes
 
 
-def prepare(corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None = None) -> Prepared:
+def prepare(corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None = None) -> PreparedData:
     """Return the prepared data, made now if this machine does not have it yet.
 
     Raises:
         ConfigError: the corpus cannot be read, or is too small.
         CacheError: the cache cannot be written to.
     """
-    folder = cache_root() / f"{corpus.name}-{_key(corpus, tokenizer)[:12]}"
+    folder = cache_root() / f"{corpus.name}-{_cache_key(corpus, tokenizer)[:12]}"
     if not folder.exists():
         try:
             with locked(folder):
                 if not folder.exists():  # else another process made it while we waited
-                    _make(folder, corpus, tokenizer, progress or (lambda message, fraction: None))
+                    _prepare_folder(folder, corpus, tokenizer, progress or (lambda message, fraction: None))
         except OSError as error:
             raise CacheError(
                 f"data: cannot write in {folder.parent}: {error.strerror or error}; "
                 "set HPO_CACHE to a folder that can be written to"
             ) from None
-    return _opened(folder)
+    return _open_prepared(folder)
 
 
 def list_prepared() -> list[dict[str, Any]]:
@@ -107,7 +107,7 @@ def list_prepared() -> list[dict[str, Any]]:
     return [json.loads(path.read_text("utf-8")) | {"folder": str(path.parent)} for path in found]
 
 
-def on_stderr(patience: float = 1.0) -> Progress:
+def stderr_progress(patience: float = 1.0) -> Progress:
     """Return a progress that prints to stderr, only about work that takes longer than `patience` seconds."""
     begun = time.monotonic()
     last = ""
@@ -122,19 +122,19 @@ def on_stderr(patience: float = 1.0) -> Progress:
     return show
 
 
-def _key(corpus: Corpus, tokenizer: Tokenizer) -> str:
+def _cache_key(corpus: Corpus, tokenizer: Tokenizer) -> str:
     """Return a hash of the settings and of the source files, quick enough for every start."""
     fields = {"format": FORMAT, "corpus": corpus.preparation(), "tokenizer": tokenizer.model_dump()}
     key = sha256(json.dumps(fields, sort_keys=True).encode())
     for path in corpus.files():
-        key.update(digest(path))
+        key.update(file_sha256(path))
     return key.hexdigest()
 
 
-def _make(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: Progress) -> None:
+def _prepare_folder(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: Progress) -> None:
     progress(f"reading {corpus.name}", 0.0)
-    documents, repeats = distinct(corpus)
-    splits = divided(documents, corpus)
+    documents, repeats = distinct_documents(corpus)
+    splits = split_documents(documents, corpus)
     progress(f"training the {tokenizer.name} tokenizer", 0.0)
     vocabulary = tokenizer.train(splits["train"])
     meta = {
@@ -149,13 +149,13 @@ def _make(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: Progress
     beside = folder.with_name(f".{folder.name}.part")  # we hold the lock: an old one belongs to a dead process
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        meta |= _write(beside, splits, vocabulary, corpus, progress)
+        meta |= _write_files(beside, splits, vocabulary, corpus, progress)
         (beside / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", "utf-8")
         beside.rename(folder)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL_ERRNOS:
             raise
-        size = sum(n_bytes(texts) for texts in splits.values()) * token_type(vocabulary.vocab_size).itemsize
+        size = sum(count_utf8_bytes(texts) for texts in splits.values()) * token_dtype(vocabulary.vocab_size).itemsize
         raise CacheError(
             f"data: {str(error.strerror).lower()} preparing {corpus.name} under {folder.parent}; "
             f"needs up to {size * (1 + corpus.synthetic) / 1e6:.1f} MB; set HPO_CACHE to a folder with room"
@@ -164,7 +164,7 @@ def _make(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: Progress
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _hash(splits: Documents, synthetic: bytes, vocabulary: Vocabulary, corpus: Corpus) -> str:
+def _data_hash(splits: Documents, synthetic: bytes, vocabulary: Vocabulary, corpus: Corpus) -> str:
     """Return a hash of what training sees: every document in its split, the tokenizer, how it was split."""
     parameters = corpus.model_dump(include={"val_fraction", "test_fraction", "split_seed", "max_documents"})
     whole = sha256(json.dumps([FORMAT, parameters], sort_keys=True).encode())
@@ -177,7 +177,7 @@ def _hash(splits: Documents, synthetic: bytes, vocabulary: Vocabulary, corpus: C
     return whole.hexdigest()
 
 
-def _write(
+def _write_files(
     folder: Path, splits: Documents, vocabulary: Vocabulary, corpus: Corpus, progress: Progress
 ) -> dict[str, Any]:
     """Write everything but the description; return the part of it that is known only now."""
@@ -186,23 +186,23 @@ def _write(
     synthetic = b""
     if corpus.synthetic:
         progress("drawing synthetic documents", 0.0)
-        synthetic = add_synthetic(folder, counts["train"], corpus, token_type(vocabulary.vocab_size))
+        synthetic = add_synthetic(folder, counts["train"], corpus, token_dtype(vocabulary.vocab_size))
     (folder / "tokenizer.json").write_text(vocabulary.to_json(), "utf-8")
-    return {"hash": _hash(splits, synthetic, vocabulary, corpus), "splits": counts}
+    return {"hash": _data_hash(splits, synthetic, vocabulary, corpus), "splits": counts}
 
 
-def _opened(folder: Path) -> Prepared:
+def _open_prepared(folder: Path) -> PreparedData:
     try:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
-        dtype = token_type(meta["vocab_size"])
-        splits = {name: _mapped(folder, name, dtype, counts) for name, counts in meta["splits"].items()}
+        dtype = token_dtype(meta["vocab_size"])
+        splits = {name: _map_split(folder, name, dtype, counts) for name, counts in meta["splits"].items()}
     except (OSError, ValueError) as error:
         # a power cut can leave files shorter than their folder promises
         raise ConfigError(f"data: damaged: {folder}: {error}; delete the folder and run again") from None
-    return Prepared(folder, meta["hash"], meta["vocab_size"], splits)
+    return PreparedData(folder, meta["hash"], meta["vocab_size"], splits)
 
 
-def _mapped(folder: Path, name: str, dtype: np.dtype[Any], counts: dict[str, int]) -> Split:
+def _map_split(folder: Path, name: str, dtype: np.dtype[Any], counts: dict[str, int]) -> Split:
     # a mode "r" map costs no memory of its own; asarray: indexing the memmap class itself is slower
     tokens = np.asarray(np.memmap(folder / f"{name}.bin", dtype, "r", shape=(counts["tokens"],)))
     starts = np.fromfile(folder / f"{name}.starts", np.int64)

@@ -12,7 +12,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}
 Documents = dict[str, list[str]]  # by split
 
 
-def distinct(corpus: Corpus) -> tuple[list[str], int]:
+def distinct_documents(corpus: Corpus) -> tuple[list[str], int]:
     """Return the documents that are not blank, each once, and how many repeats were left out."""
     kept = [text for text in corpus.documents() if text.strip()]
     found = list(dict.fromkeys(kept))
@@ -24,7 +24,7 @@ def distinct(corpus: Corpus) -> tuple[list[str], int]:
     return found, len(kept) - len(found)
 
 
-def divided(documents: list[str], corpus: Corpus) -> Documents:
+def split_documents(documents: list[str], corpus: Corpus) -> Documents:
     """Return the documents by split, drawn at random, each split in the corpus' order."""
     rng = np.random.Generator(np.random.PCG64(derive(corpus.split_seed, "split")))
     drawn = rng.permutation(len(documents))[: corpus.max_documents or None]

@@ -11,10 +11,10 @@ from model.data.tokenizer import END
 
 Int = NDArray[np.int64]
 
-AT_ONCE = 1000  # documents drawn side by side
+BATCH_SIZE = 1000  # documents drawn side by side
 
 
-class NGrams:
+class NGramModel:
     """An n-gram model of a stream `0 d1 0 d2 ... 0`, by maximum likelihood: no smoothing, no backoff.
 
     The next token is the one that follows at a place drawn at random among all that have the same n - 1 tokens
@@ -25,7 +25,7 @@ class NGrams:
     def __init__(self, tokens: NDArray[np.uint16] | NDArray[np.uint32], n: int) -> None:
         """Sort the places of the stream by their context."""
         self._tokens = tokens
-        self._context = _contexts(tokens.astype(np.int64), n)
+        self._context = _context_ids(tokens.astype(np.int64), n)
         followed = self._context[:-1]
         self._places = np.argsort(followed, kind="stable")
         self._count = np.bincount(followed)
@@ -39,7 +39,7 @@ class NGrams:
         instead of 6.2, by 5-grams 6.2.
         """
         while count > 0:
-            for document in self._drawn(AT_ONCE, rng):
+            for document in self._drawn(BATCH_SIZE, rng):
                 if count > 0 and len(document) <= self._longest:
                     count -= 1
                     yield document
@@ -62,7 +62,7 @@ class NGrams:
             yield row[:length]
 
 
-def _contexts(tokens: Int, n: int) -> Int:
+def _context_ids(tokens: Int, n: int) -> Int:
     """Return a number for the n - 1 tokens up to each place, equal for equal ones, 0 for the start of a document."""
     V = int(tokens.max()) + 1
     context = tokens

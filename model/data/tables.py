@@ -12,7 +12,7 @@ from model.data.text_files import read_text
 from model.errors import ConfigError
 
 
-def texts(paths: list[Path], key: str) -> Iterator[str]:
+def read_texts(paths: list[Path], key: str) -> Iterator[str]:
     """Yield the text of each file; an empty one among others is no mistake."""
     empty = True
     for path in paths:
@@ -23,15 +23,15 @@ def texts(paths: list[Path], key: str) -> Iterator[str]:
         raise ConfigError(f"{key}: empty file: {', '.join(map(str, paths))}")
 
 
-def lines(paths: list[Path], key: str) -> Iterator[str]:
-    for text in texts(paths, key):
+def read_lines(paths: list[Path], key: str) -> Iterator[str]:
+    for text in read_texts(paths, key):
         yield from text.split("\n")  # splitlines() would also cut at U+2028 and form feeds
 
 
-def _separated(path: Path, column: str, separator: str) -> Iterator[str]:
+def _read_separated(path: Path, column: str, separator: str) -> Iterator[str]:
     import pandas as pd
 
-    text = next(texts([path], "data.path"))
+    text = next(read_texts([path], "data.path"))
     if not text.strip():
         raise ConfigError(f"data.path: empty file: {path}")
     try:
@@ -48,17 +48,17 @@ def _separated(path: Path, column: str, separator: str) -> Iterator[str]:
     yield from table[column]
 
 
-def _csv(path: Path, column: str) -> Iterator[str]:
-    return _separated(path, column, ",")
+def _read_csv(path: Path, column: str) -> Iterator[str]:
+    return _read_separated(path, column, ",")
 
 
-def _tsv(path: Path, column: str) -> Iterator[str]:
-    return _separated(path, column, "\t")
+def _read_tsv(path: Path, column: str) -> Iterator[str]:
+    return _read_separated(path, column, "\t")
 
 
-def jsonl(path: Path, column: str) -> Iterator[str]:
+def read_jsonl(path: Path, column: str) -> Iterator[str]:
     rows = []
-    for number, line in enumerate(lines([path], "data.path"), 1):
+    for number, line in enumerate(read_lines([path], "data.path"), 1):
         try:
             row = json.loads(line) if line.strip() else {}
         except json.JSONDecodeError as error:
@@ -67,10 +67,10 @@ def jsonl(path: Path, column: str) -> Iterator[str]:
             raise ConfigError(f"data.path: line {number} must be a JSON object: {path}")
         rows.append(row)
     check_column(path, column, list(dict.fromkeys(key for row in rows for key in row)))
-    yield from (_cell(row.get(column)) for row in rows)
+    yield from (_cell_text(row.get(column)) for row in rows)
 
 
-def _parquet(path: Path, column: str) -> Iterator[str]:
+def _read_parquet(path: Path, column: str) -> Iterator[str]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -82,10 +82,10 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         cells = table.read(columns=[column]).column(column).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigError(f"data.path: not a parquet file: {path}: {error}") from None
-    yield from map(_cell, cells)
+    yield from map(_cell_text, cells)
 
 
-def _cell(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
@@ -97,4 +97,4 @@ def check_column(path: Path | str, column: str, columns: list[str]) -> None:
     raise ConfigError(f"data.column: no column {column!r} in {path}{hint} columns: {', '.join(columns)}")
 
 
-TABLES = {".csv": _csv, ".tsv": _tsv, ".jsonl": jsonl, ".parquet": _parquet}
+TABLE_READERS = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": read_jsonl, ".parquet": _read_parquet}

@@ -16,11 +16,11 @@ from model.cache import cache_root, write_whole
 from model.errors import ConfigError
 
 PASSAGE = 1000  # characters that a passage has at least, unless its file ends before
-LONG = 8 * PASSAGE  # a paragraph beyond this is cut
-TIMEOUT = 15  # seconds without an answer; many machines have no network and should learn it soon
+MAX_PARAGRAPH = 8 * PASSAGE  # a paragraph beyond this is cut
+TIMEOUT_S = 15  # seconds without an answer; many machines have no network and should learn it soon
 
 
-def matching(path: str) -> list[Path]:
+def matching_files(path: str) -> list[Path]:
     """Return the files that a path or a glob names, sorted.
 
     Raises:
@@ -53,7 +53,7 @@ def read_bytes(path: Path, key: str = "data.path") -> bytes:
         raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from None
 
 
-def digest(path: Path, key: str = "data.path") -> bytes:
+def file_sha256(path: Path, key: str = "data.path") -> bytes:
     """Return the SHA-256 of a file as it lies there."""
     try:
         with path.open("rb") as file:
@@ -85,7 +85,7 @@ def passages(text: str) -> Iterator[str]:
     """Yield paragraphs, joined until they have PASSAGE characters; a very long one is cut."""
     held: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
-        for piece in _cut(paragraph):
+        for piece in _cut_paragraph(paragraph):
             held.append(piece)
             if sum(map(len, held)) >= PASSAGE:
                 yield "\n\n".join(held)
@@ -94,11 +94,11 @@ def passages(text: str) -> Iterator[str]:
         yield "\n\n".join(held)
 
 
-def _cut(text: str) -> Iterator[str]:
+def _cut_paragraph(text: str) -> Iterator[str]:
     """Yield pieces of at least PASSAGE characters: cut at a line end, else at a space, else anywhere."""
     start = 0
-    while len(text) - start > LONG:
-        low, high = start + PASSAGE, start + LONG
+    while len(text) - start > MAX_PARAGRAPH:
+        low, high = start + PASSAGE, start + MAX_PARAGRAPH
         breaks = (text.find(mark, low, high) for mark in ("\n", " "))
         end = next((at for at in breaks if at >= 0), low)
         yield text[start:end]
@@ -106,16 +106,16 @@ def _cut(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def public(names: list[str], url: str, sha256: str) -> Path:
+def public_file(names: list[str], url: str, sha256: str) -> Path:
     """Return a public file: the first of `names` in $HPO_DATA or among the downloads, else download it.
 
     Raises:
         ConfigError: it is nowhere and the download failed.
     """
-    return local(names) or download(url, cache_root() / "downloads" / names[0], sha256)
+    return local_file(names) or download(url, cache_root() / "downloads" / names[0], sha256)
 
 
-def local(names: list[str]) -> Path | None:
+def local_file(names: list[str]) -> Path | None:
     """Return the first file of these names in $HPO_DATA or among the downloads."""
     folders = [Path(os.environ["HPO_DATA"]).expanduser()] if os.environ.get("HPO_DATA") else []
     folders.append(cache_root() / "downloads")
@@ -127,7 +127,7 @@ def download(url: str, target: Path, sha256: str) -> Path:
     """Fetch a file whose content is known by its hash; nothing is left behind when that fails."""
     remedy = f"or put the file at $HPO_DATA/{target.name}"
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
             # read() at once: read(n) returns a torn download as if it were whole
             content = response.read()
     except (OSError, http.client.HTTPException) as error:

@@ -7,25 +7,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.corpus_base import Splitting
+from model.data.corpus_base import CorpusBase
 from model.data.split import SPLITS
-from model.data.synthetic import NGrams
+from model.data.synthetic import NGramModel
 from model.data.tokenizer import END, UnknownCharacter, Vocabulary
 from model.errors import ConfigError
 from model.seeds import derive
 
-BATCH = 1000  # documents tokenized between two reports of progress
+BATCH_DOCUMENTS = 1000  # documents tokenized between two reports of progress
 
 Progress = Callable[[str, float], None]
 """Told what is being done and which fraction of it is, in [0, 1]."""
 
 
-def token_type(vocab_size: int) -> np.dtype[Any]:
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the type of the ids in the files."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def n_bytes(texts: Iterable[str]) -> int:
+def count_utf8_bytes(texts: Iterable[str]) -> int:
     """Return the bytes of the texts in UTF-8."""
     return sum(len(text.encode()) for text in texts)
 
@@ -38,15 +38,15 @@ def write_split(
     Raises:
         ConfigError: a character has no id.
     """
-    dtype = token_type(vocabulary.vocab_size)
+    dtype = token_dtype(vocabulary.vocab_size)
     end = np.full(1, END, dtype)
     lengths: list[int] = []
     unknown = 0
     with open(folder / f"{name}.bin", "wb") as file:
         file.write(end.tobytes())
-        for first in range(0, len(texts), BATCH):
+        for first in range(0, len(texts), BATCH_DOCUMENTS):
             progress(f"tokenizing {name}", first / len(texts))
-            batch = _encoded(name, texts[first : first + BATCH], vocabulary)
+            batch = _encode(name, texts[first : first + BATCH_DOCUMENTS], vocabulary)
             flat = np.concatenate([ids for document in batch for ids in (document, end)]).astype(dtype)
             file.write(flat.tobytes())  # tofile() would lose the errno of a full disk
             lengths += [len(document) + 1 for document in batch]
@@ -54,17 +54,17 @@ def write_split(
     progress(f"tokenizing {name}", 1.0)
     starts = np.cumsum([0, *lengths], dtype=np.int64)
     (folder / f"{name}.starts").write_bytes(starts.tobytes())
-    counts = {"documents": len(texts), "tokens": int(starts[-1]) + 1, "text_bytes": n_bytes(texts)}
+    counts = {"documents": len(texts), "tokens": int(starts[-1]) + 1, "text_bytes": count_utf8_bytes(texts)}
     return counts | {"unknown": unknown, "synthetic": 0}
 
 
-def add_synthetic(folder: Path, counts: dict[str, int], corpus: Splitting, dtype: np.dtype[Any]) -> bytes:
+def add_synthetic(folder: Path, counts: dict[str, int], corpus: CorpusBase, dtype: np.dtype[Any]) -> bytes:
     """Put made-up documents behind those of the training split; return their ids, counts are brought up to date."""
     tokens = np.fromfile(folder / "train.bin", dtype)
     starts = np.fromfile(folder / "train.starts", np.int64)
     rng = np.random.Generator(np.random.PCG64(derive(corpus.split_seed, "synthetic")))
     count = max(1, round(corpus.synthetic * counts["documents"]))
-    drawn = list(NGrams(tokens, corpus.ngram()).documents(count, rng))
+    drawn = list(NGramModel(tokens, corpus.ngram()).documents(count, rng))
     end = np.full(1, END, dtype)
     content = np.concatenate([ids for document in drawn for ids in (document, end)]).tobytes()
     with open(folder / "train.bin", "ab") as file:
@@ -77,7 +77,7 @@ def add_synthetic(folder: Path, counts: dict[str, int], corpus: Splitting, dtype
     return content
 
 
-def _encoded(split: str, texts: list[str], vocabulary: Vocabulary) -> list[NDArray[np.int64]]:
+def _encode(split: str, texts: list[str], vocabulary: Vocabulary) -> list[NDArray[np.int64]]:
     try:
         return vocabulary.encode_batch(texts)
     except UnknownCharacter as error:

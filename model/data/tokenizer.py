@@ -137,7 +137,7 @@ class BPEVocabulary:
         return json.dumps({"name": "bpe", "tokenizer": json.loads(self._tokenizer.to_str())})
 
 
-def load(text: str) -> Vocabulary:
+def load_vocabulary(text: str) -> Vocabulary:
     """Return the vocabulary that `to_json` described."""
     saved: dict[str, Any] = json.loads(text)
     if saved["name"] == "bytes":

@@ -21,7 +21,7 @@ import torch
 from pydantic import ValidationError
 
 from model.config import TrainConfig
-from model.data.prepare import Prepared, Split, prepare
+from model.data.prepare import PreparedData, Split, prepare
 from model.errors import ConfigError, is_out_of_memory
 from model.section import updated
 from model.train.device import resolve
@@ -44,7 +44,7 @@ class Rehearsal(NamedTuple):
     """Of the first run in the last update, nats per token; not finite where it diverged, which is no fault."""
 
 
-def rehearse(config: TrainConfig, prepared: Prepared, updates: int = 2, runs: int = 1) -> Rehearsal:
+def rehearse(config: TrainConfig, prepared: PreparedData, updates: int = 2, runs: int = 1) -> Rehearsal:
     """Train the first updates as the run will, each with one batch of validation behind it; then forget it all.
 
     Raises:
@@ -75,7 +75,7 @@ def _short(config: TrainConfig) -> TrainConfig:
     return updated(config, length)
 
 
-def _little_validation(prepared: Prepared, context: int) -> Prepared:
+def _little_validation(prepared: PreparedData, context: int) -> PreparedData:
     """Return the data with a validation split that is about one batch."""
     val = prepared.splits["val"]
     end = min(val.n_targets, max(1, EVAL_TOKENS // context) * context)

@@ -20,7 +20,7 @@ from model.section import updated
 from model.train.device import resolve
 from model.train.evaluate import EVAL_LOGITS, EVAL_TOKENS
 from model.train.pack import Pack
-from model.train.params import Step
+from model.train.params import StepCoefficients
 
 
 class Memory(NamedTuple):
@@ -155,7 +155,7 @@ def _update(pack: Pack, config: TrainConfig) -> None:
     """Go through an update, of all runs and of all but one, which needs copies of their rows."""
     rule = config.optimizer
     coefficients = [rule.coefficients(part.group, rule.lr, 1) | {"rate": rule.lr} for part in pack.weights.parts]
-    step = Step(coefficients, config.clip.numbers(), 0.5)
+    step = StepCoefficients(coefficients, config.clip.numbers(), 0.5)
     for n in {pack.size, max(1, pack.size - 1)}:
         lanes = list(range(n))
         pack.weights.update(lanes, [step] * n, pack.weights.norms(lanes), lanes)

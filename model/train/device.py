@@ -15,7 +15,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """
     run = config.run
     device = best_device() if run.device == "auto" else run.device
-    if not available(device):
+    if not is_available(device):
         raise ConfigError(f"run.device: no {device} device on this machine; use auto or cpu, got {run.device}")
     precision = run.precision
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
@@ -29,7 +29,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return updated(config, {"run.device": device, "run.precision": precision, "run.compile": compiled})
 
 
-def available(device: str) -> bool:
+def is_available(device: str) -> bool:
     """Return whether torch can compute there."""
     if device == "mps":
         return torch.backends.mps.is_available()
@@ -38,4 +38,4 @@ def available(device: str) -> bool:
 
 def best_device() -> str:
     """Return cuda, else mps, else cpu."""
-    return next(device for device in ("cuda", "mps", "cpu") if available(device))
+    return next(device for device in ("cuda", "mps", "cpu") if is_available(device))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from model.config import TrainConfig
-from model.data.batches import Windows
-from model.data.prepare import Prepared
+from model.data.batches import SequenceDataset
+from model.data.prepare import PreparedData
 from model.train.pack import Pack
 
 EVAL_TOKENS = 8192  # of one validation batch; the metric does not depend on it
@@ -18,13 +18,13 @@ Scores = tuple[list[float], list[float]]
 """Nats and targets predicted right, of each lane."""
 
 
-class Validation:
+class Evaluator:
     """A held-out split, in batches of one shape."""
 
-    def __init__(self, config: TrainConfig, prepared: Prepared, pack: Pack, split: str = "val") -> None:
+    def __init__(self, config: TrainConfig, prepared: PreparedData, pack: Pack, split: str = "val") -> None:
         context = config.model.context
         self.split = prepared.splits[split]
-        self.windows = Windows(self.split, config.data.layout, context)
+        self.windows = SequenceDataset(self.split, config.data.layout, context)
         self.pack, self.device = pack, pack.device
         tokens = min(EVAL_TOKENS, EVAL_LOGITS // (prepared.vocab_size * pack.size))
         self.rows = max(1, tokens // context)

@@ -54,10 +54,10 @@ def generate(
     sampling.check()
     if tokens < 1:
         raise ConfigError(f"tokens: must be at least 1, got {tokens}")
-    config, network, vocabulary = load(folder)
+    config, network, vocabulary = load_run(folder)
     begin = [END, *vocabulary.encode_batch([prompt])[0].tolist()]
     written: list[int] = []
-    for token in continuation(network, begin, sampling):
+    for token in generate_tokens(network, begin, sampling):
         if token == END and config.data.layout == "documents":
             break
         written.append(token)
@@ -67,7 +67,7 @@ def generate(
     return vocabulary.decode(written)
 
 
-def load(folder: Path) -> tuple[TrainConfig, Network, Vocabulary]:
+def load_run(folder: Path) -> tuple[TrainConfig, Network, Vocabulary]:
     """Return the config of a saved run, its network and its vocabulary.
 
     Raises:
@@ -86,19 +86,19 @@ def load(folder: Path) -> tuple[TrainConfig, Network, Vocabulary]:
 
 
 @torch.no_grad()
-def continuation(network: Network, begin: list[int], sampling: Sampling) -> Iterator[int]:
+def generate_tokens(network: Network, begin: list[int], sampling: Sampling) -> Iterator[int]:
     """Yield token after token, without end. begin: at least one id."""
     generator = torch.Generator().manual_seed(derive(sampling.seed, "sample") % 2**63)
     window, ids = network.config.context, begin
     while True:
         ids = ids[-window:]
         logits = network(torch.tensor([ids]))[0, -1]  # (V,)
-        token = draw(logits, sampling, generator)
+        token = sample_token(logits, sampling, generator)
         ids = [*ids, token]
         yield token
 
 
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+def sample_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Return one token. logits: (V,)."""
     if sampling.temperature == 0 or sampling.top_k == 1:
         return int(logits.argmax())

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from model.config import TrainConfig
 from model.nn.gpt import Network, build_network
-from model.train.params import Weights
+from model.train.params import PackParams
 
 Named = Mapping[str, Tensor]
-Notes = dict[str, list[Tensor]]
-Measure = Callable[[Tensor, Tensor, Notes], tuple[Tensor, ...]]
+Diagnostics = dict[str, list[Tensor]]
+Measure = Callable[[Tensor, Tensor, Diagnostics], tuple[Tensor, ...]]
 
 
 class Pack:
@@ -26,14 +26,14 @@ class Pack:
         self.network.padded = config.data.layout == "documents"
         self.network.explicit = config.run.attention == "explicit"
         shapes = {name: p.shape for name, p in self.network.named_parameters()}
-        self.weights = Weights(config, shapes, size, device)
+        self.weights = PackParams(config, shapes, size, device)
         self.leaves = {name: self._leaf(name) for name in self.weights.shapes}
         self.numbers: list[dict[str, float]] = [{} for _ in range(size)]  # that act inside the network
         self.scales = [1.0] * size  # of the fp16 loss
         self.clean = [0] * size  # updates since a gradient last overflowed
-        wrap = torch.compile if config.run.compile == "on" else _as_it_is
-        self.losses = wrap(self._each(losses, shared=False))
-        self.score = wrap(self._each(score, shared=True))
+        wrap = torch.compile if config.run.compile == "on" else _no_compile
+        self.losses = wrap(self._each(training_losses, shared=False))
+        self.score = wrap(self._each(evaluation_scores, shared=True))
 
     def _leaf(self, name: str) -> Tensor:
         """Make one parameter a window on the common block: (K, ...), or the module's own where K = 1."""
@@ -119,10 +119,10 @@ class Pack:
         return nats, hits
 
     @torch.no_grad()
-    def notes(self, lane: int, x: Tensor) -> Notes:
+    def notes(self, lane: int, x: Tensor) -> Diagnostics:
         """Return what the layers of one run have to say of themselves. x: (B, T)."""
         self.network.eval()
-        notes: Notes = {"attention_entropy": [], "expert_load": [], "kurtosis": []}
+        notes: Diagnostics = {"attention_entropy": [], "expert_load": [], "kurtosis": []}
         own = self.leaves if self.size == 1 else {name: leaf[lane] for name, leaf in self.leaves.items()}
         with self.autocast():
             functional_call(self.network, own, (x, notes), tie_weights=False)
@@ -136,14 +136,14 @@ class Pack:
         """Return measure(logits, y, notes) for each run, stacked. shared: x and y are the same for all runs."""
 
         def one(leaves: Named, buffers: Named, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-            notes: Notes = {"balance": []}
+            notes: Diagnostics = {"balance": []}
             held = {**leaves, **buffers}
             return measure(functional_call(self.network, held, (x, notes), tie_weights=False), y, notes)
 
         def alone(buffers: Named, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
             for name, b in buffers.items():
                 self.network.get_buffer(name).copy_(b[0])
-            notes: Notes = {"balance": []}
+            notes: Diagnostics = {"balance": []}
             x, y = (x, y) if shared else (x[0], y[0])
             return tuple(found[None] for found in measure(self.network(x, notes), y, notes))
 
@@ -155,20 +155,20 @@ class Pack:
         return alone if self.size == 1 else side_by_side
 
 
-def nats(logits: Tensor, y: Tensor) -> Tensor:
+def summed_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Return the summed cross-entropy in nats. logits: (B, T, V); y: (B, T), -1 where nothing is scored."""
     return F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-1, reduction="sum")
 
 
-def losses(logits: Tensor, y: Tensor, notes: Notes) -> tuple[Tensor, ...]:
+def training_losses(logits: Tensor, y: Tensor, notes: Diagnostics) -> tuple[Tensor, ...]:
     """Return the summed cross-entropy and the balance loss of each layer that has one."""
-    return nats(logits, y), *notes["balance"]
+    return summed_cross_entropy(logits, y), *notes["balance"]
 
 
-def score(logits: Tensor, y: Tensor, notes: Notes) -> tuple[Tensor, Tensor]:
+def evaluation_scores(logits: Tensor, y: Tensor, notes: Diagnostics) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy and the number of targets predicted right."""
-    return nats(logits, y), (logits.argmax(-1) == y).sum()
+    return summed_cross_entropy(logits, y), (logits.argmax(-1) == y).sum()
 
 
-def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+def _no_compile(function: Callable[..., Any]) -> Callable[..., Any]:
     return function

@@ -17,7 +17,7 @@ from model.optim.param_groups import GROUPS, parts, whole
 AVERAGE = "average"
 
 
-class Step(NamedTuple):
+class StepCoefficients(NamedTuple):
     """The numbers of one run's update."""
 
     coefficients: Sequence[Mapping[str, float]]
@@ -27,7 +27,7 @@ class Step(NamedTuple):
     """How far the average of the weights moves towards them."""
 
 
-class Weights:
+class PackParams:
     """Rows of weights and gradients, (K, P), of the optimizer's state, the clipping rule's memory and the average."""
 
     def __init__(self, config: TrainConfig, shapes: Mapping[str, torch.Size], size: int, device: torch.device) -> None:
@@ -110,7 +110,9 @@ class Weights:
         return self._rows(self.g, lanes).norm(dim=1)
 
     @torch.no_grad()
-    def update(self, lanes: Sequence[int], steps: Sequence[Step], norms: Tensor, watch: Sequence[int] = ()) -> Tensor:
+    def update(
+        self, lanes: Sequence[int], steps: Sequence[StepCoefficients], norms: Tensor, watch: Sequence[int] = ()
+    ) -> Tensor:
         """Clip, take one optimizer step in some lanes, in ascending order, and clear their gradients.
 
         norms: (n,), of the gradients. watch: of which lanes gradients and update are measured by group too.
@@ -146,7 +148,7 @@ class Weights:
         self.g[slice(None) if everyone else torch.tensor(lanes, device=self.g.device)] = 0
 
     def _step(
-        self, p: Tensor, g: Tensor, state: dict[str, Tensor], steps: Sequence[Step], numbers: dict[str, Any]
+        self, p: Tensor, g: Tensor, state: dict[str, Tensor], steps: Sequence[StepCoefficients], numbers: dict[str, Any]
     ) -> Tensor | None:
         """Let the optimizer update each part; return the share of tensors whose update was bounded, if any may be."""
         bounded = []

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import TrainConfig
-from model.data.batches import TrainingOrder
+from model.data.batches import TrainingBatches
 from model.data.prepare import Split
 from model.optim.param_groups import ParamGroup
 from model.optim.recovery import Health
 from model.seeds import derive
-from model.train.params import Step
+from model.train.params import StepCoefficients
 
 
 class RunState:
@@ -20,7 +20,7 @@ class RunState:
 
     def __init__(self, config: TrainConfig, split: Split) -> None:
         self.config, self.run = config, config.run
-        self.order = TrainingOrder(split, config.data, config.model.context, config.run.seed)
+        self.order = TrainingBatches(split, config.data, config.model.context, config.run.seed)
         self.marks = [updates * self.run.grad_accum for updates in config.marks()]  # in micro-steps
         self.health = Health(config.recovery)
         self.scale = config.optimizer.scale(config.update_tokens())
@@ -91,7 +91,7 @@ class RunState:
     def lr(self) -> float:
         return self.config.optimizer.rate("matrix") * self.multiplier()
 
-    def step(self, parts: Sequence[ParamGroup]) -> Step:
+    def step(self, parts: Sequence[ParamGroup]) -> StepCoefficients:
         """Count the update that was just completed and return its numbers."""
         self.steps += 1
         rule, ema = self.config.optimizer, self.config.regularization.ema
@@ -103,7 +103,7 @@ class RunState:
             coefficients.append({**rule.coefficients(part.group, lr, self.steps, beta1), "rate": lr})
         # A young average follows the weights closely, so that it forgets how they began.
         average = 1 - min(ema, (1 + self.steps) / (10 + self.steps)) if ema is not None else 0.0
-        return Step(coefficients, self.config.clip.numbers(), average)
+        return StepCoefficients(coefficients, self.config.clip.numbers(), average)
 
     def tokens(self) -> int:
         return self.micro_step * self.run.batch_size * self.config.model.context

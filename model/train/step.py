@@ -10,7 +10,7 @@ from model.train.pack import Pack
 from model.train.run_state import RunState
 
 
-class Updates:
+class PackOptimizer:
     """Who of a pack may take a step, and what their steps since the last rung were like."""
 
     def __init__(self, pack: Pack) -> None:

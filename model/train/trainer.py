@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from model.config import TrainConfig
-from model.data.prepare import Prepared, bits_per_byte, prepare
+from model.data.prepare import PreparedData, bits_per_byte, prepare
 from model.errors import ConfigError
 from model.train import checkpoint
 from model.train.device import resolve
-from model.train.evaluate import Scores, Validation
+from model.train.evaluate import Evaluator, Scores
 from model.train.metrics import Metrics, perplexity
 from model.train.pack import Pack
 from model.train.run_state import RunState
-from model.train.step import Updates
+from model.train.step import PackOptimizer
 
 
 class Trainer:
@@ -29,7 +29,7 @@ class Trainer:
     The rung of an item is that of the run that is furthest; each run's own is in its metrics.
     """
 
-    def __init__(self, configs: Sequence[TrainConfig], prepared: Prepared | None = None) -> None:
+    def __init__(self, configs: Sequence[TrainConfig], prepared: PreparedData | None = None) -> None:
         """Build K runs.
 
         prepared: the data of these configs, if it is at hand.
@@ -42,11 +42,11 @@ class Trainer:
         self.prepared = prepared or prepare(self.shared.data, self.shared.tokenizer)
         self.device = torch.device(self.shared.run.device)
         self.pack = Pack(self.shared, self.prepared.vocab_size, len(configs), self.device)
-        self.validation = Validation(self.shared, self.prepared, self.pack)
-        self.testing = Validation(self.shared, self.prepared, self.pack, "test") if self.shared.run.test else None
+        self.validation = Evaluator(self.shared, self.prepared, self.pack)
+        self.testing = Evaluator(self.shared, self.prepared, self.pack, "test") if self.shared.run.test else None
         # nats since the last rung
         self.sums = torch.zeros(len(configs), dtype=self.validation.precise, device=self.device)
-        self.updates = Updates(self.pack)
+        self.updates = PackOptimizer(self.pack)
         self.runs: dict[int, RunState] = {}
         for lane, config in enumerate(configs):
             self.start(lane, config)
@@ -213,7 +213,7 @@ class Trainer:
                 found[p] = found[p]._replace(ema_test_loss=loss, ema_test_bpb=bits_per_byte(loss, split))
         return found
 
-    def _nats(self, validation: Validation, lanes: Sequence[int]) -> list[float]:
+    def _nats(self, validation: Evaluator, lanes: Sequence[int]) -> list[float]:
         nats, _ = validation.scores()
         return [nats[p] for p in lanes]
 

@@ -14,7 +14,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from model.config import TrainConfig
-from model.data.corpus import Splitting, Text
+from model.data.corpus import Text
+from model.data.corpus_base import CorpusBase
 from model.optim.optimizers import SGD
 from model.section import component, flat, updated
 from tests.support.tiny import UPDATE, corpus, curves, text, tiny
@@ -267,7 +268,7 @@ def recovery_cases() -> dict[str, tuple[dict[str, Any], Any]]:
 def unreachable(knob: str) -> bool:
     """Return whether a knob belongs to a corpus that is not on every machine; `text` has the same fields."""
     key, _, field = knob.partition(".")
-    return key.startswith("data[") and (field == "name" or field in Splitting.model_fields)
+    return key.startswith("data[") and (field == "name" or field in CorpusBase.model_fields)
 
 
 @cache
@@ -291,7 +292,7 @@ def test_every_knob_is_a_case_or_has_a_reason_not_to_be():
 def test_turning_a_knob_changes_the_run(knob, tmp_path, monkeypatch):
     if knob not in cases():
         assert unreachable(knob)
-        assert set(Splitting.model_fields) <= set(Text.model_fields)
+        assert set(CorpusBase.model_fields) <= set(Text.model_fields)
         return
     settings, other = cases()[knob]
     before = tiny(settings)

@@ -13,7 +13,7 @@ from hpo.errors import Problem
 from hpo.evidence.claims.schema import ArmsTest, Claim, Ledger
 from hpo.study.arms import common_align
 from model.config import TrainConfig
-from model.data.corpus_base import TRAINING
+from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat, updated
 
 # What makes no arm: seeds are the protocol's, the others leave losses alone.
@@ -114,7 +114,7 @@ def _compared(test: ArmsTest, config: TrainConfig, first: TrainConfig) -> Iterat
     if test.equal == "updates":
         yield "updates", one, other
     yield "rungs", config.run.rungs, first.run.rungs
-    kept = [key for key in flat(first) if key.startswith("data.") and key[5:] not in TRAINING]
+    kept = [key for key in flat(first) if key.startswith("data.") and key[5:] not in TRAINING_FIELDS]
     for key in kept:
         yield key, flat(config).get(key), flat(first)[key]
 

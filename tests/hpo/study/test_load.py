@@ -11,7 +11,7 @@ from hpo.errors import Problem
 from hpo.study.load import load_study
 from hpo.study.spec import Study, fingerprint, from_spec
 from model.config import TrainConfig
-from model.data.corpus_base import TRAINING
+from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat
 
 VALID: dict[str, Any] = {
@@ -212,7 +212,7 @@ def test_tokens_of_a_budget_hold_all_baselines_which_are_never_pruned() -> None:
     ]
 
 
-@pytest.mark.parametrize("field", sorted(TRAINING - {"synthetic_order"}))
+@pytest.mark.parametrize("field", sorted(TRAINING_FIELDS - {"synthetic_order"}))
 def test_what_leaves_the_validation_tokens_alone_is_searched_by_nats_per_token(field: str) -> None:
     ranges = {"layout": ["stream", "documents"], "curriculum": ["none", "easy"], "shuffle_documents": [False, True]}
     tree = edited("space", {f"data.{field}": {"choices": ranges.get(field, [0.0, 0.5])}})

@@ -4,9 +4,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from model.data.batches import TrainingOrder
+from model.data.batches import TrainingBatches
 from model.data.corpus import Lines
-from model.data.epochs import EpochDocuments
+from model.data.epochs import DocumentSampler
 from model.data.ngrams import unigram_probabilities
 from model.data.prepare import Split
 from model.errors import ConfigError
@@ -67,7 +67,7 @@ def test_the_plain_order_never_changes(layout, seed, expected):
     starts = np.concatenate([[0], np.cumsum(np.random.default_rng(0).integers(2, 40, 300))])
     tokens = (np.arange(starts[-1] + 1) * 7919 % 250 + 1).astype(np.uint16)
     tokens[starts] = 0
-    order = TrainingOrder(Split("train", tokens, starts, 0, 300, 0), how(layout=layout), 16, seed)
+    order = TrainingBatches(Split("train", tokens, starts, 0, 300, 0), how(layout=layout), 16, seed)
     found = hashlib.sha256()
     for first, count in ((0, 50), (395, 7), (1000, 900), (12345, 64)):
         for array in order.batch(first, count):
@@ -78,21 +78,21 @@ def test_the_plain_order_never_changes(layout, seed, expected):
 
 @pytest.mark.parametrize("fields", OWN, ids=str)
 def test_a_batch_is_the_same_whatever_its_size_and_wherever_training_went_on(split, fields):
-    order = TrainingOrder(split, how(**fields), 16, seed=3)
+    order = TrainingBatches(split, how(**fields), 16, seed=3)
     x, y = order.batch(0, 3000)  # several epochs
     for first in (0, 350, 1501, 2980):
-        later = TrainingOrder(split, how(**fields), 16, seed=3)
+        later = TrainingBatches(split, how(**fields), 16, seed=3)
         for at in range(first, first + 20, 4):
             for whole, part in zip((x, y), later.batch(at, 4), strict=True):
                 np.testing.assert_array_equal(whole[at : at + 4], part)
     # back again, as after a rollback
     np.testing.assert_array_equal(order.batch(5, 7)[0], x[5:12])
-    assert (TrainingOrder(split, how(**fields), 16, seed=4).batch(1000, 300)[0] != x[1000:1300]).any()
+    assert (TrainingBatches(split, how(**fields), 16, seed=4).batch(1000, 300)[0] != x[1000:1300]).any()
 
 
 @pytest.mark.parametrize("fields", OWN, ids=str)
 def test_targets_are_those_that_the_batch_does_not_mask(split, fields):
-    order = TrainingOrder(split, how(**fields), 16, seed=0)
+    order = TrainingBatches(split, how(**fields), 16, seed=0)
     for first in (0, 7, order.n_rows(0) - 3, 2000):
         assert order.targets(first, 10) == (order.batch(first, 10)[1] >= 0).sum()
 
@@ -100,7 +100,7 @@ def test_targets_are_those_that_the_batch_does_not_mask(split, fields):
 @pytest.mark.parametrize("fields", STREAMS, ids=str)
 def test_a_stream_is_the_whole_documents_of_its_epoch_and_nothing_is_masked(split, fields):
     data = how(**fields)
-    order, documents = TrainingOrder(split, data, 16, seed=1), EpochDocuments(split, data, seed=1)
+    order, documents = TrainingBatches(split, data, 16, seed=1), DocumentSampler(split, data, seed=1)
     for epoch in range(3):
         stream = documents.joined(epoch)
         slow = [0]
@@ -120,7 +120,7 @@ def test_a_stream_is_the_whole_documents_of_its_epoch_and_nothing_is_masked(spli
 @pytest.mark.parametrize("layout", ["stream", "documents"])
 def test_each_epoch_leaves_out_other_documents_and_the_share_asked_for(split, layout):
     data = how(layout=layout, drop_documents=0.3)
-    order, documents = TrainingOrder(split, data, 16, seed=0), EpochDocuments(split, data, seed=0)
+    order, documents = TrainingBatches(split, data, 16, seed=0), DocumentSampler(split, data, seed=0)
     kept = [set(documents.of(epoch).tolist()) for epoch in range(20)]
     assert {len(k) for k in kept} == {210}
     assert len({frozenset(k) for k in kept}) == 20
@@ -138,7 +138,7 @@ def test_each_epoch_leaves_out_other_documents_and_the_share_asked_for(split, la
 
 
 def test_dropped_documents_are_drawn_evenly(split):
-    documents = EpochDocuments(split, how(drop_documents=0.5), seed=0)
+    documents = DocumentSampler(split, how(drop_documents=0.5), seed=0)
     kept = np.bincount(np.concatenate([documents.of(epoch) for epoch in range(400)]), minlength=300)
     # a fair coin has a standard deviation of 10 over 400 throws
     assert (kept.min() > 155, kept.max() < 245, kept.mean()) == (True, True, 200)
@@ -146,35 +146,35 @@ def test_dropped_documents_are_drawn_evenly(split):
 
 def test_a_small_share_drops_one_document_and_one_that_leaves_none_is_refused():
     few = split_of([[1] * 40, [2] * 40, [3] * 40])
-    assert len(EpochDocuments(few, how(drop_documents=0.01), 0).of(0)) == 2
+    assert len(DocumentSampler(few, how(drop_documents=0.01), 0).of(0)) == 2
     with pytest.raises(ConfigError) as caught:
-        TrainingOrder(few, how(drop_documents=0.9), 16, 0)
+        TrainingBatches(few, how(drop_documents=0.9), 16, 0)
     assert str(caught.value) == "data.drop_documents: must leave one of the 3 training documents, got 0.9"
 
 
 def test_an_epoch_that_could_be_shorter_than_the_context_is_refused_before_training():
     few = split_of([[1] * 5, [2] * 90, [3] * 90])
     with pytest.raises(ConfigError) as caught:
-        TrainingOrder(few, how(drop_documents=0.67), 64, 0)
+        TrainingBatches(few, how(drop_documents=0.67), 64, 0)
     assert str(caught.value) == (
         "data.drop_documents: may leave 6 tokens of an epoch, fewer than one context of 64, got 0.67; "
         "drop fewer documents, use a shorter context or more text"
     )
     for epoch in range(9):
-        all_of(TrainingOrder(few, how(drop_documents=0.34), 64, 0), epoch)
+        all_of(TrainingBatches(few, how(drop_documents=0.34), 64, 0), epoch)
 
 
 def test_shuffled_documents_are_all_there_in_another_order_each_epoch(split):
-    documents = EpochDocuments(split, how(shuffle_documents=True), seed=0)
+    documents = DocumentSampler(split, how(shuffle_documents=True), seed=0)
     orders = [seen(documents.joined(epoch)) for epoch in range(4)]
     assert all(sorted(order) == list(range(300)) for order in orders)
     assert len({tuple(order) for order in orders} | {tuple(range(300))}) == 5
-    assert seen(EpochDocuments(split, how(shuffle_documents=True), seed=1).joined(0)) != orders[0]
+    assert seen(DocumentSampler(split, how(shuffle_documents=True), seed=1).joined(0)) != orders[0]
 
 
 def test_documents_keep_their_order_unless_they_are_to_be_shuffled(split):
     for fields, epoch in (({"drop_documents": 0.3}, 0), ({"curriculum": "easy"}, 1), ({}, 0)):
-        found = seen(EpochDocuments(split, how(**fields), seed=0).joined(epoch))
+        found = seen(DocumentSampler(split, how(**fields), seed=0).joined(epoch))
         assert found == sorted(found)
 
 
@@ -191,7 +191,7 @@ def costs(split, kind):
 def test_the_first_epoch_of_a_curriculum_ascends_and_the_next_does_not(split, kind):
     cost = costs(split, kind)
     expected = sorted(range(300), key=lambda i: cost[i])  # stable: equal ones by number
-    order = TrainingOrder(split, how(curriculum=kind), 16, seed=0)
+    order = TrainingBatches(split, how(curriculum=kind), 16, seed=0)
     x, _ = all_of(order, 0)
     begin = order._epoch(0).first[0]
     assert begin < 16
@@ -205,7 +205,7 @@ def test_the_first_epoch_of_a_curriculum_ascends_and_the_next_does_not(split, ki
 @pytest.mark.parametrize("drop", [0.0, 0.3])
 def test_rows_of_documents_ascend_in_the_first_epoch(split, kind, drop):
     cost = costs(split, kind)
-    order = TrainingOrder(split, how(layout="documents", curriculum=kind, drop_documents=drop), 8, seed=0)
+    order = TrainingBatches(split, how(layout="documents", curriculum=kind, drop_documents=drop), 8, seed=0)
     found = seen(all_of(order, 0)[0].flatten())
     assert found == sorted(found, key=lambda i: (cost[i], i))
     assert len(found) == round(300 * (1 - drop))
@@ -217,15 +217,15 @@ def test_easy_goes_by_the_words_of_real_documents():
     documents = [[2, 2, 2], [1] * 6]
     real, more = split_of(documents), split_of([*documents, *[[2, 2, 2]] * 50])
     more = Split("train", more.tokens, more.starts, more.text_bytes, 52, 0, synthetic=50)
-    found = [EpochDocuments(s, how(curriculum="easy"), 0).of(0).tolist() for s in (real, more)]
+    found = [DocumentSampler(s, how(curriculum="easy"), 0).of(0).tolist() for s in (real, more)]
     assert [i for i in found[1] if i < 2] == found[0] == [1, 0]
 
 
 def test_a_far_epoch_is_found_without_building_those_before(split, monkeypatch):
-    order = TrainingOrder(split, how(drop_documents=0.3), 16, seed=0)
+    order = TrainingBatches(split, how(drop_documents=0.3), 16, seed=0)
     built = []
-    joined = EpochDocuments.joined
-    monkeypatch.setattr(EpochDocuments, "joined", lambda self, epoch: built.append(epoch) or joined(self, epoch))
+    joined = DocumentSampler.joined
+    monkeypatch.setattr(DocumentSampler, "joined", lambda self, epoch: built.append(epoch) or joined(self, epoch))
     far = sum(order.n_rows(epoch) for epoch in range(200))
     order.batch(far, 4)
     order.batch(far + 4, 4)

@@ -17,9 +17,9 @@ import pytest
 from hpo.runs.datasets import Corpora
 from model.config import TrainConfig
 from model.data.corpus import Lines, Names, Table
-from model.data.corpus_base import ORDER
-from model.data.prepare import bits_per_byte, list_prepared, on_stderr, prepare
-from model.data.split import divided
+from model.data.corpus_base import ORDER_FIELDS
+from model.data.prepare import bits_per_byte, list_prepared, prepare, stderr_progress
+from model.data.split import split_documents
 from model.data.tokenizer import BPE, END, Bytes, Chars
 from model.errors import ConfigError
 from model.seeds import derive
@@ -117,7 +117,7 @@ def test_every_field_that_changes_the_data_changes_the_hash(corpus):
     ids=str,
 )
 def test_fields_that_only_order_the_training_share_the_prepared_data(corpus, fields):
-    assert set(fields) <= ORDER
+    assert set(fields) <= ORDER_FIELDS
     before = prepare(corpus, Bytes())
     after = prepare(corpus.model_copy(update=fields), Bytes(), lambda *_: pytest.fail("prepared again"))
     assert (after.folder, after.hash) == (before.folder, before.hash)
@@ -136,7 +136,7 @@ def test_a_character_without_an_id_is_named_with_its_split(tmp_path, cache):
     (tmp_path / "a.txt").write_text("\n".join(["plain words", *(f"word {i}" for i in range(90)), "wörd"]), "utf-8")
     for seed in range(200):
         corpus = Lines(path=str(tmp_path / "a.txt"), split_seed=seed)
-        documents = divided(list(corpus.documents()), corpus)
+        documents = split_documents(list(corpus.documents()), corpus)
         if "wörd" in documents["val"]:
             break
     with pytest.raises(ConfigError) as caught:
@@ -249,9 +249,9 @@ def test_progress_goes_from_reading_to_the_last_token(corpus):
 
 
 def test_progress_on_stderr_keeps_silent_about_quick_work(capsys):
-    on_stderr()("quick", 0.5)
+    stderr_progress()("quick", 0.5)
     assert capsys.readouterr().err == ""
-    on_stderr(patience=-1)("slow", 0.5)
+    stderr_progress(patience=-1)("slow", 0.5)
     assert capsys.readouterr().err == "slow: 50%\n"
 
 

@@ -8,7 +8,7 @@ from hpo.commands import data
 from model.data.corpus import Lines
 from model.data.ngrams import anchors
 from model.data.prepare import list_prepared, prepare
-from model.data.synthetic import NGrams
+from model.data.synthetic import NGramModel
 from model.data.tokenizer import BPE, END, Bytes, Chars
 from tests.support.tiny import text
 
@@ -53,7 +53,7 @@ def test_every_ngram_of_a_synthetic_document_is_one_of_training(corpus, tokenize
 def test_the_next_token_is_as_frequent_as_in_training(n):
     rng = np.random.default_rng(1)
     real = [rng.integers(1, 4, rng.integers(1, 8)).tolist() for _ in range(60)] + [[1, 2, 3] * 60]
-    model = NGrams(np.array([END, *chain.from_iterable((*d, END) for d in real)], np.uint16), n)
+    model = NGramModel(np.array([END, *chain.from_iterable((*d, END) for d in real)], np.uint16), n)
     made_up = list(model.documents(20_000, np.random.default_rng(0)))
     counts = [defaultdict(Counter), defaultdict(Counter)]
     for found, some in zip(counts, (real, made_up), strict=True):

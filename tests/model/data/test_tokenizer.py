@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from model.data.tokenizer import BPE, END, UNKNOWN, Bytes, Chars, UnknownCharacter, load
+from model.data.tokenizer import BPE, END, UNKNOWN, Bytes, Chars, UnknownCharacter, load_vocabulary
 
 TRAIN = ["the cat sat on the mat", "the dog sat on the log", "a naïve café"] * 20
 ODD = [
@@ -36,7 +36,7 @@ def test_bytes_and_bpe_give_back_any_text(section):
 @pytest.mark.parametrize("section", [Bytes(), Chars(), BPE(vocab_size=300)], ids=["bytes", "chars", "bpe"])
 def test_a_vocabulary_read_back_from_json_is_the_same(section):
     vocabulary = section.train(TRAIN)
-    again = load(vocabulary.to_json())
+    again = load_vocabulary(vocabulary.to_json())
     assert again.vocab_size == vocabulary.vocab_size
     assert again.to_json() == vocabulary.to_json()
     for one, other in zip(vocabulary.encode_batch(TRAIN), again.encode_batch(TRAIN), strict=True):
@@ -72,7 +72,7 @@ def test_without_an_id_for_others_the_characters_are_the_whole_vocabulary():
     assert ids.tolist() == [1, 2, 3]
     assert vocabulary.unknown(ids) == 0
     assert vocabulary.decode([END, 1, 2, 3, END]) == "abc"
-    again = load(vocabulary.to_json())
+    again = load_vocabulary(vocabulary.to_json())
     assert (again.vocab_size, again.to_json()) == (4, vocabulary.to_json())
     with pytest.raises(UnknownCharacter, match=r"the character 'é' \(U\+00E9\)"):
         again.encode_batch(["ab", "cé🎉"])
@@ -97,7 +97,7 @@ def test_no_token_crosses_the_border_of_a_url():
         for url in re.finditer(r"(?i)https?://\S+", text):
             assert set(url.span()) <= borders
     assert any(vocabulary.decode([i]) == "https" for i in ids), "URLs have tokens of their own"
-    again = load(vocabulary.to_json())
+    again = load_vocabulary(vocabulary.to_json())
     np.testing.assert_array_equal(again.encode_batch(LINKS)[3], vocabulary.encode_batch(LINKS)[3])
 
 

@@ -7,7 +7,7 @@ import torch
 
 from hpo.config.files import load_base
 from model.config import TrainConfig
-from model.data.prepare import Prepared, Split
+from model.data.prepare import PreparedData, Split
 from model.nn.gpt import build_network
 from model.section import updated
 from model.train.trainer import Trainer
@@ -16,7 +16,7 @@ VOCABULARY = {"mainrun": 16_000, "blueberry": 49_152, "microgpt": 27, "unet": 32
 PARAMETERS = {"mainrun": 27_172_864, "blueberry": 79_059_840, "microgpt": 4_192, "unet": 266_896_392}
 
 
-def made_up(vocab_size: int, documents: int = 40, length: int = 1500) -> Prepared:
+def made_up(vocab_size: int, documents: int = 40, length: int = 1500) -> PreparedData:
     """Return splits of ids of chance, since no machine has all the texts; the end token stands between documents."""
     rng = np.random.default_rng(0)
     splits = {}
@@ -26,7 +26,7 @@ def made_up(vocab_size: int, documents: int = 40, length: int = 1500) -> Prepare
         tokens = rng.integers(1, vocab_size, n * length + 1).astype(np.uint16)
         tokens[starts] = 0
         splits[name] = Split(name, tokens, starts, n * length, n, 0)
-    return Prepared(Path(), "made up", vocab_size, splits)
+    return PreparedData(Path(), "made up", vocab_size, splits)
 
 
 def short(name: str, device: str) -> TrainConfig:

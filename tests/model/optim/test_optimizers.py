@@ -6,11 +6,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from model.config import TrainConfig
-from model.data.prepare import Prepared, prepare
+from model.data.prepare import PreparedData, prepare
 from model.nn.gpt import build_network
 from model.optim.param_groups import group_of
 from model.section import updated
-from model.train.params import Step, Weights
+from model.train.params import PackParams, StepCoefficients
 from model.train.run_state import RunState
 from tests.support.tiny import tiny
 
@@ -44,7 +44,7 @@ CASES = {
 }
 
 
-def prepared() -> Prepared:
+def prepared() -> PreparedData:
     config = tiny()
     return prepare(config.data, config.tokenizer)
 
@@ -64,21 +64,21 @@ def reference(config: TrainConfig, parameters: dict[str, torch.Tensor]) -> torch
     return torch.optim.RMSprop(groups, alpha=rule.alpha, eps=rule.eps, momentum=rule.momentum)
 
 
-def packed(configs: list[TrainConfig]) -> Weights:
+def packed(configs: list[TrainConfig]) -> PackParams:
     shapes = {name: p.shape for name, p in build_network(configs[0].model, 257, 0).named_parameters()}
-    pack = Weights(configs[0], shapes, len(configs), torch.device("cpu"))
+    pack = PackParams(configs[0], shapes, len(configs), torch.device("cpu"))
     pack.p.normal_(generator=torch.Generator().manual_seed(0))
     return pack
 
 
-def step(config: TrainConfig, pack: Weights, number: int, lr: float | None = None) -> Step:
+def step(config: TrainConfig, pack: PackParams, number: int, lr: float | None = None) -> StepCoefficients:
     """Return the numbers of one update at the peak rates, or at one rate for all."""
     rule = config.optimizer
     coefficients = []
     for part in pack.parts:
         rate = lr or rule.rate(part.group) * rule.layer_decay**part.depth
         coefficients.append({**rule.coefficients(part.group, rate, number), "rate": rate})
-    return Step(coefficients, config.clip.numbers(), 0.0)
+    return StepCoefficients(coefficients, config.clip.numbers(), 0.0)
 
 
 def assert_follows_torch(configs: list[TrainConfig], updates: int = 20) -> None:

@@ -9,7 +9,7 @@ from model.data.tokenizer import END
 from model.errors import ConfigError
 from model.nn.gpt import build_network
 from model.train.checkpoint import CheckpointError
-from model.train.generate import Sampling, continuation, draw, generate, load
+from model.train.generate import Sampling, generate, generate_tokens, load_run, sample_token
 from model.train.trainer import Trainer
 from tests.support.tiny import UPDATE, text, tiny
 
@@ -37,13 +37,13 @@ def test_equal_seeds_write_equal_text(run):
 def test_the_weights_are_those_of_the_checkpoint(run):
     trainer = Trainer([tiny({"run.tokens": 100 * UPDATE, "run.rungs": 1, "optimizer.lr": 1e-2})])
     trainer.resume(0, run)
-    _, network, _ = load(run)
+    _, network, _ = load_run(run)
     x = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(0))
     assert torch.equal(network(x), trainer.pack.network.eval()(x))
 
 
 def test_temperature_zero_takes_the_most_likely_token(run):
-    _, network, vocabulary = load(run)
+    _, network, vocabulary = load_run(run)
     ids = [END, *vocabulary.encode_batch(["so"])[0]]
     for _ in range(30):
         ids.append(int(network(torch.tensor([ids[-16:]]))[0, -1].argmax()))
@@ -58,21 +58,21 @@ def test_among_one_token_the_choice_is_greedy(run):
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.5), Sampling(2.0), Sampling(1.5, top_k=5)], ids=str)
 def test_tokens_are_drawn_by_their_probabilities(run, sampling):
-    _, network, _ = load(run)
+    _, network, _ = load_run(run)
     logits = network(torch.tensor([[END]]))[0, -1].detach()
     if sampling.top_k:
         logits = logits.where(logits >= logits.sort().values[-sampling.top_k], -torch.inf)
     wanted = (logits / sampling.temperature).softmax(0).double().numpy()
     generator = torch.Generator().manual_seed(0)
     n = 20_000
-    counts = np.bincount([draw(logits, sampling, generator) for _ in range(n)], minlength=257)
+    counts = np.bincount([sample_token(logits, sampling, generator) for _ in range(n)], minlength=257)
     assert chi2_p(counts, wanted) > 1e-4
 
 
 def test_the_first_token_of_many_seeds_follows_the_probabilities(run):
-    _, network, _ = load(run)
+    _, network, _ = load_run(run)
     wanted = network(torch.tensor([[END]]))[0, -1].detach().softmax(0).double().numpy()
-    first = [next(continuation(network, [END], Sampling(seed=seed))) for seed in range(800)]
+    first = [next(generate_tokens(network, [END], Sampling(seed=seed))) for seed in range(800)]
     assert chi2_p(np.bincount(first, minlength=257), wanted) > 1e-4
 
 
@@ -90,19 +90,19 @@ def chi2_p(counts, probabilities):
 
 def test_ties_let_no_more_than_k_through():
     generator = torch.Generator().manual_seed(0)
-    assert {draw(torch.zeros(50), Sampling(top_k=3), generator) for _ in range(500)} == {0, 1, 2}
-    assert draw(torch.zeros(5), Sampling(top_k=99), generator) in range(5)
+    assert {sample_token(torch.zeros(50), Sampling(top_k=3), generator) for _ in range(500)} == {0, 1, 2}
+    assert sample_token(torch.zeros(5), Sampling(top_k=99), generator) in range(5)
 
 
 def test_a_temperature_near_zero_is_greedy_and_finite():
     logits = torch.tensor([0.0, 3.0, 2.9])
-    assert draw(logits, Sampling(1e-30), torch.Generator().manual_seed(0)) == 1
+    assert sample_token(logits, Sampling(1e-30), torch.Generator().manual_seed(0)) == 1
 
 
 def test_the_context_slides():
     network = build_network(tiny({"model.init_std": 0.5}).model, 257, 0).eval()  # far from trained: every token matters
     ids = [END, *range(1, 10)]
-    found = list(islice(continuation(network, ids, Sampling(0.0)), 40))
+    found = list(islice(generate_tokens(network, ids, Sampling(0.0)), 40))
     for token in found:
         assert token == int(network(torch.tensor([ids[-16:]]))[0, -1].argmax())
         ids = [*ids, token]
@@ -112,10 +112,10 @@ def test_the_context_slides():
 def test_a_run_on_documents_stops_at_the_end_of_one(tmp_path):
     values = {"data.name": "lines", "data.layout": "documents", "model.context": 64, "run.batch_size": 8}
     folder = trained(tmp_path, values | {"run.tokens": 60 * 8 * 64})
-    _, network, vocabulary = load(folder)
+    _, network, vocabulary = load_run(folder)
     stopped = 0
     for seed in range(5):
-        ids = list(islice(continuation(network, [END], Sampling(seed=seed)), 100))
+        ids = list(islice(generate_tokens(network, [END], Sampling(seed=seed)), 100))
         document = ids[: ids.index(END)] if END in ids else ids
         assert generate(folder, tokens=100, seed=seed) == vocabulary.decode(document)
         stopped += len(document) < 100
@@ -123,9 +123,9 @@ def test_a_run_on_documents_stops_at_the_end_of_one(tmp_path):
 
 
 def test_a_run_on_a_stream_goes_on_past_the_end_token(run):
-    _, network, vocabulary = load(run)
+    _, network, vocabulary = load_run(run)
     for seed in range(20):
-        ids = list(islice(continuation(network, [END], Sampling(5.0, seed=seed)), 150))
+        ids = list(islice(generate_tokens(network, [END], Sampling(5.0, seed=seed)), 150))
         if END in ids[:100]:
             assert generate(run, tokens=150, temperature=5.0, seed=seed) == vocabulary.decode(ids)
             return
@@ -133,9 +133,9 @@ def test_a_run_on_a_stream_goes_on_past_the_end_token(run):
 
 
 def test_characters_of_many_bytes_come_whole(run):
-    _, network, vocabulary = load(run)
+    _, network, vocabulary = load_run(run)
     assert vocabulary.decode(vocabulary.encode_batch(["né"])[0]) == "né"
-    drawn = list(islice(continuation(network, [END], Sampling(0.8)), 300))
+    drawn = list(islice(generate_tokens(network, [END], Sampling(0.8)), 300))
     assert "é" in vocabulary.decode(drawn)
     assert vocabulary.decode(drawn) == generate(run, tokens=300, temperature=0.8)
 
