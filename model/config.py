@@ -13,7 +13,7 @@ from model.nn.regularization import Regularization
 from model.optim.clipping import Clip, Norm
 from model.optim.muon import Muon
 from model.optim.optimizers import AdamW, Optimizer
-from model.optim.recovery import Recovering, Stop
+from model.optim.recovery import Recovery, Stop
 from model.optim.schedule import Cosine, OneCycle, Schedule
 from model.section import Count, Positive, Section
 
@@ -74,7 +74,7 @@ class TrainConfig(Section):
     schedule: Schedule = Cosine()
     clip: Clip = Norm()
     regularization: Regularization = Regularization()
-    recovery: Recovering = Stop()
+    recovery: Recovery = Stop()
     run: Run = Run()
 
     @model_validator(mode="before")

@@ -64,7 +64,7 @@ def estimate(config: TrainConfig, vocab_size: int, runs: int = 1) -> Memory:
         _validate(pack, config, ledger)
         weights = pack.weights
         parameters, gradients = _size(weights.p), _size(weights.g)
-        optimizer = sum(_size(weights.state[key]) for key in weights.rule.state())
+        optimizer = sum(_size(weights.state[key]) for key in weights.optimizer.state_groups())
     other = standing - parameters - gradients - optimizer
     return Memory(parameters, gradients, optimizer, other, activations, ledger.peak - standing - activations)
 
@@ -154,7 +154,7 @@ def _train(pack: Pack, config: TrainConfig, ledger: Ledger) -> int:
 def _update(pack: Pack, config: TrainConfig) -> None:
     """Go through an update, of all runs and of all but one, which needs copies of their rows."""
     rule = config.optimizer
-    coefficients = [rule.coefficients(part.group, rule.lr, 1) | {"rate": rule.lr} for part in pack.weights.parts]
+    coefficients = [rule.coefficients(group.name, rule.lr, 1) | {"rate": rule.lr} for group in pack.weights.groups]
     step = StepCoefficients(coefficients, config.clip.numbers(), 0.5)
     for n in {pack.size, max(1, pack.size - 1)}:
         lanes = list(range(n))
@@ -173,7 +173,7 @@ def _validate(pack: Pack, config: TrainConfig, ledger: Ledger) -> None:
         pack.network.padded = False  # which tokens are padding is in the text alone
         rows = max(1, min(EVAL_TOKENS, EVAL_LOGITS // pack.vocab_size) // T)
         ledger.share(rows * T)
-        pack.notes(0, torch.zeros(rows, T, dtype=torch.int64))
+        pack.diagnostics(0, torch.zeros(rows, T, dtype=torch.int64))
 
 
 def _size(tensor: Tensor) -> int:

@@ -1,8 +1,8 @@
-"""What every optimizer has: rates and weight decay by parameter group. The optimizers are in model/optim.py.
+"""What all optimizers share: learning rates and weight decay per parameter group. optimizers.py defines each optimizer.
 
-A rule has two halves. `coefficients` turns one run's hyperparameters into the numbers of one update, in Python's
-double precision: 1 - beta2 in float32 is off by 6e-5 at beta2 = 0.999. `update` applies them to all rows at once;
-there they are floats where K = 1 and (K, 1) tensors otherwise.
+An optimizer has two halves. `coefficients` computes the numbers of one update from one run's hyperparameters, in
+Python's double precision, because 1 - beta2 in float32 is off by 6e-5 at beta2 = 0.999. `update` applies them to the
+rows of all K runs at once. There, each coefficient is a float if K = 1 and a (K, 1) tensor otherwise.
 """
 
 from __future__ import annotations
@@ -13,112 +13,133 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 
-from model.optim.param_groups import GROUPS, Group, ParamGroup
+from model.optim.param_groups import GROUP_NAMES, GroupName, ParamGroup
 from model.section import Count, Decay, NonNegative, Positive, Section
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Coefficients = Mapping[str, Any]
+"""Numbers of one update: floats if K = 1, (K, 1) tensors otherwise."""
 State = Mapping[str, "Tensor"]
+"""State tensors by name, (K, n) each, with the columns of one parameter group."""
+
+STATE_NAMES_0_1 = {"exp_avg": "m", "momentum_buffer": "m", "exp_avg_sq": "v", "square_avg": "v"}
+"""Names of the state tensors in checkpoints of version 0.1, by today's name."""
 
 
-class Rule(Section):
-    """A peak rate and a weight decay for each group of parameters: matrices, embeddings, head, scalars."""
+class UpdateRule(Section):
+    """A learning rate and a weight decay for each parameter group: matrix, embedding, head, scalar."""
 
     lr: Positive = 1e-3
-    """Peak learning rate; the schedule multiplies it."""
+    """Peak learning rate. The schedule multiplies it."""
     embedding_lr: Positive | None = None
-    """Peak rate of token and position embeddings; none: lr."""
+    """Peak learning rate of token and position embeddings. None: lr."""
     head_lr: Positive | None = None
-    """Peak rate of an untied head; none: lr."""
+    """Peak learning rate of an untied head. None: lr."""
     scalar_lr: Positive | None = None
-    """Peak rate of gains, biases, skip weights and routers; none: lr."""
+    """Peak learning rate of gains, biases, skip weights and routers. None: lr."""
     layer_decay: Positive = 1.0
-    """Factor on the rate from each block to the one below, the last one having the peak; embeddings are below the
-    first. Above 1, lower blocks learn faster (Howard & Ruder 2018, arXiv:1801.06146)."""
+    """Factor on the learning rate from each block to the block below. The last block has the peak learning rate; the
+    embeddings are below the first block. Above 1, lower blocks learn faster (Howard & Ruder 2018, arXiv:1801.06146)."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
-    """How rates grow with the tokens of an update (Goyal et al. 2017, arXiv:1706.02677; sqrt suits Adam)."""
+    """How the learning rates grow with the number of tokens per update (Goyal et al. 2017, arXiv:1706.02677). sqrt
+    suits Adam."""
     scale_lr_tokens: Count | None = None
-    """Tokens of the update that the rates are meant for, where they scale."""
+    """Tokens per update for which the learning rates are given. Required with scale_lr."""
     weight_decay: NonNegative = 0.0
-    """How much is decayed; each member says of what."""
+    """Weight decay of matrices, and of every group without a weight decay of its own."""
     embedding_decay: NonNegative | None = None
-    """Weight decay of embeddings; none: weight_decay."""
+    """Weight decay of token and position embeddings. None: weight_decay."""
     head_decay: NonNegative | None = None
-    """Weight decay of an untied head; none: weight_decay."""
+    """Weight decay of an untied head. None: weight_decay."""
     scalar_decay: NonNegative = 0.0
-    """Weight decay of gains, biases, skip weights and routers. It fights the norm layers."""
+    """Weight decay of gains, biases, skip weights and routers. Decay works against the norm layers."""
 
     @model_validator(mode="after")
-    def _scales_from_somewhere(self) -> Self:
+    def _scale_lr_is_complete(self) -> Self:
         if (self.scale_lr == "none") != (self.scale_lr_tokens is None):
             raise ValueError(
-                "scale_lr and scale_lr_tokens go together: the rates scale from an update of so many tokens, "
-                f"got {self.scale_lr} and {self.scale_lr_tokens}"
+                "scale_lr and scale_lr_tokens must be set together: scale_lr_tokens is the update size at which lr "
+                f"applies, got {self.scale_lr} and {self.scale_lr_tokens}"
             )
         return self
 
-    def rate(self, group: Group) -> float:
-        """Return the peak rate of a group."""
+    def rate(self, group: GroupName) -> float:
+        """Return the peak learning rate of a group."""
         own: float | None = getattr(self, f"{group}_lr", None)
         return self.lr if own is None else own
 
-    def decay(self, group: Group) -> float:
+    def decay(self, group: GroupName) -> float:
         """Return the weight decay of a group."""
         own: float | None = getattr(self, f"{group}_decay", None)
         return self.weight_decay if own is None else own
 
     def scale(self, update_tokens: int) -> float:
-        """Return the factor on all rates for updates of so many tokens."""
+        """Return the factor on all learning rates for updates of `update_tokens` tokens."""
         if self.scale_lr_tokens is None:
             return 1.0
         ratio = update_tokens / self.scale_lr_tokens
         return ratio if self.scale_lr == "linear" else math.sqrt(ratio)
 
-    def state(self) -> dict[str, tuple[Group, ...]]:
-        """Return the names of the tensors kept, each for some neighbours in GROUPS; they begin at zero."""
+    def state_groups(self) -> dict[str, tuple[GroupName, ...]]:
+        """Return the names of the state tensors, and for each the groups that have it.
+
+        The groups must be neighbours in GROUP_NAMES. All state tensors are zero before the first update.
+        """
         return {}
 
-    def coefficients(self, group: Group, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+    def coefficients(self, group: GroupName, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
         """Return the numbers of one update of a group.
 
-        lr: already scheduled. step: 1 at the first update. beta1: in force now, where the schedule moves it.
+        lr: learning rate of this update, schedule included. step: 1 in the first update. beta1: value in this update,
+        if the schedule changes it.
         """
         raise AssertionError(f"{type(self).__name__} has no coefficients")
 
-    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, part: ParamGroup) -> None:
-        """Take one step in place. p, g and every state tensor: (K, n), the columns of a part."""
+    def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, group: ParamGroup) -> None:
+        """Update the parameters of a group in place.
+
+        p: parameters, (K, n). g: gradients, (K, n). state: (K, n) each. c: from `coefficients`. n: parameters of the
+        group in one run.
+        """
         raise AssertionError(f"{type(self).__name__} has no update")
 
 
-class Moments(Rule):
-    """What the Adam family keeps: running means of gradients and of their squares."""
+class Moments(UpdateRule):
+    """Hyperparameters and state of the Adam family: running means of gradients and of squared gradients."""
 
     beta1: Decay = 0.9
-    """Decay of the mean of gradients."""
+    """Decay per update of the running mean of gradients."""
     beta2: Decay = 0.95
-    """Decay of the mean of squared gradients."""
+    """Decay per update of the running mean of squared gradients."""
     eps: Positive = 1e-8
-    """Added to the root of the mean square."""
+    """Added to the root of the running mean of squared gradients."""
 
-    def state(self) -> dict[str, tuple[Group, ...]]:
-        return {"m": GROUPS, "v": GROUPS}
+    def state_groups(self) -> dict[str, tuple[GroupName, ...]]:
+        return {"exp_avg": GROUP_NAMES, "exp_avg_sq": GROUP_NAMES}
 
     def moments(self, lr: float, step: int, beta1: float | None) -> dict[str, float]:
-        """Return Adam's numbers of one update, the corrections for zero starts included (algorithm 1)."""
+        """Return Adam's numbers of one update, with the bias corrections.
+
+        Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
+        """
         beta1 = self.beta1 if beta1 is None else beta1
         return {
-            "m_rate": 1 - beta1,
-            "v_rate": 1 - self.beta2,
+            "one_minus_beta1": 1 - beta1,
+            "one_minus_beta2": 1 - self.beta2,
             "eps": self.eps,
-            "lr": lr / (1 - beta1**step),
-            "v_scale": 1 / math.sqrt(1 - self.beta2**step),
+            "step_size": lr / (1 - beta1**step),
+            "bias_correction2_rsqrt": 1 / math.sqrt(1 - self.beta2**step),
         }
 
 
-def adam(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
-    """Take one step of Adam (Kingma & Ba 2015, arXiv:1412.6980)."""
-    m = state["m"].lerp_(g, c["m_rate"])
-    v = state["v"].lerp_(g * g, c["v_rate"])
-    p.sub_((m / v.sqrt().mul_(c["v_scale"]).add_(c["eps"])).mul_(c["lr"]))
+def adam_step(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
+    """Update parameters in place with one step of Adam (Kingma & Ba 2015, arXiv:1412.6980).
+
+    p, g, state["exp_avg"], state["exp_avg_sq"]: (K, n) each.
+    """
+    exp_avg = state["exp_avg"].lerp_(g, c["one_minus_beta1"])
+    exp_avg_sq = state["exp_avg_sq"].lerp_(g * g, c["one_minus_beta2"])
+    denominator = exp_avg_sq.sqrt().mul_(c["bias_correction2_rsqrt"]).add_(c["eps"])
+    p.sub_((exp_avg / denominator).mul_(c["step_size"]))

@@ -1,4 +1,8 @@
-"""Where each parameter lies in the row of a run, and which of them share a learning rate."""
+"""Parameter groups: the order of the parameters in a row, and which of them share a learning rate.
+
+A pack stores the parameters of each run as one row of a (K, P) tensor: K runs, P parameters. All parameters of a group
+are neighbours in that row, so that an optimizer updates a group with a few operations on long tensors.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,20 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from torch import Tensor
 
-Group = Literal["matrix", "embedding", "head", "scalar"]
-GROUPS: tuple[Group, ...] = get_args(Group)
-"""In the order in which they lie in a row. scalar: gains, biases, skip weights and routers."""
+GroupName = Literal["matrix", "embedding", "head", "scalar"]
+GROUP_NAMES: tuple[GroupName, ...] = get_args(GroupName)
+"""The groups in the order of a row. scalar: gains, biases, skip weights and routers."""
 
 
 @dataclass(frozen=True)
 class ParamSlice:
-    """One parameter: `n` matrices of (rows, cols), or a vector where rows is 1."""
+    """The columns of one parameter in its group: `n` matrices of shape (rows, cols), or a vector if rows is 1."""
 
     name: str
     start: int
-    """Within its part."""
+    """First column, counted from the first column of the group."""
     stop: int
+    """Column after the last one."""
     n: int
     rows: int
     cols: int
@@ -31,43 +36,45 @@ class ParamSlice:
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """A stretch of a row whose parameters share a rate."""
+    """Neighbouring columns of a row whose parameters share a learning rate."""
 
-    group: Group
+    name: GroupName
     depth: int
-    """Blocks above it: n_layer at the embeddings, 0 in the last block and at the head."""
+    """Number of blocks above these parameters: n_layer for the embeddings, 0 for the last block and the head."""
     start: int
+    """First column in the row."""
     stop: int
-    pieces: tuple[ParamSlice, ...]
+    """Column after the last one."""
+    slices: tuple[ParamSlice, ...]
 
-    def of(self, block: Tensor, offset: int = 0) -> Tensor:
-        """Return these columns of a (K, P) block, whose first column is number `offset` of the row."""
+    def columns(self, block: Tensor, offset: int = 0) -> Tensor:
+        """Return this group's columns of a (K, P) block. offset: column of the row at which the block starts."""
         return block[:, self.start - offset : self.stop - offset]
 
-    def mean(self, x: Tensor) -> Tensor:
-        """Return the mean of each piece, (K, pieces). x: (K, n), this part's columns."""
+    def means(self, x: Tensor) -> Tensor:
+        """Return the mean of each parameter, (K, len(slices)). x: (K, n), the columns of this group."""
         import torch
 
-        return torch.stack([part.mean(dim=1) for part in x.split(self._sizes(), dim=1)], dim=1)
+        return torch.stack([columns.mean(dim=1) for columns in x.split(self._sizes(), dim=1)], dim=1)
 
     def norms(self, x: Tensor) -> Tensor:
-        """Return the L2 norm of each piece, (K, pieces). x: (K, n), this part's columns."""
+        """Return the L2 norm of each parameter, (K, len(slices)). x: (K, n), the columns of this group."""
         import torch
 
-        return torch.stack([part.norm(dim=1) for part in x.split(self._sizes(), dim=1)], dim=1)
+        return torch.stack([columns.norm(dim=1) for columns in x.split(self._sizes(), dim=1)], dim=1)
 
-    def spread(self, x: Tensor) -> Tensor:
-        """Return one number of each piece on all its columns, (K, n). x: (K, pieces)."""
+    def expand(self, x: Tensor) -> Tensor:
+        """Repeat one value per parameter over all its columns, (K, n). x: (K, len(slices))."""
         import torch
 
         return x.repeat_interleave(torch.tensor(self._sizes(), device=x.device), dim=1)
 
     def _sizes(self) -> list[int]:
-        return [piece.stop - piece.start for piece in self.pieces]
+        return [param.stop - param.start for param in self.slices]
 
 
-def group_of(name: str, shape: Sequence[int]) -> Group:
-    """Return the group of a parameter of the network by its name and shape."""
+def group_of(name: str, shape: Sequence[int]) -> GroupName:
+    """Return the group of a parameter. name, shape: as in `Network.named_parameters()`."""
     if name.startswith(("wte.", "wpe.")):
         return "embedding"
     if name.startswith("head."):
@@ -75,42 +82,44 @@ def group_of(name: str, shape: Sequence[int]) -> Group:
     return "scalar" if len(shape) < 2 or ".router." in name else "matrix"
 
 
-def parts(shapes: Mapping[str, Sequence[int]], n_layer: int, by_depth: bool) -> list[ParamGroup]:
-    """Lay the parameters out in a row, group after group.
+def param_groups(shapes: Mapping[str, Sequence[int]], n_layer: int, by_depth: bool) -> list[ParamGroup]:
+    """Assign each parameter to a group and to columns of the row.
 
-    by_depth: one part a layer, for rates that differ from layer to layer.
+    shapes: shape of each parameter by name. by_depth: make one group per layer, for learning rates that differ
+    between layers.
     """
 
-    def place(name: str) -> tuple[int, int]:
+    def order(name: str) -> tuple[int, int]:
         group = group_of(name, shapes[name])
-        return GROUPS.index(group), -_depth(name, group, n_layer) if by_depth else 0
+        return GROUP_NAMES.index(group), -_depth(name, group, n_layer) if by_depth else 0
 
-    found, start = [], 0
-    for (group, depth), names in groupby(sorted(shapes, key=place), key=place):
-        pieces = _pieces({name: shapes[name] for name in names})
-        found.append(ParamGroup(GROUPS[group], -depth, start, start + pieces[-1].stop, pieces))
-        start = found[-1].stop
-    return found
+    groups: list[ParamGroup] = []
+    start = 0
+    for (index, depth), names in groupby(sorted(shapes, key=order), key=order):
+        slices = _param_slices({name: shapes[name] for name in names})
+        groups.append(ParamGroup(GROUP_NAMES[index], -depth, start, start + slices[-1].stop, slices))
+        start = groups[-1].stop
+    return groups
 
 
-def whole(parts: Sequence[ParamGroup]) -> ParamGroup:
-    """Return one part of all pieces, for what looks at a whole row tensor by tensor."""
-    pieces = tuple(
-        ParamSlice(piece.name, part.start + piece.start, part.start + piece.stop, piece.n, piece.rows, piece.cols)
-        for part in parts
-        for piece in part.pieces
+def merge_groups(groups: Sequence[ParamGroup]) -> ParamGroup:
+    """Return one group that holds the slices of all groups, for functions that read a whole row."""
+    slices = tuple(
+        ParamSlice(param.name, group.start + param.start, group.start + param.stop, param.n, param.rows, param.cols)
+        for group in groups
+        for param in group.slices
     )
-    return ParamGroup("matrix", 0, 0, parts[-1].stop, pieces)
+    return ParamGroup("matrix", 0, 0, groups[-1].stop, slices)
 
 
-def _depth(name: str, group: Group, n_layer: int) -> int:
-    if group == "embedding" or name.startswith("embedding_"):  # its projection and its norm
+def _depth(name: str, group: GroupName, n_layer: int) -> int:
+    if group == "embedding" or name.startswith("embedding_"):  # the projection and the norm after the embeddings
         return n_layer
     path = name.split(".")
     return n_layer - 1 - int(path[1]) if path[0] == "blocks" else 0
 
 
-def _pieces(shapes: Mapping[str, Sequence[int]]) -> tuple[ParamSlice, ...]:
+def _param_slices(shapes: Mapping[str, Sequence[int]]) -> tuple[ParamSlice, ...]:
     ends = list(accumulate(prod(shape) for shape in shapes.values()))
     starts = [0, *ends[:-1]]
     return tuple(
@@ -120,9 +129,9 @@ def _pieces(shapes: Mapping[str, Sequence[int]]) -> tuple[ParamSlice, ...]:
 
 
 def _matrices(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return how many matrices of how many rows and columns a parameter is."""
+    """Return the number of matrices in a parameter, their rows and their columns."""
     if len(shape) == 3:  # experts
         return shape[0], shape[1], shape[2]
-    if name.endswith("qkv.weight"):  # queries, keys and values are three maps that share one parameter for speed
+    if name.endswith("qkv.weight"):  # three matrices (queries, keys, values) in one parameter, for speed
         return 3, shape[0] // 3, shape[1]
     return 1, prod(shape[:-1]), shape[-1]

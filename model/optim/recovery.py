@@ -1,108 +1,122 @@
-"""What a run does about a failed step: one whose loss or gradient is not finite, or whose gradient is a spike."""
+"""Recovery from failed steps: steps with a loss or gradient that is not finite, or with a gradient spike.
+
+To add a recovery rule, write one class with a `name` and add it to the union `Recovery` at the end of this file.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from model.section import Count, Section
 
-MEMORY = 0.98  # decay of the mean gradient norm that spikes are measured against
-PATIENCE = 20  # steps before that mean is used
+MEAN_DECAY = 0.98  # decay per step of the mean gradient norm that spikes are compared with
+PATIENCE = 20  # good steps before that mean is used
 
-Answer = Literal["go", "skip", "rollback", "stop"]
+Action = Literal["go", "skip", "rollback", "stop"]
+"""What to do with a step. go: apply it. skip: leave it out. rollback: restore the last rung. stop: end the run."""
 
 
-class Recovery(Section):
-    """What counts as a failed step."""
+class FailureRule(Section):
+    """Which steps have failed."""
 
     spike: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
-    """A step whose gradient norm, before clipping, is more than this many times its running mean has failed, from the
-    21st good step on; none: only one that is not finite."""
+    """A step has failed if its gradient norm before clipping exceeds this multiple of the running mean of the norms.
+    The rule applies from the 21st good step on. None: only a loss or gradient that is not finite is a failure."""
 
 
-class Stop(Recovery):
-    """End the run; it is recorded as diverged."""
+class Stop(FailureRule):
+    """End the run at the first failed step. The run is recorded as diverged."""
 
     name: Literal["stop"] = "stop"
 
-    def answer(self, failures: int) -> Answer:
-        """Return what to do about failure number `failures`."""
+    def action(self, n_failures: int) -> Action:
+        """Return what to do after `n_failures` failed steps of the run."""
         return "stop"
 
     def watches(self) -> bool:
-        """Return whether every step's gradient norm must be looked at."""
+        """Return whether the trainer must read the gradient norm of every step."""
         return self.spike is not None
 
 
-class Skip(Recovery):
-    """Leave the update out and go on with the next batch."""
+class Skip(FailureRule):
+    """Leave the update out and continue with the next batch."""
 
     name: Literal["skip"] = "skip"
     at_most: Count = 3
-    """Failed steps of a run; one more ends it."""
+    """Failed steps that a run survives. The next one ends the run."""
 
-    def answer(self, failures: int) -> Answer:
-        return "skip" if failures <= self.at_most else "stop"
+    def action(self, n_failures: int) -> Action:
+        return "skip" if n_failures <= self.at_most else "stop"
 
     def watches(self) -> bool:
         return True
 
 
-class RollBack(Recovery):
-    """Go back to the weights and optimizer state of the last rung and on with the next batch, at a lower rate."""
+class RollBack(FailureRule):
+    """Restore weights and optimizer state of the last rung, lower the learning rate, continue with the next batch."""
 
     name: Literal["rollback"] = "rollback"
     at_most: Count = 3
-    """Failed steps of a run; one more ends it."""
+    """Failed steps that a run survives. The next one ends the run."""
     lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """All learning rates are multiplied by it, for the rest of the run, at each failure."""
+    """Factor on all learning rates for the rest of the run, applied again at each failed step."""
 
-    def answer(self, failures: int) -> Answer:
-        return "rollback" if failures <= self.at_most else "stop"
+    def action(self, n_failures: int) -> Action:
+        return "rollback" if n_failures <= self.at_most else "stop"
 
     def watches(self) -> bool:
         return True
 
 
 class Health:
-    """The failures of one run, and the usual size of its gradients."""
+    """Count the failed steps of one run and track the mean norm of its gradients."""
 
     def __init__(self, rule: Stop | Skip | RollBack) -> None:
         self.rule = rule
-        self.failures, self.seen = 0, 0
-        self.mean = 0.0  # of gradient norms
-        self.cut = 1.0  # on all learning rates
+        self.n_failures, self.n_good = 0, 0
+        self.mean_norm = 0.0  # running mean of gradient norms over good steps
+        self.lr_scale = 1.0  # factor on all learning rates
         self.mark()
 
     def mark(self) -> None:
-        """Remember the usual size of gradients: a run that goes back to its weights of now has it again."""
-        self.marked = self.seen, self.mean
+        """Save the mean gradient norm at a rung, because a rollback restores it along with the weights."""
+        self.marked = self.n_good, self.mean_norm
 
     def recoveries(self) -> int:
-        """Return the failures that did not end the run."""
-        return sum(self.rule.answer(n) != "stop" for n in range(1, self.failures + 1))
+        """Return the number of failed steps that did not end the run."""
+        return sum(self.rule.action(n) != "stop" for n in range(1, self.n_failures + 1))
 
-    def judge(self, norm: float) -> Answer:
-        """Return what to do about a step. norm: of its gradient, nan where its loss is not finite."""
+    def respond(self, norm: float) -> Action:
+        """Record a step and return what to do with it. norm: of the step's gradient; nan if the loss is not finite."""
         if not self._failed(norm):
-            self.seen += 1
-            self.mean += (norm - self.mean) * max(1 - MEMORY, 1 / self.seen)
+            self.n_good += 1
+            self.mean_norm += (norm - self.mean_norm) * max(1 - MEAN_DECAY, 1 / self.n_good)
             return "go"
-        self.failures += 1
-        answer = self.rule.answer(self.failures)
-        if isinstance(self.rule, RollBack) and answer == "rollback":
-            self.cut *= self.rule.lr_factor
-            self.seen, self.mean = self.marked
-        return answer
+        self.n_failures += 1
+        action = self.rule.action(self.n_failures)
+        if isinstance(self.rule, RollBack) and action == "rollback":
+            self.lr_scale *= self.rule.lr_factor
+            self.n_good, self.mean_norm = self.marked
+        return action
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint. The keys are those of version 0.1."""
+        return {"failures": self.n_failures, "seen": self.n_good, "mean": self.mean_norm, "cut": self.lr_scale}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        self.n_failures, self.n_good = state["failures"], state["seen"]
+        self.mean_norm, self.lr_scale = state["mean"], state["cut"]
 
     def _failed(self, norm: float) -> bool:
         if not math.isfinite(norm):
             return True
         spike = self.rule.spike
-        return spike is not None and self.seen >= PATIENCE and norm > spike * self.mean
+        return spike is not None and self.n_good >= PATIENCE and norm > spike * self.mean_norm
 
 
-Recovering = Annotated[Stop | Skip | RollBack, Field(discriminator="name")]
+Recovery = Annotated[Stop | Skip | RollBack, Field(discriminator="name")]

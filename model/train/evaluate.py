@@ -9,6 +9,7 @@ from torch import Tensor
 from model.config import TrainConfig
 from model.data.batches import SequenceDataset
 from model.data.prepare import PreparedData
+from model.nn.context import Diagnostics
 from model.train.pack import Pack
 
 EVAL_TOKENS = 8192  # of one validation batch; the metric does not depend on it
@@ -39,13 +40,13 @@ class Evaluator:
         nats, hits = totals.tolist()
         return nats, hits
 
-    def notes(self, lane: int) -> dict[str, list[Tensor]]:
-        """Return what a run's layers have to say of themselves on the first batch."""
+    def diagnostics(self, lane: int) -> Diagnostics:
+        """Measure the diagnostics of one run on the first validation batch."""
         # As many rows whoever shares the pack: runs are looked at one by one.
         tokens = min(EVAL_TOKENS, EVAL_LOGITS // self.pack.vocab_size)
         rows = min(len(self.windows), max(1, tokens // self.windows.context))
         x, _ = self.windows.gather(np.arange(rows))
-        return self.pack.notes(lane, torch.from_numpy(x).to(self.device))
+        return self.pack.diagnostics(lane, torch.from_numpy(x).to(self.device))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for first in range(0, len(self.windows), self.rows):

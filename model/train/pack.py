@@ -9,11 +9,11 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from model.config import TrainConfig
+from model.nn.context import Diagnostics
 from model.nn.gpt import Network, build_network
 from model.train.params import PackParams
 
 Named = Mapping[str, Tensor]
-Diagnostics = dict[str, list[Tensor]]
 Measure = Callable[[Tensor, Tensor, Diagnostics], tuple[Tensor, ...]]
 
 
@@ -119,33 +119,33 @@ class Pack:
         return nats, hits
 
     @torch.no_grad()
-    def notes(self, lane: int, x: Tensor) -> Diagnostics:
-        """Return what the layers of one run have to say of themselves. x: (B, T)."""
+    def diagnostics(self, lane: int, x: Tensor) -> Diagnostics:
+        """Measure the diagnostics of one run. x: (B, T)."""
         self.network.eval()
-        notes: Diagnostics = {"attention_entropy": [], "expert_load": [], "kurtosis": []}
+        diagnostics: Diagnostics = {"attention_entropy": [], "expert_load": [], "kurtosis": []}
         own = self.leaves if self.size == 1 else {name: leaf[lane] for name, leaf in self.leaves.items()}
         with self.autocast():
-            functional_call(self.network, own, (x, notes), tie_weights=False)
-        return notes
+            functional_call(self.network, own, (x, diagnostics), tie_weights=False)
+        return diagnostics
 
     def autocast(self) -> torch.autocast:
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.run.precision)
         return torch.autocast(self.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
 
     def _each(self, measure: Measure, shared: bool) -> Callable[..., Any]:
-        """Return measure(logits, y, notes) for each run, stacked. shared: x and y are the same for all runs."""
+        """Return measure(logits, y, diagnostics) for each run, stacked. shared: x and y are the same for all runs."""
 
         def one(leaves: Named, buffers: Named, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-            notes: Diagnostics = {"balance": []}
+            diagnostics: Diagnostics = {"balance": []}
             held = {**leaves, **buffers}
-            return measure(functional_call(self.network, held, (x, notes), tie_weights=False), y, notes)
+            return measure(functional_call(self.network, held, (x, diagnostics), tie_weights=False), y, diagnostics)
 
         def alone(buffers: Named, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
             for name, b in buffers.items():
                 self.network.get_buffer(name).copy_(b[0])
-            notes: Diagnostics = {"balance": []}
+            diagnostics: Diagnostics = {"balance": []}
             x, y = (x, y) if shared else (x[0], y[0])
-            return tuple(found[None] for found in measure(self.network(x, notes), y, notes))
+            return tuple(found[None] for found in measure(self.network(x, diagnostics), y, diagnostics))
 
         def side_by_side(buffers: Named, x: Tensor, y: Tensor) -> Any:
             batch = None if shared else 0
@@ -160,12 +160,12 @@ def summed_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-1, reduction="sum")
 
 
-def training_losses(logits: Tensor, y: Tensor, notes: Diagnostics) -> tuple[Tensor, ...]:
+def training_losses(logits: Tensor, y: Tensor, diagnostics: Diagnostics) -> tuple[Tensor, ...]:
     """Return the summed cross-entropy and the balance loss of each layer that has one."""
-    return summed_cross_entropy(logits, y), *notes["balance"]
+    return summed_cross_entropy(logits, y), *diagnostics["balance"]
 
 
-def evaluation_scores(logits: Tensor, y: Tensor, notes: Diagnostics) -> tuple[Tensor, Tensor]:
+def evaluation_scores(logits: Tensor, y: Tensor, diagnostics: Diagnostics) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy and the number of targets predicted right."""
     return summed_cross_entropy(logits, y), (logits.argmax(-1) == y).sum()
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from model.config import TrainConfig
-from model.optim.param_groups import GROUPS, parts, whole
+from model.optim.optimizer import STATE_NAMES_0_1
+from model.optim.param_groups import GROUP_NAMES, merge_groups, param_groups
 
 AVERAGE = "average"
 
@@ -21,7 +22,7 @@ class StepCoefficients(NamedTuple):
     """The numbers of one run's update."""
 
     coefficients: Sequence[Mapping[str, float]]
-    """The optimizer's, for each part of the row; "rate" is the learning rate itself."""
+    """The optimizer's, for each parameter group; "rate" is the learning rate itself."""
     clip: Mapping[str, float]
     average: float
     """How far the average of the weights moves towards them."""
@@ -31,24 +32,24 @@ class PackParams:
     """Rows of weights and gradients, (K, P), of the optimizer's state, the clipping rule's memory and the average."""
 
     def __init__(self, config: TrainConfig, shapes: Mapping[str, torch.Size], size: int, device: torch.device) -> None:
-        self.rule, self.clip = config.optimizer, config.clip
-        self.parts = parts(shapes, config.model.n_layer, config.optimizer.layer_decay != 1)
-        self.whole = whole(self.parts)
-        self.shapes = {piece.name: shapes[piece.name] for piece in self.whole.pieces}
-        self.spans = {piece.name: (piece.start, piece.stop) for piece in self.whole.pieces}
-        P = self.whole.stop
+        self.optimizer, self.clip = config.optimizer, config.clip
+        self.groups = param_groups(shapes, config.model.n_layer, config.optimizer.layer_decay != 1)
+        self.params = merge_groups(self.groups)
+        self.shapes = {param.name: shapes[param.name] for param in self.params.slices}
+        self.spans = {param.name: (param.start, param.stop) for param in self.params.slices}
+        P = self.params.stop
         self.p, self.g = (torch.zeros(size, P, device=device) for _ in range(2))  # (K, P)
         self.state: dict[str, Tensor] = {}
         self.offsets = {"weights": 0, AVERAGE: 0}  # column of the row at which each block begins
-        for key, groups in self.rule.state().items():
-            mine = [part for part in self.parts if part.group in groups]
-            self.offsets[key] = mine[0].start if mine else P
-            self.state[key] = torch.zeros(size, sum(part.stop - part.start for part in mine), device=device)
+        for key, names in self.optimizer.state_groups().items():
+            groups = [group for group in self.groups if group.name in names]
+            self.offsets[key] = groups[0].start if groups else P
+            self.state[key] = torch.zeros(size, sum(group.stop - group.start for group in groups), device=device)
         if config.regularization.ema is not None:
             self.state[AVERAGE] = torch.zeros(size, P, device=device)
-        self.first = self.clip.state(len(self.whole.pieces))
+        self.first = self.clip.initial_state(len(self.params.slices))
         self.memory = {key: torch.full((size, n), value, device=device) for key, (n, value) in self.first.items()}
-        self.grad_norms, self.ratios = (torch.zeros(size, len(GROUPS), device=device) for _ in range(2))
+        self.grad_norms, self.ratios = (torch.zeros(size, len(GROUP_NAMES), device=device) for _ in range(2))
         self.kept: dict[int, list[Tensor]] = {}
 
     def blocks(self) -> dict[str, Tensor]:
@@ -56,7 +57,7 @@ class PackParams:
         return {"weights": self.p, **self.state, **{f"clip.{key}": block for key, block in self.memory.items()}}
 
     def tensors(self, lane: int) -> dict[str, Tensor]:
-        """Return views of all that a lane holds, by name: "weights.wte.weight", "m.wte.weight", "clip.gamma", ..."""
+        """Return views of all that a lane holds, by name: "weights.wte.weight", "exp_avg.wte.weight", "clip.gamma"."""
         found = {f"clip.{key}": block[lane] for key, block in self.memory.items()}
         for kind, block in {"weights": self.p, **self.state}.items():
             offset, width = self.offsets[kind], block.shape[1]
@@ -80,7 +81,9 @@ class PackParams:
         self.g[lane] = 0
         self.forget(lane)
         for name, held in self.tensors(lane).items():
-            held.copy_(tensors[name]) if name in tensors else held.zero_()
+            kind, _, parameter = name.partition(".")
+            saved = tensors.get(name, tensors.get(f"{STATE_NAMES_0_1.get(kind)}.{parameter}"))
+            held.zero_() if saved is None else held.copy_(saved)
 
     def forget(self, lane: int) -> None:
         """Forget what was measured by group."""
@@ -124,7 +127,7 @@ class PackParams:
         before = p.clone() if watch else None
         grad_norms = self._by_group(g) if watch else None
         numbers = self._columns([step.clip for step in steps])
-        clipped = self.clip.clip(g, norms, memory, numbers, self.whole)
+        clipped = self.clip.clip(g, norms, memory, numbers, self.params)
         bounded = self._step(p, g, state, steps, numbers)
         if AVERAGE in state:
             state[AVERAGE].lerp_(p, self._columns([{"rate": step.average} for step in steps])["rate"])
@@ -150,20 +153,20 @@ class PackParams:
     def _step(
         self, p: Tensor, g: Tensor, state: dict[str, Tensor], steps: Sequence[StepCoefficients], numbers: dict[str, Any]
     ) -> Tensor | None:
-        """Let the optimizer update each part; return the share of tensors whose update was bounded, if any may be."""
+        """Update each parameter group; return the fraction of bounded tensors, if the rule bounds any."""
         bounded = []
-        for i, part in enumerate(self.parts):
+        for i, group in enumerate(self.groups):
             c = self._columns([step.coefficients[i] for step in steps])
             own = {
-                key: part.of(block, self.offsets[key])
-                for key, block in state.items()
-                if key != AVERAGE and self.offsets[key] <= part.start
+                key: group.columns(state[key], self.offsets[key])
+                for key, names in self.optimizer.state_groups().items()
+                if group.name in names
             }
-            rows = part.of(p)
-            before = rows.clone() if self.clip.bounds else None
-            self.rule.update(rows, part.of(g), own, c, part)
+            rows = group.columns(p)
+            before = rows.clone() if self.clip.bounds_updates else None
+            self.optimizer.update(rows, group.columns(g), own, c, group)
             if before is not None:
-                bounded.append(self.clip.bound(rows, before, numbers, c["rate"], part))
+                bounded.append(self.clip.bound_update(rows, before, numbers, c["rate"], group))
         return torch.cat(bounded, dim=1).float().mean(dim=1) if bounded else None
 
     def _columns(self, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -175,16 +178,16 @@ class PackParams:
 
     def _by_group(self, rows: Tensor) -> Tensor:
         """Return L2 norms by group, (n, groups), zero for a group that has no parameters."""
-        found = rows.new_zeros(len(rows), len(GROUPS))
-        for i, columns in self._groups():
+        found = rows.new_zeros(len(rows), len(GROUP_NAMES))
+        for i, columns in self._group_columns():
             found[:, i] = rows[:, columns].norm(dim=1)
         return found
 
-    def _groups(self) -> Iterator[tuple[int, slice]]:
-        for i, group in enumerate(GROUPS):
-            mine = [part for part in self.parts if part.group == group]
-            if mine:
-                yield i, slice(mine[0].start, mine[-1].stop)
+    def _group_columns(self) -> Iterator[tuple[int, slice]]:
+        for i, name in enumerate(GROUP_NAMES):
+            groups = [group for group in self.groups if group.name == name]
+            if groups:
+                yield i, slice(groups[0].start, groups[-1].stop)
 
     def _rows(self, block: Tensor, lanes: Sequence[int]) -> Tensor:
         """Return some rows: a view of all, which is updated in lane, or a copy, which must be written back."""
@@ -192,6 +195,6 @@ class PackParams:
 
     def by_group(self, lane: int) -> tuple[dict[str, float], dict[str, float]]:
         """Return gradient norms and update-to-weight ratios by group, as measured at the last watched update."""
-        groups = [(GROUPS[i], i) for i, _ in self._groups()]
+        groups = [(GROUP_NAMES[i], i) for i, _ in self._group_columns()]
         norms, ratios = self.grad_norms[lane].tolist(), self.ratios[lane].tolist()
         return {g: norms[i] for g, i in groups}, {g: ratios[i] for g, i in groups}

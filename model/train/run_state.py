@@ -82,7 +82,7 @@ class RunState:
 
     def multiplier(self) -> float:
         """Return the factor on all peak rates in the last update."""
-        return self.config.schedule.multiplier(self.progress()) * self.scale * self.health.cut
+        return self.config.schedule.multiplier(self.progress()) * self.scale * self.health.lr_scale
 
     def progress(self) -> float:
         """Return the fraction of the run at the middle of the last update."""
@@ -91,16 +91,16 @@ class RunState:
     def lr(self) -> float:
         return self.config.optimizer.rate("matrix") * self.multiplier()
 
-    def step(self, parts: Sequence[ParamGroup]) -> StepCoefficients:
+    def step(self, groups: Sequence[ParamGroup]) -> StepCoefficients:
         """Count the update that was just completed and return its numbers."""
         self.steps += 1
         rule, ema = self.config.optimizer, self.config.regularization.ema
         beta1 = getattr(rule, "beta1", None)
         beta1 = None if beta1 is None else self.config.schedule.beta1(self.progress(), beta1)
         coefficients = []
-        for part in parts:
-            lr = rule.rate(part.group) * rule.layer_decay**part.depth * self.multiplier()
-            coefficients.append({**rule.coefficients(part.group, lr, self.steps, beta1), "rate": lr})
+        for group in groups:
+            lr = rule.rate(group.name) * rule.layer_decay**group.depth * self.multiplier()
+            coefficients.append({**rule.coefficients(group.name, lr, self.steps, beta1), "rate": lr})
         # A young average follows the weights closely, so that it forgets how they began.
         average = 1 - min(ema, (1 + self.steps) / (10 + self.steps)) if ema is not None else 0.0
         return StepCoefficients(coefficients, self.config.clip.numbers(), average)
@@ -118,12 +118,10 @@ class RunState:
 
     def state(self) -> dict[str, Any]:
         """Return what a run that goes on later must know."""
-        h = self.health
-        health = {"failures": h.failures, "seen": h.seen, "mean": h.mean, "cut": h.cut}
-        return {"micro_step": self.micro_step, "steps": self.steps, "seconds": self.seconds, "health": health}
+        progress = {"micro_step": self.micro_step, "steps": self.steps, "seconds": self.seconds}
+        return progress | {"health": self.health.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.micro_step, self.steps = int(state["micro_step"]), int(state["steps"])
         self.seconds = float(state["seconds"])
-        for key, value in state["health"].items():
-            setattr(self.health, key, value)
+        self.health.load_state_dict(state["health"])

@@ -53,7 +53,7 @@ class PackOptimizer:
         if not due:
             return
         norms = self.weights.norms(due)
-        steps = [runs[lane].step(self.weights.parts) for lane in due]
+        steps = [runs[lane].step(self.weights.groups) for lane in due]
         watch = [lane for lane in due if runs[lane].to_mark() == 0]
         found = torch.stack((norms, self.weights.update(due, steps, norms, watch)))
         if len(due) == self.pack.size:
@@ -70,7 +70,7 @@ class PackOptimizer:
         for lane in at_mark:
             if bool(self.finite[lane]) and not math.isfinite(nats[lane]):
                 run = runs[lane]
-                self.finite[lane] = run.health.judge(math.nan) == "rollback"
+                self.finite[lane] = run.health.respond(math.nan) == "rollback"
                 if self.finite[lane]:
                     self._go_back(lane, run)
                     back = True
@@ -93,13 +93,13 @@ class PackOptimizer:
 
     def _goes_on(self, lane: int, run: RunState, norm: float) -> bool:
         """Return whether a step is good; leave it out, roll back or end the run if not."""
-        answer = run.health.judge(norm)
-        if answer == "go":
+        action = run.health.respond(norm)
+        if action == "go":
             return True
         self.weights.clear([lane])
-        if answer == "rollback":
+        if action == "rollback":
             self._go_back(lane, run)
-        elif answer == "stop":
+        elif action == "stop":
             self.finite[lane] = False
         return False
 

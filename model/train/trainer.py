@@ -193,7 +193,7 @@ class Trainer:
             recoveries=run.health.recoveries(),
             tokens_per_second=run.tokens_since_rung() / max(run.training, 1e-9),
             seconds=run.seconds,
-            **self._notes(lane, scored),
+            **self._diagnostics(lane, scored),
         )
 
     def _tested(self, metrics: dict[int, Metrics]) -> dict[int, Metrics]:
@@ -217,12 +217,12 @@ class Trainer:
         nats, _ = validation.scores()
         return [nats[p] for p in lanes]
 
-    def _notes(self, lane: int, scored: bool) -> dict[str, Any]:
+    def _diagnostics(self, lane: int, scored: bool) -> dict[str, Any]:
         """Return what was asked for of attention, experts and the residual stream."""
         if not (scored and self.shared.run.diagnostics):
             return {}
-        found = self.validation.notes(lane)
-        return {key: [note.tolist() for note in notes] for key, notes in found.items() if notes}
+        diagnostics = self.validation.diagnostics(lane)
+        return {key: [value.tolist() for value in values] for key, values in diagnostics.items() if values}
 
     def _begin_rung(self, lane: int) -> None:
         """Start the sums of a new rung."""

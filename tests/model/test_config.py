@@ -418,9 +418,15 @@ def test_messages_say_the_rule_and_the_value():
             {"schedule.name": "onecycle", "schedule.beta1_dip": 0.9},
             "schedule.beta1_dip: must be below optimizer.beta1 = 0.9, got 0.9",
         ),
-        ({"schedule.name": "onecycle", "schedule.warmup": 0.0, "schedule.start": 0.2}, "start is where warmup begins"),
-        ({"schedule.name": "wsd", "schedule.floor": 1.0, "schedule.decay": 0.5}, "decay is the share spent falling"),
-        ({"optimizer.name": "lion", "optimizer.beta1": 0.0, "optimizer.beta2": 0.5}, "beta2 is of a momentum"),
+        (
+            {"schedule.name": "onecycle", "schedule.warmup": 0.0, "schedule.start": 0.2},
+            "start has no effect if warmup is 0",
+        ),
+        ({"schedule.name": "wsd", "schedule.floor": 1.0, "schedule.decay": 0.5}, "decay has no effect if floor is 1"),
+        (
+            {"optimizer.name": "lion", "optimizer.beta1": 0.0, "optimizer.beta2": 0.5},
+            "beta2 has no effect if beta1 is 0",
+        ),
         (
             {f"regularization.{site}_dropout": 0.1 for site in ("embedding", "attention", "residual", "mlp")}
             | {"regularization.dropout": 0.2},

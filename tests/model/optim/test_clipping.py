@@ -4,21 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from model.optim.clipping import AdaGC, NoClip, Norm, Rule, UpdateRMS, Value, ZClip
-from model.optim.param_groups import ParamGroup, parts, whole
+from model.optim.clipping import AdaGC, ClippingRule, NoClip, Norm, UpdateRMS, Value, ZClip
+from model.optim.param_groups import ParamGroup, merge_groups, param_groups
 
 INF = float("inf")
 SHAPES = {"blocks.0.mlp.fc.weight": (3, 5), "blocks.0.mlp.proj.weight": (5, 3), "norm.weight": (7,)}
 SIZES = [15, 15, 7]
-PARTS = parts(SHAPES, 1, by_depth=False)
-WHOLE = whole(PARTS)
+PARAMS = merge_groups(param_groups(SHAPES, 1, by_depth=False))
 
 
 class Harness:
     """One rule, or several of one kind, applied to rows of gradients again and again."""
 
-    def __init__(self, *rules: Rule) -> None:
-        first = rules[0].state(len(SIZES))
+    def __init__(self, *rules: ClippingRule) -> None:
+        first = rules[0].initial_state(len(SIZES))
         self.rule = rules[0]
         self.state = {key: torch.full((len(rules), n), value) for key, (n, value) in first.items()}
         numbers = [rule.numbers() for rule in rules]
@@ -27,7 +26,7 @@ class Harness:
         )
 
     def clip(self, g: torch.Tensor) -> list[float]:
-        found = self.rule.clip(g, g.norm(dim=1), self.state, self.numbers, WHOLE)
+        found = self.rule.clip(g, g.norm(dim=1), self.state, self.numbers, PARAMS)
         return [0.0] * len(g) if found is None else found.tolist()
 
 
@@ -178,13 +177,13 @@ def test_a_tensor_without_gradient_is_not_frozen_by_adagc():
 
 
 def test_update_rms_bounds_each_tensor_by_itself_in_units_of_the_rate():
-    rule, part = UpdateRMS(max_rms=0.5), ParamGroup("matrix", 0, 0, 37, WHOLE.pieces)
+    rule, group = UpdateRMS(max_rms=0.5), ParamGroup("matrix", 0, 0, 37, PARAMS.slices)
     before = torch.randn(2, 37, generator=torch.Generator().manual_seed(0))
     step = torch.randn(2, 37, generator=torch.Generator().manual_seed(1)) * 1e-3
     step[:, 15:30] *= 100
     p = before + step
     rates = torch.tensor([[1e-2], [1e3]])
-    over = rule.bound(p, before, rule.numbers(), rates, part)
+    over = rule.bound_update(p, before, rule.numbers(), rates, group)
     assert over.tolist() == [[False, True, False], [False, False, False]]
     assert torch.equal(p[1], (before + step)[1])
     assert torch.equal(p[0, :15], (before + step)[0, :15])

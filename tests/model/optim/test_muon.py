@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from model.optim.muon import orthogonal
-from model.optim.param_groups import parts, whole
+from model.optim.muon import orthogonalize
+from model.optim.param_groups import merge_groups, param_groups
 from tests.model.optim.test_optimizers import packed, step
 from tests.support.tiny import tiny
 
@@ -35,11 +35,11 @@ def muon(w, g, m, lr=0.02, momentum=0.95, nesterov=True, decay=0.0):
 def test_singular_values_of_an_orthogonalised_matrix_are_near_one_whatever_its_scale(shape, scale):
     u, s, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False)
     x = u * torch.linspace(1, 0.05, s.shape[-1]) @ v * scale  # a square matrix of chance has some that are near 0
-    values = torch.linalg.svdvals(orthogonal(x, 5))
+    values = torch.linalg.svdvals(orthogonalize(x, 5))
     assert float(values.min()) > 0.6
     assert float(values.max()) < 1.3
     nearest = u @ v
-    assert float((orthogonal(x, 5) * nearest).sum() / nearest.square().sum()) > 0.85  # keeps singular vectors
+    assert float((orthogonalize(x, 5) * nearest).sum() / nearest.square().sum()) > 0.85  # keeps singular vectors
 
 
 def matrices(name, tensor, width):
@@ -91,9 +91,13 @@ def test_muon_equals_the_written_out_steps_on_every_matrix_and_adamw_elsewhere(s
 
 def test_muon_keeps_no_second_moment_of_matrices():
     pack = packed([tiny(MUON)])
-    matrix = sum(part.stop - part.start for part in pack.parts if part.group == "matrix")
-    assert pack.state["v"].shape[1] == pack.p.shape[1] - matrix
-    assert pack.state["m"].shape == pack.p.shape
+    matrix = sum(group.stop - group.start for group in pack.groups if group.name == "matrix")
+    P = pack.p.shape[1]
+    assert {key: block.shape for key, block in pack.state.items()} == {
+        "momentum_buffer": (1, matrix),
+        "exp_avg": (1, P - matrix),
+        "exp_avg_sq": (1, P - matrix),
+    }
 
 
 def test_every_parameter_is_in_exactly_one_group_and_experts_are_matrices_of_their_own():
@@ -106,9 +110,8 @@ def test_every_parameter_is_in_exactly_one_group_and_experts_are_matrices_of_the
         "skip_weights": (1,),
         "head.weight": (50, 8),
     }
-    found = parts(shapes, 1, by_depth=False)
-    held = {piece.name: part.group for part in found for piece in part.pieces}
-    assert held == {
+    groups = param_groups(shapes, 1, by_depth=False)
+    assert {param.name: group.name for group in groups for param in group.slices} == {
         "wte.weight": "embedding",
         "blocks.0.attn.qkv.weight": "matrix",
         "blocks.0.mlp.fc": "matrix",
@@ -117,10 +120,11 @@ def test_every_parameter_is_in_exactly_one_group_and_experts_are_matrices_of_the
         "skip_weights": "scalar",
         "head.weight": "head",
     }
-    pieces = {piece.name: (piece.n, piece.rows, piece.cols) for piece in whole(found).pieces}
-    assert pieces["blocks.0.attn.qkv.weight"] == (3, 8, 8)
-    assert pieces["blocks.0.mlp.fc"] == (4, 32, 8)
-    spans = sorted((piece.start, piece.stop) for piece in whole(found).pieces)
+    params = merge_groups(groups).slices
+    sizes = {param.name: (param.n, param.rows, param.cols) for param in params}
+    assert sizes["blocks.0.attn.qkv.weight"] == (3, 8, 8)
+    assert sizes["blocks.0.mlp.fc"] == (4, 32, 8)
+    spans = sorted((param.start, param.stop) for param in params)
     assert [a for a, _ in spans] == [0, *(b for _, b in spans[:-1])]
 
 

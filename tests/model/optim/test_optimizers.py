@@ -75,9 +75,9 @@ def step(config: TrainConfig, pack: PackParams, number: int, lr: float | None = 
     """Return the numbers of one update at the peak rates, or at one rate for all."""
     rule = config.optimizer
     coefficients = []
-    for part in pack.parts:
-        rate = lr or rule.rate(part.group) * rule.layer_decay**part.depth
-        coefficients.append({**rule.coefficients(part.group, rate, number), "rate": rate})
+    for group in pack.groups:
+        rate = lr or rule.rate(group.name) * rule.layer_decay**group.depth
+        coefficients.append({**rule.coefficients(group.name, rate, number), "rate": rate})
     return StepCoefficients(coefficients, config.clip.numbers(), 0.0)
 
 

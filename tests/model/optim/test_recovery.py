@@ -51,15 +51,15 @@ def test_rolling_back_takes_weights_and_optimizer_state_of_the_last_rung_and_cut
     next(steps)  # six updates
     weights = trainer.pack.weights
     kept = {name: block.clone() for name, block in weights.blocks().items()}
-    usual = trainer.places[0].health.mean
+    usual = trainer.places[0].health.mean_norm
     trainer._train(3)
-    assert trainer.places[0].health.mean != usual
+    assert trainer.places[0].health.mean_norm != usual
     assert not torch.equal(weights.p, kept["weights"])
     taken = trainer.places[0].steps
     trainer._train(1)
     for name, block in weights.blocks().items():
         assert torch.equal(block, kept[name]), name
-    assert trainer.places[0].health.mean == usual  # what is usual for those weights
+    assert trainer.places[0].health.mean_norm == usual  # what is usual for those weights
     assert (taken, trainer.places[0].steps) == (9, 6)  # Adam's correction for its zero start goes back too
     before = config.schedule.multiplier(9.5 / 18) * config.optimizer.lr
     assert trainer.places[0].lr() == pytest.approx(0.25 * before)
@@ -69,7 +69,7 @@ def test_rolling_back_takes_weights_and_optimizer_state_of_the_last_rung_and_cut
 @pytest.mark.parametrize("rule", [Skip(at_most=2), RollBack(at_most=2)], ids=lambda r: r.name)
 def test_one_failure_more_than_at_most_ends_the_run(rule):
     health = Health(rule)
-    assert [health.judge(math.nan) for _ in range(3)] == [rule.name, rule.name, "stop"]
+    assert [health.respond(math.nan) for _ in range(3)] == [rule.name, rule.name, "stop"]
     assert health.recoveries() == 2
     found = alone(tiny(FAULT | {"run.spike_every": 2, "recovery.name": rule.name, "recovery.at_most": 2}))
     assert len(found) == 1
@@ -78,18 +78,18 @@ def test_one_failure_more_than_at_most_ends_the_run(rule):
 
 def test_a_spike_is_measured_against_the_running_mean_of_good_steps():
     health = Health(Skip(spike=5.0, at_most=10))
-    assert {health.judge(100.0 if i == 3 else 1.0) for i in range(PATIENCE)} == {"go"}  # no mean to trust yet
+    assert {health.respond(100.0 if i == 3 else 1.0) for i in range(PATIENCE)} == {"go"}  # no mean to trust yet
     mean = (100 + PATIENCE - 1) / PATIENCE
-    assert health.mean == pytest.approx(mean)
-    assert health.judge(5.01 * mean) == "skip"
-    assert health.mean == pytest.approx(mean)  # a spike says nothing of what is usual
-    assert health.judge(4.99 * mean) == "go"
-    assert health.mean == pytest.approx(mean + 3.99 * mean / (PATIENCE + 1))
+    assert health.mean_norm == pytest.approx(mean)
+    assert health.respond(5.01 * mean) == "skip"
+    assert health.mean_norm == pytest.approx(mean)  # a spike says nothing of what is usual
+    assert health.respond(4.99 * mean) == "go"
+    assert health.mean_norm == pytest.approx(mean + 3.99 * mean / (PATIENCE + 1))
     for _ in range(400):
-        health.judge(2.0)
-    before = health.mean
-    health.judge(3.0)
-    assert health.mean == pytest.approx(0.98 * before + 0.02 * 3.0)
+        health.respond(2.0)
+    before = health.mean_norm
+    health.respond(3.0)
+    assert health.mean_norm == pytest.approx(0.98 * before + 0.02 * 3.0)
 
 
 @pytest.mark.parametrize("accum", [1, 2])
@@ -198,7 +198,7 @@ def test_one_loss_of_fp16_that_is_not_finite_costs_one_update(monkeypatch):
     monkeypatch.setattr(trainer.pack, "train_on", faulty)
     next(iter(trainer))
     assert trainer.places[0].steps == 3  # eight updates; the fifth sent it back to none
-    assert trainer.places[0].health.failures == 1
+    assert trainer.places[0].health.n_failures == 1
 
 
 def test_what_was_measured_before_a_rollback_is_forgotten_with_it():

@@ -31,7 +31,9 @@ def copy(saved, folder):
 def test_a_checkpoint_holds_weights_and_optimizer_state_by_name(saved):
     tensors, state = read(saved)
     parameters = [name for name, _ in build_network(tiny().model, 257, 0).named_parameters()]
-    assert sorted(tensors) == sorted(f"{kind}.{name}" for kind in ("weights", "m", "v") for name in parameters)
+    assert sorted(tensors) == sorted(
+        f"{kind}.{name}" for kind in ("weights", "exp_avg", "exp_avg_sq") for name in parameters
+    )
     assert tensors["weights.wte.weight"].shape == (257, 16)
     assert state["config"] == tiny({"run.seed": 1}).model_dump(mode="json")
     assert state["progress"]["micro_step"] == 8

@@ -5,10 +5,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from model.optim.clipping import Clip
 from model.optim.optimizers import Optimizer
 from model.optim.schedule import Schedule
+from model.train.checkpoint import FILE
 from model.train.trainer import Trainer
 from tests.support.tiny import timeless, tiny
 
@@ -37,7 +40,20 @@ def weights(trainer: Trainer, lane: int) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.pack.weights.tensors(lane).items()}
 
 
-def differences(values: dict[str, Any], folder: Path, packed: bool) -> list[str]:
+def rename_to_version_0_1(folder: Path) -> None:
+    """Give the state tensors of a checkpoint the names that version 0.1 used."""
+    old_names = {"exp_avg": "m", "momentum_buffer": "m", "exp_avg_sq": "v", "square_avg": "v"}
+    tensors = {}
+    with safe_open(folder / FILE, framework="pt") as file:
+        metadata = file.metadata()
+        for name in file.keys():  # noqa: SIM118
+            kind, _, parameter = name.partition(".")
+            tensors[f"{old_names.get(kind, kind)}.{parameter}"] = file.get_tensor(name)
+    assert any(name.startswith("m.") for name in tensors)
+    save_file(tensors, folder / FILE, metadata=metadata)
+
+
+def differences(values: dict[str, Any], folder: Path, packed: bool, old_names: bool = False) -> list[str]:
     """Stop a run at its first rung and go on elsewhere; return what differs from the run left alone."""
     config = tiny({"optimizer.lr": 3e-3} | values)
     neighbour = tiny({"optimizer.lr": 1e-3, "run.seed": 5} | values)
@@ -51,6 +67,8 @@ def differences(values: dict[str, Any], folder: Path, packed: bool) -> list[str]
     first = Trainer([config, neighbour] if packed else [config])
     next(iter(first))
     first.save(0, folder)
+    if old_names:
+        rename_to_version_0_1(folder)
     del first
     # In a pack: another position, beside a run that is at its start.
     lane = 1 if packed else 0
@@ -84,3 +102,8 @@ def test_resumed_run_keeps_every_other_state(values: dict[str, Any], packed: boo
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_resumed_run_goes_on_in_its_schedule(schedule: str, tmp_path: Path) -> None:
     assert differences({"schedule.name": schedule}, tmp_path, packed=False) == []
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_checkpoint_of_version_0_1_resumes_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
+    assert differences({"optimizer.name": optimizer}, tmp_path, packed=True, old_names=True) == []
