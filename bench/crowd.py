@@ -13,9 +13,9 @@ from optuna.trial import TrialState
 from pydantic import BaseModel, Field
 
 from hpo.optuna_internals import get_study_id, rdb_models
-from hpo.queue.registry import StoredStudy, register
-from hpo.runs.provenance import machine
-from hpo.storage.attributes import ENDED, MACHINE, METRICS
+from hpo.queue.registry import StoredStudy, register_study
+from hpo.runs.provenance import describe_machine
+from hpo.storage.attributes import END_REASON, MACHINE, METRICS
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store
 from hpo.study.spec import Study, from_spec
@@ -85,10 +85,10 @@ def study(n_trials: int, sampler: Mapping[str, Any] | None = None, name: str = "
 
 def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, Any] | None = None) -> StoredStudy:
     """Make a study with trials that are finished, half of them pruned, and others that run; 100 slots are free."""
-    stored = register(store, study(n_finished + n_running + 100, sampler), None, {})
+    stored = register_study(store, study(n_finished + n_running + 100, sampler), None, {})
     draw = random.Random(0)
     lease = stored.slots.now() + 3600
-    host = machine()
+    host = describe_machine()
     with store.engine.begin() as connection:
         first = (connection.execute(sa.select(sa.func.max(models.TrialModel.trial_id))).scalar() or 0) + 1
         for lowest in range(0, n_finished + n_running, 500):
@@ -141,7 +141,7 @@ def _rows(
     attrs: Row = {"slot": number, "attempt": 1, "kind": "search" if number else "baseline", "worker": "host:1:a"}
     attrs[MACHINE] = {**host, "pack": 1}
     if ended:
-        attrs |= {METRICS: metrics(last, curve[last]), ENDED: state.name.lower()}
+        attrs |= {METRICS: metrics(last, curve[last]), END_REASON: state.name.lower()}
     kinds = {path: _kind(stored, path) for path in SPACE}
     plain = config.model_dump()
     return [

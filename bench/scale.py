@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from bench.crowd import Config, plant, study, train
 from bench.service import spread
 from hpo.optuna_internals import get_study_id
-from hpo.queue.registry import StoredStudy, load_stored_study, register
+from hpo.queue.registry import StoredStudy, load_stored_study, register_study
 from hpo.queue.slots import Claim
 from hpo.search.pruners import Pruner
 from hpo.search.pruning import Decider
@@ -142,7 +142,7 @@ def trial(name: str, server: Postgres, folder: str) -> None:
     for n_trials in (FEW, MANY):
         url = f"sqlite:///{folder}/{n_trials}.db" if name == "SQLite" else server.url(server.database())
         with open_store(url, create=True) as store:
-            register(store, study(n_trials), None, {})
+            register_study(store, study(n_trials), None, {})
         environment = {**os.environ, "HPO_STORAGE": url, "OMP_NUM_THREADS": "1"}
         asked = [sys.executable, "-m", "hpo", "worker", "--study", "crowd", "--out", f"{folder}/{name}{n_trials}"]
         before = _cpu(), _server(server)

@@ -6,7 +6,17 @@ from typing import Any
 from hpo.analysis.snapshot import Snapshot, find, value, word
 from hpo.console import as_text, number
 from hpo.search.pruning_rules import Comparison, compare, place, unfolded
-from hpo.storage.attributes import ARM, ATTEMPTS, ENDED, ERROR, FORKED, PRUNED, SEED, SET, SUGGESTED
+from hpo.storage.attributes import (
+    ARM,
+    ATTEMPTS,
+    END_REASON,
+    ERROR,
+    FIXED_VALUES,
+    FORKED,
+    PRUNING_DECISION,
+    SEED,
+    SUGGESTED_BY,
+)
 from hpo.storage.trials import State, Trial
 
 LISTED = 12  # peers that a sentence names
@@ -16,14 +26,14 @@ WHOLE = {"baseline": "a baseline", "seed": "a baseline", "arm": "an arm"}  # kin
 def why(snapshot: Snapshot, number: int) -> list[dict[str, Any]]:
     """Return the decisions about a trial in their order: each in a word, in a sentence, and as it was recorded."""
     trial = find(snapshot, number)
-    found = [("suggested", f"trial {number} {_suggested(snapshot, trial)}", trial.user_attrs.get(SUGGESTED))]
+    found = [("suggested", f"trial {number} {_suggested(snapshot, trial)}", trial.user_attrs.get(SUGGESTED_BY))]
     # The last attempt is the one that ended it.
     found += [
         ("interrupted", f"attempt {attempt} ended without it: {said}", None)
         for attempt, said, _ in trial.user_attrs.get(ATTEMPTS, ())
         if attempt < trial.user_attrs["attempt"]
     ]
-    found.append((word(snapshot, trial), f"it {_ended(snapshot, trial)}", trial.user_attrs.get(PRUNED)))
+    found.append((word(snapshot, trial), f"it {_ended(snapshot, trial)}", trial.user_attrs.get(PRUNING_DECISION)))
     if (again := recompute(snapshot, trial)) is not None and not again.prunes:
         a, b = apart(again.value, again.threshold)
         found.append(
@@ -47,9 +57,9 @@ def recompute(snapshot: Snapshot, trial: Trial) -> Comparison | None:
 
 def _pruning(trial: Trial) -> Mapping[str, Any] | None:
     """Return the record of what pruned a trial, None where something else ended it or none was kept."""
-    if trial.state != State.PRUNED or trial.user_attrs.get(ENDED) != "pruned":
+    if trial.state != State.PRUNED or trial.user_attrs.get(END_REASON) != "pruned":
         return None
-    found: Mapping[str, Any] | None = trial.user_attrs.get(PRUNED)
+    found: Mapping[str, Any] | None = trial.user_attrs.get(PRUNING_DECISION)
     return found
 
 
@@ -70,10 +80,10 @@ def _suggested(snapshot: Snapshot, trial: Trial) -> str:
     if attrs.get("kind") == FORKED:
         study, _, origin = str(attrs["forked_from"]).rpartition("/")
         return f"was carried over from study {study}, where it was trial {origin}"
-    record = attrs.get(SUGGESTED)
+    record = attrs.get(SUGGESTED_BY)
     if record is None:
         return "was suggested before records of it were kept"
-    given = ", ".join(f"{path}={as_text(v)}" for path, v in (attrs.get(SET) or {}).items())
+    given = ", ".join(f"{path}={as_text(v)}" for path, v in (attrs.get(FIXED_VALUES) or {}).items())
     match record["by"]:
         case "baseline":
             return f"is a baseline: {given or 'the base of the study as it stands'}"

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from hpo.analysis.snapshot import Snapshot, best_trial, find, value
 from hpo.config.files import config_text
 from hpo.errors import Problem
-from hpo.storage.attributes import MACHINE, SET
+from hpo.storage.attributes import FIXED_VALUES, MACHINE
 from hpo.storage.trials import Trial
 from hpo.study.spec import Study, from_spec
 from model.section import flat
@@ -19,14 +19,14 @@ def picked(snapshot: Snapshot, number: int | None) -> Trial:
     if number is None:
         return best_trial(snapshot)
     trial = find(snapshot, number)
-    if not trial.params and SET not in trial.user_attrs:
+    if not trial.params and FIXED_VALUES not in trial.user_attrs:
         raise Problem(f"trial: {number} has no configuration yet; it is {trial.state.value}")
     return trial
 
 
 def configuration(study: Study, trial: Trial) -> BaseModel:
     """Return what a trial trained."""
-    fixed: Mapping[str, Any] | None = trial.user_attrs.get(SET)
+    fixed: Mapping[str, Any] | None = trial.user_attrs.get(FIXED_VALUES)
     return study.configured(trial.params if fixed is None else fixed)
 
 

@@ -11,9 +11,20 @@ from hpo.analysis.noise import Noise, noise_floor
 from hpo.errors import NothingFeasible, Problem
 from hpo.queue.inspect import SlotEvent, SlotTable
 from hpo.storage import targets
-from hpo.storage.attributes import ANCHORS, BUDGET, DATA, ENDED, FORKED, RETRIED, SET, SPEC, STARTED, STATE
+from hpo.storage.attributes import (
+    ANCHORS,
+    BUDGET,
+    DATA_HASH,
+    END_REASON,
+    FIXED_VALUES,
+    FORKED,
+    RETRIED,
+    SPEC,
+    STARTED,
+    STUDY_STATE,
+)
 from hpo.storage.retry import OpenStorage
-from hpo.storage.trials import State, Trial, chosen, study_attrs, study_ids, trials
+from hpo.storage.trials import State, Trial, read_trials, resolve_study_name, study_attrs, study_ids
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class Snapshot:
         first = min(found, key=lambda t: int(t.user_attrs["slot"]), default=None)
         if first is None or first.state == State.COMPLETE:
             return first
-        tries = [t for t in found if t.user_attrs.get(SET) == first.user_attrs.get(SET)]
+        tries = [t for t in found if t.user_attrs.get(FIXED_VALUES) == first.user_attrs.get(FIXED_VALUES)]
         return next((t for t in tries if t.state == State.COMPLETE), first)
 
     @cached_property
@@ -125,7 +136,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
     Raises:
         Problem: there is none of that name, or it was not made by us.
     """
-    name = chosen(store, name)
+    name = resolve_study_name(store, name)
     study_id = study_ids(store)[name]
     attrs = study_attrs(store, study_id)
     if SPEC not in attrs:
@@ -136,14 +147,14 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
         spec=spec,
         budget=attrs.get(BUDGET) or spec["budget"],
         anchors=attrs.get(ANCHORS) or {},
-        data_hash=attrs.get(DATA),
+        data_hash=attrs.get(DATA_HASH),
         elapsed=slots.now() - attrs[STARTED],
-        trials=trials(store, study_id),
+        trials=read_trials(store, study_id),
         slots=slots.counts(),
         leased=frozenset(lease.slot for lease in slots.owners() if lease.seconds > 0),
-        state=attrs.get(STATE, "active"),
-        happened=slots.happened(),
-        reached=targets.reached(store, study_id, spec.get("targets") or {}),
+        state=attrs.get(STUDY_STATE, "active"),
+        happened=slots.events(),
+        reached=targets.targets_reached(store, study_id, spec.get("targets") or {}),
     )
 
 
@@ -200,7 +211,7 @@ def word(snapshot: Snapshot, trial: Trial) -> str:
         trial.state == State.RUNNING and trial.user_attrs.get("slot") not in snapshot.leased
     ):
         return "interrupted"
-    return str(trial.user_attrs.get(ENDED, trial.state))
+    return str(trial.user_attrs.get(END_REASON, trial.state))
 
 
 def find(snapshot: Snapshot, number: int) -> Trial:

@@ -8,7 +8,7 @@ from typing import Any
 from hpo.analysis.noise import expected_minimum, rounded
 from hpo.analysis.snapshot import Snapshot, ended, word
 from hpo.console import as_text, number
-from hpo.storage.attributes import ARM, SEED, SET
+from hpo.storage.attributes import ARM, FIXED_VALUES, SEED
 from hpo.storage.trials import State, Trial
 
 NEAR = 0.02  # of a range on its own scale: a best value so near an end lies on it
@@ -175,7 +175,7 @@ def unchanged(snapshot: Snapshot, path: str) -> tuple[int, int] | None:
     """Return two trials that differ in one field alone and have the same curve; None where any such two differ."""
     alike: dict[Hashable, list[Trial]] = {}
     for trial in snapshot.in_state(State.COMPLETE):
-        given = {**trial.params, **trial.user_attrs.get(SET, {})}
+        given = {**trial.params, **trial.user_attrs.get(FIXED_VALUES, {})}
         if path in trial.params and snapshot.kind(trial) != "seed":
             others = sorted((key, repr(v)) for key, v in given.items() if key != path)
             alike.setdefault(tuple(others), []).append(trial)

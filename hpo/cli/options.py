@@ -38,12 +38,12 @@ def url(storage: str | None) -> str:
         StorageError: it holds what no URL or name of a file can hold.
     """
     from hpo.errors import StorageError
-    from hpo.storage.url import default_url, file_of, masked_url, normalise
+    from hpo.storage.url import default_url, masked_url, normalise_url, sqlite_file
 
     found = default_url(storage)
     try:
         found.encode()
-        if file := file_of(normalise(found)):
+        if file := sqlite_file(normalise_url(found)):
             file.is_file()
     except StorageError:
         return found  # which is refused where it is opened

@@ -9,10 +9,10 @@ from hpo.analysis.snapshot import Snapshot, find, read_snapshot, word
 from hpo.errors import Problem
 from hpo.queue.heartbeat import LEASE_S
 from hpo.queue.slots import Claim, Slots
-from hpo.storage.attributes import ATTEMPTS, ENDED, METRICS, SPEC, STATE
+from hpo.storage.attributes import ATTEMPTS, END_REASON, METRICS, SPEC, STUDY_STATE
 from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.store import Store
-from hpo.storage.trials import State, Trial, chosen, study_attrs, study_ids
+from hpo.storage.trials import State, Trial, resolve_study_name, study_attrs, study_ids
 
 EVENTS = {"active": "resumed", "paused": "paused", "stopped": "stopped"}  # state of a study -> word of the event
 
@@ -23,22 +23,22 @@ def turn(store: Store, name: str | None, state: str, because: str = "") -> str:
     Raises:
         Problem: there is no such study.
     """
-    name = chosen(store, name)
+    name = resolve_study_name(store, name)
     study_id = study_ids(store)[name]
     attrs = study_attrs(store, study_id)
     if SPEC not in attrs:
         raise Problem(f"--study: {name!r} was not made by `hpo launch`")
-    before = attrs.get(STATE, "active")
+    before = attrs.get(STUDY_STATE, "active")
     if before == state:
         return f"{name}: is {state} already"
     slots = Slots(store, study_id)
     slots.log(EVENTS[state], because)  # before what workers make of it
-    store.optuna.set_study_user_attr(study_id, STATE, state)
+    store.optuna.set_study_user_attr(study_id, STUDY_STATE, state)
     return f"{name}: {_meaning(name, before, state, slots)}"
 
 
 def _meaning(name: str, before: str, state: str, slots: Slots) -> str:
-    if not slots.left():
+    if not slots.n_unfinished():
         return f"{state}; all of its trials have ended"
     n = sum(lease.seconds > 0 for lease in slots.owners())
     held = f"the {n} trials that run are given back within one rung" if n else "no trial runs"
@@ -64,7 +64,7 @@ def kill(store: Store, name: str | None, number: int) -> str:
     slots = Slots(store, study_ids(store)[snapshot.name])
     if trial.state not in (State.RUNNING, State.WAITING) or slot is None:
         raise _ended(snapshot, trial)
-    if not slots.wish(slot, "kill"):
+    if not slots.request_action(slot, "kill"):
         now = read_snapshot(store, snapshot.name)  # it has ended since
         raise _ended(now, find(now, number))
     owner = f"kill:{uuid.uuid4().hex[:8]}"
@@ -84,7 +84,7 @@ def _ended(snapshot: Snapshot, trial: Trial) -> Problem:
 def _end(store: Store, slots: Slots, claim: Claim, owner: str) -> None:
     """Tell a trial that nobody trains as killed, then close its slot."""
     assert claim.trial_id is not None
-    attrs = {METRICS: {}, ENDED: "killed", ATTEMPTS: slots.attempts(claim.slot)}
+    attrs = {METRICS: {}, END_REASON: "killed", ATTEMPTS: slots.attempts(claim.slot)}
     last = store.optuna.get_trial(claim.trial_id).last_step or 0
     try:
         with fenced(slots.held(claim, owner)):

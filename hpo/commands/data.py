@@ -9,7 +9,7 @@ import numpy as np
 from hpo.config.overrides import overridden
 from hpo.console import say
 from hpo.errors import Problem
-from hpo.runs.datasets import prepared
+from hpo.runs.datasets import prepare_data
 from hpo.study.load import load_study
 from model.config import TrainConfig
 from model.data.ngrams import anchors
@@ -33,7 +33,7 @@ def configured(study: str | None, overrides: Sequence[str]) -> TrainConfig:
 def prepare(study: str | None, overrides: Sequence[str]) -> dict[str, Any]:
     """Prepare a text and return what is known of it."""
     config = configured(study, overrides)
-    found = prepared(config)
+    found = prepare_data(config)
     splits = {
         name: {"documents": split.documents, "tokens": split.n_targets, "bytes": split.text_bytes}
         for name, split in found.splits.items()
@@ -70,7 +70,7 @@ def listed() -> list[dict[str, Any]]:
 def documents(study: str | None, overrides: Sequence[str], count: int) -> list[str]:
     """Return the first documents of the training split, as their tokens read."""
     config = configured(study, overrides)
-    found = prepared(config)
+    found = prepare_data(config)
     split, vocabulary = found.splits["train"], found.tokenizer()
     if split.synthetic:
         made_up = f"{split.synthetic} of {split.documents} documents"

@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.console import Format, rows
 from hpo.errors import Problem, StorageError
-from hpo.queue.heartbeat import reap
-from hpo.queue.slots import Slots, set_state
+from hpo.queue.heartbeat import free_expired_leases
+from hpo.queue.slots import Slots, set_trial_states
 from hpo.runs import checkpoints
-from hpo.runs.datasets import Corpora
-from hpo.runs.resources import available_cores, gpus
+from hpo.runs.datasets import PreparedDatasets
+from hpo.runs.resources import available_cores, list_gpus
 from hpo.runs.run_dir import is_writable, trial_folder
 from hpo.storage.attributes import SPEC
 from hpo.storage.engine import Reader, open_readonly
@@ -26,7 +26,7 @@ from hpo.storage.retry import transact
 from hpo.storage.schema import SLOT, TRIALS
 from hpo.storage.store import open_store
 from hpo.storage.trials import State, Trial, study_attrs, study_ids
-from hpo.storage.url import file_of, masked_url, network_of, normalise
+from hpo.storage.url import masked_url, network_file_system, normalise_url, sqlite_file
 from hpo.study.spec import from_spec
 
 SKEW_S = 2.0  # between this machine's clock and the database's, beyond which logs are hard to read together
@@ -49,7 +49,7 @@ def examine(url: str, only: str | None, out: Path) -> Iterator[Finding]:
     Raises:
         StorageError: the storage does not answer; nothing else can be found out.
     """
-    url = normalise(url)
+    url = normalise_url(url)
     yield from _storage(url)
     yield from _disks(url, out)
     yield _gpus()
@@ -86,8 +86,8 @@ def _storage(url: str) -> Iterator[Finding]:
         yield Finding("storage", "wrong", problem, "hpo doctor --fix adds what is missing", lambda: update_schema(url))
     else:
         yield Finding("storage", "fine", f"{masked_url(url)} answers, its tables are of this version")
-    file = file_of(url)
-    if file is not None and (kind := network_of(file)):
+    file = sqlite_file(url)
+    if file is not None and (kind := network_file_system(file)):
         yield Finding(
             "storage", "wrong", f"{file} lies on {kind}, where SQLite's locks fail", "use Postgres, or a local disk"
         )
@@ -105,7 +105,7 @@ def _disks(url: str, out: Path) -> Iterator[Finding]:
     from model.cache import cache_root
 
     wanted = {"runs": out, "prepared data": cache_root()}
-    file = file_of(url)
+    file = sqlite_file(url)
     if file is not None:
         wanted["storage"] = file.parent
     for what, folder in wanted.items():
@@ -121,7 +121,7 @@ def _disks(url: str, out: Path) -> Iterator[Finding]:
 
 
 def _gpus() -> Finding:
-    have = gpus()
+    have = list_gpus()
     if not have:
         return Finding("gpus", "fine", f"no NVIDIA GPU; {available_cores()} CPU cores")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -148,7 +148,7 @@ def _stale(at: Reader) -> Finding:
 
     def free() -> None:
         with open_store(at.url) as store:
-            reap(store)
+            free_expired_leases(store)
 
     found = f"{expired} ran out and are held by nobody"
     return Finding("leases", "look", found, "hpo launch goes on with them; --fix frees them now", free)
@@ -165,14 +165,14 @@ def _orphans(at: Reader) -> Finding:
 
     def mend() -> None:
         with open_store(at.url) as store:
-            transact(store, lambda connection: set_state(connection, ids, "RUNNING", "WAITING"))
+            transact(store, lambda connection: set_trial_states(connection, ids, "RUNNING", "WAITING"))
 
     return Finding("trials", "wrong", f"{len(ids)} are shown as running, but no worker has them", "--fix", mend)
 
 
 def _data(name: str, snapshot: Snapshot) -> Finding:
     try:
-        here = Corpora().hash(from_spec(snapshot.spec).base)
+        here = PreparedDatasets().data_hash(from_spec(snapshot.spec).base)
     except Problem as problem:
         return Finding("data", "wrong", f"{name}: {problem}", "put the text where the study expects it")
     if here == snapshot.data_hash:
@@ -200,7 +200,7 @@ def _leftovers(name: str, snapshot: Snapshot, out: Path) -> Finding:
     ranked = sorted((t for t in snapshot.own if t.state == State.COMPLETE), key=lambda trial: trial.values[0])
     keep = {trial.number for trial in ranked[: int(snapshot.spec.get("keep_best", 3))]}
     over = [trial_folder(out, name, t.number) for t in snapshot.own if _ended(t) and t.number not in keep]
-    left = [folder for folder in over if checkpoints.to_resume(folder)]
+    left = [folder for folder in over if checkpoints.resumable_checkpoints(folder)]
     if not left:
         return Finding("checkpoints", "fine", f"{name}: none is left over")
     size = sum(file.stat().st_size for folder in left for file in folder.glob("**/state.safetensors"))
@@ -208,7 +208,7 @@ def _leftovers(name: str, snapshot: Snapshot, out: Path) -> Finding:
 
     def remove() -> None:
         for folder in left:
-            checkpoints.forget(folder, all_of_them=True)
+            checkpoints.remove_checkpoints(folder, all_of_them=True)
 
     return Finding("checkpoints", "look", found, "--fix removes them", remove)
 

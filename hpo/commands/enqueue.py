@@ -12,13 +12,13 @@ from hpo.analysis.snapshot import Snapshot, find, read_snapshot, word
 from hpo.config.overrides import assignments, overridden
 from hpo.console import as_text
 from hpo.errors import Problem
-from hpo.queue.budget import ADDED, add
+from hpo.queue.budget import ADDED, add_slots
 from hpo.queue.registry import load_stored_study
 from hpo.queue.slots import Slots
 from hpo.search.ranges import inside
 from hpo.search.space import applies, field_type
-from hpo.storage.attributes import SET, STATE
-from hpo.storage.locks import exclusive
+from hpo.storage.attributes import FIXED_VALUES, STUDY_STATE
+from hpo.storage.locks import creation_lock
 from hpo.storage.retry import transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store
@@ -51,7 +51,7 @@ def again(store: Store, name: str | None, number: int | None, failed: bool) -> l
     """
     if (number is None) != failed:
         raise Problem("retry: must have either the number of a trial or --failed")
-    with exclusive(store.url, store.patience):  # or two at once would both find no earlier try
+    with creation_lock(store.url, store.patience):  # or two at once would both find no earlier try
         snapshot = read_snapshot(store, name)
         slots = Slots(store, study_ids(store)[snapshot.name])
         tried = {row.origin: row for row in by_hand(slots) if row.kind == "retry"}  # the last try of each
@@ -60,7 +60,7 @@ def again(store: Store, name: str | None, number: int | None, failed: bool) -> l
             wanted = [t for t in snapshot.in_state(State.FAIL) if t.number not in tried and not _unknown(snapshot, t)]
         else:
             wanted = [_retriable(snapshot, find(snapshot, number), tried)]
-        add(slots, [("retry", _parameters(t), t.number) for t in wanted])
+        add_slots(slots, [("retry", _parameters(t), t.number) for t in wanted])
     if not wanted:
         return [f"{snapshot.name}: has no failed trial to try again"]
     told = [f"trial {t.number}: is tried again as a new trial, beside the budget, before the search" for t in wanted]
@@ -86,14 +86,14 @@ def _retriable(snapshot: Snapshot, trial: Trial, tried: dict[int | None, ByHand]
 
 
 def _parameters(trial: Trial) -> dict[str, Any]:
-    return dict(trial.user_attrs.get(SET, trial.params))
+    return dict(trial.user_attrs.get(FIXED_VALUES, trial.params))
 
 
 def _unknown(snapshot: Snapshot, trial: Trial) -> list[str]:
     """Return the parameters of every trial that this one ended without; those of a component may not apply."""
     space = snapshot.spec["space"]
     every = [path for path in space if path.endswith(".name") or f"{path.rpartition('.')[0]}.name" not in space]
-    return [] if SET in trial.user_attrs else [path for path in every if path not in trial.params]
+    return [] if FIXED_VALUES in trial.user_attrs else [path for path in every if path not in trial.params]
 
 
 def enqueue(store: Store, name: str | None, overrides: Sequence[str]) -> list[str]:
@@ -108,11 +108,11 @@ def enqueue(store: Store, name: str | None, overrides: Sequence[str]) -> list[st
             f"enqueue: study {stored.study.name} has arms, which are all that is run; write a file with another arm"
         )
     values, config = asked(stored.study, overrides)
-    with exclusive(store.url, store.patience):  # as in `again`
+    with creation_lock(store.url, store.patience):  # as in `again`
         earlier = [row for row in by_hand(stored.slots) if row.kind == "enqueued" and row.state != "done"]
         if any(stored.study.configured(json.loads(row.fixed or "{}")) == config for row in earlier):
             raise Problem("--set: the same configuration is enqueued already, and has not ended")
-        add(stored.slots, [("enqueued", values, None)])
+        add_slots(stored.slots, [("enqueued", values, None)])
         ahead = sum(row.state == "free" and row.trial_id is None for row in by_hand(stored.slots)) - 1
     said = ", ".join(f"{path}={as_text(value)}" for path, value in values.items())
     place = f"behind {ahead} others that were added by hand" if ahead else "first of those added by hand"
@@ -183,7 +183,7 @@ def by_hand(slots: Slots) -> list[ByHand]:
 
 def waits(store: Store, snapshot: Snapshot, slots: Slots) -> list[str]:
     """Return what keeps a slot that was just added from being run, each with its remedy."""
-    state = study_attrs(store, slots.study_id).get(STATE, "active")
+    state = study_attrs(store, slots.study_id).get(STUDY_STATE, "active")
     found = [] if state == "active" else [f"the study is {state}: hpo resume --study {snapshot.name}"]
     hours, tokens = snapshot.budget.get("hours"), snapshot.budget.get("tokens")
     if hours and snapshot.elapsed >= 3600 * float(hours):

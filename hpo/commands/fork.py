@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from hpo.errors import Problem
 from hpo.optuna_internals import get_study_id
-from hpo.queue.budget import clear
-from hpo.queue.registry import StoredStudy, check_data, load_stored_study, register
-from hpo.runs.datasets import described
+from hpo.queue.budget import delete_slots
+from hpo.queue.registry import StoredStudy, check_data_hash, load_stored_study, register_study
+from hpo.runs.datasets import describe_data
 from hpo.search.space import held
-from hpo.storage.attributes import ENDED, FEASIBLE, FORKED, LIMITS, MACHINE, METRICS, SET
-from hpo.storage.locks import exclusive
+from hpo.storage.attributes import END_REASON, FIXED_VALUES, FORKED, IS_FEASIBLE, LIMIT_CONSTRAINTS, MACHINE, METRICS
+from hpo.storage.locks import creation_lock
 from hpo.storage.store import Store
 from hpo.storage.trials import study_ids
 from hpo.study.load import load_study
@@ -24,7 +24,7 @@ from hpo.study.spec import NAME, Study, from_spec
 from model.section import flat
 
 FROM = "forked_from"  # user attribute of one: study/number
-CARRIED = (ENDED, METRICS, FEASIBLE, MACHINE)  # what else it keeps
+CARRIED = (END_REASON, METRICS, IS_FEASIBLE, MACHINE)  # what else it keeps
 
 
 def fork(store: Store, source: str, origin: str, name: str | None, overrides: Sequence[str], trials: int | None) -> str:
@@ -39,7 +39,7 @@ def fork(store: Store, source: str, origin: str, name: str | None, overrides: Se
     study = load_study(source, overrides, budget)
     old = load_stored_study(store, origin)
     new = replace(study, name=_new_name(store, study, name))
-    data_hash, anchors = described(new.base)
+    data_hash, anchors = describe_data(new.base)
     _check_comparable(old, new, data_hash)
     fit, others = sorted_out(old, new)
     if not fit:
@@ -47,7 +47,7 @@ def fork(store: Store, source: str, origin: str, name: str | None, overrides: Se
             f"fork: no finished trial of study {old.study.name} is one of {new.source}: "
             f"{_counted(others) or 'it has none yet'}; `hpo launch` of the file begins without"
         )
-    stored = register(store, new, data_hash, anchors, budget)
+    stored = register_study(store, new, data_hash, anchors, budget)
     _carry(stored, fit)
     left_out = f"; {sum(others.values())} left out: {_counted(others)}" if others else ""
     n = len(fit) + sum(others.values())
@@ -97,7 +97,7 @@ def _check_comparable(old: StoredStudy, new: Study, data_hash: str | None) -> No
     ]
     if problems:
         raise Problem(*problems)
-    check_data(old.optuna, data_hash)
+    check_data_hash(old.optuna, data_hash)
 
 
 def sorted_out(old: StoredStudy, new: Study) -> tuple[list[FrozenTrial], Counter[str]]:
@@ -110,9 +110,9 @@ def sorted_out(old: StoredStudy, new: Study) -> tuple[list[FrozenTrial], Counter
 
 def _row(old: Study, new: Study, trial: FrozenTrial) -> FrozenTrial | str:
     """Return a trial as a row of a new study, or why it is none."""
-    if trial.user_attrs.get(ENDED) in LIMITS and old.file.limits != new.file.limits:
+    if trial.user_attrs.get(END_REASON) in LIMIT_CONSTRAINTS and old.file.limits != new.file.limits:
         return "ended at another limit"
-    given = trial.user_attrs.get(SET, trial.params)
+    given = trial.user_attrs.get(FIXED_VALUES, trial.params)
     try:
         before = flat(old.configured(given))
         config = new.configured({path: before[path] for path in new.file.space if path in before})
@@ -143,7 +143,7 @@ def _row(old: Study, new: Study, trial: FrozenTrial) -> FrozenTrial | str:
 def _carry(stored: StoredStudy, rows: Sequence[FrozenTrial]) -> None:
     """Write rows into a study that was just made; where that fails, the study is gone again."""
     study_id = get_study_id(stored.optuna)
-    with exclusive(stored.store.url, stored.store.patience):
+    with creation_lock(stored.store.url, stored.store.patience):
         if stored.optuna.get_trials(deepcopy=False):
             raise Problem(f"fork: another process made study {stored.study.name!r} at the same moment")
         try:
@@ -155,7 +155,7 @@ def _carry(stored: StoredStudy, rows: Sequence[FrozenTrial]) -> None:
 
 
 def _remove(stored: StoredStudy) -> None:
-    clear(stored.slots)
+    delete_slots(stored.slots)
     optuna.delete_study(study_name=stored.study.name, storage=stored.store.optuna)
 
 

@@ -16,8 +16,8 @@ from hpo.config.overrides import overridden
 from hpo.config.validation import messages
 from hpo.console import Format, number, rows, say
 from hpo.errors import NothingFeasible, Problem, WorkFailed
-from hpo.runs.datasets import prepared
-from hpo.runs.resources import available_cores, settle
+from hpo.runs.datasets import prepare_data
+from hpo.runs.resources import available_cores, set_thread_environment
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
 from model.config import TrainConfig
 from model.data.prepare import PreparedData
@@ -122,8 +122,8 @@ def limits(path: Path, overrides: Sequence[str], memory: float | None, runs: int
     if memory is not None and not memory > 0:
         raise Problem(f"--memory: must be above 0, in GB, got {memory:g}")
     config = configuration(path, overrides)
-    settle(available_cores())  # before torch is loaded
-    data = prepared(config)
+    set_thread_environment(available_cores())  # before torch is loaded
+    data = prepare_data(config)
     cap, why = capped(config, data)
     device, room = _room(config, memory)
     search = Search(config, data.vocab_size, runs, device, room, cap)

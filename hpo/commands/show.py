@@ -13,7 +13,7 @@ from hpo.analysis.targets import records
 from hpo.analysis.warnings import caveats
 from hpo.console import Format, clock, record, rows, say
 from hpo.queue.inspect import SlotEvent
-from hpo.runs.run_dir import metrics_lines, trial_folder
+from hpo.runs.run_dir import read_metrics, trial_folder
 from hpo.storage.attributes import ERROR, METRICS
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import Trial, study_ids
@@ -84,9 +84,11 @@ def _happened(snapshot: Snapshot) -> list[str]:
     """Return what happened out of the ordinary: how often each, and the latest in a line each."""
     if not snapshot.happened:
         return []
-    often = Counter(happening.word for happening in snapshot.happened)
+    often = Counter(happening.event_type for happening in snapshot.happened)
     told = ["on the way: " + ", ".join(f"{count} {w}" for w, count in often.items()) + "; the latest:"]
-    return told + [f"  {clock(h.seconds_ago)} ago: {h.word}{_where(snapshot, h)}" for h in snapshot.happened[:LATEST]]
+    return told + [
+        f"  {clock(h.seconds_ago)} ago: {h.event_type}{_where(snapshot, h)}" for h in snapshot.happened[:LATEST]
+    ]
 
 
 def _where(snapshot: Snapshot, happening: SlotEvent) -> str:
@@ -154,9 +156,9 @@ def _interruptions(snapshot: Snapshot, found: Trial) -> list[str]:
     mine = [
         h
         for h in reversed(snapshot.happened)
-        if slot is not None and h.slot == slot and h.word != word(snapshot, found)
+        if slot is not None and h.slot == slot and h.event_type != word(snapshot, found)
     ]
-    return [f"attempt {h.attempt}: {h.word}" for h in mine]
+    return [f"attempt {h.attempt}: {h.event_type}" for h in mine]
 
 
 def _readable(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -171,7 +173,7 @@ def _readable(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def show_logs(snapshot: Snapshot, found: Trial, out: Path, format: Format) -> None:
     """Print the metrics file of a trial and what it left on standard error."""
     folder = trial_folder(out, snapshot.name, found.number)
-    metrics = list(metrics_lines(folder / "metrics.jsonl"))
+    metrics = list(read_metrics(folder / "metrics.jsonl"))
     if not metrics:
         say(f"no metrics in {folder}; another machine may have them, or --out names another folder than at launch")
         metrics = [{"rung": rung, snapshot.objective: v} for rung, v in sorted(found.intermediate_values.items())]

@@ -16,10 +16,10 @@ from hpo.config.validation import messages
 from hpo.console import number, say
 from hpo.errors import Problem, WorkFailed
 from hpo.runs import checkpoints, trainable
-from hpo.runs.datasets import Corpora
-from hpo.runs.provenance import machine
-from hpo.runs.resources import available_cores, settle, threads_in_use
-from hpo.runs.run_dir import append_metrics, keep_rungs, metrics_lines, write_file
+from hpo.runs.datasets import PreparedDatasets
+from hpo.runs.provenance import describe_machine
+from hpo.runs.resources import available_cores, set_thread_environment, threads_in_use
+from hpo.runs.run_dir import append_metrics, read_metrics, truncate_metrics, write_file
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
 from model.errors import ConfigError
 
@@ -36,15 +36,15 @@ def train(path: Path, overrides: Sequence[str], out: Path, resume: bool) -> int:
     # reads it when it is imported.
     _settle(path, provenance)
     config = _configuration(path, tree, provenance, overrides)
-    corpora = Corpora()
-    _warn_of_other_data(provenance, corpora.hash(config), overrides)
+    corpora = PreparedDatasets()
+    _warn_of_other_data(provenance, corpora.data_hash(config), overrides)
     folder = _folder(path, out, resume)
     target = str(provenance.get("train", DEFAULT_TRAIN))
     try:
-        runs = trainable.runs(target, [config], **corpora.given(config))
+        runs = trainable.build_runs(target, [config], **corpora.training_arguments(config))
         if resume:
             runs.resume(0, _newest(folder))
-        here = {**provenance, **machine(), "data_hash": corpora.hash(config)}
+        here = {**provenance, **describe_machine(), "data_hash": corpora.data_hash(config)}
         if overrides:  # no longer the configuration that has this value
             here = {key: value for key, value in here.items() if key not in ("value", "state")} | {
                 "set": list(overrides)
@@ -72,7 +72,7 @@ def _settle(path: Path, provenance: Mapping[str, Any]) -> None:
     threads = provenance.get("threads", available_cores())
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise Problem(f"{path}: provenance.threads: must be a whole number of at least 1, got {threads!r}")
-    settle(threads)
+    set_thread_environment(threads)
     if "threads" in provenance and threads_in_use() != threads:
         say(f"warning: OMP_NUM_THREADS is {threads_in_use()}, the trial had {threads}: the last bits will differ")
 
@@ -83,13 +83,13 @@ def _run(runs: trainable.Runs, config: BaseModel, folder: Path, objective: str) 
     value = best = math.nan
     with _interrupts() as got:
         for _, reports in runs:
-            rung, value, metrics = trainable.reported(reports[0], objective)
+            rung, value, metrics = trainable.read_report(reports[0], objective)
             if math.isnan(best):  # the first rung, or the first since the checkpoint that was resumed
-                keep_rungs(log, rung - 1)
-                best = min((row[objective] for row in metrics_lines(log)), default=math.inf)
+                truncate_metrics(log, rung - 1)
+                best = min((row[objective] for row in read_metrics(log)), default=math.inf)
             append_metrics(log, metrics)
             print(_line(rung, value, objective, metrics), flush=True)
-            checkpoints.keep(runs, 0, config, folder, rung, value < best)
+            checkpoints.save_checkpoints(runs, 0, config, folder, rung, value < best)
             best = min(best, value)
             if got:
                 say(f"stopped; `hpo train {folder / 'config.yaml'} --resume` goes on")
@@ -104,14 +104,14 @@ def _conclude(folder: Path, objective: str, value: float) -> int:
         WorkFailed: it diverged, or reported nothing.
     """
     log = folder / "metrics.jsonl"
-    last = list(metrics_lines(log))[-1:]
+    last = list(read_metrics(log))[-1:]
     if not last:
         raise WorkFailed(f"{folder}: the training function ended before its first rung")
     if math.isnan(value):  # resumed at its end, or diverged
         value = math.nan if last[0][objective] is None else last[0][objective]
     if not math.isfinite(value):
         raise WorkFailed(f"the run diverged: {objective} is not finite; a lower optimizer.lr is the first thing to try")
-    checkpoints.forget(folder)
+    checkpoints.remove_checkpoints(folder)
     say(f"run: {folder}")
     if (folder / checkpoints.KEPT).is_dir():
         say(f"next:\n  hpo sample {folder} --prompt 'The '")
@@ -189,7 +189,7 @@ def _newest(folder: Path) -> Path:
     Raises:
         Problem: there is none.
     """
-    found = checkpoints.to_resume(folder)
+    found = checkpoints.resumable_checkpoints(folder)
     if not found:
         raise Problem(f"--resume: there is no checkpoint in {folder}")
     return found[0]

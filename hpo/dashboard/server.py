@@ -21,7 +21,7 @@ from hpo.console import say
 from hpo.dashboard.access import App, Environ, Guard, Login, Refusal, Start, is_loopback
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.optuna_internals import TRIALS, cached_storage
-from hpo.runs.run_dir import artifacts
+from hpo.runs.run_dir import artifact_folder
 from hpo.storage.store import Store, open_dashboard, open_store
 
 PASSWORD = "HPO_DASHBOARD_PASSWORD"
@@ -88,7 +88,7 @@ def serve(storage: str, host: str, port: int, edit: bool | None = None, out: Pat
 
 def attached(out: Path | None) -> FileSystemArtifactStore | None:
     """Return those files as the pages serve them, None where there are none."""
-    return FileSystemArtifactStore(artifacts(out)) if out is not None and artifacts(out).is_dir() else None
+    return FileSystemArtifactStore(artifact_folder(out)) if out is not None and artifact_folder(out).is_dir() else None
 
 
 def guarded(

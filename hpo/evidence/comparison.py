@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from hpo.analysis.snapshot import Snapshot, counts, ended
 from hpo.console import as_text, clock, say
 from hpo.errors import NothingFeasible, Problem
-from hpo.storage.attributes import SET, SPEC
+from hpo.storage.attributes import FIXED_VALUES, SPEC
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import study_attrs, study_ids
 from hpo.study.spec import DEFAULT_CONFIG, NAME, Study, from_spec, seed_path
@@ -88,7 +88,7 @@ def first_new_seed(store: OpenStorage, snapshot: Snapshot) -> int:
     used = [FIRST_NEW_SEED - 1, *study.noise_seeds()]
     if seed is not None:
         used += [flat(study.configured(values)).get(seed, 0) for values in ({}, *study.file.baseline)]
-        used += [t.user_attrs.get(SET, t.params).get(seed, 0) for t in snapshot.trials]
+        used += [t.user_attrs.get(FIXED_VALUES, t.params).get(seed, 0) for t in snapshot.trials]
     for study_id in study_ids(store).values():
         spec = study_attrs(store, study_id).get(SPEC, {})
         if snapshot.name in spec.get("about", {}).values():

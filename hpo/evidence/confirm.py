@@ -22,7 +22,7 @@ from hpo.evidence.comparison import (
 )
 from hpo.evidence.paired import compare_arms, comparison_record
 from hpo.launcher.supervisor import Options, run
-from hpo.storage.attributes import SET
+from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import State, Trial
 from hpo.study.arms import Compared, study_of
@@ -97,7 +97,7 @@ def plan_confirmation(snapshot: Snapshot, name: str, asked: ConfirmRequest, firs
         )
     names = {f"trial {t.number}": t for t in best}
     baseline: Mapping[str, Any] = next(iter(searched.file.baseline), {})
-    wanted = {BASELINE: baseline} | {arm: t.user_attrs.get(SET, t.params) for arm, t in names.items()}
+    wanted = {BASELINE: baseline} | {arm: t.user_attrs.get(FIXED_VALUES, t.params) for arm, t in names.items()}
     about = {
         "confirms": snapshot.name,
         "trials": {arm: t.number for arm, t in names.items()},
@@ -116,7 +116,7 @@ def ranked_trials(snapshot: Snapshot, study: Study) -> list[Trial]:
     seen = [_without_seed(study, next(iter(study.file.baseline), {}), seed)]
     found = []
     for trial in sorted(snapshot.feasible, key=lambda t: t.values[0]):
-        config = _without_seed(study, trial.user_attrs.get(SET, trial.params), seed)
+        config = _without_seed(study, trial.user_attrs.get(FIXED_VALUES, trial.params), seed)
         if config not in seen:
             seen.append(config)
             found.append(trial)

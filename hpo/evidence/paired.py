@@ -9,7 +9,7 @@ import numpy as np
 
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import LEVEL, Paired, Test, fewest, holm, paired
-from hpo.storage.attributes import ARM, METRICS, SEED, SET
+from hpo.storage.attributes import ARM, FIXED_VALUES, METRICS, SEED
 from hpo.storage.trials import State, Trial
 
 RunsByArm = Mapping[str, Mapping[int, Trial]]  # arm -> seed -> its trial
@@ -39,7 +39,7 @@ def runs_by_arm(snapshot: Snapshot) -> RunsByArm:
     seed = next((key for key in ("run.seed", "seed") if key in snapshot.spec["space"]), "")
     for trial in snapshot.trials:
         name, number = trial.user_attrs.get(ARM), trial.user_attrs.get(SEED)
-        if name is None and (values := trial.user_attrs.get(SET)):  # `hpo retry` of one
+        if name is None and (values := trial.user_attrs.get(FIXED_VALUES)):  # `hpo retry` of one
             own = {key: value for key, value in values.items() if key != seed}
             name = next((n for n, arm in snapshot.spec["arms"].items() if arm == own), None)
             number = values.get(seed)

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpo.queue.slots import LOST_IN_A_ROW
+from hpo.queue.slots import MAX_FAILURES
 from hpo.worker.events import ENDS, EVENTS, Event
 
 # Ends of one worker in a row after which it is not started again: of one that never joined its study; of one that
 # reached no rung in between, which is more than it takes for the trial that ends its workers to be given up.
-IN_A_ROW, AT_WORK = 3, LOST_IN_A_ROW + 1
+IN_A_ROW, AT_WORK = 3, MAX_FAILURES + 1
 MENDED_BY_STARTING = (75,)  # exit status: the device failed, and a new process may find it well
 
 

@@ -26,7 +26,7 @@ from hpo.console import say
 from hpo.errors import Problem, WorkFailed
 from hpo.launcher.processes import WorkerGroup, WorkerProcess
 from hpo.launcher.ray_actor import RayWorker
-from hpo.storage.url import masked_url, normalise
+from hpo.storage.url import masked_url, normalise_url
 from hpo.worker.events import Event
 
 CPUS = 1  # of a worker; cores beyond one speed up a small GPT less than another worker does
@@ -44,7 +44,7 @@ def check(storage: str, gpus: float) -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise Problem("--on ray: needs Ray, which is not installed; pip install 'hpo[ray]'")
-    url = normalise(storage)
+    url = normalise_url(storage)
     if url.startswith("sqlite"):
         raise Problem(
             f"--storage: must be Postgres with --on ray, since workers on other nodes cannot reach a file here, "
@@ -117,7 +117,7 @@ def _check_nodes(storage: str, gpus: float) -> None:
             f"the cluster's nodes have {', '.join(f'{cpu:g} CPUs and {gpu:g} GPUs' for cpu, gpu in have)}"
         )
     hosts = {node["NodeManagerHostname"] for node in nodes}
-    url = sa.make_url(normalise(storage))
+    url = sa.make_url(normalise_url(storage))
     named = str(url.host or url.query.get("host") or "/")
     if len(hosts) > 1 and (named.startswith(("/", "127.")) or named in ("localhost", "::1")):
         say(

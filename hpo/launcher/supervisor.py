@@ -18,15 +18,15 @@ from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.launcher.plan import plan
 from hpo.launcher.processes import WorkerGroup
 from hpo.launcher.progress import EventLog, LiveTable
-from hpo.queue.heartbeat import LEASE_S, LeaseRenewer, reap
-from hpo.queue.registry import StoredStudy, register
-from hpo.runs.datasets import described
+from hpo.queue.heartbeat import LEASE_S, LeaseRenewer, free_leases_of
+from hpo.queue.registry import StoredStudy, register_study
+from hpo.runs.datasets import describe_data
 from hpo.runs.resources import available_cores, check_gpus, thread_environment
 from hpo.runs.run_dir import study_folder, write_file
 from hpo.storage.engine import Reader, open_readonly
-from hpo.storage.retry import PATIENCE, at_most
+from hpo.storage.retry import PATIENCE, limit_patience
 from hpo.storage.store import check_connections, open_store
-from hpo.storage.url import has_no_password, normalise
+from hpo.storage.url import has_no_password, normalise_url
 from hpo.study.spec import Study, as_file
 from hpo.worker.events import Event
 
@@ -65,7 +65,7 @@ class Options:
 def run(options: Options, study: Study, conclude: Conclude) -> int:
     """Run a study that was read or made to the end of its budget, and say what it found; return the exit status."""
     environments, crew = crew_of(options)
-    data_hash, anchors = described(study.base)
+    data_hash, anchors = describe_data(study.base)
     if not options.quiet:
         say(plan(study, anchors))
     if options.dry_run:
@@ -73,7 +73,7 @@ def run(options: Options, study: Study, conclude: Conclude) -> int:
     began = time.monotonic()
     with open_store(options.storage, create=True) as store:
         check_connections(store, len(environments))
-        stored = register(store, study, data_hash, anchors, options.budget)
+        stored = register_study(store, study, data_hash, anchors, options.budget)
         folder = study_folder(options.out, study.name)
         try:
             write_file(folder / "study.yaml", dump_yaml(as_file(study.spec(), study.file.budget.model_dump())))
@@ -82,7 +82,7 @@ def run(options: Options, study: Study, conclude: Conclude) -> int:
         status = _supervise(options, stored, environments, folder, crew)
         if status:
             return status
-        if stored.now().state == "stopped":
+        if stored.read_state().state == "stopped":
             say(f"{study.name} was stopped; this goes on where it was: {again(options)}")
         return conclude(read_snapshot(store, study.name), folder, options, time.monotonic() - began)
 
@@ -135,7 +135,7 @@ def _supervise(
     """
     arguments = ["--study", stored.study.name, "--pack", str(options.pack), "--out", str(options.out.absolute())]
     # The URL travels in the environment: a password on a command line is for everyone to read.
-    urls = {"HPO_STORAGE": normalise(options.storage)}
+    urls = {"HPO_STORAGE": normalise_url(options.storage)}
     # As patient as the workers: a storage that is away for a minute must not end them.
     with open_readonly(options.storage, PATIENCE) as reader, LeaseRenewer(stored.slots, "launch", LEASE_S):
         first = read_snapshot(reader, stored.study.name)
@@ -167,10 +167,10 @@ def _watch(
         for member in group.tend():
             view.show({"event": "note", "worker": member.number, "text": member.outlook()})
             if member.owner is not None:
-                with suppress(StorageError), at_most(LOOK_S):  # else when its leases have run out
-                    reap(stored.store, member.owner, member.end())
+                with suppress(StorageError), limit_patience(LOOK_S):  # else when its leases have run out
+                    free_leases_of(stored.store, member.owner, member.end())
         if time.monotonic() >= refresh_at:  # at the whole study, which is dear when it is long
-            with suppress(StorageError), at_most(LOOK_S):
+            with suppress(StorageError), limit_patience(LOOK_S):
                 view.refresh(read_snapshot(reader, stored.study.name))
             refresh_at = time.monotonic() + REFRESH_S
 

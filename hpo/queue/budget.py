@@ -22,7 +22,7 @@ def as_json(fixed: Fixed) -> str | None:
     return None if fixed is None else json.dumps(dict(fixed))
 
 
-def clear(slots: SlotTable) -> None:
+def delete_slots(slots: SlotTable) -> None:
     """Delete all slots and events."""
 
     def write(connection: sa.Connection) -> None:
@@ -32,7 +32,7 @@ def clear(slots: SlotTable) -> None:
     slots.transact(write)
 
 
-def fill(slots: SlotTable, wanted: Sequence[tuple[str, Fixed]]) -> None:
+def fill_slots(slots: SlotTable, wanted: Sequence[tuple[str, Fixed]]) -> None:
     """Make slots 0, 1, ... of these (kind, fixed); slots that are there already stay as they are.
 
     Slots above are deleted if nobody ever claimed them: a smaller budget undoes no work.
@@ -52,7 +52,7 @@ def fill(slots: SlotTable, wanted: Sequence[tuple[str, Fixed]]) -> None:
     slots.transact(write)
 
 
-def add(slots: SlotTable, wanted: Sequence[tuple[str, Fixed, int | None]]) -> None:
+def add_slots(slots: SlotTable, wanted: Sequence[tuple[str, Fixed, int | None]]) -> None:
     """Add slots of these (kind, fixed, origin) beside those of the budget; they come before its search slots."""
 
     planned: list[int] = []

@@ -1,4 +1,8 @@
-"""Leases are kept from a thread of its own: renewed whatever the storage does, and freed where they ran out."""
+"""Renew the leases of a worker and free the leases that have expired.
+
+A lease says which worker runs a slot, and until when by the database's clock. The worker's `LeaseRenewer` extends its
+leases from a thread of its own. If the worker dies, its leases expire, and any other process frees their slots.
+"""
 
 import logging
 import os
@@ -7,52 +11,63 @@ import time
 
 import sqlalchemy as sa
 
+from hpo.optuna_internals import FINISHED, RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.inspect import Lease
-from hpo.queue.slots import Claim, Slots, event, set_state
-from hpo.storage.retry import OpenStorage, at_most, transact
-from hpo.storage.schema import SLOT, TRIALS, clock
+from hpo.queue.slots import Claim, Slots, insert_event, set_trial_states
+from hpo.storage.retry import OpenStorage, limit_patience, transact
+from hpo.storage.schema import SLOT, clock
 
-LEASE_S = float(os.environ.get("HPO_LEASE_S", "60"))  # the same for all processes of a study
-AGAIN_S = 1.0  # to the next try where the storage is away: whoever renews first when it is back keeps its leases
+LEASE_S = float(os.environ.get("HPO_LEASE_S", "60"))  # length of a lease; must be equal in all processes of a study
+RETRY_S = 1.0  # pause after a failed renewal; short, so that living workers renew first once the storage is back
 
 _c = SLOT.c
 _log = logging.getLogger(__name__)
 
 
-def reap(store: OpenStorage, owner: str | None = None, text: str = "", before: float | None = None) -> list[Lease]:
-    """Free the slots whose lease has run out, in every study of the storage; return them.
+def free_expired_leases(store: OpenStorage, before: float | None = None) -> list[Lease]:
+    """Free the slots of all studies whose lease has expired, and return these leases.
 
-    before: judge by this earlier time of the database's clock.
-    owner: instead, those of a worker that is known to have ended. text: what is known of its end.
-    A trial that was told before its worker ended is done, not to be run again.
+    before: compare with this time of the database's clock instead of the current time.
     """
+    limit = clock(store.engine) if before is None else before
+    return _free(store, _c.lease_until < limit)
+
+
+def free_leases_of(store: OpenStorage, owner: str, text: str = "") -> list[Lease]:
+    """Free the slots that a worker holds, and return their leases. Call it once the worker has ended.
+
+    text: the reason for the end, for the event.
+    """
+    return _free(store, _c.owner == owner, text)
+
+
+def _free(store: OpenStorage, condition: sa.ColumnElement[bool], text: str = "") -> list[Lease]:
+    """Free the leased slots that meet a condition. A slot whose trial has finished becomes done instead."""
     now = clock(store.engine)
-    gone = _c.lease_until < (now if before is None else before) if owner is None else _c.owner == owner
-    told = sa.exists().where(
-        TRIALS.c.trial_id == _c.trial_id, sa.cast(TRIALS.c.state, sa.String).in_(["COMPLETE", "PRUNED", "FAIL"])
-    )
-    values = {"state": sa.case((told, "done"), else_="free"), "failures": _c.failures + 1}
-    free = sa.update(SLOT).where(_c.state == "leased", gone).values(values)
+    finished = sa.exists().where(TRIALS.c.trial_id == _c.trial_id, state_name().in_(FINISHED))
+    values = {"state": sa.case((finished, "done"), else_="free"), "failures": _c.failures + 1}
+    free = sa.update(SLOT).where(_c.state == "leased", condition).values(values)
     columns = (_c.study_id, _c.owner, _c.slot, _c.attempt, _c.kind, _c.trial_id, _c.state)
 
     def write(connection: sa.Connection) -> list[Lease]:
         rows = connection.execute(free.returning(*columns)).all()
-        set_state(connection, [row.trial_id for row in rows if row.state == "free"], "RUNNING", "WAITING")
+        set_trial_states(connection, [row.trial_id for row in rows if row.state == "free"], RUNNING, WAITING)
         for row in rows:
-            ended = {"study_id": row.study_id, "slot": row.slot, "attempt": row.attempt, "owner": row.owner}
-            connection.execute(event(now, "lost", text, **ended))
+            lease = {"study_id": row.study_id, "slot": row.slot, "attempt": row.attempt, "owner": row.owner}
+            connection.execute(insert_event(now, "lost", text, **lease))
         return [Lease(row.owner, row.slot, row.attempt, row.kind, row.trial_id, 0.0) for row in rows]
 
     return transact(store, write)
 
 
 class LeaseRenewer:
-    """A thread that renews an owner's leases every quarter of a lease, whatever happens to the storage.
+    """A thread that renews the leases of one owner every quarter of a lease.
 
-    It renews what it was told to `hold` and nothing else. `lost`: the (slot, attempt) of what it was to hold
-    and the owner has no more. Every keeper also frees the leases that ran out, of whatever owner and study, but only
-    after the storage has answered for half a lease, and by the time of the tick before: when a storage comes back, or
-    goes on after standing still, the living renew before anyone is judged.
+    The thread renews only the claims passed to `hold`. It also frees the expired leases of every owner and study,
+    with two precautions: the storage must have answered for half a lease, and a lease must have expired before the
+    previous round. When a storage comes back after an outage, living workers can therefore renew first.
+
+    lost: (slot, attempt) of each held claim that the owner has lost.
     """
 
     def __init__(self, slots: Slots, owner: str, lease_s: float) -> None:
@@ -61,10 +76,10 @@ class LeaseRenewer:
         self._held: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._answered_since = time.monotonic()
-        self._ticked: float | None = None  # by the database's clock
+        self._answering_since = time.monotonic()
+        self._previous_round: float | None = None  # by the database's clock
         # daemon: a storage that does not answer must not keep the process alive
-        self._thread = threading.Thread(target=self._loop, name="keeper", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="lease-renewer", daemon=True)
 
     def __enter__(self) -> "LeaseRenewer":
         self._thread.start()
@@ -80,40 +95,42 @@ class LeaseRenewer:
             self._held.add((claim.slot, claim.attempt))
 
     def drop(self, claim: Claim) -> None:
-        """Renew this claim no more; call it before `done` and `release`."""
+        """Stop renewing this claim. Call it before `Slots.done` and `Slots.release`."""
         with self._lock:
             self._held.discard((claim.slot, claim.attempt))
             self.lost.discard((claim.slot, claim.attempt))
 
     def _loop(self) -> None:
-        pause, woke = self._lease_s / 4, time.time()
+        interval = self._lease_s / 4
+        pause, woke = interval, time.time()
         while not self._stop.wait(pause):
-            if time.time() - woke > pause + self._lease_s / 4:  # the machine slept, and the others with it
-                self._answered_since = time.monotonic()
-            # Everything is caught: were this thread to die, a living worker would lose its trials.
+            if time.time() - woke > pause + interval:  # the whole machine was suspended, other workers included
+                self._answering_since = time.monotonic()
+            # Catch everything: if this thread died, a living worker would lose its trials.
             try:
-                with at_most(self._lease_s / 4):
-                    self._tend()
-                pause = self._lease_s / 4
+                with limit_patience(interval):
+                    self._run_round()
+                pause = interval
             except Exception as error:
                 _log.debug("leases not renewed: %s", error)
-                self._answered_since = time.monotonic()
-                pause = min(AGAIN_S, self._lease_s / 4)
+                self._answering_since = time.monotonic()
+                pause = min(RETRY_S, interval)
             woke = time.time()
 
-    def _tend(self) -> None:
+    def _run_round(self) -> None:
         self._renew()
-        if self._ticked is not None and time.monotonic() - self._answered_since >= self._lease_s / 2:
-            reap(self._slots.store, before=self._ticked)
-        self._ticked = self._slots.now()
+        answering_for = time.monotonic() - self._answering_since
+        if self._previous_round is not None and answering_for >= self._lease_s / 2:
+            free_expired_leases(self._slots.store, before=self._previous_round)
+        self._previous_round = self._slots.now()
 
     def _renew(self) -> None:
         with self._lock:
-            asked = set(self._held)
-        if not asked:
+            requested = set(self._held)
+        if not requested:
             return
-        still = self._slots.renew(self._owner, asked, self._lease_s)
+        renewed = self._slots.renew(self._owner, requested, self._lease_s)
         with self._lock:
-            gone = (asked - still) & self._held
-            self._held -= gone
-            self.lost |= gone
+            lost = (requested - renewed) & self._held
+            self._held -= lost
+            self.lost |= lost

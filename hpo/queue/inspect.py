@@ -29,7 +29,7 @@ class SlotEvent(NamedTuple):
     """Something out of the ordinary: to an attempt of a slot, to a worker, or to the study."""
 
     seconds_ago: float
-    word: str
+    event_type: str
     slot: int | None
     attempt: int | None
     owner: str | None
@@ -66,9 +66,9 @@ class SlotTable:
         rows = self.run(sa.select(inner.c.state, sa.func.count()).group_by(inner.c.state))
         return {"free": 0, "leased": 0, "done": 0, "expired": 0} | dict(rows)
 
-    def left(self, only_begun: bool = False) -> int:
-        """Return how many slots are not done; `only_begun`: of those that somebody holds or has begun."""
-        begun = sa.or_(_c.state == "leased", _c.trial_id.is_not(None)) if only_begun else sa.true()
+    def n_unfinished(self, only_started: bool = False) -> int:
+        """Return how many slots are not done; `only_started`: of those that somebody holds or has begun."""
+        begun = sa.or_(_c.state == "leased", _c.trial_id.is_not(None)) if only_started else sa.true()
         rows = self.run(sa.select(sa.func.count()).select_from(SLOT).where(self.of_study, _c.state != "done", begun))
         return int(rows[0][0])
 
@@ -84,14 +84,21 @@ class SlotTable:
 
     def attempts(self, slot: int) -> list[list[Any]]:
         """Return [attempt, word, owner] of how each attempt of a slot ended."""
-        columns = (EVENT.c.attempt, EVENT.c.word, EVENT.c.owner)
-        mine = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.slot == slot, EVENT.c.word != "began")
+        columns = (EVENT.c.attempt, EVENT.c.event_type, EVENT.c.owner)
+        mine = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.slot == slot, EVENT.c.event_type != "began")
         return [list(row) for row in self.run(sa.select(*columns).where(mine).order_by(EVENT.c.id))]
 
-    def happened(self, limit: int = 1000) -> list[SlotEvent]:
+    def events(self, limit: int = 1000) -> list[SlotEvent]:
         """Return what happened out of the ordinary, the latest first."""
-        told = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.word.not_in(ORDINARY))
-        columns = (self.clock - EVENT.c.at, EVENT.c.word, EVENT.c.slot, EVENT.c.attempt, EVENT.c.owner, EVENT.c.text)
+        told = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.event_type.not_in(ORDINARY))
+        columns = (
+            self.clock - EVENT.c.at,
+            EVENT.c.event_type,
+            EVENT.c.slot,
+            EVENT.c.attempt,
+            EVENT.c.owner,
+            EVENT.c.text,
+        )
         found = sa.select(*columns).where(told).order_by(EVENT.c.id.desc()).limit(limit)
         return [SlotEvent(*row) for row in self.run(found)]
 

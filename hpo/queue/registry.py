@@ -9,17 +9,17 @@ import optuna
 
 from hpo.errors import Problem
 from hpo.optuna_internals import get_study_id
-from hpo.queue.budget import clear, fill
+from hpo.queue.budget import delete_slots, fill_slots
 from hpo.queue.slots import Slots
 from hpo.search.study_view import experimental
-from hpo.storage.attributes import ANCHORS, BUDGET, DATA, PROTOCOL, SPEC, STARTED, STATE
-from hpo.storage.locks import exclusive
+from hpo.storage.attributes import ANCHORS, BUDGET, DATA_HASH, PROTOCOL, SPEC, STARTED, STUDY_STATE
+from hpo.storage.locks import creation_lock
 from hpo.storage.store import Store
-from hpo.storage.targets import met
-from hpo.storage.trials import chosen
+from hpo.storage.targets import target_reached
+from hpo.storage.trials import resolve_study_name
 from hpo.study.spec import Budget, Study, fingerprint, from_spec
 
-VERSION = 1  # of what workers of one study agree on: tables, attributes, the meaning of a slot
+PROTOCOL_VERSION = 1  # of what workers of one study agree on: tables, attributes, the meaning of a slot
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class StoredStudy:
 
     @property
     def data_hash(self) -> str | None:
-        found: str | None = self.optuna.user_attrs.get(DATA)
+        found: str | None = self.optuna.user_attrs.get(DATA_HASH)
         return found
 
     @property
@@ -41,7 +41,7 @@ class StoredStudy:
         found: dict[str, float] = self.optuna.user_attrs.get(ANCHORS) or {}
         return found
 
-    def now(self) -> "StudyState":
+    def read_state(self) -> "StudyState":
         """Read what may change while a study runs."""
         attrs = self.optuna.user_attrs
         budget = Budget.model_validate(attrs.get(BUDGET) or attrs[SPEC]["budget"])
@@ -50,14 +50,16 @@ class StoredStudy:
         if budget.hours is not None:
             spent = self.slots.now() - attrs[STARTED] >= 3600 * budget.hours
         target = None if budget.target is None else self.study.file.targets[budget.target]
-        return StudyState(attrs.get(STATE, "active"), spent, None if n is None else (self.study.rungs, n), target)
+        return StudyState(attrs.get(STUDY_STATE, "active"), spent, None if n is None else (self.study.rungs, n), target)
 
-    def over(self, now: "StudyState") -> bool:
+    def is_over(self, now: "StudyState") -> bool:
         """Return whether no further trial is to be begun: the hours are over, or a trial has come to the target.
 
         Those that run go on to their end: one of them may be better still, and nothing is lost.
         """
-        return now.hours_over or (now.target is not None and met(self.store, get_study_id(self.optuna), now.target))
+        return now.hours_over or (
+            now.target is not None and target_reached(self.store, get_study_id(self.optuna), now.target)
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class StudyState:
     target: float | None = None
 
 
-def register(
+def register_study(
     store: Store,
     study: Study,
     data_hash: str | None,
@@ -89,24 +91,29 @@ def register(
         Problem: the storage holds another study under that name, or the data are others.
     """
     spec = study.spec()
-    with exclusive(store.url, store.patience):  # two launches at one moment, perhaps of two files of one name
+    with creation_lock(store.url, store.patience):  # two launches at one moment, perhaps of two files of one name
         made = optuna.create_study(
             study_name=study.name, storage=store.optuna, direction="minimize", load_if_exists=True
         )
         held = made.user_attrs.get(SPEC)
         if held is None:
-            clear(Slots(store, get_study_id(made)))  # SQLite gives the id of a deleted study to the next
-            told = {DATA: data_hash, ANCHORS: dict(anchors), STARTED: Slots(store, 0).now(), PROTOCOL: VERSION}
+            delete_slots(Slots(store, get_study_id(made)))  # SQLite gives the id of a deleted study to the next
+            told = {
+                DATA_HASH: data_hash,
+                ANCHORS: dict(anchors),
+                STARTED: Slots(store, 0).now(),
+                PROTOCOL: PROTOCOL_VERSION,
+            }
             _describe(made, told, study.file.objective)
         else:
             _check_version(made)
             _check_same(study, from_spec(held).spec(), spec)
-            check_data(made, data_hash)
+            check_data_hash(made, data_hash)
             study = _budgeted(study, made.user_attrs.get(BUDGET) or held["budget"], asked or {})
-        made.set_user_attr(STATE, "active")
+        made.set_user_attr(STUDY_STATE, "active")
         made.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
         slots = Slots(store, get_study_id(made))
-        fill(slots, study.slots())
+        fill_slots(slots, study.slots())
         if held is None:
             made.set_user_attr(SPEC, spec)  # last: with it the study is whole, and workers may join
     return StoredStudy(study, made, slots, store)
@@ -142,7 +149,7 @@ def load_stored_study(store: Store, name: str | None) -> StoredStudy:
     Raises:
         Problem: there is none of that name, or several and no name.
     """
-    name = chosen(store, name)
+    name = resolve_study_name(store, name)
     found = optuna.load_study(study_name=name, storage=store.optuna)
     spec = found.user_attrs.get(SPEC)
     if spec is None:
@@ -158,21 +165,21 @@ def _check_version(study: optuna.Study) -> None:
     Raises:
         Problem: it is one.
     """
-    held = study.user_attrs.get(PROTOCOL, VERSION)
-    if held != VERSION:
+    held = study.user_attrs.get(PROTOCOL, PROTOCOL_VERSION)
+    if held != PROTOCOL_VERSION:
         raise Problem(
             f"study {study.study_name}: was made by a version of hpo whose workers speak protocol {held}, this one "
-            f"speaks {VERSION}; install the same version on all machines, or use another study name"
+            f"speaks {PROTOCOL_VERSION}; install the same version on all machines, or use another study name"
         )
 
 
-def check_data(study: optuna.Study, data_hash: str | None) -> None:
+def check_data_hash(study: optuna.Study, data_hash: str | None) -> None:
     """Refuse data that are not the study's own.
 
     Raises:
         Problem: the hashes differ.
     """
-    held = study.user_attrs.get(DATA)
+    held = study.user_attrs.get(DATA_HASH)
     if held != data_hash:
         raise Problem(
             f"study {study.study_name}: its data has the hash {_short(held)}, here it has {_short(data_hash)}; "

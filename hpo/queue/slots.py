@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from hpo.queue.inspect import SlotTable
 from hpo.storage.schema import EVENT, SLOT, TRIALS
 
-LOST_IN_A_ROW = 5  # attempts without a new rung after which a trial is given up: it may be what ends its workers
+MAX_FAILURES = 5  # attempts without a new rung after which a trial is given up: it may be what ends its workers
 
 _LOCK = 0x68706F  # "hpo": with a study's id, the key of an advisory lock
 
@@ -32,7 +32,7 @@ class Claim(NamedTuple):
     fixed: dict[str, Any] | None
     trial_id: int | None
     origin: int | None = None
-    wish: str | None = None
+    requested_action: str | None = None
     failures: int = 0
 
 
@@ -40,21 +40,21 @@ class Slots(SlotTable):
     """The slots of one study. Every method is one transaction and is retried while the storage is away."""
 
     def claim(
-        self, owner: str, lease_s: float, only_begun: bool = False, rungs: tuple[int, int] | None = None
+        self, owner: str, lease_s: float, only_started: bool = False, rungs: tuple[int, int] | None = None
     ) -> Claim | None:
         """Take a free slot: interrupted trials first, then baselines, then what was added by hand, then the others.
 
-        only_begun: interrupted trials and no others.
+        only_started: interrupted trials and no others.
         rungs: (r, n): r rungs are set aside for a trial that is begun, and none is begun where that makes more than
         n of the whole study.
         If the answer is lost and the call made again, a second slot is taken; the first comes free when its
         lease runs out, since nobody renews it.
         """
         begun = _c.trial_id.is_not(None)
-        allowed: sa.ColumnElement[bool] = begun if only_begun else sa.true()
+        allowed: sa.ColumnElement[bool] = begun if only_started else sa.true()
         if rungs is not None:
             taken = sa.select(sa.func.coalesce(sa.func.sum(_c.rungs), 0)).where(self.of_study).scalar_subquery()
-            allowed = sa.or_(begun, taken + rungs[0] <= rungs[1]) if not only_begun else begun
+            allowed = sa.or_(begun, taken + rungs[0] <= rungs[1]) if not only_started else begun
         first = (
             sa.select(_c.slot)
             .where(self.of_study, _c.state == "free", allowed)
@@ -65,7 +65,7 @@ class Slots(SlotTable):
         values = {"state": "leased", "owner": owner, "attempt": _c.attempt + 1, "lease_until": self.clock + lease_s}
         aside = sa.case((begun, _c.rungs), else_=rungs[0] if rungs else 0)
         take = sa.update(SLOT).where(self.of_study, _c.slot == first.scalar_subquery()).values(**values, rungs=aside)
-        columns = (_c.slot, _c.attempt, _c.kind, _c.fixed, _c.trial_id, _c.origin, _c.wish, _c.failures)
+        columns = (_c.slot, _c.attempt, _c.kind, _c.fixed, _c.trial_id, _c.origin, _c.requested_action, _c.failures)
 
         def write(connection: sa.Connection) -> Claim | None:
             if rungs is not None:
@@ -74,7 +74,7 @@ class Slots(SlotTable):
             if row is None:
                 return None
             found = Claim(*row)._replace(fixed=row.fixed and json.loads(row.fixed))
-            set_state(connection, [found.trial_id], "WAITING", "RUNNING")
+            set_trial_states(connection, [found.trial_id], "WAITING", "RUNNING")
             self._log(connection, "began", slot=found.slot, attempt=found.attempt, owner=owner)
             return found
 
@@ -93,17 +93,17 @@ class Slots(SlotTable):
         unlinked = sa.and_(self._is(claim, owner), _c.trial_id.is_(None))  # made once, though the answer is lost
         return sa.update(SLOT).where(unlinked).values(trial_id=newest.scalar_subquery())
 
-    def beating(self, claim: Claim, owner: str, lease_s: float, rung: int, new: bool = True) -> sa.Executable:
+    def renewal(self, claim: Claim, owner: str, lease_s: float, rung: int, new: bool = True) -> sa.Executable:
         """Return what renews a lease at a rung and gives the wish for its trial, as a fence of what is written."""
         later = sa.case((_c.rungs < rung, rung), else_=_c.rungs)
         statement = sa.update(SLOT).where(self._is(claim, owner), _c.state == "leased")
         # A rung that an earlier attempt has told is no progress: whatever ended that one may end this one.
         values = {"lease_until": self.clock + lease_s, "rungs": later} | ({"failures": 0} if new else {})
-        return statement.values(values).returning(_c.wish)
+        return statement.values(values).returning(_c.requested_action)
 
-    def beat(self, claim: Claim, owner: str, lease_s: float, rung: int) -> str | None:
+    def renew_at_rung(self, claim: Claim, owner: str, lease_s: float, rung: int) -> str | None:
         """Renew a lease at a known rung; return what a person wishes of the trial, "" for nothing, None if lost."""
-        rows = self.run(self.beating(claim, owner, lease_s, rung, new=False))
+        rows = self.run(self.renewal(claim, owner, lease_s, rung, new=False))
         return (rows[0][0] or "") if rows else None
 
     def done(self, claim: Claim, owner: str, rung: int = 0, word: str = "complete", text: str = "") -> bool:
@@ -117,9 +117,11 @@ class Slots(SlotTable):
         """Give the slot back, so that anyone may go on with it at once; False if the claim is lost."""
         return self._close(claim, owner, "free", word, text, failures=_c.failures + (1 if failed else 0))
 
-    def wish(self, slot: int, word: str) -> bool:
+    def request_action(self, slot: int, action: str) -> bool:
         """Note what a person wants of the slot's trial; False if it has ended."""
-        statement = sa.update(SLOT).where(self.of_study, _c.slot == slot, _c.state != "done").values(wish=word)
+        statement = (
+            sa.update(SLOT).where(self.of_study, _c.slot == slot, _c.state != "done").values(requested_action=action)
+        )
         return bool(self.run(statement.returning(_c.slot)))
 
     def take(self, slot: int, owner: str, lease_s: float) -> Claim | None:
@@ -162,7 +164,7 @@ class Slots(SlotTable):
                 there = sa.select(_c.slot).where(self._is(claim, owner), _c.state == after)
                 return connection.execute(there).first() is not None
             if after == "free":
-                set_state(connection, [row[0] or trial_id], "RUNNING", "WAITING")
+                set_trial_states(connection, [row[0] or trial_id], "RUNNING", "WAITING")
             self._log(connection, word, text, slot=claim.slot, attempt=claim.attempt, owner=owner)
             return True
 
@@ -172,15 +174,15 @@ class Slots(SlotTable):
         return sa.and_(self.of_study, _c.slot == claim.slot, _c.attempt == claim.attempt, _c.owner == owner)
 
     def _log(self, connection: sa.Connection, word: str, text: str = "", **values: Any) -> None:
-        connection.execute(event(self.clock, word, text, study_id=self.study_id, **values))
+        connection.execute(insert_event(self.clock, word, text, study_id=self.study_id, **values))
 
 
-def event(now: sa.ColumnElement[float], word: str, text: str, **values: Any) -> sa.Insert:
+def insert_event(now: sa.ColumnElement[float], event_type: str, text: str, **values: Any) -> sa.Insert:
     """Return what writes down an event."""
-    return sa.insert(EVENT).values(at=now, word=word, text=text or None, **values)
+    return sa.insert(EVENT).values(at=now, event_type=event_type, text=text or None, **values)
 
 
-def set_state(connection: sa.Connection, trial_ids: Sequence[int | None], before: str, after: str) -> None:
+def set_trial_states(connection: sa.Connection, trial_ids: Sequence[int | None], before: str, after: str) -> None:
     """Change the state of Optuna's trials from one word to another; a trial in a third state stays as it is."""
     for trial_id in trial_ids:
         if trial_id is not None:

@@ -11,7 +11,7 @@ from hpo.report import timeline
 from hpo.report.html import code, heading, pairs, table, text
 from hpo.report.sections import digits, figure
 from hpo.report.verdict import Related
-from hpo.storage.attributes import ENDED, ERROR, MACHINE, SET
+from hpo.storage.attributes import END_REASON, ERROR, FIXED_VALUES, MACHINE
 from hpo.storage.trials import State, Trial
 from hpo.study.spec import as_file
 
@@ -67,7 +67,7 @@ def trials(snapshot: Snapshot) -> Iterator[str]:
     if failed:
         yield heading("Failures")
         yield table(
-            [{"trial": t.number, "how": t.user_attrs.get(ENDED, "failed"), "why": _why(t)} for t in failed[:10]]
+            [{"trial": t.number, "how": t.user_attrs.get(END_REASON, "failed"), "why": _why(t)} for t in failed[:10]]
         )
         if len(failed) > 10:
             yield text(f"The first 10 of {len(failed)}.", "small")
@@ -107,7 +107,7 @@ def provenance(snapshot: Snapshot, related: Sequence[Related]) -> Iterator[str]:
     best = snapshot.best()
     if best is not None and not snapshot.spec.get("arms"):
         yield text(f"Configuration of the best trial, {best.number}, where it differs from the base:")
-        fixed: Mapping[str, Any] = best.user_attrs.get(SET) or best.params
+        fixed: Mapping[str, Any] = best.user_attrs.get(FIXED_VALUES) or best.params
         base = flat(snapshot.spec["base"])
         changed = [{"field": k, "base": base.get(k), "best": v} for k, v in fixed.items() if base.get(k) != v]
         yield table(changed) or text("It is the base.")
@@ -128,7 +128,7 @@ def _seeds(snapshot: Snapshot) -> list[int]:
         return list(snapshot.spec["seeds"])
     base = flat(snapshot.spec["base"])
     first = base.get("run.seed", base.get("seed"))
-    repeats = [t.user_attrs.get(SET) or {} for t in snapshot.own if snapshot.kind(t) == "seed"]
+    repeats = [t.user_attrs.get(FIXED_VALUES) or {} for t in snapshot.own if snapshot.kind(t) == "seed"]
     found = {v for values in repeats for k, v in values.items() if k.rpartition(".")[2] == "seed"}
     return sorted({*found, *([first] if isinstance(first, int) else [])})
 

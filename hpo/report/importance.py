@@ -15,7 +15,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import LEVEL, SEED, holm
 from hpo.report.axes import Axis, axes, common, units
-from hpo.storage.attributes import ENDED
+from hpo.storage.attributes import END_REASON
 from hpo.storage.trials import State, Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line for each study in memory
@@ -83,7 +83,7 @@ def points(snapshot: Snapshot, rung: int) -> list[Point]:
     for trial in searched(snapshot):
         place = units(trial, of_axes)
         value = trial.intermediate_values.get(rung)
-        if value is None and trial.user_attrs.get(ENDED) == "diverged":
+        if value is None and trial.user_attrs.get(END_REASON) == "diverged":
             value = math.nan
         if place and value is not None:
             found.append((place, value))

@@ -29,7 +29,7 @@ from hpo.report import importance
 from hpo.report.curve_figures import arms, curves, history
 from hpo.report.space_figures import by_rung
 from hpo.report.verdict import Verdict
-from hpo.runs.run_dir import artifacts, trial_folder
+from hpo.runs.run_dir import artifact_folder, trial_folder
 from hpo.search.study_view import experimental
 from hpo.storage.store import open_store
 
@@ -109,8 +109,8 @@ def _figure(study: optuna.Study, name: str, figure: go.Figure) -> None:
 
 def _attach(study: optuna.Study, snapshot: Snapshot, out: Path, page: str) -> None:
     """Keep the page beside the study, and configuration and curves beside its best trials."""
-    artifacts(out).mkdir(parents=True, exist_ok=True)
-    files = FileSystemArtifactStore(artifacts(out))
+    artifact_folder(out).mkdir(parents=True, exist_ok=True)
+    files = FileSystemArtifactStore(artifact_folder(out))
     _keep(study, files, STUDY_ARTIFACT_PREFIX, "report.html", page.encode())
     for trial in sorted(snapshot.feasible, key=lambda t: t.values[0])[:BEST]:
         # Beside the study, where the dashboard looks too: Optuna lets nobody write to a trial that has ended.

@@ -28,7 +28,7 @@ from hpo.report.style import (
     lines,
     measured,
 )
-from hpo.runs.run_dir import metrics_lines as records
+from hpo.runs.run_dir import read_metrics as records
 from hpo.runs.run_dir import trial_folder
 from hpo.storage.trials import State, Trial
 

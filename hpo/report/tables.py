@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from hpo.analysis.snapshot import Snapshot, value, word
-from hpo.runs.run_dir import jsonable, write_file
+from hpo.runs.run_dir import to_json_value, write_file
 from hpo.storage.attributes import ARM, METRICS, SEED
 from hpo.storage.trials import Trial
 
@@ -64,7 +64,7 @@ def write_json(snapshot: Snapshot, path: Path, more: Mapping[str, Any]) -> None:
     """Write all of a study to one file: what is given, its spec, trials and curves."""
     tree = {"study": snapshot.name, **more, "spec": dict(snapshot.spec), "anchors": dict(snapshot.anchors)}
     tree |= {"trials": _records(trials(snapshot)), "curves": _records(curves(snapshot))}
-    write_file(path, json.dumps(jsonable(tree), indent=1) + "\n")
+    write_file(path, json.dumps(to_json_value(tree), indent=1) + "\n")
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ KEPT = "checkpoint"  # what run.keep_checkpoints asks for
 INTERRUPTED = "interrupted"  # where an interrupted run goes on, whatever run.keep_checkpoints says
 
 
-def keep(runs: Runs, lane: int, config: BaseModel, folder: Path, rung: int, best: bool) -> None:
+def save_checkpoints(runs: Runs, lane: int, config: BaseModel, folder: Path, rung: int, best: bool) -> None:
     """Leave the checkpoints in a run's folder that its run.keep_checkpoints asks for, and one to go on from.
 
     best: no rung of the run was better than this one.
@@ -26,21 +26,21 @@ def keep(runs: Runs, lane: int, config: BaseModel, folder: Path, rung: int, best
         runs.save(lane, folder / INTERRUPTED)
 
 
-def to_resume(folder: Path) -> list[Path]:
+def resumable_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in a run's folder, the newest first."""
     found = sorted(folder.glob("**/state.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
     return [file.parent for file in found]
 
 
-def forget(folder: Path, all_of_them: bool = False) -> None:
+def remove_checkpoints(folder: Path, all_of_them: bool = False) -> None:
     """Remove what an interruption would need, since the run has ended; with `all_of_them`, every checkpoint."""
     shutil.rmtree(folder / INTERRUPTED, ignore_errors=True)
     if all_of_them:
         shutil.rmtree(folder / KEPT, ignore_errors=True)
 
 
-def thin(folders: Iterable[Path]) -> None:
+def remove_all_checkpoints(folders: Iterable[Path]) -> None:
     """Remove the checkpoints of finished runs that are not among the best."""
     for folder in folders:
         if (folder / KEPT).is_dir():
-            forget(folder, all_of_them=True)
+            remove_checkpoints(folder, all_of_them=True)

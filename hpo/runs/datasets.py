@@ -14,7 +14,7 @@ from model.errors import CacheError, ConfigError
 Progress = Callable[[str, float], None]
 
 
-def prepared(config: TrainConfig, progress: Progress | None = None) -> PreparedData:
+def prepare_data(config: TrainConfig, progress: Progress | None = None) -> PreparedData:
     """Return the data of a configuration, made now if this machine has not got it.
 
     Raises:
@@ -29,12 +29,12 @@ def prepared(config: TrainConfig, progress: Progress | None = None) -> PreparedD
         raise Problem(str(error)) from None
 
 
-def described(config: BaseModel) -> tuple[str | None, dict[str, float]]:
+def describe_data(config: BaseModel) -> tuple[str | None, dict[str, float]]:
     """Return hash and anchors of a configuration's data; none for a configuration of the user's own."""
     if not isinstance(config, TrainConfig):
         return None, {}
     _check_device(config)
-    found = prepared(config)
+    found = prepare_data(config)
     _check_context(found, config)
     return found.hash, anchors(found)
 
@@ -71,21 +71,21 @@ def _check_context(found: PreparedData, config: TrainConfig) -> None:
         raise Problem(str(error)) from None
 
 
-class Corpora:
+class PreparedDatasets:
     """The prepared data of the configurations that a worker meets, each read once."""
 
     def __init__(self) -> None:
         self._held: dict[str, PreparedData] = {}
 
-    def given(self, config: BaseModel) -> dict[str, Any]:
+    def training_arguments(self, config: BaseModel) -> dict[str, Any]:
         """Return what a training function is given beside its configurations."""
         return {"prepared": self._of(config)} if isinstance(config, TrainConfig) else {}
 
-    def hash(self, config: BaseModel) -> str | None:
+    def data_hash(self, config: BaseModel) -> str | None:
         return self._of(config).hash if isinstance(config, TrainConfig) else None
 
     def _of(self, config: TrainConfig) -> PreparedData:
         key = f"{config.data.preparation()} {config.tokenizer}"
         if key not in self._held:
-            self._held[key] = prepared(config)
+            self._held[key] = prepare_data(config)
         return self._held[key]

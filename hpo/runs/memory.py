@@ -2,13 +2,13 @@
 
 from pydantic import BaseModel
 
-from hpo.runs.datasets import Corpora
+from hpo.runs.datasets import PreparedDatasets
 from hpo.study.spec import DEFAULT_TRAIN, Study
 from model.config import TrainConfig
 from model.errors import ConfigError
 
 
-def too_large(study: Study, config: BaseModel, corpora: Corpora) -> str | None:
+def memory_problem(study: Study, config: BaseModel, corpora: PreparedDatasets) -> str | None:
     """Return why a trial does not fit by estimate, None where it does, or where it was shown to.
 
     The baseline was tried before the first trial, so what has its shape fits, unless the study sets a limit of its own.
@@ -25,12 +25,12 @@ def too_large(study: Study, config: BaseModel, corpora: Corpora) -> str | None:
 
     try:
         allowed = int(limit * 1e9) if limit is not None else capacity(resolve(config).run.device)
-        return fits(config, corpora.given(config)["prepared"].vocab_size, 1, allowed)
+        return fits(config, corpora.training_arguments(config)["prepared"].vocab_size, 1, allowed)
     except (ConfigError, ValueError):  # said when the run is built
         return None
 
 
-def learn(study: Study, corpora: Corpora, measured: int) -> None:
+def calibrate_estimate(study: Study, corpora: PreparedDatasets, measured: int) -> None:
     """Let what the baseline took correct later estimates on this machine, where there will be any."""
     shapes = ("model.", "tokenizer.", "run.batch_size")
     if study.file.limits.memory_gb is None and not any(path.startswith(shapes) for path in study.file.space):
@@ -41,7 +41,7 @@ def learn(study: Study, corpora: Corpora, measured: int) -> None:
 
     config = study.configured(_first(study))
     assert isinstance(config, TrainConfig)
-    vocab_size = corpora.given(config)["prepared"].vocab_size
+    vocab_size = corpora.training_arguments(config)["prepared"].vocab_size
     capacity.learn(estimate(config, vocab_size).total, measured, resolve(config).run.device)
 
 

@@ -11,16 +11,16 @@ from hpo.runs.resources import threads_in_use
 PACKAGES = ("hpo", "torch", "optuna", "numpy", "tokenizers")
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Return what a run's last bits may depend on: versions, threads, commit."""
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "threads": threads_in_use(),
-        "git_commit": commit(Path(__file__).parents[2]),
+        "git_commit": git_commit(Path(__file__).parents[2]),
     }
 
 
-def commit(folder: Path) -> str | None:
+def git_commit(folder: Path) -> str | None:
     """Return the commit that a checkout is at, "-dirty" behind it where files differ; None for anything else."""
     if not (folder / ".git").exists():
         return None  # installed, and what git finds further up is not ours

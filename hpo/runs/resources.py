@@ -29,7 +29,7 @@ def threads_in_use() -> int:
     return int(first) if first.isdigit() and int(first) > 0 else available_cores()
 
 
-def settle(threads: int) -> None:
+def set_thread_environment(threads: int) -> None:
     """Set this process's environment, leaving alone what the user has set."""
     if os.environ.get("OMP_NUM_THREADS"):
         threads = threads_in_use()
@@ -37,7 +37,7 @@ def settle(threads: int) -> None:
         os.environ.setdefault(name, value)
 
 
-def gpus() -> list[str]:
+def list_gpus() -> list[str]:
     """Return the numbers of this machine's NVIDIA GPUs, without torch."""
     smi = shutil.which("nvidia-smi")
     listed = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False).stdout if smi else ""
@@ -50,7 +50,7 @@ def check_gpus(wanted: Sequence[str]) -> None:
     Raises:
         Problem: one is not.
     """
-    have = gpus() if wanted else []
+    have = list_gpus() if wanted else []
     if any(gpu not in have for gpu in wanted):
         there = f"GPUs {', '.join(have)}" if have else "no NVIDIA GPU"
         raise Problem(f"--gpus: this machine has {there}, got {','.join(wanted)}; leave --gpus out to train on the CPU")

@@ -59,12 +59,12 @@ def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: jsonable(value) for key, value in metrics.items()}) + "\n")
+            file.write(json.dumps({key: to_json_value(value) for key, value in metrics.items()}) + "\n")
     except OSError as error:
         raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def metrics_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a metrics file; a last line cut short is left out."""
     if not path.is_file():
         return
@@ -75,27 +75,27 @@ def metrics_lines(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def keep_rungs(path: Path, rungs: int) -> None:
+def truncate_metrics(path: Path, rungs: int) -> None:
     """Cut a metrics file back to its first rungs: a resumed run writes the rest again."""
-    kept = [json.dumps(line) + "\n" for line in metrics_lines(path) if line.get("rung", 0) <= rungs]
+    kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line.get("rung", 0) <= rungs]
     if path.is_file():
         write_file(path, "".join(kept))
 
 
-def jsonable(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """Return a value as JSON can hold it: no nan, no infinity, no numbers of other libraries."""
     if isinstance(value, bool | str | int) or value is None:
         return value
     if isinstance(value, Mapping):
-        return {str(key): jsonable(inner) for key, inner in value.items()}
+        return {str(key): to_json_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [jsonable(inner) for inner in value]
+        return [to_json_value(inner) for inner in value]
     if hasattr(value, "__float__"):
         number = float(value)
         return number if math.isfinite(number) else None
     return str(value)
 
 
-def artifacts(out: Path) -> Path:
+def artifact_folder(out: Path) -> Path:
     """Return the folder of the files that `hpo report` attaches to studies and trials."""
     return out / "artifacts"

@@ -14,21 +14,21 @@ from pydantic import BaseModel
 from hpo.config.importer import imported
 from hpo.errors import Problem
 
-Beat = tuple[int, dict[int, Any]]
+RungReports = tuple[int, dict[int, Any]]
 
 
 @runtime_checkable
 class Runs(Protocol):
     """Runs side by side, each in its lane; iterating trains them from rung to rung."""
 
-    def __iter__(self) -> Iterator[Beat]: ...
+    def __iter__(self) -> Iterator[RungReports]: ...
     def start(self, lane: int, config: Any) -> None: ...
     def stop(self, lane: int) -> None: ...
     def save(self, lane: int, folder: Path) -> None: ...
     def resume(self, lane: int, folder: Path) -> int: ...
 
 
-class Generators:
+class GeneratorRuns:
     """A user's generators, one a lane, each advanced by one report a beat."""
 
     def __init__(self, train: Any, configs: Sequence[BaseModel]) -> None:
@@ -51,7 +51,7 @@ class Generators:
     def resume(self, lane: int, folder: Path) -> int:
         raise ValueError("a training function of one's own starts again")
 
-    def __iter__(self) -> Iterator[Beat]:
+    def __iter__(self) -> Iterator[RungReports]:
         while self.lanes:
             found: dict[int, Any] = {}
             rung = 0
@@ -80,7 +80,7 @@ def _checked(item: Any) -> tuple[int, Any]:
     return item
 
 
-def reported(metrics: Any, objective: str) -> tuple[int, float, dict[str, Any]]:
+def read_report(metrics: Any, objective: str) -> tuple[int, float, dict[str, Any]]:
     """Return rung, value of the objective and all metrics of one report.
 
     Raises:
@@ -111,7 +111,7 @@ def _fields(metrics: Any) -> dict[str, Any]:
     raise TypeError(f"metrics must be a number, a mapping or a named tuple, got {metrics!r}")
 
 
-def runs(target: str, configs: Sequence[BaseModel], **given: Any) -> Runs:
+def build_runs(target: str, configs: Sequence[BaseModel], **given: Any) -> Runs:
     """Return the runs of these configurations under the training function `module:name`.
 
     given: passed on to a class that trains side by side.
@@ -122,7 +122,7 @@ def runs(target: str, configs: Sequence[BaseModel], **given: Any) -> Runs:
         return build(configs, **given)
     if not callable(train):
         raise Problem(f"train: must be a function, got {target}")
-    return Generators(train, configs)
+    return GeneratorRuns(train, configs)
 
 
 def pack_key(config: BaseModel) -> str:

@@ -10,10 +10,10 @@ STARTED = "hpo:started"  # first launch, by the database's clock
 ANCHORS = "hpo:anchors"  # unigram and bigram loss of its validation split
 
 
-DATA = "hpo:data"  # hash of its prepared data
+DATA_HASH = "hpo:data"  # hash of its prepared data
 
 
-STATE = "hpo:state"  # active, paused or stopped
+STUDY_STATE = "hpo:state"  # active, paused or stopped
 
 
 PROTOCOL = "hpo:protocol"  # version of what workers of one study agree on
@@ -23,7 +23,7 @@ FORKED = "forked"  # kind of a trial that was carried over from another study
 
 
 # User attributes of a trial
-SET = "hpo:set"  # the fixed values of a baseline, of an arm or of a point of a grid
+FIXED_VALUES = "hpo:set"  # the fixed values of a baseline, of an arm or of a point of a grid
 
 
 ARM = "arm"  # of a study of arms, the name of its own; the dashboard shows both as columns
@@ -41,13 +41,13 @@ MACHINE = "hpo:machine"  # versions, threads, git commit
 METRICS = "hpo:metrics"  # its last metrics
 
 
-SUGGESTED = "hpo:suggested"  # where its parameters come from
+SUGGESTED_BY = "hpo:suggested"  # where its parameters come from
 
 
-PRUNED = "hpo:pruned"  # the comparison that pruned it
+PRUNING_DECISION = "hpo:pruned"  # the comparison that pruned it
 
 
-ENDED = "hpo:ended"  # why it ended, in one word
+END_REASON = "hpo:ended"  # why it ended, in one word
 
 
 ERROR = "hpo:error"  # the text of the exception that ended it
@@ -56,10 +56,10 @@ ERROR = "hpo:error"  # the text of the exception that ended it
 ATTEMPTS = "hpo:attempts"  # how its earlier attempts ended: [attempt, word, worker]
 
 
-FEASIBLE = "hpo:feasible"  # false where it met a limit; the dashboard does not show Optuna's constraints
+IS_FEASIBLE = "hpo:feasible"  # false where it met a limit; the dashboard does not show Optuna's constraints
 
 
 SPEC = "hpo:spec"  # user attribute of a study: the whole study file
 
 
-LIMITS = {"oom": "memory", "timeout": "seconds"}  # word -> name of Optuna's constraint
+LIMIT_CONSTRAINTS = {"oom": "memory", "timeout": "seconds"}  # word -> name of Optuna's constraint

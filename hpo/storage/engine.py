@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from hpo.errors import StorageError
-from hpo.storage.retry import QUICK, limit, retry
+from hpo.storage.retry import QUICK, patience_limit, retry
 from hpo.storage.schema import missing_columns
-from hpo.storage.url import NETWORK_FILE_SYSTEMS, file_of, masked_url, normalise
+from hpo.storage.url import NETWORK_FILE_SYSTEMS, masked_url, normalise_url, sqlite_file
 
 NETWORK_FILE_SYSTEMS |= {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs"}
 
-BUSY_S = 60.0  # for which SQLite waits for another process's lock
+BUSY_TIMEOUT_S = 60.0  # for which SQLite waits for another process's lock
 
 
 T = TypeVar("T")
@@ -48,17 +48,17 @@ def open_readonly(url: str, patience: float = QUICK) -> Reader:
     Raises:
         StorageError: there is no such storage, or it does not answer.
     """
-    url = normalise(url)
-    check_present(url, patience)
+    url = normalise_url(url)
+    check_tables(url, patience)
     engine = sa.create_engine(url, **engine_options(url, readonly=True))
     if engine.name == "sqlite":
-        hook(engine, readonly=True)
+        set_up_sqlite(engine, readonly=True)
     return Reader(url, engine, patience)
 
 
 def engine_options(url: str, readonly: bool = False) -> dict[str, Any]:
-    if file_of(url):
-        return {"connect_args": {"timeout": BUSY_S}}
+    if sqlite_file(url):
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     # A worker that is stopped inside a transaction must not hold its locks against the others.
     options = "-c timezone=UTC -c idle_in_transaction_session_timeout=60000"
     options += " -c default_transaction_read_only=on" if readonly else ""
@@ -76,16 +76,16 @@ def engine_options(url: str, readonly: bool = False) -> dict[str, Any]:
     return {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0, "connect_args": connect_args}
 
 
-def unpooled(url: str) -> dict[str, Any]:
+def unpooled_options(url: str) -> dict[str, Any]:
     """Return the options of an engine that keeps no connection open."""
     return {"connect_args": engine_options(url)["connect_args"], "poolclass": sa.NullPool}
 
 
-def check_present(url: str, patience: float) -> None:
-    file = file_of(url)
+def check_tables(url: str, patience: float) -> None:
+    file = sqlite_file(url)
     if file and not file.is_file():
         raise StorageError(f"no storage at {file}; `hpo launch` creates it", passing=True)
-    engine = sa.create_engine(url, **unpooled(url))
+    engine = sa.create_engine(url, **unpooled_options(url))
     missing = retry(missing_columns, engine, patience=patience, url=url)
     if missing is None:
         raise StorageError(f"no study in {masked_url(url)}; `hpo launch` creates the tables", passing=True)
@@ -96,7 +96,7 @@ def check_present(url: str, patience: float) -> None:
         )
 
 
-def hook(engine: sa.Engine, readonly: bool = False) -> None:
+def set_up_sqlite(engine: sa.Engine, readonly: bool = False) -> None:
     """Begin every SQLite transaction IMMEDIATE.
 
     A deferred one that reads and then writes lets two processes both take the same trial: 42 of 200 measured.
@@ -114,6 +114,6 @@ def hook(engine: sa.Engine, readonly: bool = False) -> None:
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         # SQLite waits for a lock inside one call, where nothing else can end the wait.
-        wait = min(BUSY_S, limit())
+        wait = min(BUSY_TIMEOUT_S, patience_limit())
         connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(1000 * wait)}")
         connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")

@@ -7,19 +7,19 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from hpo.errors import StorageError
-from hpo.storage.engine import unpooled
+from hpo.storage.engine import unpooled_options
 from hpo.storage.retry import retry
-from hpo.storage.url import file_of
+from hpo.storage.url import sqlite_file
 
 _LOCK = 0x68706F  # "hpo": the key of the advisory lock under which tables are created
 
 
 @contextmanager
-def exclusive(url: str, patience: float) -> Iterator[None]:
+def creation_lock(url: str, patience: float) -> Iterator[None]:
     """Hold the lock under which tables and studies are created; without it processes that do so at once fail."""
-    file = file_of(url)
+    file = sqlite_file(url)
     if file is None:
-        engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", **unpooled(url))
+        engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", **unpooled_options(url))
         with retry(_locked, engine, patience=patience, url=url):
             yield  # closing the connection frees the lock
         return

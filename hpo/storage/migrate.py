@@ -4,14 +4,14 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from hpo.errors import StorageError
-from hpo.storage.engine import unpooled
-from hpo.storage.locks import exclusive
+from hpo.storage.engine import unpooled_options
+from hpo.storage.locks import creation_lock
 from hpo.storage.retry import QUICK, retry
 from hpo.storage.schema import OURS, missing_columns
-from hpo.storage.url import file_of, masked_url
+from hpo.storage.url import masked_url, sqlite_file
 
 
-def template(url: str) -> str:
+def optuna_url(url: str) -> str:
     """Return the URL as Optuna wants it: it fills in {SCHEMA_VERSION}, so braces are doubled."""
     return url.replace("{", "{{").replace("}", "}}")
 
@@ -19,7 +19,7 @@ def template(url: str) -> str:
 def create_tables(url: str) -> None:
     """Create what is missing of Optuna's tables and ours, and check that Optuna's are of this version."""
     try:
-        rdb = RDBStorage(template(url), engine_kwargs=unpooled(url))
+        rdb = RDBStorage(optuna_url(url), engine_kwargs=unpooled_options(url))
     except RuntimeError as error:  # tables of another version of Optuna
         raise StorageError(f"{masked_url(url)}: {error}") from error
     OURS.create_all(rdb.engine)
@@ -32,17 +32,23 @@ def schema_problem(url: str, patience: float = QUICK) -> str | None:
     Raises:
         StorageError: there is no storage, or it does not answer.
     """
-    file = file_of(url)
+    file = sqlite_file(url)
     if file and not file.is_file():
         raise StorageError(f"no storage at {file}; `hpo launch` creates it")
-    engine = sa.create_engine(url, **unpooled(url))
+    engine = sa.create_engine(url, **unpooled_options(url))
     missing = retry(missing_columns, engine, patience=patience, url=url)
     if missing is None:
         raise StorageError(f"no study in {masked_url(url)}; `hpo launch` creates the tables")
     if missing:
         return f"{masked_url(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}"
     try:
-        retry(RDBStorage, template(url), engine_kwargs=unpooled(url), skip_table_creation=True, patience=patience)
+        retry(
+            RDBStorage,
+            optuna_url(url),
+            engine_kwargs=unpooled_options(url),
+            skip_table_creation=True,
+            patience=patience,
+        )
     except RuntimeError as error:  # Optuna's tables are of another version
         return f"{masked_url(url)}: {error}"
     return None
@@ -50,7 +56,7 @@ def schema_problem(url: str, patience: float = QUICK) -> str | None:
 
 def update_schema(url: str) -> None:
     """Add what our tables lack; Optuna's own are for `optuna storage upgrade`."""
-    with exclusive(url, QUICK):
+    with creation_lock(url, QUICK):
         retry(create_tables, url, patience=QUICK, url=url)
 
 

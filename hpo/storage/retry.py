@@ -46,13 +46,13 @@ class _Limit(threading.local):
 _limit = _Limit()
 
 
-def limit() -> float:
+def patience_limit() -> float:
     """Return how many seconds this thread may wait for a storage, whatever its patience."""
     return _limit.seconds
 
 
 @contextmanager
-def at_most(seconds: float) -> Iterator[None]:
+def limit_patience(seconds: float) -> Iterator[None]:
     """Have this thread wait no longer than this for a storage, in each call inside."""
     before, _limit.seconds = _limit.seconds, min(seconds, _limit.seconds)
     try:
@@ -69,17 +69,17 @@ class _Outages:
         self._since: float | None = None
         self._over: list[float] = []
 
-    def failed(self) -> None:
+    def start(self) -> None:
         with self._lock:
             self._since = self._since or time.monotonic()
 
-    def answered(self) -> None:
+    def end(self) -> None:
         if self._since is not None:
             with self._lock:
                 self._over += [time.monotonic() - self._since] if self._since is not None else []
                 self._since = None
 
-    def over(self) -> list[float]:
+    def pop_durations(self) -> list[float]:
         """Return the seconds of each outage that has ended since this was last asked."""
         with self._lock:
             found, self._over = self._over, []
@@ -97,11 +97,11 @@ def retry(call: Callable[..., T], *args: Any, patience: float = PATIENCE, url: s
     Raises:
         StorageError: the failure is one that does not pass, or it did not pass in time.
     """
-    deadline = time.monotonic() + min(patience, limit())
+    deadline = time.monotonic() + min(patience, patience_limit())
     for attempt in itertools.count():
         try:
             found = call(*args, **kwargs)
-            outages.answered()
+            outages.end()
             return found
         except _faults() as error:
             cause = _cause(error)
@@ -109,7 +109,7 @@ def retry(call: Callable[..., T], *args: Any, patience: float = PATIENCE, url: s
             pause = random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(attempt, 10))
             passing = _passes(cause)
             if passing:
-                outages.failed()
+                outages.start()
             if not passing or time.monotonic() + pause > deadline:
                 raise StorageError(_explanation(cause, url), passing) from error
             if attempt == 5:

@@ -21,7 +21,7 @@ SLOT = sa.Table(
     sa.Column("trial_id", sa.Integer),
     sa.Column("fixed", sa.Text),  # JSON: parameters that this slot must run with
     sa.Column("origin", sa.Integer),  # number of the trial that this one tries again
-    sa.Column("wish", sa.String(16)),  # kill: what a person wants of the trial
+    sa.Column("wish", sa.String(16), key="requested_action"),  # kill: what a person wants of the trial
     sa.Column("rungs", sa.Integer, nullable=False, server_default="0"),  # trained, or set aside of a budget in tokens
     sa.Column("failures", sa.Integer, nullable=False, server_default="0"),  # attempts lost since its last new rung
 )
@@ -34,7 +34,7 @@ EVENT = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("study_id", sa.Integer, nullable=False, index=True),
     sa.Column("at", sa.Double, nullable=False),  # seconds since 1970, by the database's clock
-    sa.Column("word", sa.String(32), nullable=False),
+    sa.Column("word", sa.String(32), key="event_type", nullable=False),
     sa.Column("slot", sa.Integer),
     sa.Column("attempt", sa.Integer),
     sa.Column("owner", sa.String(255)),

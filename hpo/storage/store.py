@@ -18,13 +18,13 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import StorageError
 from hpo.optuna_internals import cached_storage
-from hpo.storage.engine import check_present, engine_options, hook
+from hpo.storage.engine import check_tables, engine_options, set_up_sqlite
 from hpo.storage.fencing import check_fence, write_link
-from hpo.storage.locks import exclusive
-from hpo.storage.migrate import create_tables, template
-from hpo.storage.retry import QUICK, limit, retry
+from hpo.storage.locks import creation_lock
+from hpo.storage.migrate import create_tables, optuna_url
+from hpo.storage.retry import QUICK, patience_limit, retry
 from hpo.storage.schema import SLOT
-from hpo.storage.url import file_of, network_of, normalise
+from hpo.storage.url import network_file_system, normalise_url, sqlite_file
 
 # Optuna tells on standard error of every study made, opened and every trial.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -76,15 +76,15 @@ def open_store(url: str, create: bool = False, patience: float = QUICK) -> Store
     Raises:
         StorageError: there is no such storage, it does not answer, or it cannot be written.
     """
-    url = normalise(url)
-    if (file := file_of(url)) is not None and (kind := network_of(file)):
+    url = normalise_url(url)
+    if (file := sqlite_file(url)) is not None and (kind := network_file_system(file)):
         raise StorageError(f"storage: {file} lies on {kind}, where SQLite's locks fail; use a local disk, or Postgres")
     if create:
-        with exclusive(url, patience):
+        with creation_lock(url, patience):
             retry(create_tables, url, patience=patience, url=url)
     else:
         _check_writable(url)
-        check_present(url, patience)
+        check_tables(url, patience)
     rdb = retry(_opened, url, patience=patience, url=url)
     retry(_write_probe, rdb.engine, patience=patience, url=url)
     cached = cached_storage(rdb)
@@ -96,7 +96,7 @@ def open_store(url: str, create: bool = False, patience: float = QUICK) -> Store
 
 def _check_writable(url: str) -> None:
     """Refuse a file on a read-only disk at once: SQLite says of it what it says of a file that is away for a moment."""
-    file = file_of(url)
+    file = sqlite_file(url)
     for path in (file.parent, file) if file and file.is_file() else ():
         if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             why = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
@@ -129,12 +129,12 @@ def _connections(engine: sa.Engine) -> tuple[int, int]:
 
 def _opened(url: str) -> RDBStorage:
     options = engine_options(url)
-    rdb = RDBStorage(template(url), options, skip_compatibility_check=True, skip_table_creation=True)
+    rdb = RDBStorage(optuna_url(url), options, skip_compatibility_check=True, skip_table_creation=True)
     if rdb.engine.name == "postgresql":
         sa.event.listen(rdb.engine, "begin", _limit_statements)
     if rdb.engine.name == "sqlite":
         rdb.engine.dispose()  # Optuna's constructor has used it, and opens a second connection inside a transaction
-        hook(rdb.engine)
+        set_up_sqlite(rdb.engine)
     sa.event.listen(rdb.engine, "begin", check_fence)
     sa.event.listen(rdb.engine, "commit", write_link)
     return rdb
@@ -142,8 +142,8 @@ def _opened(url: str) -> RDBStorage:
 
 def _limit_statements(connection: sa.Connection) -> None:
     """Have the server end what waits longer than this thread may, such as for a lock."""
-    if limit() < math.inf:
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(1000 * limit()))}")
+    if patience_limit() < math.inf:
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(1000 * patience_limit()))}")
 
 
 def _write_probe(engine: sa.Engine) -> None:
@@ -162,13 +162,13 @@ def open_dashboard(url: str, patience: float = QUICK) -> Store:
     Raises:
         StorageError: there is no such storage, or it does not answer.
     """
-    url = normalise(url)
-    check_present(url, patience)
+    url = normalise_url(url)
+    check_tables(url, patience)
     options = engine_options(url, readonly=True)
-    if not file_of(url):  # thousands of trials take Optuna longer than a worker may be idle, and block nobody
+    if not sqlite_file(url):  # thousands of trials take Optuna longer than a worker may be idle, and block nobody
         options["connect_args"]["options"] += " -c idle_in_transaction_session_timeout=300000"
-    rdb = RDBStorage(template(url), options, skip_compatibility_check=True, skip_table_creation=True)
+    rdb = RDBStorage(optuna_url(url), options, skip_compatibility_check=True, skip_table_creation=True)
     if rdb.engine.name == "sqlite":
         rdb.engine.dispose()  # as in _opened
-        hook(rdb.engine, readonly=True)
+        set_up_sqlite(rdb.engine, readonly=True)
     return Store(url, rdb, cached_storage(rdb), patience)

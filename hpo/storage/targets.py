@@ -49,12 +49,12 @@ class TargetReached:
     rungs: int
 
 
-def met(store: OpenStorage, study_id: int, value: float) -> bool:
+def target_reached(store: OpenStorage, study_id: int, value: float) -> bool:
     """Return whether a trial of the study has come to a value of the objective, at any rung."""
     return _one(store, _FIRST, study=study_id, value=value)[0] is not None
 
 
-def reached(store: OpenStorage, study_id: int, targets: Mapping[str, float]) -> dict[str, TargetReached]:
+def targets_reached(store: OpenStorage, study_id: int, targets: Mapping[str, float]) -> dict[str, TargetReached]:
     """Return by name how each target was reached first; those that were not are left out."""
     found = {}
     for name, value in targets.items():

@@ -124,7 +124,7 @@ def study_attrs(store: OpenStorage, study_id: int) -> dict[str, Any]:
     return {key: json.loads(text) for key, text in found}
 
 
-def trials(store: OpenStorage, study_id: int) -> list[Trial]:
+def read_trials(store: OpenStorage, study_id: int) -> list[Trial]:
     """Return the trials of a study in the order of their numbers."""
     details = Details(store, study_id)
     found = {
@@ -219,7 +219,7 @@ def _time(found: Any) -> datetime | None:
     return datetime.fromisoformat(found) if isinstance(found, str) else found
 
 
-def chosen(store: OpenStorage, name: str | None) -> str:
+def resolve_study_name(store: OpenStorage, name: str | None) -> str:
     """Return the name of the study meant: the one asked for, or the only search that there is.
 
     What was made for another study, such as its confirmation, is meant only by its name.

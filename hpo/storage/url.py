@@ -51,7 +51,7 @@ def default_url(flag: str | None) -> str:
     return flag or os.environ.get("HPO_STORAGE") or "sqlite:///runs/hpo.db"
 
 
-def normalise(url: str) -> str:
+def normalise_url(url: str) -> str:
     """Return the URL with the driver that we use; a path that ends in .db, .sqlite or .sqlite3 is a file.
 
     Raises:
@@ -79,13 +79,13 @@ def normalise(url: str) -> str:
     )
 
 
-def file_of(url: str) -> Path | None:
+def sqlite_file(url: str) -> Path | None:
     """Return the file of a SQLite URL, None for a server."""
     parsed = sa.make_url(url)
     return Path(str(parsed.database)) if parsed.drivername == "sqlite" else None
 
 
-def network_of(file: Path) -> str | None:
+def network_file_system(file: Path) -> str | None:
     """Return the kind of file system a file lies on where it is another machine's, as /proc/mounts says."""
     try:
         mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]

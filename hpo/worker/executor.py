@@ -18,16 +18,16 @@ from hpo.errors import Problem, StorageError, Unwritable
 from hpo.optuna_internals import get_trial_id
 from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.registry import StoredStudy
-from hpo.queue.slots import LOST_IN_A_ROW, Claim
+from hpo.queue.slots import MAX_FAILURES, Claim
 from hpo.runs import checkpoints
-from hpo.runs.datasets import Corpora
-from hpo.runs.memory import too_large
-from hpo.runs.provenance import machine
-from hpo.runs.run_dir import metrics_lines, trial_folder, write_file
+from hpo.runs.datasets import PreparedDatasets
+from hpo.runs.memory import memory_problem
+from hpo.runs.provenance import describe_machine
+from hpo.runs.run_dir import read_metrics, trial_folder, write_file
 from hpo.search.pruning import Decider
 from hpo.storage.attributes import FORKED
 from hpo.storage.fencing import LeaseLost, fenced
-from hpo.storage.retry import at_most
+from hpo.storage.retry import limit_patience
 from hpo.worker.failures import Breaker, kind
 from hpo.worker.reporter import AWAY_S, Reporter, last_line
 from hpo.worker.trial import Job, configuration, open_trial
@@ -52,7 +52,7 @@ class TrialExecutor:
         )
         self.teller = Reporter(stored, owner, keeper, lease_s)
         self.judge = Decider(stored.optuna, stored.study.file.pruner.build(stored.study.rungs), stored.study.rungs)
-        self.corpora = Corpora()
+        self.corpora = PreparedDatasets()
         self.breaker = Breaker()
         self.held: list[Job] = []
         self.quarantine: tuple[str, str] | None = None  # kind and text of the failures that this machine repeats
@@ -60,7 +60,7 @@ class TrialExecutor:
     def claim(self, pack: int) -> bool:
         """Claim a trial for a pack of so many and find out what it is to train; False where there is none."""
         now = self.teller.now()
-        claim = self.stored.slots.claim(self.owner, self.lease_s, self.stored.over(now), now.rungs)
+        claim = self.stored.slots.claim(self.owner, self.lease_s, self.stored.is_over(now), now.rungs)
         if claim is None:
             return False
         self.keeper.hold(claim)
@@ -88,10 +88,10 @@ class TrialExecutor:
             self.teller.close(job, WORDS[job.trial.state])
             return
         self.tell({"event": "start", "trial": job.number, "kind": claim.kind, "attempt": claim.attempt})
-        if claim.wish == "kill":
+        if claim.requested_action == "kill":
             self.end(job, TrialState.FAIL, "killed")
             return
-        if claim.failures >= LOST_IN_A_ROW:
+        if claim.failures >= MAX_FAILURES:
             why = f"{claim.failures} attempts in a row ended without a rung; the trial may be what ends its workers"
             self.end(job, TrialState.FAIL, "lost", why)
             return
@@ -100,7 +100,7 @@ class TrialExecutor:
         try:
             with fenced(self.stored.slots.held(claim, self.owner)):
                 job.config = configuration(self.stored, claim, job.trial)
-            data_hash = self.corpora.hash(job.config)
+            data_hash = self.corpora.data_hash(job.config)
         except ValidationError as error:
             self.end(job, TrialState.PRUNED, "invalid", "; ".join(messages(error, type(self.stored.study.base))))
             return
@@ -112,19 +112,19 @@ class TrialExecutor:
         job.trial = self.stored.store.optuna.get_trial(
             get_trial_id(job.trial)
         )  # a copy of our own, parameters included
-        if reason := too_large(self.stored.study, job.config, self.corpora):
+        if reason := memory_problem(self.stored.study, job.config, self.corpora):
             self.end(job, TrialState.PRUNED, "oom", reason)
             return
         self._write_config(job, data_hash, pack)
         last = job.trial.intermediate_values.get(self.stored.study.rungs)
         if last is not None and math.isfinite(last):  # the last attempt ended between its last report and telling so
-            job.metrics = next(iter(reversed(list(metrics_lines(job.folder / "metrics.jsonl")))), {})
+            job.metrics = next(iter(reversed(list(read_metrics(job.folder / "metrics.jsonl")))), {})
             self.finish(job, last)
 
     def verdict(self, job: Job) -> str:
         """Return what becomes of a trial; while the storage is away, nothing is known that would end it."""
         try:
-            with at_most(AWAY_S):
+            with limit_patience(AWAY_S):
                 verdict = self.judge.verdict(job.trial, job.spared)
         except StorageError as error:
             if not error.passing:
@@ -140,7 +140,9 @@ class TrialExecutor:
         complete = self.stored.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         own = [trial for trial in complete if trial.user_attrs.get("kind") != FORKED]
         ranked = sorted(own, key=lambda trial: trial.values[0])
-        checkpoints.thin(self._folder(trial.number) for trial in ranked[self.stored.study.file.keep_best :])
+        checkpoints.remove_all_checkpoints(
+            self._folder(trial.number) for trial in ranked[self.stored.study.file.keep_best :]
+        )
 
     def end(self, job: Job, state: TrialState, word: str, error: str = "", value: float | None = None) -> None:
         """Tell the study how a trial ended, and close its slot."""
@@ -153,7 +155,7 @@ class TrialExecutor:
         self.judge.look_again()
         if state != TrialState.FAIL:
             self.breaker.well()
-        checkpoints.forget(job.folder, all_of_them=state != TrialState.COMPLETE)
+        checkpoints.remove_checkpoints(job.folder, all_of_them=state != TrialState.COMPLETE)
         told = {"event": word, "trial": job.number, "rung": job.rung, "value": values[0] if values else None}
         self.tell(told | ({"error": last_line(error)} if error else {}))
 
@@ -204,7 +206,7 @@ class TrialExecutor:
     def log(self, word: str, text: str) -> None:
         """Write down what happened to this worker; a storage that is away is not waited for."""
         self.tell({"event": "note", "text": f"{word}: {text}"})
-        with suppress(StorageError), at_most(AWAY_S):
+        with suppress(StorageError), limit_patience(AWAY_S):
             self.stored.slots.log(word, text, self.owner)
 
     def _folder(self, number: int) -> Path:
@@ -219,6 +221,6 @@ class TrialExecutor:
             "train": self.stored.study.file.train,
             "config": self.stored.study.file.config,
             "pack": pack,
-            **machine(),
+            **describe_machine(),
         }
         write_file(job.folder / "config.yaml", config_text(job.config, provenance))

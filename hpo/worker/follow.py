@@ -12,9 +12,9 @@ from hpo.errors import Problem, StorageError
 from hpo.queue.heartbeat import LEASE_S, LeaseRenewer
 from hpo.queue.registry import load_stored_study
 from hpo.queue.slots import Slots
-from hpo.runs.datasets import Corpora
-from hpo.runs.resources import available_cores, settle
-from hpo.storage.attributes import SPEC, STATE
+from hpo.runs.datasets import PreparedDatasets
+from hpo.runs.resources import available_cores, set_thread_environment
+from hpo.storage.attributes import SPEC, STUDY_STATE
 from hpo.storage.retry import QUICK, transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
@@ -44,14 +44,14 @@ class Follower:
     def __init__(self, storage: str, pack: int, out: Path) -> None:
         self.storage, self.pack, self.out = storage, pack, out
         self.alarm = Alarm()
-        self.corpora = Corpora()
+        self.corpora = PreparedDatasets()
         self.checked: set[str] = set()
         self.served: dict[str, float] = {}
         self.rests: dict[str, float] = {}  # study -> until when it is left alone
 
     def work(self) -> int:
         """Serve until a signal says stop; return 128 + its number."""
-        settle(available_cores())
+        set_thread_environment(available_cores())
         said = ""
         with self.alarm:
             while self.alarm.signal is None:
@@ -93,7 +93,7 @@ class Follower:
         turns = []
         for name, study_id in open_to_all:
             attrs = study_attrs(store, study_id) if free.get(study_id) else {}
-            if SPEC in attrs and attrs.get(STATE, "active") == "active":
+            if SPEC in attrs and attrs.get(STUDY_STATE, "active") == "active":
                 turns.append(Turn(leased.get(study_id, 0), self.served.get(name, -math.inf), name))
         return min(turns).name if turns else None
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from hpo.config.importer import place
 from hpo.console import say
 from hpo.errors import Problem, StorageError, WorkFailed
-from hpo.queue.registry import StoredStudy, check_data, load_stored_study
-from hpo.runs.datasets import Corpora
-from hpo.runs.memory import learn
-from hpo.runs.resources import available_cores, settle
+from hpo.queue.registry import StoredStudy, check_data_hash, load_stored_study
+from hpo.runs.datasets import PreparedDatasets
+from hpo.runs.memory import calibrate_estimate
+from hpo.runs.resources import available_cores, set_thread_environment
 from hpo.storage.retry import PATIENCE
 from hpo.storage.store import open_store
 from hpo.study.spec import DEFAULT_TRAIN
@@ -30,14 +30,14 @@ def join_study(storage: str, name: str | None, pack: int, out: Path) -> int:
         WorkFailed: this machine cannot train the study's baseline.
     """
     # A worker by itself has the whole machine; a launcher divides it up beforehand.
-    settle(available_cores())
+    set_thread_environment(available_cores())
     from hpo.worker.worker import Worker
 
     with open_store(storage, patience=PATIENCE) as store:
         stored = load_stored_study(store, name)
-        if stored.now().state != "active":
-            say(f"study {stored.study.name} is {stored.now().state}; `hpo resume` lets its workers go on")
-        check(stored, Corpora())
+        if stored.read_state().state != "active":
+            say(f"study {stored.study.name} is {stored.read_state().state}; `hpo resume` lets its workers go on")
+        check(stored, PreparedDatasets())
         launched = os.environ.get(EVENTS) == "json"
         parent = _with_parent() if launched else None
         return Worker(stored, out.absolute(), pack, event_printer(stored.study.rungs), parent).work()
@@ -54,7 +54,7 @@ def _with_parent() -> int:
     return parent
 
 
-def check(stored: StoredStudy, corpora: Corpora) -> None:
+def check(stored: StoredStudy, corpora: PreparedDatasets) -> None:
     """Check that this machine has the study's data and can train its baseline: the first two updates are tried.
 
     Otherwise every trial would fail in the same way. A training function of the user's own is not tried, since a
@@ -64,7 +64,7 @@ def check(stored: StoredStudy, corpora: Corpora) -> None:
         Problem: the data are others.
         WorkFailed: the baseline's first updates fail, with the cause.
     """
-    check_data(stored.optuna, corpora.hash(stored.study.base))
+    check_data_hash(stored.optuna, corpora.data_hash(stored.study.base))
     if stored.study.file.train != DEFAULT_TRAIN or not isinstance(stored.study.base, TrainConfig):
         return
     from model.memory.dry_run import rehearse
@@ -72,7 +72,7 @@ def check(stored: StoredStudy, corpora: Corpora) -> None:
     config = stored.study.configured(next(iter(stored.study.file.baseline), {}))
     assert isinstance(config, TrainConfig)
     try:
-        learn(stored.study, corpora, rehearse(config, **corpora.given(config)).peak_bytes)
+        calibrate_estimate(stored.study, corpora, rehearse(config, **corpora.training_arguments(config)).peak_bytes)
     except (Problem, StorageError):
         raise
     except Exception as error:

@@ -8,8 +8,8 @@ from typing import Any
 from optuna.trial import TrialState
 
 from hpo.runs import checkpoints
-from hpo.runs.run_dir import append_metrics, jsonable, keep_rungs, metrics_lines
-from hpo.runs.trainable import pack_key, reported, runs
+from hpo.runs.run_dir import append_metrics, read_metrics, to_json_value, truncate_metrics
+from hpo.runs.trainable import build_runs, pack_key, read_report
 from hpo.worker.executor import TrialExecutor
 from hpo.worker.failures import kind
 from hpo.worker.signals import Alarm, TrialTimeout
@@ -54,8 +54,8 @@ class PackRunner:
     def _start(self) -> None:
         """Build the runs and set each to where it goes on."""
         self.lanes = dict(enumerate(self.fitting))
-        given = self.jobs.corpora.given(self.fitting[0].config)
-        self.runs = runs(self.study.file.train, [job.config for job in self.fitting], **given)
+        given = self.jobs.corpora.training_arguments(self.fitting[0].config)
+        self.runs = build_runs(self.study.file.train, [job.config for job in self.fitting], **given)
         for lane, job in self.lanes.items():
             self._begin(lane, job)
         self.begun = True
@@ -85,7 +85,7 @@ class PackRunner:
     def _begin(self, lane: int, job: Job) -> None:
         """Go on from the newest checkpoint that can be read, or from the start where there is none, and say so."""
         log = job.folder / "metrics.jsonl"
-        rows = {row["rung"]: row for row in metrics_lines(log) if "rung" in row}
+        rows = {row["rung"]: row for row in read_metrics(log) if "rung" in row}
         told = job.trial.intermediate_values
         rung, why = self._resumed(lane, job, {*rows, *told}) if job.claim.attempt > 1 or job.rung else (0, "")
         if not rung and job.rung:
@@ -96,12 +96,12 @@ class PackRunner:
                 job.add(r, float("nan") if found is None else float(found))
         job.seconds = float(rows.get(rung, {}).get("seconds") or 0.0)
         job.began = time.monotonic()
-        keep_rungs(log, rung)
+        truncate_metrics(log, rung)
 
     def _resumed(self, lane: int, job: Job, known: set[int]) -> tuple[int, str]:
         """Set a lane to the newest checkpoint whose curve is known; return its rung, 0 with the reason for none."""
         why = "it had left no checkpoint"
-        for folder in checkpoints.to_resume(job.folder):
+        for folder in checkpoints.resumable_checkpoints(job.folder):
             try:
                 rung = self.runs.resume(lane, folder)
             except (ValueError, OSError) as error:
@@ -117,7 +117,7 @@ class PackRunner:
     def _beat(self, lane: int, job: Job, metrics: Any) -> bool:
         """Report one rung of one trial; return whether the trial ended."""
         try:
-            rung, value, job.metrics = reported(metrics, self.study.file.objective)
+            rung, value, job.metrics = read_report(metrics, self.study.file.objective)
         except Exception as error:  # one function's failure is not its neighbours'
             self.runs.stop(lane)
             self.jobs.failed(error, [job])
@@ -130,8 +130,8 @@ class PackRunner:
             self.jobs.let_go(job.claim)
             return True
         append_metrics(job.folder / "metrics.jsonl", job.metrics)
-        shown = {key: jsonable(v) for key, v in job.metrics.items()}
-        self.jobs.tell({"event": "rung", "trial": job.number, "rung": rung, "value": jsonable(value), **shown})
+        shown = {key: to_json_value(v) for key, v in job.metrics.items()}
+        self.jobs.tell({"event": "rung", "trial": job.number, "rung": rung, "value": to_json_value(value), **shown})
         # A rung that an earlier attempt has reported was decided on then.
         verdict = self.jobs.verdict(job) if rung >= known else "continue"
         if standing == "killed":
@@ -149,7 +149,7 @@ class PackRunner:
     def _keep(self, lane: int, job: Job, rung: int, value: float) -> None:
         best = value <= min(job.trial.intermediate_values.values())
         with contextlib.suppress(ValueError):  # a pack whose marks fall apart: it goes on from an earlier checkpoint
-            checkpoints.keep(self.runs, lane, job.config, job.folder, rung, best)
+            checkpoints.save_checkpoints(self.runs, lane, job.config, job.folder, rung, best)
 
     def _end(self, job: Job, verdict: str, value: float) -> None:
         match verdict:

@@ -12,10 +12,18 @@ from hpo.errors import StorageError
 from hpo.optuna_internals import get_trial_id
 from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.registry import StoredStudy, StudyState
-from hpo.runs.run_dir import jsonable
-from hpo.storage.attributes import ATTEMPTS, ENDED, ERROR, FEASIBLE, LIMITS, METRICS, PRUNED
+from hpo.runs.run_dir import to_json_value
+from hpo.storage.attributes import (
+    ATTEMPTS,
+    END_REASON,
+    ERROR,
+    IS_FEASIBLE,
+    LIMIT_CONSTRAINTS,
+    METRICS,
+    PRUNING_DECISION,
+)
 from hpo.storage.fencing import LeaseLost, fenced
-from hpo.storage.retry import at_most
+from hpo.storage.retry import limit_patience
 from hpo.worker.trial import Job
 
 LOOK_S = 0.1  # between looks at what may change while a study runs: rungs may be shorter than that
@@ -38,8 +46,8 @@ class Reporter:
         if time.monotonic() < self._look_at:
             return self._now
         try:
-            with at_most(AWAY_S):
-                self._now = self.stored.now()
+            with limit_patience(AWAY_S):
+                self._now = self.stored.read_state()
                 self._look_at = time.monotonic() + LOOK_S
         except StorageError as error:
             if not error.passing:
@@ -52,7 +60,7 @@ class Reporter:
         wait: for a storage that is away, as long as the worker's patience lasts; otherwise not longer than `AWAY_S`.
         """
         try:
-            with at_most(math.inf if wait else AWAY_S):
+            with limit_patience(math.inf if wait else AWAY_S):
                 wish = self._write(job)
         except LeaseLost:  # another attempt goes on with it
             return "lost"
@@ -73,11 +81,11 @@ class Reporter:
         """
         slots, storage = self.stored.slots, self.stored.store.optuna
         if not job.unsent:
-            wish = slots.beat(job.claim, self.owner, self.lease_s, job.rung)
+            wish = slots.renew_at_rung(job.claim, self.owner, self.lease_s, job.rung)
             if wish is None:
                 raise LeaseLost
             return wish
-        with fenced(slots.beating(job.claim, self.owner, self.lease_s, job.rung)) as fence:
+        with fenced(slots.renewal(job.claim, self.owner, self.lease_s, job.rung)) as fence:
             for rung in sorted(job.unsent):
                 storage.set_trial_intermediate_value(get_trial_id(job.trial), rung, job.unsent[rung])
                 del job.unsent[rung]
@@ -92,10 +100,10 @@ class Reporter:
         finite = [v for v in job.trial.intermediate_values.values() if math.isfinite(v)]
         values = [value] if value is not None else finite[-1:] if state == TrialState.PRUNED else []
         error = "\n".join(error.strip().splitlines()[-KEPT_LINES:])
-        attrs: dict[str, Any] = {METRICS: {k: jsonable(v) for k, v in job.metrics.items()}, ENDED: word}
+        attrs: dict[str, Any] = {METRICS: {k: to_json_value(v) for k, v in job.metrics.items()}, END_REASON: word}
         attrs |= {ERROR: error} if error else {}
-        attrs |= {PRUNED: job.pruned} if word == "pruned" else {}
-        attrs |= {FEASIBLE: False} if word in LIMITS else {}
+        attrs |= {PRUNING_DECISION: job.pruned} if word == "pruned" else {}
+        attrs |= {IS_FEASIBLE: False} if word in LIMIT_CONSTRAINTS else {}
         attrs |= {ATTEMPTS: self.stored.slots.attempts(job.claim.slot)} if job.claim.attempt > 1 else {}
         storage, trial_id = self.stored.store.optuna, get_trial_id(job.trial)
         try:
@@ -104,8 +112,8 @@ class Reporter:
                     storage.set_trial_intermediate_value(trial_id, rung, found)
                 for key, found in attrs.items():
                     storage.set_trial_user_attr(trial_id, key, found)
-                if word in LIMITS:
-                    optuna.Trial(self.stored.optuna, trial_id).set_constraint(LIMITS[word], 1.0)
+                if word in LIMIT_CONSTRAINTS:
+                    optuna.Trial(self.stored.optuna, trial_id).set_constraint(LIMIT_CONSTRAINTS[word], 1.0)
                 storage.set_trial_state_values(trial_id, state, values or None)
         except UpdateFinishedTrialError:
             pass  # an earlier attempt told the same: runs are deterministic
@@ -121,7 +129,7 @@ class Reporter:
         """Give a trial back, WAITING, its slot free, for whoever claims it next; False if the storage is away."""
         self.keeper.drop(job.claim)
         try:
-            with at_most(LEAVING_S):
+            with limit_patience(LEAVING_S):
                 self.stored.slots.release(job.claim, self.owner, word, text, failed)
         except StorageError:
             return False  # its lease runs out, and whoever keeps leases then frees it

@@ -16,11 +16,11 @@ from pydantic import BaseModel
 from hpo.optuna_internals import get_study_id, get_trial_id
 from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import Claim
-from hpo.runs.provenance import machine
+from hpo.runs.provenance import describe_machine
 from hpo.search.complement_log import Mirror
 from hpo.search.samplers import seeded
 from hpo.search.space import held, suggest
-from hpo.storage.attributes import ARM, MACHINE, RETRIED, SEED, SET, SUGGESTED
+from hpo.storage.attributes import ARM, FIXED_VALUES, MACHINE, RETRIED, SEED, SUGGESTED_BY
 from hpo.storage.fencing import LeaseLost, fenced
 from hpo.study.arms import arm_of
 from hpo.study.spec import seed_path
@@ -87,7 +87,11 @@ def open_trial(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> Froz
         return _new(stored, claim, owner, pack)
     _meet(stored)
     with fenced(stored.slots.held(claim, owner)):
-        for key, value in {"attempt": claim.attempt, "worker": owner, MACHINE: {**machine(), "pack": pack}}.items():
+        for key, value in {
+            "attempt": claim.attempt,
+            "worker": owner,
+            MACHINE: {**describe_machine(), "pack": pack},
+        }.items():
             with contextlib.suppress(UpdateFinishedTrialError):
                 stored.store.optuna.set_trial_user_attr(claim.trial_id, key, value)
     return stored.store.optuna.get_trial(claim.trial_id)
@@ -105,10 +109,10 @@ def _new(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTria
             "attempt": claim.attempt,
             "kind": claim.kind,
             "worker": owner,
-            **({} if claim.fixed is None else {SET: claim.fixed, SUGGESTED: _given(stored, claim)}),
+            **({} if claim.fixed is None else {FIXED_VALUES: claim.fixed, SUGGESTED_BY: _given(stored, claim)}),
             **_arm(stored, claim),
             **({} if claim.origin is None else {"retry_of": claim.origin, RETRIED: _first_kind(stored, claim.origin)}),
-            MACHINE: {**machine(), "pack": pack},
+            MACHINE: {**describe_machine(), "pack": pack},
         },
     )
 
@@ -184,7 +188,7 @@ def configuration(stored: StoredStudy, claim: Claim, trial: FrozenTrial) -> Base
     stored.optuna.sampler = sampler = seeded(file.sampler, stored.study.base, file.space, seed, study_seed)
     opened = optuna.Trial(stored.optuna, get_trial_id(trial))
     if not trial.params:  # first, so that no parameter is ever there without it
-        stored.store.optuna.set_trial_user_attr(get_trial_id(trial), SUGGESTED, _drawn(stored, sampler, opened))
+        stored.store.optuna.set_trial_user_attr(get_trial_id(trial), SUGGESTED_BY, _drawn(stored, sampler, opened))
     # What an earlier attempt was suggested is in the row, and suggested again.
     return stored.study.configured(suggest(opened, stored.study.base, file.space))
 

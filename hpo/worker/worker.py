@@ -99,7 +99,7 @@ class Worker:
             self.alarm.ask(signal.SIGTERM)
         if self.alarm.signal is None:
             self.now = self.jobs.teller.now()
-            for seconds in outages.over():
+            for seconds in outages.pop_durations():
                 if seconds >= OUTAGE_S:
                     self.jobs.log("away", f"the storage did not answer for {seconds:.0f} s")
         return self.alarm.signal is not None or self.now.state == "stopped"
@@ -115,12 +115,14 @@ class Worker:
             self.claimed += 1
 
     def _spent(self) -> bool:
-        if self.stored.slots.left(only_begun=self.stored.over(self.now)) == 0:
+        if self.stored.slots.n_unfinished(only_started=self.stored.is_over(self.now)) == 0:
             return True
         # Tokens that do not pay for another trial; one that is running may end early and leave enough.
         limit = self.now.rungs
         return (
-            limit is not None and self.stored.slots.rungs() + limit[0] > limit[1] and not self.stored.slots.left(True)
+            limit is not None
+            and self.stored.slots.rungs() + limit[0] > limit[1]
+            and not self.stored.slots.n_unfinished(True)
         )
 
     def _recover(self, kind: str, text: str, turns: float) -> None:

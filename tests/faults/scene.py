@@ -19,10 +19,10 @@ import yaml
 from hpo.analysis.snapshot import read_snapshot
 from hpo.errors import StorageError
 from hpo.runs.resources import thread_environment
-from hpo.runs.run_dir import metrics_lines
-from hpo.storage.attributes import ENDED
+from hpo.runs.run_dir import read_metrics
+from hpo.storage.attributes import END_REASON
 from hpo.storage.engine import Reader, open_readonly
-from hpo.storage.retry import at_most
+from hpo.storage.retry import limit_patience
 from tests.faults.inside import curves
 from tests.support.postgres import Postgres
 from tests.support.tiny import UPDATE, alone, tiny
@@ -175,7 +175,7 @@ class Scene:
     def rows(self, statement: str) -> list[Any]:
         """Read from the storage; nothing where it does not answer, or has no tables yet."""
         try:
-            with at_most(2.0), open_readonly(self.url) as store:
+            with limit_patience(2.0), open_readonly(self.url) as store:
                 return ask(store, statement)
         except (StorageError, sa.exc.SQLAlchemyError):
             return []
@@ -232,7 +232,7 @@ class Witness:
     def look(self) -> None:
         """Compare what is there with what was."""
         passing = contextlib.suppress(StorageError, sa.exc.SQLAlchemyError)
-        with self.lock, passing, at_most(2.0), open_readonly(self.scene.url) as store:
+        with self.lock, passing, limit_patience(2.0), open_readonly(self.scene.url) as store:
             found = dict(told(store))
             for key in self.seen.keys() | found.keys():
                 before = self.seen.setdefault(key, found.get(key))
@@ -283,7 +283,7 @@ def check(scene: Scene) -> None:
         assert Counter(trial for *_, trial in slots) == Counter(trials)
         assert [t.number for t in snapshot.trials] == list(range(scene.trials))
         assert {t.state.name for t in snapshot.trials} <= set(FINISHED)
-        assert all(t.state.name != "FAIL" or t.user_attrs[ENDED] == "lost" for t in snapshot.trials)
+        assert all(t.state.name != "FAIL" or t.user_attrs[END_REASON] == "lost" for t in snapshot.trials)
         for trial in snapshot.trials:
             check_curve(scene, trial)
     scene.ends = Counter(word for _, _, word in events if word != "began")
@@ -301,5 +301,5 @@ def check_curve(scene: Scene, trial: Any) -> None:
     if trial.state.name != "COMPLETE":
         return
     assert (found, trial.values) == (curve, [curve[RUNGS]])
-    rows = list(metrics_lines(scene.out / NAME / "trials" / f"{trial.number:04d}" / "metrics.jsonl"))
+    rows = list(read_metrics(scene.out / NAME / "trials" / f"{trial.number:04d}" / "metrics.jsonl"))
     assert [(row["rung"], row["val_loss"]) for row in rows] == list(curve.items())

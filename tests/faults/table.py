@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.queue.registry import VERSION
+from hpo.queue.registry import PROTOCOL_VERSION
 from tests.faults.scene import GPT, NAME, PLANTED, TRIALS, Scene
 from tests.support.disk import small_disk
 
@@ -316,10 +316,10 @@ def garble_checkpoints(scene: Scene) -> None:
 def join_with_another_version(scene: Scene) -> None:
     halve(scene)
     speak = "UPDATE study_user_attributes SET value_json = '{}' WHERE key = 'hpo:protocol'"
-    scene.write(speak.format(VERSION + 1))
+    scene.write(speak.format(PROTOCOL_VERSION + 1))
     for process in (scene.launch(), scene.worker()):
-        assert f"speak protocol {VERSION + 1}" in scene.end(process, 2, 30)
-    scene.write(speak.format(VERSION))
+        assert f"speak protocol {PROTOCOL_VERSION + 1}" in scene.end(process, 2, 30)
+    scene.write(speak.format(PROTOCOL_VERSION))
 
 
 LOST = frozenset({"lost"})

@@ -21,8 +21,8 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 
 from hpo.cli.main import main
-from hpo.queue.registry import register
-from hpo.storage.retry import at_most
+from hpo.queue.registry import register_study
+from hpo.storage.retry import limit_patience
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
@@ -80,7 +80,7 @@ def typed(folder: Path, *arguments: str) -> Ended:
     out = io.TextIOWrapper(io.BytesIO(), "utf-8")
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")  # as Python sets up both
     status: Any = 0
-    with _as_found(), contextlib.chdir(folder), at_most(0.2):
+    with _as_found(), contextlib.chdir(folder), limit_patience(0.2):
         sys.argv = ["hpo", *arguments]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -140,8 +140,8 @@ def prepared(parent: Path) -> Place:
     (folder / "hollow.db").touch()
     (folder / "empty").mkdir()
     with contextlib.chdir(folder), open_store("sqlite:///runs/hpo.db") as store:
-        register(store, load_study(str(trivial(folder, "fresh"))), None, {})
-        held = register(store, load_study(str(trivial(folder, "held"))), None, {})
+        register_study(store, load_study(str(trivial(folder, "fresh"))), None, {})
+        held = register_study(store, load_study(str(trivial(folder, "held"))), None, {})
         worker = Worker(held, Path("runs"), 1, lambda told: None)
         worker.listener = lambda told: worker.alarm.ask(signal.SIGINT) if told["event"] == "rung" else None
         assert worker.work() == 128 + signal.SIGINT

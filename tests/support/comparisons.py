@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
-from hpo.queue.registry import register
+from hpo.queue.registry import register_study
 from hpo.storage.store import Store
 from hpo.study.load import load_study
 from hpo.study.spec import Study
@@ -15,7 +15,7 @@ from tests.support.planted import study as planted
 
 def worked(store: Store, study: Study) -> Snapshot:
     """Run a study with one worker; return how it stands."""
-    stored = register(store, study, None, {})
+    stored = register_study(store, study, None, {})
     assert Worker(stored, Path("runs"), 1, lambda told: None).work() == 0
     return read_snapshot(store, study.name)
 

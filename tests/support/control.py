@@ -17,7 +17,7 @@ import yaml
 
 from hpo.analysis.snapshot import read_snapshot
 from hpo.errors import Problem
-from hpo.queue.registry import StoredStudy, register
+from hpo.queue.registry import StoredStudy, register_study
 from hpo.storage.schema import EVENT
 from hpo.storage.store import Store
 from hpo.storage.trials import State, Trial
@@ -77,7 +77,7 @@ def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
 
 
 def began(store: Store, here: Path, **keys: Any) -> StoredStudy:
-    return register(store, load_study(str(planted(here, **keys))), None, {})
+    return register_study(store, load_study(str(planted(here, **keys))), None, {})
 
 
 def worked(stored: StoredStudy, until_event: Callable[[dict[str, Any]], bool] = lambda event: False) -> int:
@@ -107,8 +107,8 @@ def rungs(store: Store) -> int:
 
 def events(store: Store, *words: str) -> list[tuple[str, str | None]]:
     with store.engine.begin() as connection:
-        rows = connection.execute(sa.select(EVENT.c.word, EVENT.c.text).order_by(EVENT.c.id)).all()
-    return [(row.word, row.text) for row in rows if row.word in words]
+        rows = connection.execute(sa.select(EVENT.c.event_type, EVENT.c.text).order_by(EVENT.c.id)).all()
+    return [(row.event_type, row.text) for row in rows if row.event_type in words]
 
 
 def gpt(here: Path, name: str, low: float, base: dict[str, Any], **keys: Any) -> Path:

@@ -11,8 +11,8 @@ from hpo.evidence.claims.results import ClaimResult, stored_test
 from hpo.evidence.claims.runner import ClaimRunner, ClaimSkipped, distinct_machines
 from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, Claim
 from hpo.launcher.supervisor import Options
-from hpo.runs.datasets import described as described_data
-from hpo.runs.datasets import prepared
+from hpo.runs.datasets import describe_data as described_data
+from hpo.runs.datasets import prepare_data
 from model.config import TrainConfig
 from model.nn.gpt import build_network
 from model.section import flat, updated
@@ -83,5 +83,5 @@ def run_arithmetic(name: str, claim: Claim, test: ArithmeticTest) -> ClaimResult
 
 def count_parameters(config: TrainConfig) -> int:
     """Return how many weights a configuration trains."""
-    network = build_network(config.model, prepared(config).vocab_size, 0)
+    network = build_network(config.model, prepare_data(config).vocab_size, 0)
     return sum(weights.numel() for weights in network.parameters())

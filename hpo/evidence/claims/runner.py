@@ -17,7 +17,7 @@ from hpo.evidence.claims.schema import ArmsTest
 from hpo.evidence.claims.verdict import better_sign
 from hpo.evidence.paired import runs_by_arm
 from hpo.launcher.supervisor import Options, run
-from hpo.runs.run_dir import metrics_lines, trial_folder
+from hpo.runs.run_dir import read_metrics, trial_folder
 from hpo.storage.attributes import MACHINE, METRICS, SPEC
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import State, Trial, study_attrs, study_ids
@@ -247,7 +247,7 @@ def read_curve(path: Path) -> dict[str, list[Any]]:
     Raises:
         WorkFailed: the file is not here.
     """
-    rows = list(metrics_lines(path))
+    rows = list(read_metrics(path))
     if not rows:
         raise WorkFailed(f"no curve in {path}: losses at equal seconds need the folder that the runs wrote, by --out")
     return {key: [row[key] for row in rows] for key, value in rows[0].items() if isinstance(value, int | float)}

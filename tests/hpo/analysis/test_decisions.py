@@ -16,10 +16,10 @@ from optuna.trial import TrialState, create_trial
 from hpo.analysis.decisions import apart, recompute, why
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.commands.enqueue import again, enqueue
-from hpo.queue.heartbeat import reap
-from hpo.queue.registry import StoredStudy, register
+from hpo.queue.heartbeat import free_leases_of
+from hpo.queue.registry import StoredStudy, register_study
 from hpo.search.pruning_rules import spans, unfolded
-from hpo.storage.attributes import ENDED, ERROR, PRUNED, SET, SUGGESTED
+from hpo.storage.attributes import END_REASON, ERROR, FIXED_VALUES, PRUNING_DECISION, SUGGESTED_BY
 from hpo.storage.engine import open_readonly
 from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.store import Store, open_store
@@ -55,7 +55,7 @@ def wavy(store: Store, here: Path, **keys: Any) -> StoredStudy:
     base = {"rungs": 8, "base": {"rungs": 8}, "train": "curves:wavy", "budget": {"trials": 22}}
     path = planted(here, **base | keys)
     (here / "curves.py").write_text((here / "curves.py").read_text() + WAVY)
-    return register(store, load_study(str(path)), None, {})
+    return register_study(store, load_study(str(path)), None, {})
 
 
 def sentences(snapshot: Snapshot, number: int) -> list[str]:
@@ -71,10 +71,10 @@ def test_every_pruning_decision_of_a_study_follows_again_from_its_stored_curves(
         assert Worker(at, Path("runs"), 3, lambda event: None).work() == 0
     with open_readonly(storage_url) as reader:
         snapshot = read_snapshot(reader, "planted")
-        pruned = [t for t in snapshot.trials if t.user_attrs[ENDED] == "pruned"]
+        pruned = [t for t in snapshot.trials if t.user_attrs[END_REASON] == "pruned"]
         assert len(pruned) > 2
         for trial in pruned:
-            record, found = trial.user_attrs[PRUNED], recompute(snapshot, trial)
+            record, found = trial.user_attrs[PRUNING_DECISION], recompute(snapshot, trial)
             assert found is not None
             assert found.prunes
             assert (found.value, found.threshold) == (record["value"], record["threshold"])
@@ -85,15 +85,15 @@ def test_every_pruning_decision_of_a_study_follows_again_from_its_stored_curves(
             assert len(sentences(snapshot, trial.number)) == 2
         others = [t for t in snapshot.trials if t not in pruned]
         assert others
-        assert [t.number for t in others if PRUNED in t.user_attrs or recompute(snapshot, t)] == []
+        assert [t.number for t in others if PRUNING_DECISION in t.user_attrs or recompute(snapshot, t)] == []
 
 
 def test_a_decision_that_the_stored_curves_do_not_give_is_told(sqlite: Store, here: Path) -> None:
     at = wavy(sqlite, here, pruner={"name": "median", **LOOSE["median"]})
     assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
     snapshot = read_snapshot(sqlite, "planted")
-    trial = next(t for t in snapshot.trials if PRUNED in t.user_attrs)
-    for peer in unfolded(trial.user_attrs[PRUNED]["peers"]):
+    trial = next(t for t in snapshot.trials if PRUNING_DECISION in t.user_attrs)
+    for peer in unfolded(trial.user_attrs[PRUNING_DECISION]["peers"]):
         snapshot.trials[peer].intermediate_values[trial.last_step or 0] = 99.0
     assert sentences(snapshot, trial.number)[-1].startswith("the stored curves do not give this decision again: ")
 
@@ -130,7 +130,7 @@ def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: 
 def test_each_rule_has_its_sentence(sqlite: Store, here: Path, rule: dict[str, Any], said: str) -> None:
     stored = began(sqlite, here)
     record = {"rule": rule["name"], "rung": 2, "value": 2.1, "threshold": 1.9, "n": 20, "peers": "1-20"}
-    ended(stored, TrialState.PRUNED, "pruned", **{PRUNED: record})
+    ended(stored, TrialState.PRUNED, "pruned", **{PRUNING_DECISION: record})
     found = read_snapshot(sqlite, "planted")
     of = replace(found, spec={**found.spec, "pruner": rule}, trials=[*found.trials, *copies(found, 20)])
     sentence = sentences(of, 0)[1]
@@ -144,7 +144,7 @@ def copies(snapshot: Snapshot, n: int) -> list[Any]:
 
 def ended(stored: StoredStudy, state: TrialState, word: str, rungs: int = 2, **attrs: Any) -> int:
     """Put a trial into the study that ended in this way."""
-    told = {"slot": 0, "kind": "search", "attempt": 1, ENDED: word, **attrs}
+    told = {"slot": 0, "kind": "search", "attempt": 1, END_REASON: word, **attrs}
     curve = {rung: 3.0 - rung / 4 for rung in range(1, rungs + 1)}
     value = [curve[rungs]] if state != TrialState.FAIL and rungs else None
     drawn = {"params": {"x": 0.5}, "distributions": {"x": stored.study.file.space["x"].distribution(float)}}
@@ -178,7 +178,7 @@ def test_each_end_has_its_sentence_and_a_trial_without_a_record_says_so(
 
 def test_what_came_by_hand_from_another_study_or_on_a_seed_says_so(sqlite: Store, here: Path) -> None:
     stored = began(sqlite, here, baseline_seeds=2, budget={"trials": 3}, sampler={"name": "qmc"})
-    ended(stored, TrialState.FAIL, "error", slot=77, **{SET: {"x": 0.25}})
+    ended(stored, TrialState.FAIL, "error", slot=77, **{FIXED_VALUES: {"x": 0.25}})
     ended(stored, TrialState.PRUNED, "pruned", kind="forked", forked_from="old/one/7")
     enqueue(sqlite, "planted", ["x=0.3"])
     again(sqlite, "planted", 0, False)
@@ -200,7 +200,7 @@ def test_an_arm_and_a_random_draw_say_so(sqlite: Store, here: Path) -> None:
     assert sentences(read_snapshot(sqlite, "planted"), 1)[0] == "trial 1 was drawn at random"
     tree = {"train": "curves:train", "config": "curves:Config", "rungs": 4}
     (here / "arms.yaml").write_text(yaml.safe_dump({**tree, "arms": {"a": {}, "b": {"x": 0.1}}, "seeds": [3]}))
-    assert worked(register(sqlite, load_study("arms.yaml"), None, {})) == 0
+    assert worked(register_study(sqlite, load_study("arms.yaml"), None, {})) == 0
     assert sentences(read_snapshot(sqlite, "arms"), 1) == [
         "trial 1 is the run of arm b with seed 3",
         "it ran to its end, rung 4, as no rule may prune an arm: val_loss 1.1000",
@@ -230,7 +230,7 @@ def test_a_sampler_draws_at_random_until_it_knows_enough_trials_and_says_what_it
 def test_the_record_of_a_draw_counts_the_trials_that_run_beside_it(sqlite: Store, here: Path) -> None:
     stored = began(sqlite, here, sampler={"name": "tpe"}, pruner={"name": "none"})
     assert Worker(stored, Path("runs"), 4, lambda event: None).work() == 0
-    found = [t.user_attrs[SUGGESTED] for t in read_snapshot(sqlite, "planted").trials]
+    found = [t.user_attrs[SUGGESTED_BY] for t in read_snapshot(sqlite, "planted").trials]
     assert [record["running"] for record in found[1:4]] == [1, 2, 3]
     assert [record["finished"] for record in found[1:4]] == [0, 0, 0]
 
@@ -239,11 +239,11 @@ def test_a_draw_and_its_record_are_those_of_one_attempt(sqlite: Store, here: Pat
     stored = began(sqlite, here, sampler={"name": "tpe"}, baseline=[], budget={"trials": 3}, pruner={"name": "none"})
     interrupted(stored)
     first = read_snapshot(sqlite, "planted").trials[0]
-    before = first.user_attrs[SUGGESTED], first.params
+    before = first.user_attrs[SUGGESTED_BY], first.params
     ended(stored, TrialState.COMPLETE, "complete", slot=77)
     assert worked(stored) == 0
     snapshot = read_snapshot(sqlite, "planted")
-    assert (snapshot.trials[0].user_attrs[SUGGESTED], snapshot.trials[0].params) == before
+    assert (snapshot.trials[0].user_attrs[SUGGESTED_BY], snapshot.trials[0].params) == before
     assert sentences(snapshot, 0)[1:] == [
         "attempt 1 ended without it: preempted",
         f"it ran to its end, rung 4: val_loss {snapshot.trials[0].values[0]:.4f}",
@@ -255,10 +255,10 @@ def test_who_has_lost_its_lease_leaves_no_record(sqlite: Store, here: Path) -> N
     claim = stored.slots.claim("slow", 60)
     assert claim is not None
     trial = open_trial(stored, claim, "slow", 1)
-    reap(sqlite, "slow", "it was gone")
+    free_leases_of(sqlite, "slow", "it was gone")
     with pytest.raises(LeaseLost), fenced(stored.slots.held(claim, "slow")):
         configuration(stored, claim, trial)
-    assert not {SUGGESTED, "x"} & {*stored.optuna.trials[0].user_attrs, *stored.optuna.trials[0].params}
+    assert not {SUGGESTED_BY, "x"} & {*stored.optuna.trials[0].user_attrs, *stored.optuna.trials[0].params}
 
 
 def test_the_command_prints_sentences_for_people_and_records_for_programs(sqlite: Store, here: Path) -> None:

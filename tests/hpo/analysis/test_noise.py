@@ -23,8 +23,8 @@ from hpo.analysis.summary import row, standing, summary
 from hpo.cli.main import app
 from hpo.console import Format, Rounded, number, plain, rows
 from hpo.launcher.progress import LiveTable
-from hpo.queue.budget import add
-from hpo.queue.registry import StoredStudy, register
+from hpo.queue.budget import add_slots
+from hpo.queue.registry import StoredStudy, register_study
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
@@ -39,7 +39,7 @@ NOISY: dict[str, Any] = {"base": {"noise": 0.1}, "baseline_seeds": 4, "budget": 
 
 
 def began(store: Store, folder: Path, **keys: Any) -> StoredStudy:
-    return register(store, load_study(str(planted(folder, **NOISY | keys))), None, {})
+    return register_study(store, load_study(str(planted(folder, **NOISY | keys))), None, {})
 
 
 def work(stored: StoredStudy, turns: float = math.inf) -> int:
@@ -90,7 +90,7 @@ def test_workers_store_no_noise_and_a_stored_one_of_an_older_version_is_ignored(
     old = {"n": 4, "mean": 9.0, "sigma": 9.0, "curve": {"1": [9.0, 9.0]}}
     stored.optuna.set_user_attr("hpo:noise", old)
     assert seen(store).noise == floor
-    assert work(register(store, stored.study, None, {})) == 0
+    assert work(register_study(store, stored.study, None, {})) == 0
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 8, 100])
@@ -123,7 +123,7 @@ def test_run_that_failed_and_its_retry_are_one_run_of_the_baseline(here: Path, s
     stored = began(store, here, budget={"trials": 4}, pruner={"name": "none"})
     work(stored)
     study_id, lucky = stored.optuna._study_id, seen(store).trials[1]
-    add(stored.slots, [("retry", {"x": 0.5, "seed": 77}, lucky.number)])
+    add_slots(stored.slots, [("retry", {"x": 0.5, "seed": 77}, lucky.number)])
     work(stored)
     retried = seen(store).trials[-1]
     assert (retried.user_attrs["kind"], len(seen(store).repeats)) == ("retry", 5)
@@ -174,7 +174,7 @@ def test_run_without_a_finite_loss_at_its_last_rung_lies_no_sigmas_away(here: Pa
     path = planted(here, **NOISY, train="curves:diverging")
     with (here / "curves.py").open("a") as module:
         module.write(DIVERGED)
-    work(register(store, load_study(str(path)), None, {}))
+    work(register_study(store, load_study(str(path)), None, {}))
     of = seen(store)
     last = row(of, of.trials[-1])
     assert (last["state"], last["sigmas"]) == ("diverged", None)

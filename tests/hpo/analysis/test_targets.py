@@ -17,7 +17,7 @@ from hpo.cli.main import app
 from hpo.commands.enqueue import enqueue
 from hpo.errors import Problem
 from hpo.launcher.plan import plan
-from hpo.queue.registry import StoredStudy, register
+from hpo.queue.registry import StoredStudy, register_study
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
 from hpo.storage.targets import TargetReached
@@ -50,7 +50,7 @@ def began(store: Store, folder: Path, code: str = "", **keys: Any) -> StoredStud
     path = planted(folder, **POINTS | keys)
     with (folder / "curves.py").open("a") as module:
         module.write(code)
-    return register(store, load_study(str(path)), None, {})
+    return register_study(store, load_study(str(path)), None, {})
 
 
 def work(stored: StoredStudy, turns: float = math.inf) -> int:
@@ -128,7 +128,7 @@ def test_once_the_target_is_reached_no_trial_is_begun_and_those_that_run_go_on_t
     reach = snapshot.reached["tier1"]
     assert len(snapshot.trials) == reach.trial + 1 < 4, "none was begun after the one that came to the target"
     assert snapshot.trials[reach.trial].state == State.COMPLETE, "which went on to its own end"
-    assert stored.over(stored.now())
+    assert stored.is_over(stored.read_state())
     assert not ended(snapshot), "one still runs"
     assert aims(snapshot)[-1].endswith("; 1 that run go on to their end")
     stored.slots.release(slow, "elsewhere")
@@ -162,7 +162,7 @@ def test_trials_end_a_study_that_does_not_reach_its_target(here: Path, store: St
     study = load_study(str(path), budget={"trials": 3, "hours": None})
     assert "budget 3 trials, target tier1;" in plan(study, {})
     assert "targets tier1 0.5000" in plan(study, {})
-    stored = register(store, study, None, {})
+    stored = register_study(store, study, None, {})
     assert work(stored) == 0
     snapshot = read_snapshot(store, "planted")
     assert (len(snapshot.trials), ended(snapshot), snapshot.target) == (3, True, None)
@@ -185,7 +185,7 @@ def test_study_goes_on_past_its_target_where_its_file_names_another_or_none(
     n = len(read_snapshot(store, "planted").trials)
     assert n < 4
     with open_store(store.url) as fresh:
-        again = register(
+        again = register_study(
             fresh, load_study(str(planted(here, **POINTS | {"targets": targets, "budget": budget}))), None, {}
         )
         assert work(again) == 0
@@ -272,7 +272,7 @@ def test_status_and_show_say_which_milestones_a_trial_met_and_missed(
     with open_store("sqlite:///runs/hpo.db", create=True) as store:
         path = planted(here, **POINTS)
         path.write_text(path.read_text() + "milestones: {0.5: 1.8, .75: 1.3}\n")  # as a person writes them
-        work(register(store, load_study(str(path)), None, {}))
+        work(register_study(store, load_study(str(path)), None, {}))
         snapshot = read_snapshot(store, "planted")
     best = snapshot.best()
     assert best is not None

@@ -16,9 +16,9 @@ from optuna.trial import TrialState, create_trial
 from bench.crowd import plant
 from hpo.analysis.snapshot import ended, read_snapshot
 from hpo.analysis.warnings import READ, caveats, idle, knobs, position
-from hpo.queue.budget import fill
-from hpo.queue.registry import StoredStudy, register
-from hpo.storage.attributes import ENDED
+from hpo.queue.budget import fill_slots
+from hpo.queue.registry import StoredStudy, register_study
+from hpo.storage.attributes import END_REASON
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
 from hpo.study.load import load_study
@@ -41,7 +41,7 @@ def store(here: Path) -> Iterator[Store]:
 def began(store: Store, folder: Path, anchors: Mapping[str, float] | None = None, **keys: Any) -> StoredStudy:
     path = planted(folder, **{"space": SPACE, "budget": {"trials": 40}, **keys})
     edit(folder, "ge=0.0, le=1.0", "ge=-9.0, le=9.0")
-    return register(store, load_study(str(path)), None, anchors or {})
+    return register_study(store, load_study(str(path)), None, anchors or {})
 
 
 def put(stored: StoredStudy, value: float | None, kind: str = "search", pruned: bool = False, **params: Any) -> None:
@@ -54,7 +54,7 @@ def put(stored: StoredStudy, value: float | None, kind: str = "search", pruned: 
         value=value,
         params=params,
         distributions={path: space[path].distribution(float) for path in params},
-        user_attrs={"slot": slot, "kind": kind, "attempt": 1, ENDED: state.name.lower()},
+        user_attrs={"slot": slot, "kind": kind, "attempt": 1, END_REASON: state.name.lower()},
         intermediate_values={} if value is None else {1: value + 1, **({} if pruned else {4: value})},
     )
     stored.store.optuna.create_new_trial(stored.optuna._study_id, trial)
@@ -68,7 +68,7 @@ def over(stored: StoredStudy) -> None:
     """End the study's budget at the trials that it has."""
     n = len(stored.optuna.get_trials(deepcopy=False))
     stored.optuna.set_user_attr("hpo:budget", {"trials": n})
-    fill(stored.slots, stored.study.slots()[:n])
+    fill_slots(stored.slots, stored.study.slots()[:n])
 
 
 # --- the edge of a range
@@ -269,7 +269,7 @@ def test_an_end_beyond_which_the_field_has_no_values_is_no_edge(
 ) -> None:
     path = planted(here, space=SPACE, budget={"trials": 40})
     edit(here, "ge=0.0, le=1.0", bounds)
-    stored = register(store, load_study(str(path)), None, {})
+    stored = register_study(store, load_study(str(path)), None, {})
     put(stored, 1.5, "baseline", x=0.5)
     for i in range(10):
         put(stored, 1.4 - i / 100, x=(9 - i) / 9)
@@ -299,7 +299,7 @@ def test_arms_with_the_same_curves_on_every_seed_are_named(store: Store, here: P
     tree = {"train": "curves:train", "config": "curves:Config", "rungs": 4, "seeds": [1, 2]}
     arms = {"a": {"noise": 0.1}, "b": {"noise": 0.1, "pause": 0.001}, "c": {"noise": 0.1, "x": 0.1}}
     (here / "arms.yaml").write_text(yaml.safe_dump({**tree, "arms": arms}))
-    stored = register(store, load_study("arms.yaml"), None, {"bigram": 0.5})
+    stored = register_study(store, load_study("arms.yaml"), None, {"bigram": 0.5})
     assert notes(stored) == []
     assert worked(stored) == 0
     assert notes(stored) == [

@@ -16,7 +16,7 @@ import pytest
 
 from hpo.config.yaml import parse_yaml
 from hpo.errors import NothingFeasible, Problem, StorageError
-from hpo.queue.registry import register
+from hpo.queue.registry import register_study
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from tests.support.command import COMMANDS, STUDY, environment, here, hpo, trivial
@@ -145,7 +145,7 @@ def made(folder: Path, url: str, name: str = "trivial", trials: int = 4) -> None
     """Make a study that nobody works on yet."""
     trivial(folder, name)
     with contextlib.chdir(folder), open_store(url, create=True) as store:
-        register(store, load_study(f"{name}.yaml", budget={"trials": trials}), None, {})
+        register_study(store, load_study(f"{name}.yaml", budget={"trials": trials}), None, {})
 
 
 def test_study_may_be_left_out_where_there_is_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from hpo.analysis.snapshot import read_snapshot, word
 from hpo.commands.control import kill, turn
-from hpo.storage.attributes import ENDED, STATE
+from hpo.storage.attributes import END_REASON, STUDY_STATE
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
@@ -51,7 +51,7 @@ def test_commands_act_through_the_storage_from_any_folder_and_their_status_says_
         assert "no study 'x'" in hpo("pause", "--study", "x", "--storage", url, cwd=away, status=2).stderr
         assert "no storage at" in hpo("pause", "--storage", "none.db", cwd=away, status=4).stderr
         assert "config: " in hpo("enqueue", "--set", "x=0.5", "--storage", url, cwd=away, status=2).stderr
-        assert stored.slots.left() == 2
+        assert stored.slots.n_unfinished() == 2
 
 
 def test_paused_study_trains_nothing_and_goes_on_to_the_exact_total(here: Path, store: Store) -> None:
@@ -135,7 +135,7 @@ def test_stopped_launcher_ends_and_says_what_was_found(here: Path, store: Store,
     with working(store.url, "launch", "--workers", "2", n=1) as launchers:  # launching goes on
         assert ends(launchers)[0][0] == 0
     assert states(store) == {State.COMPLETE: 5}
-    assert store.optuna.get_study_user_attrs(stored.slots.study_id)[STATE] == "active"
+    assert store.optuna.get_study_user_attrs(stored.slots.study_id)[STUDY_STATE] == "active"
 
 
 def test_killed_trial_that_runs_ends_within_one_rung_and_its_neighbours_go_on(here: Path, store: Store) -> None:
@@ -147,7 +147,7 @@ def test_killed_trial_that_runs_ends_within_one_rung_and_its_neighbours_go_on(he
         assert told == "trial 1: is ended as killed within one rung"
         assert ends(workers) == [(0, ""), (0, "")]
     trial = found(store, 1)
-    assert (trial.state, trial.user_attrs[ENDED]) == (State.FAIL, "killed")
+    assert (trial.state, trial.user_attrs[END_REASON]) == (State.FAIL, "killed")
     assert trial.last_step in (seen, seen + 1)
     assert states(store) == {State.COMPLETE: 2, State.FAIL: 1}
     assert stored.slots.counts()["done"] == 3
@@ -157,8 +157,8 @@ def test_killed_trial_that_nobody_holds_ends_at_once(here: Path, store: Store) -
     stored = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
     interrupted(stored)
     assert "it was interrupted, at rung 1 of 4" in typed(store.url, "kill", "0")
-    assert (found(store, 0).state, found(store, 0).user_attrs[ENDED]) == (State.FAIL, "killed")
-    assert stored.slots.left() == 1
+    assert (found(store, 0).state, found(store, 0).user_attrs[END_REASON]) == (State.FAIL, "killed")
+    assert stored.slots.n_unfinished() == 1
     assert worked(stored) == 0
     assert states(store) == {State.COMPLETE: 1, State.FAIL: 1}
 
@@ -189,7 +189,7 @@ def test_killed_trial_whose_worker_gives_it_back_first_is_not_gone_on_with(here:
     assert worked(stored, kill_and_leave) == 130
     assert "within one rung" in told[0]
     assert worked(stored) == 0
-    assert found(store, 0).user_attrs[ENDED] == "killed"
+    assert found(store, 0).user_attrs[END_REASON] == "killed"
     assert found(store, 0).last_step == 1
 
 

@@ -13,9 +13,9 @@ from optuna.trial import TrialState
 import hpo.commands.doctor
 from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.commands.doctor import Finding, examine
-from hpo.queue.registry import register
+from hpo.queue.registry import register_study
 from hpo.runs.run_dir import trial_folder
-from hpo.storage.attributes import DATA
+from hpo.storage.attributes import DATA_HASH
 from hpo.storage.store import Store, open_store
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("here")
 def store(storage_url: str, here: Path) -> Iterator[Store]:
     """A storage with a study of two trials, the second not begun."""
     with open_store(storage_url, create=True) as store:
-        stored = register(
+        stored = register_study(
             store, load_study(str(planted(here, budget={"trials": 2}, pruner={"name": "none"}))), None, {}
         )
         Worker(stored, Path("runs"), 1, lambda event: None).work(turns=1)
@@ -80,7 +80,9 @@ def test_trial_shown_as_running_that_nobody_has_is_found_and_mended(store: Store
 
 
 def test_leftover_checkpoints_are_found_and_removed_but_not_those_of_the_best(store: Store, here: Path) -> None:
-    stored = register(store, load_study(str(here / "planted.yaml"), budget={"trials": 6}), None, {}, {"trials": 6})
+    stored = register_study(
+        store, load_study(str(here / "planted.yaml"), budget={"trials": 6}), None, {}, {"trials": 6}
+    )
     Worker(stored, Path("runs"), 1, lambda event: None).work()
     snapshot = read_snapshot(store, "planted")
     best = sorted(snapshot.trials, key=lambda trial: trial.values[0])
@@ -95,7 +97,7 @@ def test_leftover_checkpoints_are_found_and_removed_but_not_those_of_the_best(st
 
 
 def test_text_that_differs_from_the_study_s_is_wrong(store: Store) -> None:
-    store.optuna.set_study_user_attr(1, DATA, "f" * 64)
+    store.optuna.set_study_user_attr(1, DATA_HASH, "f" * 64)
     finding = found(store, "data")
     assert finding.state == "wrong"
     assert "has the hash none here, the study's has ffffffffffff" in finding.found

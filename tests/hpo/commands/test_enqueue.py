@@ -10,8 +10,8 @@ from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.control import turn
 from hpo.commands.enqueue import again, enqueue
 from hpo.errors import Problem
-from hpo.queue.registry import StoredStudy, register
-from hpo.storage.attributes import ENDED
+from hpo.queue.registry import StoredStudy, register_study
+from hpo.storage.attributes import END_REASON
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
@@ -48,7 +48,7 @@ def failing(store: Store, here: Path, **keys: Any) -> StoredStudy:
     path = planted(here, train="curves:fails_once", **{"pruner": {"name": "none"}, **keys})
     with (here / "curves.py").open("a") as file:
         file.write(FAILING)
-    return register(store, load_study(str(path)), None, {})
+    return register_study(store, load_study(str(path)), None, {})
 
 
 def test_retry_runs_the_parameters_again_as_a_new_trial_beside_the_budget(here: Path, store: Store) -> None:
@@ -98,7 +98,7 @@ def test_retry_takes_what_failed_and_nothing_whose_result_stands(here: Path, sto
         trial = stored.optuna.ask({"x": stored.study.file.space["x"].distribution(float)})
         ids.append(trial.number)
         store.optuna.set_trial_user_attr(trial._trial_id, "slot", claim.slot)
-        store.optuna.set_trial_user_attr(trial._trial_id, ENDED, ended)
+        store.optuna.set_trial_user_attr(trial._trial_id, END_REASON, ended)
         store.optuna.set_trial_state_values(trial._trial_id, state, **values)
         stored.slots.done(claim, "planted", 1, ended)
     assert "trial 0: is tried again" in again(store, None, 0, False)[0]
@@ -165,12 +165,12 @@ def test_enqueue_refuses_what_is_no_configuration(
         with pytest.raises(Problem) as error:
             enqueue(store, None, overrides)
         assert message in str(error.value)
-        assert stored.slots.left() == 12
+        assert stored.slots.n_unfinished() == 12
 
 
 def test_enqueue_refuses_a_trial_that_could_not_be_compared_with_the_others(here: Path) -> None:
     with open_store(f"sqlite:///{here}/c.db", create=True) as store:
-        stored = register(store, load_study(str(gpt(here, "a", 1e-3, {}))), None, {})
+        stored = register_study(store, load_study(str(gpt(here, "a", 1e-3, {}))), None, {})
         for override, why in (
             ("run.tokens=999", "lengths"),
             ("run.rungs=7", "rungs"),
@@ -182,9 +182,9 @@ def test_enqueue_refuses_a_trial_that_could_not_be_compared_with_the_others(here
         with pytest.raises(Problem, match="--set optimizer: must be a dotted field, such as"):
             enqueue(store, "a", ["optimizer={name: sgd}"])
         searched = {"space": {"tokenizer.name": {"choices": ["bytes", "chars"]}}, "objective": "val_bpb"}
-        register(store, load_study(str(gpt(here, "b", 1e-3, {}, **searched))), None, {})
+        register_study(store, load_study(str(gpt(here, "b", 1e-3, {}, **searched))), None, {})
         assert "b: enqueued tokenizer.name=chars" in enqueue(store, "b", ["tokenizer.name=chars"])[0]
-        assert stored.slots.left() == 4
+        assert stored.slots.n_unfinished() == 4
         tokens = stored.study.base.model_dump()["run"]["tokens"]
         assert "enqueued" in enqueue(store, "a", [f"run.tokens={tokens}", "optimizer.lr=0.5"])[0]
-        assert stored.slots.left() == 5
+        assert stored.slots.n_unfinished() == 5

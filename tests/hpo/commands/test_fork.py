@@ -10,8 +10,8 @@ from optuna.trial import TrialState
 from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.fork import fork
 from hpo.errors import Problem
-from hpo.queue.registry import load_stored_study, register
-from hpo.storage.attributes import ENDED
+from hpo.queue.registry import load_stored_study, register_study
+from hpo.storage.attributes import END_REASON
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
@@ -40,10 +40,10 @@ def test_fork_takes_over_the_trials_that_the_new_study_would_train_alike(here: P
         assert after.intermediate_values == before.intermediate_values
         assert after.user_attrs["forked_from"] == f"planted/{before.number}"
         assert after.user_attrs["kind"] == "forked"
-        assert after.user_attrs[ENDED] == before.user_attrs[ENDED]
+        assert after.user_attrs[END_REASON] == before.user_attrs[END_REASON]
         assert (after.started, after.ended) == (before.started, before.ended)
     stored = load_stored_study(store, "narrow")
-    assert stored.slots.left() == 3, "what was taken over does not count in the budget"
+    assert stored.slots.n_unfinished() == 3, "what was taken over does not count in the budget"
     assert worked(stored) == 0
     assert len(read_snapshot(store, "narrow").trials) == len(inside) + 3
     assert len(read_snapshot(store, "planted").trials) == 12
@@ -68,7 +68,7 @@ def test_fork_takes_over_a_trial_that_met_a_limit_only_where_the_limit_is_the_sa
     trial = old.optuna.ask({"x": old.study.file.space["x"].distribution(float)})
     trial.set_constraint("seconds", 1.0)
     trial.report(1.0, 1)
-    trial.set_user_attr(ENDED, "timeout")
+    trial.set_user_attr(END_REASON, "timeout")
     old.optuna.tell(trial, state=TrialState.PRUNED)
     with pytest.raises(Problem, match="1 ended at another limit"):
         fork(store, str(planted(here, "second", limits={"seconds": 8})), "planted", None, [], None)
@@ -81,7 +81,7 @@ def test_fork_that_a_launch_offers_for_a_changed_space_does_what_it_says(here: P
     assert worked(began(store, here, pruner={"name": "none"}, budget={"trials": 3})) == 0
     path = planted(here, space={"x": {"low": 0.0, "high": 0.999}})
     with pytest.raises(Problem) as found:
-        register(store, load_study(str(path)), None, {})
+        register_study(store, load_study(str(path)), None, {})
     offered = str(found.value).partition("`")[2].partition("`")[0]
     assert offered == f"hpo fork {path} --from planted --as planted-2"
     told = typed(store.url, *offered.split()[1:])
@@ -140,11 +140,11 @@ def test_fork_that_fails_half_way_leaves_nothing(here: Path, store: Store, monke
 
 
 def test_fork_of_a_gpt_study_compares_whole_configurations_and_data(here: Path) -> None:
-    from hpo.runs.datasets import described
+    from hpo.runs.datasets import describe_data
 
     with open_store(f"sqlite:///{here}/c.db", create=True) as store:
         study = load_study(str(gpt(here, "a", 1e-3, {}, budget={"trials": 2})))
-        old = register(store, study, *described(study.base))
+        old = register_study(store, study, *describe_data(study.base))
         assert worked(old) == 0
         told = fork(store, str(gpt(here, "b", 2e-3, {})), "a", None, [], None)
         assert "b: begins with" in told

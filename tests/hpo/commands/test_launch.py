@@ -12,7 +12,7 @@ import pytest
 
 from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.launcher.progress import LiveTable
-from hpo.queue.registry import register
+from hpo.queue.registry import register_study
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
@@ -154,7 +154,7 @@ def test_screen_shows_workers_progress_and_the_best_against_baseline_and_anchors
     path = planted(here, budget={"trials": 3})
     launch("--study", str(path), "--quiet").communicate(timeout=60)
     with open_store("runs/hpo.db") as store:
-        register(store, load_study(str(path), budget={"trials": 8}), None, {})
+        register_study(store, load_study(str(path), budget={"trials": 8}), None, {})
         snapshot = read_snapshot(store, "planted")
     screen = LiveTable(snapshot, workers=2)
     screen.show({"event": "rung", "worker": 1, "trial": 5, "rung": 2, "value": 1.5, "tokens_per_second": 12345.0})

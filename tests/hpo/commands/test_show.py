@@ -12,9 +12,9 @@ import pytest
 from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.commands.show import show_status, trial
 from hpo.console import Format
-from hpo.queue.heartbeat import reap
-from hpo.queue.registry import register
-from hpo.storage.attributes import STATE
+from hpo.queue.heartbeat import free_leases_of
+from hpo.queue.registry import register_study
+from hpo.storage.attributes import STUDY_STATE
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
@@ -30,14 +30,14 @@ def test_status_names_what_happened_and_to_whom(
 ) -> None:
     path = planted(here, budget={"trials": 2}, pruner={"name": "none"})
     with open_store(storage_url, create=True) as store:
-        stored = register(store, load_study(str(path)), None, {})
+        stored = register_study(store, load_study(str(path)), None, {})
         worker = Worker(stored, Path("runs"), 1, lambda event: None)
         worker.listener = lambda event: worker.alarm.ask(signal.SIGTERM) if event["event"] == "rung" else None
         assert worker.work() == 143
         claim = stored.slots.claim("machine:7:abc", 60)
         assert claim is not None
-        reap(store, "machine:7:abc", "worker 1 ended with signal 9:\nlast words")
-        stored.optuna.set_user_attr(STATE, "paused")
+        free_leases_of(store, "machine:7:abc", "worker 1 ended with signal 9:\nlast words")
+        stored.optuna.set_user_attr(STUDY_STATE, "paused")
         show_status(store, "planted", Format.table, watch=False)
         told = capsys.readouterr().out
         assert "; paused: `hpo resume` goes on" in told
@@ -47,7 +47,7 @@ def test_status_names_what_happened_and_to_whom(
         assert counts(read_snapshot(store, "planted")) == {
             "complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 2
         }  # fmt: skip
-        stored.optuna.set_user_attr(STATE, "active")
+        stored.optuna.set_user_attr(STUDY_STATE, "active")
         assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
         shown = trial(read_snapshot(store, "planted"), 0)
     assert (shown["state"], shown["attempt"]) == ("complete", 3)
@@ -67,7 +67,9 @@ def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Pat
     with open_readonly("runs/hpo.db") as store:
         snapshot = read_snapshot(store, "planted")
         assert counts(snapshot)["complete"] == len(snapshot.trials) == 5
-        assert [h.word for h in snapshot.happened] == ["restarted", "lost"], "a function of one's own starts again"
+        assert [h.event_type for h in snapshot.happened] == ["restarted", "lost"], (
+            "a function of one's own starts again"
+        )
         assert "signal 9" in (snapshot.happened[1].text or "")
 
 

@@ -25,7 +25,7 @@ from hpo.evidence.paired import compare_arms
 from hpo.evidence.preferred import trial_to_export
 from hpo.storage.attributes import SPEC
 from hpo.storage.store import Store, open_store
-from hpo.storage.trials import State, chosen
+from hpo.storage.trials import State, resolve_study_name
 from hpo.study.spec import from_spec
 from tests.hpo.commands.test_launch import until
 from tests.support.command import hpo
@@ -277,8 +277,8 @@ def test_export_prefers_what_was_confirmed_and_says_of_which_kind_it_is(here: Pa
 
 def test_search_is_meant_where_no_study_is_named_beside_its_confirmation(here: Path, store: Store) -> None:
     confirmed(store, searched(store, here, {}), top=1, seeds=3)
-    assert chosen(store, None) == "planted"
-    assert chosen(store, "planted-confirm") == "planted-confirm"
+    assert resolve_study_name(store, None) == "planted"
+    assert resolve_study_name(store, "planted-confirm") == "planted-confirm"
 
 
 def test_export_says_that_nothing_was_confirmed(here: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from hpo.analysis.snapshot import counts, read_snapshot
-from hpo.queue.registry import load_stored_study, register
+from hpo.queue.registry import load_stored_study, register_study
 from hpo.storage.store import open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
@@ -45,7 +45,7 @@ def operate(i: int, url: str, n: int) -> int:
 def test_16_processes_do_200_operations_each_on_one_sqlite_file_without_an_error(here: Path) -> None:
     url = f"sqlite:///{here}/busy.db"
     with open_store(url, create=True) as store:
-        register(store, load_study(str(planted(here))), None, {})
+        register_study(store, load_study(str(planted(here))), None, {})
         with ProcessPoolExecutor(16, SPAWN) as pool:
             made = list(pool.map(operate, range(16), [url] * 16, [200] * 16))
         snapshot = read_snapshot(store, "planted")
@@ -89,7 +89,7 @@ def test_64_workers_on_postgres_end_exactly_the_budget_without_an_error(here: Pa
     try:
         server.start()
         with open_store(server.url(), create=True) as store:
-            register(store, load_study(str(planted(here, budget={"trials": 160}))), None, {})
+            register_study(store, load_study(str(planted(here, budget={"trials": 160}))), None, {})
             began = time.monotonic()
             done = subprocess.run(
                 [sys.executable, "-c", WORKERS, server.url(), "64"],
@@ -104,6 +104,6 @@ def test_64_workers_on_postgres_end_exactly_the_budget_without_an_error(here: Pa
             assert (n["failed"], n["running"], n["waiting"]) == (0, 0, 0)
             assert len({trial.user_attrs["slot"] for trial in snapshot.trials}) == 160
             assert len({trial.user_attrs["worker"] for trial in snapshot.trials}) > 32, "the work was shared"
-            assert {h.word for h in snapshot.happened} <= {"invalid"}
+            assert {h.event_type for h in snapshot.happened} <= {"invalid"}
     finally:
         server.remove()

@@ -7,8 +7,8 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.errors import StorageError
-from hpo.queue.budget import add, fill
-from hpo.queue.heartbeat import LeaseRenewer, reap
+from hpo.queue.budget import add_slots, fill_slots
+from hpo.queue.heartbeat import LeaseRenewer, free_expired_leases
 from hpo.queue.slots import Claim, Slots
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
@@ -21,7 +21,7 @@ EXPIRED = -1.0  # a lease that has run out when it is given
 @pytest.fixture
 def slots(store: Store) -> Slots:
     slots = Slots(store, study_id=1)
-    fill(slots, [("baseline", {"optimizer.lr": 0.001}), SEARCH, SEARCH, SEARCH])
+    fill_slots(slots, [("baseline", {"optimizer.lr": 0.001}), SEARCH, SEARCH, SEARCH])
     return slots
 
 
@@ -52,7 +52,7 @@ def test_slots_are_claimed_in_order_until_none_is_left(slots: Slots) -> None:
 
 def test_filling_again_changes_nothing_and_a_larger_budget_adds(slots: Slots) -> None:
     held = claim(slots)
-    fill(slots, [SEARCH] * 6)
+    fill_slots(slots, [SEARCH] * 6)
     assert slots.counts() == {"free": 5, "leased": 1, "done": 0, "expired": 0}
     assert holds(slots, held)
     assert slots.release(held, "me")
@@ -63,7 +63,7 @@ def test_a_smaller_budget_deletes_only_slots_that_nobody_claimed(slots: Slots) -
     given_back = [claim(slots) for _ in range(3)]
     assert slots.done(given_back[0], "me")
     assert slots.release(given_back[2], "me")
-    fill(slots, [SEARCH])
+    fill_slots(slots, [SEARCH])
     assert slots.counts() == {"free": 1, "leased": 1, "done": 1, "expired": 0}
 
 
@@ -71,7 +71,7 @@ def test_an_interrupted_trial_comes_before_new_ones(slots: Slots) -> None:
     _, second = claim(slots), claim(slots)
     begin(slots, second, 17)
     assert slots.release(second, "me")
-    fill(slots, [SEARCH] * 5)
+    fill_slots(slots, [SEARCH] * 5)
     assert claim(slots) == Claim(1, 2, "search", None, 17)
     assert claim(slots).slot == 2
 
@@ -79,22 +79,22 @@ def test_an_interrupted_trial_comes_before_new_ones(slots: Slots) -> None:
 def test_an_expired_lease_goes_to_another_owner_and_the_first_is_fenced(slots: Slots) -> None:
     old = claim(slots, "old", EXPIRED)
     assert slots.counts() == {"free": 3, "leased": 0, "done": 0, "expired": 1}
-    assert [lease[:3] for lease in reap(slots.store)] == [("old", 0, 1)]
+    assert [lease[:3] for lease in free_expired_leases(slots.store)] == [("old", 0, 1)]
     new = claim(slots, "new")
     assert (new.slot, new.attempt, new.failures) == (0, 2, 1)
     assert not holds(slots, old, "old")
-    assert slots.beat(old, "old", 60, 1) is None
+    assert slots.renew_at_rung(old, "old", 60, 1) is None
     assert not slots.done(old, "old")
     assert not slots.release(old, "old")
     assert slots.renew("old", [(0, 1)], 60) == set()
     assert holds(slots, new, "new")
-    assert slots.beat(new, "new", 60, 1) == ""
+    assert slots.renew_at_rung(new, "new", 60, 1) == ""
     assert [row[:2] for row in slots.attempts(0)] == [[1, "lost"]]
 
 
 def test_the_same_owner_with_a_later_attempt_fences_its_earlier_one(slots: Slots) -> None:
     old = claim(slots, "me", EXPIRED)
-    reap(slots.store)
+    free_expired_leases(slots.store)
     new = claim(slots, "me")
     assert not slots.done(old, "me")
     assert slots.done(new, "me")
@@ -104,7 +104,7 @@ def test_a_lease_in_force_is_not_given_away(slots: Slots) -> None:
     for _ in range(4):
         claim(slots)
     assert slots.claim("other", 60) is None
-    assert slots.left() == 4
+    assert slots.n_unfinished() == 4
 
 
 def test_ending_twice_is_ending_once(slots: Slots) -> None:
@@ -112,7 +112,7 @@ def test_ending_twice_is_ending_once(slots: Slots) -> None:
     assert slots.done(held, "me")
     assert slots.done(held, "me")  # the first answer may have been lost
     assert not slots.release(held, "me")
-    assert slots.left() == 3
+    assert slots.n_unfinished() == 3
 
 
 def test_renewal_is_for_the_named_claims_of_the_owner(slots: Slots) -> None:
@@ -136,7 +136,7 @@ def test_owners_lists_every_claimed_slot(slots: Slots) -> None:
 def test_studies_do_not_share_slots(store: Store, slots: Slots) -> None:
     other = Slots(store, study_id=2)
     assert other.claim("me", 60) is None
-    fill(other, [SEARCH])
+    fill_slots(other, [SEARCH])
     assert claim(other).slot == 0
     assert slots.counts()["free"] == 4
 
@@ -180,7 +180,7 @@ def test_the_keeper_survives_a_storage_that_is_away(slots: Slots, monkeypatch: p
 
 def test_the_keeper_tells_which_claim_another_owner_took(slots: Slots) -> None:
     kept, lost = claim(slots, "me"), claim(slots, "me", EXPIRED)
-    reap(slots.store)
+    free_expired_leases(slots.store)
     assert claim(slots, "other").slot == lost.slot
     with LeaseRenewer(slots, "me", lease_s=0.2) as keeper:
         keeper.hold(lost)
@@ -203,12 +203,12 @@ def test_keeper_frees_what_ran_out_though_nobody_asks_for_work(slots: Slots) -> 
 
 
 def test_what_was_added_by_hand_comes_after_the_baselines_and_before_the_search(slots: Slots) -> None:
-    add(slots, [("enqueued", {"x": 1}, None), ("retry", {"x": 2}, 7)])
+    add_slots(slots, [("enqueued", {"x": 1}, None), ("retry", {"x": 2}, 7)])
     taken = [claim(slots) for _ in range(4)]
     assert [c.kind for c in taken] == ["baseline", "enqueued", "retry", "search"]
     assert (taken[2].fixed, taken[2].origin) == ({"x": 2}, 7)
-    fill(slots, [SEARCH])
-    assert slots.left() == 4, "a smaller budget leaves what was added by hand"
+    fill_slots(slots, [SEARCH])
+    assert slots.n_unfinished() == 4, "a smaller budget leaves what was added by hand"
 
 
 def test_a_budget_of_rungs_begins_a_trial_only_where_all_of_it_fits(slots: Slots) -> None:
@@ -223,7 +223,7 @@ def test_a_budget_of_rungs_begins_a_trial_only_where_all_of_it_fits(slots: Slots
 
 
 def test_five_owners_at_once_do_not_set_aside_more_rungs_than_there_are(race: Race, store: Store) -> None:
-    fill(Slots(store, 1), [SEARCH] * 50)
+    fill_slots(Slots(store, 1), [SEARCH] * 50)
     taken = race(claim_within, store.url)
     assert sum(len(each) for each in taken) == 5
     assert Slots(store, 1).rungs() == 20
@@ -246,7 +246,7 @@ def claim_all(i: int, url: str) -> list[int]:
 
 
 def test_eight_processes_claim_every_slot_exactly_once(race: Race, store: Store) -> None:
-    fill(Slots(store, 1), [SEARCH] * 200)
+    fill_slots(Slots(store, 1), [SEARCH] * 200)
     claimed = race(claim_all, store.url)
     assert sorted(slot for each in claimed for slot in each) == list(range(200))
 

@@ -21,7 +21,7 @@ from optuna_dashboard import get_note, save_note
 from hpo.analysis.noise import expected_minimum
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.errors import NothingFeasible, Problem, WorkFailed
-from hpo.queue.registry import register
+from hpo.queue.registry import register_study
 from hpo.report import curve_figures, timeline
 from hpo.report.build import Files, report
 from hpo.report.build import read as read_report
@@ -234,7 +234,7 @@ def test_study_that_nobody_worked_on_is_refused() -> None:
     with open_store(URL) as store:
         tree = {"train": "shown:train", "config": "shown:Config", "rungs": 4, "space": {"opt.lr": LR}}
         Path("empty.yaml").write_text(yaml.safe_dump(tree))
-        register(store, load_study("empty.yaml"), None, {})
+        register_study(store, load_study("empty.yaml"), None, {})
         with pytest.raises(NothingFeasible, match="study empty: no trial is complete yet") as error:
             read_report(store, "empty")
         assert error.value.status == 3

@@ -9,10 +9,10 @@ import yaml
 
 from hpo.analysis.snapshot import read_snapshot
 from hpo.errors import WorkFailed
-from hpo.queue.registry import register
-from hpo.runs.datasets import Corpora, described
-from hpo.runs.memory import too_large
-from hpo.storage.attributes import ENDED, ERROR
+from hpo.queue.registry import register_study
+from hpo.runs.datasets import PreparedDatasets, describe_data
+from hpo.runs.memory import memory_problem
+from hpo.storage.attributes import END_REASON, ERROR
 from hpo.storage.store import open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
@@ -35,12 +35,12 @@ def gpt_study(folder: Path, **keys: Any) -> Path:
 def test_trial_that_cannot_fit_is_refused_before_it_is_spent_and_learnt(tmp_path: Path) -> None:
     study = load_study(str(gpt_study(tmp_path, limits={"memory_gb": 0.05})))
     with open_store(f"sqlite:///{tmp_path}/f.db", create=True) as store:
-        stored = register(store, study, *described(study.base))
+        stored = register_study(store, study, *describe_data(study.base))
         assert Worker(stored, tmp_path / "runs", 1, lambda event: None).work() == 0
         snapshot = read_snapshot(store, "wide")
         small, wide = sorted(snapshot.trials, key=lambda trial: trial.params["model.n_embd"])
         assert (small.state, dict(small.constraints)) == (State.COMPLETE, {})
-        assert (wide.state, wide.user_attrs[ENDED], wide.last_step) == (State.PRUNED, "oom", None)
+        assert (wide.state, wide.user_attrs[END_REASON], wide.last_step) == (State.PRUNED, "oom", None)
         assert dict(wide.constraints) == {"memory": 1.0}
         assert wide.user_attrs["hpo:feasible"] is False, "the dashboard does not show constraints"
         assert "GB" in wide.user_attrs[ERROR]
@@ -50,11 +50,11 @@ def test_trial_that_cannot_fit_is_refused_before_it_is_spent_and_learnt(tmp_path
 
 def test_what_has_the_shape_of_the_baseline_is_not_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = load_study(str(gpt_study(tmp_path)))
-    corpora = Corpora()
-    assert too_large(study, study.base, corpora) is None
+    corpora = PreparedDatasets()
+    assert memory_problem(study, study.base, corpora) is None
     monkeypatch.setattr("model.memory.capacity.capacity", lambda device: 10)
-    assert too_large(study, study.base, corpora) is None, "the pre-flight has shown that it fits"
-    assert too_large(study, study.configured({"model.n_embd": 1024}), corpora) is not None
+    assert memory_problem(study, study.base, corpora) is None, "the pre-flight has shown that it fits"
+    assert memory_problem(study, study.configured({"model.n_embd": 1024}), corpora) is not None
 
 
 def test_overlong_trial_ends_as_timeout_in_the_middle_of_a_rung_and_its_neighbour_goes_on(
@@ -71,11 +71,11 @@ def test_overlong_trial_ends_as_timeout_in_the_middle_of_a_rung_and_its_neighbou
         limits={"seconds": 1.5},
     )
     with open_store(f"sqlite:///{tmp_path}/t.db", create=True) as store:
-        stored = register(store, load_study(str(path)), None, {})
+        stored = register_study(store, load_study(str(path)), None, {})
         assert Worker(stored, tmp_path / "runs", 1, lambda event: None).work() == 0
         found = {trial.params["pause"]: trial for trial in read_snapshot(store, "planted").trials}
         assert found[0.01].state == State.COMPLETE
-        assert (found[30.0].state, found[30.0].user_attrs[ENDED]) == (State.PRUNED, "timeout")
+        assert (found[30.0].state, found[30.0].user_attrs[END_REASON]) == (State.PRUNED, "timeout")
         assert dict(found[30.0].constraints) == {"seconds": 1.0}
         assert "limits.seconds: allows 1.5" in found[30.0].user_attrs[ERROR]
     sys.modules.pop("curves", None)
@@ -90,11 +90,11 @@ def test_machine_that_cannot_train_the_baseline_is_told_the_cause_before_the_fir
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
     with open_store(f"sqlite:///{tmp_path}/p.db", create=True) as store:
-        stored = register(store, study, *described(study.base))
-        check(stored, Corpora())
+        stored = register_study(store, study, *describe_data(study.base))
+        check(stored, PreparedDatasets())
         monkeypatch.setattr("model.train.trainer.Trainer._train", broken)
         with pytest.raises(
             WorkFailed, match=r"pre-flight: the first two updates of the baseline failed here: .*no kernel"
         ):
-            check(stored, Corpora())
+            check(stored, PreparedDatasets())
         assert read_snapshot(store, "wide").trials == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hpo.errors import Problem
-from hpo.runs.trainable import Generators, reported, runs
+from hpo.runs.trainable import GeneratorRuns, build_runs, read_report
 from tests.support.command import ROOT, here, hpo
 
 MODULE = """
@@ -163,9 +163,9 @@ def test_what_is_no_pair_of_rung_and_value_is_refused(item: Any) -> None:
     def train(config: Any) -> Any:
         yield item
 
-    (_, reports) = next(iter(Generators(train, [None])))
+    (_, reports) = next(iter(GeneratorRuns(train, [None])))
     with pytest.raises(TypeError, match=r"must yield \(rung, value\), rung = 1, 2, \.\.\., got"):
-        reported(reports[0], "loss")
+        read_report(reports[0], "loss")
 
 
 @pytest.mark.parametrize("value", ["0.5", None, [0.5], object()])
@@ -173,9 +173,9 @@ def test_value_that_is_no_number_is_refused(value: Any) -> None:
     def train(config: Any) -> Any:
         yield 1, value
 
-    ((_, reports),) = Generators(train, [None])
+    ((_, reports),) = GeneratorRuns(train, [None])
     with pytest.raises(TypeError, match="metrics must be a number, a mapping or a named tuple, got"):
-        reported(reports[0], "loss")
+        read_report(reports[0], "loss")
 
 
 def test_generators_go_on_while_a_neighbour_ends_or_is_stopped() -> None:
@@ -183,10 +183,10 @@ def test_generators_go_on_while_a_neighbour_ends_or_is_stopped() -> None:
         for rung in range(1, last + 1):
             yield rung, float(last)
 
-    together = Generators(train, [1, 3, 3])
+    together = GeneratorRuns(train, [1, 3, 3])
     found = []
     for _, reports in together:
-        found.append({lane: reported(report, "loss")[:2] for lane, report in reports.items()})
+        found.append({lane: read_report(report, "loss")[:2] for lane, report in reports.items()})
         if len(found) == 1:
             together.stop(1)
     assert found == [{0: (1, 1.0), 1: (1, 3.0), 2: (1, 3.0)}, {2: (2, 3.0)}, {2: (3, 3.0)}]
@@ -194,7 +194,7 @@ def test_generators_go_on_while_a_neighbour_ends_or_is_stopped() -> None:
 
 def test_something_that_cannot_be_called_is_refused() -> None:
     with pytest.raises(Problem, match="train: must be a function, got math:pi"):
-        runs("math:pi", [])
+        build_runs("math:pi", [])
 
 
 TEXT = (ROOT / "docs" / "own-training.md").read_text("utf-8")

@@ -14,14 +14,14 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.errors import StorageError
-from hpo.queue.budget import fill
+from hpo.queue.budget import fill_slots
 from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.slots import Slots
 from hpo.storage.engine import open_readonly
 from hpo.storage.retry import retry
 from hpo.storage.store import Store, check_connections, open_store
-from hpo.storage.trials import trials
-from hpo.storage.url import default_url, masked_url, normalise
+from hpo.storage.trials import read_trials
+from hpo.storage.url import default_url, masked_url, normalise_url
 from tests.support.postgres import MISSING, Postgres, binaries
 from tests.support.race import N_PROCESSES, Race
 
@@ -42,8 +42,8 @@ SECRET = "s3cr3t"
     ],
 )
 def test_a_url_is_brought_to_the_driver_in_use(given: str, used: str) -> None:
-    assert normalise(given) == used
-    assert normalise(used) == used
+    assert normalise_url(given) == used
+    assert normalise_url(used) == used
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_url_is_brought_to_the_driver_in_use(given: str, used: str) -> None:
 )
 def test_another_kind_of_storage_is_refused_with_what_is_accepted(url: str) -> None:
     with pytest.raises(StorageError, match="must be") as refusal:
-        normalise(url)
+        normalise_url(url)
     assert SECRET not in str(refusal.value)
 
 
@@ -75,7 +75,7 @@ def test_another_kind_of_storage_is_refused_with_what_is_accepted(url: str) -> N
 )
 def test_a_storage_that_cannot_carry_leases_is_refused_by_name_with_the_reason(url: str, named: str) -> None:
     with pytest.raises(StorageError, match=named) as refusal:
-        normalise(url)
+        normalise_url(url)
     assert SECRET not in str(refusal.value)
     assert "use SQLite on one machine, Postgres between machines" in str(refusal.value)
 
@@ -174,10 +174,10 @@ def test_sqlite_is_set_up_for_many_processes(tmp_path: Path) -> None:
 def test_looking_neither_waits_for_a_writer_nor_writes(storage_url: str) -> None:
     with open_store(storage_url, create=True) as store:
         optuna.create_study(study_name="s", storage=store.optuna)
-        fill(Slots(store, 1), [("search", None)])
+        fill_slots(Slots(store, 1), [("search", None)])
         with store.engine.begin() as writer, open_readonly(storage_url) as looking:
             writer.exec_driver_sql("UPDATE hpo_slot SET attempt = 7")
-            assert trials(looking, 1) == []
+            assert read_trials(looking, 1) == []
             assert Slots(looking, 1).counts()["free"] == 1
         with open_readonly(storage_url) as looking, pytest.raises(StorageError, match=r"read-?only"):
             Slots(looking, 1).claim("me", 1)
@@ -298,7 +298,7 @@ def test_a_server_that_does_not_answer_is_named_without_the_password() -> None:
 def test_calls_go_on_after_a_restart_of_the_server(server: Postgres, remote: Store) -> None:
     study = optuna.create_study(study_name="s", storage=remote.optuna)
     slots = Slots(remote, study._study_id)
-    fill(slots, [("search", None)])
+    fill_slots(slots, [("search", None)])
     server.stop()
     returns = threading.Timer(1.0, server.start)
     returns.start()
@@ -321,7 +321,7 @@ def test_more_workers_than_connections_are_refused_with_the_numbers(remote: Stor
 def test_a_worker_holds_at_most_two_connections(server: Postgres, remote: Store) -> None:
     study = optuna.create_study(study_name="s", storage=remote.optuna)
     slots = Slots(remote, study._study_id)
-    fill(slots, [("search", None)])
+    fill_slots(slots, [("search", None)])
     claim = slots.claim("me", 60)
     assert claim
     count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hpo'"
@@ -335,7 +335,7 @@ def test_a_worker_holds_at_most_two_connections(server: Postgres, remote: Store)
 def launch(_: int, url: str) -> str:
     with open_store(url, create=True, patience=60) as store:
         study = optuna.create_study(study_name="s", storage=store.optuna, load_if_exists=True)
-        fill(Slots(store, study._study_id), [("search", None)] * 20)
+        fill_slots(Slots(store, study._study_id), [("search", None)] * 20)
         return study.study_name
 
 
@@ -344,7 +344,7 @@ def test_eight_launches_on_an_empty_database_make_one_study(race: Race, empty_ur
     assert race(launch, empty_url) == ["s"] * N_PROCESSES
     with open_store(empty_url) as store:
         assert [study.study_name for study in store.optuna.get_all_studies()] == ["s"]
-        assert Slots(store, 1).left() == 20
+        assert Slots(store, 1).n_unfinished() == 20
 
 
 def test_waiting_grows_and_stays_within_patience() -> None:

@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from hpo.errors import Problem
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
-from hpo.storage.trials import chosen, study_attrs, study_ids, trials
+from hpo.storage.trials import read_trials, resolve_study_name, study_attrs, study_ids
 
 SPACE = {
     "optimizer.lr": FloatDistribution(1e-5, 1.0, log=True),
@@ -39,7 +39,7 @@ def test_reads_trials_as_optuna_does(storage_url: str) -> None:
         study.tell(4, math.inf)
         theirs = study.get_trials(deepcopy=False)
         with open_readonly(storage_url) as at:
-            ours = trials(at, study_ids(at)["s"])
+            ours = read_trials(at, study_ids(at)["s"])
             assert study_attrs(at, study_ids(at)["s"]) == study.user_attrs
             assert sorted(study_ids(at)) == ["other", "s"]
             assert len(ours) == len(theirs) == 12
@@ -59,15 +59,15 @@ def test_reads_trials_as_optuna_does(storage_url: str) -> None:
 def test_names_the_studies_there_are(storage_url: str) -> None:
     with open_store(storage_url, create=True) as store:
         with pytest.raises(Problem, match="holds 0 studies, `hpo launch` makes one"):
-            chosen(store, None)
+            resolve_study_name(store, None)
         optuna.create_study(study_name="a", storage=store.optuna)
-        assert chosen(store, None) == "a"
+        assert resolve_study_name(store, None) == "a"
         optuna.create_study(study_name="b", storage=store.optuna)
         with pytest.raises(Problem, match="holds 2 studies, there are a, b; name one"):
-            chosen(store, None)
+            resolve_study_name(store, None)
         with pytest.raises(Problem, match="no study 'c' in the storage; there are a, b"):
-            chosen(store, "c")
-        assert chosen(store, "studies/b.yaml") == "b"
+            resolve_study_name(store, "c")
+        assert resolve_study_name(store, "studies/b.yaml") == "b"
 
 
 def test_commands_that_look_import_neither_optuna_nor_torch_nor_the_model() -> None:

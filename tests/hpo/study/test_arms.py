@@ -13,7 +13,7 @@ from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.enqueue import again, enqueue
 from hpo.errors import Problem
 from hpo.evidence.paired import compare_arms, runs_by_arm
-from hpo.queue.registry import register
+from hpo.queue.registry import register_study
 from hpo.storage.store import Store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
@@ -94,7 +94,7 @@ def test_run_that_is_tried_again_counts_as_its_last_try(here: Path, store: Store
     curves.write_text(sound)
     sys.modules.pop("curves")
     again(store, snapshot.name, None, failed=True)
-    stored = register(store, load_study(str(path)), None, {})
+    stored = register_study(store, load_study(str(path)), None, {})
     assert Worker(stored, Path("runs"), 1, lambda told: None).work() == 0
     snapshot = read_snapshot(store, snapshot.name)
     assert runs_by_arm(snapshot)["lower"][4].state == State.COMPLETE

@@ -14,10 +14,10 @@ from optuna.trial import TrialState, create_trial
 
 import hpo.worker.signals
 from hpo.analysis.snapshot import counts, read_snapshot
-from hpo.queue.heartbeat import reap
-from hpo.queue.registry import StoredStudy, register
+from hpo.queue.heartbeat import free_expired_leases, free_leases_of
+from hpo.queue.registry import StoredStudy, register_study
 from hpo.queue.slots import Slots
-from hpo.storage.attributes import ENDED, ERROR
+from hpo.storage.attributes import END_REASON, ERROR
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
@@ -40,7 +40,7 @@ def began(store: Store, folder: Path, code: str = "", **keys: Any) -> StoredStud
     path = planted(folder, **{"pruner": {"name": "none"}, "baseline": [], **keys})
     with (folder / "curves.py").open("a") as module:
         module.write(code)
-    return register(store, load_study(str(path)), None, {})
+    return register_study(store, load_study(str(path)), None, {})
 
 
 def work(stored: StoredStudy, pack: int = 1) -> int:
@@ -123,9 +123,9 @@ def test_trial_that_lost_its_worker_before_its_parameters_is_drawn_by_a_fresh_pr
     claim = stored.slots.claim("gone", 60)
     assert claim is not None
     assert open_trial(stored, claim, "gone", 1).params == {}
-    reap(store, "gone")
+    free_leases_of(store, "gone")
     with open_store(store.url) as fresh:  # whose cache knows no trial
-        again = register(fresh, load_study(str(here / "planted.yaml")), None, {})
+        again = register_study(fresh, load_study(str(here / "planted.yaml")), None, {})
         assert work(again) == 0
     assert [t.state for t in read_snapshot(store, "planted").trials] == [State.COMPLETE]
 
@@ -158,8 +158,8 @@ def test_rung_that_was_told_before_is_no_progress(store: Store, here: Path) -> N
         claim = slots.claim(f"owner {failures}", 60)
         assert claim is not None
         assert claim.failures == failures
-        assert slots.beat(claim, f"owner {failures}", 60, 1) == ""
-        reap(store, f"owner {failures}")
+        assert slots.renew_at_rung(claim, f"owner {failures}", 60, 1) == ""
+        free_leases_of(store, f"owner {failures}")
 
 
 def test_lease_that_ran_out_after_the_moment_of_judgement_is_left(store: Store, here: Path) -> None:
@@ -167,18 +167,18 @@ def test_lease_that_ran_out_after_the_moment_of_judgement_is_left(store: Store, 
     before = slots.now()
     assert slots.claim("frozen with the server", 0.01)
     time.sleep(0.05)
-    assert reap(store, before=before) == []
-    assert [lease.slot for lease in reap(store)] == [0]
+    assert free_expired_leases(store, before=before) == []
+    assert [lease.slot for lease in free_expired_leases(store)] == [0]
 
 
 def test_trial_whose_workers_end_five_times_without_a_rung_is_given_up(store: Store, here: Path) -> None:
     stored = began(store, here, budget={"trials": 2})
     for i in range(5):
         assert stored.slots.claim(f"owner {i}", 60)
-        reap(store, f"owner {i}")
+        free_leases_of(store, f"owner {i}")
     assert work(stored) == 0
     snapshot = read_snapshot(store, "planted")
-    assert [(t.state, t.user_attrs[ENDED]) for t in snapshot.trials] == [
+    assert [(t.state, t.user_attrs[END_REASON]) for t in snapshot.trials] == [
         (State.FAIL, "lost"),
         (State.COMPLETE, "complete"),
     ]
@@ -237,7 +237,7 @@ def test_slots_of_a_deleted_study_are_not_those_of_the_next(store: Store, here: 
     stored = began(store, here, budget={"trials": 3})
     assert work(stored) == 0
     store.optuna.delete_study(stored.optuna._study_id)
-    again = register(store, load_study(str(here / "planted.yaml")), None, {})
+    again = register_study(store, load_study(str(here / "planted.yaml")), None, {})
     assert again.slots.counts() == {"free": 3, "leased": 0, "done": 0, "expired": 0}
     with store.engine.begin() as connection:
         assert connection.execute(sa.select(sa.func.count()).select_from(SLOT)).scalar() == 3

@@ -13,8 +13,8 @@ import pytest
 
 from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.errors import StorageError
-from hpo.queue.registry import StoredStudy, register
-from hpo.storage.attributes import STATE
+from hpo.queue.registry import StoredStudy, register_study
+from hpo.storage.attributes import STUDY_STATE
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from tests.support.command import environment
@@ -46,7 +46,7 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
 
 
 def make(store: Any, folder: Path, name: str, **keys: Any) -> StoredStudy:
-    return register(store, load_study(str(planted(folder, name, pruner={"name": "none"}, **keys))), None, {})
+    return register_study(store, load_study(str(planted(folder, name, pruner={"name": "none"}, **keys))), None, {})
 
 
 def ended(store: Any, name: str) -> Callable[[], bool]:
@@ -81,7 +81,7 @@ def test_follower_leaves_a_study_alone_that_it_cannot_serve_or_that_is_paused(he
     url = f"sqlite:///{here}/f.db"
     with open_store(url, create=True) as store:
         paused = make(store, here, "paused", budget={"trials": 1})
-        paused.optuna.set_user_attr(STATE, "paused")
+        paused.optuna.set_user_attr(STUDY_STATE, "paused")
         make(store, here, "missing", budget={"trials": 1}).optuna.set_user_attr("hpo:protocol", 99)
         make(store, here, "served", budget={"trials": 2})
         with follower(url, here) as process:
@@ -91,7 +91,7 @@ def test_follower_leaves_a_study_alone_that_it_cannot_serve_or_that_is_paused(he
                 == counts(read_snapshot(store, "missing"))["waiting"]
                 == 1
             )
-            paused.optuna.set_user_attr(STATE, "active")
+            paused.optuna.set_user_attr(STUDY_STATE, "active")
             assert until(ended(store, "paused"))
             process.send_signal(signal.SIGINT)
             _, told = process.communicate(timeout=30)
@@ -119,7 +119,7 @@ def test_follower_survives_a_server_that_is_away(here: Path) -> None:
             assert until(ended(store, "long"))
             assert process.poll() is None
             snapshot = read_snapshot(store, "long")
-            assert "away" in {happening.word for happening in snapshot.happened}, (
+            assert "away" in {happening.event_type for happening in snapshot.happened}, (
                 "and the outage is explained by a word"
             )
         assert counts(snapshot)["complete"] == len(snapshot.trials) == 4

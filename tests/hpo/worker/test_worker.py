@@ -19,11 +19,11 @@ import hpo.worker.worker
 from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.analysis.summary import summary
 from hpo.errors import StorageError
-from hpo.queue.heartbeat import reap
-from hpo.queue.registry import StoredStudy, register
+from hpo.queue.heartbeat import free_expired_leases, free_leases_of
+from hpo.queue.registry import StoredStudy, register_study
 from hpo.queue.slots import Claim
-from hpo.runs.run_dir import metrics_lines
-from hpo.storage.attributes import ENDED, ERROR, STARTED
+from hpo.runs.run_dir import read_metrics
+from hpo.storage.attributes import END_REASON, ERROR, STARTED
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.storage.trials import State
@@ -40,7 +40,7 @@ def run(url: str, path: Path, pack: int = 1, **budget: Any) -> tuple[StoredStudy
     """Work on a study in this process; return it and what the worker told."""
     told: list[dict[str, Any]] = []
     with open_store(url, create=True) as store:
-        stored = register(store, load_study(str(path), budget=budget), None, {})
+        stored = register_study(store, load_study(str(path), budget=budget), None, {})
         assert Worker(stored, Path("runs"), pack, told.append).work() == 0
         stored.optuna.trials  # noqa: B018, read while the storage is open
         return stored, told
@@ -61,10 +61,10 @@ def gpt_study(path: Path, **keys: Any) -> Path:
 
 
 def register_gpt(store: Any, path: Path) -> StoredStudy:
-    from hpo.runs.datasets import described
+    from hpo.runs.datasets import describe_data
 
     found = load_study(str(path))
-    return register(store, found, *described(found.base))
+    return register_study(store, found, *describe_data(found.base))
 
 
 @pytest.mark.parametrize("pack", [1, 3])
@@ -112,7 +112,7 @@ def test_baseline_is_never_pruned_though_it_is_the_worst(here: Path) -> None:
 def test_eight_processes_finish_exactly_the_budget_with_the_baseline_once(here: Path, storage_url: str) -> None:
     path = planted(here, train="curves:noted", budget={"trials": 40}, pruner={"name": "none"})
     with open_store(storage_url, create=True) as store:
-        register(store, load_study(str(path)), None, {})
+        register_study(store, load_study(str(path)), None, {})
     asked = [sys.executable, "-m", "hpo", "worker", "--study", "planted"]
     env = {**os.environ, "HPO_STORAGE": storage_url, "OMP_NUM_THREADS": "1"}
     workers = [subprocess.Popen(asked, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(8)]
@@ -153,7 +153,7 @@ def test_diverged_trial_is_pruned_with_that_reason_and_the_pack_goes_on(here: Pa
         snapshot = read_snapshot(store, "wild")
         trials = {t.params["optimizer.lr"]: t for t in snapshot.trials if "optimizer.lr" in t.params}
     assert trials[1e30].state == State.PRUNED
-    assert trials[1e30].user_attrs[ENDED] == "diverged"
+    assert trials[1e30].user_attrs[END_REASON] == "diverged"
     assert trials[1e-3].state == trials[2e-3].state == State.COMPLETE
     assert not (Path("runs/wild/trials") / f"{trials[1e30].number:04d}" / "checkpoint").exists()
 
@@ -171,7 +171,7 @@ def test_values_that_do_not_go_together_end_the_trial_not_the_worker(here: Path)
         assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
         snapshot = read_snapshot(store, "odd")
         assert counts(snapshot)["running"] == counts(snapshot)["waiting"] == 0
-        invalid = [t for t in snapshot.trials if t.user_attrs[ENDED] == "invalid"]
+        invalid = [t for t in snapshot.trials if t.user_attrs[END_REASON] == "invalid"]
     assert len(invalid) == 1
     assert "n_embd must be a multiple of n_head" in invalid[0].user_attrs[ERROR]
 
@@ -190,7 +190,7 @@ def test_trials_of_several_shapes_each_find_their_pack(here: Path) -> None:
         assert counts(snapshot)["complete"] == 5
         steps = {tuple(sorted(t.intermediate_values)) for t in snapshot.trials}
         marks = {
-            tuple(line["tokens"] for line in metrics_lines(f))
+            tuple(line["tokens"] for line in read_metrics(f))
             for f in Path("runs/shapes/trials").glob("*/metrics.jsonl")
         }
     assert steps == {(1, 2, 3)}
@@ -227,7 +227,7 @@ def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: P
         curves = [
             [
                 {k: v for k, v in line.items() if k not in clock}
-                for line in metrics_lines(here / out / "broken/trials" / number / "metrics.jsonl")
+                for line in read_metrics(here / out / "broken/trials" / number / "metrics.jsonl")
             ]
             for out in ("whole", "parts")
         ]
@@ -238,14 +238,14 @@ def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: P
 def test_trial_of_a_killed_worker_is_taken_over_when_its_lease_runs_out(here: Path, storage_url: str) -> None:
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"}, base={"pause": 0.05})
     with open_store(storage_url, create=True) as store:
-        register(store, load_study(str(path)), None, {})
-        stored = register(store, load_study(str(path)), None, {})
+        register_study(store, load_study(str(path)), None, {})
+        stored = register_study(store, load_study(str(path)), None, {})
         env = {**os.environ, "HPO_STORAGE": storage_url, "HPO_LEASE_S": "2"}
         asked = [sys.executable, "-c", KILLED]
         assert subprocess.run(asked, env=env, timeout=60, check=False).returncode == -9
         assert stored.slots.counts()["leased"] == 1
         deadline = time.monotonic() + 30
-        while not reap(store) and time.monotonic() < deadline:
+        while not free_expired_leases(store) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
         snapshot = read_snapshot(store, "planted")
@@ -274,7 +274,7 @@ def test_trial_killed_between_report_and_checkpoint_or_tell_ends_with_the_same_c
         trial = read_snapshot(store, "torn").trials[0]
         assert (trial.state, len(read_snapshot(store, "torn").trials)) == (State.COMPLETE, 1)
     curves = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in metrics_lines(file)]
+        [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in read_metrics(file)]
         for file in (Path("whole/torn/trials/0000/metrics.jsonl"), Path("torn/torn/trials/0000/metrics.jsonl"))
     ]
     assert [row["rung"] for row in curves[0]] == [1, 2, 3]
@@ -298,7 +298,7 @@ with connect(os.environ["HPO_STORAGE"]) as store:
 def test_worker_that_lost_its_lease_writes_nothing_more_and_takes_other_work(here: Path, storage_url: str) -> None:
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"})
     with open_store(storage_url, create=True) as store:
-        stored = register(store, load_study(str(path)), None, {})
+        stored = register_study(store, load_study(str(path)), None, {})
         told: list[dict[str, Any]] = []
         taken: list[Claim | None] = []
         worker = Worker(stored, Path("runs"), 1, told.append)
@@ -306,7 +306,7 @@ def test_worker_that_lost_its_lease_writes_nothing_more_and_takes_other_work(her
         def lose_the_first(event: dict[str, Any]) -> None:
             told.append(event)
             if event["event"] == "rung" and event["trial"] == 0 and not taken:
-                reap(store, worker.owner)
+                free_leases_of(store, worker.owner)
                 taken.append(stored.slots.claim("thief", 600))
             elif event["event"] == "complete" and event["trial"] == 2:
                 assert taken[0]
@@ -327,7 +327,7 @@ def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: s
     """The lease is lost between the look at it and the write."""
     path = planted(here, budget={"trials": 1}, pruner={"name": "none"}, baseline=[])
     with open_store(storage_url, create=True) as store:
-        stored = register(store, load_study(str(path)), None, {})
+        stored = register_study(store, load_study(str(path)), None, {})
         worker = Worker(stored, Path("runs"), 1, lambda event: None)
         calls = {
             "value": "set_trial_intermediate_value",
@@ -345,7 +345,7 @@ def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: s
             return real(*arguments)
 
         def steal() -> None:
-            reap(store, worker.owner)
+            free_leases_of(store, worker.owner)
             taken.append(stored.slots.claim("thief", 600))
 
         setattr(store.optuna, calls[write], rob)
@@ -361,7 +361,7 @@ def test_lost_answer_to_the_making_of_a_trial_makes_it_once(here: Path, storage_
     """The row is committed, but the connection breaks before the worker hears of it."""
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"})
     with open_store(storage_url, create=True) as store:
-        stored = register(store, load_study(str(path)), None, {})
+        stored = register_study(store, load_study(str(path)), None, {})
         make, broken = store.rdb._create_new_trial, []
 
         def make_and_break(*arguments: Any) -> Any:
@@ -381,7 +381,7 @@ def test_lost_answer_to_the_making_of_a_trial_makes_it_once(here: Path, storage_
 def test_trial_that_another_ended_is_let_go_and_its_neighbour_in_the_pack_goes_on(here: Path) -> None:
     path = planted(here, budget={"trials": 2}, pruner={"name": "none"})
     with open_store(sqlite(here), create=True) as store:
-        stored = register(store, load_study(str(path)), None, {})
+        stored = register_study(store, load_study(str(path)), None, {})
 
         def end_the_second(event: dict[str, Any]) -> None:
             if event["event"] == "rung" and (event["trial"], event["rung"]) == (1, 1):
@@ -395,7 +395,7 @@ def test_trial_that_another_ended_is_let_go_and_its_neighbour_in_the_pack_goes_o
 def test_interrupted_trial_is_finished_though_the_hours_are_over(here: Path) -> None:
     path = planted(here, budget={"hours": 1})
     with open_store(sqlite(here), create=True) as store:
-        stored = register(store, load_study(str(path)), None, {})
+        stored = register_study(store, load_study(str(path)), None, {})
         worker = Worker(stored, Path("runs"), 1, lambda event: None)
 
         def stop(event: dict[str, Any]) -> None:
@@ -405,7 +405,7 @@ def test_interrupted_trial_is_finished_though_the_hours_are_over(here: Path) -> 
         worker.listener = stop
         assert worker.work() == 130
         stored.optuna.set_user_attr(STARTED, stored.slots.now() - 3600)
-        assert stored.now().hours_over
+        assert stored.read_state().hours_over
         assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
         assert [t.state for t in read_snapshot(store, "planted").trials] == [State.COMPLETE]
 
@@ -413,9 +413,14 @@ def test_interrupted_trial_is_finished_though_the_hours_are_over(here: Path) -> 
 def test_budget_of_the_command_line_outlives_a_launch_without_it(here: Path) -> None:
     path = planted(here, budget={"trials": 3})
     with open_store(sqlite(here), create=True) as store:
-        register(store, load_study(str(path), budget={"trials": 8}), None, {}, {"trials": 8})
-        assert register(store, load_study(str(path)), None, {}).slots.left() == 8
-        assert register(store, load_study(str(path), budget={"trials": 5}), None, {}, {"trials": 5}).slots.left() == 5
+        register_study(store, load_study(str(path), budget={"trials": 8}), None, {}, {"trials": 8})
+        assert register_study(store, load_study(str(path)), None, {}).slots.n_unfinished() == 8
+        assert (
+            register_study(
+                store, load_study(str(path), budget={"trials": 5}), None, {}, {"trials": 5}
+            ).slots.n_unfinished()
+            == 5
+        )
 
 
 def test_full_disk_quarantines_the_worker_until_there_is_room_and_costs_no_trial(
@@ -481,7 +486,7 @@ def test_trial_that_diverges_while_the_storage_is_away_leaves_its_whole_curve(
     module.write_text(module.read_text().replace("yield rung, 1.0", "yield rung, float('nan') if rung == 3 else 1.0"))
     monkeypatch.setattr(hpo.worker.reporter, "AWAY_S", 0.1)
     with open_store(sqlite(here), create=True) as store:
-        stored = register(store, load_study(str(path)), None, {})
+        stored = register_study(store, load_study(str(path)), None, {})
         real, calls = store.optuna.set_trial_intermediate_value, []
 
         def away(*arguments: Any) -> Any:
@@ -493,7 +498,7 @@ def test_trial_that_diverges_while_the_storage_is_away_leaves_its_whole_curve(
         monkeypatch.setattr(store.optuna, "set_trial_intermediate_value", away)
         assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
         found = read_snapshot(store, "planted").trials[0]
-        assert found.user_attrs[ENDED] == "diverged"
+        assert found.user_attrs[END_REASON] == "diverged"
         assert list(found.intermediate_values) == [1, 2, 3]
         assert calls == [1, 1, 1, 1, 2, 3], "each rung begins with what is owed"
 
@@ -513,7 +518,7 @@ def test_study_ends_when_its_hours_are_over(here: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(hpo.worker.reporter, "LOOK_S", 0.0)
     path = planted(here, budget={"hours": 1})
     with open_store(sqlite(here), create=True) as store:
-        stored = register(store, load_study(str(path)), None, {})
+        stored = register_study(store, load_study(str(path)), None, {})
         worker = Worker(stored, Path("runs"), 1, lambda event: None)
 
         def end_the_hour(event: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpo.runs.datasets import Corpora
+from hpo.runs.datasets import PreparedDatasets
 from model.config import TrainConfig
 from model.data.corpus import Lines, Names, Table
 from model.data.corpus_base import ORDER_FIELDS
@@ -122,8 +122,8 @@ def test_fields_that_only_order_the_training_share_the_prepared_data(corpus, fie
     after = prepare(corpus.model_copy(update=fields), Bytes(), lambda *_: pytest.fail("prepared again"))
     assert (after.folder, after.hash) == (before.folder, before.hash)
     with_study = {TrainConfig(data=c, tokenizer=Bytes()) for c in (corpus, corpus.model_copy(update=fields))}
-    corpora = Corpora()
-    assert len({id(corpora.given(config)["prepared"]) for config in with_study}) == 1
+    corpora = PreparedDatasets()
+    assert len({id(corpora.training_arguments(config)["prepared"]) for config in with_study}) == 1
 
 
 def test_prepared_data_has_the_hash_it_always_had(corpus):

@@ -13,7 +13,7 @@ from hpo.config.yaml import dump_yaml
 from hpo.errors import Problem
 from hpo.evidence.claims.ledger import arm_configurations, load_ledger
 from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest
-from hpo.runs.datasets import Corpora
+from hpo.runs.datasets import PreparedDatasets
 from model.config import TrainConfig
 from model.section import updated
 from model.train.metrics import Metrics
@@ -241,10 +241,10 @@ def test_every_arm_trains_one_rung(needs: bool) -> None:
     packs: dict[str, list[tuple[str, str, TrainConfig]]] = {}
     for name, metric, config in wanted.values():
         packs.setdefault(config.pack_key(), []).append((name, metric, config))
-    corpora = Corpora()
+    corpora = PreparedDatasets()
     for pack in packs.values():
         ends: dict[int, Metrics] = {}
-        for _, metrics in Trainer([config for _, _, config in pack], **corpora.given(pack[0][2])):
+        for _, metrics in Trainer([config for _, _, config in pack], **corpora.training_arguments(pack[0][2])):
             ends |= metrics  # runs that accumulate more batches end later
         for lane, (name, metric, config) in enumerate(pack):
             assert ends[lane].rung == 1, name
@@ -275,7 +275,7 @@ def test_the_optimistic_estimate_adds_what_multiplies() -> None:
     assert compounded(percents) == pytest.approx(2.47, abs=0.005)
 
 
-def test_the_run_that_did_worst_had_only_begun() -> None:
+def test_the_run_that_did_worst_had_only_started() -> None:
     untrained = math.log(16_000) + 512 * 0.02**2 / 2  # nats a token of tied weights drawn with sd 0.02, width 512
     characters = 534_000  # of the validation text, which the report divides by
     scored = {128: 14 * 64 * 128, 64: 29 * 64 * 64}  # tokens, in whole batches of 64

@@ -20,7 +20,7 @@ from hpo.evidence.claims.runner import metrics_at_equal_seconds, run_score
 from hpo.evidence.claims.schema import Claim
 from hpo.runs.run_dir import append_metrics
 from hpo.storage.engine import open_readonly
-from hpo.storage.trials import study_ids, trials
+from hpo.storage.trials import read_trials, study_ids
 from tests.hpo.evidence.claims.test_ledger import ARMS, BASE, claim, without
 from tests.support.command import hpo, write_base
 
@@ -76,7 +76,7 @@ def verdicts_of(written: str) -> list[str]:
 def studies(folder: Path) -> dict[str, int]:
     """Return the number of trials of each study."""
     with open_readonly(f"sqlite:///{folder}/runs/hpo.db") as store:
-        return {name: len(trials(store, study_id)) for name, study_id in study_ids(store).items()}
+        return {name: len(read_trials(store, study_id)) for name, study_id in study_ids(store).items()}
 
 
 def of(folder: Path, study: str) -> Snapshot:
