@@ -7,7 +7,8 @@ WORKERS ?= 4
 MINUTES ?= 30
 BIN := .venv/bin
 
-.PHONY: launch test generated evidence lint bench chaos clean
+
+.PHONY: launch test exhaustive generated evidence lint bench chaos clean
 
 launch: .venv/.installed
 	$(BIN)/hpo launch --study $(STUDY) --workers $(WORKERS)
@@ -18,6 +19,10 @@ test: lint
 # Made-up command lines and study files, far more of them than in `make test`: about five minutes.
 generated: .venv/.installed-dev
 	HPO_EXAMPLES=10000 $(BIN)/pytest -n 2 --dist loadfile tests/test_generated.py tests/test_generated_files.py
+
+# Every case of every test, on both storages: about 25 minutes on two cores.
+exhaustive: .venv/.installed-dev
+	$(BIN)/pytest -n 4 --dist worksteal --exhaustive
 
 # What the verdicts are worth, on hundreds of studies with a planted truth; writes docs/evidence.md.
 evidence: .venv/.installed-dev

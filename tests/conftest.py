@@ -11,8 +11,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 from hpo.storage.store import Store, open_store
+from tests.support.cases import on_other_storage
 from tests.support.postgres import MISSING, Postgres, binaries
 from tests.support.race import Race
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="run every case, on both storages")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the cases out that only `make exhaustive` runs; a test that is named by its case is run."""
+    if config.getoption("--exhaustive") or any("[" in argument for argument in config.args):
+        return
+    left_out = [item for item in items if item.get_closest_marker("exhaustive") or on_other_storage(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,12 +25,14 @@ class Fault:
     """What happens to a study. `provoke` starts it and lets it happen; whatever is left is then launched again.
 
     words: events that must be there afterwards. not_on: storages that cannot meet it, each with the reason.
+    of_storage: each storage meets it in its own way.
     """
 
     name: str
     provoke: Callable[[Scene], None]
     words: frozenset[str] = frozenset()
     not_on: Mapping[str, str] = field(default_factory=dict)
+    of_storage: bool = False
 
 
 def planted_death(where: str, keys: Mapping[str, object] = PLANTED) -> Callable[[Scene], None]:
@@ -349,13 +351,13 @@ FAULTS = [
     Fault("Postgres killed and away for 20 s", stop_server, AWAY, FILES),
     Fault("Postgres restarted three times", restart_server, not_on=FILES),
     Fault("connections cut in mid-statement", cut_connections, not_on=CLIENTS),
-    Fault("storage locked by another process", lock_storage, AWAY),
+    Fault("storage locked by another process", lock_storage, AWAY, of_storage=True),
     Fault("full disk: checkpoints", fill_checkpoints, frozenset({"disk", "quarantined", "released"})),
-    Fault("full disk: database", fill_database),
+    Fault("full disk: database", fill_database, of_storage=True),
     Fault("full disk: prepared data", fill_prepared_data, not_on=BEFORE),
-    Fault("read-only storage", write_protect, PREEMPTED),
+    Fault("read-only storage", write_protect, PREEMPTED, of_storage=True),
     Fault("clocks of workers an hour off", turn_clock),
-    Fault("two launches at the same moment", launch_twice),
+    Fault("two launches at the same moment", launch_twice, of_storage=True),
     Fault("a loss that is not a number", diverge, frozenset({"diverged"})),
     Fault("out of memory", run_out_of_memory, frozenset({"oom"})),
     Fault("corrupt checkpoint", garble_checkpoints, frozenset({"preempted", "restarted"})),

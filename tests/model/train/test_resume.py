@@ -13,6 +13,7 @@ from model.optim.optimizers import Optimizer
 from model.optim.schedule import Schedule
 from model.train.checkpoint import FILE
 from model.train.trainer import Trainer
+from tests.support.cases import covering
 from tests.support.tiny import timeless, tiny
 
 
@@ -84,9 +85,7 @@ def differences(values: dict[str, Any], folder: Path, packed: bool, old_names: b
     return rungs + [name for name in ends.keys() | last.keys() if not torch.equal(ends[name], last[name])]
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["alone", "packed"])
-@pytest.mark.parametrize("clip", CLIPS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("optimizer", "clip", "packed"), covering(OPTIMIZERS, CLIPS, [False, True]))
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     optimizer: str, clip: str, packed: bool, tmp_path: Path
 ) -> None:

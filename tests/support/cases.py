@@ -1,0 +1,42 @@
+"""Which cases of a test every run takes, and which only `make exhaustive`."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+from zlib import crc32
+
+import pytest
+
+STORAGES = ("sqlite", "postgres")
+# A test of these folders runs on both storages every time: there the storage itself is tested.
+ON_BOTH = ("tests/hpo/storage/", "tests/hpo/queue/")
+
+
+def exhaustive(*values: Any, **options: Any) -> Any:
+    """Return a case that only `make exhaustive` runs."""
+    return pytest.param(*values, marks=pytest.mark.exhaustive, **options)
+
+
+def covering(*lists: Sequence[Any]) -> list[Any]:
+    """Return every combination of these values as a case; all but as many as show each value once are exhaustive."""
+    longest = max(map(len, lists))
+    few = [tuple(values[i % len(values)] for values in lists) for i in range(longest)]
+    return [case if case in few else exhaustive(*case) for case in itertools.product(*lists)]
+
+
+def sparse(cases: Iterable[Any], every: int) -> list[Any]:
+    """Return cases of which each but every n-th is exhaustive."""
+    return [case if i % every == 0 else exhaustive(case) for i, case in enumerate(cases)]
+
+
+def on_other_storage(item: pytest.Item) -> bool:
+    """Return whether a test is parametrized by the storage, and this case is not the one that every run takes.
+
+    Half of the tests run on SQLite and the other half on Postgres, by a hash of their names.
+    """
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    storage = [value for value in parameters.values() if value in STORAGES]
+    if not storage or item.nodeid.startswith(ON_BOTH):
+        return False
+    name = item.nodeid.partition("[")[0]
+    return bool(storage[0] != STORAGES[crc32(name.encode()) % 2])
