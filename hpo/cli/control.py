@@ -1,93 +1,124 @@
-"""The commands that act on a running study, from any machine that reaches its storage."""
+"""The commands that control a study by a request in the storage, from any machine that reaches the storage."""
 
 from typing import Annotated
 
 import typer
 
-from hpo.cli.options import Number, Set, Storage, Study, url
+from hpo.cli.options import Number, Set, Storage, Study, storage_url
+from hpo.cli.panels import CONTROL
 from hpo.console import say
 from hpo.errors import Problem
 
 commands = typer.Typer()
 
-Because = Annotated[str, typer.Option(metavar="TEXT", help="Why: kept with the event.")]
+Reason = Annotated[
+    str,
+    typer.Option("--because", metavar="TEXT", help="Reason, which is stored with the event in the study's history."),
+]
 
 
-@commands.command()
-def pause(study: Study = None, storage: Storage = None, because: Because = "") -> None:
-    """Have workers finish their rung, give their trials back and wait."""
-    _turn(storage, study, "paused", because)
+@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo pause --study beta2_sweep")
+def pause(study: Study = None, storage: Storage = None, because: Reason = "") -> None:
+    """Pause a study: its workers release their trials and wait.
+
+    Each worker first finishes its rung. `hpo resume` continues the study.
+    """
+    _set_state(storage, study, "paused", because)
 
 
-@commands.command()
-def resume(study: Study = None, storage: Storage = None, because: Because = "") -> None:
-    """Have waiting workers go on, and let new ones join a study that was stopped."""
-    _turn(storage, study, "active", because)
+@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo resume --study beta2_sweep")
+def resume(study: Study = None, storage: Storage = None, because: Reason = "") -> None:
+    """Resume a paused study.
+
+    Waiting workers continue within seconds. A stopped study becomes active too, and new workers can join it.
+    """
+    _set_state(storage, study, "active", because)
 
 
-@commands.command()
-def stop(study: Study = None, storage: Storage = None, because: Because = "") -> None:
-    """Have workers finish their rung, give their trials back and leave."""
-    _turn(storage, study, "stopped", because)
+@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo stop --study beta2_sweep")
+def stop(study: Study = None, storage: Storage = None, because: Reason = "") -> None:
+    """Stop a study: its workers release their trials and exit.
+
+    Each worker first finishes its rung. `hpo launch` of the same study continues it.
+    """
+    _set_state(storage, study, "stopped", because)
 
 
-@commands.command()
+@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo kill 7")
 def kill(number: Number, study: Study = None, storage: Storage = None) -> None:
-    """End one trial as failed: at its next rung, or at once where no worker holds it."""
-    from hpo.commands.control import kill
+    """Stop one trial and mark it as failed.
+
+    A running trial stops at its next rung. An interrupted trial fails at once.
+    """
+    from hpo.commands.control import kill_trial
     from hpo.storage.store import open_store
 
-    with open_store(url(storage)) as store:
-        say(kill(store, study, number))
+    with open_store(storage_url(storage)) as store:
+        say(kill_trial(store, study, number))
 
 
-@commands.command()
+@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo retry --failed")
 def retry(
     number: Annotated[int | None, typer.Argument(help="Number of the trial.")] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Every failed trial that was not tried again.")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Retry every failed trial that was not retried before.")
+    ] = False,
     study: Study = None,
     storage: Storage = None,
 ) -> None:
-    """Run the parameters of a failed trial again, as a new trial beside the budget."""
-    from hpo.commands.enqueue import again
+    """Run a failed trial again with the same parameters.
+
+    The retry is a new trial. It does not count in the budget.
+    """
+    from hpo.commands.enqueue import retry_trials
     from hpo.storage.store import open_store
 
-    with open_store(url(storage)) as store:
-        say("\n".join(again(store, study, number, failed)))
+    with open_store(storage_url(storage)) as store:
+        say("\n".join(retry_trials(store, study, number, failed)))
 
 
-@commands.command()
+@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo enqueue --set optimizer.lr=3e-3")
 def enqueue(overrides: Set = None, study: Study = None, storage: Storage = None) -> None:
-    """Run a configuration of your own next, beside the budget."""
-    from hpo.commands.enqueue import enqueue
+    """Add a trial with parameters that you choose.
+
+    The trial runs before the next trial of the search and does not count in the budget.
+    """
+    from hpo.commands.enqueue import enqueue_trial
     from hpo.storage.store import open_store
 
-    with open_store(url(storage)) as store:
-        say("\n".join(enqueue(store, study, overrides or [])))
+    with open_store(storage_url(storage)) as store:
+        say("\n".join(enqueue_trial(store, study, overrides or [])))
 
 
-@commands.command()
+@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo fork new.yaml --from beta2_sweep")
 def fork(
-    file: Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study file, or its path.")],
-    origin: Annotated[str, typer.Option("--from", metavar="NAME", help="Study whose trials to take over.")],
-    name: Annotated[str | None, typer.Option("--as", metavar="NEW", help="Name; else that of the file.")] = None,
+    file: Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or path of a study file.")],
+    origin: Annotated[str, typer.Option("--from", metavar="NAME", help="Study whose trials to copy.")],
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NEW", help="Name of the new study. Default: the name of the file.")
+    ] = None,
     overrides: Set = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials to run, those taken over not counted.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Number of trials to run, without the copied trials.")
+    ] = None,
     storage: Storage = None,
 ) -> None:
-    """Begin a study with those finished trials of another one that it would train alike."""
-    from hpo.commands.fork import fork
+    """Create a study that starts with trials of another study.
+
+    The command copies the finished trials that the new study would train in exactly the same way.
+    """
+    from hpo.commands.fork import fork_study
     from hpo.storage.store import open_store
 
-    with open_store(url(storage)) as store:
-        say(fork(store, file, origin, name, overrides or [], trials))
+    with open_store(storage_url(storage)) as store:
+        say(fork_study(store, file, origin, name, overrides or [], trials))
 
 
-def _turn(storage: str | None, study: str | None, state: str, because: str) -> None:
-    from hpo.commands.control import turn
+def _set_state(storage: str | None, study: str | None, state: str, because: str) -> None:
+    from hpo.commands.control import set_study_state
     from hpo.storage.store import open_store
 
-    if any("\ud800" <= letter <= "\udfff" for letter in because):  # bytes of the command line that are no text
+    if any("\ud800" <= letter <= "\udfff" for letter in because):  # bytes of the command line that are not UTF-8
         raise Problem(f"--because: must be text in UTF-8, got {because!r}")
-    with open_store(url(storage)) as store:
-        say(turn(store, study, state, because))
+    with open_store(storage_url(storage)) as store:
+        say(set_study_state(store, study, state, because))

@@ -1,100 +1,28 @@
-"""The commands that weigh what a search found: by runs of their own, on fresh seeds, in pairs; and in a report."""
+"""The commands that test a result with new runs: paired comparisons on seeds that the search did not use."""
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from hpo.cli.options import RUNS, Out, Pack, Print, Storage, Study, leave, possible, url
-from hpo.console import Format
-
-if TYPE_CHECKING:
-    from hpo.launcher.supervisor import Options
+from hpo.cli.groups import RunOptions, expand_groups
+from hpo.cli.options import OutputFormat, Study, exit_with, split_names, valid_path
+from hpo.cli.panels import EVIDENCE
+from hpo.console import Format, say
 
 commands = typer.Typer()
 
 
-class Test(StrEnum):
+class TestName(StrEnum):
     """The test of paired differences."""
 
     t = "t"
     wilcoxon = "wilcoxon"
 
 
-Workers = Annotated[
-    int, typer.Option(min=0, max=1024, help="Worker processes; 0: one, or one for each place on the GPUs.")
-]
-Gpus = Annotated[str, typer.Option(help="Numbers of the GPUs to use, such as 0,1.")]
-PerGpu = Annotated[int, typer.Option(min=1, max=64, help="Workers on each GPU.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and end.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print only what was found.")]
-Plain = Annotated[bool, typer.Option("--plain", help="A line an event instead of a live table.")]
-Tokens = Annotated[int | None, typer.Option(min=1, help="Length of each run; else that of the search.")]
-Name = Annotated[str | None, typer.Option("--as", metavar="NAME", help="Name of the study that these runs make.")]
-
-
-def options(
-    storage: str | None, workers: int, gpus: str, per_gpu: int, pack: int, out: Path, dry_run: bool, quiet: bool,
-    plain: bool,
-) -> "Options":  # fmt: skip
-    """Return how to run a study, as `hpo launch` understands it."""
-    from hpo.launcher.supervisor import Options
-
-    return Options(
-        study="",
-        storage=url(storage),
-        workers=workers,
-        budget={},
-        overrides=[],
-        seed=None,
-        gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()],
-        per_gpu=per_gpu,
-        on="local",
-        address="",
-        gpus_per_worker=0.0,
-        pack=pack,
-        out=out,
-        dry_run=dry_run,
-        quiet=quiet,
-        plain=plain,
-    )
-
-
-@commands.command()
-def confirm(
-    study: Study = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Configurations to run again, the best first; else 3.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each, on seeds of their own; else 8.")] = None,
-    tokens: Tokens = None,
-    test: Annotated[Test | None, typer.Option(help="Test of the paired differences; else t.")] = None,
-    name: Name = None,
-    storage: Storage = None,
-    workers: Workers = 0,
-    gpus: Gpus = "",
-    per_gpu: PerGpu = 1,
-    pack: Pack = 1,
-    out: Out = RUNS,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    plain: Plain = False,
-    format: Print = Format.table,
-) -> None:
-    """Run the best configurations and the baseline again on fresh seeds, and say which is better, and by how much.
-
-    A search's best value is the smallest of many noisy ones, so it flatters. Here each configuration meets the
-    baseline in pairs: the same seed, so the same batches in the same order. The runs are a study of their own, to
-    which more workers may come, and which goes on where it was when it is called again.
-    """
-    from hpo.evidence.confirm import ConfirmRequest, run_confirmation
-
-    asked = ConfirmRequest(study, top, seeds, tokens, name, None if test is None else test.value)
-    how = options(storage, workers, gpus, per_gpu, pack, out, dry_run, quiet, plain)
-    leave(run_confirmation(asked, how, format))
-
-
-class Design(StrEnum):
-    """Which combinations of the changes are run."""
+class DesignName(StrEnum):
+    """Which combinations of the changes run."""
 
     leave_one_out = "leave-one-out"
     add_one_in = "add-one-in"
@@ -102,116 +30,120 @@ class Design(StrEnum):
     factorial = "factorial"
 
 
-@commands.command()
+Tokens = Annotated[int | None, typer.Option(min=1, help="Tokens of each run. Default: as many as in the search.")]
+Name = Annotated[str | None, typer.Option("--as", metavar="NAME", help="Name of the study that holds these runs.")]
+
+
+@commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo confirm --study beta2_sweep --workers 4")
+@expand_groups
+def confirm(
+    *,
+    study: Study = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Number of trials to re-run, from the best down. Default: 3.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each configuration. Default: 8.")] = None,
+    tokens: Tokens = None,
+    test: Annotated[TestName | None, typer.Option(help="Test of the paired differences. Default: t.")] = None,
+    name: Name = None,
+    run: RunOptions,
+    format: OutputFormat = Format.table,
+) -> None:
+    """Re-run the best trials and the baseline on new seeds.
+
+    The best trial of a search looks better than it is, because it is the minimum of many noisy results. This command
+    tests the difference to the baseline in pairs: both runs of a pair have the same seed and the same batches in the
+    same order. The runs form a separate study. More workers can join it, and a second call resumes it.
+    """
+    from hpo.evidence.confirm import ConfirmRequest, run_confirmation
+
+    request = ConfirmRequest(study, top, seeds, tokens, name, None if test is None else test.value)
+    exit_with(run_confirmation(request, run.launch_options(), format))
+
+
+@commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo ablate --study beta2_sweep --workers 4")
+@expand_groups
 def ablate(
+    *,
     study: Study = None,
     before: Annotated[
-        str, typer.Option("--from", metavar="baseline|N|FILE", help="Configuration to begin from.")
+        str, typer.Option("--from", metavar="baseline|N|FILE", help="Configuration without the changes.")
     ] = "baseline",
-    after: Annotated[
-        str, typer.Option("--to", metavar="best|N|FILE", help="Configuration whose changes are tried.")
-    ] = "best",
-    design: Annotated[Design, typer.Option(help="Which combinations of the changes to run.")] = Design.leave_one_out,
+    after: Annotated[str, typer.Option("--to", metavar="best|N|FILE", help="Configuration with all changes.")] = "best",
+    design: Annotated[
+        DesignName, typer.Option(help="Which combinations of the changes to run.")
+    ] = DesignName.leave_one_out,
     groups: Annotated[
         list[str] | None,
-        typer.Option("--factor", metavar="NAME=FIELD,FIELD", help="Changes that are made together, as one factor."),
+        typer.Option("--factor", metavar="NAME=FIELD,FIELD", help="Make these changes together, as one factor."),
     ] = None,
     order: Annotated[
-        str, typer.Option(metavar="NAME,NAME", help="Order of the changes, for a cumulative design; else the space's.")
+        str,
+        typer.Option(
+            metavar="NAME,NAME", help="Order of the changes in a cumulative design. Default: the order of the space."
+        ),
     ] = "",
-    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each, on seeds of their own; else 5.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each combination. Default: 5.")] = None,
     tokens: Tokens = None,
     name: Name = None,
-    storage: Storage = None,
-    workers: Workers = 0,
-    gpus: Gpus = "",
-    per_gpu: PerGpu = 1,
-    pack: Pack = 1,
-    out: Out = RUNS,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    plain: Plain = False,
-    format: Print = Format.table,
+    run: RunOptions,
+    format: OutputFormat = Format.table,
 ) -> None:
-    """Try the changes between two configurations one by one, and say which of them matter.
+    """Measure which changes between two configurations matter.
 
-    leave-one-out: the target without each; add-one-in: the baseline with each; cumulative: one after the other;
-    factorial: all combinations up to five changes, a fraction of them up to 16, with the interactions of pairs.
-    Every combination is run with the same seeds; effects are differences of runs of one seed.
+    Designs: leave-one-out runs the target without each change. add-one-in runs the baseline with each change.
+    cumulative adds one change after the other. factorial runs all combinations of up to five changes, or a fraction of
+    the combinations of up to 16 changes, and estimates the interactions of pairs. All combinations run on the same
+    seeds. An effect is a mean difference between runs of the same seed.
     """
     from hpo.evidence.ablate import AblateRequest, run_ablation
 
-    names = [part.strip() for part in order.split(",") if part.strip()]
-    asked = AblateRequest(study, before, after, design.value, groups or [], names, seeds, tokens, name)
-    how = options(storage, workers, gpus, per_gpu, pack, out, dry_run, quiet, plain)
-    leave(run_ablation(asked, how, format))
+    request = AblateRequest(study, before, after, design.value, groups or [], split_names(order), seeds, tokens, name)
+    exit_with(run_ablation(request, run.launch_options(), format))
 
 
-@commands.command()
+@commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo claims S002 --workers 4")
+@expand_groups
 def claims(
+    *,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[IDS]...", help="Ids of claims, or reports, such as S001; else all.")
+        list[str] | None,
+        typer.Argument(metavar="[IDS]...", help="Ids of claims or of reports, for example S001. Default: all claims."),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=3, help="Pairs of runs of each; else those it asks for.")] = None,
-    ledger: Annotated[str, typer.Option(help="Ledger of claims, by name or path.")] = "claims",
-    listing: Annotated[bool, typer.Option("--list", help="List the claims and what their runs need, and end.")] = False,
-    weighed: Annotated[bool, typer.Option("--weighed", help="Run no arms but those that enter the verdicts.")] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=3, help="Pairs of runs for each claim. Default: the number in the ledger.")
+    ] = None,
+    ledger: Annotated[str, typer.Option(help="Name or path of the ledger of claims.")] = "claims",
+    listing: Annotated[bool, typer.Option("--list", help="List the claims and the runs that they need.")] = False,
+    verdict_arms_only: Annotated[
+        bool, typer.Option("--verdict-arms-only", help="Run only the arms that enter the verdicts.")
+    ] = False,
+    weighed: Annotated[
+        bool, typer.Option("--weighed", hidden=True, help="Old name of --verdict-arms-only, until version 0.3.0.")
+    ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(callback=possible, help="File of what is found; else claims.json in ./docs if there, in ./runs."),
+        typer.Option(
+            callback=valid_path,
+            help="File of the results. Default: claims.json in ./docs if that folder exists, otherwise in ./runs.",
+        ),
     ] = None,
     write: Annotated[
-        Path | None, typer.Option(callback=possible, help="Write the page of all verdicts there, and end.")
+        Path | None, typer.Option(callback=valid_path, help="Write the page of all verdicts to this file, then exit.")
     ] = None,
-    storage: Storage = None,
-    workers: Workers = 0,
-    gpus: Gpus = "",
-    per_gpu: PerGpu = 1,
-    pack: Pack = 1,
-    out: Out = RUNS,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    plain: Plain = False,
-    format: Print = Format.table,
+    run: RunOptions,
+    format: OutputFormat = Format.table,
 ) -> None:
-    """Run the tests of a ledger of claims, and say which hold, by how much, and on what.
+    """Test the claims of a ledger and print a verdict on each.
 
-    Each claim is a study of its own, claim-C000-01, with claim-C000-01-tune before it where a factor is chosen first.
-    What is done is not run again; more seeds or arms go into a further study. The largest effects come first, and
-    of all claims the arms that enter the verdict, before those that say what else may explain it.
+    A claim compares arms: configurations that run on the same seeds. The runs of each claim form a study, for example
+    claim-C000-01. If a factor must be tuned first, the study claim-C000-01-tune runs before. Finished runs do not run
+    again, and more seeds or arms run in another study. Claims of large effects run first. The arms that enter a
+    verdict run before the arms that only help to explain the effect.
     """
     from hpo.evidence.claims.command import ClaimsRequest, run_claims
 
-    asked = ClaimsRequest(names or [], seeds, ledger, data, write, listing, weighed)
-    how = options(storage, workers, gpus, per_gpu, pack, out, dry_run, quiet, plain)
-    leave(run_claims(asked, how, format))
-
-
-@commands.command()
-def report(
-    study: Study = None,
-    storage: Storage = None,
-    out: Out = RUNS,
-    html: Annotated[Path | None, typer.Option(callback=possible, help="Write the page there.")] = None,
-    pdf: Annotated[
-        Path | None, typer.Option(callback=possible, help="Print the page there; needs a Chromium on this machine.")
-    ] = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option(callback=possible, help="Write all trials there, all curves beside it as F-curves.csv."),
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option(callback=possible, help="Write all there: verdict, noise, study, trials, curves.")
-    ] = None,
-    publish: Annotated[
-        bool, typer.Option("--publish/--no-publish", help="Show verdict, figures and files in the dashboard too.")
-    ] = True,
-) -> None:
-    """Write what a study shows, as one page that needs no network; else to runs/STUDY/report.html.
-
-    It opens with a verdict: the best against the baseline, how much of that is noise or luck, and whether it was
-    confirmed. Figures, tables, and the commands that repeat it follow.
-    """
-    from hpo.report.build import Files, report
-
-    report(url(storage), study, out, Files(html, pdf, csv, json), publish)
+    if weighed:
+        say("note: --weighed is now --verdict-arms-only; version 0.3.0 removes the old name")
+    request = ClaimsRequest(names or [], seeds, ledger, data, write, listing, verdict_arms_only or weighed)
+    exit_with(run_claims(request, run.launch_options(), format))

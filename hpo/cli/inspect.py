@@ -1,143 +1,204 @@
-"""The commands that only look at a storage. They import neither Optuna nor torch, so they answer at once."""
+"""The commands that read a storage. They import neither Optuna nor torch, so they answer at once."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hpo.cli.options import RUNS, Number, Out, Print, Storage, Study, looking, possible
+from hpo.cli.options import RUNS, Number, Out, OutputFormat, Storage, Study, open_to_read, storage_url, valid_path
+from hpo.cli.panels import INSPECT
 from hpo.console import Format, say
 
 commands = typer.Typer()
 
 
-@commands.command()
-def studies(storage: Storage = None, format: Print = Format.table) -> None:
+@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo studies")
+def studies(storage: Storage = None, format: OutputFormat = Format.table) -> None:
     """List the studies of a storage."""
-    from hpo.commands.show import studies
+    from hpo.commands.show import study_records
     from hpo.console import rows
 
-    with looking(storage) as store:
-        rows(studies(store), format)
+    with open_to_read(storage) as store:
+        rows(study_records(store), format)
 
 
-@commands.command()
+@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo status --study beta2_sweep --watch")
 def status(
     study: Study = None,
     storage: Storage = None,
-    format: Print = Format.table,
-    watch: Annotated[bool, typer.Option("--watch", help="Print again every two seconds until the study ends.")] = False,
+    format: OutputFormat = Format.table,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print the status every two seconds until the study ends.")
+    ] = False,
 ) -> None:
-    """Say how far a study is, and what is best so far."""
+    """Show the progress of a study and its best trial."""
     from hpo.commands.show import show_status
 
-    with looking(storage) as store:
+    with open_to_read(storage) as store:
         show_status(store, study, format, watch)
 
 
-@commands.command()
-def trials(study: Study = None, storage: Storage = None, format: Print = Format.table) -> None:
+@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo trials --format csv")
+def trials(study: Study = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
     """List the trials of a study."""
     from hpo.analysis.snapshot import read_snapshot
     from hpo.analysis.summary import row
     from hpo.console import rows
 
-    with looking(storage) as store:
+    with open_to_read(storage) as store:
         snapshot = read_snapshot(store, study)
         rows([row(snapshot, trial) for trial in snapshot.trials], format)
 
 
-@commands.command()
-def show(
-    number: Number,
-    study: Study = None,
-    storage: Storage = None,
-    format: Print = Format.table,
-) -> None:
-    """Show one trial: values, curve, how it ended."""
+@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo show 7")
+def show(number: Number, study: Study = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
+    """Show one trial: parameters, value per rung, final state."""
     from hpo.analysis.snapshot import read_snapshot
-    from hpo.commands.show import trial
+    from hpo.commands.show import trial_record
     from hpo.console import record
 
-    with looking(storage) as store:
-        record(trial(read_snapshot(store, study), number), format)
+    with open_to_read(storage) as store:
+        record(trial_record(read_snapshot(store, study), number), format)
 
 
-@commands.command()
-def why(
-    number: Number,
-    study: Study = None,
-    storage: Storage = None,
-    format: Print = Format.table,
-) -> None:
-    """Say why a trial was suggested, and why it ended as it did, in a sentence for each decision."""
-    from hpo.analysis.decisions import why
+@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo why 7")
+def why(number: Number, study: Study = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
+    """Explain why a trial was suggested and why it ended.
+
+    The command prints one sentence for each decision of the sampler and the pruner.
+    """
+    from hpo.analysis import decisions
     from hpo.analysis.snapshot import read_snapshot
     from hpo.console import rows
 
-    with looking(storage) as store:
-        found = why(read_snapshot(store, study), number)
+    with open_to_read(storage) as store:
+        records = decisions.why(read_snapshot(store, study), number)
     if format is not Format.table:
-        rows(found, format)
+        rows(records, format)
         return
-    for decision in found:
+    for decision in records:
         print(decision["sentence"])
 
 
-@commands.command()
+@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo logs 7")
 def logs(
     number: Number,
     study: Study = None,
     storage: Storage = None,
     out: Out = RUNS,
-    format: Print = Format.table,
+    format: OutputFormat = Format.table,
 ) -> None:
-    """Print the metrics of a trial, a line a rung, and what it wrote to standard error."""
+    """Print the metrics and the error output of a trial.
+
+    The metrics have one line per rung. The error output is what the trial wrote to standard error.
+    """
     from hpo.analysis.snapshot import find, read_snapshot
     from hpo.commands.show import show_logs
 
-    with looking(storage) as store:
+    with open_to_read(storage) as store:
         snapshot = read_snapshot(store, study)
         show_logs(snapshot, find(snapshot, number), out, format)
 
 
-@commands.command()
-def best(study: Study = None, storage: Storage = None, format: Print = Format.table) -> None:
-    """Print the best trial."""
+@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo best --format json")
+def best(study: Study = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
+    """Show the best trial of a study."""
     from hpo.analysis.snapshot import best_trial, read_snapshot
-    from hpo.commands.show import trial
+    from hpo.commands.show import trial_record
     from hpo.console import record
 
-    with looking(storage) as store:
+    with open_to_read(storage) as store:
         snapshot = read_snapshot(store, study)
-        record(trial(snapshot, best_trial(snapshot).number), format)
+        record(trial_record(snapshot, best_trial(snapshot).number), format)
 
 
-@commands.command()
+@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo export -o best.yaml")
 def export(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; else standard output.", callback=possible)
+        Path | None,
+        typer.Option("--output", "-o", help="File to write. Default: standard output.", callback=valid_path),
     ] = None,
-    trial: Annotated[int | None, typer.Option(help="Number of the trial; else the best.")] = None,
+    trial: Annotated[int | None, typer.Option(help="Number of the trial. Default: the best trial.")] = None,
     study: Study = None,
     storage: Storage = None,
 ) -> None:
-    """Write the configuration of the best trial, complete and trainable.
+    """Write the complete configuration of the best trial.
 
-    One that `hpo confirm` found better than the baseline comes before the best of the search.
+    `hpo train` trains the file. If `hpo confirm` found a trial better than the baseline, the command writes that trial
+    instead of the best trial of the search.
     """
     from hpo.analysis.export import picked, text
     from hpo.analysis.snapshot import read_snapshot
     from hpo.evidence.preferred import trial_to_export
     from hpo.runs.run_dir import write_file
 
-    with looking(storage) as store:
+    with open_to_read(storage) as store:
         snapshot = read_snapshot(store, study)
-        kept, known = trial_to_export(store, snapshot) if trial is None else (picked(snapshot, trial), "")
-        found = text(snapshot, kept, known)
+        exported, confirmation = trial_to_export(store, snapshot) if trial is None else (picked(snapshot, trial), "")
+        config = text(snapshot, exported, confirmation)
     if output is None:
-        print(found, end="")
+        print(config, end="")
         return
-    write_file(output, found)
-    told = f"trial {kept.number} of {snapshot.name}" + (f", {known}" if known else "")
-    say(f"{output}: {told}; next: hpo train {output}")
+    write_file(output, config)
+    origin = f"trial {exported.number} of {snapshot.name}" + (f", {confirmation}" if confirmation else "")
+    say(f"{output}: {origin}; next: hpo train {output}")
+
+
+@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo report --study beta2_sweep --html report.html")
+def report(
+    study: Study = None,
+    storage: Storage = None,
+    out: Out = RUNS,
+    html: Annotated[Path | None, typer.Option(callback=valid_path, help="Write the HTML page to this file.")] = None,
+    pdf: Annotated[
+        Path | None,
+        typer.Option(callback=valid_path, help="Write the page as PDF to this file. Needs Chromium on this machine."),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            callback=valid_path,
+            help="Write all trials to this file, and all curves to a second file whose name ends in -curves.csv.",
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(callback=valid_path, help="Write verdict, noise, study, trials and curves to this file."),
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish/--no-publish", help="Add verdict, figures and files to the dashboard.")
+    ] = True,
+) -> None:
+    """Write a report of a study as one HTML page.
+
+    Without options, the page is runs/STUDY/report.html. The page needs no network. It starts with a verdict: the best
+    trial against the baseline, how much of the difference may be noise, and whether the result was confirmed. Figures,
+    tables and the commands that reproduce the study follow.
+    """
+    from hpo.report.build import Files
+    from hpo.report.build import report as write_report
+
+    write_report(storage_url(storage), study, out, Files(html, pdf, csv, json), publish)
+
+
+@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo dashboard --port 8080")
+def dashboard(
+    storage: Storage = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")] = 8080,
+    edit: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-edit/--read-only",
+            help="Whether pages may change studies. Default: only if no other machine can reach the address.",
+        ),
+    ] = None,
+    out: Out = RUNS,
+) -> None:
+    """Serve the Optuna Dashboard for a storage.
+
+    An address that other machines reach needs a password in HPO_DASHBOARD_PASSWORD.
+    """
+    from hpo.dashboard.server import serve
+
+    serve(storage_url(storage), host, port, edit, out)

@@ -1,4 +1,4 @@
-"""What the commands share: their common options, and how they open a storage."""
+"""Options and arguments that several commands share, and the conversions of their values."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,8 +8,12 @@ import typer
 from hpo.console import Format
 
 
-def possible(path: Path | None) -> Path | None:
-    """Refuse a path that no file system takes, such as one with a name of 300 letters."""
+def valid_path(path: Path | None) -> Path | None:
+    """Return the path that the user typed.
+
+    Raises:
+        typer.BadParameter: no file system accepts the path, for example because a name has 300 letters.
+    """
     try:
         if path is not None:
             path.exists()
@@ -18,49 +22,64 @@ def possible(path: Path | None) -> Path | None:
     return path
 
 
-Study = Annotated[str | None, typer.Option(help="Name of the study; may be left out where the storage holds one.")]
-Storage = Annotated[str | None, typer.Option(help="URL; else $HPO_STORAGE, else sqlite:///runs/hpo.db.")]
-Print = Annotated[Format, typer.Option(help="How to print.")]
-Out = Annotated[Path, typer.Option(help="Folder of the runs.", callback=possible)]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="A field of the configuration.")]
-Pack = Annotated[int, typer.Option(min=1, help="Trials that a worker trains side by side.")]
+Study = Annotated[
+    str | None, typer.Option(help="Name of the study. Can be omitted if the storage holds exactly one study.")
+]
+Storage = Annotated[
+    str | None, typer.Option(help="URL of the storage. Default: $HPO_STORAGE, otherwise sqlite:///runs/hpo.db.")
+]
+OutputFormat = Annotated[Format, typer.Option(help="Output format.")]
+Out = Annotated[Path, typer.Option(help="Folder that holds the files of all runs.", callback=valid_path)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Set a field of the configuration. Can be repeated."),
+]
+Pack = Annotated[int, typer.Option(min=1, help="Trials that one worker trains at the same time, as a pack.")]
 Config = Annotated[
-    Path, typer.Argument(help="Configuration, as `hpo export` writes it, or name of a base.", callback=possible)
+    Path,
+    typer.Argument(
+        help="Configuration file as `hpo export` writes it, or the name of a base configuration.", callback=valid_path
+    ),
 ]
 Number = Annotated[int, typer.Argument(help="Number of the trial.")]
 RUNS = Path("runs")
 
 
-def url(storage: str | None) -> str:
-    """Return the URL of the storage that the command line means.
+def split_names(text: str) -> list[str]:
+    """Return the parts of a comma-separated list, without spaces and empty parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def storage_url(storage: str | None) -> str:
+    """Return the URL of the storage that --storage, $HPO_STORAGE or the default names.
 
     Raises:
-        StorageError: it holds what no URL or name of a file can hold.
+        StorageError: the text cannot be a URL or the name of a file.
     """
     from hpo.errors import StorageError
     from hpo.storage.url import default_url, masked_url, normalise_url, sqlite_file
 
-    found = default_url(storage)
+    url = default_url(storage)
     try:
-        found.encode()
-        if file := sqlite_file(normalise_url(found)):
+        url.encode()
+        if file := sqlite_file(normalise_url(url)):
             file.is_file()
     except StorageError:
-        return found  # which is refused where it is opened
-    except (OSError, ValueError) as error:  # a name that is too long; bytes that are no UTF-8
-        why = error.strerror if isinstance(error, OSError) else "must be text in UTF-8"
-        raise StorageError(f"storage: {why}, got {masked_url(found)!r:.60}") from None
-    return found
+        return url  # opening the storage raises the same error
+    except (OSError, ValueError) as error:  # the name is too long, or its bytes are not UTF-8
+        reason = error.strerror if isinstance(error, OSError) else "must be text in UTF-8"
+        raise StorageError(f"storage: {reason}, got {masked_url(url)!r:.60}") from None
+    return url
 
 
-def looking(storage: str | None) -> Any:
-    """Open the storage to look at it."""
+def open_to_read(storage: str | None) -> Any:
+    """Open the storage read-only, as a context manager."""
     from hpo.storage.engine import open_readonly
 
-    return open_readonly(url(storage))
+    return open_readonly(storage_url(storage))
 
 
-def leave(status: int) -> None:
-    """End with this exit status."""
+def exit_with(status: int) -> None:
+    """End the command with an exit status."""
     if status:
         raise typer.Exit(status)

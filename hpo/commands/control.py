@@ -1,4 +1,4 @@
-"""What a person wants of a running study, written into the storage; workers read it at their next rung."""
+"""`hpo pause`, `resume`, `stop` and `kill`: requests in the storage that workers read at their next rung."""
 
 import uuid
 
@@ -14,11 +14,13 @@ from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.store import Store
 from hpo.storage.trials import State, Trial, resolve_study_name, study_attrs, study_ids
 
-EVENTS = {"active": "resumed", "paused": "paused", "stopped": "stopped"}  # state of a study -> word of the event
+EVENTS = {"active": "resumed", "paused": "paused", "stopped": "stopped"}  # state of a study -> type of the event
 
 
-def turn(store: Store, name: str | None, state: str, because: str = "") -> str:
-    """Make a study active, paused or stopped; return what that means for its workers.
+def set_study_state(store: Store, name: str | None, state: str, reason: str = "") -> str:
+    """Make a study active, paused or stopped, and return a line that says what its workers will do.
+
+    name: None for the only study of the storage. reason: text that is stored with the event.
 
     Raises:
         Problem: there is no such study.
@@ -27,33 +29,37 @@ def turn(store: Store, name: str | None, state: str, because: str = "") -> str:
     study_id = study_ids(store)[name]
     attrs = study_attrs(store, study_id)
     if SPEC not in attrs:
-        raise Problem(f"--study: {name!r} was not made by `hpo launch`")
+        raise Problem(f"--study: {name!r} was not created by `hpo launch`")
     before = attrs.get(STUDY_STATE, "active")
     if before == state:
-        return f"{name}: is {state} already"
+        return f"{name}: is already {state}"
     slots = Slots(store, study_id)
-    slots.log(EVENTS[state], because)  # before what workers make of it
+    slots.log(EVENTS[state], reason)  # first, so that the history shows it before the events of the workers
     store.optuna.set_study_user_attr(study_id, STUDY_STATE, state)
-    return f"{name}: {_meaning(name, before, state, slots)}"
+    return f"{name}: {_consequence(name, before, state, slots)}"
 
 
-def _meaning(name: str, before: str, state: str, slots: Slots) -> str:
+def _consequence(name: str, before: str, state: str, slots: Slots) -> str:
     if not slots.n_unfinished():
         return f"{state}; all of its trials have ended"
     n = sum(lease.seconds > 0 for lease in slots.owners())
-    held = f"the {n} trials that run are given back within one rung" if n else "no trial runs"
+    released = f"its workers release {n} running trial{'s' if n > 1 else ''} within one rung"
     match state:
         case "paused":
-            return f"paused; {held}, and its workers wait; `hpo resume --study {name}` goes on"
+            effect = f"{released} and wait" if n else "no trial is running"
+            return f"paused; {effect}; `hpo resume --study {name}` continues the study"
         case "stopped":
-            return f"stopped; {held}, and its workers leave; `hpo launch` of it goes on"
+            effect = f"{released} and exit" if n else "no trial is running"
+            return f"stopped; {effect}; `hpo launch --study {name}` continues the study"
     if before == "paused":
-        return f"active; waiting workers go on within seconds; where none waits: hpo worker --study {name}"
-    return f"active; its workers have left, and others may join: hpo worker --study {name}"
+        return f"active; waiting workers continue within seconds; to add a worker: hpo worker --study {name}"
+    return f"active; its workers have exited; to start a worker: hpo worker --study {name}"
 
 
-def kill(store: Store, name: str | None, number: int) -> str:
-    """End a trial as failed: one that runs at its next rung, one that nobody holds at once.
+def kill_trial(store: Store, name: str | None, number: int) -> str:
+    """Stop a trial and mark it as failed, and return a line that says when that happens.
+
+    A running trial stops at its next rung. A trial that no worker holds fails at once.
 
     Raises:
         Problem: there is no such trial, or it has ended.
@@ -63,26 +69,27 @@ def kill(store: Store, name: str | None, number: int) -> str:
     slot = trial.user_attrs.get("slot")
     slots = Slots(store, study_ids(store)[snapshot.name])
     if trial.state not in (State.RUNNING, State.WAITING) or slot is None:
-        raise _ended(snapshot, trial)
+        raise _ended_problem(snapshot, trial)
     if not slots.request_action(slot, "kill"):
-        now = read_snapshot(store, snapshot.name)  # it has ended since
-        raise _ended(now, find(now, number))
+        latest = read_snapshot(store, snapshot.name)  # the trial has ended since the first read
+        raise _ended_problem(latest, find(latest, number))
     owner = f"kill:{uuid.uuid4().hex[:8]}"
     claim = slots.take(slot, owner, LEASE_S)
     if claim is None:
-        return f"trial {number}: is ended as killed within one rung"
-    _end(store, slots, claim, owner)
-    return f"trial {number}: ended as killed; it was interrupted, at rung {trial.last_step or 0} of {snapshot.rungs}"
+        return f"trial {number}: its worker stops it within one rung"
+    _mark_killed(store, slots, claim, owner)
+    return f"trial {number}: failed as killed; it was interrupted at rung {trial.last_step or 0} of {snapshot.rungs}"
 
 
-def _ended(snapshot: Snapshot, trial: Trial) -> Problem:
+def _ended_problem(snapshot: Snapshot, trial: Trial) -> Problem:
     return Problem(
-        f"trial {trial.number}: must be running or interrupted to be killed; in study {snapshot.name} it is {word(snapshot, trial)}"
+        f"trial {trial.number}: must be running or interrupted to be killed; "
+        f"in study {snapshot.name} it is {word(snapshot, trial)}"
     )
 
 
-def _end(store: Store, slots: Slots, claim: Claim, owner: str) -> None:
-    """Tell a trial that nobody trains as killed, then close its slot."""
+def _mark_killed(store: Store, slots: Slots, claim: Claim, owner: str) -> None:
+    """Mark a trial that no worker trains as failed and killed, then close its slot."""
     assert claim.trial_id is not None
     attrs = {METRICS: {}, END_REASON: "killed", ATTEMPTS: slots.attempts(claim.slot)}
     last = store.optuna.get_trial(claim.trial_id).last_step or 0
@@ -92,7 +99,7 @@ def _end(store: Store, slots: Slots, claim: Claim, owner: str) -> None:
                 store.optuna.set_trial_user_attr(claim.trial_id, key, value)
             store.optuna.set_trial_state_values(claim.trial_id, TrialState.FAIL)
     except UpdateFinishedTrialError:
-        pass  # its worker told its end, but had not closed its slot
+        pass  # the worker has reported the end of the trial, but not closed its slot
     except LeaseLost:
-        return  # this process slept for longer than a lease; whoever goes on with the trial finds the wish
+        return  # this process slept for longer than a lease; the next worker of the trial reads the request
     slots.done(claim, owner, last, "killed")

@@ -1,4 +1,4 @@
-"""hpo data: the prepared texts of this machine."""
+"""`hpo data`: the prepared datasets of this machine."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,43 +16,43 @@ from model.data.ngrams import anchors
 from model.data.prepare import list_prepared
 
 
-def configured(study: str | None, overrides: Sequence[str]) -> TrainConfig:
-    """Return the configuration whose text is meant.
+def dataset_config(study: str | None, overrides: Sequence[str]) -> TrainConfig:
+    """Return the configuration that names a dataset: the base of a study, or the defaults, with overrides.
 
     Raises:
-        Problem: it is none, or the study has no text of ours.
+        Problem: the configuration is not valid, or the study has its own type of configuration.
     """
     if study is None:
         return overridden(TrainConfig(), overrides)
     base = load_study(study, overrides).base
     if not isinstance(base, TrainConfig):
-        raise Problem(f"--study: {study} has a configuration of its own, whose data is its own too")
+        raise Problem(f"--study: must be a study of hpo's own trainer; {study} has its own configuration and data")
     return base
 
 
-def prepare(study: str | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """Prepare a text and return what is known of it."""
-    config = configured(study, overrides)
-    found = prepare_data(config)
+def prepare_dataset(study: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Prepare a dataset and return a record of its splits, vocabulary and baselines."""
+    config = dataset_config(study, overrides)
+    data = prepare_data(config)
     splits = {
         name: {"documents": split.documents, "tokens": split.n_targets, "bytes": split.text_bytes}
-        for name, split in found.splits.items()
+        for name, split in data.splits.items()
     }
-    if synthetic := found.splits["train"].synthetic:
+    if synthetic := data.splits["train"].synthetic:
         splits["train"]["synthetic"] = synthetic
     return {
         "data": config.data.name,
         "tokenizer": config.tokenizer.name,
-        "vocab_size": found.vocab_size,
-        "hash": found.hash[:12],
+        "vocab_size": data.vocab_size,
+        "hash": data.hash[:12],
         **splits,
-        "anchors": anchors(found),
-        "folder": str(found.folder),
+        "anchors": anchors(data),
+        "folder": str(data.folder),
     }
 
 
-def listed() -> list[dict[str, Any]]:
-    """Return one record a prepared text."""
+def dataset_records() -> list[dict[str, Any]]:
+    """Return one record per prepared dataset."""
     return [
         {
             "data": meta["name"],
@@ -67,13 +67,13 @@ def listed() -> list[dict[str, Any]]:
     ]
 
 
-def documents(study: str | None, overrides: Sequence[str], count: int) -> list[str]:
-    """Return the first documents of the training split, as their tokens read."""
-    config = configured(study, overrides)
-    found = prepare_data(config)
-    split, vocabulary = found.splits["train"], found.tokenizer()
+def training_documents(study: str | None, overrides: Sequence[str], count: int) -> list[str]:
+    """Return the first documents of the training split, decoded from their tokens."""
+    config = dataset_config(study, overrides)
+    data = prepare_data(config)
+    split, tokenizer = data.splits["train"], data.tokenizer()
     if split.synthetic:
-        made_up = f"{split.synthetic} of {split.documents} documents"
-        say(f"the last {made_up} are synthetic, drawn from a {config.data.ngram()}-gram model of the others")
+        n_synthetic = f"{split.synthetic} of {split.documents} documents"
+        say(f"the last {n_synthetic} are synthetic: sampled from a {config.data.ngram()}-gram model of the others")
     bounds = split.starts[: count + 1].tolist()
-    return [vocabulary.decode(np.asarray(split.tokens[a:b], np.int64)) for a, b in pairwise(bounds)]
+    return [tokenizer.decode(np.asarray(split.tokens[a:b], np.int64)) for a, b in pairwise(bounds)]

@@ -1,4 +1,4 @@
-"""Trials that a person adds beside the budget: a failed one tried again, a configuration of one's own."""
+"""`hpo retry` and `hpo enqueue`: add trials to a study in addition to its budget."""
 
 import json
 import math
@@ -28,13 +28,13 @@ from hpo.study.spec import DEFAULT_CONFIG, Study
 from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat
 
-AGAIN = ("oom", "timeout", "diverged", "invalid")  # ends of pruned trials that another try may mend
+RETRIABLE = ("oom", "timeout", "diverged", "invalid")  # ends of pruned trials that a retry may avoid
 
 _c = SLOT.c
 
 
-class ByHand(NamedTuple):
-    """A slot that a person added beside the budget."""
+class AddedSlot(NamedTuple):
+    """A slot, the place of one trial in the study's queue, that a user added in addition to the budget."""
 
     kind: str
     state: str
@@ -43,45 +43,48 @@ class ByHand(NamedTuple):
     trial_id: int | None
 
 
-def again(store: Store, name: str | None, number: int | None, failed: bool) -> list[str]:
-    """Add a slot with the parameters of a trial that failed, or of each that did; return what was done.
+def retry_trials(store: Store, name: str | None, number: int | None, failed: bool) -> list[str]:
+    """Add a slot with the parameters of a failed trial, or of every failed trial, and return lines that say so.
 
     Raises:
-        Problem: there is no such trial, its result stands, or it is being tried again already.
+        Problem: there is no such trial, the trial has a valid result, or a retry of the trial has not ended.
     """
     if (number is None) != failed:
         raise Problem("retry: must have either the number of a trial or --failed")
-    with creation_lock(store.url, store.patience):  # or two at once would both find no earlier try
+    with creation_lock(store.url, store.patience):  # otherwise two calls at the same time would both add a retry
         snapshot = read_snapshot(store, name)
         slots = Slots(store, study_ids(store)[snapshot.name])
-        tried = {row.origin: row for row in by_hand(slots) if row.kind == "retry"}  # the last try of each
+        retries = {slot.origin: slot for slot in added_slots(slots) if slot.kind == "retry"}  # the last of each trial
         if number is None:
-            # A try that failed too is in the list by itself.
-            wanted = [t for t in snapshot.in_state(State.FAIL) if t.number not in tried and not _unknown(snapshot, t)]
+            # A failed retry is a failed trial of its own.
+            failures = [t for t in snapshot.in_state(State.FAIL) if t.number not in retries]
+            trials = [t for t in failures if not _missing_parameters(snapshot, t)]
         else:
-            wanted = [_retriable(snapshot, find(snapshot, number), tried)]
-        add_slots(slots, [("retry", _parameters(t), t.number) for t in wanted])
-    if not wanted:
-        return [f"{snapshot.name}: has no failed trial to try again"]
-    told = [f"trial {t.number}: is tried again as a new trial, beside the budget, before the search" for t in wanted]
-    return told + waits(store, snapshot, slots)
+            trials = [_retriable(snapshot, find(snapshot, number), retries)]
+        add_slots(slots, [("retry", _parameters(t), t.number) for t in trials])
+    if not trials:
+        return [f"{snapshot.name}: no failed trial is left to retry"]
+    lines = [f"trial {t.number}: runs again as a new trial, in addition to the budget" for t in trials]
+    return lines + obstacles(store, snapshot, slots)
 
 
-def _retriable(snapshot: Snapshot, trial: Trial, tried: dict[int | None, ByHand]) -> Trial:
-    """Return a trial that may be tried again.
+def _retriable(snapshot: Snapshot, trial: Trial, retries: dict[int | None, AddedSlot]) -> Trial:
+    """Return a trial that may be retried.
 
     Raises:
-        Problem: it may not.
+        Problem: the trial may not be retried.
     """
-    ended, n = word(snapshot, trial), trial.number
+    state, n = word(snapshot, trial), trial.number
     if trial.state in (State.RUNNING, State.WAITING):
-        raise Problem(f"trial {n}: must have ended to be tried again; it is {ended}")
-    if trial.state == State.COMPLETE or (trial.state == State.PRUNED and ended not in AGAIN):
-        raise Problem(f"trial {n}: must have failed to be tried again; it is {ended}, and its result stands")
-    if n in tried and tried[n].state != "done":
-        raise Problem(f"trial {n}: is being tried again already; that try has not ended")
-    if missing := _unknown(snapshot, trial):
-        raise Problem(f"trial {n}: must have parameters to be tried again; it ended before it had {', '.join(missing)}")
+        raise Problem(f"trial {n}: must have ended to be retried; it is {state}")
+    if trial.state == State.COMPLETE or (trial.state == State.PRUNED and state not in RETRIABLE):
+        raise Problem(f"trial {n}: must have failed to be retried; it is {state}, and its result is valid")
+    if n in retries and retries[n].state != "done":
+        raise Problem(f"trial {n}: must have no unfinished retry; its last retry has not ended")
+    if missing := _missing_parameters(snapshot, trial):
+        raise Problem(
+            f"trial {n}: must have all parameters to be retried; it ended before {', '.join(missing)} had a value"
+        )
     return trial
 
 
@@ -89,49 +92,58 @@ def _parameters(trial: Trial) -> dict[str, Any]:
     return dict(trial.user_attrs.get(FIXED_VALUES, trial.params))
 
 
-def _unknown(snapshot: Snapshot, trial: Trial) -> list[str]:
-    """Return the parameters of every trial that this one ended without; those of a component may not apply."""
+def _missing_parameters(snapshot: Snapshot, trial: Trial) -> list[str]:
+    """Return the parameters of the space that a trial has no value of.
+
+    A parameter of a component, such as an optimizer, counts only if the component is not searched: it may not apply.
+    """
     space = snapshot.spec["space"]
-    every = [path for path in space if path.endswith(".name") or f"{path.rpartition('.')[0]}.name" not in space]
-    return [] if FIXED_VALUES in trial.user_attrs else [path for path in every if path not in trial.params]
+    always = [path for path in space if path.endswith(".name") or f"{path.rpartition('.')[0]}.name" not in space]
+    return [] if FIXED_VALUES in trial.user_attrs else [path for path in always if path not in trial.params]
 
 
-def enqueue(store: Store, name: str | None, overrides: Sequence[str]) -> list[str]:
-    """Add a slot with a configuration of the user's own, which may be pruned; return what was done.
+def enqueue_trial(store: Store, name: str | None, overrides: Sequence[str]) -> list[str]:
+    """Add a slot with parameters that the user chooses, and return lines that say so. The pruner may stop the trial.
 
     Raises:
-        Problem: it is no configuration, one that the study may not train, or enqueued already.
+        Problem: the parameters make no valid configuration, the study may not train the configuration, or it waits in
+            the queue already.
     """
     stored = load_stored_study(store, name)
     if stored.study.file.arms is not None:
         raise Problem(
-            f"enqueue: study {stored.study.name} has arms, which are all that is run; write a file with another arm"
+            f"enqueue: must be used with a search; study {stored.study.name} has arms, and runs only those; "
+            "write a study file with another arm"
         )
-    values, config = asked(stored.study, overrides)
-    with creation_lock(store.url, store.patience):  # as in `again`
-        earlier = [row for row in by_hand(stored.slots) if row.kind == "enqueued" and row.state != "done"]
-        if any(stored.study.configured(json.loads(row.fixed or "{}")) == config for row in earlier):
-            raise Problem("--set: the same configuration is enqueued already, and has not ended")
+    values, config = chosen_config(stored.study, overrides)
+    with creation_lock(store.url, store.patience):  # as in `retry_trials`
+        waiting = [slot for slot in added_slots(stored.slots) if slot.kind == "enqueued" and slot.state != "done"]
+        if any(stored.study.configured(json.loads(slot.fixed or "{}")) == config for slot in waiting):
+            raise Problem(
+                "--set: must differ from every enqueued configuration; this one is enqueued and has not ended"
+            )
         add_slots(stored.slots, [("enqueued", values, None)])
-        ahead = sum(row.state == "free" and row.trial_id is None for row in by_hand(stored.slots)) - 1
-    said = ", ".join(f"{path}={as_text(value)}" for path, value in values.items())
-    place = f"behind {ahead} others that were added by hand" if ahead else "first of those added by hand"
-    told = [f"{stored.study.name}: enqueued {said}, beside the budget, {place}, before the search"]
-    told += [
-        f"{line}; it runs, but the sampler does not learn from that value" for line in outside(stored.study, config)
+        ahead = sum(slot.state == "free" and slot.trial_id is None for slot in added_slots(stored.slots)) - 1
+    parameters = ", ".join(f"{path}={as_text(value)}" for path, value in values.items())
+    position = f"after {ahead} other added trials" if ahead else "next"
+    lines = [f"{stored.study.name}: enqueued {parameters}, in addition to the budget; it runs {position}"]
+    lines += [
+        f"note: {path}={as_text(value)} is outside the range of the space; "
+        "the trial runs, but the sampler does not use the value"
+        for path, value in outside_space(stored.study, config).items()
     ]
-    return told + waits(store, read_snapshot(store, stored.study.name), stored.slots)
+    return lines + obstacles(store, read_snapshot(store, stored.study.name), stored.slots)
 
 
-def asked(study: Study, overrides: Sequence[str]) -> tuple[dict[str, Any], BaseModel]:
-    """Return the values of --set and the configuration that they make of the base.
+def chosen_config(study: Study, overrides: Sequence[str]) -> tuple[dict[str, Any], BaseModel]:
+    """Return the values of --set, and the base of the study with these values.
 
     Raises:
-        Problem: they make none, or one whose trial could not be compared with the others.
+        Problem: the configuration is not valid, or its trial could not be compared with the others.
     """
     values = assignments(overrides)
     if not values:
-        raise Problem("--set: must be given at least once, such as --set optimizer.lr=3e-4")
+        raise Problem("--set: must be given at least once, for example --set optimizer.lr=3e-4")
     sections = [
         key
         for key, v in values.items()
@@ -141,12 +153,12 @@ def asked(study: Study, overrides: Sequence[str]) -> tuple[dict[str, Any], BaseM
         raise Problem(*(f"--set {key}: must be a dotted field, such as {key}.name, got a mapping" for key in sections))
     config = overridden(study.base, overrides)
     before, after = flat(study.base), flat(config)
-    reasons = [(path, _incomparable(study, path)) for path in after if before.get(path) != after[path]]
+    differences = [(path, _incomparable(study, path)) for path in after if before.get(path) != after[path]]
     problems = [
-        f"--set {path}: must be left out, since trials of different {why} cannot be compared; "
+        f"--set {path}: must be omitted, because trials with different {difference} cannot be compared; "
         "put it in the file of another study"
-        for path, why in reasons
-        if why
+        for path, difference in differences
+        if difference
     ]
     if problems:
         raise Problem(*problems)
@@ -154,7 +166,7 @@ def asked(study: Study, overrides: Sequence[str]) -> tuple[dict[str, Any], BaseM
 
 
 def _incomparable(study: Study, path: str) -> str:
-    """Return what makes trials that differ in a field incomparable, "" where nothing does."""
+    """Return what makes trials with different values of a field incomparable, "" for a field that may differ."""
     section, _, leaf = path.partition(".")
     if study.file.config != DEFAULT_CONFIG or {path, f"{section}.name"} & study.file.space.keys():
         return ""
@@ -163,39 +175,37 @@ def _incomparable(study: Study, path: str) -> str:
     return FIXED.get(path, "")
 
 
-def outside(study: Study, config: BaseModel) -> list[str]:
-    """Return which values of a configuration lie outside the ranges of the space."""
-    found = []
-    for path, entry in study.file.space.items():
-        if applies(config, path):
-            value = flat(config)[path]
-            if not inside(entry.distribution(field_type(config, path)), value):
-                found.append(f"{path}={as_text(value)} lies outside the range of the space")
-    return found
+def outside_space(study: Study, config: BaseModel) -> dict[str, Any]:
+    """Return the values of a configuration that are outside the ranges of the space, by path."""
+    values = {path: flat(config)[path] for path in study.file.space if applies(config, path)}
+    ranges = {path: study.file.space[path].distribution(field_type(config, path)) for path in values}
+    return {path: value for path, value in values.items() if not inside(ranges[path], value)}
 
 
-def by_hand(slots: Slots) -> list[ByHand]:
-    """Return the slots that were added beside the budget, in their order."""
+def added_slots(slots: Slots) -> list[AddedSlot]:
+    """Return the slots that users added in addition to the budget, in the order of the queue."""
     columns = (_c.kind, _c.state, _c.fixed, _c.origin, _c.trial_id)
-    added = sa.select(*columns).where(_c.study_id == slots.study_id, _c.slot >= ADDED).order_by(_c.slot)
-    return [ByHand(*row) for row in transact(slots.store, lambda connection: connection.execute(added).all())]
+    query = sa.select(*columns).where(_c.study_id == slots.study_id, _c.slot >= ADDED).order_by(_c.slot)
+    return [AddedSlot(*row) for row in transact(slots.store, lambda connection: connection.execute(query).all())]
 
 
-def waits(store: Store, snapshot: Snapshot, slots: Slots) -> list[str]:
-    """Return what keeps a slot that was just added from being run, each with its remedy."""
+def obstacles(store: Store, snapshot: Snapshot, slots: Slots) -> list[str]:
+    """Return one line for each reason why an added slot does not run now, with the remedy."""
     state = study_attrs(store, slots.study_id).get(STUDY_STATE, "active")
-    found = [] if state == "active" else [f"the study is {state}: hpo resume --study {snapshot.name}"]
+    lines = [] if state == "active" else [f"the study is {state}; to continue: hpo resume --study {snapshot.name}"]
     hours, tokens = snapshot.budget.get("hours"), snapshot.budget.get("tokens")
     if hours and snapshot.elapsed >= 3600 * float(hours):
-        found.append(f"its {hours:g} hours are over: `hpo launch` with larger --hours begins it")
+        lines.append(f"the budget of {hours:g} hours is used up; `hpo launch` with larger --hours starts the trial")
     if tokens and snapshot.rung_tokens and slots.rungs() + snapshot.rungs > math.ceil(tokens / snapshot.rung_tokens):
-        found.append(f"its {tokens:,} tokens pay for no further trial: `hpo launch` with a larger budget begins it")
+        lines.append(
+            f"the budget of {tokens:,} tokens has no room for another trial; "
+            "`hpo launch` with a larger budget starts the trial"
+        )
     if snapshot.target is not None:
-        found.append(
-            f"its target {snapshot.target} is reached: `hpo launch` with another budget.target in its file begins it"
+        lines.append(
+            f"the target {snapshot.target} is reached; "
+            "`hpo launch` with another budget.target in the study file starts the trial"
         )
     if not any(lease.seconds > 0 for lease in slots.owners()):
-        found.append(
-            f"no worker trains at the moment; where none waits: hpo launch, or hpo worker --study {snapshot.name}"
-        )
-    return found
+        lines.append(f"no worker is training; if none is waiting: hpo launch, or hpo worker --study {snapshot.name}")
+    return lines

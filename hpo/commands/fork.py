@@ -1,4 +1,4 @@
-"""A new study that begins with those trials of another one that it would train alike."""
+"""`hpo fork`: create a study that starts with the trials of another study that it would train in the same way."""
 
 import shlex
 from collections import Counter
@@ -23,17 +23,20 @@ from hpo.study.load import load_study
 from hpo.study.spec import NAME, Study, from_spec
 from model.section import flat
 
-FROM = "forked_from"  # user attribute of one: study/number
-CARRIED = (END_REASON, METRICS, IS_FEASIBLE, MACHINE)  # what else it keeps
+FROM = "forked_from"  # user attribute of a copied trial: study/number
+COPIED = (END_REASON, METRICS, IS_FEASIBLE, MACHINE)  # user attributes that a copied trial keeps
 
 
-def fork(store: Store, source: str, origin: str, name: str | None, overrides: Sequence[str], trials: int | None) -> str:
-    """Make a study from a file, with the trials of another one that fit it; return what was done.
+def fork_study(
+    store: Store, source: str, origin: str, name: str | None, overrides: Sequence[str], trials: int | None
+) -> str:
+    """Create a study from a file, copy the matching trials of another study, and return lines that say so.
 
-    origin: name of that study. name: of the new one, else that of the file. trials: its budget, else the file's.
+    source: name or path of the study file. origin: name of the study whose trials are copied. name: name of the new
+    study, None for the name of the file. trials: budget of the new study, None for the budget of the file.
 
     Raises:
-        Problem: there is a study of that name, or no trial of the other one fits.
+        Problem: a study of that name exists, or no trial of the other study matches.
     """
     budget = {"trials": trials}
     study = load_study(source, overrides, budget)
@@ -41,18 +44,18 @@ def fork(store: Store, source: str, origin: str, name: str | None, overrides: Se
     new = replace(study, name=_new_name(store, study, name))
     data_hash, anchors = describe_data(new.base)
     _check_comparable(old, new, data_hash)
-    fit, others = sorted_out(old, new)
-    if not fit:
+    matching, rejected = matching_trials(old, new)
+    if not matching:
         raise Problem(
-            f"fork: no finished trial of study {old.study.name} is one of {new.source}: "
-            f"{_counted(others) or 'it has none yet'}; `hpo launch` of the file begins without"
+            f"fork: no finished trial of study {old.study.name} matches {new.source}: "
+            f"{_counted(rejected) or 'no trial has finished'}; `hpo launch` of the file starts without copied trials"
         )
     stored = register_study(store, new, data_hash, anchors, budget)
-    _carry(stored, fit)
-    left_out = f"; {sum(others.values())} left out: {_counted(others)}" if others else ""
-    n = len(fit) + sum(others.values())
+    _copy(stored, matching)
+    not_copied = f"; {sum(rejected.values())} not copied: {_counted(rejected)}" if rejected else ""
+    n = len(matching) + sum(rejected.values())
     return (
-        f"{new.name}: begins with {len(fit)} of the {n} finished trials of {old.study.name}{left_out}\n"
+        f"{new.name}: starts with {len(matching)} of the {n} finished trials of {old.study.name}{not_copied}\n"
         f"next: {_next(study.name, new, source, overrides, trials)}"
     )
 
@@ -61,7 +64,7 @@ def _new_name(store: Store, study: Study, name: str | None) -> str:
     """Return the name of the new study.
 
     Raises:
-        Problem: it is no name, or taken.
+        Problem: the name has invalid characters, or the storage holds a study of this name.
     """
     if name is not None and (not NAME.fullmatch(name) or name.endswith((".yaml", ".yml"))):
         raise Problem(
@@ -69,92 +72,90 @@ def _new_name(store: Store, study: Study, name: str | None) -> str:
         )
     new = name or study.name
     if new in study_ids(store):
-        raise Problem(
-            f"fork: the storage holds a study {new!r} already; give the new one a name with --as, or its file"
-        )
+        raise Problem(f"fork: the storage already holds a study {new!r}; give the new study another name with --as")
     return new
 
 
 def _check_comparable(old: StoredStudy, new: Study, data_hash: str | None) -> None:
-    """Refuse a study whose results are measured otherwise.
+    """Check that trials of both studies are measured in the same way.
 
     Raises:
-        Problem: naming every key that differs.
+        Problem: some keys differ; the message names all of them.
     """
-    have, here = old.study, new
+    before, after = old.study, new
     pairs = {
-        "train": (have.file.train, here.file.train),
-        "config": (have.file.config, here.file.config),
-        "objective": (have.file.objective, here.file.objective),
-        "rungs": (have.rungs, here.rungs),
-        "tokens of a rung": (have.rung_tokens, here.rung_tokens),
+        "train": (before.file.train, after.file.train),
+        "config": (before.file.config, after.file.config),
+        "objective": (before.file.objective, after.file.objective),
+        "rungs": (before.rungs, after.rungs),
+        "tokens of a rung": (before.rung_tokens, after.rung_tokens),
     }
     problems = [
-        f"{new.source}: {key}: must be that of study {have.name}, {before!r}, or their trials cannot be compared, "
-        f"got {after!r}"
-        for key, (before, after) in pairs.items()
-        if before != after
+        f"{new.source}: {key}: must be the same as in study {before.name}, {old_value!r}, because otherwise their "
+        f"trials cannot be compared; got {new_value!r}"
+        for key, (old_value, new_value) in pairs.items()
+        if old_value != new_value
     ]
     if problems:
         raise Problem(*problems)
     check_data_hash(old.optuna, data_hash)
 
 
-def sorted_out(old: StoredStudy, new: Study) -> tuple[list[FrozenTrial], Counter[str]]:
-    """Return the finished trials of a study as rows of a new one, and the others, counted by reason."""
-    new = from_spec(new.spec())  # as workers see it: every field of its base is given
-    found = old.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    rows = [_row(old.study, new, trial) for trial in found]
-    return [row for row in rows if not isinstance(row, str)], Counter(row for row in rows if isinstance(row, str))
+def matching_trials(old: StoredStudy, new: Study) -> tuple[list[FrozenTrial], Counter[str]]:
+    """Return the finished trials of a study as trials of a new study, and the counts of the others by reason."""
+    new = from_spec(new.spec())  # as workers see it: with every field of its base
+    finished = old.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    copies = [_copy_or_reason(old.study, new, trial) for trial in finished]
+    return [c for c in copies if not isinstance(c, str)], Counter(c for c in copies if isinstance(c, str))
 
 
-def _row(old: Study, new: Study, trial: FrozenTrial) -> FrozenTrial | str:
-    """Return a trial as a row of a new study, or why it is none."""
+def _copy_or_reason(old: Study, new: Study, trial: FrozenTrial) -> FrozenTrial | str:
+    """Return a trial as a trial of the new study, or the reason why it does not match."""
     if trial.user_attrs.get(END_REASON) in LIMIT_CONSTRAINTS and old.file.limits != new.file.limits:
-        return "ended at another limit"
-    given = trial.user_attrs.get(FIXED_VALUES, trial.params)
+        return "ended at a different limit"
+    values = trial.user_attrs.get(FIXED_VALUES, trial.params)
     try:
-        before = flat(old.configured(given))
+        before = flat(old.configured(values))
         config = new.configured({path: before[path] for path in new.file.space if path in before})
     except ValidationError:
         return "not a valid configuration"
     after = flat(config)
     differs = next((path for path in {**after, **before} if after.get(path) != before.get(path)), None)
     if differs is not None:
-        return f"another {differs}"
+        return f"different {differs}"
     params = held(config, new.file.space)
     outside = next((path for path in new.file.space if path in after and path not in params), None)
     if outside is not None:
         return f"{outside} outside its range"
-    kept = {key: trial.user_attrs[key] for key in CARRIED if key in trial.user_attrs}
-    row = create_trial(
+    attrs = {key: trial.user_attrs[key] for key in COPIED if key in trial.user_attrs}
+    copy = create_trial(
         state=trial.state,
         values=trial.values,
         params={path: value for path, (value, _) in params.items()},
         distributions={path: kind for path, (_, kind) in params.items()},
         intermediate_values=trial.intermediate_values,
-        user_attrs={"kind": FORKED, FROM: f"{old.name}/{trial.number}", **kept},
+        user_attrs={"kind": FORKED, FROM: f"{old.name}/{trial.number}", **attrs},
         constraints=trial.constraints or None,
     )
-    row.datetime_start, row.datetime_complete = trial.datetime_start, trial.datetime_complete
-    return row
+    copy.datetime_start, copy.datetime_complete = trial.datetime_start, trial.datetime_complete
+    return copy
 
 
-def _carry(stored: StoredStudy, rows: Sequence[FrozenTrial]) -> None:
-    """Write rows into a study that was just made; where that fails, the study is gone again."""
+def _copy(stored: StoredStudy, trials: Sequence[FrozenTrial]) -> None:
+    """Write trials to a new study. If that fails, delete the study."""
     study_id = get_study_id(stored.optuna)
     with creation_lock(stored.store.url, stored.store.patience):
         if stored.optuna.get_trials(deepcopy=False):
-            raise Problem(f"fork: another process made study {stored.study.name!r} at the same moment")
+            raise Problem(f"fork: another process created study {stored.study.name!r} at the same time")
         try:
-            for row in rows:
-                stored.store.optuna.create_new_trial(study_id, row)
+            for trial in trials:
+                stored.store.optuna.create_new_trial(study_id, trial)
         except BaseException:
-            _remove(stored)
+            _delete(stored)
             raise
 
 
-def _remove(stored: StoredStudy) -> None:
+def _delete(stored: StoredStudy) -> None:
     delete_slots(stored.slots)
     optuna.delete_study(study_name=stored.study.name, storage=stored.store.optuna)
 
@@ -164,7 +165,7 @@ def _counted(reasons: Counter[str]) -> str:
 
 
 def _next(stem: str, new: Study, source: str, overrides: Sequence[str], trials: int | None) -> str:
-    """Return what to type to run the new study: by its file, or by a name that only the storage has."""
+    """Return the command that runs the new study, by its file or by a name that only the storage has."""
     if new.name != stem:
         return shlex.join(["hpo", "launch", "--study", new.name])
     words = ["hpo", "launch", "--study", source, *(word for text in overrides for word in ("--set", text))]

@@ -1,4 +1,4 @@
-"""hpo launch: a study by its name or its file, run to its end, what it found, and what to type next."""
+"""`hpo launch`: run a study to its end, print the best trial and the next commands."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -21,16 +21,16 @@ from hpo.study.load import load_study
 from hpo.study.spec import Study, from_spec
 
 
-def launch(options: Options) -> int:
-    """Run a study to the end of its budget; return the exit status."""
-    study = held(options) or load_study(options.study, options.overrides, options.budget, options.seed)
+def launch_study(options: Options) -> int:
+    """Run a study to the end of its budget and return the exit status."""
+    study = find_stored_study(options) or load_study(options.study, options.overrides, options.budget, options.seed)
     if study.file.arms is not None and options.budget.get("trials") not in (None, study.file.budget.trials):
-        raise Problem(f"--trials: must be left out, since {study.name} has arms: their runs are the budget")
+        raise Problem(f"--trials: must be omitted, because {study.name} has arms, and their runs are the budget")
     return run(options, study, conclude_arms if study.file.arms is not None else conclude_search)
 
 
-def held(options: Options) -> Study | None:
-    """Return a study that has no file here but lies in the storage, such as one that `hpo fork` made; else None."""
+def find_stored_study(options: Options) -> Study | None:
+    """Return a study that has no file here but is in the storage, such as a study of `hpo fork`; otherwise None."""
     with suppress(Problem):
         find(options.study)
         return None
@@ -43,35 +43,37 @@ def held(options: Options) -> Study | None:
     if SPEC not in attrs:
         return None
     if options.overrides or options.seed is not None:
-        raise Problem(f"--set, --seed: must be left out, since {options.study} is begun and keeps its questions")
-    asked = {key: value for key, value in options.budget.items() if value is not None}
-    return from_spec({**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **asked}})
+        raise Problem(
+            f"--set, --seed: must be omitted, because study {options.study} exists and its definition cannot change"
+        )
+    budget = {key: value for key, value in options.budget.items() if value is not None}
+    return from_spec({**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **budget}})
 
 
 def conclude_search(snapshot: Snapshot, folder: Path, options: Options, seconds: float) -> int:
-    """Say what a study found, keep its best configuration, and say what to type next."""
+    """Print the result of a study, save its best configuration, and print the next commands."""
     n, spent = counts(snapshot), tokens(snapshot)
     ended = n["complete"] + n["pruned"] + n["failed"]
-    spared = ""
+    savings = ""
     if spent["trained"] and spent["saved_by_pruning"]:
         share = spent["saved_by_pruning"] / (spent["trained"] + spent["saved_by_pruning"])
-        spared = f"; pruning saved {share:.0%} of the tokens"
+        savings = f"; pruning saved {share:.0%} of the tokens"
     say(
         f"{snapshot.name}: {ended} trials after {clock(seconds)}: {n['complete']} complete, {n['pruned']} pruned, "
-        f"{n['failed']} failed{spared}"
+        f"{n['failed']} failed{savings}"
     )
     best = snapshot.best()
     if best is None:
-        raise NothingFeasible(f"study {snapshot.name}: no trial was completed; `hpo trials` and `hpo show N` say why")
+        raise NothingFeasible(f"study {snapshot.name}: no trial is complete; `hpo trials` and `hpo show N` say why")
     path = folder / "best.yaml"
     write_file(path, text(snapshot, best_trial(snapshot), UNCONFIRMED))
-    print("\n".join(best_lines(snapshot, path, options)))
+    print("\n".join(result_lines(snapshot, path, options)))
     return 0
 
 
 def conclude_arms(snapshot: Snapshot, folder: Path, options: Options, seconds: float) -> int:
-    """Say how the arms of a study compare with the first of them, as the command that made it would."""
-    from hpo.evidence import ablate, confirm  # scipy, which takes longer to load than a short search
+    """Print how the arms of a study compare with the first arm, as the command that created the study does."""
+    from hpo.evidence import ablate, confirm  # these import scipy, which takes longer than a short search
     from hpo.evidence.paired import compare_arms, comparison_record
 
     about = snapshot.spec["about"]
@@ -80,33 +82,33 @@ def conclude_arms(snapshot: Snapshot, folder: Path, options: Options, seconds: f
     if "ablates" in about:
         return ablate.conclude_ablation(snapshot, folder, options, seconds)
 
-    def tell() -> bool:
-        found = compare_arms(snapshot)
-        rows([comparison_record(row) for row in found], Format.table)
+    def print_comparison() -> bool:
+        comparisons = compare_arms(snapshot)
+        rows([comparison_record(row) for row in comparisons], Format.table)
         for note in caveats(snapshot):
             say(f"note: {note}")
-        return any(row.difference for row in found) or (len(found) == 1 and found[0].n > 0)
+        return any(row.difference for row in comparisons) or (len(comparisons) == 1 and comparisons[0].n > 0)
 
-    return conclude_comparison(snapshot, seconds, tell)
+    return conclude_comparison(snapshot, seconds, print_comparison)
 
 
-def best_lines(snapshot: Snapshot, path: Path, options: Options) -> list[str]:
-    """Return the best configuration, what changed against the baseline, and the next commands."""
+def result_lines(snapshot: Snapshot, path: Path, options: Options) -> list[str]:
+    """Return lines with the best trial, its differences from the baseline, and the next commands."""
     best = best_trial(snapshot)
-    found = [standing(snapshot), *aims(snapshot), ""]
+    lines = [standing(snapshot), *aims(snapshot), ""]
     changed = changes(snapshot, best)
     width = max((len(field) for field, _, _ in changed), default=0)
-    found += [f"  {field:{width}}  {as_text(before):>8} -> {as_text(after)}" for field, before, after in changed]
-    found += ["" if changed else "  the baseline itself: nothing that was tried is better"]
+    lines += [f"  {field:{width}}  {as_text(before):>8} -> {as_text(after)}" for field, before, after in changed]
+    lines += ["" if changed else "  the best trial is the baseline: no other trial is better"]
     if notes := caveats(snapshot):
-        found += [*(f"note: {note}" for note in notes), ""]
-    at = where(options)
+        lines += [*(f"note: {note}" for note in notes), ""]
+    storage = where(options)
     return [
-        *found,
+        *lines,
         f"complete configuration: {path}",
         "next:",
-        f"  hpo confirm --study {snapshot.name}{at} --workers {max(1, options.workers)}",
-        f"  hpo export --study {snapshot.name}{at} -o best.yaml",
+        f"  hpo confirm --study {snapshot.name}{storage} --workers {max(1, options.workers)}",
+        f"  hpo export --study {snapshot.name}{storage} -o best.yaml",
         "  hpo train best.yaml",
-        f"  hpo dashboard{at}",
+        f"  hpo dashboard{storage}",
     ]

@@ -1,16 +1,16 @@
-"""hpo limits: the largest batch that fits, found by estimate and then by trying, each try a process of its own."""
+"""`hpo limits`: find the largest batch size that fits in memory, by estimates and by trial runs."""
 
 import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from hpo.commands.batch_search import BATCH, BatchSearch
 from hpo.config.files import path_of, read_config
 from hpo.config.overrides import overridden
 from hpo.config.validation import messages
@@ -23,201 +23,110 @@ from model.config import TrainConfig
 from model.data.prepare import PreparedData
 from model.section import updated
 
-BATCH = "run.batch_size"
-TRIES = 8
-TRY_S = 900.0
-MOST_TOKENS = 2**19  # of a batch: that of the GPT-3 of 125 million parameters (Brown et al. 2020, table 2.1)
-SHARE = 0.9  # of what is free: other programs and what the allocator loses need some too
+TRIAL_RUN_S = 900.0
+MAX_BATCH_TOKENS = 2**19  # the batch of the GPT-3 model of 125 million parameters (Brown et al. 2020, table 2.1)
+FREE_SHARE = 0.9  # of the free memory: other programs and the allocator's fragments need the rest
 
 
-@dataclass
-class Search:
-    """What is known of the batches of a configuration: estimates, and the tries that were made."""
+def print_limits(path: Path, overrides: Sequence[str], memory: float | None, runs: int, format: Format) -> None:
+    """Print the memory of several batch sizes, and the largest batch size that fits.
 
-    config: TrainConfig
-    vocab_size: int
-    runs: int
-    device: str
-    room: int
-    """Bytes that a run may need."""
-    cap: int
-    """The largest batch that makes sense."""
-    estimates: dict[int, int] = field(default_factory=dict)
-    tries: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    best: int = 0
-    """The largest batch that ran."""
-    worst: int = 0
-    """The smallest batch that did not, or one above the cap."""
-
-    def __post_init__(self) -> None:
-        self.worst = self.cap + 1
-
-    def estimate(self, batch: int) -> int:
-        from model.memory.estimate import estimate
-
-        if batch not in self.estimates:
-            self.estimates[batch] = estimate(self.of(batch), self.vocab_size, self.runs).total
-        return self.estimates[batch]
-
-    def of(self, batch: int) -> TrainConfig:
-        return updated(self.config, {BATCH: batch})
-
-    def needs(self, batch: int) -> int:
-        """Return the bytes of a batch by estimate, corrected by what the largest that ran was measured to need."""
-        from model.memory.capacity import calibrated
-
-        if self.best:
-            return round(self.estimate(batch) * self.tries[self.best]["peak_bytes"] / self.estimate(self.best))
-        return calibrated(self.estimate(batch), self.device)  # by earlier runs on this device
-
-    def next(self) -> int | None:
-        """Return the batch to try next, none where the limit is known well enough."""
-        if len(self.tries) >= TRIES or self.worst - self.best <= max(1, self.best // 16):
-            return None
-        if self.worst <= self.cap:  # one did not fit: by halves, since the estimate was too low
-            return self.worst * 3 // 4 if self.best == 0 and self.worst > 2 else (self.best + self.worst) // 2
-        guess = largest(lambda batch: self.needs(batch) <= self.room, self.cap)
-        return guess if guess > self.best else min(self.cap, self.best + max(1, self.best // 8))
-
-    def take(self, batch: int, found: Mapping[str, Any]) -> None:
-        """Take in what came of a try."""
-        from model.memory.capacity import learn
-
-        self.tries[batch] = found
-        measured = found.get("peak_bytes")
-        if measured is not None:
-            learn(self.estimate(batch), measured, self.device)
-        if measured is not None and measured <= self.room:
-            self.best = max(self.best, batch)
-        else:
-            self.worst = min(self.worst, batch)
-
-    def table(self) -> list[dict[str, Any]]:
-        """Return a record for each batch tried, and for each power of two below the limit."""
-        powers = {2**n for n in range(self.cap.bit_length()) if 2**n < self.worst}
-        return [self._record(batch) for batch in sorted(powers | self.tries.keys())]
-
-    def _record(self, batch: int) -> dict[str, Any]:
-        tried = self.tries.get(batch, {})
-        measured, speed = tried.get("peak_bytes"), tried.get("tokens_per_second")
-        return {
-            "batch_size": batch,
-            "estimated_gb": round(self.needs(batch) / 1e9, 3),
-            "measured_gb": None if measured is None else round(measured / 1e9, 3),
-            "tokens_per_second": None if speed is None else round(speed),
-            "fits": None if self.best < batch < self.worst else batch <= self.best,
-        }
-
-
-def limits(path: Path, overrides: Sequence[str], memory: float | None, runs: int, format: Format) -> None:
-    """Print what batches of a configuration need, and the largest that fits.
-
-    memory: in GB, for all; none: most of what is free.
+    memory: in GB for the whole pack, None for most of the free memory. runs: trials that train together, as a pack.
 
     Raises:
-        Problem: the file is no configuration of ours, or asks for what is not here.
-        NothingFeasible: not even a batch of one fits.
+        Problem: the file is not a configuration of hpo's own trainer, or its device or data is missing.
+        NothingFeasible: not even a batch of one sequence fits.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # which ends a try that is going on, too
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # also ends a trial run in progress
     if memory is not None and not memory > 0:
         raise Problem(f"--memory: must be above 0, in GB, got {memory:g}")
-    config = configuration(path, overrides)
+    config = read_train_config(path, overrides)
     set_thread_environment(available_cores())  # before torch is loaded
     data = prepare_data(config)
-    cap, why = capped(config, data)
-    device, room = _room(config, memory)
-    search = Search(config, data.vocab_size, runs, device, room, cap)
-    say(f"{room / 1e9:.2f} GB on {device}; {BATCH} up to {cap:,}, {why}")
+    cap, reason = largest_useful_batch(config, data)
+    device, room = _device_memory(config, memory)
+    search = BatchSearch(config, data.vocab_size, runs, device, room, cap)
+    say(f"{room / 1e9:.2f} GB on {device}; {BATCH} up to {cap:,}, {reason}")
     while (batch := search.next()) is not None:
-        say(f"{BATCH}={batch}: about {search.needs(batch) / 1e9:.2f} GB by estimate; trying")
-        search.take(batch, found := attempt(search.of(batch), runs, room))
-        say(f"{BATCH}={batch}: {_told(found, room)}")
+        say(f"{BATCH}={batch}: about {search.needs(batch) / 1e9:.2f} GB by estimate; testing")
+        search.add(batch, result := trial_run(search.with_batch(batch), runs, room))
+        say(f"{BATCH}={batch}: {_result_text(result, room)}")
     rows(search.table(), format)
-    _conclude(search, why)
+    _conclude(search, reason)
 
 
-def configuration(path: Path, overrides: Sequence[str]) -> TrainConfig:
-    """Return the configuration of a file, or of a base by its name.
+def read_train_config(path: Path, overrides: Sequence[str]) -> TrainConfig:
+    """Return the configuration of a file, or the base configuration of this name, with overrides.
 
     Raises:
-        Problem: there is none, it is not ours to estimate, or the batch that is looked for is given.
+        Problem: there is no such configuration, it uses another trainer, or the overrides set the batch size.
     """
     path = path_of(path)
     tree, provenance = read_config(path)
-    for key, ours in ("train", DEFAULT_TRAIN), ("config", DEFAULT_CONFIG):
-        if (own := provenance.get(key, ours)) != ours:
-            raise Problem(f"{path}: provenance.{key}: must be {ours}, whose memory can be estimated, got {own}")
+    for key, default in ("train", DEFAULT_TRAIN), ("config", DEFAULT_CONFIG):
+        if (value := provenance.get(key, default)) != default:
+            raise Problem(f"{path}: provenance.{key}: must be {default}, whose memory can be estimated, got {value}")
     try:
         config = TrainConfig.model_validate(tree)
     except ValidationError as error:
         raise Problem(*(f"{path}: {text}" for text in messages(error, TrainConfig))) from None
     for override in overrides:
         if override.split("=")[0].strip() == BATCH:
-            raise Problem(f"--set {override}: {BATCH} is what is looked for; leave it out")
+            raise Problem(f"--set {override}: must not set {BATCH}, which this command searches; omit it")
     return overridden(config, overrides)
 
 
-def capped(config: TrainConfig, data: PreparedData) -> tuple[int, str]:
-    """Return the largest batch that makes sense, and why no larger one does."""
+def largest_useful_batch(config: TrainConfig, data: PreparedData) -> tuple[int, str]:
+    """Return the largest batch size that makes sense, and the reason why a larger one does not."""
     from model.data.batches import TrainingBatches
 
     run, context = config.run, config.model.context
     order = TrainingBatches(data.splits["train"], config.data, context, run.seed)
-    rung = config.rung_tokens() if run.align else run.tokens / run.rungs
+    rung_tokens = config.rung_tokens() if run.align else run.tokens / run.rungs
     bounds = [
-        (int(rung) // (run.grad_accum * context), f"where a rung of run.tokens={run.tokens} is one update"),
+        (int(rung_tokens) // (run.grad_accum * context), f"where a rung of run.tokens={run.tokens} is one update"),
         (order.n_rows(0) // run.grad_accum, "where an update is the whole training text"),
-        (MOST_TOKENS // context, f"{MOST_TOKENS:,} tokens in a batch"),
+        (MAX_BATCH_TOKENS // context, f"{MAX_BATCH_TOKENS:,} tokens in a batch"),
     ]
-    cap, why = min(bounds)
-    return max(1, cap), why
+    cap, reason = min(bounds)
+    return max(1, cap), reason
 
 
-def largest(fits: Callable[[int], bool], cap: int) -> int:
-    """Return the largest batch of at most `cap` that fits, by doubling and halving; 1 where none does."""
-    low, high = 1, 2
-    while high <= cap and fits(high):
-        low, high = high, 2 * high
-    high = min(high, cap + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def trial_run(config: TrainConfig, runs: int, room: int) -> dict[str, Any]:
+    """Train two updates in a separate process that may use `room` bytes, and return its measurements.
 
-
-def attempt(config: TrainConfig, runs: int, room: int) -> dict[str, Any]:
-    """Train two updates in a process of its own, bound to `room` bytes; return what it answered.
+    The result has peak_bytes, tokens_per_second and loss, or out_of_memory with a reason.
 
     Raises:
-        WorkFailed: it failed for another reason than memory.
+        WorkFailed: the process failed for another reason than memory.
     """
-    # Accumulating adds no memory, only time.
-    whole = updated(config, {"run.grad_accum": 1})
-    asked = {"config": whole.model_dump(mode="json"), "updates": 2, "runs": runs, "limit": room}
+    # Gradient accumulation needs more time, but not more memory.
+    single = updated(config, {"run.grad_accum": 1})
+    request = {"config": single.model_dump(mode="json"), "updates": 2, "runs": runs, "limit": room}
     command = [sys.executable, "-m", "model.memory.dry_run"]
     name = f"{BATCH}={config.run.batch_size}"
     try:
-        done = subprocess.run(
-            command, input=json.dumps(asked), capture_output=True, text=True, timeout=TRY_S, check=False
+        process = subprocess.run(
+            command, input=json.dumps(request), capture_output=True, text=True, timeout=TRIAL_RUN_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise WorkFailed(f"{name}: two updates took more than {TRY_S:.0f} s; give less --memory") from None
-    if done.returncode < 0:  # the system, which had no more to give
-        return {"out_of_memory": f"the system ended it with {signal.Signals(-done.returncode).name}"}
-    if done.returncode:
-        last = (done.stderr.strip() or "no reason given").splitlines()[-1]
+        raise WorkFailed(f"{name}: two updates took more than {TRIAL_RUN_S:.0f} s; use a smaller --memory") from None
+    if process.returncode < 0:  # the system killed the process, because memory ran out
+        return {"out_of_memory": f"the system ended it with {signal.Signals(-process.returncode).name}"}
+    if process.returncode:
+        last = (process.stderr.strip() or "the process gave no reason").splitlines()[-1]
         raise WorkFailed(f"{name}: {last}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if "error" in found:
-        raise WorkFailed(f"{name}: {found['error']}")
-    return found
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    if "error" in result:
+        raise WorkFailed(f"{name}: {result['error']}")
+    return result
 
 
-def _room(config: TrainConfig, memory: float | None) -> tuple[str, int]:
-    """Return the device and the bytes that a run may need there.
+def _device_memory(config: TrainConfig, memory: float | None) -> tuple[str, int]:
+    """Return the device, and the bytes of its memory that the runs may use.
 
     Raises:
-        Problem: the device is not here, or has not so much.
+        Problem: the machine has no such device, or the device has less memory.
     """
     from model.errors import ConfigError
     from model.memory.capacity import capacity
@@ -227,37 +136,37 @@ def _room(config: TrainConfig, memory: float | None) -> tuple[str, int]:
         device = resolve(config).run.device
     except ConfigError as error:
         raise Problem(str(error)) from None
-    there = capacity(device)
+    free = capacity(device)
     if memory is None:
-        return device, int(SHARE * there)
-    if memory * 1e9 > there:
-        raise Problem(f"--memory: must be at most {there / 1e9:.1f}, the GB free on {device}, got {memory:g}")
+        return device, int(FREE_SHARE * free)
+    if memory * 1e9 > free:
+        raise Problem(f"--memory: must be at most {free / 1e9:.1f}, the GB free on {device}, got {memory:g}")
     return device, int(memory * 1e9)
 
 
-def _told(found: Mapping[str, Any], room: int) -> str:
-    if "peak_bytes" not in found:
-        return f"does not fit: {found['out_of_memory']}"
-    over = ", which is too much," if found["peak_bytes"] > room else ""
-    speed = f"{number(found['tokens_per_second'])} tokens/s"
-    loss = "" if found["loss"] is not None else "; its loss is not finite, lower optimizer.lr"
-    return f"ran in {found['peak_bytes'] / 1e9:.2f} GB{over} at {speed}{loss}"
+def _result_text(result: Mapping[str, Any], room: int) -> str:
+    if "peak_bytes" not in result:
+        return f"does not fit: {result['out_of_memory']}"
+    over = ", which is too much," if result["peak_bytes"] > room else ""
+    speed = f"{number(result['tokens_per_second'])} tokens/s"
+    loss = "" if result["loss"] is not None else "; its loss is not finite, lower optimizer.lr"
+    return f"ran in {result['peak_bytes'] / 1e9:.2f} GB{over} at {speed}{loss}"
 
 
-def _conclude(search: Search, why: str) -> None:
-    """Say what to type.
+def _conclude(search: BatchSearch, reason: str) -> None:
+    """Print the result and the options that use it.
 
     Raises:
-        NothingFeasible: nothing ran.
+        NothingFeasible: no batch size ran.
     """
     if not search.best:
         raise NothingFeasible(
-            f"{BATCH}: none fits in {search.room / 1e9:.2f} GB, {search.worst} was the smallest tried; "
-            "use a smaller model.context or model, or give more --memory"
+            f"{BATCH}: none fits in {search.room / 1e9:.2f} GB, {search.worst} was the smallest tested; "
+            "use a smaller model.context or model, or a larger --memory"
         )
     if search.worst > search.cap:
-        say(f"{BATCH}={search.best} ran; larger ones were not tried, {why}")
+        say(f"{BATCH}={search.best} ran; larger ones were not tested, {reason}")
     else:
         say(f"{BATCH}={search.best} ran, {search.worst} did not")
-    say("a larger batch makes fewer updates of the same tokens: results change, and the best learning rate with them")
-    say(f"type: --set {BATCH}={search.best}" + (f" --pack {search.runs}" if search.runs > 1 else ""))
+    say("a larger batch makes fewer updates of the same tokens: the results and the best learning rate change")
+    say(f"use: --set {BATCH}={search.best}" + (f" --pack {search.runs}" if search.runs > 1 else ""))

@@ -1,4 +1,4 @@
-"""What the commands that only look print."""
+"""`hpo studies`, `status`, `show`, `best` and `logs`: records of studies and trials for people and programs."""
 
 import time
 from collections import Counter
@@ -18,35 +18,37 @@ from hpo.storage.attributes import ERROR, METRICS
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import Trial, study_ids
 
-SPECIAL = ("diverged", "invalid", "oom", "timeout", "lost", "killed", "error")
-REMEDY = {"paused": "; paused: `hpo resume` goes on", "stopped": "; stopped: `hpo launch` goes on"}
-LATEST = 5  # events that `hpo status` shows
-TWICE = {"val_perplexity"}  # val_loss in other words
+FAILURES = ("diverged", "invalid", "oom", "timeout", "lost", "killed", "error")
+NEXT_STEPS = {
+    "paused": "; paused: `hpo resume` continues the study",
+    "stopped": "; stopped: `hpo launch` continues the study",
+}
+MAX_EVENTS = 5  # events that `hpo status` shows
+REDUNDANT_METRICS = {"val_perplexity"}  # the exponential of val_loss
 
 
-def studies(store: OpenStorage) -> list[dict[str, Any]]:
-    """Return one record a study."""
+def study_records(store: OpenStorage) -> list[dict[str, Any]]:
+    """Return one record per study of hpo; the database may also hold studies of other programs."""
     from hpo.errors import Problem
 
-    found: list[dict[str, Any]] = []
+    studies: list[dict[str, Any]] = []
     for name in sorted(study_ids(store)):
         try:
             snapshot = read_snapshot(store, name)
         except Problem:
-            continue  # another program's study in the same database
+            continue  # a study of another program
         best = snapshot.best()
-        found.append(
-            {"study": name, **counts(snapshot), snapshot.objective: best and rounded(snapshot.noise, best.values[0])}
-        )
-    return found
+        objective = best and rounded(snapshot.noise, best.values[0])
+        studies.append({"study": name, **counts(snapshot), snapshot.objective: objective})
+    return studies
 
 
 def show_status(store: OpenStorage, name: str | None, format: Format, watch: bool) -> None:
-    """Print how far a study is, once or until it ends."""
+    """Print the progress of a study once, or every two seconds until the study ends."""
     while True:
         snapshot = read_snapshot(store, name)
         if format is Format.table:
-            print(_told(snapshot), flush=True)
+            print(_status_text(snapshot), flush=True)
         else:
             record(summary(snapshot), format)
         if not watch or ended(snapshot):
@@ -54,131 +56,134 @@ def show_status(store: OpenStorage, name: str | None, format: Format, watch: boo
         time.sleep(2)
 
 
-def _told(snapshot: Snapshot) -> str:
+def _status_text(snapshot: Snapshot) -> str:
     """Return the status of a study as a few lines."""
     n, spent = counts(snapshot), tokens(snapshot)
-    total = sum(snapshot.slots.values()) if snapshot.budget.get("trials") else None  # what was added by hand included
-    told = [
+    total = sum(snapshot.slots.values()) if snapshot.budget.get("trials") else None  # with the added trials
+    lines = [
         f"{snapshot.name}: {n['complete'] + n['pruned'] + n['failed']} of {total or 'any number of'} trials ended, "
-        f"first launched {clock(snapshot.elapsed)} ago" + REMEDY.get(snapshot.state, ""),
+        f"first launched {clock(snapshot.elapsed)} ago" + NEXT_STEPS.get(snapshot.state, ""),
         ", ".join(f"{count} {state}" for state, count in n.items()),
     ]
-    held = [t.number for t in snapshot.trials if word(snapshot, t) == "interrupted"]
-    if held:
-        told.append(f"interrupted, to be gone on with by the next worker: trials {', '.join(map(str, held))}")
-    if carried := len(snapshot.trials) - len(snapshot.own):
-        told.append(f"{carried} more were carried over from another study")
-    words = Counter(word(snapshot, t) for t in snapshot.own)
-    special = {w: words[w] for w in SPECIAL if words[w]}
-    if special:
-        told.append("of these " + ", ".join(f"{count} {w}" for w, count in special.items()))
-    told += _happened(snapshot)
+    interrupted = [t.number for t in snapshot.trials if word(snapshot, t) == "interrupted"]
+    if interrupted:
+        lines.append(f"interrupted, the next worker resumes them: trials {', '.join(map(str, interrupted))}")
+    if copied := len(snapshot.trials) - len(snapshot.own):
+        lines.append(f"{copied} more were copied from another study")
+    ends = Counter(word(snapshot, t) for t in snapshot.own)
+    failures = {end: ends[end] for end in FAILURES if ends[end]}
+    if failures:
+        lines.append("of these " + ", ".join(f"{count} {end}" for end, count in failures.items()))
+    lines += _event_lines(snapshot)
     if spent["trained"] is not None:
-        told.append(f"{spent['trained']:,} tokens trained, {spent['saved_by_pruning']:,} saved by pruning")
-    told += [standing(snapshot) or "no trial is complete yet", *aims(snapshot)]
-    told += [f"note: {note}" for note in caveats(snapshot)]
-    return "\n".join(told)
+        lines.append(f"{spent['trained']:,} tokens trained, {spent['saved_by_pruning']:,} saved by pruning")
+    lines += [standing(snapshot) or "no trial is complete yet", *aims(snapshot)]
+    lines += [f"note: {note}" for note in caveats(snapshot)]
+    return "\n".join(lines)
 
 
-def _happened(snapshot: Snapshot) -> list[str]:
-    """Return what happened out of the ordinary: how often each, and the latest in a line each."""
+def _event_lines(snapshot: Snapshot) -> list[str]:
+    """Return the counts of unusual events, such as lost workers, and one line for each of the latest events."""
     if not snapshot.happened:
         return []
-    often = Counter(happening.event_type for happening in snapshot.happened)
-    told = ["on the way: " + ", ".join(f"{count} {w}" for w, count in often.items()) + "; the latest:"]
-    return told + [
-        f"  {clock(h.seconds_ago)} ago: {h.event_type}{_where(snapshot, h)}" for h in snapshot.happened[:LATEST]
-    ]
+    n = Counter(event.event_type for event in snapshot.happened)
+    title = "events: " + ", ".join(f"{count} {word}" for word, count in n.items()) + "; the latest:"
+    latest = snapshot.happened[:MAX_EVENTS]
+    return [title, *(f"  {clock(e.seconds_ago)} ago: {e.event_type}{_event_details(snapshot, e)}" for e in latest)]
 
 
-def _where(snapshot: Snapshot, happening: SlotEvent) -> str:
-    """Return whom something happened to, and what is known of it."""
-    who = [
-        f"trial {t.number}"
-        for t in snapshot.trials
-        if happening.slot is not None and t.user_attrs.get("slot") == happening.slot
-    ]
-    who += [f"attempt {happening.attempt}"] if happening.attempt is not None else []
-    who += [happening.owner.rpartition(":")[0]] if happening.owner else []
-    said = (happening.text or "").strip().splitlines()
-    return "".join([f" ({', '.join(who)})" if who else "", f": {said[-1]}" if said else ""])
+def _event_details(snapshot: Snapshot, event: SlotEvent) -> str:
+    """Return trial, attempt and worker of an event in parentheses, and the last line of its text."""
+    trials = [t for t in snapshot.trials if event.slot is not None and t.user_attrs.get("slot") == event.slot]
+    details = [f"trial {t.number}" for t in trials]
+    details += [f"attempt {event.attempt}"] if event.attempt is not None else []
+    details += [event.owner.rpartition(":")[0]] if event.owner else []
+    text = (event.text or "").strip().splitlines()
+    return "".join([f" ({', '.join(details)})" if details else "", f": {text[-1]}" if text else ""])
 
 
-def trial(snapshot: Snapshot, number: int) -> dict[str, Any]:
-    """Return all that is known of one trial."""
-    found = find(snapshot, number)
-    error = str(found.user_attrs.get(ERROR, "")).strip()
+def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
+    """Return the parameters, values, metrics and history of one trial."""
+    trial = find(snapshot, number)
+    attrs, interruptions = trial.user_attrs, _interruptions(snapshot, trial)
+    error = str(attrs.get(ERROR, "")).strip()
     return {
         "number": number,
-        "state": word(snapshot, found),
-        "kind": found.user_attrs.get("kind"),
-        **_weighed(snapshot, found),
-        "params": dict(found.params),
-        "curve": {str(rung): rounded(snapshot.noise, v) for rung, v in sorted(found.intermediate_values.items())},
-        **({"milestones": _passed(snapshot, found)} if snapshot.spec.get("milestones") else {}),
-        "metrics": _rounded(snapshot, found.user_attrs.get(METRICS, {})),
-        "worker": found.user_attrs.get("worker"),
-        "attempt": found.user_attrs.get("attempt"),
-        **{key: found.user_attrs[key] for key in ("retry_of", "forked_from") if key in found.user_attrs},
-        **({"interruptions": told} if (told := _interruptions(snapshot, found)) else {}),
+        "state": word(snapshot, trial),
+        "kind": attrs.get("kind"),
+        **_result(snapshot, trial),
+        "params": dict(trial.params),
+        "curve": {str(rung): rounded(snapshot.noise, v) for rung, v in sorted(trial.intermediate_values.items())},
+        **({"milestones": _milestones(snapshot, trial)} if snapshot.spec.get("milestones") else {}),
+        "metrics": _round_objective(snapshot, attrs.get(METRICS, {})),
+        "worker": attrs.get("worker"),
+        "attempt": attrs.get("attempt"),
+        **{key: attrs[key] for key in ("retry_of", "forked_from") if key in attrs},
+        **({"interruptions": interruptions} if interruptions else {}),
         **({"reason": error.splitlines()[-1]} if error else {}),
     }
 
 
-def _weighed(snapshot: Snapshot, found: Trial) -> dict[str, Any]:
-    """Return a trial's result, against the noise of the baseline where that is known."""
-    result, floor = value(found), snapshot.noise
-    if floor is None or result is None:
+def _result(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
+    """Return the value of a trial, and its distance from the baseline in standard deviations of the noise if known."""
+    result, noise = value(trial), snapshot.noise
+    if noise is None or result is None:
         return {snapshot.objective: result}
-    against = {"mean": rounded(floor, floor.mean), "sigma": rounded(floor, floor.sigma), "seeds": floor.n}
-    return {snapshot.objective: rounded(floor, result), "sigmas": sigmas(floor, found, result), "baseline": against}
+    baseline = {"mean": rounded(noise, noise.mean), "sigma": rounded(noise, noise.sigma), "seeds": noise.n}
+    return {
+        snapshot.objective: rounded(noise, result),
+        "sigmas": sigmas(noise, trial, result),
+        "baseline": baseline,
+    }
 
 
-def _passed(snapshot: Snapshot, found: Trial) -> dict[str, dict[str, Any]]:
-    """Return what a trial made of the milestones."""
-    passed = records(milestones_of(snapshot, found))
-    return {share: {key: _said(snapshot, key, v) for key, v in record.items()} for share, record in passed.items()}
+def _milestones(snapshot: Snapshot, trial: Trial) -> dict[str, dict[str, Any]]:
+    """Return for each milestone whether the trial reached it; values have the decimals that the noise leaves."""
+    milestones = records(milestones_of(snapshot, trial))
+    return {
+        share: {
+            key: rounded(snapshot.noise, v) if key in ("value", "by") and v is not None else v
+            for key, v in milestone.items()
+        }
+        for share, milestone in milestones.items()
+    }
 
 
-def _said(snapshot: Snapshot, key: str, found: Any) -> Any:
-    return rounded(snapshot.noise, found) if key in ("value", "by") and found is not None else found
+def _round_objective(snapshot: Snapshot, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics in which the objective has the decimals that the noise leaves."""
+    result = metrics.get(snapshot.objective)
+    return {**metrics, **({snapshot.objective: rounded(snapshot.noise, result)} if isinstance(result, float) else {})}
 
 
-def _rounded(snapshot: Snapshot, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics of which the objective is told with the decimals that the noise leaves."""
-    found = metrics.get(snapshot.objective)
-    return {**metrics, **({snapshot.objective: rounded(snapshot.noise, found)} if isinstance(found, float) else {})}
-
-
-def _interruptions(snapshot: Snapshot, found: Trial) -> list[str]:
-    """Return how the attempts of a trial ended that did not end it, the first of them first."""
-    slot = found.user_attrs.get("slot")
-    mine = [
-        h
-        for h in reversed(snapshot.happened)
-        if slot is not None and h.slot == slot and h.event_type != word(snapshot, found)
+def _interruptions(snapshot: Snapshot, trial: Trial) -> list[str]:
+    """Return how those attempts ended that did not end the trial, the first attempt first."""
+    slot = trial.user_attrs.get("slot")
+    events = [
+        event
+        for event in reversed(snapshot.happened)
+        if slot is not None and event.slot == slot and event.event_type != word(snapshot, trial)
     ]
-    return [f"attempt {h.attempt}: {h.event_type}" for h in mine]
+    return [f"attempt {event.attempt}: {event.event_type}" for event in events]
 
 
-def _readable(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what fits on a line for a person: no group by group, no layer by layer, nothing that was not measured."""
-    many = {key for m in metrics for key, value in m.items() if isinstance(value, Mapping | list)}
-    if many:
-        say(f"{', '.join(sorted(many))}: with --format json or csv")
-    told = {key for m in metrics for key, value in m.items() if value is not None} - many - TWICE
-    return [{key: value for key, value in m.items() if key in told} for m in metrics]
-
-
-def show_logs(snapshot: Snapshot, found: Trial, out: Path, format: Format) -> None:
-    """Print the metrics file of a trial and what it left on standard error."""
-    folder = trial_folder(out, snapshot.name, found.number)
+def show_logs(snapshot: Snapshot, trial: Trial, out: Path, format: Format) -> None:
+    """Print the metrics of a trial, and on standard error what the trial wrote there."""
+    folder = trial_folder(out, snapshot.name, trial.number)
     metrics = list(read_metrics(folder / "metrics.jsonl"))
     if not metrics:
-        say(f"no metrics in {folder}; another machine may have them, or --out names another folder than at launch")
-        metrics = [{"rung": rung, snapshot.objective: v} for rung, v in sorted(found.intermediate_values.items())]
-    metrics = [_rounded(snapshot, m) for m in metrics]
-    rows(_readable(metrics) if format is Format.table else metrics, format)
+        say(f"no metrics in {folder}; they may be on another machine, or --out differs from the --out of the launch")
+        metrics = [{"rung": rung, snapshot.objective: v} for rung, v in sorted(trial.intermediate_values.items())]
+    metrics = [_round_objective(snapshot, m) for m in metrics]
+    rows(_table_columns(metrics) if format is Format.table else metrics, format)
     stderr = folder / "stderr.log"
     if stderr.is_file():
         say(stderr.read_text("utf-8", "replace").rstrip())
+
+
+def _table_columns(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the metrics that fit in a table: those with one number per rung that were measured."""
+    nested = {key for m in metrics for key, value in m.items() if isinstance(value, Mapping | list)}
+    if nested:
+        say(f"{', '.join(sorted(nested))}: only with --format json or csv")
+    columns = {key for m in metrics for key, value in m.items() if value is not None} - nested - REDUNDANT_METRICS
+    return [{key: value for key, value in m.items() if key in columns} for m in metrics]

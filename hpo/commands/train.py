@@ -1,4 +1,4 @@
-"""hpo train and hpo sample: a configuration trained at full length, and text from what it learnt."""
+"""`hpo train` and `hpo sample`: train one configuration at full length, and generate text from the run."""
 
 import math
 import signal
@@ -24,38 +24,39 @@ from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
 from model.errors import ConfigError
 
 
-def train(path: Path, overrides: Sequence[str], out: Path, resume: bool) -> int:
-    """Train a configuration file, or a base by its name; return the exit status.
+def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) -> int:
+    """Train a configuration file, or the base configuration of this name, and return the exit status.
+
+    out: folder in which the run gets its folder. resume: continue the last run of the file from its checkpoint.
 
     Raises:
-        Problem: the file is not one, or asks for what is not here.
+        Problem: the file is not a configuration, or its data or device is missing.
+        WorkFailed: the run diverged, or its training function failed.
     """
     path = path_of(path)
     tree, provenance = read_config(path)
-    # The last bits of a loss depend on the number of threads; torch, which a module of the user's own may import,
-    # reads it when it is imported.
-    _settle(path, provenance)
-    config = _configuration(path, tree, provenance, overrides)
-    corpora = PreparedDatasets()
-    _warn_of_other_data(provenance, corpora.data_hash(config), overrides)
-    folder = _folder(path, out, resume)
+    # The last bits of a loss depend on the number of threads. Torch reads the number when it is imported, and a module
+    # of the user may import torch.
+    _set_threads(path, provenance)
+    config = _validated(path, tree, provenance, overrides)
+    datasets = PreparedDatasets()
+    _warn_of_other_data(provenance, datasets.data_hash(config), overrides)
+    folder = _run_folder(path, out, resume)
     target = str(provenance.get("train", DEFAULT_TRAIN))
     try:
-        runs = trainable.build_runs(target, [config], **corpora.training_arguments(config))
+        runs = trainable.build_runs(target, [config], **datasets.training_arguments(config))
         if resume:
-            runs.resume(0, _newest(folder))
-        here = {**provenance, **describe_machine(), "data_hash": corpora.data_hash(config)}
-        if overrides:  # no longer the configuration that has this value
-            here = {key: value for key, value in here.items() if key not in ("value", "state")} | {
-                "set": list(overrides)
-            }
-        write_file(folder / "config.yaml", config_text(config, here))
-        return _run(runs, config, folder, str(provenance.get("objective", "val_loss")))
+            runs.resume(0, _checkpoint_to_resume(folder))
+        origin = {**provenance, **describe_machine(), "data_hash": datasets.data_hash(config)}
+        if overrides:  # the configuration differs from the trial's, so the trial's value does not hold for it
+            origin = {key: v for key, v in origin.items() if key not in ("value", "state")} | {"set": list(overrides)}
+        write_file(folder / "config.yaml", config_text(config, origin))
+        return _train_to_end(runs, config, folder, str(provenance.get("objective", "val_loss")))
     except ConfigError as error:
         raise Problem(f"{path}: {error}") from None
     except Problem:
         raise
-    except Exception as error:  # whatever a function of the user's own does
+    except Exception as error:  # a training function of the user may raise anything
         if target != DEFAULT_TRAIN:
             raise WorkFailed(f"{target}: {type(error).__name__}: {error}{place(error)}") from None
         if not isinstance(error, ValueError | TypeError | OSError):
@@ -63,54 +64,54 @@ def train(path: Path, overrides: Sequence[str], out: Path, resume: bool) -> int:
         raise WorkFailed(str(error)) from None
 
 
-def _settle(path: Path, provenance: Mapping[str, Any]) -> None:
-    """Compute with the threads that the trial was computed with, unless the user says otherwise.
+def _set_threads(path: Path, provenance: Mapping[str, Any]) -> None:
+    """Use as many threads as the trial did, unless OMP_NUM_THREADS is set.
 
     Raises:
-        Problem: the file's number of threads is none.
+        Problem: the number of threads in the file is not valid.
     """
     threads = provenance.get("threads", available_cores())
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise Problem(f"{path}: provenance.threads: must be a whole number of at least 1, got {threads!r}")
     set_thread_environment(threads)
     if "threads" in provenance and threads_in_use() != threads:
-        say(f"warning: OMP_NUM_THREADS is {threads_in_use()}, the trial had {threads}: the last bits will differ")
+        say(f"warning: OMP_NUM_THREADS is {threads_in_use()}, but the trial used {threads}: the last bits will differ")
 
 
-def _run(runs: trainable.Runs, config: BaseModel, folder: Path, objective: str) -> int:
-    """Train to the end, a line a rung; after Ctrl-C, to the next rung."""
+def _train_to_end(runs: trainable.Runs, config: BaseModel, folder: Path, objective: str) -> int:
+    """Train to the end and print one line per rung. After Ctrl-C or SIGTERM, stop at the next rung."""
     log = folder / "metrics.jsonl"
     value = best = math.nan
-    with _interrupts() as got:
+    with _collected_signals() as signals:
         for _, reports in runs:
             rung, value, metrics = trainable.read_report(reports[0], objective)
-            if math.isnan(best):  # the first rung, or the first since the checkpoint that was resumed
+            if math.isnan(best):  # the first rung of this process
                 truncate_metrics(log, rung - 1)
                 best = min((row[objective] for row in read_metrics(log)), default=math.inf)
             append_metrics(log, metrics)
-            print(_line(rung, value, objective, metrics), flush=True)
+            print(_rung_line(rung, value, objective, metrics), flush=True)
             checkpoints.save_checkpoints(runs, 0, config, folder, rung, value < best)
             best = min(best, value)
-            if got:
-                say(f"stopped; `hpo train {folder / 'config.yaml'} --resume` goes on")
-                return 128 + got[0]
+            if signals:
+                say(f"stopped; `hpo train {folder / 'config.yaml'} --resume` resumes the run")
+                return 128 + signals[0]
     return _conclude(folder, objective, value)
 
 
 def _conclude(folder: Path, objective: str, value: float) -> int:
-    """Say where the run is, and what to do next.
+    """Print the folder of the run and the next command.
 
     Raises:
-        WorkFailed: it diverged, or reported nothing.
+        WorkFailed: the run diverged, or reported no rung.
     """
     log = folder / "metrics.jsonl"
     last = list(read_metrics(log))[-1:]
     if not last:
         raise WorkFailed(f"{folder}: the training function ended before its first rung")
-    if math.isnan(value):  # resumed at its end, or diverged
+    if math.isnan(value):  # the run was resumed at its end, or it diverged
         value = math.nan if last[0][objective] is None else last[0][objective]
     if not math.isfinite(value):
-        raise WorkFailed(f"the run diverged: {objective} is not finite; a lower optimizer.lr is the first thing to try")
+        raise WorkFailed(f"the run diverged: {objective} is not finite; try a lower optimizer.lr first")
     checkpoints.remove_checkpoints(folder)
     say(f"run: {folder}")
     if (folder / checkpoints.KEPT).is_dir():
@@ -119,25 +120,25 @@ def _conclude(folder: Path, objective: str, value: float) -> int:
 
 
 @contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect the first Ctrl-C or SIGTERM; the second stops at once."""
-    got: list[int] = []
+def _collected_signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM. The second one raises KeyboardInterrupt."""
+    signals: list[int] = []
 
     def stop(number: int, _: Any) -> None:
-        if got:
+        if signals:
             raise KeyboardInterrupt
-        got.append(number)
-        say("stopping: the rung is finished and saved; press Ctrl-C again to stop at once")
+        signals.append(number)
+        say("stopping after this rung, with a checkpoint; press Ctrl-C again to stop at once")
 
     before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield got
+        yield signals
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
 
 
-def _line(rung: int, value: float, objective: str, metrics: Mapping[str, Any]) -> str:
+def _rung_line(rung: int, value: float, objective: str, metrics: Mapping[str, Any]) -> str:
     parts = [f"rung {rung}", f"{objective} {number(value)}"]
     if "tokens" in metrics:
         parts.insert(1, f"tokens {metrics['tokens']:,}")
@@ -149,7 +150,7 @@ def _line(rung: int, value: float, objective: str, metrics: Mapping[str, Any]) -
     return "  ".join(parts)
 
 
-def _configuration(
+def _validated(
     path: Path, tree: Mapping[str, Any], provenance: Mapping[str, Any], overrides: Sequence[str]
 ) -> BaseModel:
     kind = model_class(str(provenance.get("config", DEFAULT_CONFIG)), "provenance.config")
@@ -161,45 +162,49 @@ def _configuration(
 
 
 def _warn_of_other_data(provenance: Mapping[str, Any], data_hash: str | None, overrides: Sequence[str]) -> None:
-    held = provenance.get("data_hash")
-    asked = any(override.startswith(("data.", "tokenizer.")) for override in overrides)
-    if held and data_hash != held and not asked:
+    trial_hash = provenance.get("data_hash")
+    data_is_set = any(override.startswith(("data.", "tokenizer.")) for override in overrides)
+    if trial_hash and data_hash != trial_hash and not data_is_set:
         say(
-            f"warning: the data has the hash {data_hash and data_hash[:12]}, the trial's had {held[:12]}: "
-            "losses will differ from those of the study"
+            f"warning: the data has the hash {data_hash and data_hash[:12]}, but the trial's data had "
+            f"{trial_hash[:12]}: losses will differ from the losses of the study"
         )
 
 
-def _folder(path: Path, out: Path, resume: bool) -> Path:
-    """Return the folder of a run: a new one, or that of the run to go on with."""
+def _run_folder(path: Path, out: Path, resume: bool) -> Path:
+    """Return a new folder for a run, or with `resume` the folder of the last run.
+
+    Raises:
+        Problem: there is no run to resume.
+    """
     if resume and (path.parent / "metrics.jsonl").is_file():
-        return path.parent  # the configuration of a run itself
+        return path.parent  # the file is the configuration of a run
     names = [path.stem, *(f"{path.stem}-{i}" for i in range(2, 10_000))]
-    taken = [out / name for name in names if (out / name).exists()]
     if not resume:
         return next(out / name for name in names if not (out / name).exists())
+    taken = [out / name for name in names if (out / name).exists()]
     if not taken:
-        raise Problem(f"--resume: there is no run of {path} in {out}")
+        raise Problem(f"--resume: needs an earlier run; there is no run of {path} in {out}")
     return max(taken, key=lambda folder: folder.stat().st_mtime)
 
 
-def _newest(folder: Path) -> Path:
-    """Return the checkpoint to go on from.
+def _checkpoint_to_resume(folder: Path) -> Path:
+    """Return the checkpoint from which a run resumes.
 
     Raises:
-        Problem: there is none.
+        Problem: the folder has no checkpoint.
     """
-    found = checkpoints.resumable_checkpoints(folder)
-    if not found:
-        raise Problem(f"--resume: there is no checkpoint in {folder}")
-    return found[0]
+    candidates = checkpoints.resumable_checkpoints(folder)
+    if not candidates:
+        raise Problem(f"--resume: needs a checkpoint; there is no checkpoint in {folder}")
+    return candidates[0]
 
 
-def sample(run: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> str:
-    """Return text that continues a prompt, from the checkpoint of a run.
+def sample_text(run: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> str:
+    """Return text that continues a prompt, generated from the checkpoint of a run.
 
     Raises:
-        Problem: there is no checkpoint, or a value is out of range.
+        Problem: the run has no checkpoint, or a value is out of range.
     """
     from model.train.generate import generate
 

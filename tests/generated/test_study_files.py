@@ -1,4 +1,4 @@
-"""Thousands of made-up study files: fine, or refused by file and key, with the right exit status and no traceback."""
+"""Thousands of made-up study files: valid, or refused by file and key, with the right exit status and no traceback."""
 
 import contextlib
 import itertools
@@ -90,7 +90,7 @@ def test_whatever_is_in_a_study_file_it_is_fine_or_refused_by_key(tree: Any, pla
     if ended.status == 2:
         assert_named(ended, [*KEYS, *tree])
         return
-    assert ended.out.startswith("made.yaml: fine; ")
+    assert ended.out.startswith("made.yaml: ok; ")
     (place.folder / "made.yaml").write_text(dump_yaml(tree))
     with contextlib.chdir(place.folder):
         study = load_study("made.yaml")

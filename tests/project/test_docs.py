@@ -49,7 +49,7 @@ def test_every_command_of_the_readme_runs_in_its_order(tmp_path: Path) -> None:
 def test_every_command_is_named_in_the_documents_and_every_named_one_exists() -> None:
     env = {**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
     shown = subprocess.run([sys.executable, "-m", "hpo", "--help"], capture_output=True, text=True, env=env, check=True)
-    commands = set(re.findall(r"^\W*([a-z]+)  ", shown.stdout.partition("Commands")[2], re.M))
+    commands = set(re.findall(r"^\W*([a-z]+)  ", shown.stdout.partition("Run:")[2], re.M))
     assert len(commands) >= 13
     everything = README + "".join(path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md"))
     assert commands - set(re.findall(r"hpo ([a-z]+)", everything)) == set()

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def test_installed_wheel_checks_launches_and_looks_from_another_folder(installed
 
     source = hpo("check", "beta2_sweep").stdout.split(": ")[0]
     assert Path(source) == installed / "hpo" / "studies" / "beta2_sweep.yaml"
-    assert hpo("check", "claims").stdout.startswith(f"{installed}/hpo/studies/claims.yaml: fine; ")
+    assert hpo("check", "claims").stdout.startswith(f"{installed}/hpo/studies/claims.yaml: ok; ")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert hpo("--version").stdout == f"hpo {version}\n"
     hpo("launch", "--study", "trivial.yaml", "--trials", "1")
     assert hpo("studies", "--format", "csv").stdout.splitlines()[1].startswith("trivial,1,0,0,0,0,")
     assert "git_commit: null" in (tmp_path / "runs/trivial/best.yaml").read_text()

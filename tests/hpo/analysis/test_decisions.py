@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.analysis.decisions import apart, recompute, why
 from hpo.analysis.snapshot import Snapshot, read_snapshot
-from hpo.commands.enqueue import again, enqueue
+from hpo.commands.enqueue import enqueue_trial, retry_trials
 from hpo.queue.heartbeat import free_leases_of
 from hpo.queue.registry import StoredStudy, register_study
 from hpo.search.pruning_rules import spans, unfolded
@@ -180,8 +180,8 @@ def test_what_came_by_hand_from_another_study_or_on_a_seed_says_so(sqlite: Store
     stored = began(sqlite, here, baseline_seeds=2, budget={"trials": 3}, sampler={"name": "qmc"})
     ended(stored, TrialState.FAIL, "error", slot=77, **{FIXED_VALUES: {"x": 0.25}})
     ended(stored, TrialState.PRUNED, "pruned", kind="forked", forked_from="old/one/7")
-    enqueue(sqlite, "planted", ["x=0.3"])
-    again(sqlite, "planted", 0, False)
+    enqueue_trial(sqlite, "planted", ["x=0.3"])
+    retry_trials(sqlite, "planted", 0, False)
     assert worked(stored) == 0
     snapshot = read_snapshot(sqlite, "planted")
     assert sorted(sentences(snapshot, n)[0].partition(" ")[2].partition(" ")[2] for n in range(1, 7)) == [

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpo.commands.train import sample, train
+from hpo.commands.train import sample_text, train_config
 from hpo.config.yaml import parse_yaml
 from hpo.errors import Problem
 from hpo.runs.resources import thread_environment
@@ -119,7 +119,7 @@ def test_exported_configuration_gives_the_curve_of_a_packed_trial(packed: Path, 
     # a trial inside the space: the second baseline's lr is so large that rounding grows to 5e-5 in 36 updates
     here("export", "--trial", "2", "-o", "it.yaml", cwd=packed)
     expected = curve(packed / "runs/small/trials/0002/metrics.jsonl")
-    assert train(packed / "it.yaml", [], tmp_path, resume=False) == 0
+    assert train_config(packed / "it.yaml", [], tmp_path, resume=False) == 0
     found = curve(tmp_path / "it/metrics.jsonl")
     assert len(found) == len(expected) == 3
     for row, other in zip(found, expected, strict=True):
@@ -137,8 +137,8 @@ def test_baseline_with_values_outside_the_space_is_exported_as_it_ran(alone: Pat
 
 
 def test_longer_training_has_the_same_rungs_and_the_schedule_stretched_over_it(best: Path, tmp_path: Path) -> None:
-    assert train(best, [], tmp_path / "short", resume=False) == 0
-    assert train(best, ["run.tokens=9216"], tmp_path / "long", resume=False) == 0
+    assert train_config(best, [], tmp_path / "short", resume=False) == 0
+    assert train_config(best, ["run.tokens=9216"], tmp_path / "long", resume=False) == 0
     short, long = (curve(tmp_path / name / "best/metrics.jsonl") for name in ("short", "long"))
     assert [row["rung"] for row in long] == [row["rung"] for row in short] == [1, 2, 3]
     assert [row["tokens"] for row in long] == [2 * row["tokens"] for row in short]
@@ -167,13 +167,13 @@ def test_interrupted_run_goes_on_to_the_same_curve(best: Path, tmp_path: Path) -
     more = ["run.tokens=30_000", "run.rungs=4", "run.keep_checkpoints=none"]
     said = interrupted(best, tmp_path, *(part for key in more for part in ("--set", key)))
     config = tmp_path / "runs/train/best/config.yaml"
-    assert f"`hpo train {config.relative_to(tmp_path)} --resume` goes on" in said
+    assert f"`hpo train {config.relative_to(tmp_path)} --resume` resumes the run" in said
     first = curve(config.parent / "metrics.jsonl")
     assert len(first) < 4
-    assert train(config, [], tmp_path / "elsewhere", resume=True) == 0
+    assert train_config(config, [], tmp_path / "elsewhere", resume=True) == 0
     found = curve(config.parent / "metrics.jsonl")
     assert found[: len(first)] == first
-    assert train(best, more, tmp_path / "whole", resume=False) == 0
+    assert train_config(best, more, tmp_path / "whole", resume=False) == 0
     assert found == curve(tmp_path / "whole/best/metrics.jsonl")
     assert kept(config.parent) == set()
 
@@ -192,40 +192,40 @@ def kept(run: Path) -> set[str]:
     ],
 )
 def test_run_leaves_the_checkpoints_that_were_asked_for(best: Path, tmp_path: Path, keep: str, left: set[str]) -> None:
-    assert train(best, [f"run.keep_checkpoints={keep}"], tmp_path, resume=False) == 0
+    assert train_config(best, [f"run.keep_checkpoints={keep}"], tmp_path, resume=False) == 0
     assert kept(tmp_path / "best") == left
     if keep == "none":
         with pytest.raises(Problem, match="there is no checkpoint in"):
-            train(best, ["run.keep_checkpoints=none"], tmp_path, resume=True)
+            train_config(best, ["run.keep_checkpoints=none"], tmp_path, resume=True)
     else:
         before = curve(tmp_path / "best/metrics.jsonl")
-        assert train(best, [f"run.keep_checkpoints={keep}"], tmp_path, resume=True) == 0
+        assert train_config(best, [f"run.keep_checkpoints={keep}"], tmp_path, resume=True) == 0
         assert curve(tmp_path / "best/metrics.jsonl") == before
 
 
 def test_run_killed_after_its_newest_checkpoint_goes_on_to_the_same_curve(best: Path, tmp_path: Path) -> None:
-    assert train(best, ["run.keep_checkpoints=all"], tmp_path, resume=False) == 0
+    assert train_config(best, ["run.keep_checkpoints=all"], tmp_path, resume=False) == 0
     before = curve(tmp_path / "best/metrics.jsonl")
     for rung in (2, 3):  # as if these had not been written in time, though the log was
         shutil.rmtree(tmp_path / f"best/checkpoint/rung-{rung:03d}")
-    assert train(tmp_path / "best/config.yaml", [], tmp_path / "elsewhere", resume=True) == 0
+    assert train_config(tmp_path / "best/config.yaml", [], tmp_path / "elsewhere", resume=True) == 0
     assert curve(tmp_path / "best/metrics.jsonl") == before
 
 
 def test_resuming_what_never_ran_is_refused(best: Path, tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"--resume: there is no run of .*best.yaml in"):
-        train(best, [], tmp_path, resume=True)
+        train_config(best, [], tmp_path, resume=True)
 
 
 def test_run_with_its_checkpoint_is_sampled(best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here("train", str(best), "--set", "run.keep_checkpoints=last", cwd=tmp_path)
     assert "hpo sample runs/train/best --prompt 'The '" in capsys.readouterr().err
     printed = hpo("sample", "runs/train/best", "--prompt", "The ", "--tokens", "20", cwd=tmp_path).stdout
-    drawn = sample(tmp_path / "runs/train/best", "The ", 20, 0.8, None, 0)
+    drawn = sample_text(tmp_path / "runs/train/best", "The ", 20, 0.8, None, 0)
     assert printed == f"{drawn}\n"
     assert len(drawn) > 5
     with pytest.raises(Problem, match="no checkpoint"):
-        sample(tmp_path / "nothing", "The ", 20, 0.8, None, 0)
+        sample_text(tmp_path / "nothing", "The ", 20, 0.8, None, 0)
 
 
 def test_diverging_configuration_ends_with_one_line(best: Path, tmp_path: Path) -> None:
@@ -257,5 +257,5 @@ def test_file_that_cannot_be_trained_is_named_with_what_is_wrong(
     overrides = ["data.name=text", f"data.path={corpus()}"] if "train" in text else []
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Problem) as caught:
-        train(Path("c.yaml"), overrides, tmp_path / "runs", resume=False)
+        train_config(Path("c.yaml"), overrides, tmp_path / "runs", resume=False)
     assert str(caught.value) == said

@@ -14,7 +14,7 @@ from hpo.analysis.snapshot import ended, read_snapshot
 from hpo.analysis.summary import aims, summary
 from hpo.analysis.targets import milestones
 from hpo.cli.main import app
-from hpo.commands.enqueue import enqueue
+from hpo.commands.enqueue import enqueue_trial
 from hpo.errors import Problem
 from hpo.launcher.plan import plan
 from hpo.queue.registry import StoredStudy, register_study
@@ -194,7 +194,7 @@ def test_study_goes_on_past_its_target_where_its_file_names_another_or_none(
 
 def test_target_that_is_reached_keeps_what_is_enqueued_from_being_run_and_says_so(here: Path, store: Store) -> None:
     work(began(store, here, targets={"tier1": 2.0}, budget={"target": "tier1"}))
-    assert any("its target tier1 is reached" in said for said in enqueue(store, None, ["x=0.7"]))
+    assert any("the target tier1 is reached" in said for said in enqueue_trial(store, None, ["x=0.7"]))
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_status_3_where_no_trial_is_complete(tmp_path: Path) -> None:
     (tmp_path / "trivial.py").write_text(
         (tmp_path / "trivial.py").read_text().replace("for rung in 1, 2, 3:", "for rung in []:")
     )
-    said = "study trivial: no trial was completed; `hpo trials` and `hpo show N` say why"
+    said = "study trivial: no trial is complete; `hpo trials` and `hpo show N` say why"
     assert said in hpo("launch", "--study", "trivial.yaml", cwd=tmp_path, status=3).stderr
     nothing = "study trivial: no trial is complete yet; `hpo status` says how far it is"
     failed = hpo("best", cwd=tmp_path, status=3)

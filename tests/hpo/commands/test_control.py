@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.analysis.snapshot import read_snapshot, word
-from hpo.commands.control import kill, turn
+from hpo.commands.control import kill_trial, set_study_state
 from hpo.storage.attributes import END_REASON, STUDY_STATE
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
@@ -44,7 +44,7 @@ def test_commands_act_through_the_storage_from_any_folder_and_their_status_says_
         interrupted(stored)
         for command in ("pause", "resume", "stop"):
             assert "planted: " in hpo(command, "--storage", url, cwd=away).stderr
-        assert "trial 0: ended as killed" in hpo("kill", "0", "--storage", url, cwd=away).stderr
+        assert "trial 0: failed as killed" in hpo("kill", "0", "--storage", url, cwd=away).stderr
         assert "the study is stopped" in hpo("retry", "0", "--storage", url, cwd=away).stderr
         asked = hpo("retry", "--storage", url, cwd=away, status=2)
         assert asked.stderr == "hpo: retry: must have either the number of a trial or --failed\n"
@@ -58,16 +58,16 @@ def test_paused_study_trains_nothing_and_goes_on_to_the_exact_total(here: Path, 
     stored = began(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
         until(lambda: stored.slots.counts()["leased"] == 2 and rungs(store) > 0)
-        told = turn(store, None, "paused", "the machine is needed")
+        told = set_study_state(store, None, "paused", "the machine is needed")
         before = rungs(store)
-        assert told.startswith("planted: paused; the ")
+        assert told.startswith("planted: paused; its workers release ")
         until(lambda: stored.slots.counts()["leased"] == 0)
         held = rungs(store)
         assert held - before <= 2, "each worker ends the rung that it is in"
         given_back = states(store)[State.WAITING]
         assert given_back > 0
         assert states(store)[State.RUNNING] == 0
-        assert "paused already" in typed(store.url, "pause")
+        assert "is already paused" in typed(store.url, "pause")
         time.sleep(1.5)  # longer than a worker waits between looks
         assert rungs(store) == held
         assert stored.slots.counts()["leased"] == 0
@@ -87,7 +87,7 @@ def test_worker_that_has_other_studies_does_not_wait_at_a_paused_one(
     monkeypatch.setattr("hpo.worker.reporter.LOOK_S", 0.0)  # these rungs take no time
     stored = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
     worker = Worker(stored, Path("runs"), 1, lambda event: None)
-    worker.listener = lambda event: turn(store, None, "paused") if event["event"] == "rung" else None
+    worker.listener = lambda event: set_study_state(store, None, "paused") if event["event"] == "rung" else None
     assert worker.work(turns=1) == 0
     assert states(store) == {State.WAITING: 1}
     assert found(store, 0).last_step == 1
@@ -96,24 +96,24 @@ def test_worker_that_has_other_studies_does_not_wait_at_a_paused_one(
 def test_workers_of_a_paused_study_end_when_nothing_is_left_to_wait_for(here: Path, store: Store) -> None:
     stored = began(store, here, pruner={"name": "none"}, budget={"trials": 1})
     interrupted(stored)
-    turn(store, None, "paused")
+    set_study_state(store, None, "paused")
     with working(store.url, n=1) as workers:
-        kill(store, None, 0)
+        kill_trial(store, None, 0)
         assert ends(workers) == [(0, "study planted is paused; `hpo resume` lets its workers go on\n")]
-    assert "all of its trials have ended" in turn(store, None, "stopped")
+    assert "all of its trials have ended" in set_study_state(store, None, "stopped")
 
 
 def test_stopped_workers_leave_with_0_and_another_worker_goes_on_after_resume(here: Path, store: Store) -> None:
     stored = began(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
         until(lambda: stored.slots.counts()["leased"] == 2)
-        assert "planted: stopped; the " in typed(store.url, "stop")
+        assert "planted: stopped; its workers release " in typed(store.url, "stop")
         assert ends(workers) == [(0, ""), (0, "")]
     assert stored.slots.counts()["leased"] == 0
     assert states(store)[State.RUNNING] == 0
     assert worked(stored) == 0
     assert stored.slots.counts()["done"] < 3, "a worker that joins a stopped study leaves"
-    assert "stopped already" in typed(store.url, "stop")
+    assert "is already stopped" in typed(store.url, "stop")
     assert "hpo worker --study planted" in typed(store.url, "resume")
     assert worked(stored) == 0
     assert states(store) == {State.COMPLETE: 3}
@@ -142,9 +142,9 @@ def test_killed_trial_that_runs_ends_within_one_rung_and_its_neighbours_go_on(he
     stored = began(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
         until(lambda: any(t.number == 1 and t.last_step for t in read_snapshot(store, "planted").trials))
-        told = kill(store, None, 1)
+        told = kill_trial(store, None, 1)
         seen = found(store, 1).last_step or 0
-        assert told == "trial 1: is ended as killed within one rung"
+        assert told == "trial 1: its worker stops it within one rung"
         assert ends(workers) == [(0, ""), (0, "")]
     trial = found(store, 1)
     assert (trial.state, trial.user_attrs[END_REASON]) == (State.FAIL, "killed")
@@ -156,7 +156,7 @@ def test_killed_trial_that_runs_ends_within_one_rung_and_its_neighbours_go_on(he
 def test_killed_trial_that_nobody_holds_ends_at_once(here: Path, store: Store) -> None:
     stored = began(store, here, pruner={"name": "none"}, budget={"trials": 2})
     interrupted(stored)
-    assert "it was interrupted, at rung 1 of 4" in typed(store.url, "kill", "0")
+    assert "it was interrupted at rung 1 of 4" in typed(store.url, "kill", "0")
     assert (found(store, 0).state, found(store, 0).user_attrs[END_REASON]) == (State.FAIL, "killed")
     assert stored.slots.n_unfinished() == 1
     assert worked(stored) == 0
@@ -171,7 +171,7 @@ def test_killed_trial_of_a_worker_that_died_ends_at_once(here: Path, store: Stor
     with store.engine.begin() as connection:
         connection.execute(sa.update(SLOT).where(SLOT.c.owner == "dead").values(lease_until=1.0))
     assert word(read_snapshot(store, "planted"), found(store, 0)) == "interrupted"
-    assert "ended as killed" in kill(store, "planted", 0)
+    assert "failed as killed" in kill_trial(store, "planted", 0)
     assert found(store, 0).state == State.FAIL
     assert worked(stored) == 0
     assert states(store) == {State.COMPLETE: 1, State.FAIL: 1}
@@ -183,7 +183,7 @@ def test_killed_trial_whose_worker_gives_it_back_first_is_not_gone_on_with(here:
 
     def kill_and_leave(event: dict[str, Any]) -> bool:
         if event["event"] == "rung":
-            told.append(kill(store, "planted", 0))
+            told.append(kill_trial(store, "planted", 0))
         return event["event"] == "rung"
 
     assert worked(stored, kill_and_leave) == 130

@@ -1,4 +1,4 @@
-"""hpo doctor: it finds what is wrong, says what to do, and mends what is safe."""
+"""`hpo doctor` finds what is wrong, says what to do, and makes safe repairs."""
 
 import json
 import os
@@ -10,9 +10,9 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-import hpo.commands.doctor
+import hpo.commands.doctor_checks
 from hpo.analysis.snapshot import counts, read_snapshot
-from hpo.commands.doctor import Finding, examine
+from hpo.commands.doctor_checks import CheckResult, check_all
 from hpo.queue.registry import register_study
 from hpo.runs.run_dir import trial_folder
 from hpo.storage.attributes import DATA_HASH
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture
 def store(storage_url: str, here: Path) -> Iterator[Store]:
-    """A storage with a study of two trials, the second not begun."""
+    """A storage with a study of two trials, the second not started."""
     with open_store(storage_url, create=True) as store:
         stored = register_study(
             store, load_study(str(planted(here, budget={"trials": 2}, pruner={"name": "none"}))), None, {}
@@ -36,10 +36,10 @@ def store(storage_url: str, here: Path) -> Iterator[Store]:
         yield store
 
 
-def found(store: Store, check: str) -> Finding:
-    """Return the finding of a check that is not fine, else the last fine one."""
-    of_it = [f for f in examine(store.url, None, Path("runs")) if f.check == check]
-    return next((f for f in of_it if f.state != "fine"), of_it[-1])
+def result_of(store: Store, check: str) -> CheckResult:
+    """Return the result of a check that is not ok, otherwise the last result."""
+    results = [f for f in check_all(store.url, None, Path("runs")) if f.check == check]
+    return next((f for f in results if f.state != "ok"), results[-1])
 
 
 def doctor(store: Store, *arguments: str, status: int = 0) -> dict[str, list[str]]:
@@ -52,20 +52,20 @@ def doctor(store: Store, *arguments: str, status: int = 0) -> dict[str, list[str
 
 
 def test_healthy_storage_and_machine_are_fine(store: Store) -> None:
-    assert {state for states in doctor(store).values() for state in states} == {"fine"}
+    assert {state for states in doctor(store).values() for state in states} == {"ok"}
 
 
 def test_lease_that_ran_out_is_found_and_freed(store: Store) -> None:
-    at = hpo.commands.doctor.Slots(store, 1)
+    at = hpo.commands.doctor_checks.Slots(store, 1)
     assert at.claim("gone", -1.0)
-    assert found(store, "leases")[:3] == ("leases", "look", "1 ran out and are held by nobody")
-    assert doctor(store, "--fix")["leases"] == ["mended"]
+    assert result_of(store, "leases")[:3] == ("leases", "warning", "1 have expired, and no process has freed them")
+    assert doctor(store, "--fix")["leases"] == ["fixed"]
     assert at.counts() == {"free": 1, "leased": 0, "done": 1, "expired": 0}
-    assert doctor(store)["leases"] == ["fine"]
+    assert doctor(store)["leases"] == ["ok"]
 
 
 def test_trial_shown_as_running_that_nobody_has_is_found_and_mended(store: Store) -> None:
-    slots = hpo.commands.doctor.Slots(store, 1)
+    slots = hpo.commands.doctor_checks.Slots(store, 1)
     claim = slots.claim("me", 60)
     assert claim is not None
     trial_id = store.optuna.create_new_trial(1)
@@ -73,9 +73,9 @@ def test_trial_shown_as_running_that_nobody_has_is_found_and_mended(store: Store
         connection.execute(
             sa.text("UPDATE hpo_slot SET state = 'free', trial_id = :id WHERE slot = 1"), {"id": trial_id}
         )
-    assert found(store, "trials").state == "wrong"
+    assert result_of(store, "trials").state == "error"
     doctor(store, status=1)
-    assert doctor(store, "--fix")["trials"] == ["mended"]
+    assert doctor(store, "--fix")["trials"] == ["fixed"]
     assert store.optuna.get_trial(trial_id).state == TrialState.WAITING
 
 
@@ -90,18 +90,18 @@ def test_leftover_checkpoints_are_found_and_removed_but_not_those_of_the_best(st
         folder = trial_folder(Path("runs"), "planted", trial.number) / "checkpoint"
         folder.mkdir(parents=True)
         (folder / "state.safetensors").write_bytes(b"x" * 1000)
-    assert "3 ended trials left checkpoints" in found(store, "checkpoints").found
-    assert doctor(store, "--fix")["checkpoints"] == ["mended"]
+    assert "3 ended trials left checkpoints" in result_of(store, "checkpoints").message
+    assert doctor(store, "--fix")["checkpoints"] == ["fixed"]
     kept = {int(path.parents[1].name) for path in Path("runs").glob("**/state.safetensors")}
     assert kept == {trial.number for trial in best[:3]}
 
 
 def test_text_that_differs_from_the_study_s_is_wrong(store: Store) -> None:
     store.optuna.set_study_user_attr(1, DATA_HASH, "f" * 64)
-    finding = found(store, "data")
-    assert finding.state == "wrong"
-    assert "has the hash none here, the study's has ffffffffffff" in finding.found
-    assert doctor(store, status=1)["data"] == ["wrong"]
+    result = result_of(store, "data")
+    assert result.state == "error"
+    assert "the data here has the hash none, and the study's data ffffffffffff" in result.message
+    assert doctor(store, status=1)["data"] == ["error"]
 
 
 def test_folder_of_runs_that_other_machines_do_not_share_is_told(store: Store) -> None:
@@ -109,20 +109,23 @@ def test_folder_of_runs_that_other_machines_do_not_share_is_told(store: Store) -
     with store.engine.begin() as connection:
         theirs = sa.text("UPDATE trial_user_attributes SET value_json = :w WHERE key = 'worker' AND trial_id = :id")
         connection.execute(theirs, {"w": json.dumps("elsewhere:1:abc"), "id": trial_id})
-    assert found(store, "runs").found == "planted: 1 of 1 trials of other machines lie in runs"
+    assert result_of(store, "runs").message == "planted: 1 of 1 trials of other machines have their files in runs"
     os.rename("runs", "not-mounted")
-    finding = found(store, "runs")
-    assert (finding.state, finding.found) == ("look", "planted: 0 of 1 trials of other machines lie in runs")
+    result = result_of(store, "runs")
+    assert (result.state, result.message) == (
+        "warning",
+        "planted: 0 of 1 trials of other machines have their files in runs",
+    )
 
 
 def test_clock_that_is_off_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
     real = time.time
-    monkeypatch.setattr(hpo.commands.doctor.time, "time", lambda: real() + 3600)
-    finding = found(store, "clock")
-    assert finding.state == "look"
-    assert "ahead of the database's" in finding.found
+    monkeypatch.setattr(hpo.commands.doctor_checks.time, "time", lambda: real() + 3600)
+    result = result_of(store, "clock")
+    assert result.state == "warning"
+    assert "ahead of the database's" in result.message
 
 
 def test_tables_of_an_earlier_version_are_refused_told_and_brought_up_to_date(store: Store) -> None:
@@ -133,10 +136,10 @@ def test_tables_of_an_earlier_version_are_refused_told_and_brought_up_to_date(st
     refused = command("status", "--storage", store.url, cwd=Path.cwd(), status=4).stderr
     assert "its tables are of another version of hpo" in refused
     assert "`hpo doctor --fix` adds them" in refused
-    assert doctor(store, status=1)["storage"] == ["wrong"]
+    assert doctor(store, status=1)["storage"] == ["error"]
     doctor(store, "--fix")
     assert counts(read_snapshot(store, "planted"))["complete"] == 1
-    assert doctor(store)["storage"] == ["fine"]
+    assert doctor(store)["storage"] == ["ok"]
 
 
 def test_storage_that_does_not_answer_is_status_4(here: Path) -> None:
@@ -149,7 +152,7 @@ def test_disk_without_room_is_wrong(here: Path, monkeypatch: pytest.MonkeyPatch)
     def little(folder: Any) -> Any:
         return type("Usage", (), {"free": 5e7})
 
-    monkeypatch.setattr(hpo.commands.doctor.shutil, "disk_usage", little)
-    findings = list(hpo.commands.doctor._disks(f"sqlite:///{here}/x.db", Path("runs")))
-    assert {f.state for f in findings} == {"wrong"}
-    assert len(findings) == 3
+    monkeypatch.setattr(hpo.commands.doctor_checks.shutil, "disk_usage", little)
+    results = list(hpo.commands.doctor_checks._check_disks(f"sqlite:///{here}/x.db", Path("runs")))
+    assert {f.state for f in results} == {"error"}
+    assert len(results) == 3

@@ -1,4 +1,4 @@
-"""Trials that a person adds: a failed one tried again, a configuration of one's own."""
+"""Trials that a user adds: retries of failed trials, and chosen configurations."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,8 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo.analysis.snapshot import read_snapshot
-from hpo.commands.control import turn
-from hpo.commands.enqueue import again, enqueue
+from hpo.commands.control import set_study_state
+from hpo.commands.enqueue import enqueue_trial, retry_trials
 from hpo.errors import Problem
 from hpo.queue.registry import StoredStudy, register_study
 from hpo.storage.attributes import END_REASON
@@ -58,9 +58,9 @@ def test_retry_runs_the_parameters_again_as_a_new_trial_beside_the_budget(here: 
     assert 0 in failed
     assert len(failed) > 1
     told = typed(store.url, "retry", "0")
-    assert "trial 0: is tried again as a new trial" in told
+    assert "trial 0: runs again as a new trial" in told
     assert "hpo worker --study planted" in told
-    assert "trial 0: is being tried again already" in refused(store.url, "retry", "0")
+    assert "trial 0: must have no unfinished retry" in refused(store.url, "retry", "0")
     assert len(typed(store.url, "retry", "--failed").splitlines()) == len(failed)  # one a trial, and that none trains
     assert worked(at) == 0
     trials = read_snapshot(store, "planted").trials
@@ -101,19 +101,19 @@ def test_retry_takes_what_failed_and_nothing_whose_result_stands(here: Path, sto
         store.optuna.set_trial_user_attr(trial._trial_id, END_REASON, ended)
         store.optuna.set_trial_state_values(trial._trial_id, state, **values)
         stored.slots.done(claim, "planted", 1, ended)
-    assert "trial 0: is tried again" in again(store, None, 0, False)[0]
-    with pytest.raises(Problem, match="trial 1: must have failed to be tried again; it is pruned, and its result stan"):
-        again(store, None, 1, False)
-    with pytest.raises(Problem, match="trial 2: must have failed to be tried again; it is complete, and"):
-        again(store, None, 2, False)
+    assert "trial 0: runs again" in retry_trials(store, None, 0, False)[0]
+    with pytest.raises(Problem, match="trial 1: must have failed to be retried; it is pruned, and its result is val"):
+        retry_trials(store, None, 1, False)
+    with pytest.raises(Problem, match="trial 2: must have failed to be retried; it is complete, and"):
+        retry_trials(store, None, 2, False)
     interrupted(stored)
     running = len(read_snapshot(store, "planted").trials) - 1
-    with pytest.raises(Problem, match=f"trial {running}: must have ended to be tried again"):
-        again(store, None, running, False)
+    with pytest.raises(Problem, match=f"trial {running}: must have ended to be retried"):
+        retry_trials(store, None, running, False)
     with pytest.raises(Problem, match="retry: must have either the number of a trial or --failed"):
-        again(store, None, None, False)
+        retry_trials(store, None, None, False)
     with pytest.raises(Problem, match="either"):
-        again(store, None, 0, True)
+        retry_trials(store, None, 0, True)
 
 
 def test_enqueued_configuration_runs_next_and_beside_the_budget(here: Path, store: Store) -> None:
@@ -121,8 +121,8 @@ def test_enqueued_configuration_runs_next_and_beside_the_budget(here: Path, stor
     with working(store.url) as workers:
         until(lambda: rungs(store) > 0)
         told = typed(store.url, "enqueue", "--set", "x=0.125")
-        assert "enqueued x=0.1250, beside the budget, first of those added by hand, before the search" in told
-        assert "no worker" not in told
+        assert "enqueued x=0.1250, in addition to the budget; it runs next" in told
+        assert "no worker is training" not in told
         assert ends(workers) == [(0, ""), (0, "")]
     trials = read_snapshot(store, "planted").trials
     (mine,) = [t for t in trials if t.user_attrs["kind"] == "enqueued"]
@@ -130,21 +130,21 @@ def test_enqueued_configuration_runs_next_and_beside_the_budget(here: Path, stor
     assert mine.number < 8, "it came before the rest of the search"
     assert states(store) == {State.COMPLETE: 9}
     # after the end, the same again
-    assert "no worker trains at the moment" in typed(store.url, "enqueue", "--set", "x=0.125")
-    assert "already, and has not ended" in refused(store.url, "enqueue", "--set", "x=0.125")
-    assert "behind 1 others" in typed(store.url, "enqueue", "--set", "x=0.25")
+    assert "no worker is training" in typed(store.url, "enqueue", "--set", "x=0.125")
+    assert "is enqueued and has not ended" in refused(store.url, "enqueue", "--set", "x=0.125")
+    assert "it runs after 1 other added trials" in typed(store.url, "enqueue", "--set", "x=0.25")
     assert worked(stored) == 0
     assert states(store) == {State.COMPLETE: 11}
 
 
 def test_enqueue_says_what_keeps_it_from_being_run(here: Path, store: Store) -> None:
     stored = began(store, here, budget={"hours": 1}, space={"x": {"low": 0.2, "high": 0.4}})
-    turn(store, None, "paused")
+    set_study_state(store, None, "paused")
     stored.optuna.set_user_attr("hpo:started", stored.slots.now() - 3600)
-    told = "\n".join(enqueue(store, None, ["x=0.75"]))
-    assert "x=0.7500 lies outside the range of the space; it runs, but the sampler does not learn" in told
-    assert "the study is paused: hpo resume --study planted" in told
-    assert "its 1 hours are over" in told
+    told = "\n".join(enqueue_trial(store, None, ["x=0.75"]))
+    assert "x=0.7500 is outside the range of the space; the trial runs, but the sampler does not use" in told
+    assert "the study is paused; to continue: hpo resume --study planted" in told
+    assert "the budget of 1 hours is used up" in told
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_enqueue_refuses_what_is_no_configuration(
     with open_store(f"sqlite:///{tmp_path}/c.db", create=True) as store:
         stored = began(store, here)
         with pytest.raises(Problem) as error:
-            enqueue(store, None, overrides)
+            enqueue_trial(store, None, overrides)
         assert message in str(error.value)
         assert stored.slots.n_unfinished() == 12
 
@@ -178,13 +178,13 @@ def test_enqueue_refuses_a_trial_that_could_not_be_compared_with_the_others(here
             ("data.split_seed=1", "data"),
         ):
             with pytest.raises(Problem, match=f"trials of different {why} cannot be compared"):
-                enqueue(store, "a", [override])
+                enqueue_trial(store, "a", [override])
         with pytest.raises(Problem, match="--set optimizer: must be a dotted field, such as"):
-            enqueue(store, "a", ["optimizer={name: sgd}"])
+            enqueue_trial(store, "a", ["optimizer={name: sgd}"])
         searched = {"space": {"tokenizer.name": {"choices": ["bytes", "chars"]}}, "objective": "val_bpb"}
         register_study(store, load_study(str(gpt(here, "b", 1e-3, {}, **searched))), None, {})
-        assert "b: enqueued tokenizer.name=chars" in enqueue(store, "b", ["tokenizer.name=chars"])[0]
+        assert "b: enqueued tokenizer.name=chars" in enqueue_trial(store, "b", ["tokenizer.name=chars"])[0]
         assert stored.slots.n_unfinished() == 4
         tokens = stored.study.base.model_dump()["run"]["tokens"]
-        assert "enqueued" in enqueue(store, "a", [f"run.tokens={tokens}", "optimizer.lr=0.5"])[0]
+        assert "enqueued" in enqueue_trial(store, "a", [f"run.tokens={tokens}", "optimizer.lr=0.5"])[0]
         assert stored.slots.n_unfinished() == 5

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from hpo.commands.limits import TRIES, Search, attempt, capped, configuration, largest
+from hpo.commands.batch_search import MAX_TRIAL_RUNS, BatchSearch, largest_that_fits
+from hpo.commands.limits import largest_useful_batch, read_train_config, trial_run
 from hpo.config.yaml import dump_yaml
 from hpo.errors import WorkFailed
 from model.data.prepare import prepare
@@ -45,9 +46,9 @@ def written(folder: Path, **more) -> Path:
     return path
 
 
-def planted(room: int, cap: int, a_sequence: int) -> Search:
+def planted(room: int, cap: int, a_sequence: int) -> BatchSearch:
     """Return a search whose estimates are known."""
-    search = Search(tiny(), 257, 1, "cpu", room, cap)
+    search = BatchSearch(tiny(), 257, 1, "cpu", room, cap)
     search.estimates = {batch: a_sequence * batch for batch in range(1, cap + 1)}
     return search
 
@@ -56,7 +57,7 @@ def planted(room: int, cap: int, a_sequence: int) -> Search:
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 31, 64, 99, 1000])
 def test_doubling_and_halving_find_what_counting_finds(cap, limit):
     wanted = max([1, *(n for n in range(1, cap + 1) if n <= limit)])
-    assert largest(lambda batch: batch <= limit, cap) == wanted
+    assert largest_that_fits(lambda batch: batch <= limit, cap) == wanted
 
 
 @pytest.mark.parametrize("a_sequence", [1000, LEAST])  # with and without learning from what was measured
@@ -67,16 +68,16 @@ def test_the_limit_is_found_however_far_off_the_estimate(cache, cap, off, a_sequ
     while (batch := search.next()) is not None:
         assert search.best < batch < search.worst
         needed = round(off * a_sequence * batch)
-        search.take(batch, {"peak_bytes": needed} if needed <= search.room else {"out_of_memory": "no more"})
+        search.add(batch, {"peak_bytes": needed} if needed <= search.room else {"out_of_memory": "no more"})
     true = min(cap, int(80 / off))
-    assert len(search.tries) <= TRIES
+    assert len(search.results) <= MAX_TRIAL_RUNS
     assert search.best <= true < search.worst
     assert search.best >= 0.9 * true - 1
 
 
 def test_what_ran_in_too_much_does_not_fit(cache):
     search = planted(100, 50, 10)
-    search.take(5, {"peak_bytes": 101, "tokens_per_second": 1.0})
+    search.add(5, {"peak_bytes": 101, "tokens_per_second": 1.0})
     assert (search.best, search.worst) == (0, 5)
     (tried,) = [row for row in search.table() if row["batch_size"] == 5]
     assert not tried["fits"]
@@ -92,7 +93,7 @@ def test_what_ran_in_too_much_does_not_fit(cache):
 )
 def test_a_batch_is_no_larger_than_makes_sense(values, cap, why):
     config = tiny(values)
-    found, reason = capped(config, prepare(config.data, config.tokenizer))
+    found, reason = largest_useful_batch(config, prepare(config.data, config.tokenizer))
     assert why in reason
     assert cap is None or found == cap
     assert updated(config, {"run.batch_size": found})
@@ -111,7 +112,7 @@ def test_the_largest_batch_is_found_by_trying(tmp_path, cache):
     assert tried[best]["tokens_per_second"] > 0
     assert f"run.batch_size={best} ran, " in done.stderr
     assert "does not fit: can't allocate memory" in done.stderr
-    assert done.stderr.splitlines()[-1] == f"type: --set run.batch_size={best}"
+    assert done.stderr.splitlines()[-1] == f"use: --set run.batch_size={best}"
     assert [row["batch_size"] for row in found] == sorted(row["batch_size"] for row in found)
     assert 10 < best < 300  # of 512 that a rung leaves room for
 
@@ -119,14 +120,14 @@ def test_the_largest_batch_is_found_by_trying(tmp_path, cache):
 def test_where_all_fit_the_reason_for_the_end_is_said(tmp_path, cache):
     path = written(tmp_path, run={"tokens": 8 * 128, "rungs": 2, "batch_size": 1, "device": "cpu"})
     done = hpo("limits", str(path), "--pack", "2", cwd=tmp_path)
-    assert "run.batch_size=4 ran; larger ones were not tried, where a rung of run.tokens=1024 is one up" in done.stderr
-    assert done.stderr.splitlines()[-1] == "type: --set run.batch_size=4 --pack 2"
+    assert "run.batch_size=4 ran; larger ones were not tested, where a rung of run.tokens=1024 is one up" in done.stderr
+    assert done.stderr.splitlines()[-1] == "use: --set run.batch_size=4 --pack 2"
     assert done.stdout.split()[:5] == ["batch_size", "estimated_gb", "measured_gb", "tokens_per_second", "fits"]
 
 
 def test_where_none_fits_the_status_says_so(tmp_path, cache):
     done = hpo("limits", str(written(tmp_path)), "--memory", "0.001", cwd=tmp_path, status=3)
-    assert "run.batch_size: none fits in 0.00 GB, 1 was the smallest tried" in done.stderr
+    assert "run.batch_size: none fits in 0.00 GB, 1 was the smallest tested" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,10 @@ def test_where_none_fits_the_status_says_so(tmp_path, cache):
         (["--memory", "0"], "--memory: must be above 0, in GB, got 0"),
         (["--memory", "nan"], "--memory: must be above 0, in GB, got nan"),
         (["--memory", "1e6"], "--memory: must be at most "),
-        (["--set", "run.batch_size=4"], "--set run.batch_size=4: run.batch_size is what is looked for; leave it out"),
+        (
+            ["--set", "run.batch_size=4"],
+            "--set run.batch_size=4: must not set run.batch_size, which this command searches; omit it",
+        ),
         (["--set", "model.n_hed=4"], "--set model.n_hed: no such field; did you mean model.n_head?"),
         (["--set", "run.device=mps"], "run.device: no mps device on this machine"),
     ],
@@ -188,7 +192,7 @@ def test_a_signal_ends_the_try_too(tmp_path, number):
 
 def test_a_try_that_the_system_kills_does_not_fit():
     answers, others = [], set(children(os.getpid()))  # such as the server of other tests
-    trying = threading.Thread(target=lambda: answers.append(attempt(tiny(), 1, GB)))
+    trying = threading.Thread(target=lambda: answers.append(trial_run(tiny(), 1, GB)))
     trying.start()
     (child,) = awaited(lambda: set(children(os.getpid())) - others, "try")
     os.kill(child, signal.SIGKILL)
@@ -199,8 +203,8 @@ def test_a_try_that_the_system_kills_does_not_fit():
 def test_a_try_that_fails_otherwise_says_why():
     broken = tiny({"data.path": os.devnull})
     with pytest.raises(WorkFailed, match=r"run\.batch_size=4: data"):
-        attempt(broken, 1, GB)
+        trial_run(broken, 1, GB)
 
 
 def test_a_configuration_is_read_with_what_is_set(tmp_path):
-    assert configuration(written(tmp_path), ["model.n_layer=7"]).model.n_layer == 7
+    assert read_train_config(written(tmp_path), ["model.n_layer=7"]).model.n_layer == 7

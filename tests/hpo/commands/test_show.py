@@ -1,4 +1,4 @@
-"""What `hpo status` and `hpo show` tell of what happened on the way."""
+"""`hpo status` and `hpo show` report the events of a study."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpo.analysis.snapshot import counts, read_snapshot
-from hpo.commands.show import show_status, trial
+from hpo.commands.show import show_status, trial_record
 from hpo.console import Format
 from hpo.queue.heartbeat import free_leases_of
 from hpo.queue.registry import register_study
@@ -40,16 +40,16 @@ def test_status_names_what_happened_and_to_whom(
         stored.optuna.set_user_attr(STUDY_STATE, "paused")
         show_status(store, "planted", Format.table, watch=False)
         told = capsys.readouterr().out
-        assert "; paused: `hpo resume` goes on" in told
-        assert "interrupted, to be gone on with by the next worker: trials 0" in told
-        assert "on the way: 1 lost, 1 preempted; the latest:" in told
+        assert "; paused: `hpo resume` continues the study" in told
+        assert "interrupted, the next worker resumes them: trials 0" in told
+        assert "events: 1 lost, 1 preempted; the latest:" in told
         assert "lost (trial 0, attempt 2, machine:7): last words" in told
         assert counts(read_snapshot(store, "planted")) == {
             "complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 2
         }  # fmt: skip
         stored.optuna.set_user_attr(STUDY_STATE, "active")
         assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
-        shown = trial(read_snapshot(store, "planted"), 0)
+        shown = trial_record(read_snapshot(store, "planted"), 0)
     assert (shown["state"], shown["attempt"]) == ("complete", 3)
     assert shown["interruptions"] == ["attempt 1: preempted", "attempt 2: lost"]
 

@@ -10,7 +10,7 @@ import yaml
 from scipy import stats
 
 from hpo.analysis.snapshot import read_snapshot
-from hpo.commands.enqueue import again, enqueue
+from hpo.commands.enqueue import enqueue_trial, retry_trials
 from hpo.errors import Problem
 from hpo.evidence.paired import compare_arms, runs_by_arm
 from hpo.queue.registry import register_study
@@ -93,7 +93,7 @@ def test_run_that_is_tried_again_counts_as_its_last_try(here: Path, store: Store
     assert [t.user_attrs["arm"] for t in snapshot.in_state(State.FAIL)] == ["lower"]
     curves.write_text(sound)
     sys.modules.pop("curves")
-    again(store, snapshot.name, None, failed=True)
+    retry_trials(store, snapshot.name, None, failed=True)
     stored = register_study(store, load_study(str(path)), None, {})
     assert Worker(stored, Path("runs"), 1, lambda told: None).work() == 0
     snapshot = read_snapshot(store, snapshot.name)
@@ -182,7 +182,7 @@ def test_arms_that_no_mark_suits_may_differ_by_less_than_an_update(here: Path) -
 def test_nothing_is_enqueued_beside_arms(here: Path, store: Store) -> None:
     snapshot = worked(store, load_study(str(arms(here))))
     with pytest.raises(Problem, match="enqueue: study planted has arms, which are all that is run"):
-        enqueue(store, snapshot.name, ["x=0.9"])
+        enqueue_trial(store, snapshot.name, ["x=0.9"])
 
 
 def test_arms_of_equal_updates_may_differ_in_tokens(here: Path) -> None:

@@ -1,0 +1,112 @@
+"""The commands that train: studies, single configurations, and text generated from a trained run."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpo.cli.groups import RunOptions, expand_groups
+from hpo.cli.options import (
+    RUNS,
+    Config,
+    Out,
+    Pack,
+    Set,
+    Storage,
+    Study,
+    exit_with,
+    split_names,
+    storage_url,
+    valid_path,
+)
+from hpo.cli.panels import RUN
+from hpo.errors import Problem
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=RUN, epilog="Example: hpo launch --study beta2_sweep --workers 4")
+@expand_groups
+def launch(
+    *,
+    study: Annotated[str, typer.Option(help="Name of a study, or path of a study file.")],
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Total number of trials. A larger number extends the study.")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(min=0, help="Hours after which no trial starts.")] = None,
+    overrides: Set = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampler.")] = None,
+    run: RunOptions,
+) -> None:
+    """Run a study: create it, start workers, print the best trial.
+
+    With --on ray, Ray places the workers on the nodes of a cluster, one CPU for each worker. If a node is lost, Ray
+    places its workers elsewhere. The storage must be Postgres, and hpo must be installed on every node. Each node
+    prepares the data itself. If all nodes share the folder --out, a trial of a lost node resumes from its checkpoint.
+    Otherwise the trial starts again.
+    """
+    from hpo.commands.launch import launch_study
+
+    exit_with(launch_study(run.launch_options(study, overrides or [], seed, {"trials": trials, "hours": hours})))
+
+
+@commands.command(rich_help_panel=RUN, epilog="Example: hpo worker --study beta2_sweep")
+def worker(
+    study: Study = None,
+    storage: Storage = None,
+    pack: Pack = 1,
+    gpus: Annotated[str, typer.Option(help="Number of the GPU to use.")] = "",
+    out: Out = RUNS,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Work on every active study of the storage, and wait for new studies.")
+    ] = False,
+) -> None:
+    """Join a study and run its trials until none is left."""
+    if gpus:
+        from hpo.runs.resources import check_gpus
+
+        check_gpus(split_names(gpus))
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before torch is imported
+    if follow:
+        from hpo.worker.follow import Follower
+
+        if study is not None:
+            raise Problem(f"--study: must be omitted with --follow, which works on every study, got {study}")
+        exit_with(Follower(storage_url(storage), pack, out).work())
+        return
+    from hpo.worker.join import join_study
+
+    exit_with(join_study(storage_url(storage), study, pack, out))
+
+
+@commands.command(rich_help_panel=RUN, epilog="Example: hpo train best.yaml")
+def train(
+    config: Config,
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the last run of this configuration.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder in which the run gets its folder.", callback=valid_path)] = RUNS
+    / "train",
+) -> None:
+    """Train one configuration at full length.
+
+    With --set run.tokens=..., the run is longer or shorter, and the learning rate schedule covers the new length.
+    """
+    from hpo.commands.train import train_config
+
+    exit_with(train_config(config, overrides or [], out, resume))
+
+
+@commands.command(rich_help_panel=RUN, epilog='Example: hpo sample runs/train/best --prompt "The "')
+def sample(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as `hpo train` prints it.", callback=valid_path)],
+    prompt: Annotated[str, typer.Option(help="Text that the run continues.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="Number of tokens to generate.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature. 0: always the most likely token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Sample only from the k most likely tokens.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the sampling.")] = 0,
+) -> None:
+    """Generate text from a trained run."""
+    from hpo.commands.train import sample_text
+
+    print(sample_text(run, prompt, tokens, temperature, top_k, seed))

@@ -1,0 +1,33 @@
+"""`hpo check`: check a study file or a ledger of claims without running anything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpo.config.discovery import find, is_ledger
+from hpo.errors import Problem
+from hpo.study.load import load_study
+
+
+def check_file(name: str, overrides: Sequence[str]) -> str:
+    """Return one line that summarizes a valid study file or ledger.
+
+    name: name of a study, path of a file, or `claims` for the ledger of claims.
+
+    Raises:
+        Problem: the file is not valid, or overrides are given for a ledger.
+    """
+    path = find(name)
+    if is_ledger(path):
+        return _check_ledger(path, overrides)
+    study = load_study(name, overrides)
+    arms, n = study.file.arms, len(study.file.space)
+    contents = f"{n} hyperparameters" if arms is None else f"{len(arms)} arms x {len(study.file.seeds)} seeds"
+    return f"{study.source}: ok; {contents}, {study.rungs} rungs"
+
+
+def _check_ledger(path: Path, overrides: Sequence[str]) -> str:
+    from hpo.evidence.claims.ledger import load_ledger
+
+    if overrides:
+        raise Problem(f"--set: must be omitted with a ledger, whose arms cannot be changed; got {overrides[0]}")
+    return f"{path}: ok; {load_ledger(path).summary()}"

@@ -1,0 +1,215 @@
+"""The checks of `hpo doctor`: the storage, the machine and the files of studies, each with its remedy."""
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from hpo.analysis.snapshot import Snapshot, read_snapshot
+from hpo.errors import Problem
+from hpo.queue.heartbeat import free_expired_leases
+from hpo.queue.slots import Slots, set_trial_states
+from hpo.runs import checkpoints
+from hpo.runs.datasets import PreparedDatasets
+from hpo.runs.resources import available_cores, list_gpus
+from hpo.runs.run_dir import is_writable, trial_folder
+from hpo.storage.attributes import SPEC
+from hpo.storage.engine import Reader, open_readonly
+from hpo.storage.migrate import schema_problem, update_schema
+from hpo.storage.retry import transact
+from hpo.storage.schema import SLOT, TRIALS
+from hpo.storage.store import open_store
+from hpo.storage.trials import State, Trial, study_attrs, study_ids
+from hpo.storage.url import masked_url, network_file_system, normalise_url, sqlite_file
+from hpo.study.spec import from_spec
+
+MAX_SKEW_S = 2.0  # largest difference between this machine's clock and the database's that keeps logs readable
+LOW_BYTES, FULL_BYTES = 2e9, 1e8  # free bytes of a disk below which the check is a warning, or an error
+
+
+class CheckResult(NamedTuple):
+    """The result of one check. state: ok, warning, error or fixed; `repair` does what `remedy` says."""
+
+    check: str
+    state: str
+    message: str
+    remedy: str = ""
+    repair: Callable[[], object] | None = None
+
+
+def check_all(url: str, only: str | None, out: Path) -> Iterator[CheckResult]:
+    """Run every check and yield the results in order.
+
+    Raises:
+        StorageError: the storage does not answer, so that no other check can run.
+    """
+    url = normalise_url(url)
+    yield from _check_storage(url)
+    yield from _check_disks(url, out)
+    yield _check_gpus()
+    if schema_problem(url):
+        return
+    with open_readonly(url) as store:
+        yield _check_clock(store)
+        if store.engine.name == "postgresql":
+            yield _check_connections(store)
+        yield _check_leases(store)
+        yield _check_trials(store)
+        for name, study_id in sorted(study_ids(store).items()):
+            attrs = study_attrs(store, study_id)
+            if only in (None, name) and SPEC in attrs:
+                snapshot = read_snapshot(store, name)
+                yield _check_data(snapshot)
+                yield _check_run_folder(snapshot, out)
+                yield _check_checkpoints(snapshot, out)
+
+
+def _check_storage(url: str) -> Iterator[CheckResult]:
+    problem = schema_problem(url)
+    if problem:
+        remedy = "hpo doctor --fix adds what is missing"
+        yield CheckResult("storage", "error", problem, remedy, lambda: update_schema(url))
+    else:
+        yield CheckResult("storage", "ok", f"{masked_url(url)} answers, and its tables have the current version")
+    file = sqlite_file(url)
+    if file is not None and (kind := network_file_system(file)):
+        message = f"{file} is on {kind}, where the locks of SQLite do not work"
+        yield CheckResult("storage", "error", message, "use Postgres or a local disk")
+
+
+def _check_clock(store: Reader) -> CheckResult:
+    ahead = time.time() - Slots(store, 0).now()
+    if abs(ahead) <= MAX_SKEW_S:
+        return CheckResult("clock", "ok", f"differs from the database's clock by {abs(ahead):.1f} s")
+    message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the database's clock"
+    remedy = "set the clock (leases are safe, because they use the database's clock)"
+    return CheckResult("clock", "warning", message, remedy)
+
+
+def _check_disks(url: str, out: Path) -> Iterator[CheckResult]:
+    from model.cache import cache_root
+
+    folders = {"runs": out, "prepared data": cache_root()}
+    file = sqlite_file(url)
+    if file is not None:
+        folders["storage"] = file.parent
+    for use, folder in folders.items():
+        parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(parent).free
+        message = f"{use}: {free / 1e9:.1f} GB free in {parent}"
+        if not os.access(parent, os.W_OK) or not is_writable(parent):
+            message = f"{use}: {parent} is not writable"
+            yield CheckResult("disk", "error", message, "free disk space, or change the permissions")
+        elif free < LOW_BYTES:
+            yield CheckResult("disk", "error" if free < FULL_BYTES else "warning", message, "free disk space")
+        else:
+            yield CheckResult("disk", "ok", message)
+
+
+def _check_gpus() -> CheckResult:
+    names = list_gpus()
+    if not names:
+        return CheckResult("gpus", "ok", f"no NVIDIA GPU; {available_cores()} CPU cores")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    message = f"{len(names)}: {', '.join(names)}" + (f"; CUDA_VISIBLE_DEVICES={visible}" if visible is not None else "")
+    if visible == "":
+        return CheckResult("gpus", "warning", message, "unset CUDA_VISIBLE_DEVICES, because it hides all GPUs")
+    return CheckResult("gpus", "ok", message)
+
+
+def _check_connections(store: Reader) -> CheckResult:
+    with store.engine.connect() as connection:
+        total = int(connection.exec_driver_sql("SELECT current_setting('max_connections')::int").scalar_one())
+        used = int(connection.exec_driver_sql("SELECT count(*) FROM pg_stat_activity").scalar_one())
+    n_workers = max(0, (total - used - 10) // 2)  # a worker holds two connections; ten stay free for other programs
+    message = f"{used} of {total} connections are in use; {n_workers} more workers can connect"
+    return CheckResult(
+        "connections", "ok" if n_workers else "warning", message, "" if n_workers else "raise max_connections"
+    )
+
+
+def _check_leases(reader: Reader) -> CheckResult:
+    """Count the leases that have expired and that no worker or launcher has freed."""
+    expired = sum(Slots(reader, study_id).counts()["expired"] for study_id in study_ids(reader).values())
+    if not expired:
+        return CheckResult("leases", "ok", "none has expired")
+
+    def free() -> None:
+        with open_store(reader.url) as store:
+            free_expired_leases(store)
+
+    message = f"{expired} have expired, and no process has freed them"
+    return CheckResult(
+        "leases", "warning", message, "hpo launch resumes their trials; --fix frees the leases now", free
+    )
+
+
+def _check_trials(reader: Reader) -> CheckResult:
+    """Count the trials that Optuna shows as running although no worker holds their slot."""
+    running = sa.cast(TRIALS.c.state, sa.String) == "RUNNING"
+    trials = sa.select(TRIALS.c.trial_id).join(SLOT, SLOT.c.trial_id == TRIALS.c.trial_id)
+    query = trials.where(running, SLOT.c.state == "free")
+    ids = transact(reader, lambda connection: [row[0] for row in connection.execute(query)])
+    if not ids:
+        return CheckResult("trials", "ok", "every running trial has a worker")
+
+    def release() -> None:
+        with open_store(reader.url) as store:
+            transact(store, lambda connection: set_trial_states(connection, ids, "RUNNING", "WAITING"))
+
+    message = f"{len(ids)} have the state running, but no worker"
+    return CheckResult("trials", "error", message, "hpo doctor --fix releases them", release)
+
+
+def _check_data(snapshot: Snapshot) -> CheckResult:
+    name = snapshot.name
+    try:
+        local = PreparedDatasets().data_hash(from_spec(snapshot.spec).base)
+    except Problem as problem:
+        return CheckResult("data", "error", f"{name}: {problem}", "put the data where the study expects it")
+    if local == snapshot.data_hash:
+        return CheckResult("data", "ok", f"{name}: the data has the study's hash, {(local or 'none')[:12]}")
+    hashes = f"has the hash {(local or 'none')[:12]}, and the study's data {(snapshot.data_hash or 'none')[:12]}"
+    return CheckResult("data", "error", f"{name}: the data here {hashes}", "use the same data on every machine")
+
+
+def _check_run_folder(snapshot: Snapshot, out: Path) -> CheckResult:
+    """Check whether the folder of runs holds the files of trials of other machines."""
+    name, machine = snapshot.name, socket.gethostname()
+    others = [t for t in snapshot.trials if str(t.user_attrs.get("worker", machine)).partition(":")[0] != machine]
+    if not others:
+        return CheckResult("runs", "ok", f"{name}: no other machine has run trials of this study")
+    n_present = sum((trial_folder(out, name, t.number) / "config.yaml").is_file() for t in others)
+    message = f"{name}: {n_present} of {len(others)} trials of other machines have their files in {out}"
+    if n_present == len(others):
+        return CheckResult("runs", "ok", message)
+    remedy = "share one --out folder between all machines; otherwise trials interrupted elsewhere start again here"
+    return CheckResult("runs", "warning", message, remedy)
+
+
+def _check_checkpoints(snapshot: Snapshot, out: Path) -> CheckResult:
+    """Find the checkpoints that no trial will use again: those of ended trials that are not among the best."""
+    name = snapshot.name
+    ranked = sorted((t for t in snapshot.own if t.state == State.COMPLETE), key=lambda trial: trial.values[0])
+    best = {trial.number for trial in ranked[: int(snapshot.spec.get("keep_best", 3))]}
+    ended = [trial_folder(out, name, t.number) for t in snapshot.own if _has_ended(t) and t.number not in best]
+    leftover = [folder for folder in ended if checkpoints.resumable_checkpoints(folder)]
+    if not leftover:
+        return CheckResult("checkpoints", "ok", f"{name}: no checkpoint is left over")
+    size = sum(file.stat().st_size for folder in leftover for file in folder.glob("**/state.safetensors"))
+    message = f"{name}: {len(leftover)} ended trials left checkpoints of {size / 1e6:.1f} MB"
+
+    def remove() -> None:
+        for folder in leftover:
+            checkpoints.remove_checkpoints(folder, all_of_them=True)
+
+    return CheckResult("checkpoints", "warning", message, "hpo doctor --fix removes them", remove)
+
+
+def _has_ended(trial: Trial) -> bool:
+    return trial.state in (State.COMPLETE, State.PRUNED, State.FAIL)
