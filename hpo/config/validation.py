@@ -1,5 +1,6 @@
 """pydantic's errors in our words: the key as the user wrote it, the rule, the value, the remedy."""
 
+import contextlib
 import difflib
 import types
 from collections.abc import Iterable, Mapping
@@ -108,26 +109,12 @@ def got(value: Any) -> str:
 
 
 def number_remedy(value: Any) -> str:
-    """Return what to write instead of YAML's look-alikes of a number, nothing for other values."""
-    if isinstance(value, bool):
-        return "; YAML reads on, off, yes and no as true and false"
-    if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return ""
-        if value.lower().lstrip("+-").startswith(tuple("0123456789.")):
-            return f"; write {_yaml_number(value, number)} (YAML reads {value} as text)"
+    """Return the remedy for text that looks like a number, which only quotes can cause; "" for other values."""
+    if isinstance(value, str) and value.lower().lstrip("+-").startswith(tuple("0123456789.")):
+        with contextlib.suppress(ValueError):
+            float(value)
+            return "; remove the quotes"
     return ""
-
-
-def _yaml_number(text: str, number: float) -> str:
-    """Write a number as PyYAML reads it: 1e-4 needs a dot and a signed exponent."""
-    mantissa, _, exponent = text.lower().partition("e")
-    if not exponent:
-        return repr(int(number)) if number.is_integer() and "." not in text else repr(number)
-    mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
-    return f"{mantissa}e{exponent if exponent[0] in '+-' else '+' + exponent}"
 
 
 def _rule(problem: ErrorDetails, root: Kind, key: str) -> str:
@@ -151,17 +138,14 @@ def _rule(problem: ErrorDetails, root: Kind, key: str) -> str:
     expected = KINDS.get(word.partition("_")[0])
     if expected is None:
         return f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, got {got(value)}"
-    remedy = number_remedy(value) if "number" in expected else _word_remedy(value)
+    quotes = "; put it in quotes" if word.startswith("string") and isinstance(value, bool | int | float) else ""
+    remedy = number_remedy(value) if "number" in expected else quotes
     return f"must be {expected}, got {got(value)}{remedy}"
 
 
 def _one_of(expected: str, value: Any) -> str:
     like = nearest(repr(value), expected.split(", ")) if isinstance(value, str) else ""
-    return f"must be one of {expected}, got {got(value)}{like}{_word_remedy(value)}"
-
-
-def _word_remedy(value: Any) -> str:
-    return "; quote the word: YAML reads on, off, yes and no as true and false" if isinstance(value, bool) else ""
+    return f"must be one of {expected}, got {got(value)}{like}"
 
 
 def _is_type(rule: str) -> bool:

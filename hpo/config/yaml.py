@@ -1,176 +1,181 @@
-"""YAML as people mean it: 1e-4 is a number, off is a word, a key given twice is a mistake."""
+"""YAML 1.2, read and written by ruamel.yaml.
 
-import math
-import re
+ruamel.yaml reads 1e-4 as a number and `off` as text, and refuses a key that is given twice. This module adds:
+
+- limits on aliases, numbers, keys and tags, because users write these files;
+- dates are text, because no field of a configuration is a date;
+- one-line error messages with line and column;
+- dumped files that YAML 1.1 readers such as PyYAML read as the same values.
+"""
+
+import io
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
+from ruamel.yaml.resolver import implicit_resolvers
 
-_DIGITS = r"[0-9]+(?:_[0-9]+)*"
-_INT = re.compile(rf"^[-+]?{_DIGITS}$|^0x[0-9a-fA-F]{{1,64}}$|^0o[0-7]{{1,64}}$")
-_FLOAT = re.compile(
-    rf"^[-+]?(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?$"
-    rf"|^[-+]?{_DIGITS}[eE][-+]?[0-9]+$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
-)
-_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-_NUMBER_STARTS = list("-+0123456789.")
-MOST = 100_000  # values of a text, its aliases written out: ten lines of aliases of aliases can stand for 1e10
+MAX_VALUES = 100_000  # with every alias written out: ten lines of aliases of aliases can stand for 1e10 values
+_TAG = "tag:yaml.org,2002:"
 
 
 class YamlError(ValueError):
-    """Text that is not YAML, or says a thing twice; the message gives line and column."""
+    """Text that is not valid YAML or exceeds a limit; the message gives line and column."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars, and 400_000; PyYAML reads 1e-4 as text, 1:30 and 017 as other numbers, off as False."""
+class _Constructor(SafeConstructor):
+    """Builds text, numbers, booleans, null, lists and mappings, and refuses every other type."""
 
-    def construct_document(self, node: yaml.Node) -> Any:
-        if _size(node, {}) > MOST:
-            raise _refusal(f"must stand for at most {MOST:,} values, aliases written out", node)
-        self.deep_construct = True  # an alias inside its own anchor is then refused
-        return super().construct_document(node)
+    def construct_yaml_str(self, node: ScalarNode) -> str:
+        text = str(self.construct_scalar(node))
+        if any("\ud800" <= character <= "\udfff" for character in text):  # from an escape such as "\ud800"
+            raise _refusal(f"must not contain half of a surrogate pair, got {text[:40]!r}", node)
+        return text
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for i, (key_node, value) in enumerate(node.value if isinstance(node, yaml.MappingNode) else ()):
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, float):  # a share of a run, which pydantic reads from a word too
-                key = repr(key)
-                node.value[i] = yaml.ScalarNode("tag:yaml.org,2002:str", key), value
-            if not isinstance(key, str):
-                raise _refusal("a key must be a word; quote it", key_node)
-            if key in seen:
-                raise _refusal(f"{key} is given twice", key_node)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def construct_number(self, node: ScalarNode) -> bool | float | str:
+        """Return a boolean or a number, or the text where ruamel.yaml's rules accept a number without digits."""
+        kind, text = str(node.tag).removeprefix(_TAG), str(node.value)
+        try:
+            value = getattr(SafeConstructor, f"construct_yaml_{kind}")(self, node) if len(text) <= 400 else 10**400
+        except (ValueError, LookupError):
+            if node.ctag.handle is None:
+                return text
+            raise _refusal(f"must be {kind}, got {text[:40]!r}", node) from None
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise _refusal(f"must be at most {sys.float_info.max:.1e}, got a number of {len(text)} digits", node)
+        return value
 
-    def scalar(self, node: yaml.ScalarNode) -> bool | int | float:
-        """Return a boolean or number, which an explicit tag such as !!int may have put on any text."""
-        text = str(self.construct_scalar(node)).lower()
-        if _BOOL.match(text):
-            return text == "true"
-        if _INT.match(text):
-            return self._whole(text, node)
-        if _FLOAT.match(text):
-            return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
-        raise _refusal(f"must be {node.tag.rpartition(':')[2]}, got {node.value!r}", node)
+    def construct_word(self, node: ScalarNode) -> str:
+        """Return text that ruamel.yaml's rules take for another type; a user cannot ask for that type."""
+        return self.construct_yaml_str(node) if node.ctag.handle is None else self.construct_undefined(node)
 
-    def _whole(self, text: str, node: yaml.Node) -> int:
-        plain = text.replace("_", "")
-        # Python writes and reads only so many digits; a number that no float holds can be computed with nowhere.
-        if len(plain) <= 400:
-            number = int(text, 0) if text[:2] in ("0x", "0o") else int(plain)
-            if abs(number) <= sys.float_info.max:
-                return number
-        raise _refusal(f"must be at most {sys.float_info.max:.1e}, got a number of {len(plain)} digits", node)
-
-    def text(self, node: yaml.ScalarNode) -> str:
-        """Return text, which an escape such as \\ud800 may have given half of a character."""
-        found = str(self.construct_scalar(node))
-        if any("\ud800" <= letter <= "\udfff" for letter in found):
-            raise _refusal(f"must be whole characters, got {found[:40]!r}", node)
-        return found
-
-    def unknown(self, node: yaml.Node) -> Any:
-        raise _refusal(f"no such tag here: {node.tag.replace('tag:yaml.org,2002:', '!!')}; leave it out", node)
+    def construct_undefined(self, node: Node) -> NoReturn:
+        raise _refusal(f"tag {str(node.tag).replace(_TAG, '!!')} is not supported; remove it", node)
 
 
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many values a node stands for, every alias counted as what it stands for."""
-    if id(node) not in known:
-        known[id(node)] = 1  # what an alias inside its own anchor counts; the constructor refuses it
-        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
-        parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
-        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
-    return known[id(node)]
-
-
-def _refusal(text: str, node: yaml.Node) -> yaml.MarkedYAMLError:
-    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
-
-
-def _keep(tags: str) -> Any:
-    """Return a test for the tags of YAML's own types with these names."""
-    names = {f"tag:yaml.org,2002:{name}" for name in tags.split()}
-    return lambda tag: tag in names
-
-
-# No dates, sets or binary: nothing in a configuration is one.
-_Loader.yaml_implicit_resolvers = {
-    letter: [(tag, rule) for tag, rule in rules if _keep("null merge")(tag)]
-    for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.yaml_constructors = {
-    tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if _keep("null seq map")(tag)
-}
-_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.text)
-_Loader.add_constructor(None, _Loader.unknown)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `load` reads back equal; what any YAML reader takes for something else is a quoted word."""
-
-
-for _name, _rule, _starts in (
-    ("bool", _BOOL, list("tTfF")),
-    ("int", _INT, _NUMBER_STARTS),
-    ("float", _FLOAT, _NUMBER_STARTS),
+for _names, _method in (
+    ("str", _Constructor.construct_yaml_str),
+    ("bool int float", _Constructor.construct_number),
+    ("timestamp value merge", _Constructor.construct_word),  # a date, `=`, and `<<` where it is not a key
+    ("binary omap pairs set", _Constructor.construct_undefined),
 ):
-    _tag = f"tag:yaml.org,2002:{_name}"
-    _Loader.add_implicit_resolver(_tag, _rule, _starts)
-    _Loader.add_constructor(_tag, _Loader.scalar)
-    _Dumper.add_implicit_resolver(_tag, _rule, _starts)
+    for _name in _names.split():
+        _Constructor.add_constructor(_TAG + _name, _method)
+_Constructor.add_constructor(None, _Constructor.construct_undefined)
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what a YAML text says.
+    """Return the value of a YAML document: a tree of dict, list, str, int, float, bool and None.
 
     Raises:
-        NotationError: it is not YAML.
+        YamlError: the text is not valid YAML.
     """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    yaml.composer.warn_double_anchors = False  # YAML allows an anchor to be defined again
     try:
-        return yaml.load(text, _Loader)  # a subclass of SafeLoader
-    except yaml.MarkedYAMLError as error:
+        document = yaml.compose(text)
+        if document is None:
+            return None
+        _count_values(document, {}, yaml.constructor)
+        return yaml.constructor.construct_document(document)
+    except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise YamlError(f"{where}{error.problem or 'not YAML'}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise YamlError(f"not YAML ({str(error).splitlines()[0] if str(error) else 'too deep'})") from None
+    except (YAMLError, ValueError, AssertionError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
+        raise YamlError(f"not YAML ({reason})") from None
+
+
+def _count_values(node: Node, counts: dict[Node, int | None], constructor: _Constructor) -> int:
+    """Return how many values a node stands for, with every alias written out.
+
+    counts: the results so far; None for a node whose content is being counted.
+
+    Raises:
+        MarkedYAMLError: there are too many, an alias contains itself, or a key is not distinct text.
+    """
+    if node not in counts:
+        counts[node] = None
+        parts: list[Node] = node.value if isinstance(node, SequenceNode) else []
+        if isinstance(node, MappingNode):
+            _check_keys(node, constructor)
+            parts = [part for pair in node.value for part in pair]
+        counts[node] = 1 + sum(_count_values(part, counts, constructor) for part in parts)
+    n_values = counts[node]
+    if n_values is None:
+        raise _refusal("an anchor must not contain its own alias", node)
+    if n_values > MAX_VALUES:
+        raise _refusal(f"must stand for at most {MAX_VALUES:,} values, with every alias written out", node)
+    return n_values
+
+
+def _check_keys(node: MappingNode, constructor: _Constructor) -> None:
+    keys = set()
+    for key_node, _ in node.value:
+        if key_node.tag == f"{_TAG}merge":
+            continue
+        key = constructor.construct_non_recursive_object(key_node) if isinstance(key_node, ScalarNode) else None
+        if isinstance(key, float):  # a fraction of a run, which pydantic also reads from text
+            key = key_node.value = repr(key)
+            key_node.tag = f"{_TAG}str"
+        if not isinstance(key, str):
+            raise _refusal("a key must be text; put it in quotes", key_node)
+        if key in keys:
+            raise _refusal(f"{key} is given twice", key_node)
+        keys.add(key)
+
+
+def _refusal(rule: str, node: Node) -> MarkedYAMLError:
+    return MarkedYAMLError(problem=rule, problem_mark=node.start_mark)
 
 
 def parse_value(text: str) -> Any:
-    """Return what a command-line value means: a number, a boolean, null, a list, else the text as it is."""
+    """Return the value of a command-line argument: a number, a boolean, null, a list, a mapping, or the text itself."""
     try:
-        found = parse_yaml(text)
+        value = parse_yaml(text)
     except YamlError:
         return text
     opening = text.strip()[:1]
-    if isinstance(found, str):
-        return found if opening in ("'", '"') else text  # my #1.txt has no comment in it
-    if isinstance(found, list | dict):
-        return found if opening in ("[", "{") else text
-    return text if found is None and text.strip().lower() not in ("null", "~") else found
+    if isinstance(value, str):
+        return value if opening in ("'", '"') else text  # `my #1.txt` contains no comment
+    if isinstance(value, list | dict):
+        return value if opening in ("[", "{") else text
+    return text if value is None and text.strip().lower() not in ("null", "~") else value
+
+
+class _Representer(SafeRepresenter):
+    """Writes scalars in a form that YAML 1.1 and YAML 1.2 readers read alike."""
+
+    def represent_str(self, data: str) -> Any:
+        style = '"' if not data.isprintable() else None  # unescaped, \x85 and similar characters end a line
+        if any(data[:1] in starts and rule.match(data) for _, _, rule, starts in implicit_resolvers):
+            style = style or "'"  # such as `off`, which is false in YAML 1.1
+        return self.represent_scalar(f"{_TAG}str", data, style=style)
+
+    def represent_float(self, data: float) -> Any:
+        node = super().represent_float(data)
+        if "." not in node.value:
+            node.value = node.value.replace("e", ".0e")  # YAML 1.1 reads 1e-05 as text
+        return node
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+_Representer.add_representer(float, _Representer.represent_float)
 
 
 def dump_yaml(tree: Any) -> str:
-    """Return a tree as YAML, keys in their order."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _float(dumper: yaml.SafeDumper, number: float) -> yaml.Node:
-    text = repr(number) if math.isfinite(number) else {"inf": ".inf", "-inf": "-.inf"}.get(str(number), ".nan")
-    if "e" in text and "." not in text:
-        text = text.replace("e", ".0e")  # other YAML readers take 1e-05 for text
-    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
-
-
-def _str(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    odd = not text.isprintable()  # \x85 and its like end a line unless they are escaped
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else None)
-
-
-_Dumper.add_representer(float, _float)
-_Dumper.add_representer(str, _str)
+    """Return a tree as YAML, with its keys in their order; `parse_yaml` reads it back as the same tree."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = sys.maxsize  # folded text would end its lines with spaces
+    text = io.StringIO()
+    yaml.dump(tree, text)
+    return text.getvalue()

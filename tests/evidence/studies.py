@@ -5,9 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hpo.analysis.decisions import recompute
+from hpo.config.yaml import dump_yaml
 from hpo.evidence.ablate import AblateRequest as ToAblate
 from hpo.evidence.ablate import estimate_effects, plan_ablation
 from hpo.evidence.comparison import first_new_seed
@@ -52,7 +51,7 @@ def _search(store: Store, function: str, number: int, **keys: Any) -> Any:
         **keys,
     }
     path = Path("planted.yaml")
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(dump_yaml(tree))
     return worked(store, load_study(str(path)))
 
 

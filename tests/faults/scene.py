@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-import yaml
 
 from hpo.analysis.snapshot import read_snapshot
+from hpo.config.yaml import dump_yaml
 from hpo.errors import StorageError
 from hpo.runs.resources import thread_environment
 from hpo.runs.run_dir import read_metrics
@@ -93,7 +93,7 @@ class Scene:
         tree = {} if "train" in keys else {"base": base().model_dump(mode="json")}
         tree |= {"sampler": {"name": "random"}, "pruner": {"name": "none"}, "budget": {"trials": trials}, **keys}
         self.file = self.folder / f"{NAME}.yaml"
-        self.file.write_text(yaml.safe_dump(tree | more))
+        self.file.write_text(dump_yaml(tree | more))
 
     def launch(self, workers: int = 2, **more: str) -> "subprocess.Popen[bytes]":
         """Start `hpo launch` of the study."""

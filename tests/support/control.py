@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import yaml
 
 from hpo.analysis.snapshot import read_snapshot
+from hpo.config.yaml import dump_yaml
 from hpo.errors import Problem
 from hpo.queue.registry import StoredStudy, register_study
 from hpo.storage.schema import EVENT
@@ -120,5 +120,5 @@ def gpt(here: Path, name: str, low: float, base: dict[str, Any], **keys: Any) ->
         "budget": {"trials": 4},
     }
     path = here / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**tree, **keys}))
+    path.write_text(dump_yaml({**tree, **keys}))
     return path

@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import yaml
+from hpo.config.yaml import dump_yaml
 
 MODULE = '''
 import os
@@ -51,7 +51,7 @@ def study(folder: Path, name: str = "planted", **keys: Any) -> Path:
         "budget": {"trials": 12},
     }
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**tree, **keys}))
+    path.write_text(dump_yaml({**tree, **keys}))
     return path
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
@@ -16,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 from hpo.analysis.decisions import apart, recompute, why
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.commands.enqueue import enqueue_trial, retry_trials
+from hpo.config.yaml import dump_yaml
 from hpo.queue.heartbeat import free_leases_of
 from hpo.queue.registry import StoredStudy, register_study
 from hpo.search.pruning_rules import spans, unfolded
@@ -199,7 +199,7 @@ def test_an_arm_and_a_random_draw_say_so(sqlite: Store, here: Path) -> None:
     assert worked(stored) == 0
     assert sentences(read_snapshot(sqlite, "planted"), 1)[0] == "trial 1 was drawn at random"
     tree = {"train": "curves:train", "config": "curves:Config", "rungs": 4}
-    (here / "arms.yaml").write_text(yaml.safe_dump({**tree, "arms": {"a": {}, "b": {"x": 0.1}}, "seeds": [3]}))
+    (here / "arms.yaml").write_text(dump_yaml({**tree, "arms": {"a": {}, "b": {"x": 0.1}}, "seeds": [3]}))
     assert worked(register_study(sqlite, load_study("arms.yaml"), None, {})) == 0
     assert sentences(read_snapshot(sqlite, "arms"), 1) == [
         "trial 1 is the run of arm b with seed 3",

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from optuna.trial import TrialState
 from scipy import stats
 from scipy.special import gammaln
@@ -21,6 +20,7 @@ from hpo.analysis.noise import Noise, c4, decimals, expected_minimum, noise_floo
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.summary import row, standing, summary
 from hpo.cli.main import app
+from hpo.config.yaml import parse_yaml
 from hpo.console import Format, Rounded, number, plain, rows
 from hpo.launcher.progress import LiveTable
 from hpo.queue.budget import add_slots
@@ -208,7 +208,7 @@ def test_people_read_the_digits_that_the_noise_leaves_and_programs_all_of_them(
         float(r["val_loss"]) for r in csv.DictReader(io.StringIO(printed(capsys, "trials", "--format", "csv")))
     ] == exact
     assert [r["val_loss"] for r in json.loads(printed(capsys, "trials", "--format", "json"))] == exact
-    assert [r["val_loss"] for r in yaml.safe_load(printed(capsys, "trials", "--format", "yaml"))] == exact
+    assert [r["val_loss"] for r in parse_yaml(printed(capsys, "trials", "--format", "yaml"))] == exact
     assert json.loads(printed(capsys, "status", "--format", "json"))["noise"] == {
         "n": 4, "mean": floor.mean, "sigma": floor.sigma
     }  # fmt: skip

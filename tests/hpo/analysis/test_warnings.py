@@ -10,12 +10,12 @@ from typing import Any
 
 import optuna
 import pytest
-import yaml
 from optuna.trial import TrialState, create_trial
 
 from bench.crowd import plant
 from hpo.analysis.snapshot import ended, read_snapshot
 from hpo.analysis.warnings import READ, caveats, idle, knobs, position
+from hpo.config.yaml import dump_yaml
 from hpo.queue.budget import fill_slots
 from hpo.queue.registry import StoredStudy, register_study
 from hpo.storage.attributes import END_REASON
@@ -298,7 +298,7 @@ def test_arms_with_the_same_curves_on_every_seed_are_named(store: Store, here: P
     planted(here)
     tree = {"train": "curves:train", "config": "curves:Config", "rungs": 4, "seeds": [1, 2]}
     arms = {"a": {"noise": 0.1}, "b": {"noise": 0.1, "pause": 0.001}, "c": {"noise": 0.1, "x": 0.1}}
-    (here / "arms.yaml").write_text(yaml.safe_dump({**tree, "arms": arms}))
+    (here / "arms.yaml").write_text(dump_yaml({**tree, "arms": arms}))
     stored = register_study(store, load_study("arms.yaml"), None, {"bigram": 0.5})
     assert notes(stored) == []
     assert worked(stored) == 0

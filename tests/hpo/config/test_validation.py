@@ -83,7 +83,7 @@ def problems(kind: type[BaseModel], given: dict[str, Any]) -> dict[str, str]:
         (
             {"run": {"compile": False}},
             "run.compile",
-            "must be one of 'on', 'off', got False; quote the word: YAML reads on, off, yes and no as true and false",
+            "must be one of 'on', 'off', got False",
         ),
     ],
 )
@@ -103,23 +103,16 @@ def test_all_problems_come_together() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("text", "write"), [("1e-4", "1.0e-4"), ("1E5", "1.0e+5"), ("3.5e2", "3.5e+2"), ("12", "12"), ("0.5", "0.5")]
-)
-def test_text_that_looks_like_a_number_gets_the_spelling_that_yaml_reads(text: str, write: str) -> None:
-    yaml = pytest.importorskip("yaml")
+@pytest.mark.parametrize("text", ["1e-4", "1E5", "3.5e2", "12", "0.5", "-.5"])
+def test_text_that_looks_like_a_number_was_quoted(text: str) -> None:
     found = problems(File, {"trials": 1, "space": {"optimizer.lr": {"low": text, "high": 1.0}}})
-    assert found == {
-        "space.optimizer.lr.low": f"must be a number, got {text!r}; write {write} (YAML reads {text} as text)"
-    }
-    assert yaml.safe_load(write) == float(text)
+    assert found == {"space.optimizer.lr.low": f"must be a number, got {text!r}; remove the quotes"}
 
 
-def test_bool_for_a_number_says_what_yaml_did() -> None:
-    found = problems(File, {"trials": 1, "space": {"optimizer.lr": {"low": True, "high": 2}}})
-    assert found["space.optimizer.lr.low"] == (
-        "must be a number, got True; YAML reads on, off, yes and no as true and false"
-    )
+@pytest.mark.parametrize("value", [True, "off", "e5"])
+def test_a_value_that_does_not_look_like_a_number_gets_no_remedy(value: Any) -> None:
+    found = problems(File, {"trials": 1, "space": {"optimizer.lr": {"low": value, "high": 2}}})
+    assert found["space.optimizer.lr.low"] == f"must be a number, got {value!r}"
 
 
 def test_infinite_number_is_told_from_text() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from scipy import stats
 
 from hpo.analysis.snapshot import Snapshot
+from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
 from hpo.evidence.ablate import AblateRequest, effect_table, effect_verdicts, estimate_effects, plan_ablation
 from hpo.evidence.designs import DESIGNS
@@ -64,7 +64,7 @@ def search(store: Store, folder: Path, target: dict[str, Any], **keys: Any) -> S
         **keys,
     }
     path = folder / "planted.yaml"
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    path.write_text(dump_yaml(tree))
     return worked(store, load_study(str(path)))
 
 
@@ -208,7 +208,7 @@ def test_more_factors_than_a_design_holds_are_refused(here: Path, store: Store) 
         MODULE.replace("    seed:", "".join(f"    {n}: float = 0.0\n" for n in names) + "    seed:")
     )
     sys.modules.pop("curves")
-    (here / "to.yaml").write_text(yaml.safe_dump(dict.fromkeys(names, 1.0)))
+    (here / "to.yaml").write_text(dump_yaml(dict.fromkeys(names, 1.0)))
     with pytest.raises(Problem, match="--design factorial: must be at most 16 factors, got 17; --factor"):
         plan_ablation(of, "p", asked("factorial", after="to.yaml"), 1000)
 
@@ -219,8 +219,8 @@ def test_configurations_of_different_data_are_refused(here: Path) -> None:
     path = gpt_study(here / "g.yaml", budget={"trials": 1})
     hpo("launch", "--study", str(path), "--quiet", cwd=here)
     hpo("export", "--study", "g", "-o", "to.yaml", cwd=here)
-    tree = yaml.safe_load((here / "to.yaml").read_text())
-    (here / "to.yaml").write_text(yaml.safe_dump(tree | {"data": {"name": "python-docs"}}))
+    tree = parse_yaml((here / "to.yaml").read_text())
+    (here / "to.yaml").write_text(dump_yaml(tree | {"data": {"name": "python-docs"}}))
     done = hpo("ablate", "--study", "g", "--to", "to.yaml", cwd=here, status=2)
     assert "--to: data.name: must be that of --from, since losses on different data cannot be compared" in done.stderr
 
@@ -231,12 +231,12 @@ def test_another_component_comes_with_its_fields_and_lengths_are_the_comparison_
     path = gpt_study(here / "g.yaml", budget={"trials": 1})
     hpo("launch", "--study", str(path), "--quiet", cwd=here)
     hpo("export", "--study", "g", "-o", "to.yaml", cwd=here)
-    tree = yaml.safe_load((here / "to.yaml").read_text())
+    tree = parse_yaml((here / "to.yaml").read_text())
     tree["optimizer"] = {"name": "sgd", "lr": 0.1, "momentum": 0.5}
     tree["run"]["tokens"] *= 2
     tree["run"]["seed"] = 5
     tree["clip"]["max_norm"] = 0.5
-    (here / "to.yaml").write_text(yaml.safe_dump(tree))
+    (here / "to.yaml").write_text(dump_yaml(tree))
     done = hpo(
         "ablate", "--study", "g", "--to", "to.yaml", "--seeds", "3", "--design", "add-one-in", "--format", "json",
         cwd=here,

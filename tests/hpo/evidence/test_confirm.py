@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
+from hpo.config.yaml import parse_yaml
 from hpo.errors import NothingFeasible, Problem
 from hpo.evidence.comparison import existing_study, first_new_seed
 from hpo.evidence.confirm import (
@@ -265,11 +265,11 @@ def test_export_prefers_what_was_confirmed_and_says_of_which_kind_it_is(here: Pa
     hpo("launch", "--study", str(path), "--quiet", cwd=here)
     first = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here)
     assert "the search's best, not confirmed: `hpo confirm` says whether it is better" in first.stderr
-    assert yaml.safe_load((here / "best.yaml").read_text())["x"] == 0.9
+    assert parse_yaml((here / "best.yaml").read_text())["x"] == 0.9
     hpo("confirm", "--study", "planted", "--seeds", "3", "--quiet", cwd=here)
     again = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here)
     assert "confirmed better than the baseline by planted-confirm; next: hpo train best.yaml" in again.stderr
-    found = yaml.safe_load((here / "best.yaml").read_text())
+    found = parse_yaml((here / "best.yaml").read_text())
     assert found["x"] == 0.1
     assert found["provenance"]["known"] == "confirmed better than the baseline by planted-confirm"
     assert "x: 0.9" in hpo("export", "--trial", "1", "--study", "planted", cwd=here).stdout

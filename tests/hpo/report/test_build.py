@@ -15,11 +15,11 @@ from typing import Any
 
 import optuna
 import pytest
-import yaml
 from optuna_dashboard import get_note, save_note
 
 from hpo.analysis.noise import expected_minimum
 from hpo.analysis.snapshot import Snapshot, read_snapshot
+from hpo.config.yaml import dump_yaml
 from hpo.errors import NothingFeasible, Problem, WorkFailed
 from hpo.queue.registry import register_study
 from hpo.report import curve_figures, timeline
@@ -118,7 +118,7 @@ def made(store: Store, folder: Path, name: str, **keys: Any) -> Snapshot:
     (folder / "shown.py").write_text(MODULE)
     tree = {"train": "shown:train", "config": "shown:Config", "rungs": 4, "sampler": {"name": "random"}}
     tree = {k: v for k, v in (tree | STUDIES[name] | keys).items() if not ("arms" in STUDIES[name] and k == "sampler")}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    (folder / f"{name}.yaml").write_text(dump_yaml(tree))
     return worked(store, load_study(str(folder / f"{name}.yaml")))
 
 
@@ -233,7 +233,7 @@ def test_study_without_trials_enough_says_how_many_are_needed() -> None:
 def test_study_that_nobody_worked_on_is_refused() -> None:
     with open_store(URL) as store:
         tree = {"train": "shown:train", "config": "shown:Config", "rungs": 4, "space": {"opt.lr": LR}}
-        Path("empty.yaml").write_text(yaml.safe_dump(tree))
+        Path("empty.yaml").write_text(dump_yaml(tree))
         register_study(store, load_study("empty.yaml"), None, {})
         with pytest.raises(NothingFeasible, match="study empty: no trial is complete yet") as error:
             read_report(store, "empty")

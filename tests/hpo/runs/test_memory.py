@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from hpo.analysis.snapshot import read_snapshot
+from hpo.config.yaml import dump_yaml
 from hpo.errors import WorkFailed
 from hpo.queue.registry import register_study
 from hpo.runs.datasets import PreparedDatasets, describe_data
@@ -28,7 +28,7 @@ def gpt_study(folder: Path, **keys: Any) -> Path:
     base = tiny({}).model_dump(mode="json")
     tree = {"base": base, "sampler": {"name": "grid"}, "pruner": {"name": "none"}, "space": WIDE, "baseline": []}
     path = folder / "wide.yaml"
-    path.write_text(yaml.safe_dump(tree | {"budget": {"trials": 2}} | keys))
+    path.write_text(dump_yaml(tree | {"budget": {"trials": 2}} | keys))
     return path
 
 

@@ -156,11 +156,11 @@ def test_unknown_field_is_refused_with_the_nearest_one(path: str, rule: str) -> 
         ({"run__dropout": {"choices": [0.1, 1.2]}}, "space.run.dropout.choices: must be at most 1, got 1.2"),
         (
             {"run__dropout": {"choices": ["1e-4"]}},
-            "space.run.dropout.choices: must be a number, got '1e-4'; write 1.0e-4 (YAML reads 1e-4 as text)",
+            "space.run.dropout.choices: must be a number, got '1e-4'; remove the quotes",
         ),
         (
             {"run__dropout": {"choices": [True]}},
-            "space.run.dropout.choices: must be a number, got True; YAML reads on, off, yes and no as true and false",
+            "space.run.dropout.choices: must be a number, got True",
         ),
         (
             {"optimizer__name": {"choices": ["adamw", "sdg"]}},

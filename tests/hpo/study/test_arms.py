@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from scipy import stats
 
 from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.enqueue import enqueue_trial, retry_trials
+from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
 from hpo.evidence.paired import compare_arms, runs_by_arm
 from hpo.queue.registry import register_study
@@ -31,10 +31,10 @@ ARMS = {"plain": {}, "lower": {"x": 0.1}, "nearly": {"x": 0.49}}
 def arms(folder: Path, **keys: Any) -> Path:
     """Write a file of arms over planted curves."""
     path = planted(folder, **{"base": {"noise": 0.05}, "arms": ARMS, "seeds": [3, 4, 5, 6], **keys})
-    tree = yaml.safe_load(path.read_text()) | {"arms": keys.get("arms", ARMS)}  # in their order
+    tree = parse_yaml(path.read_text()) | {"arms": keys.get("arms", ARMS)}  # in their order
     for key in {"space", "sampler", "budget"} - keys.keys():
         del tree[key]
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    path.write_text(dump_yaml(tree))
     return path
 
 
@@ -132,7 +132,7 @@ def test_config_without_a_seed_is_refused(here: Path) -> None:
 def gpt_arms(path: Path, found: dict[str, Any], **keys: Any) -> Path:
     base = tiny().model_dump(mode="json")
     base["run"].pop("align")
-    path.write_text(yaml.safe_dump({"base": base, "arms": found, "seeds": [1, 2], **keys}, sort_keys=False))
+    path.write_text(dump_yaml({"base": base, "arms": found, "seeds": [1, 2], **keys}))
     return path
 
 
@@ -171,9 +171,9 @@ def test_arms_of_a_config_that_counts_tokens_must_be_trained_on_as_many(here: Pa
 def test_arms_that_no_mark_suits_may_differ_by_less_than_an_update(here: Path) -> None:
     arms = {"a": {"run.batch_size": 3}, "b": {"run.batch_size": 4}}
     path = gpt_arms(here / "g.yaml", arms)
-    tree = yaml.safe_load(path.read_text())
+    tree = parse_yaml(path.read_text())
     tree["base"]["run"] |= {"tokens": 1000, "rungs": 4}
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    path.write_text(dump_yaml(tree))
     study = load_study(str(path))
     ends = [c.marks()[-1] * c.update_tokens() for c in (study.configured(v) for v in arms.values())]  # type: ignore[attr-defined]
     assert len(set(ends)) in (1, 2)

@@ -51,12 +51,12 @@ def sqlite(folder: Path) -> str:
 
 
 def gpt_study(path: Path, **keys: Any) -> Path:
-    import yaml
+    from hpo.config.yaml import dump_yaml
 
     base = tiny({"optimizer.lr": 3e-3}).model_dump(mode="json")
     space = {"optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
     tree = {"base": base, "space": space, "sampler": {"name": "random"}, "pruner": {"name": "none"}}
-    path.write_text(yaml.safe_dump({**tree, "budget": {"trials": 4}, **keys}))
+    path.write_text(dump_yaml({**tree, "budget": {"trials": 4}, **keys}))
     return path
 
 
