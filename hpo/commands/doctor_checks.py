@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.errors import Problem
+from hpo.optuna_internals import RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.heartbeat import free_expired_leases
 from hpo.queue.slots import Slots, set_trial_states
 from hpo.runs import checkpoints
@@ -22,7 +23,7 @@ from hpo.storage.attributes import SPEC
 from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.migrate import schema_problem, update_schema
 from hpo.storage.retry import transact
-from hpo.storage.schema import SLOT, TRIALS
+from hpo.storage.schema import SLOT
 from hpo.storage.store import open_store
 from hpo.storage.trials import State, Trial, study_attrs, study_ids
 from hpo.storage.url import masked_url, network_file_system, normalise_url, sqlite_file
@@ -151,7 +152,7 @@ def _check_leases(reader: Reader) -> CheckResult:
 
 def _check_trials(reader: Reader) -> CheckResult:
     """Count the trials that Optuna shows as running although no worker holds their slot."""
-    running = sa.cast(TRIALS.c.state, sa.String) == "RUNNING"
+    running = state_name() == RUNNING
     trials = sa.select(TRIALS.c.trial_id).join(SLOT, SLOT.c.trial_id == TRIALS.c.trial_id)
     query = trials.where(running, SLOT.c.state == "free")
     ids = transact(reader, lambda connection: [row[0] for row in connection.execute(query)])
@@ -160,7 +161,7 @@ def _check_trials(reader: Reader) -> CheckResult:
 
     def release() -> None:
         with open_store(reader.url) as store:
-            transact(store, lambda connection: set_trial_states(connection, ids, "RUNNING", "WAITING"))
+            transact(store, lambda connection: set_trial_states(connection, ids, RUNNING, WAITING))
 
     message = f"{len(ids)} have the state running, but no worker"
     return CheckResult("trials", "error", message, "hpo doctor --fix releases them", release)

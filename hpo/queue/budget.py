@@ -1,4 +1,4 @@
-"""The slots of a study: one row for each trial of its budget."""
+"""Create and delete the slots of a study, one slot for each trial of its budget."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,20 +10,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 from hpo.queue.inspect import SlotTable
 from hpo.storage.schema import EVENT, SLOT
 
+Fixed = Mapping[str, Any] | None  # the values that the trial of a slot must use; None: the sampler suggests them
+
+ADDED = 1_000_000  # number of the first slot that was added by hand, in addition to the budget
+
 _c = SLOT.c
-
-Fixed = Mapping[str, Any] | None  # parameters that a slot must run with; None: the sampler chooses
-
-
-ADDED = 1_000_000  # slots from here on were added by hand, beside those of the budget
-
-
-def as_json(fixed: Fixed) -> str | None:
-    return None if fixed is None else json.dumps(dict(fixed))
 
 
 def delete_slots(slots: SlotTable) -> None:
-    """Delete all slots and events."""
+    """Delete all slots and events of a study."""
 
     def write(connection: sa.Connection) -> None:
         connection.execute(sa.delete(SLOT).where(slots.of_study))
@@ -33,12 +28,12 @@ def delete_slots(slots: SlotTable) -> None:
 
 
 def fill_slots(slots: SlotTable, wanted: Sequence[tuple[str, Fixed]]) -> None:
-    """Make slots 0, 1, ... of these (kind, fixed); slots that are there already stay as they are.
+    """Create slots 0, 1, ... from (kind, fixed), and leave existing slots unchanged.
 
-    Slots above are deleted if nobody ever claimed them: a smaller budget undoes no work.
+    Slots with higher numbers are deleted if no worker ever claimed them: a smaller budget discards no work.
     """
     rows = [
-        {"study_id": slots.study_id, "slot": slot, "kind": kind, "fixed": as_json(fixed)}
+        {"study_id": slots.study_id, "slot": slot, "kind": kind, "fixed": _as_json(fixed)}
         for slot, (kind, fixed) in enumerate(wanted)
     ]
     insert = postgresql.insert if slots.store.engine.name == "postgresql" else sqlite.insert
@@ -53,20 +48,23 @@ def fill_slots(slots: SlotTable, wanted: Sequence[tuple[str, Fixed]]) -> None:
 
 
 def add_slots(slots: SlotTable, wanted: Sequence[tuple[str, Fixed, int | None]]) -> None:
-    """Add slots of these (kind, fixed, origin) beside those of the budget; they come before its search slots."""
-
+    """Add slots from (kind, fixed, origin) to those of the budget. Workers claim them before the search slots."""
     planned: list[int] = []
 
     def write(connection: sa.Connection) -> None:
         slots.lock(connection)
-        made = sa.select(_c.slot).where(slots.of_study, _c.slot.in_(planned))
-        if planned and connection.execute(made).first():  # its answer was lost
+        existing = sa.select(_c.slot).where(slots.of_study, _c.slot.in_(planned))
+        if planned and connection.execute(existing).first():  # an earlier call wrote them, and its answer was lost
             return
         last = connection.execute(sa.select(sa.func.max(_c.slot)).where(slots.of_study, _c.slot >= ADDED)).scalar()
         first = ADDED if last is None else last + 1
         planned[:] = range(first, first + len(wanted))
         for slot, (kind, fixed, origin) in enumerate(wanted, first):
-            values = {"study_id": slots.study_id, "slot": slot, "kind": kind, "fixed": as_json(fixed)}
+            values = {"study_id": slots.study_id, "slot": slot, "kind": kind, "fixed": _as_json(fixed)}
             connection.execute(sa.insert(SLOT).values(**values, origin=origin))
 
     slots.transact(write)
+
+
+def _as_json(fixed: Fixed) -> str | None:
+    return None if fixed is None else json.dumps(dict(fixed))

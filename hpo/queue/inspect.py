@@ -1,4 +1,4 @@
-"""Slots, leases and events as they are shown."""
+"""Read the slots, leases and events of a study."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -10,12 +10,19 @@ from hpo.storage.schema import EVENT, SLOT, clock
 
 _LOCK = 0x68706F  # "hpo": with a study's id, the key of an advisory lock
 
+# Event types that an ordinary run produces; `events` leaves them out.
+ORDINARY = ("began", "complete", "pruned", "diverged", "invalid")
+
 T = TypeVar("T")
 _c = SLOT.c
 
 
 class Lease(NamedTuple):
-    """A claimed slot as others see it; `seconds` is below 0 when the lease has run out."""
+    """A leased slot.
+
+    trial_id: the Optuna trial, None before an attempt has created it.
+    seconds: time until the lease expires, negative after that.
+    """
 
     owner: str
     slot: int
@@ -26,7 +33,7 @@ class Lease(NamedTuple):
 
 
 class SlotEvent(NamedTuple):
-    """Something out of the ordinary: to an attempt of a slot, to a worker, or to the study."""
+    """An unusual event of an attempt, of a worker or of the study."""
 
     seconds_ago: float
     event_type: str
@@ -36,12 +43,11 @@ class SlotEvent(NamedTuple):
     text: str | None
 
 
-ORDINARY = ("began", "complete", "pruned", "diverged", "invalid")
-
-
 class SlotTable:
-    """The slots of one study, as anyone may read them. Every method is one transaction, retried while the storage
-    is unreachable."""
+    """Read access to the slots of one study.
+
+    Each method is one transaction, retried while the storage is unreachable.
+    """
 
     def __init__(self, store: OpenStorage, study_id: int) -> None:
         self.store = store
@@ -50,65 +56,61 @@ class SlotTable:
         self.of_study = _c.study_id == study_id
 
     def now(self) -> float:
-        """Return the database's clock, in seconds since 1970."""
+        """Return the database's clock in seconds since 1970."""
         return float(self.run(sa.select(self.clock))[0][0])
 
     def trial_id(self, slot: int) -> int | None:
-        """Return the Optuna trial of a slot."""
+        """Return the id of the Optuna trial of a slot, None before an attempt has created it."""
         rows = self.run(sa.select(_c.trial_id).where(self.of_study, _c.slot == slot))
         return rows[0][0] if rows else None
 
     def counts(self) -> dict[str, int]:
-        """Return how many slots are free, leased, done, and expired (leased, but the lease has run out)."""
-        ran_out = sa.and_(_c.state == "leased", _c.lease_until < self.clock)
-        state = sa.case((ran_out, "expired"), else_=_c.state).label("state")
-        inner = sa.select(state).where(self.of_study).subquery()
-        rows = self.run(sa.select(inner.c.state, sa.func.count()).group_by(inner.c.state))
+        """Return how many slots are free, leased, done, and expired (leased, but the lease has expired)."""
+        has_expired = sa.and_(_c.state == "leased", _c.lease_until < self.clock)
+        state = sa.case((has_expired, "expired"), else_=_c.state).label("state")
+        states = sa.select(state).where(self.of_study).subquery()
+        rows = self.run(sa.select(states.c.state, sa.func.count()).group_by(states.c.state))
         return {"free": 0, "leased": 0, "done": 0, "expired": 0} | dict(rows)
 
     def n_unfinished(self, only_started: bool = False) -> int:
-        """Return how many slots are not done; `only_started`: of those that somebody holds or has begun."""
-        begun = sa.or_(_c.state == "leased", _c.trial_id.is_not(None)) if only_started else sa.true()
-        rows = self.run(sa.select(sa.func.count()).select_from(SLOT).where(self.of_study, _c.state != "done", begun))
+        """Return how many slots are not done; with `only_started`, how many of them are leased or have a trial."""
+        started = sa.or_(_c.state == "leased", _c.trial_id.is_not(None)) if only_started else sa.true()
+        rows = self.run(sa.select(sa.func.count()).select_from(SLOT).where(self.of_study, _c.state != "done", started))
         return int(rows[0][0])
 
     def rungs(self) -> int:
-        """Return how many rungs are trained or set aside."""
+        """Return how many rungs of the study are trained or reserved."""
         return int(self.run(sa.select(sa.func.coalesce(sa.func.sum(_c.rungs), 0)).where(self.of_study))[0][0])
 
     def owners(self) -> list[Lease]:
-        """Return the claimed slots with their owners, in the order of owners and slots."""
+        """Return the leases, sorted by owner and slot."""
         columns = (_c.owner, _c.slot, _c.attempt, _c.kind, _c.trial_id, _c.lease_until - self.clock)
         leased = sa.select(*columns).where(self.of_study, _c.state == "leased")
         return [Lease(*row) for row in self.run(leased.order_by(_c.owner, _c.slot))]
 
     def attempts(self, slot: int) -> list[list[Any]]:
-        """Return [attempt, word, owner] of how each attempt of a slot ended."""
+        """Return [attempt, event type, owner] for the end of each attempt of a slot."""
         columns = (EVENT.c.attempt, EVENT.c.event_type, EVENT.c.owner)
-        mine = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.slot == slot, EVENT.c.event_type != "began")
-        return [list(row) for row in self.run(sa.select(*columns).where(mine).order_by(EVENT.c.id))]
+        ends = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.slot == slot, EVENT.c.event_type != "began")
+        return [list(row) for row in self.run(sa.select(*columns).where(ends).order_by(EVENT.c.id))]
 
     def events(self, limit: int = 1000) -> list[SlotEvent]:
-        """Return what happened out of the ordinary, the latest first."""
-        told = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.event_type.not_in(ORDINARY))
-        columns = (
-            self.clock - EVENT.c.at,
-            EVENT.c.event_type,
-            EVENT.c.slot,
-            EVENT.c.attempt,
-            EVENT.c.owner,
-            EVENT.c.text,
-        )
-        found = sa.select(*columns).where(told).order_by(EVENT.c.id.desc()).limit(limit)
-        return [SlotEvent(*row) for row in self.run(found)]
+        """Return the unusual events of the study, the latest first."""
+        unusual = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.event_type.not_in(ORDINARY))
+        seconds_ago = self.clock - EVENT.c.at
+        columns = (seconds_ago, EVENT.c.event_type, EVENT.c.slot, EVENT.c.attempt, EVENT.c.owner, EVENT.c.text)
+        latest = sa.select(*columns).where(unusual).order_by(EVENT.c.id.desc()).limit(limit)
+        return [SlotEvent(*row) for row in self.run(latest)]
 
     def lock(self, connection: sa.Connection) -> None:
-        """Let one transaction at a time look at the whole study and write; on SQLite every one is alone."""
+        """Lock the study for this transaction. SQLite needs no lock: its write transactions are exclusive."""
         if self.store.engine.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK, self.study_id)))
 
     def run(self, statement: sa.Executable, patience: float | None = None) -> Sequence[Any]:
+        """Execute a statement in a transaction of its own and return its rows."""
         return self.transact(lambda connection: connection.execute(statement).all(), patience)
 
     def transact(self, work: Callable[[sa.Connection], T], patience: float | None = None) -> T:
+        """Call `work` in a transaction; see `hpo.storage.retry.transact`."""
         return transact(self.store, work, patience)

@@ -1,33 +1,33 @@
-"""Our tables beside Optuna's."""
+"""The tables of hpo, which share a database with the tables of Optuna."""
 
 from typing import Any
 
 import sqlalchemy as sa
 
-OURS = sa.MetaData()  # our own tables, beside Optuna's
+from hpo.optuna_internals import VERSION_TABLE
 
+OURS = sa.MetaData()
 
-# A row a trial of the budget: who runs it, until when by the database's clock, as which Optuna trial.
+# One row for each slot: a slot is one trial of the budget. A worker that runs the trial holds a lease on the slot.
 SLOT = sa.Table(
     "hpo_slot",
     OURS,
     sa.Column("study_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("kind", sa.String(16), nullable=False),  # baseline | search | enqueued | retry
+    sa.Column("kind", sa.String(16), nullable=False),  # baseline | seed | arm | search | enqueued | retry
     sa.Column("state", sa.String(16), nullable=False, default="free"),  # free | leased | done
-    sa.Column("owner", sa.String(255)),  # who claimed it last
-    sa.Column("attempt", sa.Integer, nullable=False, default=0),
-    sa.Column("lease_until", sa.Double, nullable=False, default=0.0),  # seconds since 1970
-    sa.Column("trial_id", sa.Integer),
-    sa.Column("fixed", sa.Text),  # JSON: parameters that this slot must run with
-    sa.Column("origin", sa.Integer),  # number of the trial that this one tries again
-    sa.Column("wish", sa.String(16), key="requested_action"),  # kill: what a person wants of the trial
-    sa.Column("rungs", sa.Integer, nullable=False, server_default="0"),  # trained, or set aside of a budget in tokens
-    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),  # attempts lost since its last new rung
+    sa.Column("owner", sa.String(255)),  # the worker that claimed the slot last
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),  # number of claims so far
+    sa.Column("lease_until", sa.Double, nullable=False, default=0.0),  # seconds since 1970, by the database's clock
+    sa.Column("trial_id", sa.Integer),  # id of the Optuna trial; null until an attempt has created the trial
+    sa.Column("fixed", sa.Text),  # JSON: the values that the trial must use; null: the sampler suggests them
+    sa.Column("origin", sa.Integer),  # of a retry: the number of the trial that failed
+    sa.Column("wish", sa.String(16), key="requested_action"),  # kill: the action that `hpo kill` requests
+    sa.Column("rungs", sa.Integer, nullable=False, server_default="0"),  # trained, or reserved from a token budget
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),  # failed attempts since the last new rung
 )
 
-
-# What happened to attempts, workers and the study, in one word each; a row is never changed.
+# One row for each event of an attempt, a worker or the study. A row never changes.
 EVENT = sa.Table(
     "hpo_event",
     OURS,
@@ -43,27 +43,26 @@ EVENT = sa.Table(
 
 
 def missing_columns(engine: sa.Engine) -> list[sa.Column[Any]] | None:
-    """Return the columns of our tables that a storage has not; None where it has not even Optuna's tables."""
+    """Return the columns of hpo's tables that a storage lacks, or None if it even lacks Optuna's tables."""
     inspector = sa.inspect(engine)
-    if not inspector.has_table("version_info"):
+    if not inspector.has_table(VERSION_TABLE):
         return None
-    tables = set(inspector.get_table_names())
-    have = {
-        t.name: {c["name"] for c in inspector.get_columns(t.name)} for t in OURS.tables.values() if t.name in tables
+    names = set(inspector.get_table_names())
+    existing = {
+        table.name: {column["name"] for column in inspector.get_columns(table.name)}
+        for table in OURS.tables.values()
+        if table.name in names
     }
-    return [c for t in OURS.tables.values() for c in t.columns if c.name not in have.get(t.name, ())]
+    return [c for table in OURS.tables.values() for c in table.columns if c.name not in existing.get(table.name, ())]
 
 
-TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("state"))
-
-
-# Seconds since 1970 by the clock of the database; the clocks of workers differ.
-NOW = {
+# Seconds since 1970 by the database's clock: the clocks of workers differ.
+_NOW = {
     "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
     "postgresql": "extract(epoch from clock_timestamp())::double precision",
 }
 
 
 def clock(engine: sa.Engine) -> sa.ColumnElement[float]:
-    """Return the database's clock, in seconds since 1970, as a part of a statement."""
-    return sa.literal_column(NOW[engine.name], sa.Double)
+    """Return the database's clock in seconds since 1970, for use in a statement."""
+    return sa.literal_column(_NOW[engine.name], sa.Double)

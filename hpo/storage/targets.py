@@ -1,4 +1,4 @@
-"""Which trial reached a target first, read from the storage."""
+"""Find the trial that reached a target first."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,42 +6,20 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from hpo.optuna_internals import TRIAL_CURVES, TRIAL_USER_ATTRS, TRIALS, attribute_json
+from hpo.storage.attributes import FORKED
 from hpo.storage.retry import OpenStorage
 
-# Rows of rungs are numbered as they are written, so that the lowest number is the first in time. The baseline with
-# another seed reaches nothing: it is the same configuration with more luck.
-_FIRST = """
-    SELECT MIN(v.trial_intermediate_value_id)
-    FROM trial_intermediate_values v JOIN trials t ON t.trial_id = v.trial_id
-    WHERE t.study_id = :study AND v.intermediate_value <= :value AND NOT EXISTS (
-        SELECT 1 FROM trial_user_attributes a
-        WHERE a.trial_id = t.trial_id AND a.key = 'kind' AND a.value_json = '"seed"'
-    )
-"""
-
-
-_WHERE = """
-    SELECT t.number, v.step, v.intermediate_value
-    FROM trial_intermediate_values v JOIN trials t ON t.trial_id = v.trial_id
-    WHERE v.trial_intermediate_value_id = :id
-"""
-
-
-_UNTIL = """
-    SELECT COALESCE(SUM(steps), 0) FROM (
-        SELECT MAX(v.step) AS steps FROM trial_intermediate_values v JOIN trials t ON t.trial_id = v.trial_id
-        WHERE t.study_id = :study AND v.trial_intermediate_value_id <= :id AND NOT EXISTS (
-            SELECT 1 FROM trial_user_attributes a
-            WHERE a.trial_id = t.trial_id AND a.key = 'kind' AND a.value_json = '"forked"'
-        )
-        GROUP BY v.trial_id
-    ) AS trained
-"""
+_curves = TRIAL_CURVES.join(TRIALS, TRIALS.c.trial_id == TRIAL_CURVES.c.trial_id)
+_row_id = TRIAL_CURVES.c.trial_intermediate_value_id  # ascends in the order of writing: the lowest is the first
 
 
 @dataclass(frozen=True)
 class TargetReached:
-    """The rung at which a study first came to a target, and the rungs that all its trials had trained by then."""
+    """The trial and rung at which a study first reached a target.
+
+    rungs: rungs that all trials of the study had trained by then.
+    """
 
     trial: int
     rung: int
@@ -50,25 +28,52 @@ class TargetReached:
 
 
 def target_reached(store: OpenStorage, study_id: int, value: float) -> bool:
-    """Return whether a trial of the study has come to a value of the objective, at any rung."""
-    return _one(store, _FIRST, study=study_id, value=value)[0] is not None
+    """Return whether a trial of the study has reached a value of the objective, at any rung."""
+    return _first_row(store, study_id, value) is not None
 
 
 def targets_reached(store: OpenStorage, study_id: int, targets: Mapping[str, float]) -> dict[str, TargetReached]:
-    """Return by name how each target was reached first; those that were not are left out."""
-    found = {}
+    """Return by name how each target was first reached, without the targets that no trial has reached."""
+    reached = {}
     for name, value in targets.items():
-        (first,) = _one(store, _FIRST, study=study_id, value=value)
+        first = _first_row(store, study_id, value)
         if first is not None:
-            (rungs,) = _one(store, _UNTIL, study=study_id, id=first)
-            trial, rung, objective = _one(store, _WHERE, id=first)
-            found[name] = TargetReached(trial, rung, objective, int(rungs))
-    return found
+            columns = (TRIALS.c.number, TRIAL_CURVES.c.step, TRIAL_CURVES.c.intermediate_value)
+            trial, rung, objective = _row(store, sa.select(*columns).select_from(_curves).where(_row_id == first))
+            reached[name] = TargetReached(trial, rung, objective, _rungs_until(store, study_id, first))
+    return reached
 
 
-def _one(store: OpenStorage, query: str, **named: float) -> Any:
+def _first_row(store: OpenStorage, study_id: int, value: float) -> int | None:
+    """Return the id of the first reported value that reaches a target.
+
+    Runs of the baseline with another seed do not count: they are the same configuration with a luckier seed.
+    """
+    reaches = sa.and_(TRIALS.c.study_id == study_id, TRIAL_CURVES.c.intermediate_value <= value, _is_not("seed"))
+    (first,) = _row(store, sa.select(sa.func.min(_row_id)).select_from(_curves).where(reaches))
+    return None if first is None else int(first)
+
+
+def _rungs_until(store: OpenStorage, study_id: int, row_id: int) -> int:
+    """Return how many rungs the trials of a study had trained when a value was reported; forked trials trained none."""
+    before = sa.and_(TRIALS.c.study_id == study_id, _row_id <= row_id, _is_not(FORKED))
+    steps = sa.select(sa.func.max(TRIAL_CURVES.c.step).label("steps")).select_from(_curves).where(before)
+    trained = steps.group_by(TRIAL_CURVES.c.trial_id).subquery()
+    (rungs,) = _row(store, sa.select(sa.func.coalesce(sa.func.sum(trained.c.steps), 0)))
+    return int(rungs)
+
+
+def _is_not(kind: str) -> sa.ColumnElement[bool]:
+    """Return the condition that a trial is not of this kind."""
+    attribute = TRIAL_USER_ATTRS.c
+    return ~sa.exists().where(
+        attribute.trial_id == TRIALS.c.trial_id, attribute.key == "kind", attribute.value_json == attribute_json(kind)
+    )
+
+
+def _row(store: OpenStorage, statement: sa.Select[Any]) -> Any:
     def read() -> Any:
         with store.engine.connect() as connection:
-            return connection.execute(sa.text(query), named).one()
+            return connection.execute(statement).one()
 
     return store.retry(read)

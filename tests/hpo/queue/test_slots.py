@@ -217,7 +217,7 @@ def test_a_budget_of_rungs_begins_a_trial_only_where_all_of_it_fits(slots: Slots
     assert first is not None
     assert second is not None
     assert slots.claim("me", 60, rungs=pays) is None
-    slots.done(first, "me", rung=2, word="pruned")
+    slots.done(first, "me", rung=2, event_type="pruned")
     assert slots.claim("me", 60, rungs=pays) is not None, "what a pruned trial left over pays for another"
     assert slots.rungs() == 10
 

@@ -109,7 +109,7 @@ def test_details_of_a_few_trials_are_read_alone_and_of_many_at_once(storage_url:
                 assert trials[number].user_attrs["slot"] == number
             assert len(statements) == 2
             assert [t.intermediate_values for t in trials] == [t.intermediate_values for t in theirs]
-            assert len(statements) <= hpo.storage.trials.ALONE + 1
+            assert len(statements) <= hpo.storage.trials.N_SINGLE_READS + 1
             assert [dict(t.user_attrs) for t in trials] == [t.user_attrs for t in theirs]
 
 
