@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import TypeAdapter
 
 from bench.crowd import Config, plant, study, train
-from bench.service import spread
+from bench.service import median_and_range
 from hpo.optuna_internals import get_study_id
 from hpo.queue.registry import StoredStudy, load_stored_study, register_study
 from hpo.queue.slots import Claim
@@ -27,7 +27,7 @@ from hpo.search.pruners import Pruner
 from hpo.search.pruning import Decider
 from hpo.search.samplers import Sampler
 from hpo.storage.store import open_store
-from hpo.worker.trial import configuration
+from hpo.worker.trial import trial_config
 from tests.support.postgres import Postgres
 
 LOOKS = ("status", "trials --format csv", "show 7", "best")
@@ -76,7 +76,7 @@ def looks(url: str, repeats: int = 5) -> None:
             before = _cpu()
             seconds, _ = timed(lambda asked=asked: subprocess.run(asked, check=True, capture_output=True))
             found.append((seconds, _cpu() - before))
-        line(f"hpo {command}", found)
+        print_cost(f"hpo {command}", found)
 
 
 FRESH = """
@@ -99,17 +99,17 @@ def worker(url: str) -> None:
     with open_store(url) as store:
         stored = load_stored_study(store, "crowd")
         stored.optuna.get_trials(deepcopy=False)
-        line(
+        print_cost(
             "again, unfinished ones only", [timed(lambda: stored.optuna.get_trials(deepcopy=False)) for _ in range(20)]
         )
         for fields, repeats in SAMPLERS:
             sampled = with_sampler(stored, fields)
             ask(sampled)  # imports, and the first look at the trials
             told = " ".join(str(value) if key == "name" else f"{key}={value}" for key, value in fields.items())
-            line(f"ask, {told}", [ask(sampled) for _ in range(repeats)])
+            print_cost(f"ask, {told}", [ask(sampled) for _ in range(repeats)])
         own = [t for t in stored.optuna.get_trials(deepcopy=False) if not t.state.is_finished()]
         for name in PRUNERS:
-            line(f"decision, {name}", [cost for some in own[:3] for cost in decisions(stored, name, some.number)])
+            print_cost(f"decision, {name}", [cost for some in own[:3] for cost in decisions(stored, name, some.number)])
 
 
 def ask(stored: StoredStudy) -> tuple[float, float]:
@@ -118,7 +118,7 @@ def ask(stored: StoredStudy) -> tuple[float, float]:
     trial_id = storage.create_new_trial(get_study_id(stored.optuna), create_trial(state=TrialState.RUNNING))
     claim = Claim(1_000_000 + trial_id, 1, "search", None, None)
     own = storage.get_trial(trial_id)
-    found = timed(lambda: configuration(stored, claim, own))
+    found = timed(lambda: trial_config(stored, claim, own))
     storage.set_trial_state_values(trial_id, TrialState.FAIL)
     return found
 
@@ -166,11 +166,11 @@ def timed(call: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - began, time.process_time() - spent
 
 
-def line(what: str, found: list[tuple[float, float]]) -> None:
+def print_cost(what: str, found: list[tuple[float, float]]) -> None:
     """Print median and range of the wall, and the median of the CPU, in ms."""
     wall = [1000 * seconds for seconds, _ in found]
     cpu = statistics.median(1000 * seconds for _, seconds in found)
-    print(f"  {what:32} {spread(wall, 'ms')}, CPU {cpu:.3f} ms")
+    print(f"  {what:32} {median_and_range(wall, 'ms')}, CPU {cpu:.3f} ms")
 
 
 def _cpu() -> float:

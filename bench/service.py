@@ -43,7 +43,7 @@ def status(url: str) -> None:
             subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
             seconds[name].append(time.perf_counter() - began)
     for name, found in seconds.items():
-        print(f"{name:28} {spread(found, 's')}")
+        print(f"{name:28} {median_and_range(found, 's')}")
     check = (
         "import sys, hpo.cli.main, hpo.commands.show, hpo.analysis.snapshot; "
         "print('torch' in sys.modules or 'model' in sys.modules)"
@@ -79,13 +79,13 @@ def share(url: str) -> None:
                 judge.verdict(own)
             costs.append(time.perf_counter() - began)
             store.optuna.set_trial_state_values(trial_id, TrialState.FAIL)
-    print(f"{f'{rungs} reports and decisions':28} {spread(costs, 's')}")
-    print(f"{'a trial':28} {spread(trials, 's')}")
+    print(f"{f'{rungs} reports and decisions':28} {median_and_range(costs, 's')}")
+    print(f"{'a trial':28} {median_and_range(trials, 's')}")
     shares = [cost / statistics.median(trials) for cost in costs]
     print(f"{'share of a trial':28} {statistics.median(shares):.3%} ({min(shares):.3%} to {max(shares):.3%})")
 
 
-def spread(found: list[float], unit: str) -> str:
+def median_and_range(found: list[float], unit: str) -> str:
     """Return median and range."""
     return f"{statistics.median(found):.3f} {unit} ({min(found):.3f} to {max(found):.3f}, n = {len(found)})"
 

@@ -12,7 +12,7 @@ import typer
 from hpo.cli.options import RUNS, Out, Pack, Storage, split_names, storage_url
 
 if TYPE_CHECKING:
-    from hpo.launcher.supervisor import Options
+    from hpo.launcher.supervisor import LaunchOptions
 
 
 class Where(StrEnum):
@@ -71,15 +71,15 @@ class RunOptions:
         overrides: Sequence[str] = (),
         seed: int | None = None,
         budget: Mapping[str, Any] | None = None,
-    ) -> "Options":
+    ) -> "LaunchOptions":
         """Return the options of the launcher.
 
         study: "" for a command that names its study itself, such as `hpo confirm`.
         """
-        from hpo.launcher.supervisor import Options
+        from hpo.launcher.supervisor import LaunchOptions
 
         place, display = self.placement, self.display
-        return Options(
+        return LaunchOptions(
             study=study,
             storage=storage_url(self.storage),
             workers=place.workers,

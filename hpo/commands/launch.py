@@ -12,7 +12,7 @@ from hpo.console import Format, as_text, clock, rows, say
 from hpo.errors import NothingFeasible, Problem, StorageError
 from hpo.evidence.comparison import conclude_comparison
 from hpo.evidence.preferred import UNCONFIRMED
-from hpo.launcher.supervisor import Options, run, where
+from hpo.launcher.supervisor import LaunchOptions, run_study, storage_option
 from hpo.runs.run_dir import write_file
 from hpo.storage.attributes import BUDGET, SPEC
 from hpo.storage.engine import open_readonly
@@ -21,15 +21,15 @@ from hpo.study.load import load_study
 from hpo.study.spec import Study, from_spec
 
 
-def launch_study(options: Options) -> int:
+def launch_study(options: LaunchOptions) -> int:
     """Run a study to the end of its budget and return the exit status."""
     study = find_stored_study(options) or load_study(options.study, options.overrides, options.budget, options.seed)
     if study.file.arms is not None and options.budget.get("trials") not in (None, study.file.budget.trials):
         raise Problem(f"--trials: must be omitted, because {study.name} has arms, and their runs are the budget")
-    return run(options, study, conclude_arms if study.file.arms is not None else conclude_search)
+    return run_study(options, study, conclude_arms if study.file.arms is not None else conclude_search)
 
 
-def find_stored_study(options: Options) -> Study | None:
+def find_stored_study(options: LaunchOptions) -> Study | None:
     """Return a study that has no file here but is in the storage, such as a study of `hpo fork`; otherwise None."""
     with suppress(Problem):
         find(options.study)
@@ -50,7 +50,7 @@ def find_stored_study(options: Options) -> Study | None:
     return from_spec({**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **budget}})
 
 
-def conclude_search(snapshot: Snapshot, folder: Path, options: Options, seconds: float) -> int:
+def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, seconds: float) -> int:
     """Print the result of a study, save its best configuration, and print the next commands."""
     n, spent = counts(snapshot), tokens(snapshot)
     ended = n["complete"] + n["pruned"] + n["failed"]
@@ -71,7 +71,7 @@ def conclude_search(snapshot: Snapshot, folder: Path, options: Options, seconds:
     return 0
 
 
-def conclude_arms(snapshot: Snapshot, folder: Path, options: Options, seconds: float) -> int:
+def conclude_arms(snapshot: Snapshot, folder: Path, options: LaunchOptions, seconds: float) -> int:
     """Print how the arms of a study compare with the first arm, as the command that created the study does."""
     from hpo.evidence import ablate, confirm  # these import scipy, which takes longer than a short search
     from hpo.evidence.paired import compare_arms, comparison_record
@@ -92,7 +92,7 @@ def conclude_arms(snapshot: Snapshot, folder: Path, options: Options, seconds: f
     return conclude_comparison(snapshot, seconds, print_comparison)
 
 
-def result_lines(snapshot: Snapshot, path: Path, options: Options) -> list[str]:
+def result_lines(snapshot: Snapshot, path: Path, options: LaunchOptions) -> list[str]:
     """Return lines with the best trial, its differences from the baseline, and the next commands."""
     best = best_trial(snapshot)
     lines = [standing(snapshot), *aims(snapshot), ""]
@@ -102,7 +102,7 @@ def result_lines(snapshot: Snapshot, path: Path, options: Options) -> list[str]:
     lines += ["" if changed else "  the best trial is the baseline: no other trial is better"]
     if notes := caveats(snapshot):
         lines += [*(f"note: {note}" for note in notes), ""]
-    storage = where(options)
+    storage = storage_option(options)
     return [
         *lines,
         f"complete configuration: {path}",

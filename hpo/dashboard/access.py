@@ -20,12 +20,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 Environ = dict[str, Any]
-Start = Callable[..., Any]
-App = Callable[[Environ, Start], Iterable[bytes]]
+StartResponse = Callable[..., Any]
+WsgiApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-LOOKING = ("GET", "HEAD")
-WRONG_A_MINUTE = 10  # wrong passwords that one address may give within a minute
-LARGE = 500  # trials above which Optuna's contour and rank plots are refused: 5,000 took 23 s and 2.4 GB
+READ_METHODS = ("GET", "HEAD")
+MAX_WRONG_PASSWORDS = 10  # wrong passwords that one address may give within a minute
+MAX_TRIALS_IN_HEAVY_PLOTS = (
+    500  # trials above which Optuna's contour and rank plots are refused: 5,000 took 23 s and 2.4 GB
+)
 
 _HEAVY = re.compile(r"/api/studies/(-?\d+)/plot/(contour|rank)")
 _HARDENED = [
@@ -45,7 +47,7 @@ class Refusal(Exception):
         super().__init__(reason)
         self.status, self.reason, self.headers = status, reason, headers
 
-    def answer(self, start: Start) -> Iterable[bytes]:
+    def answer(self, start: StartResponse) -> Iterable[bytes]:
         """Answer as Optuna's own refusals do: the pages show the reason."""
         body = json.dumps({"reason": self.reason}).encode()
         lines = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
@@ -78,27 +80,29 @@ class Login:
     def _wait(self, address: str) -> int:
         """Return the seconds until this address is heard again."""
         times = self._wrong.get(address)
-        if not times or len(times) < WRONG_A_MINUTE:
+        if not times or len(times) < MAX_WRONG_PASSWORDS:
             return 0
         return max(0, math.ceil(times[0] + 60 - self._clock()))
 
     def _note(self, address: str) -> None:
         now = self._clock()
         self._wrong = {a: times for a, times in self._wrong.items() if times[-1] > now - 60}  # stays small
-        self._wrong.setdefault(address, collections.deque(maxlen=WRONG_A_MINUTE)).append(now)
+        self._wrong.setdefault(address, collections.deque(maxlen=MAX_WRONG_PASSWORDS)).append(now)
 
 
-class Guard:
+class AccessControl:
     """Lets through to `look` what only looks and to `edit` what changes something; without `edit` nothing may.
 
     local: only this machine can connect, so that a request to another name is a site's trick on a visitor's browser.
     count: number of trials of a study.
     """
 
-    def __init__(self, look: App, edit: App | None, login: Login | None, local: bool, count: Callable[[int], int]):
+    def __init__(
+        self, look: WsgiApp, edit: WsgiApp | None, login: Login | None, local: bool, count: Callable[[int], int]
+    ):
         self._look, self._edit, self._login, self._local, self._count = look, edit, login, local, count
 
-    def __call__(self, environ: Environ, start: Start) -> Iterable[bytes]:
+    def __call__(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
         # Bottle reads a path this way, so that what is refused here is what it would serve.
         path = environ["PATH_INFO"].encode("latin1").decode("utf8", "ignore").rstrip("/")
         environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # Optuna's dashboard fails without
@@ -108,14 +112,14 @@ class Guard:
         except Refusal as refusal:
             return refusal.answer(start)
 
-    def _chosen(self, environ: Environ, path: str) -> App:
+    def _chosen(self, environ: Environ, path: str) -> WsgiApp:
         if self._local and not is_loopback(_host(environ.get("HTTP_HOST", ""))):
             reason = "the dashboard of this machine is reached by 127.0.0.1 or localhost only"
             raise Refusal("421 Misdirected Request", reason)
         _check_site(environ)
         if self._login:
             self._login.check(environ)
-        if environ["REQUEST_METHOD"] in LOOKING:
+        if environ["REQUEST_METHOD"] in READ_METHODS:
             self._check_size(path)
             return self._look
         if not self._edit:
@@ -126,8 +130,8 @@ class Guard:
 
     def _check_size(self, path: str) -> None:
         heavy = _HEAVY.fullmatch(path)
-        if heavy and (n_trials := self._count(int(heavy[1]))) > LARGE:
-            reason = f"the {heavy[2]} plot is drawn for at most {LARGE} trials, this study has {n_trials}"
+        if heavy and (n_trials := self._count(int(heavy[1]))) > MAX_TRIALS_IN_HEAVY_PLOTS:
+            reason = f"the {heavy[2]} plot is drawn for at most {MAX_TRIALS_IN_HEAVY_PLOTS} trials, this study has {n_trials}"
             raise Refusal("413 Content Too Large", reason)
 
 
@@ -142,7 +146,7 @@ def is_loopback(host: str) -> bool:
 def _check_site(environ: Environ) -> None:
     """Refuse what another site's page asks for; following its link to a page here is fine."""
     asked = {name: environ.get(f"HTTP_SEC_FETCH_{name}") for name in ("SITE", "MODE", "DEST")}
-    looking = environ["REQUEST_METHOD"] in LOOKING
+    looking = environ["REQUEST_METHOD"] in READ_METHODS
     link = looking and asked["MODE"] == "navigate" and asked["DEST"] == "document"
     foreign = asked["SITE"] not in (None, "same-origin", "none") and not link
     origin = environ.get("HTTP_ORIGIN")  # browsers send it with whatever may change something
@@ -175,7 +179,7 @@ def _password(header: str) -> bytes | None:
         return b""
 
 
-def _hardened(start: Start, path: str) -> Start:
+def _hardened(start: StartResponse, path: str) -> StartResponse:
     """Return `start` with headers against sniffing, framing and leaking, and without leave for other sites to read."""
     further = [*_HARDENED, _SANDBOX] if path.startswith("/artifacts") else _HARDENED
 

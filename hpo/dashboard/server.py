@@ -18,7 +18,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
 from hpo.console import say
-from hpo.dashboard.access import App, Environ, Guard, Login, Refusal, Start, is_loopback
+from hpo.dashboard.access import AccessControl, Environ, Login, Refusal, StartResponse, WsgiApp, is_loopback
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.optuna_internals import TRIALS, cached_storage
 from hpo.runs.run_dir import artifact_folder
@@ -27,7 +27,7 @@ from hpo.storage.store import Store, open_dashboard, open_store
 PASSWORD = "HPO_DASHBOARD_PASSWORD"
 
 
-class Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+class ThreadingServer(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
     """Answers each request in a thread of its own, so that a large study does not hold up the others."""
 
     daemon_threads = True
@@ -44,13 +44,13 @@ class Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
             super().handle_error(request, client_address)
 
 
-class Server6(Server):
+class IPv6Server(ThreadingServer):
     """The same for an IPv6 address."""
 
     address_family = AF_INET6
 
 
-class Quiet(wsgiref.simple_server.WSGIRequestHandler):
+class QuietRequestHandler(wsgiref.simple_server.WSGIRequestHandler):
     """One request, of which no line is printed."""
 
     timeout = 60  # seconds that a visitor may say nothing, so that idle connections do not pile up
@@ -78,7 +78,7 @@ def serve(storage: str, host: str, port: int, edit: bool | None = None, out: Pat
     with contextlib.ExitStack() as stack:
         look = stack.enter_context(open_dashboard(storage))
         change = stack.enter_context(open_store(storage)) if (local if edit is None else edit) else None
-        app = guarded(look, change, Login(password) if password.strip() else None, local, attached(out))
+        app = build_app(look, change, Login(password) if password.strip() else None, local, artifact_store(out))
         server = stack.enter_context(_listening(host, port, app))
         signal.signal(signal.SIGTERM, _end)
         what = "" if change else ", to look only"
@@ -86,18 +86,18 @@ def serve(storage: str, host: str, port: int, edit: bool | None = None, out: Pat
         server.serve_forever()
 
 
-def attached(out: Path | None) -> FileSystemArtifactStore | None:
+def artifact_store(out: Path | None) -> FileSystemArtifactStore | None:
     """Return those files as the pages serve them, None where there are none."""
     return FileSystemArtifactStore(artifact_folder(out)) if out is not None and artifact_folder(out).is_dir() else None
 
 
-def guarded(
+def build_app(
     look: Store, change: Store | None, login: Login | None, local: bool, files: FileSystemArtifactStore | None = None
-) -> Guard:
+) -> AccessControl:
     """Return Optuna's pages behind the guard; what only looks is read from `look`, which takes no write lock."""
     pages = _Pages(look, files)
-    edit = _edits(optuna_dashboard.wsgi(answering(change), artifact_store=files), pages) if change else None
-    return Guard(pages, edit, login, local, lambda study_id: _n_trials(look, study_id))
+    edit = _edits(optuna_dashboard.wsgi(retrying_storage(change), artifact_store=files), pages) if change else None
+    return AccessControl(pages, edit, login, local, lambda study_id: _n_trials(look, study_id))
 
 
 class _Pages:
@@ -109,14 +109,14 @@ class _Pages:
 
     def forget(self) -> None:
         """Begin without memory: SQLite gives the number of a deleted study to the next one."""
-        self._app: App = optuna_dashboard.wsgi(answering(self._store), artifact_store=self._files)
+        self._app: WsgiApp = optuna_dashboard.wsgi(retrying_storage(self._store), artifact_store=self._files)
 
-    def __call__(self, environ: Environ, start: Start) -> Iterable[bytes]:
+    def __call__(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
         return self._app(environ, start)
 
 
-def _edits(app: App, pages: _Pages) -> App:
-    def edit(environ: Environ, start: Start) -> Iterable[bytes]:
+def _edits(app: WsgiApp, pages: _Pages) -> WsgiApp:
+    def edit(environ: Environ, start: StartResponse) -> Iterable[bytes]:
         deletes = environ["REQUEST_METHOD"] == "DELETE" or environ["PATH_INFO"].rstrip("/").endswith("/rename")
         try:
             return app(environ, start)
@@ -127,7 +127,7 @@ def _edits(app: App, pages: _Pages) -> App:
     return edit
 
 
-def answering(store: Store) -> BaseStorage:
+def retrying_storage(store: Store) -> BaseStorage:
     """Return Optuna's storage object, every call retried; one that fails all the same is answered 503, not a traceback.
 
     Finished trials are kept in memory, without which 5,000 trials take 7 s each time.
@@ -162,10 +162,10 @@ def _n_trials(store: Store, study_id: int) -> int:
         raise Refusal("503 Service Unavailable", str(error)) from error
 
 
-def _listening(host: str, port: int, app: App) -> Server:
-    kind = Server6 if ":" in host else Server
+def _listening(host: str, port: int, app: WsgiApp) -> ThreadingServer:
+    kind = IPv6Server if ":" in host else ThreadingServer
     try:
-        return wsgiref.simple_server.make_server(host, port, app, kind, Quiet)
+        return wsgiref.simple_server.make_server(host, port, app, kind, QuietRequestHandler)
     except OSError as error:
         raise WorkFailed(f"--port: cannot listen on {_shown(host)}:{port}: {error.strerror or error}") from None
 

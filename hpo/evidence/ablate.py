@@ -21,7 +21,7 @@ from hpo.evidence.comparison import (
 from hpo.evidence.designs import ALL, DESIGNS, NONE, ArmsAndContrasts, Contrast, merged
 from hpo.evidence.factors import find_factors, named_configuration, order_factors, with_run_settings_of
 from hpo.evidence.paired import ended_without_value, final_score, runs_by_arm
-from hpo.launcher.supervisor import Options, run
+from hpo.launcher.supervisor import LaunchOptions, run_study
 from hpo.storage.engine import open_readonly
 from hpo.study.arms import Compared, study_of
 from hpo.study.spec import Study
@@ -65,7 +65,7 @@ class AblateRequest:
 DEFAULT_SEEDS = 5  # what is usual
 
 
-def run_ablation(asked: AblateRequest, options: Options, format: Format) -> int:
+def run_ablation(asked: AblateRequest, options: LaunchOptions, format: Format) -> int:
     """Run what lies between two configurations; return the exit status."""
     with open_readonly(options.storage) as store:
         snapshot = read_snapshot(store, asked.study)
@@ -75,11 +75,11 @@ def run_ablation(asked: AblateRequest, options: Options, format: Format) -> int:
             check_same_options(study, _requested_and_stored(study, asked))
         else:
             study = plan_ablation(snapshot, name, asked, first_new_seed(store, snapshot))
-    return run(replace(options, study=name), study, partial(conclude_ablation, format=format))
+    return run_study(replace(options, study=name), study, partial(conclude_ablation, format=format))
 
 
 def conclude_ablation(
-    found: Snapshot, folder: Path, options: Options, seconds: float, format: Format = Format.table
+    found: Snapshot, folder: Path, options: LaunchOptions, seconds: float, format: Format = Format.table
 ) -> int:
     """Say what an ablation showed."""
 

@@ -21,7 +21,7 @@ from hpo.evidence.comparison import (
     search_study,
 )
 from hpo.evidence.paired import compare_arms, comparison_record
-from hpo.launcher.supervisor import Options, run
+from hpo.launcher.supervisor import LaunchOptions, run_study
 from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import State, Trial
@@ -45,7 +45,7 @@ class ConfirmRequest:
     test: Test | None
 
 
-def run_confirmation(asked: ConfirmRequest, options: Options, format: Format) -> int:
+def run_confirmation(asked: ConfirmRequest, options: LaunchOptions, format: Format) -> int:
     """Run the best configurations of a study and its baseline again; return the exit status."""
     with open_readonly(options.storage) as store:
         snapshot = read_snapshot(store, asked.study)
@@ -60,11 +60,11 @@ def run_confirmation(asked: ConfirmRequest, options: Options, format: Format) ->
                 )
         else:
             study = plan_confirmation(snapshot, name, asked, first_new_seed(store, snapshot))
-    return run(replace(options, study=name), study, partial(conclude_confirmation, format=format))
+    return run_study(replace(options, study=name), study, partial(conclude_confirmation, format=format))
 
 
 def conclude_confirmation(
-    found: Snapshot, folder: Path, options: Options, seconds: float, format: Format = Format.table
+    found: Snapshot, folder: Path, options: LaunchOptions, seconds: float, format: Format = Format.table
 ) -> int:
     """Say what was confirmed."""
 

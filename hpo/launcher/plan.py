@@ -7,7 +7,7 @@ from hpo.console import as_text, number
 from hpo.study.spec import Study
 
 
-def plan(study: Study, anchors: Mapping[str, float]) -> str:
+def describe_plan(study: Study, anchors: Mapping[str, float]) -> str:
     """Return what is about to be run, for a person to check."""
     file, budget = study.file, study.file.budget.model_dump(exclude_none=True)
     told = [f"{study.name}  ({study.source})"]

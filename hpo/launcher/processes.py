@@ -19,8 +19,8 @@ from hpo.worker.events import ENDS, EVENTS, Event
 
 # Ends of one worker in a row after which it is not started again: of one that never joined its study; of one that
 # reached no rung in between, which is more than it takes for the trial that ends its workers to be given up.
-IN_A_ROW, AT_WORK = 3, MAX_FAILURES + 1
-MENDED_BY_STARTING = (75,)  # exit status: the device failed, and a new process may find it well
+MAX_CRASHES_BEFORE_JOIN, MAX_CRASHES_AFTER_JOIN = 3, MAX_FAILURES + 1
+RESTART_STATUSES = (75,)  # exit status: the device failed, and a new process may find it well
 
 
 @dataclass
@@ -41,11 +41,11 @@ class WorkerProcess:
     def crashed(self) -> bool:
         """Return whether its process ended in a way that a new one may not: by a signal, or with a failed device."""
         status = self.process.poll()
-        return status is not None and (status < 0 or status in MENDED_BY_STARTING)
+        return status is not None and (status < 0 or status in RESTART_STATUSES)
 
     def given_up(self) -> bool:
         """Return whether starting it again has not helped."""
-        return self.ends >= (IN_A_ROW if self.owner is None else AT_WORK)
+        return self.ends >= (MAX_CRASHES_BEFORE_JOIN if self.owner is None else MAX_CRASHES_AFTER_JOIN)
 
     def outlook(self) -> str:
         """Return how its process ended, and whether there will be another."""

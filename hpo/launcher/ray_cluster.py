@@ -30,13 +30,13 @@ from hpo.storage.url import masked_url, normalise_url
 from hpo.worker.events import Event
 
 CPUS = 1  # of a worker; cores beyond one speed up a small GPT less than another worker does
-REACH_S = 5.0  # for which the head's port may take to answer
-JOIN_S = 20.0  # for which joining the cluster may take; Ray by itself would try for ever
-ROOM_S = 10.0  # after which a worker without a place is spoken of
+CONNECT_TIMEOUT_S = 5.0  # for which the head's port may take to answer
+JOIN_TIMEOUT_S = 20.0  # for which joining the cluster may take; Ray by itself would try for ever
+PLACEMENT_WAIT_S = 10.0  # after which a worker without a place is spoken of
 LOST = -signal.SIGKILL  # exit status, as of a process, of a worker that was lost with its node
 
 
-def check(storage: str, gpus: float) -> None:
+def check_ray_options(storage: str, gpus: float) -> None:
     """Check what can be checked without a cluster.
 
     Raises:
@@ -54,7 +54,7 @@ def check(storage: str, gpus: float) -> None:
         raise Problem(f"--gpus-per-worker: must be a fraction of one GPU or a whole number of them, got {gpus:g}")
 
 
-def join(address: str, storage: str, gpus: float) -> None:
+def join_cluster(address: str, storage: str, gpus: float) -> None:
     """Join a running cluster as a driver; warn where its nodes may not reach the storage.
 
     Raises:
@@ -68,9 +68,11 @@ def join(address: str, storage: str, gpus: float) -> None:
     # a thread: from the main one Ray would take SIGTERM, and nothing could end its waiting
     thread = threading.Thread(target=_init, args=(address, failed), daemon=True)
     thread.start()
-    thread.join(JOIN_S)
+    thread.join(JOIN_TIMEOUT_S)
     if thread.is_alive():
-        raise WorkFailed(f"--address: {address} does not answer as the head of a Ray cluster within {JOIN_S:.0f} s")
+        raise WorkFailed(
+            f"--address: {address} does not answer as the head of a Ray cluster within {JOIN_TIMEOUT_S:.0f} s"
+        )
     if failed:
         text = " ".join(str(failed[0]).split())
         raise WorkFailed(
@@ -99,7 +101,7 @@ def _reach(address: str) -> None:
     if not host or not port.isdigit() or "/" in host:
         raise Problem(f"--address: must be HOST:PORT of the cluster's head, or auto, got {address}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
         raise WorkFailed(
             f"--address: no Ray cluster answers at {address}: {error}; `ray start --head` starts one"
@@ -125,7 +127,7 @@ def _check_nodes(storage: str, gpus: float) -> None:
         )
 
 
-class Remote:
+class RemoteProcess:
     """A worker on some node, with what `Group` asks of a process. `on`: where it is, None before it has a place."""
 
     def __init__(self, actor: Any, log: Path, given: Sequence[Any]) -> None:
@@ -234,12 +236,12 @@ class RayWorkerGroup(WorkerGroup):
 
     def _process(self, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
         given = (importlib.metadata.version("hpo"), list(self._arguments), dict(environment), os.getcwd())
-        return cast("subprocess.Popen[str]", Remote(self._places.remote(), log, given))
+        return cast("subprocess.Popen[str]", RemoteProcess(self._places.remote(), log, given))
 
     def events(self, wait: float) -> Iterator[Event]:
         """Yield what has been told, and that workers wait for room, each time that more do."""
         yield from super().events(wait)
-        late = time.monotonic() - ROOM_S
+        late = time.monotonic() - PLACEMENT_WAIT_S
         running = [remote for remote in map(_remote, self.members) if remote.poll() is None]
         waiting = sum(remote.on is None and remote.asked_at < late for remote in running)
         if waiting > self._waiting:
@@ -272,5 +274,5 @@ class RayWorkerGroup(WorkerGroup):
         self._aside.close()
 
 
-def _remote(member: WorkerProcess) -> Remote:
-    return cast(Remote, member.process)
+def _remote(member: WorkerProcess) -> RemoteProcess:
+    return cast(RemoteProcess, member.process)

@@ -15,7 +15,7 @@ from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.config.yaml import dump_yaml
 from hpo.console import say
 from hpo.errors import Problem, StorageError, WorkFailed
-from hpo.launcher.plan import plan
+from hpo.launcher.plan import describe_plan
 from hpo.launcher.processes import WorkerGroup
 from hpo.launcher.progress import EventLog, LiveTable
 from hpo.queue.heartbeat import LEASE_S, LeaseRenewer, free_leases_of
@@ -31,17 +31,17 @@ from hpo.study.spec import Study, as_file
 from hpo.worker.events import Event
 
 # Says what a study found, given how it stands, its folder, and the seconds that this launch took.
-Conclude = Callable[[Snapshot, Path, "Options", float], int]
+OnFinish = Callable[[Snapshot, Path, "LaunchOptions", float], int]
 
 # Starts a group, given the workers' arguments, the environment of each, and the folder of their logs.
-Crew = Callable[[Sequence[str], Sequence[Mapping[str, str]], Path], WorkerGroup]
+GroupFactory = Callable[[Sequence[str], Sequence[Mapping[str, str]], Path], WorkerGroup]
 
 LOOK_S = 2.0  # for which the view waits for the storage
 REFRESH_S = 5.0  # between looks at the whole study
 
 
 @dataclass(frozen=True)
-class Options:
+class LaunchOptions:
     """What the command line of `hpo launch` says."""
 
     study: str
@@ -62,12 +62,12 @@ class Options:
     plain: bool
 
 
-def run(options: Options, study: Study, conclude: Conclude) -> int:
+def run_study(options: LaunchOptions, study: Study, conclude: OnFinish) -> int:
     """Run a study that was read or made to the end of its budget, and say what it found; return the exit status."""
-    environments, crew = crew_of(options)
+    environments, crew = resolve_workers(options)
     data_hash, anchors = describe_data(study.base)
     if not options.quiet:
-        say(plan(study, anchors))
+        say(describe_plan(study, anchors))
     if options.dry_run:
         return 0
     began = time.monotonic()
@@ -83,33 +83,38 @@ def run(options: Options, study: Study, conclude: Conclude) -> int:
         if status:
             return status
         if stored.read_state().state == "stopped":
-            say(f"{study.name} was stopped; this goes on where it was: {again(options)}")
+            say(f"{study.name} was stopped; this goes on where it was: {resume_command(options)}")
         return conclude(read_snapshot(store, study.name), folder, options, time.monotonic() - began)
 
 
-def crew_of(options: Options) -> tuple[list[dict[str, str]], Crew]:
+def resolve_workers(options: LaunchOptions) -> tuple[list[dict[str, str]], GroupFactory]:
     """Return the environment of each worker, and what starts them: on this machine, or on a Ray cluster's nodes.
 
     Raises:
         Problem: an option does not go with the place. WorkFailed: there is no such cluster.
     """
-    from hpo.launcher.ray_cluster import CPUS, RayWorkerGroup, check, join  # loads Ray only where it is asked for
+    from hpo.launcher.ray_cluster import (  # loads Ray only where it is asked for
+        CPUS,
+        RayWorkerGroup,
+        check_ray_options,
+        join_cluster,
+    )
 
     local = {"--gpus": options.gpus, "--per-gpu": options.per_gpu > 1}
     ray = {"--address": options.address, "--gpus-per-worker": options.gpus_per_worker}
     if options.on == "local":
         if alien := [name for name, value in ray.items() if value]:
             raise Problem(f"{alien[0]}: must be left out without --on ray")
-        return environments_of(options.workers, options.gpus, options.per_gpu), WorkerGroup
+        return worker_environments(options.workers, options.gpus, options.per_gpu), WorkerGroup
     if alien := [name for name, value in local.items() if value]:
         raise Problem(f"{alien[0]}: must be left out with --on ray, which finds GPUs by --gpus-per-worker")
     n = max(1, options.workers)
-    check(options.storage, options.gpus_per_worker)
-    join(options.address, options.storage, options.gpus_per_worker)
+    check_ray_options(options.storage, options.gpus_per_worker)
+    join_cluster(options.address, options.storage, options.gpus_per_worker)
     return [thread_environment(CPUS)] * n, functools.partial(RayWorkerGroup, options.gpus_per_worker)
 
 
-def environments_of(workers: int, gpus: Sequence[str], per_gpu: int) -> list[dict[str, str]]:
+def worker_environments(workers: int, gpus: Sequence[str], per_gpu: int) -> list[dict[str, str]]:
     """Return the environment of each worker: its share of the cores, and one GPU.
 
     Set before torch is imported, which reads the number of threads only once.
@@ -126,7 +131,11 @@ def environments_of(workers: int, gpus: Sequence[str], per_gpu: int) -> list[dic
 
 
 def _supervise(
-    options: Options, stored: StoredStudy, environments: Sequence[Mapping[str, str]], folder: Path, crew: Crew
+    options: LaunchOptions,
+    stored: StoredStudy,
+    environments: Sequence[Mapping[str, str]],
+    folder: Path,
+    crew: GroupFactory,
 ) -> int:
     """Run workers until they end; return 0, or the status of the signal that ended them.
 
@@ -150,7 +159,7 @@ def _supervise(
             signals.restore()
             group.end()
         if signals.first is not None:
-            say(f"stopped; this goes on where it was: {again(options)}")
+            say(f"stopped; this goes on where it was: {resume_command(options)}")
             return 128 + signals.first
         _check_failed(group)
     return 0
@@ -219,14 +228,14 @@ class _Signals:
             signal.signal(n, handler)
 
 
-def where(options: Options) -> str:
+def storage_option(options: LaunchOptions) -> str:
     """Return the --storage of the next command, "" where it is the default; a password is left out."""
     if options.storage == "sqlite:///runs/hpo.db":
         return ""
     return f" --storage {shlex.quote(options.storage if has_no_password(options.storage) else '...')}"
 
 
-def again(options: Options) -> str:
+def resume_command(options: LaunchOptions) -> str:
     """Return the command that launches the same again."""
     words = ["hpo", "launch", "--study", options.study, "--workers", str(options.workers)]
     words += [word for key, value in options.budget.items() if value is not None for word in (f"--{key}", str(value))]
@@ -238,4 +247,4 @@ def again(options: Options) -> str:
     words += ["--gpus-per-worker", f"{options.gpus_per_worker:g}"] if options.gpus_per_worker else []
     words += ["--pack", str(options.pack)] if options.pack > 1 else []
     words += ["--out", str(options.out)] if str(options.out) != "runs" else []
-    return shlex.join(words) + where(options)
+    return shlex.join(words) + storage_option(options)

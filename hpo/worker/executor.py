@@ -28,19 +28,19 @@ from hpo.search.pruning import Decider
 from hpo.storage.attributes import FORKED
 from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.retry import limit_patience
-from hpo.worker.failures import Breaker, kind
-from hpo.worker.reporter import AWAY_S, Reporter, last_line
-from hpo.worker.trial import Job, configuration, open_trial
+from hpo.worker.failures import CircuitBreaker, classify_failure
+from hpo.worker.reporter import UNREACHABLE_WAIT_S, Reporter, last_line
+from hpo.worker.trial import RunningTrial, open_trial, trial_config
 
-Tell = Callable[[dict[str, Any]], None]
-WORDS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "error"}
+EventListener = Callable[[dict[str, Any]], None]
+EVENT_TYPES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "error"}
 
 
 class TrialExecutor:
     """What one owner has claimed and not ended, training or waiting for a pack of its shape."""
 
     def __init__(
-        self, stored: StoredStudy, owner: str, keeper: LeaseRenewer, out: Path, lease_s: float, tell: Tell
+        self, stored: StoredStudy, owner: str, keeper: LeaseRenewer, out: Path, lease_s: float, tell: EventListener
     ) -> None:
         self.stored, self.owner, self.keeper, self.out, self.lease_s, self.tell = (
             stored,
@@ -53,8 +53,8 @@ class TrialExecutor:
         self.teller = Reporter(stored, owner, keeper, lease_s)
         self.judge = Decider(stored.optuna, stored.study.file.pruner.build(stored.study.rungs), stored.study.rungs)
         self.corpora = PreparedDatasets()
-        self.breaker = Breaker()
-        self.held: list[Job] = []
+        self.breaker = CircuitBreaker()
+        self.held: list[RunningTrial] = []
         self.quarantine: tuple[str, str] | None = None  # kind and text of the failures that this machine repeats
 
     def claim(self, pack: int) -> bool:
@@ -66,7 +66,7 @@ class TrialExecutor:
         self.keeper.hold(claim)
         try:
             trial = open_trial(self.stored, claim, self.owner, pack)
-            job = Job(claim, trial, self.stored.study.base, self._folder(trial.number))
+            job = RunningTrial(claim, trial, self.stored.study.base, self._folder(trial.number))
             self.held.append(job)
             self._take(job, pack)
         except LeaseLost:
@@ -80,12 +80,12 @@ class TrialExecutor:
             self.failed(error, held)  # its own failure, whoever trains beside it
         return True
 
-    def _take(self, job: Job, pack: int) -> None:
+    def _take(self, job: RunningTrial, pack: int) -> None:
         """Find out what a trial is to train; end it where that is clear already."""
         claim = job.claim
         if job.trial.state.is_finished():  # an earlier attempt ended it, but not its slot
             self.held.remove(job)
-            self.teller.close(job, WORDS[job.trial.state])
+            self.teller.close(job, EVENT_TYPES[job.trial.state])
             return
         self.tell({"event": "start", "trial": job.number, "kind": claim.kind, "attempt": claim.attempt})
         if claim.requested_action == "kill":
@@ -99,7 +99,7 @@ class TrialExecutor:
         # not failed: the sampler forgets a failed trial and would come back.
         try:
             with fenced(self.stored.slots.held(claim, self.owner)):
-                job.config = configuration(self.stored, claim, job.trial)
+                job.config = trial_config(self.stored, claim, job.trial)
             data_hash = self.corpora.data_hash(job.config)
         except ValidationError as error:
             self.end(job, TrialState.PRUNED, "invalid", "; ".join(messages(error, type(self.stored.study.base))))
@@ -121,10 +121,10 @@ class TrialExecutor:
             job.metrics = next(iter(reversed(list(read_metrics(job.folder / "metrics.jsonl")))), {})
             self.finish(job, last)
 
-    def verdict(self, job: Job) -> str:
+    def verdict(self, job: RunningTrial) -> str:
         """Return what becomes of a trial; while the storage is away, nothing is known that would end it."""
         try:
-            with limit_patience(AWAY_S):
+            with limit_patience(UNREACHABLE_WAIT_S):
                 verdict = self.judge.verdict(job.trial, job.spared)
         except StorageError as error:
             if not error.passing:
@@ -134,7 +134,7 @@ class TrialExecutor:
             job.pruned = self.judge.record(self.stored.study.file.pruner, job.trial)
         return verdict
 
-    def finish(self, job: Job, value: float) -> None:
+    def finish(self, job: RunningTrial, value: float) -> None:
         """End a trial that reached its last rung, and keep checkpoints of the best trials alone."""
         self.end(job, TrialState.COMPLETE, "complete", value=value)
         complete = self.stored.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -144,7 +144,7 @@ class TrialExecutor:
             self._folder(trial.number) for trial in ranked[self.stored.study.file.keep_best :]
         )
 
-    def end(self, job: Job, state: TrialState, word: str, error: str = "", value: float | None = None) -> None:
+    def end(self, job: RunningTrial, state: TrialState, word: str, error: str = "", value: float | None = None) -> None:
         """Tell the study how a trial ended, and close its slot."""
         try:
             values = self.teller.end(job, state, word, error, value)
@@ -166,21 +166,21 @@ class TrialExecutor:
             self.held.remove(job)
             self.tell({"event": "taken", "trial": job.number})
 
-    def requeue(self, jobs: Sequence[Job], word: str, text: str = "", failed: bool = False) -> None:
+    def requeue(self, jobs: Sequence[RunningTrial], word: str, text: str = "", failed: bool = False) -> None:
         """Give trials back, their slots free, for whoever claims them next."""
         for job in list(jobs):
             self.held.remove(job)
             if self.teller.requeue(job, word, text, failed):
                 self.tell({"event": "requeued", "trial": job.number, "rung": job.rung, "text": word})
 
-    def failed(self, error: Exception, jobs: Sequence[Job]) -> int | None:
+    def failed(self, error: Exception, jobs: Sequence[RunningTrial]) -> int | None:
         """Do what a failure asks for; return the lanes that a pack may have from now on, None for as many as before.
 
         Raises:
             Exception: the failure itself, where it is no trial's and not this machine's.
         """
         text = "".join(traceback.format_exception(error))
-        match kind(error):
+        match classify_failure(error):
             case "ours":
                 raise error
             case "disk" | "device" as word:
@@ -206,13 +206,13 @@ class TrialExecutor:
     def log(self, word: str, text: str) -> None:
         """Write down what happened to this worker; a storage that is away is not waited for."""
         self.tell({"event": "note", "text": f"{word}: {text}"})
-        with suppress(StorageError), limit_patience(AWAY_S):
+        with suppress(StorageError), limit_patience(UNREACHABLE_WAIT_S):
             self.stored.slots.log(word, text, self.owner)
 
     def _folder(self, number: int) -> Path:
         return trial_folder(self.out, self.stored.study.name, number)
 
-    def _write_config(self, job: Job, data_hash: str | None, pack: int) -> None:
+    def _write_config(self, job: RunningTrial, data_hash: str | None, pack: int) -> None:
         provenance = {
             "study": self.stored.study.name,
             "trial": job.number,

@@ -20,17 +20,17 @@ from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import study_attrs, study_ids
 from hpo.worker.events import event_printer
-from hpo.worker.join import check
-from hpo.worker.signals import Alarm, GracePeriodExpired
+from hpo.worker.join import preflight
+from hpo.worker.signals import GracePeriodExpired, SignalHandler
 
 POLL_S = 2.0  # between looks for a study, or for a storage that is away
-REST_S = 60.0  # before a study that this machine cannot serve is looked at again
+SKIP_S = 60.0  # before a study that this machine cannot serve is looked at again
 IDLE_S = 5.0  # the same for one that has nothing to begin at this moment
 
 _c = SLOT.c
 
 
-class Turn(NamedTuple):
+class StudyTurn(NamedTuple):
     """How much of a study is being worked on, and when this worker last served it."""
 
     leased: int
@@ -43,7 +43,7 @@ class Follower:
 
     def __init__(self, storage: str, pack: int, out: Path) -> None:
         self.storage, self.pack, self.out = storage, pack, out
-        self.alarm = Alarm()
+        self.alarm = SignalHandler()
         self.corpora = PreparedDatasets()
         self.checked: set[str] = set()
         self.served: dict[str, float] = {}
@@ -94,7 +94,7 @@ class Follower:
         for name, study_id in open_to_all:
             attrs = study_attrs(store, study_id) if free.get(study_id) else {}
             if SPEC in attrs and attrs.get(STUDY_STATE, "active") == "active":
-                turns.append(Turn(leased.get(study_id, 0), self.served.get(name, -math.inf), name))
+                turns.append(StudyTurn(leased.get(study_id, 0), self.served.get(name, -math.inf), name))
         return min(turns).name if turns else None
 
     def _turn(self, store: Store, name: str) -> None:
@@ -105,11 +105,11 @@ class Follower:
         try:
             stored = load_stored_study(store, name)
             if name not in self.checked:
-                check(stored, self.corpora)
+                preflight(stored, self.corpora)
                 self.checked.add(name)
         except Problem as problem:
-            say(f"{name}: left alone for {REST_S:.0f} s: {problem}")
-            self.rests[name] = time.monotonic() + REST_S
+            say(f"{name}: left alone for {SKIP_S:.0f} s: {problem}")
+            self.rests[name] = time.monotonic() + SKIP_S
             return
         worker = Worker(stored, self.out.absolute(), self.pack, event_printer(stored.study.rungs, f"{name}: "))
         worker.alarm, worker.jobs.corpora = self.alarm, self.corpora
@@ -118,8 +118,8 @@ class Follower:
         except StorageError:
             raise
         except Exception as error:  # the machine's fault, or one that must not end the service of other studies
-            say(f"{name}: left alone for {REST_S:.0f} s: {error}")
-            self.rests[name] = time.monotonic() + REST_S
+            say(f"{name}: left alone for {SKIP_S:.0f} s: {error}")
+            self.rests[name] = time.monotonic() + SKIP_S
         if not worker.claimed:
             self.rests[name] = time.monotonic() + IDLE_S
 

@@ -37,7 +37,7 @@ def join_study(storage: str, name: str | None, pack: int, out: Path) -> int:
         stored = load_stored_study(store, name)
         if stored.read_state().state != "active":
             say(f"study {stored.study.name} is {stored.read_state().state}; `hpo resume` lets its workers go on")
-        check(stored, PreparedDatasets())
+        preflight(stored, PreparedDatasets())
         launched = os.environ.get(EVENTS) == "json"
         parent = _with_parent() if launched else None
         return Worker(stored, out.absolute(), pack, event_printer(stored.study.rungs), parent).work()
@@ -54,7 +54,7 @@ def _with_parent() -> int:
     return parent
 
 
-def check(stored: StoredStudy, corpora: PreparedDatasets) -> None:
+def preflight(stored: StoredStudy, corpora: PreparedDatasets) -> None:
     """Check that this machine has the study's data and can train its baseline: the first two updates are tried.
 
     Otherwise every trial would fail in the same way. A training function of the user's own is not tried, since a

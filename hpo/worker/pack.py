@@ -11,21 +11,21 @@ from hpo.runs import checkpoints
 from hpo.runs.run_dir import append_metrics, read_metrics, to_json_value, truncate_metrics
 from hpo.runs.trainable import build_runs, pack_key, read_report
 from hpo.worker.executor import TrialExecutor
-from hpo.worker.failures import kind
-from hpo.worker.signals import Alarm, TrialTimeout
-from hpo.worker.trial import Job
+from hpo.worker.failures import classify_failure
+from hpo.worker.signals import SignalHandler, TrialTimeout
+from hpo.worker.trial import RunningTrial
 
 
 class PackRunner:
     """Trains the first job that is held and all that fit beside it, until none of that shape is left."""
 
-    def __init__(self, jobs: TrialExecutor, size: int, alarm: Alarm) -> None:
+    def __init__(self, jobs: TrialExecutor, size: int, alarm: SignalHandler) -> None:
         self.jobs, self.alarm = jobs, alarm
         self.study = jobs.stored.study
         self.key = pack_key(jobs.held[0].config)
         fitting = [job for job in jobs.held if not job.alone and pack_key(job.config) == self.key]
         self.fitting = [jobs.held[0]] if jobs.held[0].alone else fitting[:size]
-        self.lanes: dict[int, Job] = {}
+        self.lanes: dict[int, RunningTrial] = {}
         self.begun = False
 
     def run(self, leaving: Callable[[], bool], refill: Callable[[], None]) -> int | None:
@@ -42,7 +42,7 @@ class PackRunner:
             at_fault = [job for job in self.lanes.values() if job in self.jobs.held]
             if not at_fault:
                 raise
-            if len(at_fault) > 1 and not self.begun and kind(error) == "error":
+            if len(at_fault) > 1 and not self.begun and classify_failure(error) == "error":
                 for job in at_fault:  # one of them: which one shows when each is begun by itself
                     job.alone = True
                 return None
@@ -82,7 +82,7 @@ class PackRunner:
         if self.lanes and limit is not None:
             self.alarm.overdue_in(limit - max(job.spent() for job in self.lanes.values()))
 
-    def _begin(self, lane: int, job: Job) -> None:
+    def _begin(self, lane: int, job: RunningTrial) -> None:
         """Go on from the newest checkpoint that can be read, or from the start where there is none, and say so."""
         log = job.folder / "metrics.jsonl"
         rows = {row["rung"]: row for row in read_metrics(log) if "rung" in row}
@@ -98,7 +98,7 @@ class PackRunner:
         job.began = time.monotonic()
         truncate_metrics(log, rung)
 
-    def _resumed(self, lane: int, job: Job, known: set[int]) -> tuple[int, str]:
+    def _resumed(self, lane: int, job: RunningTrial, known: set[int]) -> tuple[int, str]:
         """Set a lane to the newest checkpoint whose curve is known; return its rung, 0 with the reason for none."""
         why = "it had left no checkpoint"
         for folder in checkpoints.resumable_checkpoints(job.folder):
@@ -114,7 +114,7 @@ class PackRunner:
             self.runs.start(lane, job.config)
         return 0, why
 
-    def _beat(self, lane: int, job: Job, metrics: Any) -> bool:
+    def _beat(self, lane: int, job: RunningTrial, metrics: Any) -> bool:
         """Report one rung of one trial; return whether the trial ended."""
         try:
             rung, value, job.metrics = read_report(metrics, self.study.file.objective)
@@ -146,12 +146,12 @@ class PackRunner:
         self._end(job, verdict, value)
         return True
 
-    def _keep(self, lane: int, job: Job, rung: int, value: float) -> None:
+    def _keep(self, lane: int, job: RunningTrial, rung: int, value: float) -> None:
         best = value <= min(job.trial.intermediate_values.values())
         with contextlib.suppress(ValueError):  # a pack whose marks fall apart: it goes on from an earlier checkpoint
             checkpoints.save_checkpoints(self.runs, lane, job.config, job.folder, rung, best)
 
-    def _end(self, job: Job, verdict: str, value: float) -> None:
+    def _end(self, job: RunningTrial, verdict: str, value: float) -> None:
         match verdict:
             case "continue":
                 self.jobs.finish(job, value)
@@ -170,7 +170,7 @@ class PackRunner:
         for job in [job for job in self.lanes.values() if job in self.jobs.held and job.overdue(limit)]:
             self.jobs.end(job, TrialState.PRUNED, "timeout", self._overdue(job))
 
-    def _overdue(self, job: Job) -> str:
+    def _overdue(self, job: RunningTrial) -> str:
         return f"limits.seconds: allows {self.study.file.limits.seconds:g}, the trial took {job.spent():.1f}"
 
     def _fill(self) -> None:

@@ -24,14 +24,14 @@ from hpo.storage.attributes import (
 )
 from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.retry import limit_patience
-from hpo.worker.trial import Job
+from hpo.worker.trial import RunningTrial
 
-LOOK_S = 0.1  # between looks at what may change while a study runs: rungs may be shorter than that
-AWAY_S = 3.0  # for which a training waits for the storage at a rung; then it goes on, and tells later
-LEAVING_S = 5.0  # the same for a worker that is asked to leave
-KEPT_LINES = 40  # of a traceback: the end says what happened
+STATE_REFRESH_S = 0.1  # between looks at what may change while a study runs: rungs may be shorter than that
+UNREACHABLE_WAIT_S = 3.0  # for which a training waits for the storage at a rung; then it goes on, and tells later
+LEAVING_WAIT_S = 5.0  # the same for a worker that is asked to leave
+MAX_ERROR_LINES = 40  # of a traceback: the end says what happened
 
-Standing = Literal["held", "lost", "killed", "away"]
+TrialStatus = Literal["held", "lost", "killed", "away"]
 
 
 class Reporter:
@@ -46,21 +46,21 @@ class Reporter:
         if time.monotonic() < self._look_at:
             return self._now
         try:
-            with limit_patience(AWAY_S):
+            with limit_patience(UNREACHABLE_WAIT_S):
                 self._now = self.stored.read_state()
-                self._look_at = time.monotonic() + LOOK_S
+                self._look_at = time.monotonic() + STATE_REFRESH_S
         except StorageError as error:
             if not error.passing:
                 raise
         return self._now
 
-    def values(self, job: Job, wait: bool) -> Standing:
+    def values(self, job: RunningTrial, wait: bool) -> TrialStatus:
         """Write what the study has not got of a trial's curve; return how the trial stands.
 
         wait: for a storage that is away, as long as the worker's patience lasts; otherwise not longer than `AWAY_S`.
         """
         try:
-            with limit_patience(math.inf if wait else AWAY_S):
+            with limit_patience(math.inf if wait else UNREACHABLE_WAIT_S):
                 wish = self._write(job)
         except LeaseLost:  # another attempt goes on with it
             return "lost"
@@ -73,7 +73,7 @@ class Reporter:
             return "away"
         return "killed" if wish == "kill" else "held"
 
-    def _write(self, job: Job) -> str:
+    def _write(self, job: RunningTrial) -> str:
         """Write the values that the study has not got, each with a renewal of the lease; return the wish found.
 
         Raises:
@@ -91,7 +91,9 @@ class Reporter:
                 del job.unsent[rung]
         return str(fence.found[0] or "") if fence.found is not None else ""
 
-    def end(self, job: Job, state: TrialState, word: str, error: str = "", value: float | None = None) -> list[float]:
+    def end(
+        self, job: RunningTrial, state: TrialState, word: str, error: str = "", value: float | None = None
+    ) -> list[float]:
         """Tell the study how a trial ended, then close its slot; return the value that it ended with.
 
         Raises:
@@ -99,7 +101,7 @@ class Reporter:
         """
         finite = [v for v in job.trial.intermediate_values.values() if math.isfinite(v)]
         values = [value] if value is not None else finite[-1:] if state == TrialState.PRUNED else []
-        error = "\n".join(error.strip().splitlines()[-KEPT_LINES:])
+        error = "\n".join(error.strip().splitlines()[-MAX_ERROR_LINES:])
         attrs: dict[str, Any] = {METRICS: {k: to_json_value(v) for k, v in job.metrics.items()}, END_REASON: word}
         attrs |= {ERROR: error} if error else {}
         attrs |= {PRUNING_DECISION: job.pruned} if word == "pruned" else {}
@@ -120,16 +122,16 @@ class Reporter:
         self.close(job, word, error)
         return values
 
-    def close(self, job: Job, word: str, text: str = "") -> None:
+    def close(self, job: RunningTrial, word: str, text: str = "") -> None:
         """Close the slot of a trial that has been told."""
         self.keeper.drop(job.claim)
         self.stored.slots.done(job.claim, self.owner, job.rung, word, last_line(text))
 
-    def requeue(self, job: Job, word: str, text: str = "", failed: bool = False) -> bool:
+    def requeue(self, job: RunningTrial, word: str, text: str = "", failed: bool = False) -> bool:
         """Give a trial back, WAITING, its slot free, for whoever claims it next; False if the storage is away."""
         self.keeper.drop(job.claim)
         try:
-            with limit_patience(LEAVING_S):
+            with limit_patience(LEAVING_WAIT_S):
                 self.stored.slots.release(job.claim, self.owner, word, text, failed)
         except StorageError:
             return False  # its lease runs out, and whoever keeps leases then frees it

@@ -15,14 +15,14 @@ class TrialTimeout(BaseException):
     """A trial took longer than its study allows."""
 
 
-class Alarm:
+class SignalHandler:
     """While it is entered, this process's signals are ours. `signal`: the first that asked to leave."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._depth = 0
 
-    def __enter__(self) -> "Alarm":
+    def __enter__(self) -> "SignalHandler":
         self._depth += 1
         if self._depth > 1:  # a worker inside of one that follows several studies
             return self

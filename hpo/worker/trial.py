@@ -26,11 +26,11 @@ from hpo.study.arms import arm_of
 from hpo.study.spec import seed_path
 from model.seeds import derive
 
-BLIND = ("random", "qmc")  # samplers that look at no trial
+INDEPENDENT_SAMPLERS = ("random", "qmc")  # samplers that look at no trial
 
 
 @dataclass
-class Job:
+class RunningTrial:
     """A trial that this worker runs; `trial` is the worker's own copy, to which it adds each value.
 
     alone: whether to train it without neighbours, to see whose failure a pack's was.
@@ -174,7 +174,7 @@ def _holdable(stored: StoredStudy, claim: Claim) -> dict[str, tuple[Any, BaseDis
         return {}
 
 
-def configuration(stored: StoredStudy, claim: Claim, trial: FrozenTrial) -> BaseModel:
+def trial_config(stored: StoredStudy, claim: Claim, trial: FrozenTrial) -> BaseModel:
     """Return what a trial is to train: the slot's fixed values, else what the sampler suggests.
 
     Raises:
@@ -196,7 +196,7 @@ def configuration(stored: StoredStudy, claim: Claim, trial: FrozenTrial) -> Base
 def _drawn(stored: StoredStudy, sampler: BaseSampler, trial: optuna.Trial) -> dict[str, Any]:
     """Return what a sampler knew when it was asked: the trials that it was shown, and whether it uses them yet."""
     own = stored.study.file.sampler
-    if own.name in BLIND:
+    if own.name in INDEPENDENT_SAMPLERS:
         return {"by": own.name}
     assert isinstance(sampler, Mirror)
     shown = sampler.view(stored.optuna, sampler.joint).get_trials(deepcopy=False)  # read for the draw too, and once

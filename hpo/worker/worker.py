@@ -16,21 +16,23 @@ from hpo.queue.heartbeat import LEASE_S, LeaseRenewer
 from hpo.queue.registry import StoredStudy, StudyState
 from hpo.runs.run_dir import is_writable
 from hpo.storage.retry import outages
-from hpo.worker.executor import Tell, TrialExecutor
+from hpo.worker.executor import EventListener, TrialExecutor
 from hpo.worker.pack import PackRunner
-from hpo.worker.signals import Alarm, GracePeriodExpired
+from hpo.worker.signals import GracePeriodExpired, SignalHandler
 from model.cache import cache_root
 
 POLL_S = (0.5, 3.0)  # between looks for a slot that came free, while others still work: at first, and at most
 PROBE_S = 10.0  # between looks at a disk that was full
 OUTAGE_S = 2.0  # for which the storage did not answer, from when on it is written down
-TRY_AGAIN = 75  # exit status of a worker whose device failed: a new process may find it well
+RESTART_STATUS = 75  # exit status of a worker whose device failed: a new process may find it well
 
 
 class Worker:
     """Works on one study."""
 
-    def __init__(self, stored: StoredStudy, out: Path, pack: int, listener: Tell, parent: int | None = None) -> None:
+    def __init__(
+        self, stored: StoredStudy, out: Path, pack: int, listener: EventListener, parent: int | None = None
+    ) -> None:
         """Join a study.
 
         out: folder of the runs. listener: is told what happens. parent: the process without which not to go on.
@@ -38,7 +40,7 @@ class Worker:
         self.stored, self.out, self.pack, self.listener, self.parent = stored, out, pack, listener, parent
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.keeper = LeaseRenewer(stored.slots, self.owner, LEASE_S)
-        self.alarm = Alarm()
+        self.alarm = SignalHandler()
         self.jobs = TrialExecutor(stored, self.owner, self.keeper, out, LEASE_S, self.tell)
         self.now = StudyState("active", False, None)
         self.claimed = 0
@@ -136,7 +138,7 @@ class Worker:
         self.jobs.requeue(self.jobs.held, kind)
         if kind != "disk" or turns < math.inf:
             failed = WorkFailed(f"quarantined after three failures in a row: {text}")
-            failed.status = TRY_AGAIN
+            failed.status = RESTART_STATUS
             raise failed
         while not self._leaving() and not self._spent():
             if is_writable(self.out) and is_writable(cache_root()):

@@ -17,7 +17,7 @@ from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
 from tests.evidence.planted import EFFECTS, RUNGS
-from tests.support.comparisons import worked
+from tests.support.comparisons import run_study
 
 TRIALS = 24
 PRUNERS: list[dict[str, Any]] = [
@@ -52,7 +52,7 @@ def _search(store: Store, function: str, number: int, **keys: Any) -> Any:
     }
     path = Path("planted.yaml")
     path.write_text(dump_yaml(tree))
-    return worked(store, load_study(str(path)))
+    return run_study(store, load_study(str(path)))
 
 
 def _decisions(of: Any) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def confirmed(function: str, number: int) -> Found:
         snapshot = _search(store, function, number)
         best, baseline = snapshot.best(), snapshot.baseline()
         asked = ToConfirm(None, None, None, None, None, None)
-        found = worked(store, plan_confirmation(snapshot, "confirm", asked, first_new_seed(store, snapshot)))
+        found = run_study(store, plan_confirmation(snapshot, "confirm", asked, first_new_seed(store, snapshot)))
         rows = compare_arms(found)[1:]
         return {
             "verdicts": [row.verdict for row in rows],
@@ -92,7 +92,7 @@ def crossed(number: int) -> Found:
         target = {"a": 1.0, "b": 1.0, "c": 1.0}
         snapshot = _search(store, "crossed", number, space=space, baseline=[{}, target], budget={"trials": 2})
         asked = ToAblate(None, "baseline", "1", "factorial", [], [], None, None, None)
-        effects = estimate_effects(worked(store, plan_ablation(snapshot, "ablated", asked, 1000)))
+        effects = estimate_effects(run_study(store, plan_ablation(snapshot, "ablated", asked, 1000)))
         return {
             "inside": {e.name: e.low <= EFFECTS[e.name] <= e.high for e in effects},
             "shown": {e.name: e.verdict != "not distinguishable from noise" for e in effects},

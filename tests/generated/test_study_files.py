@@ -15,7 +15,7 @@ from hpo.config.discovery import shipped, studies
 from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.study.load import load_study
 from hpo.study.spec import StudyFile
-from tests.support.command_lines import Ended, Place, examples, prepared, typed
+from tests.support.command_lines import CommandResult, Workspace, examples, prepare_workspace, run_command
 
 SHIPPED = {path.stem: parse_yaml(path.read_text("utf-8")) for path in studies(shipped())}
 KEYS = sorted(StudyFile.model_fields)
@@ -36,17 +36,17 @@ TREES = st.recursive(
 )
 
 
-def checked(tree: Any, place: Place, text: str | bytes | None = None) -> Ended:
+def checked(tree: Any, place: Workspace, text: str | bytes | None = None) -> CommandResult:
     """Write a study file, as notation writes the tree, and check it."""
     text = dump_yaml(tree) if text is None else text
     path = place.folder / "made.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
-    ended = typed(place.folder, "check", "made.yaml")
+    ended = run_command(place.folder, "check", "made.yaml")
     path.unlink()
     return ended
 
 
-def assert_named(ended: Ended, keys: Iterable[str]) -> None:
+def assert_named(ended: CommandResult, keys: Iterable[str]) -> None:
     """Assert that a refusal names the file in each line, and with it a key or a place in the file."""
     assert ended.out == ""
     place = rf"line \d+, column \d+|not YAML|must be (a mapping|text in UTF-8)|{'|'.join(map(re.escape, keys))}|''"
@@ -55,8 +55,8 @@ def assert_named(ended: Ended, keys: Iterable[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return prepared(tmp_path_factory.mktemp("place"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return prepare_workspace(tmp_path_factory.mktemp("place"))
 
 
 @st.composite
@@ -84,7 +84,7 @@ def mutated(draw: st.DrawFn) -> Any:
 
 @examples(0.2)
 @given(tree=mutated())
-def test_whatever_is_in_a_study_file_it_is_fine_or_refused_by_key(tree: Any, place: Place) -> None:
+def test_whatever_is_in_a_study_file_it_is_fine_or_refused_by_key(tree: Any, place: Workspace) -> None:
     ended = checked(tree, place)
     assert ended.status in (0, 2)
     if ended.status == 2:
@@ -150,7 +150,7 @@ WRONG: dict[str, list[Change]] = {  # key that the refusal names -> changes that
 
 @examples(0.1)
 @given(data=st.data())
-def test_every_mistake_in_a_study_file_is_refused_by_its_key(data: st.DataObject, place: Place) -> None:
+def test_every_mistake_in_a_study_file_is_refused_by_its_key(data: st.DataObject, place: Workspace) -> None:
     tree = json.loads(json.dumps(SHIPPED[data.draw(st.sampled_from(sorted(SHIPPED)))]))
     key = data.draw(st.sampled_from(sorted(WRONG)))
     data.draw(st.sampled_from(WRONG[key]))(tree)
@@ -180,7 +180,7 @@ SPELLINGS: list[Callable[[str, Any], str]] = [
     hours=st.none() | st.floats(1e-3, 1e300),
 )
 def test_a_study_file_is_fine_however_it_is_spelt(
-    name: str, spelt: Callable[[str, Any], str], seed: int, trials: int, hours: float | None, place: Place
+    name: str, spelt: Callable[[str, Any], str], seed: int, trials: int, hours: float | None, place: Workspace
 ) -> None:
     tree = SHIPPED[name] | {"seed": seed, "budget": {"trials": trials, "hours": hours}}
     ended = checked(tree, place, spelt(dump_yaml(tree), tree))
@@ -207,7 +207,7 @@ TEXTS: list[str | bytes] = [
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_what_is_no_study_is_refused_at_once(text: str | bytes, place: Place) -> None:
+def test_what_is_no_study_is_refused_at_once(text: str | bytes, place: Workspace) -> None:
     ended = checked(None, place, text)
     assert ended.status == 2
     assert ended.err.startswith("hpo: made.yaml: ")
@@ -221,7 +221,7 @@ PIECES = st.sampled_from(
 
 @examples(0.05)
 @given(text=st.text(max_size=40) | st.binary(max_size=40) | st.lists(PIECES, max_size=25).map("".join))
-def test_whatever_a_study_file_is_it_is_refused_by_line_or_key(text: str | bytes, place: Place) -> None:
+def test_whatever_a_study_file_is_it_is_refused_by_line_or_key(text: str | bytes, place: Workspace) -> None:
     ended = checked(None, place, text)
     assert ended.status == 2
     for line in ended.err.removeprefix("hpo: ").splitlines():
@@ -248,7 +248,7 @@ GRID = "space: {run.seed: {low: 1, high: %s}, run.batch_size: {low: 1, high: 60}
         ("objective: " + "x" * 9999, "space: must have one field"),
     ],
 )
-def test_what_no_memory_or_float_holds_is_refused_by_its_place(text: str, said: str, place: Place) -> None:
+def test_what_no_memory_or_float_holds_is_refused_by_its_place(text: str, said: str, place: Workspace) -> None:
     ended = checked(None, place, text)
     assert (ended.status, ended.err[:16]) == (2, "hpo: made.yaml: ")
     assert f"made.yaml: {said}" in ended.err

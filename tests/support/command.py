@@ -57,7 +57,7 @@ def hpo(*arguments: str, cwd: Path, status: int = 0, **more: str) -> subprocess.
     return done
 
 
-def here(*arguments: str, cwd: Path) -> str:
+def run_in_process(*arguments: str, cwd: Path) -> str:
     """Run a command in this process; return what it printed, or raise what it raised."""
     out = io.StringIO()
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out):

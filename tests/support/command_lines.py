@@ -26,7 +26,7 @@ from hpo.storage.retry import limit_patience
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
-from tests.support.command import STUDY, here, hpo, trivial
+from tests.support.command import STUDY, hpo, run_in_process, trivial
 
 EXAMPLES = int(os.environ.get("HPO_EXAMPLES", "800"))
 HANGS_S = 20.0
@@ -40,7 +40,7 @@ def examples(share: float) -> settings:
 
 
 @dataclass
-class Ended:
+class CommandResult:
     """How a command ended."""
 
     status: int
@@ -75,7 +75,7 @@ def _as_found() -> Iterator[None]:
         os.environ.update(environ)
 
 
-def typed(folder: Path, *arguments: str) -> Ended:
+def run_command(folder: Path, *arguments: str) -> CommandResult:
     """Run `hpo` with these arguments; an exception that it lets out, a traceback to its user, goes through."""
     out = io.TextIOWrapper(io.BytesIO(), "utf-8")
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")  # as Python sets up both
@@ -88,11 +88,11 @@ def typed(folder: Path, *arguments: str) -> Ended:
             except SystemExit as end:
                 status = end.code or 0
             out.flush(), err.flush()
-    return Ended(int(status), out.buffer.getvalue().decode(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
+    return CommandResult(int(status), out.buffer.getvalue().decode(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
 
 
 @dataclass
-class Place:
+class Workspace:
     """A folder as commands find it, and a copy to put it back from."""
 
     folder: Path
@@ -126,13 +126,13 @@ def _said(path: Path) -> bytes:
 STUDIES = {"trivial": 4, "held": 1, "fresh": 0}  # in the storage: over, interrupted, not begun; trials of each
 
 
-def prepared(parent: Path) -> Place:
+def prepare_workspace(parent: Path) -> Workspace:
     """Return a folder with three studies in its storage, a configuration, and files that are neither."""
     folder = parent / "here"
     folder.mkdir()
     trivial(folder)
     hpo("launch", "--study", "trivial.yaml", cwd=folder)
-    (folder / "best.yaml").write_text(here("export", cwd=folder))
+    (folder / "best.yaml").write_text(run_in_process("export", cwd=folder))
     (folder / "broken.yaml").write_text(STUDY.replace("low: 0.0", "low: 2.0"))
     (folder / "notes.txt").write_text("a: [b\n")
     (folder / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
@@ -146,6 +146,6 @@ def prepared(parent: Path) -> Place:
         worker.listener = lambda told: worker.alarm.ask(signal.SIGINT) if told["event"] == "rung" else None
         assert worker.work() == 128 + signal.SIGINT
     shutil.copytree(folder, folder.parent / "copy")
-    found = Place(folder, folder.parent / "copy")
+    found = Workspace(folder, folder.parent / "copy")
     found.before = found.state()
     return found

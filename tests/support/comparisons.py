@@ -10,17 +10,17 @@ from hpo.storage.store import Store
 from hpo.study.load import load_study
 from hpo.study.spec import Study
 from hpo.worker.worker import Worker
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 
 
-def worked(store: Store, study: Study) -> Snapshot:
+def run_study(store: Store, study: Study) -> Snapshot:
     """Run a study with one worker; return how it stands."""
     stored = register_study(store, study, None, {})
     assert Worker(stored, Path("runs"), 1, lambda told: None).work() == 0
     return read_snapshot(store, study.name)
 
 
-def searched(store: Store, folder: Path, base: Mapping[str, Any], **keys: Any) -> Snapshot:
+def run_search(store: Store, folder: Path, base: Mapping[str, Any], **keys: Any) -> Snapshot:
     """Search planted curves of a noise of 0.05, unless `base` says otherwise."""
     path = planted(folder, base={"noise": 0.05, **base}, **{"pruner": {"name": "none"}, **keys})
-    return worked(store, load_study(str(path)))
+    return run_study(store, load_study(str(path)))

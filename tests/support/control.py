@@ -24,14 +24,14 @@ from hpo.storage.trials import State, Trial
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.support.command import COMMANDS
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 from tests.support.tiny import tiny
 
 # Long enough for a person to come between
 LONG: dict[str, Any] = {"rungs": 12, "base": {"rungs": 12, "pause": 0.12}, "pruner": {"name": "none"}}
 
 
-def typed(url: str, *arguments: str) -> str:
+def run_control(url: str, *arguments: str) -> str:
     """Type a command in another folder, which knows nothing of the study; return what it told."""
     told, data = io.StringIO(), io.StringIO()
     with contextlib.chdir("/"), contextlib.redirect_stderr(told), contextlib.redirect_stdout(data):
@@ -43,7 +43,7 @@ def typed(url: str, *arguments: str) -> str:
 def refused(url: str, *arguments: str) -> str:
     """Type a command that is refused; return why."""
     with pytest.raises(Problem) as error:
-        typed(url, *arguments)
+        run_control(url, *arguments)
     assert error.value.status == 2
     return str(error.value)
 
@@ -76,23 +76,23 @@ def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-def began(store: Store, here: Path, **keys: Any) -> StoredStudy:
+def create_study(store: Store, here: Path, **keys: Any) -> StoredStudy:
     return register_study(store, load_study(str(planted(here, **keys))), None, {})
 
 
-def worked(stored: StoredStudy, until_event: Callable[[dict[str, Any]], bool] = lambda event: False) -> int:
+def run_worker(stored: StoredStudy, until_event: Callable[[dict[str, Any]], bool] = lambda event: False) -> int:
     """Work on a study in this process; a signal to leave arrives with the first event of which that is true."""
     worker = Worker(stored, Path("runs"), 1, lambda event: None)
     worker.listener = lambda event: worker.alarm.ask(2) if until_event(event) else None
     return worker.work()
 
 
-def interrupted(stored: StoredStudy) -> None:
+def interrupt_trial(stored: StoredStudy) -> None:
     """Leave a trial that was begun and given back."""
-    assert worked(stored, lambda event: event["event"] == "rung") == 130
+    assert run_worker(stored, lambda event: event["event"] == "rung") == 130
 
 
-def found(store: Store, number: int) -> Trial:
+def get_trial(store: Store, number: int) -> Trial:
     return read_snapshot(store, "planted").trials[number]
 
 

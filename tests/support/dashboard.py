@@ -35,7 +35,7 @@ def basic(password: str) -> str:
     return "Basic " + base64.b64encode(f"me:{password}".encode()).decode()
 
 
-def answer(address: str, method: str = "GET", password: str = "") -> int:
+def get_status(address: str, method: str = "GET", password: str = "") -> int:
     """Return the status of the answer to a request."""
     request = urllib.request.Request(address, method=method)
     if password:

@@ -39,7 +39,7 @@ def noted(config: Config) -> Iterator[tuple[int, float]]:
 '''
 
 
-def study(folder: Path, name: str = "planted", **keys: Any) -> Path:
+def planted_study(folder: Path, name: str = "planted", **keys: Any) -> Path:
     """Write the module and a study file that searches it; return the file."""
     (folder / "curves.py").write_text(textwrap.dedent(MODULE))
     tree = {

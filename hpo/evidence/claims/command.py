@@ -16,7 +16,7 @@ from hpo.evidence.claims.results import ClaimResult, ClaimResults
 from hpo.evidence.claims.run import run_claim
 from hpo.evidence.claims.runner import TUNING_SEEDS, ClaimSkipped
 from hpo.evidence.claims.schema import ArmsTest, Claim, Ledger
-from hpo.launcher.supervisor import Options, crew_of
+from hpo.launcher.supervisor import LaunchOptions, resolve_workers
 from hpo.runs.run_dir import write_file
 
 
@@ -36,7 +36,7 @@ class ClaimsRequest:
     verdict_arms_only: bool
 
 
-def run_claims(asked: ClaimsRequest, options: Options, format: Format) -> int:
+def run_claims(asked: ClaimsRequest, options: LaunchOptions, format: Format) -> int:
     """Test claims, keep what was found, and print the verdicts; return the exit status.
 
     The arms that enter verdicts are run first, of all claims; then the others, which say what else may explain them.
@@ -56,7 +56,7 @@ def run_claims(asked: ClaimsRequest, options: Options, format: Format) -> int:
             format,
         )
         return 0
-    crew_of(options)  # refuses what cannot be, before the first claim
+    resolve_workers(options)  # refuses what cannot be, before the first claim
     order = run_order(picked)
     untold = [name for name in order if not _test_claim(name, ledger, asked, options, path)]
     if not asked.verdict_arms_only:
@@ -71,7 +71,7 @@ def run_claims(asked: ClaimsRequest, options: Options, format: Format) -> int:
     return 1 if untold else 0
 
 
-def _test_claim(name: str, ledger: Ledger, asked: ClaimsRequest, options: Options, path: Path) -> bool:
+def _test_claim(name: str, ledger: Ledger, asked: ClaimsRequest, options: LaunchOptions, path: Path) -> bool:
     """Run what the verdict on a claim needs; return whether there is one.
 
     Raises:
@@ -89,7 +89,7 @@ def _test_claim(name: str, ledger: Ledger, asked: ClaimsRequest, options: Option
 
 
 def _run_and_save(
-    name: str, ledger: Ledger, asked: ClaimsRequest, options: Options, path: Path, verdict_arms_only: bool
+    name: str, ledger: Ledger, asked: ClaimsRequest, options: LaunchOptions, path: Path, verdict_arms_only: bool
 ) -> ClaimResult | None:
     """Run arms of a claim, or its calculation, and keep what was found; return None where that is nothing."""
     claim = ledger.claims[name]

@@ -10,7 +10,7 @@ from hpo.evidence.claims.ledger import arm_configurations
 from hpo.evidence.claims.results import ClaimResult, stored_test
 from hpo.evidence.claims.runner import ClaimRunner, ClaimSkipped, distinct_machines
 from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, Claim
-from hpo.launcher.supervisor import Options
+from hpo.launcher.supervisor import LaunchOptions
 from hpo.runs.datasets import describe_data as described_data
 from hpo.runs.datasets import prepare_data
 from model.config import TrainConfig
@@ -20,7 +20,9 @@ from model.section import flat, updated
 ROOT = Path(__file__).parents[3]
 
 
-def run_claim(name: str, claim: Claim, seeds: int, options: Options, verdict_arms_only: bool = False) -> ClaimResult:
+def run_claim(
+    name: str, claim: Claim, seeds: int, options: LaunchOptions, verdict_arms_only: bool = False
+) -> ClaimResult:
     """Test a claim and return what was found; what the storage holds of it already is not run again.
 
     verdict_arms_only: run only the arms that enter the verdict.

@@ -16,7 +16,7 @@ from hpo.evidence.claims.results import ClaimRun, scores_by_arm
 from hpo.evidence.claims.schema import ArmsTest
 from hpo.evidence.claims.verdict import better_sign
 from hpo.evidence.paired import runs_by_arm
-from hpo.launcher.supervisor import Options, run
+from hpo.launcher.supervisor import LaunchOptions, run_study
 from hpo.runs.run_dir import read_metrics, trial_folder
 from hpo.storage.attributes import MACHINE, METRICS, SPEC
 from hpo.storage.engine import open_readonly
@@ -50,7 +50,7 @@ class ClaimRunner:
     name: str
     test: ArmsTest
     base: TrainConfig
-    options: Options
+    options: LaunchOptions
 
     def tuned(self, contestants: Collection[str]) -> tuple[list[StudyRuns], dict[str, str]]:
         """Return the runs that choose the levels of tuned factors, and contestant -> the arm that goes on."""
@@ -112,7 +112,7 @@ class ClaimRunner:
         timed = self.test.equal == "seconds" or "tokens_per_second" in self._metrics()
         options = replace(self.options, study=name, pack=1 if timed else self.options.pack)  # packs share their time
         if not self._is_done(study):
-            status = run(options, study, lambda *_: 0)
+            status = run_study(options, study, lambda *_: 0)
             if status:
                 failed = WorkFailed(f"{self.name} was interrupted; the same command goes on where it was")
                 failed.status = status

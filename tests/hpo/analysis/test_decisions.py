@@ -25,12 +25,12 @@ from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
-from hpo.worker.trial import configuration, open_trial
+from hpo.worker.trial import open_trial, trial_config
 from hpo.worker.worker import Worker
 from tests.hpo.search.test_pruners import LOOSE
-from tests.support.command import here as typed
-from tests.support.control import began, interrupted, worked
-from tests.support.planted import study as planted
+from tests.support.command import run_in_process as typed
+from tests.support.control import create_study, interrupt_trial, run_worker
+from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -102,8 +102,8 @@ def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: 
     points = {"choices": [0.1, 0.2, 0.3, 0.4, 0.50004]}
     grid = {"space": {"x": points}, "sampler": {"name": "grid"}, "baseline": [{"x": 0.5}] * 5}
     pruner = {"name": "median", "startup_trials": 3, "min_trials": 3, "warmup_rungs": 1}
-    stored = began(sqlite, here, **grid, budget={"trials": 10}, pruner=pruner)
-    assert worked(stored) == 0
+    stored = create_study(sqlite, here, **grid, budget={"trials": 10}, pruner=pruner)
+    assert run_worker(stored) == 0
     snapshot = read_snapshot(sqlite, "planted")
     assert sentences(snapshot, 0) == [
         "trial 0 is a baseline: x=0.5000",
@@ -128,7 +128,7 @@ def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: 
     ],
 )  # fmt: skip
 def test_each_rule_has_its_sentence(sqlite: Store, here: Path, rule: dict[str, Any], said: str) -> None:
-    stored = began(sqlite, here)
+    stored = create_study(sqlite, here)
     record = {"rule": rule["name"], "rung": 2, "value": 2.1, "threshold": 1.9, "n": 20, "peers": "1-20"}
     ended(stored, TrialState.PRUNED, "pruned", **{PRUNING_DECISION: record})
     found = read_snapshot(sqlite, "planted")
@@ -169,7 +169,7 @@ def ended(stored: StoredStudy, state: TrialState, word: str, rungs: int = 2, **a
 def test_each_end_has_its_sentence_and_a_trial_without_a_record_says_so(
     sqlite: Store, here: Path, state: TrialState, word: str, error: str, said: str
 ) -> None:
-    stored = began(sqlite, here)
+    stored = create_study(sqlite, here)
     ended(stored, state, word, **({ERROR: error} if error else {}))
     first, last = sentences(read_snapshot(sqlite, "planted"), 0)
     assert first == "trial 0 was suggested before records of it were kept"
@@ -177,12 +177,12 @@ def test_each_end_has_its_sentence_and_a_trial_without_a_record_says_so(
 
 
 def test_what_came_by_hand_from_another_study_or_on_a_seed_says_so(sqlite: Store, here: Path) -> None:
-    stored = began(sqlite, here, baseline_seeds=2, budget={"trials": 3}, sampler={"name": "qmc"})
+    stored = create_study(sqlite, here, baseline_seeds=2, budget={"trials": 3}, sampler={"name": "qmc"})
     ended(stored, TrialState.FAIL, "error", slot=77, **{FIXED_VALUES: {"x": 0.25}})
     ended(stored, TrialState.PRUNED, "pruned", kind="forked", forked_from="old/one/7")
     enqueue_trial(sqlite, "planted", ["x=0.3"])
     retry_trials(sqlite, "planted", 0, False)
-    assert worked(stored) == 0
+    assert run_worker(stored) == 0
     snapshot = read_snapshot(sqlite, "planted")
     assert sorted(sentences(snapshot, n)[0].partition(" ")[2].partition(" ")[2] for n in range(1, 7)) == [
         "is a baseline: the base of the study as it stands",
@@ -195,12 +195,12 @@ def test_what_came_by_hand_from_another_study_or_on_a_seed_says_so(sqlite: Store
 
 
 def test_an_arm_and_a_random_draw_say_so(sqlite: Store, here: Path) -> None:
-    stored = began(sqlite, here, budget={"trials": 2})
-    assert worked(stored) == 0
+    stored = create_study(sqlite, here, budget={"trials": 2})
+    assert run_worker(stored) == 0
     assert sentences(read_snapshot(sqlite, "planted"), 1)[0] == "trial 1 was drawn at random"
     tree = {"train": "curves:train", "config": "curves:Config", "rungs": 4}
     (here / "arms.yaml").write_text(dump_yaml({**tree, "arms": {"a": {}, "b": {"x": 0.1}}, "seeds": [3]}))
-    assert worked(register_study(sqlite, load_study("arms.yaml"), None, {})) == 0
+    assert run_worker(register_study(sqlite, load_study("arms.yaml"), None, {})) == 0
     assert sentences(read_snapshot(sqlite, "arms"), 1) == [
         "trial 1 is the run of arm b with seed 3",
         "it ran to its end, rung 4, as no rule may prune an arm: val_loss 1.1000",
@@ -218,8 +218,8 @@ def test_an_arm_and_a_random_draw_say_so(sqlite: Store, here: Path) -> None:
 def test_a_sampler_draws_at_random_until_it_knows_enough_trials_and_says_what_it_knew(
     sqlite: Store, here: Path, sampler: dict[str, Any]
 ) -> None:
-    stored = began(sqlite, here, sampler=sampler, budget={"trials": 6}, pruner={"name": "none"})
-    assert worked(stored) == 0
+    stored = create_study(sqlite, here, sampler=sampler, budget={"trials": 6}, pruner={"name": "none"})
+    assert run_worker(stored) == 0
     of, name = read_snapshot(sqlite, "planted"), sampler["name"]
     told = [sentences(of, number)[0] for number in range(1, 6)]
     assert told[1] == f"trial 2 was drawn at random, since {name} waits for 3 finished trials and knew 2, 0 running"
@@ -228,7 +228,7 @@ def test_a_sampler_draws_at_random_until_it_knows_enough_trials_and_says_what_it
 
 
 def test_the_record_of_a_draw_counts_the_trials_that_run_beside_it(sqlite: Store, here: Path) -> None:
-    stored = began(sqlite, here, sampler={"name": "tpe"}, pruner={"name": "none"})
+    stored = create_study(sqlite, here, sampler={"name": "tpe"}, pruner={"name": "none"})
     assert Worker(stored, Path("runs"), 4, lambda event: None).work() == 0
     found = [t.user_attrs[SUGGESTED_BY] for t in read_snapshot(sqlite, "planted").trials]
     assert [record["running"] for record in found[1:4]] == [1, 2, 3]
@@ -236,12 +236,14 @@ def test_the_record_of_a_draw_counts_the_trials_that_run_beside_it(sqlite: Store
 
 
 def test_a_draw_and_its_record_are_those_of_one_attempt(sqlite: Store, here: Path) -> None:
-    stored = began(sqlite, here, sampler={"name": "tpe"}, baseline=[], budget={"trials": 3}, pruner={"name": "none"})
-    interrupted(stored)
+    stored = create_study(
+        sqlite, here, sampler={"name": "tpe"}, baseline=[], budget={"trials": 3}, pruner={"name": "none"}
+    )
+    interrupt_trial(stored)
     first = read_snapshot(sqlite, "planted").trials[0]
     before = first.user_attrs[SUGGESTED_BY], first.params
     ended(stored, TrialState.COMPLETE, "complete", slot=77)
-    assert worked(stored) == 0
+    assert run_worker(stored) == 0
     snapshot = read_snapshot(sqlite, "planted")
     assert (snapshot.trials[0].user_attrs[SUGGESTED_BY], snapshot.trials[0].params) == before
     assert sentences(snapshot, 0)[1:] == [
@@ -251,19 +253,19 @@ def test_a_draw_and_its_record_are_those_of_one_attempt(sqlite: Store, here: Pat
 
 
 def test_who_has_lost_its_lease_leaves_no_record(sqlite: Store, here: Path) -> None:
-    stored = began(sqlite, here, baseline=[])
+    stored = create_study(sqlite, here, baseline=[])
     claim = stored.slots.claim("slow", 60)
     assert claim is not None
     trial = open_trial(stored, claim, "slow", 1)
     free_leases_of(sqlite, "slow", "it was gone")
     with pytest.raises(LeaseLost), fenced(stored.slots.held(claim, "slow")):
-        configuration(stored, claim, trial)
+        trial_config(stored, claim, trial)
     assert not {SUGGESTED_BY, "x"} & {*stored.optuna.trials[0].user_attrs, *stored.optuna.trials[0].params}
 
 
 def test_the_command_prints_sentences_for_people_and_records_for_programs(sqlite: Store, here: Path) -> None:
-    stored = began(sqlite, here, budget={"trials": 1})
-    assert worked(stored) == 0
+    stored = create_study(sqlite, here, budget={"trials": 1})
+    assert run_worker(stored) == 0
     words = ["why", "0", "--storage", f"sqlite:///{here}/why.db"]
     assert typed(*words, cwd=here) == (
         "trial 0 is a baseline: the base of the study as it stands\n"
@@ -277,8 +279,8 @@ def test_the_command_prints_sentences_for_people_and_records_for_programs(sqlite
 
 
 def test_a_trial_that_has_not_ended_says_where_it_stands(sqlite: Store, here: Path) -> None:
-    stored = began(sqlite, here, budget={"trials": 2})
-    interrupted(stored)
+    stored = create_study(sqlite, here, budget={"trials": 2})
+    interrupt_trial(stored)
     snapshot = read_snapshot(sqlite, "planted")
     assert snapshot.trials[0].state == State.WAITING
     assert sentences(snapshot, 0)[-1] == "it was interrupted at rung 1 of 4; the next worker goes on with it"

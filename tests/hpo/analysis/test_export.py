@@ -19,7 +19,7 @@ from hpo.errors import Problem
 from hpo.runs.resources import thread_environment
 from model.config import TrainConfig
 from model.section import flat
-from tests.support.command import environment, here, hpo
+from tests.support.command import environment, hpo, run_in_process
 from tests.support.tiny import corpus
 
 STUDY = """# Which lr, on next to nothing?
@@ -86,7 +86,7 @@ def test_exported_file_is_complete_and_says_where_it_comes_from(alone: Path, bes
     provenance = tree.pop("provenance")
     config = TrainConfig.model_validate(tree)
     assert set(flat(config)) == {f"{section}.{key}" for section, fields in tree.items() for key in fields}
-    status = json.loads(here("status", "--format", "json", cwd=alone))
+    status = json.loads(run_in_process("status", "--format", "json", cwd=alone))
     assert provenance["study"] == "small"
     assert provenance["trial"] == status["best"]["number"]
     assert provenance["value"] == status["best"]["value"]
@@ -101,7 +101,7 @@ def test_exported_file_is_complete_and_says_where_it_comes_from(alone: Path, bes
 
 
 def test_export_prints_to_standard_output_what_it_writes_to_a_file(alone: Path, best: Path) -> None:
-    assert here("export", cwd=alone) == best.read_text()
+    assert run_in_process("export", cwd=alone) == best.read_text()
     assert (alone / "runs/small/best.yaml").read_text() == best.read_text()
 
 
@@ -117,7 +117,7 @@ def test_exported_configuration_gives_the_curve_of_the_trial_to_the_last_bit(
 
 def test_exported_configuration_gives_the_curve_of_a_packed_trial(packed: Path, tmp_path: Path) -> None:
     # a trial inside the space: the second baseline's lr is so large that rounding grows to 5e-5 in 36 updates
-    here("export", "--trial", "2", "-o", "it.yaml", cwd=packed)
+    run_in_process("export", "--trial", "2", "-o", "it.yaml", cwd=packed)
     expected = curve(packed / "runs/small/trials/0002/metrics.jsonl")
     assert train_config(packed / "it.yaml", [], tmp_path, resume=False) == 0
     found = curve(tmp_path / "it/metrics.jsonl")
@@ -129,7 +129,7 @@ def test_exported_configuration_gives_the_curve_of_a_packed_trial(packed: Path, 
 
 
 def test_baseline_with_values_outside_the_space_is_exported_as_it_ran(alone: Path) -> None:
-    configs = [parse_yaml(here("export", "--trial", str(number), cwd=alone)) for number in (0, 1)]
+    configs = [parse_yaml(run_in_process("export", "--trial", str(number), cwd=alone)) for number in (0, 1)]
     assert [config["provenance"]["trial"] for config in configs] == [0, 1]
     # Two workers take the two baselines at one moment; which row comes first is chance.
     found = {(config["optimizer"]["lr"], config["model"]["mlp"]) for config in configs}
@@ -218,7 +218,7 @@ def test_resuming_what_never_ran_is_refused(best: Path, tmp_path: Path) -> None:
 
 
 def test_run_with_its_checkpoint_is_sampled(best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    here("train", str(best), "--set", "run.keep_checkpoints=last", cwd=tmp_path)
+    run_in_process("train", str(best), "--set", "run.keep_checkpoints=last", cwd=tmp_path)
     assert "hpo sample runs/train/best --prompt 'The '" in capsys.readouterr().err
     printed = hpo("sample", "runs/train/best", "--prompt", "The ", "--tokens", "20", cwd=tmp_path).stdout
     drawn = sample_text(tmp_path / "runs/train/best", "The ", 20, 0.8, None, 0)

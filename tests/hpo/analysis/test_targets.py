@@ -16,7 +16,7 @@ from hpo.analysis.targets import milestones
 from hpo.cli.main import app
 from hpo.commands.enqueue import enqueue_trial
 from hpo.errors import Problem
-from hpo.launcher.plan import plan
+from hpo.launcher.plan import describe_plan
 from hpo.queue.registry import StoredStudy, register_study
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
@@ -26,7 +26,7 @@ from hpo.study.load import load_study
 from hpo.worker.trial import open_trial
 from hpo.worker.worker import Worker
 from tests.hpo.commands.test_launch import launch
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -160,8 +160,8 @@ def test_several_workers_end_a_study_at_its_target_and_a_further_launch_begins_n
 def test_trials_end_a_study_that_does_not_reach_its_target(here: Path, store: Store) -> None:
     path = planted(here, **POINTS | {"targets": {"tier1": 0.5}, "budget": {"target": "tier1"}})
     study = load_study(str(path), budget={"trials": 3, "hours": None})
-    assert "budget 3 trials, target tier1;" in plan(study, {})
-    assert "targets tier1 0.5000" in plan(study, {})
+    assert "budget 3 trials, target tier1;" in describe_plan(study, {})
+    assert "targets tier1 0.5000" in describe_plan(study, {})
     stored = register_study(store, study, None, {})
     assert work(stored) == 0
     snapshot = read_snapshot(store, "planted")

@@ -23,9 +23,9 @@ from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
 from hpo.study.load import load_study
 from tests.hpo.storage.test_scale import counted
-from tests.support.control import worked
+from tests.support.control import run_worker
 from tests.support.planted import edit
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -248,7 +248,7 @@ def test_two_trials_that_differ_in_one_knob_alone_with_equal_curves_show_that_it
 ) -> None:
     grid = {"x": {"choices": [0.1, 0.6]}, "pause": {"choices": [0.0, 0.001, 0.002]}}
     stored = began(store, here, space=grid, sampler={"name": "grid"}, budget={"trials": 7}, pruner={"name": "none"})
-    assert worked(stored) == 0
+    assert run_worker(stored) == 0
     assert knobs(read_snapshot(store, "planted")) == {"pause": (1, 3)}
     assert notes(stored) == [
         "pause changed nothing: trials 1 and 3 differ in it alone, and their curves are equal to the last bit"
@@ -301,7 +301,7 @@ def test_arms_with_the_same_curves_on_every_seed_are_named(store: Store, here: P
     (here / "arms.yaml").write_text(dump_yaml({**tree, "arms": arms}))
     stored = register_study(store, load_study("arms.yaml"), None, {"bigram": 0.5})
     assert notes(stored) == []
-    assert worked(stored) == 0
+    assert run_worker(stored) == 0
     assert notes(stored) == [
         "a table of bigrams does better (0.5000); the runs are too short or too small",
         "arms a and b have the same curves to the last bit: what they differ in changed nothing",

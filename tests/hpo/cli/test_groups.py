@@ -15,8 +15,8 @@ from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.support.command import COMMANDS, hpo
-from tests.support.command import here as run_here
-from tests.support.planted import study as planted
+from tests.support.command import run_in_process as run_here
+from tests.support.planted import planted_study as planted
 
 RUNNING = ("launch", "confirm", "ablate", "claims")
 

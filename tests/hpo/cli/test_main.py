@@ -19,7 +19,7 @@ from hpo.errors import NothingFeasible, Problem, StorageError
 from hpo.queue.registry import register_study
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
-from tests.support.command import COMMANDS, STUDY, environment, here, hpo, trivial
+from tests.support.command import COMMANDS, STUDY, environment, hpo, run_in_process, trivial
 from tests.support.tiny import corpus
 
 
@@ -69,7 +69,7 @@ def test_status_2_where_the_study_is_unknown(tmp_path: Path) -> None:
     failed = hpo("check", "beta2sweep", cwd=tmp_path, status=2)
     assert failed.stderr.startswith("hpo: study: no study 'beta2sweep'; did you mean beta2_sweep?")
     with pytest.raises(Problem, match="no study 'beta2sweep'; did you mean beta2_sweep"):
-        here("launch", "--study", "beta2sweep", cwd=tmp_path)
+        run_in_process("launch", "--study", "beta2sweep", cwd=tmp_path)
 
 
 def test_status_3_where_no_trial_is_complete(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_status_3_where_no_trial_is_complete(tmp_path: Path) -> None:
     failed = hpo("best", cwd=tmp_path, status=3)
     assert (failed.stderr, failed.stdout) == (f"hpo: {nothing}\n", "")
     with pytest.raises(NothingFeasible, match=nothing):
-        here("export", cwd=tmp_path)
+        run_in_process("export", cwd=tmp_path)
 
 
 def test_status_4_where_the_storage_does_not_answer_and_no_password_is_shown(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_status_4_where_the_storage_is_none(tmp_path: Path, url: str, said: str)
     (tmp_path / "empty.db").write_text("")
     (tmp_path / "text.db").write_text("not a database " * 100)
     with pytest.raises(StorageError) as caught:
-        here("status", "--storage", url, cwd=tmp_path)
+        run_in_process("status", "--storage", url, cwd=tmp_path)
     assert said in str(caught.value)
     assert "s3cret" not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -152,7 +152,7 @@ def test_study_may_be_left_out_where_there_is_one(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/hpo.db"
 
     def status(*more: str) -> Any:
-        return json.loads(here("status", "--format", "json", "--storage", url, *more, cwd=tmp_path))["study"]
+        return json.loads(run_in_process("status", "--format", "json", "--storage", url, *more, cwd=tmp_path))["study"]
 
     open_store(url, create=True).close()
     with pytest.raises(Problem, match=r"^--study: the storage holds 0 studies, `hpo launch` makes one; name one$"):
@@ -201,8 +201,8 @@ def test_study_that_another_program_made_is_refused(storage_url: str, tmp_path: 
     assert contents(storage_url) == before
     for command in ("status", "best", "trials", "worker"):
         with pytest.raises(Problem, match="'trivial' was not made by `hpo launch`"):
-            here(command, "--study", "trivial", "--storage", storage_url, cwd=tmp_path)
-    assert here("studies", "--format", "json", "--storage", storage_url, cwd=tmp_path) == "[]\n"
+            run_in_process(command, "--study", "trivial", "--storage", storage_url, cwd=tmp_path)
+    assert run_in_process("studies", "--format", "json", "--storage", storage_url, cwd=tmp_path) == "[]\n"
 
 
 def test_two_launches_at_one_moment_share_the_study(storage_url: str, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_two_launches_at_one_moment_share_the_study(storage_url: str, tmp_path: 
         assert process.returncode == 0, said
         assert "Traceback" not in said
         assert printed.startswith("best: trial ")
-    found = json.loads(here("trials", "--format", "json", "--storage", storage_url, cwd=tmp_path))
+    found = json.loads(run_in_process("trials", "--format", "json", "--storage", storage_url, cwd=tmp_path))
     assert len(found) == 12
     assert {row["state"] for row in found} <= {"complete", "pruned"}
     assert [row["kind"] for row in found].count("baseline") == 1
@@ -255,7 +255,7 @@ def test_text_that_cannot_be_trained_on_is_refused_before_anything_is_made(
     more = ["--set", f"data.name={override}", "--set", f"data.path={name}"]
     more += ["--set", "data.column=titel"] if override == "table" else []
     with pytest.raises(Problem) as caught:
-        here("launch", "--study", text_study(tmp_path, context=512), *more, cwd=tmp_path)
+        run_in_process("launch", "--study", text_study(tmp_path, context=512), *more, cwd=tmp_path)
     assert caught.value.status == 2
     assert str(caught.value).startswith(("data", "model.context"))
     assert said in str(caught.value)
@@ -270,9 +270,9 @@ def test_gpu_asked_for_where_there_is_none_is_refused(tmp_path: Path) -> None:
     study = text_study(tmp_path)
     data = ["--set", "data.name=text", "--set", f"data.path={corpus()}"]
     with pytest.raises(Problem, match="--gpus: this machine has no NVIDIA GPU, got 0"):
-        here("launch", "--study", study, *data, "--gpus", "0", cwd=tmp_path)
+        run_in_process("launch", "--study", study, *data, "--gpus", "0", cwd=tmp_path)
     with pytest.raises(Problem, match=r"run\.device: no cuda device on this machine; use auto or cpu, got cuda"):
-        here("launch", "--study", study, *data, "--set", "run.device=cuda", cwd=tmp_path)
+        run_in_process("launch", "--study", study, *data, "--set", "run.device=cuda", cwd=tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
@@ -292,7 +292,7 @@ def parsed(text: str, format: str) -> Any:
 def test_every_format_is_read_back_and_says_the_same(
     done: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    printed = {f: here(*command, "--format", f, cwd=done) for f in ("table", "json", "yaml", "csv")}
+    printed = {f: run_in_process(*command, "--format", f, cwd=done) for f in ("table", "json", "yaml", "csv")}
     assert capsys.readouterr().err == ""
     found = {f: parsed(printed[f], f) for f in ("json", "yaml", "csv")}
     assert found["json"] == found["yaml"]
@@ -347,7 +347,7 @@ def test_reader_that_stops_reading_gets_no_traceback(done: Path) -> None:
 @pytest.mark.parametrize("command", [["show", "--"], ["logs", "--"], ["export", "--trial"]])
 def test_trial_that_is_not_there_is_told_which_are(done: Path, command: list[str], number: str) -> None:
     with pytest.raises(Problem) as caught:
-        here(*command, number, cwd=done)
+        run_in_process(*command, number, cwd=done)
     assert str(caught.value) == f"trial: study trivial has no trial {number}; it has 0 to 3"
 
 

@@ -20,7 +20,7 @@ from hpo.storage.store import Store, open_store
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.support.command import hpo as command
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
 

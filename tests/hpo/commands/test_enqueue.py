@@ -16,19 +16,19 @@ from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
 from tests.support.control import (
-    began,
+    create_study,
     ends,
     gpt,
-    interrupted,
+    interrupt_trial,
     refused,
+    run_control,
+    run_worker,
     rungs,
     states,
-    typed,
     until,
-    worked,
     working,
 )
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -53,40 +53,42 @@ def failing(store: Store, here: Path, **keys: Any) -> StoredStudy:
 
 def test_retry_runs_the_parameters_again_as_a_new_trial_beside_the_budget(here: Path, store: Store) -> None:
     at = failing(store, here, baseline=[{"x": 0.9}], budget={"trials": 6})
-    assert worked(at) == 0
+    assert run_worker(at) == 0
     failed = [t.number for t in read_snapshot(store, "planted").in_state(State.FAIL)]
     assert 0 in failed
     assert len(failed) > 1
-    told = typed(store.url, "retry", "0")
+    told = run_control(store.url, "retry", "0")
     assert "trial 0: runs again as a new trial" in told
     assert "hpo worker --study planted" in told
     assert "trial 0: must have no unfinished retry" in refused(store.url, "retry", "0")
-    assert len(typed(store.url, "retry", "--failed").splitlines()) == len(failed)  # one a trial, and that none trains
-    assert worked(at) == 0
+    assert len(run_control(store.url, "retry", "--failed").splitlines()) == len(
+        failed
+    )  # one a trial, and that none trains
+    assert run_worker(at) == 0
     trials = read_snapshot(store, "planted").trials
     assert states(store) == {State.COMPLETE: 6, State.FAIL: len(failed)}
     tries = {t.user_attrs["retry_of"]: t for t in trials if t.user_attrs["kind"] == "retry"}
     assert sorted(tries) == failed
     assert all(tries[n].params == trials[n].params and tries[n].state == State.COMPLETE for n in failed)
-    assert "no failed trial to try again" in typed(store.url, "retry", "--failed")
+    assert "no failed trial to try again" in run_control(store.url, "retry", "--failed")
 
 
 def test_retry_of_a_baseline_is_pruned_as_little_as_the_baseline_itself(here: Path, store: Store) -> None:
     """Of a threshold that all curves pass, search trials are pruned; the baseline is what they are measured against."""
     pruner = {"name": "threshold", "upper": 0.0}
     at = failing(store, here, baseline=[{"x": 0.9}], budget={"trials": 3}, pruner=pruner)
-    assert worked(at) == 0
+    assert run_worker(at) == 0
     snapshot = read_snapshot(store, "planted")
     assert snapshot.trials[0].state == State.FAIL
     assert {t.state for t in snapshot.trials[1:]} <= {State.PRUNED, State.FAIL}
-    typed(store.url, "retry", "0")
-    assert worked(at) == 0
+    run_control(store.url, "retry", "0")
+    assert run_worker(at) == 0
     again = next(t for t in read_snapshot(store, "planted").trials if t.user_attrs["kind"] == "retry")
     assert (again.user_attrs["retry_of"], again.state) == (0, State.COMPLETE)
 
 
 def test_retry_takes_what_failed_and_nothing_whose_result_stands(here: Path, store: Store) -> None:
-    stored = began(store, here, pruner={"name": "none"}, budget={"trials": 4})
+    stored = create_study(store, here, pruner={"name": "none"}, budget={"trials": 4})
     ids = []
     for state, ended, values in (
         (TrialState.PRUNED, "timeout", {}),
@@ -106,7 +108,7 @@ def test_retry_takes_what_failed_and_nothing_whose_result_stands(here: Path, sto
         retry_trials(store, None, 1, False)
     with pytest.raises(Problem, match="trial 2: must have failed to be retried; it is complete, and"):
         retry_trials(store, None, 2, False)
-    interrupted(stored)
+    interrupt_trial(stored)
     running = len(read_snapshot(store, "planted").trials) - 1
     with pytest.raises(Problem, match=f"trial {running}: must have ended to be retried"):
         retry_trials(store, None, running, False)
@@ -117,10 +119,10 @@ def test_retry_takes_what_failed_and_nothing_whose_result_stands(here: Path, sto
 
 
 def test_enqueued_configuration_runs_next_and_beside_the_budget(here: Path, store: Store) -> None:
-    stored = began(store, here, base={"pause": 0.15}, pruner={"name": "none"}, budget={"trials": 8})
+    stored = create_study(store, here, base={"pause": 0.15}, pruner={"name": "none"}, budget={"trials": 8})
     with working(store.url) as workers:
         until(lambda: rungs(store) > 0)
-        told = typed(store.url, "enqueue", "--set", "x=0.125")
+        told = run_control(store.url, "enqueue", "--set", "x=0.125")
         assert "enqueued x=0.1250, in addition to the budget; it runs next" in told
         assert "no worker is training" not in told
         assert ends(workers) == [(0, ""), (0, "")]
@@ -130,15 +132,15 @@ def test_enqueued_configuration_runs_next_and_beside_the_budget(here: Path, stor
     assert mine.number < 8, "it came before the rest of the search"
     assert states(store) == {State.COMPLETE: 9}
     # after the end, the same again
-    assert "no worker is training" in typed(store.url, "enqueue", "--set", "x=0.125")
+    assert "no worker is training" in run_control(store.url, "enqueue", "--set", "x=0.125")
     assert "is enqueued and has not ended" in refused(store.url, "enqueue", "--set", "x=0.125")
-    assert "it runs after 1 other added trials" in typed(store.url, "enqueue", "--set", "x=0.25")
-    assert worked(stored) == 0
+    assert "it runs after 1 other added trials" in run_control(store.url, "enqueue", "--set", "x=0.25")
+    assert run_worker(stored) == 0
     assert states(store) == {State.COMPLETE: 11}
 
 
 def test_enqueue_says_what_keeps_it_from_being_run(here: Path, store: Store) -> None:
-    stored = began(store, here, budget={"hours": 1}, space={"x": {"low": 0.2, "high": 0.4}})
+    stored = create_study(store, here, budget={"hours": 1}, space={"x": {"low": 0.2, "high": 0.4}})
     set_study_state(store, None, "paused")
     stored.optuna.set_user_attr("hpo:started", stored.slots.now() - 3600)
     told = "\n".join(enqueue_trial(store, None, ["x=0.75"]))
@@ -161,7 +163,7 @@ def test_enqueue_refuses_what_is_no_configuration(
     here: Path, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with open_store(f"sqlite:///{tmp_path}/c.db", create=True) as store:
-        stored = began(store, here)
+        stored = create_study(store, here)
         with pytest.raises(Problem) as error:
             enqueue_trial(store, None, overrides)
         assert message in str(error.value)

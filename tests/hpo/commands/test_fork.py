@@ -17,21 +17,23 @@ from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
 from tests.support.command import hpo
-from tests.support.control import began, gpt, refused, states, typed, worked
-from tests.support.planted import study as planted
+from tests.support.control import create_study, gpt, refused, run_control, run_worker, states
+from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_fork_takes_over_the_trials_that_the_new_study_would_train_alike(here: Path, store: Store) -> None:
-    old = began(store, here, budget={"trials": 12}, pruner={"name": "median", "startup_trials": 3, "warmup_rungs": 1})
-    assert worked(old) == 0
+    old = create_study(
+        store, here, budget={"trials": 12}, pruner={"name": "median", "startup_trials": 3, "warmup_rungs": 1}
+    )
+    assert run_worker(old) == 0
     first = read_snapshot(store, "planted").trials
     inside = [t for t in first if t.params["x"] <= 0.6]
     assert 0 < len(inside) < 12
     assert states(store)[State.PRUNED] > 0
     path = planted(here, "narrow", space={"x": {"low": 0.0, "high": 0.6}}, budget={"trials": 2}, baseline=[])
-    told = typed(store.url, "fork", str(path), "--from", "planted", "--trials", "3")
+    told = run_control(store.url, "fork", str(path), "--from", "planted", "--trials", "3")
     assert f"narrow: starts with {len(inside)} of the 12 finished trials of planted" in told
     assert f"{12 - len(inside)} not copied: {12 - len(inside)} x outside its range" in told
     assert f"next: hpo launch --study {path} --trials 3" in told
@@ -44,14 +46,14 @@ def test_fork_takes_over_the_trials_that_the_new_study_would_train_alike(here: P
         assert (after.started, after.ended) == (before.started, before.ended)
     stored = load_stored_study(store, "narrow")
     assert stored.slots.n_unfinished() == 3, "what was taken over does not count in the budget"
-    assert worked(stored) == 0
+    assert run_worker(stored) == 0
     assert len(read_snapshot(store, "narrow").trials) == len(inside) + 3
     assert len(read_snapshot(store, "planted").trials) == 12
 
 
 def test_fork_of_a_fork_takes_over_what_was_taken_over(here: Path, store: Store) -> None:
-    old = began(store, here, pruner={"name": "none"}, budget={"trials": 3})
-    assert worked(old) == 0
+    old = create_study(store, here, pruner={"name": "none"}, budget={"trials": 3})
+    assert run_worker(old) == 0
     tpe = {"name": "tpe", "startup_trials": 2}
     fork_study(store, str(planted(here, "second", sampler=tpe, budget={"trials": 2})), "planted", None, [], None)
     told = fork_study(store, str(planted(here, "third", seed=3)), "second", None, [], None)
@@ -59,12 +61,12 @@ def test_fork_of_a_fork_takes_over_what_was_taken_over(here: Path, store: Store)
     assert [t.user_attrs["forked_from"] for t in read_snapshot(store, "third").trials] == [
         f"second/{i}" for i in range(3)
     ]
-    assert worked(load_stored_study(store, "second")) == 0
+    assert run_worker(load_stored_study(store, "second")) == 0
     assert states(store, "second") == {State.COMPLETE: 5}, "the sampler takes them for its own"
 
 
 def test_fork_takes_over_a_trial_that_met_a_limit_only_where_the_limit_is_the_same(here: Path, store: Store) -> None:
-    old = began(store, here, limits={"seconds": 9})
+    old = create_study(store, here, limits={"seconds": 9})
     trial = old.optuna.ask({"x": old.study.file.space["x"].distribution(float)})
     trial.set_constraint("seconds", 1.0)
     trial.report(1.0, 1)
@@ -78,13 +80,13 @@ def test_fork_takes_over_a_trial_that_met_a_limit_only_where_the_limit_is_the_sa
 
 
 def test_fork_that_a_launch_offers_for_a_changed_space_does_what_it_says(here: Path, store: Store) -> None:
-    assert worked(began(store, here, pruner={"name": "none"}, budget={"trials": 3})) == 0
+    assert run_worker(create_study(store, here, pruner={"name": "none"}, budget={"trials": 3})) == 0
     path = planted(here, space={"x": {"low": 0.0, "high": 0.999}})
     with pytest.raises(Problem) as found:
         register_study(store, load_study(str(path)), None, {})
     offered = str(found.value).partition("`")[2].partition("`")[0]
     assert offered == f"hpo fork {path} --from planted --as planted-2"
-    told = typed(store.url, *offered.split()[1:])
+    told = run_control(store.url, *offered.split()[1:])
     assert "planted-2: starts with 3 of the 3 finished trials" in told
     assert "next: hpo launch --study planted-2" in told
     assert len(read_snapshot(store, "planted-2").trials) == 3
@@ -96,7 +98,7 @@ def test_fork_that_a_launch_offers_for_a_changed_space_does_what_it_says(here: P
 
 
 def test_fork_refuses_another_measure_no_overlap_and_a_name_that_is_taken(here: Path, store: Store) -> None:
-    assert worked(began(store, here, pruner={"name": "none"}, budget={"trials": 3}, baseline=[])) == 0
+    assert run_worker(create_study(store, here, pruner={"name": "none"}, budget={"trials": 3}, baseline=[])) == 0
     path = planted(here, "other", rungs=3, objective="loss", base={"rungs": 3})
     told = refused(store.url, "fork", str(path), "--from", "planted")
     assert (
@@ -121,8 +123,8 @@ def test_fork_refuses_another_measure_no_overlap_and_a_name_that_is_taken(here: 
 
 
 def test_fork_that_fails_half_way_leaves_nothing(here: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = began(store, here, pruner={"name": "none"}, budget={"trials": 3})
-    assert worked(old) == 0
+    old = create_study(store, here, pruner={"name": "none"}, budget={"trials": 3})
+    assert run_worker(old) == 0
     make, made = store.optuna.create_new_trial, []
 
     def fail_at_the_second(*arguments: Any) -> Any:
@@ -148,7 +150,7 @@ def test_fork_of_a_gpt_study_compares_whole_configurations_and_data(here: Path) 
     with open_store(f"sqlite:///{here}/c.db", create=True) as store:
         study = load_study(str(gpt(here, "a", 1e-3, {}, budget={"trials": 2})))
         old = register_study(store, study, *describe_data(study.base))
-        assert worked(old) == 0
+        assert run_worker(old) == 0
         told = fork_study(store, str(gpt(here, "b", 2e-3, {})), "a", None, [], None)
         assert "b: starts with" in told
         taken = read_snapshot(store, "b").trials

@@ -17,7 +17,7 @@ from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.worker.events import event_line
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
 

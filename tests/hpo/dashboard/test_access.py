@@ -15,8 +15,15 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from hpo.dashboard.access import LARGE, WRONG_A_MINUTE, App, Guard, Login, is_loopback
-from hpo.dashboard.server import guarded
+from hpo.dashboard.access import (
+    MAX_TRIALS_IN_HEAVY_PLOTS,
+    MAX_WRONG_PASSWORDS,
+    AccessControl,
+    Login,
+    WsgiApp,
+    is_loopback,
+)
+from hpo.dashboard.server import build_app
 from hpo.errors import StorageError
 from hpo.storage.store import Store, open_dashboard, open_store
 from tests.support.dashboard import basic
@@ -28,7 +35,7 @@ OTHERS = {"HTTP_HOST": "study.example:8080"}
 class Answer:
     """What an application answers to one request."""
 
-    def __init__(self, app: App, path: str, method: str = "GET", send: Any = None, **environ: str) -> None:
+    def __init__(self, app: WsgiApp, path: str, method: str = "GET", send: Any = None, **environ: str) -> None:
         self.headers: dict[str, str] = {}
         path, _, query = path.partition("?")
         body = b"" if send is None else json.dumps(send).encode()
@@ -71,15 +78,15 @@ def look(store: Store) -> Iterator[Store]:
 
 
 @pytest.fixture
-def local(store: Store, look: Store) -> Guard:
+def local(store: Store, look: Store) -> AccessControl:
     """The dashboard of this machine, without a password, that may change studies."""
-    return guarded(look, store, None, local=True)
+    return build_app(look, store, None, local=True)
 
 
 @pytest.fixture
-def remote(look: Store) -> Guard:
+def remote(look: Store) -> AccessControl:
     """The dashboard that listens beyond this machine, behind a password, to look only."""
-    return guarded(look, None, Login(PASSWORD.encode()), local=False)
+    return build_app(look, None, Login(PASSWORD.encode()), local=False)
 
 
 def routes(store: Store) -> list[tuple[str, str]]:
@@ -90,7 +97,7 @@ def routes(store: Store) -> list[tuple[str, str]]:
     return paths
 
 
-def test_every_route_asks_for_the_password(remote: Guard, look: Store) -> None:
+def test_every_route_asks_for_the_password(remote: AccessControl, look: Store) -> None:
     for _, path in routes(look):
         for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"):
             refused = Answer(remote, path, method)
@@ -114,12 +121,12 @@ def test_every_route_asks_for_the_password(remote: Guard, look: Store) -> None:
         "Bearer " + basic(PASSWORD).split()[1],
     ],
 )
-def test_another_password_is_refused(remote: Guard, header: str) -> None:
+def test_another_password_is_refused(remote: AccessControl, header: str) -> None:
     assert Answer(remote, "/api/studies", HTTP_AUTHORIZATION=header).status == 401
 
 
 @pytest.mark.parametrize("scheme", ["Basic ", "basic ", "BASIC  "])
-def test_password_may_hold_any_characters_and_the_user_any_name(remote: Guard, scheme: str) -> None:
+def test_password_may_hold_any_characters_and_the_user_any_name(remote: AccessControl, scheme: str) -> None:
     header = scheme + basic(PASSWORD).split()[1]
     found = Answer(remote, "/api/studies", HTTP_AUTHORIZATION=header, **OTHERS)
     assert (found.status, b'"study"' in found.body) == (200, True)
@@ -127,14 +134,14 @@ def test_password_may_hold_any_characters_and_the_user_any_name(remote: Guard, s
 
 def test_address_that_guesses_is_not_heard_for_a_minute_and_others_are(look: Store) -> None:
     now = 1000.0
-    app = guarded(look, None, Login(b"right", clock=lambda: now), local=False)
+    app = build_app(look, None, Login(b"right", clock=lambda: now), local=False)
 
     def ask(password: str | None, address: str = "10.0.0.1") -> int:
         header = {} if password is None else {"HTTP_AUTHORIZATION": basic(password)}
         return Answer(app, "/api/meta", REMOTE_ADDR=address, **header).status
 
     assert [ask(None) for _ in range(20)] == [401] * 20  # a browser's first requests
-    for _ in range(WRONG_A_MINUTE):
+    for _ in range(MAX_WRONG_PASSWORDS):
         assert ask("guess") == 401
         now += 1
     assert (ask("guess"), ask("right")) == (429, 429)
@@ -146,7 +153,7 @@ def test_address_that_guesses_is_not_heard_for_a_minute_and_others_are(look: Sto
     assert (ask("guess"), ask("guess")) == (401, 429)  # one guess for each that is a minute old
 
 
-def test_dashboard_that_only_looks_refuses_every_change(remote: Guard, look: Store) -> None:
+def test_dashboard_that_only_looks_refuses_every_change(remote: AccessControl, look: Store) -> None:
     known = {"HTTP_AUTHORIZATION": basic(PASSWORD)}
     changing = [(method, path) for method, path in routes(look) if method != "GET"]
     assert len(changing) >= 15
@@ -166,7 +173,7 @@ def test_storage_itself_refuses_what_a_page_would_write(storage_url: str) -> Non
             opened.retry(opened.optuna.set_study_user_attr, 1, "key", "value")
 
 
-def test_pages_of_this_machine_may_change_studies(local: Guard, store: Store) -> None:
+def test_pages_of_this_machine_may_change_studies(local: AccessControl, store: Store) -> None:
     note = Answer(local, "/api/studies/1/note", "PUT", {"body": "seen", "version": 1})
     assert (note.status, store.optuna.get_study_system_attrs(1)["dashboard:note_ver"]) == (204, 1)
     running = store.optuna.get_all_trials(1, states=[TrialState.RUNNING])[0]
@@ -175,7 +182,7 @@ def test_pages_of_this_machine_may_change_studies(local: Guard, store: Store) ->
     assert Answer(local, "/api/studies", "POST", {"study_name": "new", "directions": ["minimize"]}).status == 201
 
 
-def test_study_under_the_number_of_a_deleted_one_shows_its_own_trials(local: Guard) -> None:
+def test_study_under_the_number_of_a_deleted_one_shows_its_own_trials(local: AccessControl) -> None:
     assert len(json.loads(Answer(local, "/api/studies/1?after=0").body)["trials"]) == 3
     assert Answer(local, "/api/studies/1", "DELETE", {}).status == 204
     made = Answer(local, "/api/studies", "POST", {"study_name": "new", "directions": ["minimize"]})
@@ -197,14 +204,16 @@ LINK = {"HTTP_SEC_FETCH_SITE": "cross-site", "HTTP_SEC_FETCH_MODE": "navigate", 
 
 
 @pytest.mark.parametrize("headers", CROSS_SITE)
-def test_requests_of_another_sites_page_are_refused(local: Guard, store: Store, headers: dict[str, str]) -> None:
+def test_requests_of_another_sites_page_are_refused(
+    local: AccessControl, store: Store, headers: dict[str, str]
+) -> None:
     for method in ("GET", "POST", "DELETE"):
         refused = Answer(local, "/api/studies/1", method, HTTP_HOST="127.0.0.1:8080", **headers)
         assert (refused.status, refused.reason) == (403, "requests from the pages of another site are refused")
     assert store.optuna.get_study_name_from_id(1) == "study"
 
 
-def test_link_of_another_site_may_be_followed_but_changes_nothing(local: Guard, remote: Guard) -> None:
+def test_link_of_another_site_may_be_followed_but_changes_nothing(local: AccessControl, remote: AccessControl) -> None:
     assert Answer(local, "/dashboard", **LINK).status == 200
     assert Answer(local, "/api/studies/1", "POST", **LINK).status == 403
     assert Answer(remote, "/dashboard", **LINK, **OTHERS).status == 401
@@ -219,13 +228,15 @@ def test_link_of_another_site_may_be_followed_but_changes_nothing(local: Guard, 
         {"HTTP_ORIGIN": "https://127.0.0.1:8080"},  # behind a proxy that speaks TLS
     ],
 )
-def test_requests_of_its_own_pages_and_of_programs_are_let_through(local: Guard, headers: dict[str, str]) -> None:
+def test_requests_of_its_own_pages_and_of_programs_are_let_through(
+    local: AccessControl, headers: dict[str, str]
+) -> None:
     send = {"study_name": "new", "directions": ["minimize"]}
     assert Answer(local, "/api/studies", "POST", send, HTTP_HOST="127.0.0.1:8080", **headers).status == 201
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8080", "localhost:1", "LOCALHOST", "[::1]:8080", "127.0.0.2"])
-def test_dashboard_of_this_machine_answers_to_its_names(local: Guard, host: str) -> None:
+def test_dashboard_of_this_machine_answers_to_its_names(local: AccessControl, host: str) -> None:
     assert Answer(local, "/api/studies", HTTP_HOST=host).status == 200
 
 
@@ -233,12 +244,14 @@ def test_dashboard_of_this_machine_answers_to_its_names(local: Guard, host: str)
     "host",
     ["evil.example", "evil.example:8080", "", "localhost.evil.example", "localhost,evil.example", "[::1", "10.0.0.1"],
 )
-def test_dashboard_of_this_machine_answers_to_no_other_name(local: Guard, host: str) -> None:
+def test_dashboard_of_this_machine_answers_to_no_other_name(local: AccessControl, host: str) -> None:
     for method in ("GET", "DELETE"):
         assert Answer(local, "/api/studies/1", method, HTTP_HOST=host).status == 421
 
 
-def test_every_answer_forbids_sniffing_framing_and_keeping(local: Guard, remote: Guard, look: Store) -> None:
+def test_every_answer_forbids_sniffing_framing_and_keeping(
+    local: AccessControl, remote: AccessControl, look: Store
+) -> None:
     answers = [Answer(local, path) for method, path in routes(look) if method == "GET"]
     answers += [Answer(remote, "/"), Answer(local, "/", HTTP_HOST="evil.example"), Answer(local, "/none")]
     for found in answers:
@@ -249,7 +262,7 @@ def test_every_answer_forbids_sniffing_framing_and_keeping(local: Guard, remote:
         assert "access-control-allow-origin" not in found.headers
 
 
-def test_files_of_runs_are_not_served(local: Guard) -> None:
+def test_files_of_runs_are_not_served(local: AccessControl) -> None:
     for path in ("/artifacts/1/0a1b", "/artifacts/1/1/0a1b"):
         refused = Answer(local, path)
         assert (refused.status, refused.headers["content-security-policy"][:8]) == (400, "sandbox;")
@@ -264,9 +277,9 @@ def test_file_of_a_run_would_be_served_in_a_sandbox(store: Store, tmp_path: Path
     files = FileSystemArtifactStore(tmp_path / "files")
     study = optuna.load_study(study_name="study", storage=store.optuna)
     found = upload_artifact(artifact_store=files, file_path=str(page), study_or_trial=study)
-    pages: App = optuna_dashboard.wsgi(store.optuna, artifact_store=files)
+    pages: WsgiApp = optuna_dashboard.wsgi(store.optuna, artifact_store=files)
     assert Answer(pages, f"{path}1/{found}").headers["access-control-allow-origin"] == "*"
-    served = Answer(Guard(pages, None, None, True, lambda _: 0), f"{path}1/{found}")
+    served = Answer(AccessControl(pages, None, None, True, lambda _: 0), f"{path}1/{found}")
     assert (served.status, served.headers["content-type"]) == (200, "text/html")
     assert served.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
     assert "access-control-allow-origin" not in served.headers
@@ -274,20 +287,22 @@ def test_file_of_a_run_would_be_served_in_a_sandbox(store: Store, tmp_path: Path
 
 @pytest.mark.parametrize("plot", ["contour", "rank"])
 def test_plots_that_take_gigabytes_are_refused_for_large_studies(look: Store, store: Store, plot: str) -> None:
-    app = guarded(look, None, None, local=True)
+    app = build_app(look, None, None, local=True)
     assert Answer(app, f"/api/studies/1/plot/{plot}").status == 200
     study = optuna.load_study(study_name="study", storage=store.optuna)
     trial = create_trial(params={"x": 0.5}, distributions={"x": FloatDistribution(0, 1)}, value=0.5)
-    study.add_trials([trial] * (LARGE - 3))
+    study.add_trials([trial] * (MAX_TRIALS_IN_HEAVY_PLOTS - 3))
     assert Answer(app, f"/api/studies/1/plot/{plot}").status == 200
     study.add_trial(trial)
     for path in (plot, f"{plot}/", f"{plot[:3]}\xff{plot[3:]}"):
         refused = Answer(app, f"/api/studies/1/plot/{path}")
-        assert (refused.status, f"this study has {LARGE + 1}" in refused.reason) == (413, True), path
+        assert (refused.status, f"this study has {MAX_TRIALS_IN_HEAVY_PLOTS + 1}" in refused.reason) == (413, True), (
+            path
+        )
     assert Answer(app, "/api/studies/1/plot/slice").status == 200
 
 
-def test_request_without_accepted_encodings_is_answered(local: Guard) -> None:
+def test_request_without_accepted_encodings_is_answered(local: AccessControl) -> None:
     assert [Answer(local, path).status for path in ("/favicon.ico", "/static/bundle.js")] == [200, 200]
 
 

@@ -16,13 +16,13 @@ import optuna_dashboard
 import pytest
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 
-from hpo.dashboard.access import App, Guard
-from hpo.dashboard.server import Quiet, Server
+from hpo.dashboard.access import AccessControl, WsgiApp
+from hpo.dashboard.server import QuietRequestHandler, ThreadingServer
 from hpo.storage.store import open_store
 from tests.support.chromium import CHROMIUM, MISSING, Browser
 from tests.support.command import environment
 from tests.support.dashboard import dashboard
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
@@ -105,8 +105,8 @@ def test_browser_without_the_password_is_shown_nothing(running: str, tmp_path: P
 
 
 @contextlib.contextmanager
-def listening(app: App) -> Iterator[str]:
-    with wsgiref.simple_server.make_server("127.0.0.1", 0, app, Server, Quiet) as server:
+def listening(app: WsgiApp) -> Iterator[str]:
+    with wsgiref.simple_server.make_server("127.0.0.1", 0, app, ThreadingServer, QuietRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -124,9 +124,9 @@ def test_page_among_the_files_of_a_run_runs_no_script(tmp_path: Path) -> None:
     with open_store(f"sqlite:///{tmp_path}/hpo.db", create=True) as store:
         study = optuna.create_study(study_name="study", storage=store.optuna)
         made = upload_artifact(artifact_store=files, file_path=str(page), study_or_trial=study)
-        bare: App = optuna_dashboard.wsgi(store.optuna, artifact_store=files)
+        bare: WsgiApp = optuna_dashboard.wsgi(store.optuna, artifact_store=files)
         titles = {}
-        for name, app in (("bare", bare), ("guarded", Guard(bare, None, None, True, lambda _: 0))):
+        for name, app in (("bare", bare), ("guarded", AccessControl(bare, None, None, True, lambda _: 0))):
             with listening(app) as address, Browser(tmp_path) as browser:
                 browser.open(f"{address}/artifacts/1/{made}")
                 browser.wait("document.body.innerText.includes('text')")

@@ -13,10 +13,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo.dashboard.server import guarded
+from hpo.dashboard.server import build_app
 from hpo.storage.store import open_dashboard, open_store
 from tests.hpo.dashboard.test_access import Answer
-from tests.support.dashboard import answer, dashboard
+from tests.support.dashboard import dashboard, get_status
 from tests.support.postgres import MISSING, Postgres, binaries
 
 
@@ -73,12 +73,12 @@ def test_pages_change_studies_on_this_machine_or_where_it_is_allowed(
     url: str, arguments: list[str], password: str, changes: int
 ) -> None:
     with dashboard(url, *arguments, password=password) as address:
-        assert answer(f"{address}/api/studies/1", "GET") == (401 if password else 200)
-        assert answer(f"{address}/api/studies/1", "DELETE") == (401 if password else changes)
+        assert get_status(f"{address}/api/studies/1", "GET") == (401 if password else 200)
+        assert get_status(f"{address}/api/studies/1", "DELETE") == (401 if password else changes)
         if password:
-            assert answer(f"{address}/api/studies/1", "DELETE", "wrong") == 401
-            assert answer(f"{address}/api/studies/1", "DELETE", password) == changes
-        assert answer(f"{address}/api/studies/1", password=password) == (404 if changes == 204 else 200)
+            assert get_status(f"{address}/api/studies/1", "DELETE", "wrong") == 401
+            assert get_status(f"{address}/api/studies/1", "DELETE", password) == changes
+        assert get_status(f"{address}/api/studies/1", password=password) == (404 if changes == 204 else 200)
 
 
 def test_ipv6_address_is_served(url: str) -> None:
@@ -88,7 +88,7 @@ def test_ipv6_address_is_served(url: str) -> None:
         pytest.skip("no IPv6 on this machine")
     with dashboard(url, "--host", "::1") as address:
         assert address.startswith("http://[::1]:")
-        assert answer(f"{address}/api/studies") == 200
+        assert get_status(f"{address}/api/studies") == 200
 
 
 @pytest.fixture
@@ -105,12 +105,12 @@ def test_pages_are_shown_while_somebody_writes(url: str, request: pytest.Fixture
         request.getfixturevalue("writing")
         # a page that took the write lock would wait for 60 s, longer than this asks
         for path in ("/api/studies", "/api/studies/1", "/csv/1", "/api/studies/1/plot/contour"):
-            assert answer(address + path) == 200
+            assert get_status(address + path) == 200
 
 
 def test_dashboard_that_only_looks_starts_while_somebody_writes(url: str, writing: None) -> None:
     with dashboard(url, "--read-only") as address:
-        assert answer(f"{address}/api/studies/1") == 200
+        assert get_status(f"{address}/api/studies/1") == 200
 
 
 def test_workers_write_while_a_page_reads(url: str) -> None:
@@ -136,7 +136,7 @@ def test_restarted_server_is_away_for_a_while_and_ends_nothing(capfd: pytest.Cap
         with open_store(server.url(), create=True) as store:
             optuna.create_study(study_name="study", storage=store.optuna)
         with open_dashboard(server.url(), patience=0.2) as look:
-            pages = guarded(look, None, None, local=True)
+            pages = build_app(look, None, None, local=True)
             paths = ("/api/studies", "/api/studies/1", "/api/studies/1/plot/contour", "/csv/1")
             assert [Answer(pages, path).status for path in paths] == [200] * 4
             server.stop()

@@ -18,7 +18,7 @@ from hpo.evidence.designs import DESIGNS
 from hpo.storage.store import Store
 from hpo.study.load import load_study
 from tests.support.command import hpo
-from tests.support.comparisons import worked
+from tests.support.comparisons import run_study
 from tests.support.planted import edit
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -65,7 +65,7 @@ def search(store: Store, folder: Path, target: dict[str, Any], **keys: Any) -> S
     }
     path = folder / "planted.yaml"
     path.write_text(dump_yaml(tree))
-    return worked(store, load_study(str(path)))
+    return run_study(store, load_study(str(path)))
 
 
 def asked(design: str, **keys: Any) -> AblateRequest:
@@ -74,7 +74,7 @@ def asked(design: str, **keys: Any) -> AblateRequest:
 
 
 def ablated(store: Store, snapshot: Snapshot, design: str, **keys: Any) -> Snapshot:
-    return worked(store, plan_ablation(snapshot, f"planted-{design}", asked(design, **keys), 1000))
+    return run_study(store, plan_ablation(snapshot, f"planted-{design}", asked(design, **keys), 1000))
 
 
 WANTED: dict[str, tuple[list[str], dict[str, float]]] = {

@@ -29,9 +29,9 @@ from hpo.storage.trials import State, resolve_study_name
 from hpo.study.spec import from_spec
 from tests.hpo.commands.test_launch import until
 from tests.support.command import hpo
-from tests.support.comparisons import searched, worked
+from tests.support.comparisons import run_search, run_study
 from tests.support.planted import edit
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -51,13 +51,13 @@ def asked(**keys: Any) -> ConfirmRequest:
 
 def confirmed(store: Store, snapshot: Snapshot, **keys: Any) -> Snapshot:
     name = f"{snapshot.name}-confirm"
-    return worked(store, plan_confirmation(snapshot, name, asked(**keys), first_new_seed(store, snapshot)))
+    return run_study(store, plan_confirmation(snapshot, name, asked(**keys), first_new_seed(store, snapshot)))
 
 
 def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_search_never_had(
     here: Path, store: Store
 ) -> None:
-    snapshot = searched(store, here, {}, baseline_seeds=3)
+    snapshot = run_search(store, here, {}, baseline_seeds=3)
     found = confirmed(store, snapshot, top=2, seeds=4)
     best = sorted((t for t in snapshot.trials if t.user_attrs["kind"] == "search"), key=lambda t: t.values[0])[:2]
     assert found.spec["arms"] == {"baseline": {}} | {f"trial {t.number}": t.params for t in best}
@@ -71,7 +71,7 @@ def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_searc
 
 
 def test_a_second_confirmation_has_seeds_of_its_own(here: Path, store: Store) -> None:
-    snapshot = searched(store, here, {})
+    snapshot = run_search(store, here, {})
     confirmed(store, snapshot, top=1, seeds=3)
     assert first_new_seed(store, snapshot) == 1003
 
@@ -86,12 +86,12 @@ def test_a_second_confirmation_has_seeds_of_its_own(here: Path, store: Store) ->
     ids=["noise floor", "baseline", "searched"],
 )
 def test_no_seed_of_the_search_is_fresh(here: Path, store: Store, keys: dict[str, Any], first: int) -> None:
-    snapshot = searched(store, here, **keys)
+    snapshot = run_search(store, here, **keys)
     assert first_new_seed(store, snapshot) == first
 
 
 def test_an_arm_of_which_too_few_runs_are_left_is_never_better(here: Path, store: Store) -> None:
-    snapshot = searched(store, here, {})
+    snapshot = run_search(store, here, {})
     failing = "if config.seed > 1001 and config.x != 0.5:\n        1 / 0\n    for rung in"
     edit(here, "for rung in", failing)
     found = confirmed(store, snapshot, top=1, seeds=8)
@@ -101,7 +101,7 @@ def test_an_arm_of_which_too_few_runs_are_left_is_never_better(here: Path, store
 
 
 def test_a_baseline_that_loses_its_runs_is_said_to(here: Path, store: Store) -> None:
-    snapshot = searched(store, here, {})
+    snapshot = run_search(store, here, {})
     failing = "if config.seed > 1001 and config.x == 0.5:\n        yield 1, float('nan')\n    for rung in"
     edit(here, "for rung in", failing)
     baseline, arm = compare_arms(confirmed(store, snapshot, top=1, seeds=4))
@@ -109,7 +109,7 @@ def test_a_baseline_that_loses_its_runs_is_said_to(here: Path, store: Store) -> 
 
 
 def test_a_longer_run_does_not_meet_the_time_limit_of_the_search(here: Path, store: Store) -> None:
-    snapshot = searched(store, here, {}, limits={"seconds": 100, "memory_gb": 3})
+    snapshot = run_search(store, here, {}, limits={"seconds": 100, "memory_gb": 3})
     limits = plan_confirmation(snapshot, "c", asked(), 1000).file.limits
     assert (limits.seconds, limits.memory_gb) == (None, 3)
 
@@ -122,12 +122,12 @@ def test_a_name_that_is_none_is_refused_before_anything_is_made(here: Path, stor
 
 def test_what_was_suggested_twice_and_the_baseline_itself_are_confirmed_once(here: Path, store: Store) -> None:
     space = {"x": {"choices": [0.5, 0.2]}}
-    snapshot = searched(store, here, {"noise": 0.0}, space=space, sampler={"name": "random"})
+    snapshot = run_search(store, here, {"noise": 0.0}, space=space, sampler={"name": "random"})
     assert [t.params for t in ranked_trials(snapshot, from_spec(snapshot.spec))] == [{"x": 0.2}]
 
 
 def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(here: Path, store: Store) -> None:
-    snapshot = searched(store, here, {"noise": 0.05})
+    snapshot = run_search(store, here, {"noise": 0.05})
     found = confirmed(store, snapshot, top=1, seeds=6)
     arm = list(found.spec["arms"])[1]
     value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in found.trials}
@@ -151,7 +151,7 @@ def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: St
     edit(here, "1.0 + config.x", "1.0")
     from hpo.study.load import load_study
 
-    snapshot = worked(store, load_study(str(path)))
+    snapshot = run_study(store, load_study(str(path)))
     found = confirmed(store, snapshot, top=3, seeds=5)
     assert {row.verdict for row in compare_arms(found)[1:]} == {"no difference shown"}
     luckiest = confirmation_table(found)[1]
@@ -159,7 +159,7 @@ def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: St
 
 
 def test_nothing_to_confirm_is_status_3(here: Path, store: Store) -> None:
-    snapshot = searched(store, here, {}, budget={"trials": 1})
+    snapshot = run_search(store, here, {}, budget={"trials": 1})
     with pytest.raises(NothingFeasible, match="no trial but its baseline is complete yet"):
         plan_confirmation(snapshot, "c", asked(), 1000)
 
@@ -176,19 +176,19 @@ def test_nothing_to_confirm_is_status_3(here: Path, store: Store) -> None:
 def test_what_cannot_be_shown_is_refused_with_what_is_needed(
     here: Path, store: Store, keys: dict[str, Any], said: str
 ) -> None:
-    snapshot = searched(store, here, {})
+    snapshot = run_search(store, here, {})
     with pytest.raises(Problem, match=said):
         plan_confirmation(snapshot, "c", asked(top=2, **keys), 1000)
 
 
 def test_a_comparison_is_no_search_to_confirm(here: Path, store: Store) -> None:
-    found = confirmed(store, searched(store, here, {}), top=1, seeds=3)
+    found = confirmed(store, run_search(store, here, {}), top=1, seeds=3)
     with pytest.raises(Problem, match="--study: must be a search; planted-confirm has arms"):
         plan_confirmation(found, "c", asked(), 1000)
 
 
 def test_a_name_that_is_taken_by_another_study_is_refused(here: Path, store: Store) -> None:
-    snapshot = searched(store, here, {})
+    snapshot = run_search(store, here, {})
     with pytest.raises(Problem, match="--as: the storage holds another study 'planted'"):
         existing_study(store, "planted", "confirms", snapshot.name)
 
@@ -276,7 +276,7 @@ def test_export_prefers_what_was_confirmed_and_says_of_which_kind_it_is(here: Pa
 
 
 def test_search_is_meant_where_no_study_is_named_beside_its_confirmation(here: Path, store: Store) -> None:
-    confirmed(store, searched(store, here, {}), top=1, seeds=3)
+    confirmed(store, run_search(store, here, {}), top=1, seeds=3)
     assert resolve_study_name(store, None) == "planted"
     assert resolve_study_name(store, "planted-confirm") == "planted-confirm"
 

@@ -18,10 +18,10 @@ import pytest
 
 from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.errors import Problem
-from hpo.launcher.ray_cluster import check
+from hpo.launcher.ray_cluster import check_ray_options
 from hpo.storage.engine import open_readonly
-from tests.support.command import environment, here
-from tests.support.planted import study as planted
+from tests.support.command import environment, run_in_process
+from tests.support.planted import planted_study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no Ray: pip install 'hpo[ray]'")
@@ -222,7 +222,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(Problem) as refused:
-        here("launch", "--study", str(planted(tmp_path)), *arguments, cwd=tmp_path)
+        run_in_process("launch", "--study", str(planted(tmp_path)), *arguments, cwd=tmp_path)
     assert str(refused.value).startswith(message)
     assert "secret" not in str(refused.value)
     assert refused.value.status == status
@@ -232,15 +232,15 @@ def test_what_cannot_work_is_refused_before_anything_runs(
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Problem, match=r"needs Ray, which is not installed; pip install 'hpo\[ray\]'"):
-        check(POSTGRES, 0)
+        check_ray_options(POSTGRES, 0)
 
 
 def test_a_server_that_is_no_ray_cluster_is_given_up() -> None:
     program = """
 import hpo.cluster, sys
-hpo.launcher.ray_cluster.JOIN_S = 2.0
+hpo.launcher.ray_cluster.JOIN_TIMEOUT_S = 2.0
 try:
-    hpo.launcher.ray_cluster.join(sys.argv[1], "", 0)
+    hpo.launcher.ray_cluster.join_cluster(sys.argv[1], "", 0)
 except hpo.launcher.ray_cluster.WorkFailed as failed:
     print(failed)
 """

@@ -17,7 +17,7 @@ from hpo.queue.registry import load_stored_study, register_study
 from hpo.storage.store import open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
 
 SPAWN = multiprocessing.get_context("spawn")

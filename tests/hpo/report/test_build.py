@@ -33,7 +33,7 @@ from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
 from tests.support.command import hpo
-from tests.support.comparisons import worked
+from tests.support.comparisons import run_study
 from tests.support.dashboard import dashboard
 
 MODULE = """
@@ -119,7 +119,7 @@ def made(store: Store, folder: Path, name: str, **keys: Any) -> Snapshot:
     tree = {"train": "shown:train", "config": "shown:Config", "rungs": 4, "sampler": {"name": "random"}}
     tree = {k: v for k, v in (tree | STUDIES[name] | keys).items() if not ("arms" in STUDIES[name] and k == "sampler")}
     (folder / f"{name}.yaml").write_text(dump_yaml(tree))
-    return worked(store, load_study(str(folder / f"{name}.yaml")))
+    return run_study(store, load_study(str(folder / f"{name}.yaml")))
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from hpo.report.importance import FEWEST, Point, at_end, by_rung, interactions, 
 from hpo.search.ranges import Choices, Range
 from hpo.storage.store import Store, open_store
 from hpo.study.load import load_study
-from tests.support.comparisons import searched, worked
-from tests.support.planted import study
+from tests.support.comparisons import run_search, run_study
+from tests.support.planted import planted_study
 
 AXES = {path: Axis(path, Range(low=0.0, high=1.0)) for path in ("a", "b", "c")}
 AXES["d"] = Axis("d", Choices(choices=("x", "y", "z")))
@@ -119,7 +119,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch, open_store(f"sqlite:///{folder}/hpo.db", create=True) as store:
         patch.chdir(folder)
         pruner = {"name": "median", "startup_trials": 3, "min_trials": 3, "warmup_rungs": 1}
-        yield searched(store, folder, {}, pruner=pruner, budget={"trials": 30}, baseline_seeds=3)
+        yield run_search(store, folder, {}, pruner=pruner, budget={"trials": 30}, baseline_seeds=3)
 
 
 def test_curves_of_pruned_trials_count_up_to_where_they_came(pruned: Snapshot) -> None:
@@ -140,8 +140,10 @@ def test_one_hyperparameter_has_none_to_interact_with(pruned: Snapshot) -> None:
 
 def test_what_diverged_counts_as_the_worst(here: Path, store: Store) -> None:
     (here / "falls.py").write_text(DIVERGING)
-    path = study(here, train="falls:train", config="falls:Config", budget={"trials": 12}, pruner={"name": "none"})
-    snapshot = worked(store, load_study(str(path)))
+    path = planted_study(
+        here, train="falls:train", config="falls:Config", budget={"trials": 12}, pruner={"name": "none"}
+    )
+    snapshot = run_study(store, load_study(str(path)))
     sys.modules.pop("falls")
     lost = [t for t in snapshot.trials if t.user_attrs["hpo:ended"] == "diverged"]
     assert lost

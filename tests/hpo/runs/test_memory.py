@@ -16,9 +16,9 @@ from hpo.storage.attributes import END_REASON, ERROR
 from hpo.storage.store import open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
-from hpo.worker.join import check
+from hpo.worker.join import preflight
 from hpo.worker.worker import Worker
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 from tests.support.tiny import tiny
 
 WIDE = {"model.n_embd": {"choices": [16, 1024]}}
@@ -91,10 +91,10 @@ def test_machine_that_cannot_train_the_baseline_is_told_the_cause_before_the_fir
 
     with open_store(f"sqlite:///{tmp_path}/p.db", create=True) as store:
         stored = register_study(store, study, *describe_data(study.base))
-        check(stored, PreparedDatasets())
+        preflight(stored, PreparedDatasets())
         monkeypatch.setattr("model.train.trainer.Trainer._train", broken)
         with pytest.raises(
             WorkFailed, match=r"pre-flight: the first two updates of the baseline failed here: .*no kernel"
         ):
-            check(stored, PreparedDatasets())
+            preflight(stored, PreparedDatasets())
         assert read_snapshot(store, "wide").trials == []

@@ -9,7 +9,7 @@ import pytest
 
 from hpo.errors import Problem
 from hpo.runs.trainable import GeneratorRuns, build_runs, read_report
-from tests.support.command import ROOT, here, hpo
+from tests.support.command import ROOT, hpo, run_in_process
 
 MODULE = """
 from typing import NamedTuple
@@ -94,7 +94,7 @@ def study(
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(here("trials", "--format", "json", cwd=folder))
+    found: list[dict[str, Any]] = json.loads(run_in_process("trials", "--format", "json", cwd=folder))
     return found
 
 
@@ -107,7 +107,7 @@ def test_function_may_yield_numbers_mappings_or_named_tuples(folder: Path) -> No
     for row in found:
         assert row["loss"] == (row["rule.lr"] - 0.3) ** 2 + 1 / 3
     for number, sizes in enumerate([[None] * 3, [1, 2, 3], [1, 2, 3]]):
-        logged = json.loads(here("logs", str(number), "--format", "json", cwd=folder))
+        logged = json.loads(run_in_process("logs", str(number), "--format", "json", cwd=folder))
         assert [line["rung"] for line in logged] == [1, 2, 3]
         assert [line.get("size") for line in logged] == sizes
 
@@ -137,7 +137,7 @@ def test_run_that_goes_wrong_says_how_and_the_others_go_on(folder: Path, pack: s
         4: "TypeError: metrics must hold the objective, loss, got size",
     }
     for number, reason in reasons.items():
-        shown = json.loads(here("show", str(number), "--format", "json", cwd=folder))
+        shown = json.loads(run_in_process("show", str(number), "--format", "json", cwd=folder))
         assert shown["reason"] == reason
         assert f"trial {number}: error at rung 1/3: {reason}" in done.stderr
     trace = (folder / "runs/s/trials/0001/stderr.log").read_text()
@@ -211,7 +211,7 @@ def test_the_example_of_the_manual_runs_as_it_is_written(tmp_path: Path) -> None
     commands = [line.removeprefix("$ hpo ").split() for line in block("console").splitlines()]
     assert [command[0] for command in commands] == ["check", "launch", "export", "train"]
     outputs = [hpo(*command, cwd=tmp_path) for command in commands]
-    status = json.loads(here("status", "--format", "json", cwd=tmp_path))
+    status = json.loads(run_in_process("status", "--format", "json", cwd=tmp_path))
     ended = {state: n for state, n in status["trials"].items() if n}
     assert ended.keys() <= {"complete", "pruned"}
     assert sum(ended.values()) == 12

@@ -19,7 +19,7 @@ from hpo.queue.slots import Claim
 from hpo.search.pruning import Decider
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
-from hpo.worker.trial import configuration
+from hpo.worker.trial import trial_config
 
 N_RUNNING = 4
 
@@ -46,7 +46,7 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
     """What a worker does to find out what to train, with its list of finished trials already read."""
     stored.optuna.get_trials(deepcopy=False)
     trial = stored.store.optuna.get_trial(open_a_trial(stored))
-    return configuration(stored, Claim(9999, 1, "search", None, None), trial).model_dump()
+    return trial_config(stored, Claim(9999, 1, "search", None, None), trial).model_dump()
 
 
 def rows_of_a_look(monkeypatch: pytest.MonkeyPatch, url: str) -> tuple[int, int]:
@@ -148,7 +148,7 @@ def test_samplers_that_learn_nothing_read_no_trials(
         at = plant(store, 20, N_RUNNING, {"name": name})
         trial = store.optuna.get_trial(open_a_trial(at))
         monkeypatch.setattr(store.optuna, "get_all_trials", None)
-        assert configuration(at, Claim(9999, 1, "search", None, None), trial).model_dump().keys() == SPACE.keys()
+        assert trial_config(at, Claim(9999, 1, "search", None, None), trial).model_dump().keys() == SPACE.keys()
 
 
 def test_judge_reads_only_unfinished_trials_and_not_at_every_rung(

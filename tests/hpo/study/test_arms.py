@@ -18,9 +18,9 @@ from hpo.storage.store import Store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
-from tests.support.comparisons import worked
+from tests.support.comparisons import run_study
 from tests.support.planted import edit
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 from tests.support.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -45,7 +45,7 @@ def refused(path: Path) -> list[str]:
 
 
 def test_each_arm_is_run_once_with_each_seed_and_none_is_pruned(here: Path, store: Store) -> None:
-    snapshot = worked(store, load_study(str(arms(here))))
+    snapshot = run_study(store, load_study(str(arms(here))))
     assert [(t.user_attrs["arm"], t.user_attrs["seed"]) for t in snapshot.trials] == [
         (arm, seed) for seed in (3, 4, 5, 6) for arm in ARMS
     ]
@@ -55,7 +55,7 @@ def test_each_arm_is_run_once_with_each_seed_and_none_is_pruned(here: Path, stor
 
 
 def test_arms_are_compared_in_pairs_of_one_seed(here: Path, store: Store) -> None:
-    snapshot = worked(store, load_study(str(arms(here))))
+    snapshot = run_study(store, load_study(str(arms(here))))
     value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in snapshot.trials}
     rows = {row.arm: row for row in compare_arms(snapshot)}
     assert list(rows) == list(ARMS)
@@ -75,7 +75,7 @@ def test_arm_that_diverges_is_worse_and_its_pairs_are_none(here: Path, store: St
     module = "if config.x == 0.1 and config.seed > 3:\n        yield 1, float('nan')\n    for rung in"
     path = arms(here)
     edit(here, "for rung in", module)
-    rows = {row.arm: row for row in compare_arms(worked(store, load_study(str(path))))}
+    rows = {row.arm: row for row in compare_arms(run_study(store, load_study(str(path))))}
     assert (rows["lower"].n, rows["lower"].lost, rows["lower"].verdict) == (1, 3, "worse: runs lost")
     assert rows["lower"].difference is None
     assert rows["nearly"].n == 4
@@ -88,7 +88,7 @@ def test_run_that_is_tried_again_counts_as_its_last_try(here: Path, store: Store
     curves.write_text(
         sound.replace("for rung in", "if config.x == 0.1 and config.seed == 4:\n        1 / 0\n    for rung in", 1)
     )
-    snapshot = worked(store, load_study(str(path)))
+    snapshot = run_study(store, load_study(str(path)))
     assert [len(trials) for trials in runs_by_arm(snapshot).values()] == [4, 4, 4]
     assert [t.user_attrs["arm"] for t in snapshot.in_state(State.FAIL)] == ["lower"]
     curves.write_text(sound)
@@ -180,7 +180,7 @@ def test_arms_that_no_mark_suits_may_differ_by_less_than_an_update(here: Path) -
 
 
 def test_nothing_is_enqueued_beside_arms(here: Path, store: Store) -> None:
-    snapshot = worked(store, load_study(str(arms(here))))
+    snapshot = run_study(store, load_study(str(arms(here))))
     with pytest.raises(Problem, match="enqueue: study planted has arms, which are all that is run"):
         enqueue_trial(store, snapshot.name, ["x=0.9"])
 

@@ -24,7 +24,7 @@ from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.worker.trial import open_trial
 from hpo.worker.worker import Worker
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
 

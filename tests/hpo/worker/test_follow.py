@@ -18,7 +18,7 @@ from hpo.storage.attributes import STUDY_STATE
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from tests.support.command import environment
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
 
 pytestmark = pytest.mark.usefixtures("here")

@@ -30,7 +30,7 @@ from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.support.disk import resize, small_disk, used
-from tests.support.planted import study as planted
+from tests.support.planted import planted_study as planted
 from tests.support.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -484,7 +484,7 @@ def test_trial_that_diverges_while_the_storage_is_away_leaves_its_whole_curve(
     path = planted(here, baseline=[], budget={"trials": 1}, pruner={"name": "none"})
     module = here / "curves.py"
     module.write_text(module.read_text().replace("yield rung, 1.0", "yield rung, float('nan') if rung == 3 else 1.0"))
-    monkeypatch.setattr(hpo.worker.reporter, "AWAY_S", 0.1)
+    monkeypatch.setattr(hpo.worker.reporter, "UNREACHABLE_WAIT_S", 0.1)
     with open_store(sqlite(here), create=True) as store:
         stored = register_study(store, load_study(str(path)), None, {})
         real, calls = store.optuna.set_trial_intermediate_value, []
@@ -515,7 +515,7 @@ def test_launching_again_resumes_and_a_larger_budget_extends(here: Path) -> None
 
 
 def test_study_ends_when_its_hours_are_over(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hpo.worker.reporter, "LOOK_S", 0.0)
+    monkeypatch.setattr(hpo.worker.reporter, "STATE_REFRESH_S", 0.0)
     path = planted(here, budget={"hours": 1})
     with open_store(sqlite(here), create=True) as store:
         stored = register_study(store, load_study(str(path)), None, {})

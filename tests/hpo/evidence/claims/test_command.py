@@ -16,7 +16,7 @@ from hpo.evidence.claims.runner import best_level
 from hpo.evidence.claims.schema import ArmsTest
 from hpo.evidence.claims.verdict import ClaimVerdict, EffectUnit
 from tests.hpo.evidence.claims.test_run import verdicts_of
-from tests.support.command import ROOT, here, hpo
+from tests.support.command import ROOT, hpo, run_in_process
 
 SHIPPED = load_ledger(shipped() / "claims.yaml")
 
@@ -96,7 +96,7 @@ def test_findings_survive_the_file_and_others_stay(tmp_path: Path) -> None:
 def test_mistake_on_the_command_line_is_named(words: list[str], said: str, tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text('{"C000-01": {"runs": 3}}')
     with pytest.raises(Problem) as caught:
-        here("claims", *words, cwd=tmp_path)
+        run_in_process("claims", *words, cwd=tmp_path)
     assert caught.value.status == 2
     assert said in str(caught.value)
 
@@ -106,15 +106,15 @@ def test_fewer_seeds_than_the_rule_judges_by_are_refused(tmp_path: Path) -> None
 
 
 def test_list_and_dry_run_print_what_is_needed_and_run_nothing(tmp_path: Path) -> None:
-    listed = json.loads(here("claims", "S001", "--list", "--format", "json", cwd=tmp_path))
+    listed = json.loads(run_in_process("claims", "S001", "--list", "--format", "json", cwd=tmp_path))
     assert [line["id"] for line in listed] == [f"C001-{i:02d}" for i in range(1, 13)]
     assert (listed[8]["runs"], listed[8]["tokens"], listed[8]["hours"]) == (9, 9 * 32_000, None)
-    assert json.loads(here("claims", "S001", "--dry-run", "--format", "json", cwd=tmp_path)) == listed
+    assert json.loads(run_in_process("claims", "S001", "--dry-run", "--format", "json", cwd=tmp_path)) == listed
     assert list(tmp_path.iterdir()) == []
 
 
 def test_calculation_that_passes_gives_the_verdict_it_shows(tmp_path: Path) -> None:
-    done = here("claims", "C000-08", "--format", "json", cwd=tmp_path)
+    done = run_in_process("claims", "C000-08", "--format", "json", cwd=tmp_path)
     assert json.loads(done)[0]["verdict"] == "refuted by arithmetic"
     assert load_results(tmp_path / "runs" / "claims.json").claims["C000-08"].passed is True
 
