@@ -1,4 +1,4 @@
-"""hpo ablate: which of the changes from a baseline to a target configuration matter, each by paired runs."""
+"""`hpo ablate`: measure the effect of each change between a baseline and a target configuration, by paired runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,13 +28,15 @@ from hpo.study.spec import Study
 from model.section import flat
 
 NOT_DISTINGUISHABLE = "not distinguishable from noise"
+DEFAULT_SEEDS = 5
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a change does to the objective: n paired contrasts, their mean and Student's interval, corrected p-value.
+    """The effect of a change on the objective.
 
-    lost: runs that diverged or failed, with the change and without it.
+    n: seeds with a value in every arm of the contrast. lost: runs that diverged or failed, with and without the change.
+    mean, low, high: of the n paired contrasts, with Student's 95 % confidence interval. p: corrected (Holm).
     """
 
     name: str
@@ -49,7 +51,11 @@ class Effect:
 
 @dataclass(frozen=True)
 class AblateRequest:
-    """What the command line of `hpo ablate` says; None: what is usual, or what a study that is begun has."""
+    """The options of `hpo ablate`; None means the default, or the value of the ablation that is continued.
+
+    before, after: the configurations of --from and --to. groups: NAME=FIELD,FIELD of each --factor.
+    seeds: runs of each arm. tokens: length of a run. name: of the study of the new runs.
+    """
 
     study: str | None
     before: str
@@ -62,101 +68,109 @@ class AblateRequest:
     name: str | None
 
 
-DEFAULT_SEEDS = 5  # what is usual
-
-
-def run_ablation(asked: AblateRequest, options: LaunchOptions, format: Format) -> int:
-    """Run what lies between two configurations; return the exit status."""
+def run_ablation(request: AblateRequest, options: LaunchOptions, format: Format) -> int:
+    """Run combinations of the changes between two configurations; return the exit status."""
     with open_readonly(options.storage) as store:
-        snapshot = read_snapshot(store, asked.study)
-        name = asked.name or f"{snapshot.name}-{asked.design}"
+        snapshot = read_snapshot(store, request.study)
+        name = request.name or f"{snapshot.name}-{request.design}"
         study = existing_study(store, name, "ablates", snapshot.name)
-        if study is not None:
-            check_same_options(study, _requested_and_stored(study, asked))
+        if study is None:
+            study = plan_ablation(snapshot, name, request, first_new_seed(store, snapshot))
         else:
-            study = plan_ablation(snapshot, name, asked, first_new_seed(store, snapshot))
+            check_same_options(study, _requested_and_stored(study, request))
     return run_study(replace(options, study=name), study, partial(conclude_ablation, format=format))
 
 
 def conclude_ablation(
-    found: Snapshot, folder: Path, options: LaunchOptions, seconds: float, format: Format = Format.table
+    snapshot: Snapshot, folder: Path, options: LaunchOptions, seconds: float, format: Format = Format.table
 ) -> int:
-    """Say what an ablation showed."""
+    """Print the effects that an ablation estimates once its runs have ended; return the exit status."""
 
-    def tell() -> bool:
-        rows(effect_table(found), format)
-        say("\n".join(["", *effect_verdicts(found)]))
-        return any(effect.n for effect in estimate_effects(found))
+    def print_result() -> bool:
+        rows(effect_table(snapshot), format)
+        say("\n".join(["", *effect_verdicts(snapshot)]))
+        return any(effect.n for effect in estimate_effects(snapshot))
 
-    return conclude_comparison(found, seconds, tell)
+    return conclude_comparison(snapshot, seconds, print_result)
 
 
-def plan_ablation(snapshot: Snapshot, name: str, asked: AblateRequest, first: int) -> Study:
-    """Return the study that tries what lies between two configurations, on seeds from `first` on.
+def plan_ablation(snapshot: Snapshot, name: str, request: AblateRequest, first_seed: int) -> Study:
+    """Return the study that runs a design over the changes, on consecutive seeds from `first_seed` on.
 
     Raises:
-        Problem: the two cannot be compared, or are the same; or too few seeds are asked for.
+        Problem: the configurations cannot be compared or are the same, or there are too few seeds for an interval.
     """
-    searched, n = search_study(snapshot), asked.seeds or DEFAULT_SEEDS
-    if n < (least := fewest("t")):
-        raise Problem(f"--seeds: must be at least {least}, or no effect has an interval worth the name, got {n}")
-    before, after = (
-        named_configuration(snapshot, searched, *pair) for pair in ((asked.before, "--from"), (asked.after, "--to"))
-    )
-    between = order_factors(find_factors(before, after, asked.groups), asked.order)
-    whole: ArmsAndContrasts = ({NONE: {}, ALL: merged(between, between)}, {n: {ALL: 1.0, NONE: -1.0} for n in between})
-    arms, effects_of = DESIGNS[asked.design](between) if len(between) > 1 else whole
-    about: dict[str, Any] = {"ablates": snapshot.name, "design": asked.design, "from": asked.before, "to": asked.after}
-    about |= {
-        "groups": list(asked.groups),
-        "order": list(asked.order),
-        "factors": between,
-        "effects": {name: dict(weights) for name, weights in effects_of.items()},
+    search, n = search_study(snapshot), request.seeds or DEFAULT_SEEDS
+    if n < (required := fewest("t")):
+        raise Problem(
+            f"--seeds: must be at least {required}, or confidence intervals are too wide to be useful, got {n}"
+        )
+    before = named_configuration(snapshot, search, request.before, "--from")
+    after = named_configuration(snapshot, search, request.after, "--to")
+    factors = order_factors(find_factors(before, after, request.groups), request.order)
+    single: ArmsAndContrasts = ({NONE: {}, ALL: merged(factors, factors)}, {f: {ALL: 1.0, NONE: -1.0} for f in factors})
+    arms, contrasts = DESIGNS[request.design](factors) if len(factors) > 1 else single
+    about: dict[str, Any] = {
+        "ablates": snapshot.name,
+        "design": request.design,
+        "from": request.before,
+        "to": request.after,
+        "groups": list(request.groups),
+        "order": list(request.order),
+        "factors": factors,
+        "effects": {effect: dict(weights) for effect, weights in contrasts.items()},
     }
-    made = Compared(f"`hpo ablate` of {snapshot.name}", arms, range(first, first + n), about)
-    base = full_length_base(replace(searched, base=with_run_settings_of(searched.base, before)), asked.tokens)
-    return study_of(searched, name, base, made)
+    compared = Compared(f"`hpo ablate` of {snapshot.name}", arms, range(first_seed, first_seed + n), about)
+    base = full_length_base(replace(search, base=with_run_settings_of(search.base, before)), request.tokens)
+    return study_of(search, name, base, compared)
 
 
-def _requested_and_stored(study: Study, asked: AblateRequest) -> dict[str, tuple[Any, Any]]:
-    """Return what was asked for beside what a study that is begun has."""
+def _requested_and_stored(study: Study, request: AblateRequest) -> dict[str, tuple[Any, Any]]:
+    """Return option -> its requested value and the value of the existing ablation."""
     about = study.file.about
     return {
-        "--design": (asked.design, about["design"]),
-        "--from": (asked.before, about["from"]),
-        "--to": (asked.after, about["to"]),
-        "--factor": (list(asked.groups), about["groups"]),
-        "--order": (list(asked.order), about["order"]),
-        "--seeds": (asked.seeds, len(study.file.seeds)),
-        "--tokens": (asked.tokens, flat(study.base).get("run.tokens")),
+        "--design": (request.design, about["design"]),
+        "--from": (request.before, about["from"]),
+        "--to": (request.after, about["to"]),
+        "--factor": (list(request.groups), about["groups"]),
+        "--order": (list(request.order), about["order"]),
+        "--seeds": (request.seeds, len(study.file.seeds)),
+        "--tokens": (request.tokens, flat(study.base).get("run.tokens")),
     }
 
 
 def estimate_effects(snapshot: Snapshot) -> list[Effect]:
-    """Return the effects that a study shows, each of the seeds with which all its arms have a value."""
+    """Estimate the effects of an ablation, each from the seeds on which all its arms have a value.
+
+    An effect is the mean of a contrast over seeds, with Student's confidence interval (Student 1908). The p-values of
+    all effects are corrected together (Holm 1979).
+    """
     trials = runs_by_arm(snapshot)
-    scores = {arm: {s: final_score(snapshot, t) for s, t in found.items()} for arm, found in trials.items()}
-    lost = {arm: sum(ended_without_value(snapshot, t) for t in found.values()) for arm, found in trials.items()}
+    scores = {arm: {s: final_score(snapshot, t) for s, t in runs.items()} for arm, runs in trials.items()}
+    lost = {arm: sum(ended_without_value(snapshot, t) for t in runs.values()) for arm, runs in trials.items()}
     weights = snapshot.spec["about"]["effects"]
-    contrasts = {name: _contrasts(scores, weights[name]) for name in weights}
+    contrasts = {name: _contrast_values(scores, weights[name]) for name in weights}
     tested = [name for name, values in contrasts.items() if len(values) >= fewest("t")]
     corrected = dict(zip(tested, holm([p_value(contrasts[name]) for name in tested]), strict=True))
-    told = []
+    effects = []
     for name, values in contrasts.items():
-        sides = [sum(lost[arm] for arm, w in weights[name].items() if (w > 0) == up) for up in (True, False)]
+        lost_with = sum(lost[arm] for arm, weight in weights[name].items() if weight > 0)
+        lost_without = sum(lost[arm] for arm, weight in weights[name].items() if weight <= 0)
         mean, low, high = interval(values) if name in corrected else (None, None, None)
-        p, (with_it, without) = corrected.get(name), sides
-        told.append(Effect(name, len(values), (with_it, without), mean, low, high, p, _verdict(mean, p, sides)))
-    return told
+        p, sides = corrected.get(name), (lost_with, lost_without)
+        effects.append(Effect(name, len(values), sides, mean, low, high, p, _verdict(mean, p, sides)))
+    return effects
 
 
-def _contrasts(found: Mapping[str, Mapping[int, float | None]], weights: Contrast) -> list[float]:
-    seeds = set.intersection(*(set(found[arm]) for arm in weights))
-    values = [[(found[arm][seed], weight) for arm, weight in weights.items()] for seed in sorted(seeds)]
-    return [sum(v * w for v, w in row if v is not None) for row in values if all(v is not None for v, _ in row)]
+def _contrast_values(scores: Mapping[str, Mapping[int, float | None]], weights: Contrast) -> list[float]:
+    """Return the value of a contrast for each seed on which all its arms have a score."""
+    seeds = set.intersection(*(set(scores[arm]) for arm in weights))
+    terms = [[(scores[arm][seed], weight) for arm, weight in weights.items()] for seed in sorted(seeds)]
+    return [sum(v * w for v, w in row if v is not None) for row in terms if all(v is not None for v, _ in row)]
 
 
-def _verdict(mean: float | None, p: float | None, lost: Sequence[int]) -> str:
+def _verdict(mean: float | None, p: float | None, lost: tuple[int, int]) -> str:
+    """Return the verdict on an effect; lost: runs lost with and without the change."""
     if lost[0] != lost[1]:
         return f"{lost[0]} runs lost with it, {lost[1]} without"
     if mean is None or p is None:
@@ -167,7 +181,7 @@ def _verdict(mean: float | None, p: float | None, lost: Sequence[int]) -> str:
 
 
 def effect_table(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Return a record an effect."""
+    """Return one record per effect."""
     return [
         {"effect": e.name, "n": e.n, "mean": e.mean, "low": e.low, "high": e.high, "p": e.p, "verdict": e.verdict}
         for e in estimate_effects(snapshot)
@@ -175,19 +189,20 @@ def effect_table(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 
 def effect_verdicts(snapshot: Snapshot) -> list[str]:
-    """Return in words what matters and what does not."""
-    found = estimate_effects(snapshot)
-    told = [f"{e.name}: {e.verdict}" for e in found if e.lost[0] != e.lost[1] or e.mean is None]
-    told += [
+    """Return sentences that say which changes have an effect, and which are not distinguishable from noise."""
+    effects = estimate_effects(snapshot)
+    lines = [f"{e.name}: {e.verdict}" for e in effects if e.lost[0] != e.lost[1] or e.mean is None]
+    lines += [
         f"{e.name} {e.verdict} {snapshot.objective}: {_interval_text(e)}"
-        for e in sorted(found, key=lambda e: e.mean or 0.0)
+        for e in sorted(effects, key=lambda e: e.mean or 0.0)
         if e.verdict in ("lowers", "raises")
     ]
-    lost = [e.name for e in found if e.verdict == NOT_DISTINGUISHABLE]
-    return told + ([f"{NOT_DISTINGUISHABLE}, with {found[0].n} seeds: {', '.join(lost)}"] if lost else [])
+    noise = [e.name for e in effects if e.verdict == NOT_DISTINGUISHABLE]
+    return lines + ([f"{NOT_DISTINGUISHABLE}, with {effects[0].n} seeds: {', '.join(noise)}"] if noise else [])
 
 
-def _interval_text(e: Effect) -> str:
-    assert e.mean is not None
-    assert e.p is not None
-    return f"{number(e.mean)} ({as_text(e.low)} to {as_text(e.high)}, p {e.p:.2g})"
+def _interval_text(effect: Effect) -> str:
+    assert effect.mean is not None
+    assert effect.p is not None
+    ends = f"{as_text(effect.low)} to {as_text(effect.high)}"
+    return f"{number(effect.mean)} (95 % confidence interval {ends}, corrected p = {effect.p:.2g})"

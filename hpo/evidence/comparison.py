@@ -1,4 +1,7 @@
-"""Comparisons that are made of a search: studies of arms on fresh seeds, begun once and gone on with as they were."""
+"""Studies that compare the configurations of a search on new seeds, as `hpo confirm` and `hpo ablate` create them.
+
+A comparison is a study of arms. An arm is a fixed configuration that is run once with each seed.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,30 +17,33 @@ from hpo.storage.trials import study_attrs, study_ids
 from hpo.study.spec import DEFAULT_CONFIG, NAME, Study, from_spec, seed_path
 from model.section import flat, updated
 
-FIRST_NEW_SEED = 1_000  # seeds from here on: searches begin at 0, and their noise floors go on from there
+# Comparisons use seeds from here on. The baseline and the noise floor of a search use seeds from 0 on by default.
+FIRST_NEW_SEED = 1_000
 
 
 def search_study(snapshot: Snapshot) -> Study:
-    """Return a search.
+    """Return the study of a snapshot, which must be a search.
 
     Raises:
-        Problem: it is a comparison itself.
+        Problem: the study has arms, so that it is a comparison itself.
     """
     if snapshot.spec.get("arms"):
-        raise Problem(f"--study: must be a search; {snapshot.name} has arms, which are compared already")
+        raise Problem(f"--study: must be a search, got {snapshot.name}, whose arms are already compared")
     return from_spec(snapshot.spec)
 
 
 def full_length_base(study: Study, tokens: int | None) -> BaseModel:
-    """Return the base of a study at the length asked for, its test split scored.
+    """Return the base of a study with `tokens` as the length of a run, and with the test split evaluated.
+
+    tokens: None keeps the length of the search.
 
     Raises:
-        Problem: it has no length that could be set.
+        Problem: `tokens` is given, and the configuration has no field for the length of a run.
     """
     values: dict[str, Any] = {}
     if tokens is not None:
         if "run.tokens" not in flat(study.base):
-            raise Problem("--tokens: needs a config with a field run.tokens; leave it out")
+            raise Problem("--tokens: must be left out, since the config has no field run.tokens")
         values["run.tokens"] = tokens
     if study.file.config == DEFAULT_CONFIG:
         values["run.test"] = True
@@ -45,44 +51,48 @@ def full_length_base(study: Study, tokens: int | None) -> BaseModel:
 
 
 def existing_study(store: OpenStorage, name: str, key: str, source: str) -> Study | None:
-    """Return the study of that name that was made for `source`, to be gone on with; None where there is none.
+    """Return the study `name` if the storage holds a comparison of the search `source` by that name, else None.
+
+    key: the kind of comparison, "confirms" or "ablates", as the study's `about` stores it.
 
     Raises:
-        Problem: it is no name, or a study of that name was made for something else.
+        Problem: `name` is not a valid name, or it is the name of another study.
     """
     if not NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
         raise Problem(
             f"--as: must be a name of letters, digits, '-', '_' and '.', such as {source}-2, got {name!r:.60}"
         )
     study_id = study_ids(store).get(name)
-    attrs = {} if study_id is None else study_attrs(store, study_id)
     if study_id is None:
         return None
+    attrs = study_attrs(store, study_id)
     if attrs.get(SPEC, {}).get("about", {}).get(key) != source:
-        raise Problem(f"--as: the storage holds another study {name!r}; give this one a name of its own")
+        raise Problem(f"--as: must not be the name of another study in the storage, got {name!r}")
     return from_spec(attrs[SPEC])
 
 
 def check_same_options(study: Study, options: Mapping[str, tuple[Any, Any]]) -> None:
-    """Refuse to go on with a study under other options than it was begun with: a result must not choose its n.
+    """Check that a comparison is continued under the options it was started with.
 
-    options: option -> what was asked for, None for nothing, and what the study has.
+    If the number of seeds could change after a result is known, the result could choose its own sample size.
+
+    options: option -> the requested value (None for the stored one), and the value that the study was started with.
 
     Raises:
-        Problem: naming those that differ.
+        Problem: an option differs.
     """
     problems = [
-        f"{key}: study {study.name} was begun with {as_text(held) or 'none'}, got {as_text(wanted)}; "
-        "`--as NAME` begins another on fresh seeds"
-        for key, (wanted, held) in options.items()
-        if wanted not in (None, [], held)
+        f"{key}: must be {as_text(stored) or 'empty'}, with which study {study.name} was started, "
+        f"got {as_text(requested)}; `--as NAME` starts another study on new seeds"
+        for key, (requested, stored) in options.items()
+        if requested not in (None, [], stored)
     ]
     if problems:
         raise Problem(*problems)
 
 
 def first_new_seed(store: OpenStorage, snapshot: Snapshot) -> int:
-    """Return a seed from which on none was used by a search, or by a study that was made for it."""
+    """Return the smallest seed above all seeds of a search and of its earlier comparisons, at least 1,000."""
     study = from_spec(snapshot.spec)
     seed = seed_path(study.base)
     used = [FIRST_NEW_SEED - 1, *study.noise_seeds()]
@@ -96,19 +106,24 @@ def first_new_seed(store: OpenStorage, snapshot: Snapshot) -> int:
     return max(number for number in used if isinstance(number, int)) + 1
 
 
-def conclude_comparison(found: Snapshot, seconds: float, tell: Callable[[], bool]) -> int:
-    """Say what a comparison showed once all its runs have ended; before, a verdict would choose its own n.
+def conclude_comparison(snapshot: Snapshot, seconds: float, print_result: Callable[[], bool]) -> int:
+    """Print the result of a comparison if all its runs have ended, else only its progress; return exit status 0.
 
-    tell: prints it, and returns whether there was anything to compare.
+    An early verdict would let the result choose its own sample size.
+
+    print_result: prints the result; returns whether there was anything to compare.
+    seconds: duration of this launch.
 
     Raises:
-        NothingFeasible: there was nothing.
+        NothingFeasible: there was nothing to compare.
     """
-    if not ended(found):
-        n, total = counts(found)["complete"], sum(found.slots.values())
-        say(f"{found.name}: {n} of {total} runs complete; there is a verdict when all have ended")
+    if not ended(snapshot):
+        n, total = counts(snapshot)["complete"], sum(snapshot.slots.values())
+        say(f"{snapshot.name}: {n} of {total} runs are complete; the verdict is printed when all runs have ended")
         return 0
-    say(f"{found.name}: ended after {clock(seconds)}")
-    if not tell():
-        raise NothingFeasible(f"study {found.name}: no two runs of one seed are complete; `hpo trials` says why")
+    say(f"{snapshot.name}: finished after {clock(seconds)}")
+    if not print_result():
+        raise NothingFeasible(
+            f"study {snapshot.name}: no two runs with the same seed are complete; `hpo trials` shows the reasons"
+        )
     return 0

@@ -1,4 +1,4 @@
-"""hpo confirm: the best of a search and its baseline, run again at full length on fresh seeds, in pairs."""
+"""`hpo confirm`: re-run the best trials of a search and its baseline on new seeds, and test the paired differences."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from hpo.evidence.comparison import (
     full_length_base,
     search_study,
 )
-from hpo.evidence.paired import compare_arms, comparison_record
+from hpo.evidence.paired import ArmComparison, compare_arms, comparison_record
 from hpo.launcher.supervisor import LaunchOptions, run_study
 from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.engine import open_readonly
@@ -30,12 +30,17 @@ from hpo.study.spec import Study, from_spec, seed_path
 from model.section import flat
 
 BASELINE = "baseline"
-DEFAULT_TOP, DEFAULT_SEEDS = 3, 8  # what is usual: eight pairs show a gain of two sigma nine times in ten
+# Eight pairs show a difference of two standard deviations in nine of ten confirmations.
+DEFAULT_TOP, DEFAULT_SEEDS = 3, 8
 
 
 @dataclass(frozen=True)
 class ConfirmRequest:
-    """What the command line of `hpo confirm` says; None: what is usual, or what a study that is begun has."""
+    """The options of `hpo confirm`; None means the default, or the value of the confirmation that is continued.
+
+    top: number of configurations to re-run. seeds: runs of each. tokens: length of a run.
+    name: of the study of the new runs.
+    """
 
     study: str | None
     top: int | None
@@ -45,88 +50,93 @@ class ConfirmRequest:
     test: Test | None
 
 
-def run_confirmation(asked: ConfirmRequest, options: LaunchOptions, format: Format) -> int:
-    """Run the best configurations of a study and its baseline again; return the exit status."""
+def run_confirmation(request: ConfirmRequest, options: LaunchOptions, format: Format) -> int:
+    """Re-run the best trials of a search and its baseline on new seeds; return the exit status."""
     with open_readonly(options.storage) as store:
-        snapshot = read_snapshot(store, asked.study)
-        name = asked.name or f"{snapshot.name}-confirm"
+        snapshot = read_snapshot(store, request.study)
+        name = request.name or f"{snapshot.name}-confirm"
         study = existing_study(store, name, "confirms", snapshot.name)
-        if study is not None:
-            check_same_options(study, _requested_and_stored(study, asked))
-            for number in _newer_best_trials(snapshot, study):
-                say(
-                    f"note: trial {number} is among the best only since {name} was begun, which does not have it; "
-                    "`--as NAME` confirms it on fresh seeds"
-                )
+        if study is None:
+            study = plan_confirmation(snapshot, name, request, first_new_seed(store, snapshot))
         else:
-            study = plan_confirmation(snapshot, name, asked, first_new_seed(store, snapshot))
+            check_same_options(study, _requested_and_stored(study, request))
+            for trial in _newer_best_trials(snapshot, study):
+                say(
+                    f"note: trial {trial} is among the best only since {name} was started, which does not include it; "
+                    "`--as NAME` starts another confirmation on new seeds"
+                )
     return run_study(replace(options, study=name), study, partial(conclude_confirmation, format=format))
 
 
 def conclude_confirmation(
-    found: Snapshot, folder: Path, options: LaunchOptions, seconds: float, format: Format = Format.table
+    snapshot: Snapshot, folder: Path, options: LaunchOptions, seconds: float, format: Format = Format.table
 ) -> int:
-    """Say what was confirmed."""
+    """Print the table and the verdicts of a confirmation whose runs have ended; return the exit status."""
 
-    def tell() -> bool:
-        rows(confirmation_table(found), format)
-        say("\n".join(["", *confirmation_verdicts(found)]))
-        return any(row.difference for row in compare_arms(found))
+    def print_result() -> bool:
+        rows(confirmation_table(snapshot), format)
+        say("\n".join(["", *confirmation_verdicts(snapshot)]))
+        return any(arm.difference for arm in compare_arms(snapshot))
 
-    return conclude_comparison(found, seconds, tell)
+    return conclude_comparison(snapshot, seconds, print_result)
 
 
-def plan_confirmation(snapshot: Snapshot, name: str, asked: ConfirmRequest, first: int) -> Study:
-    """Return the study that confirms the best of another one, on seeds from `first` on.
+def plan_confirmation(snapshot: Snapshot, name: str, request: ConfirmRequest, first_seed: int) -> Study:
+    """Return the study that confirms the best trials of a search, on consecutive seeds from `first_seed` on.
 
     Raises:
-        NothingFeasible: no trial is complete. Problem: it has arms itself, or too few seeds are asked for.
+        NothingFeasible: no trial is complete except the baseline.
+        Problem: the study has arms itself, or there are too few seeds for the test to be significant.
     """
-    searched, test = search_study(snapshot), asked.test or "t"
-    best = ranked_trials(snapshot, searched)[: asked.top or DEFAULT_TOP]
+    search, test = search_study(snapshot), request.test or "t"
+    best = ranked_trials(snapshot, search)[: request.top or DEFAULT_TOP]
     if not best:
         raise NothingFeasible(
-            f"study {snapshot.name}: no trial but its baseline is complete yet, so there is nothing to confirm; "
-            "`hpo status` says how far it is"
+            f"study {snapshot.name}: no trial is complete except the baseline, so there is nothing to confirm; "
+            "`hpo status` shows the progress"
         )
-    n, least = asked.seeds or DEFAULT_SEEDS, fewest(test, len(best))
-    if n < least:
+    n, required = request.seeds or DEFAULT_SEEDS, fewest(test, len(best))
+    if n < required:
         raise Problem(
-            f"--seeds: must be at least {least}, or no difference between {len(best)} configurations and the "
+            f"--seeds: must be at least {required}, or no difference between {len(best)} configurations and the "
             f"baseline, however large, is significant in a {test} test; got {n}"
         )
     names = {f"trial {t.number}": t for t in best}
-    baseline: Mapping[str, Any] = next(iter(searched.file.baseline), {})
-    wanted = {BASELINE: baseline} | {arm: t.user_attrs.get(FIXED_VALUES, t.params) for arm, t in names.items()}
+    baseline: Mapping[str, Any] = next(iter(search.file.baseline), {})
+    arms = {BASELINE: baseline} | {arm: t.user_attrs.get(FIXED_VALUES, t.params) for arm, t in names.items()}
     about = {
         "confirms": snapshot.name,
         "trials": {arm: t.number for arm, t in names.items()},
         "found": {arm: t.values[0] for arm, t in names.items()} | {BASELINE: _baseline_value(snapshot)},
         "among": len(snapshot.feasible),
         "test": test,
-        "searched_tokens": flat(searched.base).get("run.tokens"),
+        "searched_tokens": flat(search.base).get("run.tokens"),
     }
-    made = Compared(f"`hpo confirm` of {snapshot.name}", wanted, range(first, first + n), about)
-    return study_of(searched, name, full_length_base(searched, asked.tokens), made)
+    compared = Compared(f"`hpo confirm` of {snapshot.name}", arms, range(first_seed, first_seed + n), about)
+    return study_of(search, name, full_length_base(search, request.tokens), compared)
 
 
 def ranked_trials(snapshot: Snapshot, study: Study) -> list[Trial]:
-    """Return the finished trials, the best first, one of each configuration; the baseline is none of them."""
+    """Return the complete trials of a search, the best first, without the baseline.
+
+    Of trials with the same configuration, only the best is returned.
+    """
     seed = seed_path(study.base)
     seen = [_without_seed(study, next(iter(study.file.baseline), {}), seed)]
-    found = []
+    ranked = []
     for trial in sorted(snapshot.feasible, key=lambda t: t.values[0]):
         config = _without_seed(study, trial.user_attrs.get(FIXED_VALUES, trial.params), seed)
         if config not in seen:
             seen.append(config)
-            found.append(trial)
-    return found
+            ranked.append(trial)
+    return ranked
 
 
 def _newer_best_trials(snapshot: Snapshot, study: Study) -> list[int]:
-    """Return the trials that would be confirmed if a confirmation were begun now, and are not in it."""
-    held = study.file.about["trials"].values()
-    return [t.number for t in ranked_trials(snapshot, search_study(snapshot))[: len(held)] if t.number not in held]
+    """Return the numbers of the trials that are among the best now, but not among the arms of a confirmation."""
+    confirmed = study.file.about["trials"].values()
+    best = ranked_trials(snapshot, search_study(snapshot))[: len(confirmed)]
+    return [t.number for t in best if t.number not in confirmed]
 
 
 def _without_seed(study: Study, values: Mapping[str, Any], seed: str | None) -> BaseModel:
@@ -134,78 +144,69 @@ def _without_seed(study: Study, values: Mapping[str, Any], seed: str | None) -> 
 
 
 def _baseline_value(snapshot: Snapshot) -> float | None:
-    found = snapshot.baseline()
-    return found.values[0] if found is not None and found.state == State.COMPLETE else None
+    baseline = snapshot.baseline()
+    return baseline.values[0] if baseline is not None and baseline.state == State.COMPLETE else None
 
 
-def _requested_and_stored(study: Study, asked: ConfirmRequest) -> dict[str, tuple[Any, Any]]:
-    """Return what was asked for beside what a study that is begun has."""
+def _requested_and_stored(study: Study, request: ConfirmRequest) -> dict[str, tuple[Any, Any]]:
+    """Return option -> its requested value and the value of the existing confirmation."""
     file = study.file
     return {
-        "--top": (asked.top, len(file.arms or {}) - 1),
-        "--seeds": (asked.seeds, len(file.seeds)),
-        "--tokens": (asked.tokens, flat(study.base).get("run.tokens")),
-        "--test": (asked.test, file.about["test"]),
+        "--top": (request.top, len(file.arms or {}) - 1),
+        "--seeds": (request.seeds, len(file.seeds)),
+        "--tokens": (request.tokens, flat(study.base).get("run.tokens")),
+        "--test": (request.test, file.about["test"]),
     }
 
 
-def test_split_metric(snapshot: Snapshot) -> str:
-    """Return the metric of the test split that goes with the objective."""
+def metric_on_test_split(snapshot: Snapshot) -> str:
+    """Return the objective's metric on the test split."""
     return snapshot.objective.replace("val_", "test_")
 
 
 def confirmation_table(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Return a record an arm: the search's value beside what the fresh seeds say, on both splits."""
-    found, on_test = (
-        snapshot.spec["about"]["found"],
-        {row.arm: row for row in compare_arms(snapshot, test_split_metric(snapshot))},
-    )
+    """Return one record per arm: its value in the search, and the results of the new seeds on both splits."""
+    searched, metric = snapshot.spec["about"]["found"], metric_on_test_split(snapshot)
+    on_test = {arm.arm: comparison_record(arm) for arm in compare_arms(snapshot, metric)}
     records = []
-    for row in compare_arms(snapshot):
-        record, test = comparison_record(row), on_test[row.arm]
-        records.append(
-            {"arm": row.arm, "search": found.get(row.arm)}
-            | {key: value for key, value in record.items() if key != "arm"}
-            | (
-                {
-                    test_split_metric(snapshot): test.mean,
-                    f"{test_split_metric(snapshot)} difference": comparison_record(test)["difference"],
-                }
-                if test.n
-                else {}
-            )
-        )
+    for arm in compare_arms(snapshot):
+        record = {"arm": arm.arm, "search": searched.get(arm.arm)}
+        record |= {key: value for key, value in comparison_record(arm).items() if key != "arm"}
+        test = on_test[arm.arm]
+        if test["runs"]:
+            record |= {metric: test["mean"], f"{metric} difference": test["difference"]}
+        records.append(record)
     return records
 
 
 def confirmation_verdicts(snapshot: Snapshot) -> list[str]:
-    """Return a sentence an arm."""
-    found, rows_of, on_test = (
-        snapshot.spec["about"]["found"],
-        compare_arms(snapshot),
-        {r.arm: r for r in compare_arms(snapshot, test_split_metric(snapshot))},
-    )
-    told = []
-    for row in rows_of[1:]:
-        if row.difference is None or row.p is None:
-            told.append(f"{row.arm}: {row.verdict} ({row.n} runs have a value)")
-            continue
-        d, test = row.difference, on_test[row.arm].difference
-        corrected = f", corrected for {len(rows_of) - 1}" if len(rows_of) > 2 else ""
-        said = f"{row.arm}: {row.verdict}: {number(d.mean)} against the baseline ({number(d.low)} to {number(d.high)}, "
-        said += f"p {row.p:.2g} of {d.n} pairs{corrected})" + (
-            f"; {number(test.mean)} on the test split" if test else ""
-        )
-        told.append(said + _remaining_gain(snapshot, found.get(row.arm), found.get(BASELINE), d.mean))
-    return told
+    """Return one sentence per arm: its verdict, paired difference, confidence interval and p-value."""
+    on_test = {arm.arm: arm for arm in compare_arms(snapshot, metric_on_test_split(snapshot))}
+    _, *arms = compare_arms(snapshot)
+    return [_verdict_sentence(snapshot, arm, on_test[arm.arm], len(arms)) for arm in arms]
 
 
-def _remaining_gain(snapshot: Snapshot, value: float | None, baseline: float | None, confirmed: float) -> str:
-    """Return what is left of the gain that the search had seen."""
+def _verdict_sentence(snapshot: Snapshot, arm: ArmComparison, on_test: ArmComparison, n_compared: int) -> str:
+    if arm.difference is None or arm.p is None:
+        return f"{arm.arm}: {arm.verdict} ({arm.n} runs have a value)"
+    d, test = arm.difference, on_test.difference
+    p = f"p = {arm.p:.2g}" if n_compared == 1 else f"p = {arm.p:.2g} corrected for {n_compared} comparisons (Holm)"
+    sentence = f"{arm.arm}: {arm.verdict}: paired difference {number(d.mean)} from the baseline "
+    sentence += f"(95 % confidence interval {number(d.low)} to {number(d.high)}, {d.n} pairs, {p})"
+    sentence += f"; {number(test.mean)} on the test split" if test else ""
+    return sentence + _remaining_gain(snapshot, arm.arm, d.mean)
+
+
+def _remaining_gain(snapshot: Snapshot, arm: str, confirmed: float) -> str:
+    """Return how much of the gain in the search the new seeds confirm, nothing if the search saw no gain.
+
+    confirmed: mean paired difference on the new seeds.
+    """
+    about = snapshot.spec["about"]
+    value, baseline = about["found"].get(arm), about["found"].get(BASELINE)
     if value is None or baseline is None or value >= baseline:
         return ""
     gain = value - baseline
-    about = snapshot.spec["about"]
     length = flat(from_spec(snapshot.spec).base).get("run.tokens")
     at = "" if length == about["searched_tokens"] else f" at {about['searched_tokens']:,} tokens"
-    return f"; the search saw {number(gain)}{at}, of which {max(0.0, confirmed / gain):.0%} is left"
+    return f"; the difference in the search was {number(gain)}{at}, of which {max(0.0, confirmed / gain):.0%} remains"

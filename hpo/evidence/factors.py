@@ -1,4 +1,4 @@
-"""Factors: the changes between two configurations, each under a name, to be tried one by one."""
+"""Factors: the changes between two configurations, each under a name, so that `hpo ablate` can test them separately."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from model.section import flat, updated
 
 Factors = dict[str, dict[str, Any]]  # name -> dotted field -> its value in the target
 
-# What is no change: they leave the curve alone, or are the comparison's own.
+# Fields that are never a factor: they do not change the learning curve, or the comparison sets them.
 RUN_SETTINGS = (
     "run.align",
     "run.test",
@@ -29,55 +29,64 @@ RUN_SETTINGS = (
 )
 
 
-def named_configuration(snapshot: Snapshot, study: Study, word: str, option: str) -> BaseModel:
-    """Return the configuration that the command line calls `baseline`, `best`, by a trial's number or by its file.
+def named_configuration(snapshot: Snapshot, study: Study, name: str, option: str) -> BaseModel:
+    """Return the configuration that a command line names: `baseline`, `best`, the number of a trial, or a file.
+
+    option: the option that has this value, for messages.
 
     Raises:
-        Problem: there is none.
+        Problem: there is no such configuration.
     """
-    if word == "baseline":
+    if name == "baseline":
         return study.configured(next(iter(study.file.baseline), {}))
-    if word == "best" or word.isdecimal():
-        return configuration(study, picked(snapshot, None if word == "best" else int(word)))
-    if not word.endswith((".yaml", ".yml")):
-        raise Problem(f"{option}: must be baseline, best, the number of a trial, or a file, got {word!r}")
-    kind = type(study.base)
+    if name == "best" or name.isdecimal():
+        return configuration(study, picked(snapshot, None if name == "best" else int(name)))
+    if not name.endswith((".yaml", ".yml")):
+        raise Problem(f"{option}: must be baseline, best, the number of a trial, or a YAML file, got {name!r}")
+    config_class = type(study.base)
     try:
-        return kind.model_validate(read_config(Path(word))[0])
+        return config_class.model_validate(read_config(Path(name))[0])
     except ValidationError as error:
-        raise Problem(*(f"{option} {word}: {line}" for line in messages(error, kind))) from None
+        raise Problem(*(f"{option} {name}: {line}" for line in messages(error, config_class))) from None
 
 
 def find_factors(before: BaseModel, after: BaseModel, groups: Sequence[str]) -> Factors:
     """Return the changes from one configuration to another.
 
-    groups: NAME=FIELD,FIELD puts changes under one name. What comes with another component goes with its name.
+    If a component changes, such as the optimizer, its fields change with it as one factor.
+
+    groups: each NAME=FIELD,FIELD combines the changes of these fields into the factor NAME.
 
     Raises:
-        Problem: there is no change, a group has a field that does not change, or the two are on different data.
+        Problem: nothing changes, a group is not valid, or the two configurations use different data.
     """
     old, new = flat(before), flat(after)
     changed = {path: value for path, value in new.items() if old.get(path) != value or path not in old}
     _check_data(old, new, changed)
     for path in (*RUN_SETTINGS, seed_path(before)):
         changed.pop(path or "", None)
-    switched = [path.removesuffix(".name") for path in changed if path.endswith(".name")]
-    found: Factors = {}
+    components = [path.removesuffix(".name") for path in changed if path.endswith(".name")]
+    factors: Factors = {}
     for name, paths in _factor_groups(groups, changed).items():
-        found[name] = {path: changed.pop(path) for path in paths}
+        factors[name] = {path: changed.pop(path) for path in paths}
     for path, value in changed.items():
         section = path.rpartition(".")[0]
-        found.setdefault(section if section in switched else path, {})[path] = value
-    if not found:
-        raise Problem("ablate: the two configurations are the same; name others with --from and --to")
-    return found
+        factors.setdefault(section if section in components else path, {})[path] = value
+    if not factors:
+        raise Problem("ablate: the two configurations must differ; --from and --to choose others")
+    return factors
 
 
 def _check_data(old: Mapping[str, Any], new: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+    """Check that both configurations are evaluated on the same data.
+
+    Raises:
+        Problem: they are not.
+    """
     free = {f"data.{field}" for field in TRAINING_FIELDS}
     problems = [
-        f"--to: {path}: must be that of --from, since losses on different data cannot be compared, "
-        f"got {new[path]!r} and {old.get(path)!r}"
+        f"--to: {path}: must equal that of --from, {old.get(path)!r}, since losses on different data cannot be "
+        f"compared, got {new[path]!r}"
         for path in changed
         if path.startswith("data.") and path not in free
     ]
@@ -86,8 +95,14 @@ def _check_data(old: Mapping[str, Any], new: Mapping[str, Any], changed: Mapping
 
 
 def _factor_groups(groups: Sequence[str], changed: Mapping[str, Any]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    taken: list[str] = []
+    """Return name -> fields of each group of the command line.
+
+    Raises:
+        Problem: a group is not of the form NAME=FIELD,FIELD, its name is taken, or a field is in two groups or does
+            not change.
+    """
+    paths_of: dict[str, list[str]] = {}
+    used: list[str] = []
     for group in groups:
         name, equals, fields = group.partition("=")
         paths = [path.strip() for path in fields.split(",") if path.strip()]
@@ -95,43 +110,46 @@ def _factor_groups(groups: Sequence[str], changed: Mapping[str, Any]) -> dict[st
             raise Problem(
                 f"--factor: must be NAME=FIELD,FIELD, such as rates=optimizer.lr,schedule.warmup, got {group!r}"
             )
-        _check_name(name.strip(), found, changed)
+        _check_factor_name(name.strip(), paths_of, changed)
         for path in paths:
-            if path in taken:
-                raise Problem(f"--factor: {path} is in two factors")
+            if path in used:
+                raise Problem(f"--factor: a field must be in one factor only, got {path} twice")
             if path not in changed:
-                raise Problem(f"--factor: {path} does not change between the two{nearest(path, changed)}")
-        found[name.strip()] = paths
-        taken += paths
-    return found
+                raise Problem(f"--factor: {path} is the same in both configurations{nearest(path, changed)}")
+        paths_of[name.strip()] = paths
+        used += paths
+    return paths_of
 
 
-def _check_name(name: str, found: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
-    """Refuse a name that would mean two things in what is told of the effects."""
-    if name in found:
-        raise Problem(f"--factor: {name} is given twice")
-    taken = {*changed, *(path.rpartition(".")[0] for path in changed), "baseline", "target", "all together"}
-    if name in taken or any(sign in name for sign in (" + ", " x ", " = ")):
-        raise Problem(f"--factor: must be a name that stands for nothing else, got {name!r}")
-
-
-def order_factors(found: Factors, order: Sequence[str]) -> Factors:
-    """Return the factors in the order asked for, those that were not named behind.
+def _check_factor_name(name: str, paths_of: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+    """Check that a factor's name cannot be confused with a field, an arm or an interaction.
 
     Raises:
-        Problem: a name is none of them.
+        Problem: it can.
     """
-    if unknown := [name for name in order if name not in found]:
-        raise Problem(f"--order: no factor {unknown[0]!r}{nearest(unknown[0], found)}; there are {', '.join(found)}")
-    return {name: found[name] for name in dict.fromkeys([*order, *found])}
+    if name in paths_of:
+        raise Problem(f"--factor: names must be distinct, got {name} twice")
+    reserved = {*changed, *(path.rpartition(".")[0] for path in changed), "baseline", "target", "all together"}
+    if name in reserved or any(sign in name for sign in (" + ", " x ", " = ")):
+        raise Problem(
+            f"--factor: must not be the name of a field, a section, an arm or a combination of factors, got {name!r}"
+        )
 
 
-def same_tokenizer(before: BaseModel, after: BaseModel) -> bool:
-    """Return whether losses in nats per token can be compared."""
-    return getattr(before, "tokenizer", None) == getattr(after, "tokenizer", None)
+def order_factors(factors: Factors, order: Sequence[str]) -> Factors:
+    """Return the factors in the requested order, followed by the factors that `order` does not name.
+
+    Raises:
+        Problem: a name in `order` is not a factor.
+    """
+    if unknown := [name for name in order if name not in factors]:
+        raise Problem(
+            f"--order: no factor {unknown[0]!r}{nearest(unknown[0], factors)}; the factors are {', '.join(factors)}"
+        )
+    return {name: factors[name] for name in dict.fromkeys([*order, *factors])}
 
 
-def with_run_settings_of(base: BaseModel, before: BaseModel) -> BaseModel:
-    """Return `before` with what is the comparison's own taken from `base`."""
+def with_run_settings_of(base: BaseModel, config: BaseModel) -> BaseModel:
+    """Return `config` with the fields of RUN_SETTINGS that it has taken from `base`."""
     fields = flat(base)
-    return updated(before, {path: fields[path] for path in RUN_SETTINGS if path in fields and path in flat(before)})
+    return updated(config, {path: fields[path] for path in RUN_SETTINGS if path in fields and path in flat(config)})

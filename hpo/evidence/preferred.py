@@ -1,4 +1,4 @@
-"""Which trial of a study to export: one that was confirmed before the best of the search."""
+"""Choose the trial of a study that `hpo export` writes: a confirmed trial, else the best trial of the search."""
 
 from hpo.analysis.snapshot import Snapshot, best_trial, ended, find, read_snapshot
 from hpo.errors import Problem
@@ -6,40 +6,46 @@ from hpo.storage.attributes import SPEC
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import Trial, study_attrs, study_ids
 
-UNCONFIRMED = "the search's best, not confirmed: `hpo confirm` says whether it is better than the baseline"
+UNCONFIRMED = "not confirmed: best of the search; `hpo confirm` tests whether it is better than the baseline"
 
 
 def trial_to_export(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]:
-    """Return the trial to keep, and in words what is known of it: the best that was confirmed, else the search's best.
+    """Return the trial to export, and whether `hpo confirm` confirmed it, in words.
+
+    Among the arms of the latest finished confirmation that are better than the baseline, the one with the lowest mean
+    is preferred to the best trial of the search.
 
     Raises:
         NothingFeasible: no trial is complete.
+        Problem: the study has arms, of which none is the best.
     """
     if snapshot.spec.get("arms"):
         raise Problem(
-            f"--trial: required, since {snapshot.name} has arms: their runs differ by luck; `hpo trials` lists them"
+            f"--trial: required, since {snapshot.name} has arms, whose runs differ by their seed; "
+            "`hpo trials` lists them"
         )
-    found = _latest_confirmation(store, snapshot)
-    if found is None:
+    confirmation = _latest_confirmation(store, snapshot)
+    if confirmation is None:
         return best_trial(snapshot), UNCONFIRMED
-    from hpo.evidence.paired import compare_arms  # scipy, which few exports need
+    from hpo.evidence.paired import compare_arms  # imports scipy, which few exports need
 
-    better = [row for row in compare_arms(found) if row.verdict == "better" and row.n == len(found.spec["seeds"])]
-    if not better:
-        best = best_trial(snapshot)
-        if best.number not in found.spec["about"]["trials"].values():
-            return best, f"the search's best, which was not among those that {found.name} ran again"
-        return best, f"the search's best, which {found.name} did not find better than the baseline"
-    least = min(better, key=lambda row: row.mean or 0.0)
-    return find(
-        snapshot, found.spec["about"]["trials"][least.arm]
-    ), f"confirmed better than the baseline by {found.name}"
+    trials, seeds = confirmation.spec["about"]["trials"], confirmation.spec["seeds"]
+    better = [arm for arm in compare_arms(confirmation) if arm.verdict == "better" and arm.n == len(seeds)]
+    if better:
+        lowest = min(better, key=lambda arm: arm.mean or 0.0)
+        return find(snapshot, trials[lowest.arm]), f"confirmed better than the baseline by {confirmation.name}"
+    best = best_trial(snapshot)
+    if best.number not in trials.values():
+        return best, f"not confirmed: best of the search, which {confirmation.name} did not re-run"
+    return best, f"not confirmed: best of the search, which {confirmation.name} did not find better than the baseline"
 
 
 def _latest_confirmation(store: OpenStorage, snapshot: Snapshot) -> Snapshot | None:
-    """Return the latest study that confirmed this one and is over."""
-    for name, _ in sorted(study_ids(store).items(), key=lambda item: -item[1]):
-        spec = study_attrs(store, study_ids(store)[name]).get(SPEC, {})
-        if spec.get("about", {}).get("confirms") == snapshot.name and ended(found := read_snapshot(store, name)):
-            return found
+    """Return the latest confirmation of this study that has ended."""
+    for name, study_id in sorted(study_ids(store).items(), key=lambda item: -item[1]):
+        spec = study_attrs(store, study_id).get(SPEC, {})
+        if spec.get("about", {}).get("confirms") == snapshot.name:
+            confirmation = read_snapshot(store, name)
+            if ended(confirmation):
+                return confirmation
     return None

@@ -1,4 +1,4 @@
-"""A ledger of claims, read and checked: every arm of every claim is built, and compared with the first one."""
+"""Read and check a ledger of claims: build every arm of every claim, and compare it with the first arm."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,9 +16,13 @@ from model.config import TrainConfig
 from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat, updated
 
-# What makes no arm: seeds are the protocol's, the others leave losses alone.
-NEUTRAL = {"run.seed": 0, "run.device": "auto", "run.keep_checkpoints": "last", "run.diagnostics": False} | {
-    "run.test": False
+# Arms must differ in more than these fields: all arms have the same seeds, and the other fields do not change losses.
+NEUTRAL = {
+    "run.seed": 0,
+    "run.device": "auto",
+    "run.keep_checkpoints": "last",
+    "run.diagnostics": False,
+    "run.test": False,
 }
 
 
@@ -26,7 +30,7 @@ def load_ledger(path: Path) -> Ledger:
     """Read and check a ledger.
 
     Raises:
-        Problem: naming everything that is wrong.
+        Problem: the file is not a valid ledger; names all mistakes.
     """
     try:
         tree = parse_yaml(path.read_text("utf-8"))
@@ -45,22 +49,22 @@ def load_ledger(path: Path) -> Ledger:
 
 
 def arm_configurations(test: ArmsTest) -> dict[str, TrainConfig]:
-    """Return the configuration of each arm; at equal tokens with rungs at marks that all arms reach exactly.
+    """Return the configuration of each arm; at equal tokens, with rungs that all arms reach exactly.
 
     Raises:
-        pydantic.ValidationError: an arm is not a configuration.
-        Problem: there is no such base.
+        pydantic.ValidationError: an arm is not a valid configuration.
+        Problem: the base does not exist.
     """
     base = load_base(test.base, "test.base", TrainConfig)
-    found = {name: updated(base, values) for name, values in test.all_arms().items()}
+    configs = {name: updated(base, values) for name, values in test.all_arms().items()}
     if test.equal != "tokens":
-        return found
-    align = common_align(found.values())
-    return {name: updated(config, {"run.align": align}) for name, config in found.items()}
+        return configs
+    align = common_align(configs.values())
+    return {name: updated(config, {"run.align": align}) for name, config in configs.items()}
 
 
 def _problems(name: str, claim: Claim) -> list[str]:
-    """Return what is wrong with a claim whose keys are right, each line beginning with the key."""
+    """Return the mistakes in a claim that has the form of one, each as a line that starts with the key."""
     own = [] if claim.report == f"S{name[1:4]}" else [f"report: must be S{name[1:4]}, got {claim.report}"]
     return own + (_arm_problems(claim.test) if isinstance(claim.test, ArmsTest) else [])
 
@@ -83,7 +87,7 @@ def _arm_problems(test: ArmsTest) -> list[str]:
 
 
 def _difference(test: ArmsTest, configs: Mapping[str, TrainConfig]) -> list[str]:
-    """Return which arms are the same run, scored the same way."""
+    """Return the arms that are the same run with the same metric as an earlier arm."""
     seen: dict[str, str] = {}
     problems = []
     for name, config in configs.items():
@@ -97,44 +101,51 @@ def _difference(test: ArmsTest, configs: Mapping[str, TrainConfig]) -> list[str]
 
 
 def _equality(test: ArmsTest, configs: Mapping[str, TrainConfig]) -> list[str]:
-    """Return where the arms do not get the same of what is to be equal, or are not scored on the same text."""
-    first, *others = configs
+    """Return the arms that differ from the first arm in what must be equal, or in their validation data."""
+    reference, *others = configs
     problems = []
     for name in others:
-        for what, mine, its in _compared(test, configs[name], configs[first]):
-            if mine != its:
-                problems.append(f"test.arms.{name}: must have the {what} of the first arm, {its}, got {mine}")
+        for quantity, own, expected in _compared(test, configs[name], configs[reference]):
+            if own != expected:
+                problems.append(f"test.arms.{name}: must have the {quantity} of the first arm, {expected}, got {own}")
     return problems
 
 
-def _compared(test: ArmsTest, config: TrainConfig, first: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
-    one, other = config.marks()[-1], first.marks()[-1]
+def _compared(test: ArmsTest, config: TrainConfig, reference: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each quantity that must be equal, with its values in an arm and in the reference."""
+    updates, expected = config.marks()[-1], reference.marks()[-1]
     if test.equal == "tokens":
-        yield "tokens", one * config.update_tokens(), other * first.update_tokens()
+        yield "tokens", updates * config.update_tokens(), expected * reference.update_tokens()
     if test.equal == "updates":
-        yield "updates", one, other
-    yield "rungs", config.run.rungs, first.run.rungs
-    kept = [key for key in flat(first) if key.startswith("data.") and key[5:] not in TRAINING_FIELDS]
-    for key in kept:
-        yield key, flat(config).get(key), flat(first)[key]
+        yield "updates", updates, expected
+    yield "rungs", config.run.rungs, reference.run.rungs
+    fields = flat(reference)
+    for key in fields:
+        if key.startswith("data.") and key[5:] not in TRAINING_FIELDS:
+            yield key, flat(config).get(key), fields[key]
 
 
 def _measurable(test: ArmsTest, configs: Mapping[str, TrainConfig]) -> list[str]:
-    """Return where the metric does not fit what is varied or what the arms measure."""
+    """Return the arms whose metric cannot be compared, or is not measured."""
     problems = []
     metrics = {name: test.metric_of(name) for name in configs}
     if len({config.tokenizer for config in configs.values()}) > 1 and any(m.endswith("loss") for m in metrics.values()):
         problems.append(
-            "test.metric: must be val_bpb, since the tokenizer is varied and nats per token of different tokens "
-            f"cannot be compared, got {next(iter(metrics.values()))}"
+            "test.metric: must be val_bpb, since arms have different tokenizers, whose nats per token cannot be "
+            f"compared, got {next(iter(metrics.values()))}"
         )
     if len({metric.removeprefix("ema_") for metric in metrics.values()}) > 1:
-        problems.append(f"test.metric: must be one for all arms, but for ema_, got {', '.join(metrics.values())}")
+        problems.append(
+            f"test.metric: must be the same for all arms, except for the prefix ema_, got {', '.join(metrics.values())}"
+        )
     for name, config in configs.items():
         if metrics[name].startswith("ema_") and config.regularization.ema is None:
             problems.append(f"test.arms.{name}: must set regularization.ema, since its metric is {metrics[name]}")
         if metrics[name] == "kurtosis" and not config.run.diagnostics:
             problems.append(f"test.arms.{name}: must set run.diagnostics, since its metric is kurtosis")
-    if test.equal == "seconds" and next(iter(configs.values())).run.rungs < 4:
-        problems.append("test.equal: seconds needs four rungs, between which curves are read")
+    rungs = next(iter(configs.values())).run.rungs
+    if test.equal == "seconds" and rungs < 4:
+        problems.append(
+            f"test.equal: seconds needs at least 4 rungs, since curves are interpolated between rungs, got {rungs}"
+        )
     return problems

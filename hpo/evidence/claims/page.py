@@ -1,64 +1,72 @@
-"""The page of all claims of a ledger, written from what was found."""
+"""The page of all claims of a ledger and their verdicts, written from the stored results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpo.evidence.claims import results
-from hpo.evidence.claims.results import ClaimResult, ClaimResults
+from hpo.evidence.claims.results import ClaimResults, arm_records, verdict_records
 from hpo.evidence.claims.schema import Ledger
 
-HEAD = """# What the reports claim, and what runs show
+HEAD = """# Claims of five training reports, tested
 
-`hpo claims --write docs/claims.md` writes this page from `docs/claims.json`; `hpo claims` runs the tests of
-`studies/claims.yaml` and keeps what it finds there. Each line is repeated by its command.
+`hpo claims` runs the tests in `studies/claims.yaml` and stores their results. `hpo claims --write docs/claims.md`
+writes this page from the results in `docs/claims.json`. The last column of each table is the command that repeats the
+test.
 
-The rule was written before anything was run; the head of `studies/claims.yaml` has it in full. In short: the arms of
-a claim are trained on the same seeds, which share initial weights and batches, so that the runs of a seed are a pair.
-The effect is the mean over n pairs of the claimed arm less the reference, as a share of the reference unless the
-claim is one of a level, and its interval is Student's, of 95 percent. A claim *holds* where the interval lies on the
-claimed side of 0 and reaches the claimed size, holds *in part* where all of it falls short of that size, is *refuted*
-where it lies on the other side, and is *not shown* where it contains 0. What is no part of a claim, such as a learning
-rate, is first chosen for each arm on seeds 100 to 102. The tokens are those of one run.
+The rules were written before any run. The head of `studies/claims.yaml` gives them in full. In short:
 
-All of this is on small networks and short runs, as the column `scale` says, and says nothing measured of larger ones.
-One interval in twenty misses by chance alone.
+* All arms (configurations) of a claim are trained with the same seeds. Two runs with the same seed share their initial
+  weights and batches, and form a pair.
+* The effect is the mean over n pairs of the claimed arm minus the reference, as a share of the reference. If the claim
+  is that a level is reached, the effect is the claimed arm's metric itself.
+* The interval is Student's 95 % confidence interval of that mean.
+* Settings that are not part of a claim, such as the learning rate, are first tuned for each arm on seeds 100 to 102.
+* A claim of arithmetic is calculated by one of the project's tests. Its verdict ends with "by arithmetic".
+* The column `tokens` is the number of training tokens of one run.
+
+| verdict | meaning |
+|---|---|
+| holds | the interval is on the claimed side of 0 and reaches the claimed size |
+| holds in part | the interval is on the claimed side of 0, but all of it is below the claimed size |
+| not shown | the interval contains 0 |
+| refuted | the interval is on the other side of 0 |
+
+All runs are short and use small networks, as the column `scale` shows. The verdicts do not extend to larger networks.
+About one in twenty 95 % intervals misses the true effect by chance.
 """
 
 
-def claims_page(ledger: Ledger, held: ClaimResults) -> str:
+def claims_page(ledger: Ledger, results: ClaimResults) -> str:
     """Return the page of all claims of a ledger, as Markdown."""
-    told = {line["id"]: line for line in results.verdict_records(ledger.claims, held)}
+    records = {record["id"]: record for record in verdict_records(ledger.claims, results)}
     totals: dict[str, int] = {}
-    for line in told.values():
-        totals[line["verdict"]] = totals.get(line["verdict"], 0) + 1
-    counted = "\n".join(f"| {verdict} | {n} |" for verdict, n in sorted(totals.items(), key=lambda item: -item[1]))
-    parts = [HEAD, f"| verdict | claims |\n|---|---:|\n{counted}\n| all | {len(told)} |\n"]
+    for record in records.values():
+        totals[record["verdict"]] = totals.get(record["verdict"], 0) + 1
+    counts = "\n".join(f"| {verdict} | {n} |" for verdict, n in sorted(totals.items(), key=lambda item: -item[1]))
+    parts = [HEAD, f"| verdict | claims |\n|---|---:|\n{counts}\n| all | {len(records)} |\n"]
     for report in dict.fromkeys(claim.report for claim in ledger.claims.values()):
-        mine = [told[name] for name, claim in ledger.claims.items() if claim.report == report]
-        parts.append(f"## {report}\n\n{_table(mine)}\n")
-        parts += [f"{line['id']}: {line['note']}.\n" for line in mine if line["note"]]
+        own = [records[name] for name, claim in ledger.claims.items() if claim.report == report]
+        parts.append(f"## {report}\n\n{_table(own)}\n")
+        parts += [f"{record['id']}: {record['note']}.\n" for record in own if record["note"]]
     arms = [
-        arm
-        for name, claim in ledger.claims.items()
-        for arm in results.arm_records(name, claim, held.result_of(name, claim))
+        arm for name, claim in ledger.claims.items() for arm in arm_records(name, claim, results.result_of(name, claim))
     ]
     parts += [f"{ARMS}\n{_table(arms)}\n"] if arms else []
-    return "\n".join([*parts, _machines(held, ledger)])
+    return "\n".join([*parts, _machines(results, ledger)])
 
 
 COLUMNS = ("id", "claim", "claimed", "measured", "n", "tokens", "scale", "verdict", "command")
 ARMS = """## All arms
 
-The first arm of a claim is its reference; the one that the claim is about is marked with a star. The others say what
-else might explain an effect, and do not enter the verdict.
+The first arm of a claim is its reference. A star marks the arms that the claim is about. The other arms test what else
+could explain an effect, and do not enter the verdict.
 """
 
 
-def _table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return lines as a table, the columns of verdicts in their order."""
-    columns = [key for key in COLUMNS if key in lines[0]] if "verdict" in lines[0] else list(lines[0])
-    shown = [columns, ["---"] * len(columns), *([_cell(key, line[key]) for key in columns] for line in lines)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in shown)
+def _table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return records as a Markdown table; records of verdicts have their columns in the order of COLUMNS."""
+    columns = [key for key in COLUMNS if key in records[0]] if "verdict" in records[0] else list(records[0])
+    rows = [columns, ["---"] * len(columns), *([_cell(key, record[key]) for key in columns] for record in records)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def _cell(key: str, value: Any) -> str:
@@ -66,14 +74,15 @@ def _cell(key: str, value: Any) -> str:
     return f"`{text}`" if key == "command" else text
 
 
-def _machines(held: ClaimResults, ledger: Ledger) -> str:
-    """Return on which versions the runs were made, and at which commits."""
-    found: list[ClaimResult] = [f for n, c in ledger.claims.items() if (f := held.result_of(n, c)) is not None]
+def _machines(results: ClaimResults, ledger: Ledger) -> str:
+    """Return a sentence with the package versions and commits of the runs."""
     commits: dict[str, set[str]] = {}
-    for machine in (machine for one in found for machine in one.machines):
-        commits.setdefault(_versions(machine), set()).add(str(machine.get("git_commit"))[:12])
-    seen = [f"{versions}, at {', '.join(sorted(commits[versions]))}" for versions in sorted(commits)]
-    return "Runs were made with " + "; ".join(seen or ["nothing yet"]) + ".\n"
+    for name, claim in ledger.claims.items():
+        result = results.result_of(name, claim)
+        for machine in result.machines if result is not None else ():
+            commits.setdefault(_versions(machine), set()).add(str(machine.get("git_commit"))[:12])
+    groups = [f"{versions}, at {', '.join(sorted(commits[versions]))}" for versions in sorted(commits)]
+    return "Runs were made with " + "; ".join(groups) + ".\n" if groups else "There are no runs yet.\n"
 
 
 def _versions(machine: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the runs of claims found, kept as data, and the page that is written from it."""
+"""The stored results of claims (claims.json), and the records that the table and the page of verdicts show."""
 
 import json
 import math
@@ -24,7 +24,7 @@ class ClaimRun(Section):
     arm: str
     seed: int
     value: float | None
-    """By the metric of the claim; none: it diverged."""
+    """Score by the metric of the claim, None if the run diverged."""
     tokens: int | None
     seconds: float | None
     study: str
@@ -32,46 +32,47 @@ class ClaimRun(Section):
 
 
 class ClaimResult(Section):
-    """What was run for one claim."""
+    """The stored result of one claim."""
 
     test: dict[str, Any]
-    """As the ledger had it then."""
+    """The test of the ledger at the time of the runs."""
     command: str
+    """Command that repeats the test."""
     base: str = ""
     passed: bool | None = None
-    """Whether the calculation came out right, of a claim that is tested by one."""
+    """For a claim tested by a calculation: whether the pytest test passed."""
     parameters: dict[str, int] = Field(default_factory=dict)
-    """Arm -> weights that are trained, of the reference and of what the claim is about."""
+    """Arm of the verdict -> number of trained parameters."""
     machines: tuple[dict[str, Any], ...] = ()
-    """Versions, threads and commit of the runs."""
+    """Package versions, threads and commit of the runs."""
     chosen: dict[str, str] = Field(default_factory=dict)
-    """Arm -> the level of its tuned factors that served it best."""
+    """Compared arm -> the arm with the best levels of its tuned factors."""
     runs: tuple[ClaimRun, ...] = ()
     tuning: tuple[ClaimRun, ...] = ()
-    """The runs by which that was chosen; they are no part of the verdict."""
+    """The runs that chose these levels; the verdict does not use them."""
 
 
 class ClaimResults(Section):
-    """Those of a ledger, by the id of the claim."""
+    """The stored results of the claims of a ledger, by claim id."""
 
     claims: dict[str, ClaimResult] = Field(default_factory=dict)
 
     def result_of(self, name: str, claim: Claim) -> ClaimResult | None:
-        """Return what was run for a claim as the ledger has it now."""
-        found = self.claims.get(name)
-        return found if found is not None and found.test == stored_test(claim) else None
+        """Return the result of a claim, or None if its test in the ledger has changed since."""
+        result = self.claims.get(name)
+        return result if result is not None and result.test == stored_test(claim) else None
 
 
 def stored_test(claim: Claim) -> dict[str, Any]:
-    """Return the test of a claim as data, without what may change and leaves the test the same."""
+    """Return the test of a claim as data, without the fields that can change while the test stays the same."""
     return claim.test.model_dump(mode="json", exclude={"seeds", "computation"})
 
 
 def load_results(path: Path) -> ClaimResults:
-    """Read what was found so far; nothing where there is no such file.
+    """Read the results of claims; a file that does not exist has none.
 
     Raises:
-        Problem: it is another file.
+        Problem: the file is not a file of results.
     """
     try:
         return ClaimResults.model_validate({"claims": json.loads(path.read_text("utf-8"))})
@@ -79,19 +80,19 @@ def load_results(path: Path) -> ClaimResults:
         return ClaimResults()
     except (OSError, ValueError) as error:
         why = messages(error, ClaimResults)[0] if isinstance(error, ValidationError) else error
-        raise Problem(f"--data: {path} holds no findings of claims: {why}") from None
+        raise Problem(f"--data: must be a file of claim results, got {path}: {why}") from None
 
 
-def save_result(path: Path, ledger: Ledger, name: str, found: ClaimResult) -> None:
-    """Put a finding in place of the one that the file holds of this claim; others stay as they are."""
-    held = {**load_results(path).claims, name: found}
-    order = [*ledger.claims, *sorted(held.keys() - ledger.claims.keys())]
-    tree = {n: held[n].model_dump(mode="json", exclude_defaults=True) for n in order if n in held}
+def save_result(path: Path, ledger: Ledger, name: str, result: ClaimResult) -> None:
+    """Replace the result of one claim in the file; the results of other claims stay as they are."""
+    results = {**load_results(path).claims, name: result}
+    order = [*ledger.claims, *sorted(results.keys() - ledger.claims.keys())]
+    tree = {n: results[n].model_dump(mode="json", exclude_defaults=True) for n in order if n in results}
     write_file(path, _as_json(tree) + "\n")
 
 
 def _as_json(tree: Any, indent: str = "") -> str:
-    """Return JSON with a line for each of the innermost lists and mappings, so that a run is one line."""
+    """Return JSON with each innermost list or mapping on one line, so that each run is one line."""
     inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
     if not any(isinstance(value, dict | list) for value in inner):
         return json.dumps(tree)
@@ -104,81 +105,83 @@ def _as_json(tree: Any, indent: str = "") -> str:
 
 def scores_by_arm(runs: Iterable[ClaimRun]) -> ScoresByArm:
     """Return the scores of runs by arm and seed."""
-    found: dict[str, dict[int, float | None]] = {}
+    scores: dict[str, dict[int, float | None]] = {}
     for run in runs:
-        found.setdefault(run.arm, {})[run.seed] = run.value
-    return found
+        scores.setdefault(run.arm, {})[run.seed] = run.value
+    return scores
 
 
-def verdict_on(claim: Claim, found: ClaimResult | None) -> ClaimVerdict:
-    """Return the verdict on a claim by what was run for it."""
+def verdict_on(claim: Claim, result: ClaimResult | None) -> ClaimVerdict:
+    """Return the verdict on a claim from its stored result; None: the claim was not tested yet."""
     if isinstance(claim.test, ArithmeticTest):
-        shows = claim.test.shows if found is not None and found.passed else "not run yet"
-        return ClaimVerdict(None, None, None, 0, "difference", shows)
-    return decide_verdict(claim, scores_by_arm(found.runs) if found is not None else {})
+        outcome = claim.test.shows if result is not None and result.passed else "not run yet"
+        return ClaimVerdict(None, None, None, 0, "difference", outcome)
+    return decide_verdict(claim, scores_by_arm(result.runs) if result is not None else {})
 
 
-def effect_text(of: ClaimVerdict) -> str:
-    """Return the effect and its interval as a person reads them, with two digits of the interval's half."""
-    if of.effect is None or of.low is None or of.high is None:
+def effect_text(verdict: ClaimVerdict) -> str:
+    """Return the effect and its confidence interval, rounded to two digits of half the interval's width."""
+    if verdict.effect is None or verdict.low is None or verdict.high is None:
         return ""
-    factor, sign = 100 if of.unit == "share" else 1, "" if of.unit == "level" else "+"
-    what = {"share": " %", "level": "", "difference": "", "finished": " runs finish"}[of.unit]
-    half = factor * (of.high - of.low) / 2
-    digits = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 2
-    effect, low, high = (f"{factor * end:{sign}.{digits}f}" for end in (of.effect, of.low, of.high))
-    return f"{effect}{what} ({low} to {high})"
+    factor, sign = 100 if verdict.unit == "share" else 1, "" if verdict.unit == "level" else "+"
+    unit = {"share": " %", "level": "", "difference": "", "finished": " runs finish"}[verdict.unit]
+    half_width = factor * (verdict.high - verdict.low) / 2
+    decimals = max(0, 1 - math.floor(math.log10(half_width))) if half_width > 0 else 2
+    ends = (verdict.effect, verdict.low, verdict.high)
+    effect, low, high = (f"{factor * end:{sign}.{decimals}f}" for end in ends)
+    return f"{effect}{unit} ({low} to {high})"
 
 
-def verdict_record(name: str, claim: Claim, found: ClaimResult | None) -> dict[str, Any]:
-    """Return one line of the table of verdicts."""
-    verdict, test = verdict_on(claim, found), claim.test
-    by_sums = isinstance(test, ArithmeticTest)
-    weighed = [] if isinstance(test, ArithmeticTest) else test.verdict_arms()
-    trained = [run.tokens for run in found.runs if run.tokens is not None and run.arm in weighed] if found else []
+def verdict_record(name: str, claim: Claim, result: ClaimResult | None) -> dict[str, Any]:
+    """Return one row of the table of verdicts."""
+    verdict, test = verdict_on(claim, result), claim.test
+    by_calculation = isinstance(test, ArithmeticTest)
+    arms = [] if isinstance(test, ArithmeticTest) else test.verdict_arms()
+    tokens = [run.tokens for run in result.runs if run.tokens is not None and run.arm in arms] if result else []
+    passed = by_calculation and result is not None and result.passed
     return {
         "id": name,
         "claim": claim.claim,
         "claimed": claim.effect.text,
-        "measured": "" if by_sums else effect_text(verdict),
+        "measured": "" if by_calculation else effect_text(verdict),
         "n": verdict.n or None,
-        "tokens": " to ".join(f"{n:,}" for n in sorted({min(trained), max(trained)})) if trained else None,
-        "scale": scale_text(test, found),
-        "verdict": verdict.verdict + (" by arithmetic" if by_sums and found is not None and found.passed else ""),
-        "command": found.command if found is not None else f"hpo claims {name}",
+        "tokens": " to ".join(f"{n:,}" for n in sorted({min(tokens), max(tokens)})) if tokens else None,
+        "scale": scale_text(test, result),
+        "verdict": verdict.verdict + (" by arithmetic" if passed else ""),
+        "command": result.command if result is not None else f"hpo claims {name}",
         "note": verdict.note,
     }
 
 
-def scale_text(test: ArmsTest | ArithmeticTest, found: ClaimResult | None) -> str:
-    """Return the base of the runs, and how many parameters the arms of the verdict have."""
+def scale_text(test: ArmsTest | ArithmeticTest, result: ClaimResult | None) -> str:
+    """Return the base of the runs, and the range of the parameter counts of the arms of the verdict."""
     if isinstance(test, ArithmeticTest):
         return ""
-    sizes = sorted(set(found.parameters.values())) if found is not None else []
-    ends = " to ".join(f"{n:,}" for n in dict.fromkeys([*sizes[:1], *sizes[-1:]]))
-    return test.base + (f", {ends} parameters" if sizes else "")
+    sizes = sorted(set(result.parameters.values())) if result is not None else []
+    size_range = " to ".join(f"{n:,}" for n in dict.fromkeys([*sizes[:1], *sizes[-1:]]))
+    return test.base + (f", {size_range} parameters" if sizes else "")
 
 
-def arm_records(name: str, claim: Claim, found: ClaimResult | None) -> list[dict[str, Any]]:
-    """Return a line an arm of what was run for a claim: how many runs, their mean and standard deviation."""
-    if found is None or isinstance(claim.test, ArithmeticTest):
+def arm_records(name: str, claim: Claim, result: ClaimResult | None) -> list[dict[str, Any]]:
+    """Return one record per arm of a claim: the number of its runs, their mean and standard deviation."""
+    if result is None or isinstance(claim.test, ArithmeticTest):
         return []
-    lines = []
-    for arm, scores in scores_by_arm(found.runs).items():
-        known = [value for value in scores.values() if value is not None]
-        lines.append({
+    records = []
+    for arm, scores in scores_by_arm(result.runs).items():
+        known = [score for score in scores.values() if score is not None]
+        records.append({
             "id": name,
             "arm": arm + (" *" if arm in claim.test.contrast_terms() else ""),
-            "tuned": found.chosen.get(arm, "").removeprefix(f"{arm}, "),
+            "tuned": result.chosen.get(arm, "").removeprefix(f"{arm}, "),
             "runs": len(scores),
             "diverged": len(scores) - len(known) or None,
-            "metric": claim.test.metric_of(found.chosen.get(arm, arm)),
+            "metric": claim.test.metric_of(result.chosen.get(arm, arm)),
             "mean": number(statistics.fmean(known)) if known else None,
             "sd": number(statistics.stdev(known)) if len(known) > 1 else None,
         })  # fmt: skip
-    return lines
+    return records
 
 
-def verdict_records(ledger: Mapping[str, Claim], findings: ClaimResults) -> list[dict[str, Any]]:
-    """Return the table of verdicts of these claims."""
-    return [verdict_record(name, claim, findings.result_of(name, claim)) for name, claim in ledger.items()]
+def verdict_records(claims: Mapping[str, Claim], results: ClaimResults) -> list[dict[str, Any]]:
+    """Return the table of verdicts on these claims."""
+    return [verdict_record(name, claim, results.result_of(name, claim)) for name, claim in claims.items()]

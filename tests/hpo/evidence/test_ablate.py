@@ -1,4 +1,4 @@
-"""hpo ablate: which combinations are run, and what their effects are."""
+"""`hpo ablate`: which combinations it runs, and the effects it estimates."""
 
 import json
 import sys
@@ -47,7 +47,7 @@ TARGET = {"a": 1.0, "b": 1.0, "c": 1.0}
 
 @pytest.fixture
 def storage_url(tmp_path: Path) -> str:
-    """One storage for all that is told of snapshots; tests/test_confirm.py runs comparisons on the other one."""
+    """One kind of storage is enough here; test_confirm.py runs a comparison on Postgres."""
     return f"sqlite:///{tmp_path}/hpo.db"
 
 
@@ -68,13 +68,13 @@ def search(store: Store, folder: Path, target: dict[str, Any], **keys: Any) -> S
     return run_study(store, load_study(str(path)))
 
 
-def asked(design: str, **keys: Any) -> AblateRequest:
+def request(design: str, **keys: Any) -> AblateRequest:
     usual = {"study": None, "before": "baseline", "after": "1", "groups": [], "order": [], "seeds": 5, "tokens": None}
     return AblateRequest(**{**usual, "name": None, "design": design, **keys})
 
 
 def ablated(store: Store, snapshot: Snapshot, design: str, **keys: Any) -> Snapshot:
-    return run_study(store, plan_ablation(snapshot, f"planted-{design}", asked(design, **keys), 1000))
+    return run_study(store, plan_ablation(snapshot, f"planted-{design}", request(design, **keys), 1000))
 
 
 WANTED: dict[str, tuple[list[str], dict[str, float]]] = {
@@ -167,18 +167,21 @@ def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"seeds": 2}, "--seeds: must be at least 3, or no effect has an interval worth the name, got 2"),
-        ({"after": "0"}, "the two configurations are the same; name others with --from and --to"),
+        ({"seeds": 2}, "--seeds: must be at least 3, or confidence intervals are too wide to be useful, got 2"),
+        ({"after": "0"}, "the two configurations must differ; --from and --to choose others"),
         ({"after": "7"}, "has no trial 7; it has 0 to 1"),
-        ({"after": "there"}, "--to: must be baseline, best, the number of a trial, or a file, got 'there'"),
+        ({"after": "there"}, "--to: must be baseline, best, the number of a trial, or a YAML file, got 'there'"),
         ({"before": "none.yaml"}, "no such file: none.yaml"),
         ({"order": ["aa"]}, "--order: no factor 'aa'; did you mean a"),
         ({"groups": ["both"]}, "--factor: must be NAME=FIELD,FIELD, such as rates=optimizer.lr,schedule.warmup"),
-        ({"groups": ["x=a", "y=a"]}, "--factor: a is in two factors"),
-        ({"groups": ["x=a", "x=b"]}, "--factor: x is given twice"),
-        ({"groups": ["b=a"]}, "--factor: must be a name that stands for nothing else, got 'b'"),
-        ({"groups": ["baseline=a"]}, "--factor: must be a name that stands for nothing else, got 'baseline'"),
-        ({"groups": ["x=noise"]}, "--factor: noise does not change between the two"),
+        ({"groups": ["x=a", "y=a"]}, "--factor: a field must be in one factor only, got a twice"),
+        ({"groups": ["x=a", "x=b"]}, "--factor: names must be distinct, got x twice"),
+        ({"groups": ["b=a"]}, "--factor: must not be the name of a field, .*, got 'b'"),
+        (
+            {"groups": ["baseline=a"]},
+            "--factor: must not be the name of a field, a section, an arm or .*, got 'baseline'",
+        ),
+        ({"groups": ["x=noise"]}, "--factor: noise is the same in both configurations"),
     ],
     ids=[
         "seeds",
@@ -198,7 +201,7 @@ def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: 
 def test_mistake_is_named(here: Path, store: Store, keys: dict[str, Any], said: str) -> None:
     of = search(store, here, TARGET)
     with pytest.raises(Problem, match=said.replace("(", r"\(")):
-        plan_ablation(of, "p", asked("add-one-in", **keys), 1000)
+        plan_ablation(of, "p", request("add-one-in", **keys), 1000)
 
 
 def test_more_factors_than_a_design_holds_are_refused(here: Path, store: Store) -> None:
@@ -210,7 +213,7 @@ def test_more_factors_than_a_design_holds_are_refused(here: Path, store: Store) 
     sys.modules.pop("curves")
     (here / "to.yaml").write_text(dump_yaml(dict.fromkeys(names, 1.0)))
     with pytest.raises(Problem, match="--design factorial: must be at most 16 factors, got 17; --factor"):
-        plan_ablation(of, "p", asked("factorial", after="to.yaml"), 1000)
+        plan_ablation(of, "p", request("factorial", after="to.yaml"), 1000)
 
 
 def test_configurations_of_different_data_are_refused(here: Path) -> None:
@@ -222,7 +225,10 @@ def test_configurations_of_different_data_are_refused(here: Path) -> None:
     tree = parse_yaml((here / "to.yaml").read_text())
     (here / "to.yaml").write_text(dump_yaml(tree | {"data": {"name": "python-docs"}}))
     done = hpo("ablate", "--study", "g", "--to", "to.yaml", cwd=here, status=2)
-    assert "--to: data.name: must be that of --from, since losses on different data cannot be compared" in done.stderr
+    assert (
+        "--to: data.name: must equal that of --from, 'synthetic', since losses on different data cannot be compared"
+        in done.stderr
+    )
 
 
 def test_another_component_comes_with_its_fields_and_lengths_are_the_comparison_s_own(here: Path) -> None:
@@ -255,4 +261,7 @@ def test_ablation_goes_on_under_its_own_plan_alone(here: Path, storage_url: str)
     assert hpo(*words, "--format", "json", cwd=here).stdout == first.stdout
     assert hpo(*words[:3], *words[5:], "--format", "json", cwd=here).stdout == first.stdout, "--seeds is as it was"
     other = hpo(*words, "--factor", "both=a,b", cwd=here, status=2)
-    assert "--factor: study planted-leave-one-out was begun with none, got both=a,b; `--as NAME`" in other.stderr
+    assert (
+        "--factor: must be empty, with which study planted-leave-one-out was started, got both=a,b; `--as NAME`"
+        in other.stderr
+    )

@@ -1,4 +1,4 @@
-"""hpo confirm: what is run again, on which seeds, and what is made of it."""
+"""`hpo confirm`: which configurations it re-runs, on which seeds, and what it concludes."""
 
 import json
 import signal
@@ -39,11 +39,11 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture
 def storage_url(tmp_path: Path) -> str:
-    """One storage for all that is told of snapshots."""
+    """One kind of storage is enough for snapshots."""
     return f"sqlite:///{tmp_path}/hpo.db"
 
 
-def asked(**keys: Any) -> ConfirmRequest:
+def request(**keys: Any) -> ConfirmRequest:
     return ConfirmRequest(
         **{"study": None, "top": None, "seeds": None, "tokens": None, "name": None, "test": None, **keys}
     )
@@ -51,7 +51,7 @@ def asked(**keys: Any) -> ConfirmRequest:
 
 def confirmed(store: Store, snapshot: Snapshot, **keys: Any) -> Snapshot:
     name = f"{snapshot.name}-confirm"
-    return run_study(store, plan_confirmation(snapshot, name, asked(**keys), first_new_seed(store, snapshot)))
+    return run_study(store, plan_confirmation(snapshot, name, request(**keys), first_new_seed(store, snapshot)))
 
 
 def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_search_never_had(
@@ -105,12 +105,12 @@ def test_a_baseline_that_loses_its_runs_is_said_to(here: Path, store: Store) -> 
     failing = "if config.seed > 1001 and config.x == 0.5:\n        yield 1, float('nan')\n    for rung in"
     edit(here, "for rung in", failing)
     baseline, arm = compare_arms(confirmed(store, snapshot, top=1, seeds=4))
-    assert (baseline.lost, arm.lost, arm.verdict) == (2, 0, "better: the first lost runs")
+    assert (baseline.lost, arm.lost, arm.verdict) == (2, 0, "better: the reference lost runs")
 
 
 def test_a_longer_run_does_not_meet_the_time_limit_of_the_search(here: Path, store: Store) -> None:
     snapshot = run_search(store, here, {}, limits={"seconds": 100, "memory_gb": 3})
-    limits = plan_confirmation(snapshot, "c", asked(), 1000).file.limits
+    limits = plan_confirmation(snapshot, "c", request(), 1000).file.limits
     assert (limits.seconds, limits.memory_gb) == (None, 3)
 
 
@@ -140,13 +140,13 @@ def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(
     assert baseline is not None
     gain = best.values[0] - baseline.values[0]
     (said,) = confirmation_verdicts(found)
-    assert said.startswith(f"{arm}: better: {np.mean(pairs):.4f} against the baseline (")
-    assert f"the search saw {gain:.4f}, of which {np.mean(pairs) / gain:.0%} is left" in said
+    assert said.startswith(f"{arm}: better: paired difference {np.mean(pairs):.4f} from the baseline (95 % ")
+    assert f"the difference in the search was {gain:.4f}, of which {np.mean(pairs) / gain:.0%} remains" in said
     assert [record["search"] for record in confirmation_table(found)] == [baseline.values[0], best.values[0]]
 
 
 def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: Store) -> None:
-    """The space does nothing: what the search found best is luck, of which nothing is left."""
+    """The space has no effect, so the best trial of the search is only lucky."""
     path = planted(here, base={"noise": 0.1}, pruner={"name": "none"})
     edit(here, "1.0 + config.x", "1.0")
     from hpo.study.load import load_study
@@ -155,13 +155,13 @@ def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: St
     found = confirmed(store, snapshot, top=3, seeds=5)
     assert {row.verdict for row in compare_arms(found)[1:]} == {"no difference shown"}
     luckiest = confirmation_table(found)[1]
-    assert luckiest["search"] < luckiest["mean"], "a minimum over noise flatters"
+    assert luckiest["search"] < luckiest["mean"], "the minimum of noisy values is biased"
 
 
 def test_nothing_to_confirm_is_status_3(here: Path, store: Store) -> None:
     snapshot = run_search(store, here, {}, budget={"trials": 1})
-    with pytest.raises(NothingFeasible, match="no trial but its baseline is complete yet"):
-        plan_confirmation(snapshot, "c", asked(), 1000)
+    with pytest.raises(NothingFeasible, match="no trial is complete except the baseline"):
+        plan_confirmation(snapshot, "c", request(), 1000)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_nothing_to_confirm_is_status_3(here: Path, store: Store) -> None:
     [
         ({"seeds": 2}, "--seeds: must be at least 3, or no difference between 2 configurations"),
         ({"seeds": 6, "test": "wilcoxon"}, "--seeds: must be at least 7, .* significant in a wilcoxon test; got 6"),
-        ({"tokens": 5000}, "--tokens: needs a config with a field run.tokens; leave it out"),
+        ({"tokens": 5000}, "--tokens: must be left out, since the config has no field run.tokens"),
     ],
     ids=["t", "wilcoxon", "tokens"],
 )
@@ -178,18 +178,20 @@ def test_what_cannot_be_shown_is_refused_with_what_is_needed(
 ) -> None:
     snapshot = run_search(store, here, {})
     with pytest.raises(Problem, match=said):
-        plan_confirmation(snapshot, "c", asked(top=2, **keys), 1000)
+        plan_confirmation(snapshot, "c", request(top=2, **keys), 1000)
 
 
 def test_a_comparison_is_no_search_to_confirm(here: Path, store: Store) -> None:
     found = confirmed(store, run_search(store, here, {}), top=1, seeds=3)
-    with pytest.raises(Problem, match="--study: must be a search; planted-confirm has arms"):
-        plan_confirmation(found, "c", asked(), 1000)
+    with pytest.raises(
+        Problem, match="--study: must be a search, got planted-confirm, whose arms are already compared"
+    ):
+        plan_confirmation(found, "c", request(), 1000)
 
 
 def test_a_name_that_is_taken_by_another_study_is_refused(here: Path, store: Store) -> None:
     snapshot = run_search(store, here, {})
-    with pytest.raises(Problem, match="--as: the storage holds another study 'planted'"):
+    with pytest.raises(Problem, match="--as: must not be the name of another study in the storage, got 'planted'"):
         existing_study(store, "planted", "confirms", snapshot.name)
 
 
@@ -211,11 +213,14 @@ def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_p
     page = hpo("report", "--study", "planted", "--json", "r.json", "--no-publish", *common, cwd=here)
     assert "not ended" in (here / "r.json").read_text(), page.stderr
     other = hpo("confirm", "--study", "planted", "--seeds", "9", *common, cwd=here, status=2)
-    assert "--seeds: study planted-confirm was begun with 8, got 9; `--as NAME` begins another" in other.stderr
+    assert (
+        "--seeds: must be 8, with which study planted-confirm was started, got 9; `--as NAME` starts another"
+        in other.stderr
+    )
     done = hpo("confirm", "--study", "planted", "--format", "json", "--workers", "2", *common, cwd=here)
     records = json.loads(done.stdout)
     assert [record["runs"] for record in records] == [8, 8]
-    assert "against the baseline" in done.stderr
+    assert "from the baseline (95 % confidence interval" in done.stderr
     with open_store(storage_url) as store:
         snapshot = read_snapshot(store, "planted-confirm")
         assert len(snapshot.trials) == 16
@@ -224,7 +229,7 @@ def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_p
     hpo("worker", "--study", "planted", *common, cwd=here)
     again = hpo("confirm", "--study", "planted", "--format", "json", *common, cwd=here)
     assert json.loads(again.stdout) == records
-    assert "note: trial 6 is among the best only since planted-confirm was begun" in again.stderr
+    assert "note: trial 6 is among the best only since planted-confirm was started" in again.stderr
     assert "note: trial" not in done.stderr
 
 
@@ -241,14 +246,14 @@ def test_gpt_is_confirmed_at_full_length_on_both_splits(here: Path) -> None:
     assert baseline["test_loss"] != baseline["mean"]
     assert found["test_loss difference"] == pytest.approx(found["test_loss"] - baseline["test_loss"])
     assert "on the test split" in done.stderr
-    assert f"at {length // 2:,} tokens" in done.stderr or "the search saw" not in done.stderr
+    assert f"at {length // 2:,} tokens" in done.stderr or "the difference in the search" not in done.stderr
     assert _spec("g-confirm")["base"]["run"]["tokens"] == length
 
 
 def _complete(store: Store, name: str) -> int:
     try:
         return len(read_snapshot(store, name).in_state(State.COMPLETE))
-    except Problem:  # it is not made yet
+    except Problem:  # the study does not exist yet
         return 0
 
 
@@ -258,13 +263,13 @@ def _spec(name: str) -> dict[str, Any]:
 
 
 def test_export_prefers_what_was_confirmed_and_says_of_which_kind_it_is(here: Path) -> None:
-    """The search's best is lucky at x = 0.9: on other seeds it is as bad as x says, while x = 0.1 is better."""
+    """The best trial of the search is lucky at x = 0.9; on other seeds x = 0.1 is better."""
     path = planted(here, base={"noise": 0.01}, space={"x": {"choices": [0.9, 0.1]}}, sampler={"name": "grid"})
     lucky = "luck = -2.0 if config.x == 0.9 and config.seed == 0 else "
     edit(here, "luck = ", lucky)
     hpo("launch", "--study", str(path), "--quiet", cwd=here)
     first = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here)
-    assert "the search's best, not confirmed: `hpo confirm` says whether it is better" in first.stderr
+    assert "not confirmed: best of the search; `hpo confirm` tests whether it is better" in first.stderr
     assert parse_yaml((here / "best.yaml").read_text())["x"] == 0.9
     hpo("confirm", "--study", "planted", "--seeds", "3", "--quiet", cwd=here)
     again = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here)
@@ -285,5 +290,5 @@ def test_export_says_that_nothing_was_confirmed(here: Path) -> None:
     path = planted(here, base={"noise": 0.1}, space={"x": {"low": 0.499, "high": 0.501}}, budget={"trials": 6})
     hpo("launch", "--study", str(path), "--quiet", cwd=here)
     hpo("confirm", "--study", "planted", "--seeds", "6", "--top", "1", "--quiet", cwd=here)
-    told = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here).stderr
-    assert "the search's best, which planted-confirm did not find better than the baseline" in told
+    said = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here).stderr
+    assert "not confirmed: best of the search, which planted-confirm did not find better than the baseline" in said

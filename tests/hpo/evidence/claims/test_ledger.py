@@ -1,4 +1,4 @@
-"""The ledger names every claim once, each with arms that differ as it says; what is arithmetic is calculated here."""
+"""The ledger has every claim once, and its arms differ as required; the claims of arithmetic are calculated here."""
 
 import ast
 import math
@@ -98,27 +98,31 @@ def test_factors_are_crossed_the_reference_first() -> None:
 CROSSED: dict[str, Any] = {"arms": None, "factors": FACTORS}
 MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     (claim(report="S001"), ["C009-01.report: must be S009, got S001"]),
-    (claim(effect={"text": "much", "value": 1.0}), ["C009-01.effect: value and unit go together, got 1.0 and None"]),
-    (claim(effect={"text": "none", "value": 0, "unit": "share"}), [
-        "C009-01.effect: within goes with a value of 0, got None and 0.0"
+    (claim(effect={"text": "much", "value": 1.0}), [
+        "C009-01.effect: value and unit must be given together, got 1.0 and None"
     ]),
-    (claim(known={"how": ["measured"]}), ["C009-01.known: n goes with measured, got None and measured"]),
+    (claim(effect={"text": "none", "value": 0, "unit": "share"}), [
+        "C009-01.effect: within must be given with a value of 0, and only then, got None and 0.0"
+    ]),
+    (claim(known={"how": ["measured"]}), [
+        "C009-01.known: n must be given with measured, and only then, got None and measured"
+    ]),
     (claim(known={"how": ["hoped"]}), [
         "C009-01.known.how.0: must be one of 'measured', 'expected', 'arithmetic', 'dead-code', 'contradicted', "
         "got 'hoped'"
     ]),
     (claim({"base": "mien"}), ["C009-01.test.base: no base 'mien'; did you mean mine? (there are blueberry"]),
-    (claim({"arms": {"a": {}}}), ["C009-01.test: must have two arms at least, besides what is tuned"]),
+    (claim({"arms": {"a": {}}}), ["C009-01.test: must have at least two arms that differ in more than tuned factors"]),
     (claim({"metric": "loss"}), ["C009-01.test.metric: must be one of"]),
     (claim({"seeds": 2}), ["C009-01.test.seeds: must be at least 3, got 2"]),
-    (claim({"factors": FACTORS}), ["C009-01.test: must give arms or factors, one of them"]),
+    (claim({"factors": FACTORS}), ["C009-01.test: must have either arms or factors"]),
     (claim({"claimed": "a"}), ["C009-01.test: claimed: must be one of b, got a"]),
     (claim(CROSSED | {"tuned": ["lr"]}), ["C009-01.test: tuned: must be among the factors, got lr"]),
     (claim(CROSSED | {"tuned": list(FACTORS)}), [
-        "C009-01.test: must have two arms at least, besides what is tuned"
+        "C009-01.test: must have at least two arms that differ in more than tuned factors"
     ]),
     (claim({"contrast": "interaction"}), [
-        "C009-01.test: contrast: an interaction is one of two or more factors"
+        "C009-01.test: contrast: an interaction needs two or more factors that are not tuned"
     ]),
     (claim({"arms": {"a": {}, "b": {"optimizer.lrr": 1}, "c": {"optimizer.lr": -1}}}), [
         "C009-01.test.arms.b.optimizer.lrr: no such field; did you mean optimizer.lr?",
@@ -134,7 +138,8 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
         "C009-01.test.arms.b: must differ from every other arm, is the same as a"
     ]),
     (claim({"metric": {"a": "val_loss", "b": "tokens_per_second"}}), [
-        "C009-01.test.metric: must be one for all arms, but for ema_, got val_loss, tokens_per_second"
+        "C009-01.test.metric: must be the same for all arms, except for the prefix ema_, "
+        "got val_loss, tokens_per_second"
     ]),
     (claim(effect={"text": "much", "value": float("nan"), "unit": "share"}), ["C009-01.effect.value: must be"]),
     (claim({"arms": {"a": {}, "b": {"run.tokens": 4096}}}), [
@@ -150,7 +155,7 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
         "C009-01.test.arms.b: must have the data.val_fraction of the first arm, 0.04, got 0.1"
     ]),
     (claim({"arms": {"a": {}, "b": {"tokenizer.name": "chars"}}}), [
-        "C009-01.test.metric: must be val_bpb, since the tokenizer is varied and nats per token of different tokens "
+        "C009-01.test.metric: must be val_bpb, since arms have different tokenizers, whose nats per token "
         "cannot be compared, got val_loss"
     ]),
     (claim({"metric": {"a": "val_loss"}}), ["C009-01.test: metric: must name every arm in the order of arms, got a"]),
@@ -162,7 +167,7 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
         "C009-01.test.arms.b: must set run.diagnostics, since its metric is kurtosis"
     ]),
     (claim({"equal": "seconds", "arms": {"a": {"run.rungs": 2}, "b": {"run.rungs": 2, "optimizer.lr": 1}}}), [
-        "C009-01.test.equal: seconds needs four rungs, between which curves are read"
+        "C009-01.test.equal: seconds needs at least 4 rungs, since curves are interpolated between rungs, got 2"
     ]),
     (claim() | {"test": {"arithmetic": "test_x", "computation": "one and one", "shows": "holds"}}, [
         "C009-01.test.arithmetic: must be of the form tests/test_claims.py::test_it, got 'test_x'"
@@ -210,7 +215,7 @@ def test_every_calculation_that_is_named_exists() -> None:
 
 
 def short(config: TrainConfig) -> TrainConfig:
-    """Return a configuration whose run is one rung of two updates, on little text."""
+    """Return a configuration whose run is one rung of two updates, on a short text."""
     batch_size = min(config.run.batch_size, 4)
     tokens = 2 * batch_size * config.run.grad_accum * config.model.context
     text = {"data.max_documents": 2000 if config.data.name == "names" else 100}  # of names, all letters

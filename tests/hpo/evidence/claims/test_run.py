@@ -1,4 +1,4 @@
-"""`hpo claims` runs the tests of a ledger as studies, keeps what they found, and writes the page from that alone."""
+"""`hpo claims` runs the tests of a ledger as studies, stores their results, and writes the page from these results."""
 
 import contextlib
 import re
@@ -16,8 +16,8 @@ from hpo.evidence.claims import results
 from hpo.evidence.claims.command import claim_cost, listing_record
 from hpo.evidence.claims.ledger import load_ledger
 from hpo.evidence.claims.results import ClaimResults
-from hpo.evidence.claims.runner import metrics_at_equal_seconds, run_score
 from hpo.evidence.claims.schema import Claim
+from hpo.evidence.claims.scoring import metrics_at_equal_seconds, run_score
 from hpo.runs.run_dir import append_metrics
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import read_trials, study_ids
@@ -47,7 +47,7 @@ CLAIMS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all of these claims were run."""
+    """A folder in which all these claims were run."""
     folder = tmp_path_factory.mktemp("claims")
     write_base(folder, "mine", BASE)
     gone = BASE | {"data": {"name": "text", "path": "gone.txt"}}
@@ -69,7 +69,7 @@ def mine(folder: Path) -> dict[str, Claim]:
 
 
 def verdicts_of(written: str) -> list[str]:
-    """Return the lines of a page that give a verdict."""
+    """Return the lines of a page that have a verdict."""
     return [line for line in written.partition("## All arms")[0].splitlines() if line.startswith("| C")]
 
 
@@ -191,9 +191,11 @@ def test_run_that_diverges_is_scored_by_nothing_but_that(ran: Path) -> None:
 
 def test_claim_that_cannot_be_tested_here_is_left_out_with_the_reason(ran: Path) -> None:
     said = (ran / "said").read_text()
-    assert "C009-05: left out: its calculation, tests/test_nowhere.py::test_it, is among the project's tests" in said
-    assert re.search("^C009-06: left out: .*gone.txt", said, re.M)
-    assert "without a result: C009-05, C009-06" in said
+    assert (
+        "C009-05: skipped: needs tests/test_nowhere.py::test_it of the project's tests, which are not installed" in said
+    )
+    assert re.search("^C009-06: skipped: .*gone.txt", said, re.M)
+    assert "no result: C009-05, C009-06" in said
 
 
 def test_what_is_done_is_not_run_again_and_more_seeds_are_a_further_study(ran: Path) -> None:
@@ -218,7 +220,7 @@ def test_study_of_other_arms_under_the_name_is_not_mixed_in(ran: Path) -> None:
     other = CLAIMS | {"C009-01": claim({"arms": {"a": {}, "b": {"optimizer.lr": 2e-2}}})}
     (ran / "other.yaml").write_text(dump_yaml({"claims": other}))
     done = hpo("claims", "C009-01", "--ledger", "other.yaml", "--data", "other.json", cwd=ran, status=1)
-    assert "holds a study claim-C009-01 with other arms than the ledger's; give another --storage" in done.stderr
+    assert "holds a study claim-C009-01 whose arms differ from the ledger's; use another --storage" in done.stderr
     assert not (ran / "other.json").exists()
 
 

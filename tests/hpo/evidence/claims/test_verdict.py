@@ -1,4 +1,4 @@
-"""The verdict on a claim is the one that the ledger's rule gives, by numbers worked out by hand and by a slow way."""
+"""The verdict on a claim follows the rule of the ledger, by hand-calculated numbers and by a slow implementation."""
 
 import math
 import random
@@ -31,8 +31,8 @@ def runs(**arms: list[float | None]) -> dict[str, dict[int, float | None]]:
     return {name: dict(enumerate(scores)) for name, scores in arms.items()}
 
 
-def ends(of: ClaimVerdict) -> list[float | None]:
-    return [of.effect, of.low, of.high]
+def ends(verdict: ClaimVerdict) -> list[float | None]:
+    return [verdict.effect, verdict.low, verdict.high]
 
 
 # Shares -0.10, -0.11, -0.09: mean -0.1, standard deviation 0.01, half the interval 4.30265 * 0.01 / sqrt(3) = 0.024841
@@ -92,7 +92,7 @@ def test_where_runs_diverged_those_that_finish_are_compared() -> None:
     lost = runs(a=[None, None, None], b=[3.0, 3.0, 3.0], c=[3.0, None, 3.0])
     found = decide_verdict(claim(share(-0.1)), lost)
     assert (ends(found), found.unit, found.verdict) == ([1, 1, 1], "finished", "holds")
-    assert found.note == "of 3 runs each diverged: 3 of a; judged by which runs finish"
+    assert found.note == "runs that diverged, of 3 per arm: 3 of a; the verdict compares which runs finish"
     assert (
         decide_verdict(claim(share(0.1)), lost).verdict == "refuted"
     )  # a rise is claimed, and the other arm rose without end
@@ -130,7 +130,11 @@ def test_level_is_judged_by_the_claimed_arm_alone(value: float, verdict: str) ->
 
 def test_level_of_runs_that_diverged_is_not_shown() -> None:
     found = decide_verdict(claim({"value": 9.0, "unit": "level"}), runs(a=[1.0] * 3, b=[2.0, None, 2.0]))
-    assert (found.effect, found.verdict, found.note) == (None, "not shown", "1 of 3 runs diverged, and have no level")
+    assert (found.effect, found.verdict, found.note) == (
+        None,
+        "not shown",
+        "1 of 3 runs diverged, so there is no level to compare",
+    )
 
 
 CROSSED: dict[str, Any] = {
@@ -180,7 +184,7 @@ def test_pairs_are_runs_of_one_seed() -> None:
 
 
 def slow(value: float | None, within: float | None, one: list[float], other: list[float]) -> str:
-    """Return the verdict by walking through the rule on a fine grid of points, with the moments by hand."""
+    """Return the verdict by checking the rule on a fine grid of points, with moments calculated directly."""
     shares = [(b - a) / a for a, b in zip(one, other, strict=True)]
     half = stats.t.ppf(0.975, len(shares) - 1) * statistics.stdev(shares) / math.sqrt(len(shares))
     inside = [statistics.fmean(shares) + half * (i / 200 - 1) for i in range(401)]
