@@ -35,10 +35,10 @@ def prepare_dataset(study: str | None, overrides: Sequence[str]) -> dict[str, An
     config = dataset_config(study, overrides)
     data = prepare_data(config)
     splits = {
-        name: {"documents": split.documents, "tokens": split.n_targets, "bytes": split.text_bytes}
+        name: {"documents": split.n_documents, "tokens": split.n_targets, "bytes": split.text_bytes}
         for name, split in data.splits.items()
     }
-    if synthetic := data.splits["train"].synthetic:
+    if synthetic := data.splits["train"].n_synthetic:
         splits["train"]["synthetic"] = synthetic
     return {
         "data": config.data.name,
@@ -71,9 +71,9 @@ def training_documents(study: str | None, overrides: Sequence[str], count: int) 
     """Return the first documents of the training split, decoded from their tokens."""
     config = dataset_config(study, overrides)
     data = prepare_data(config)
-    split, tokenizer = data.splits["train"], data.tokenizer()
-    if split.synthetic:
-        n_synthetic = f"{split.synthetic} of {split.documents} documents"
-        say(f"the last {n_synthetic} are synthetic: sampled from a {config.data.ngram()}-gram model of the others")
+    split, vocabulary = data.splits["train"], data.vocabulary()
+    if split.n_synthetic:
+        n_synthetic = f"{split.n_synthetic} of {split.n_documents} documents"
+        say(f"the last {n_synthetic} are synthetic: sampled from a {config.data.synthetic_n()}-gram model of the others")
     bounds = split.starts[: count + 1].tolist()
-    return [tokenizer.decode(np.asarray(split.tokens[a:b], np.int64)) for a, b in pairwise(bounds)]
+    return [vocabulary.decode(np.asarray(split.tokens[a:b], np.int64)) for a, b in pairwise(bounds)]

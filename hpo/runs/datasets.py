@@ -85,7 +85,7 @@ class PreparedDatasets:
         return self._of(config).hash if isinstance(config, TrainConfig) else None
 
     def _of(self, config: TrainConfig) -> PreparedData:
-        key = f"{config.data.preparation()} {config.tokenizer}"
+        key = f"{config.data.preparation_fields()} {config.tokenizer}"
         if key not in self._held:
             self._held[key] = prepare_data(config)
         return self._held[key]

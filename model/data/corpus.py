@@ -1,4 +1,8 @@
-"""The text that models train on: one section a corpus, each yields its raw documents in a fixed order."""
+"""Corpora: each configuration section yields the raw documents of one corpus in a fixed order.
+
+To add a corpus, write a subclass of CorpusBase with a `name`, a `files` method and a `documents` method, and add it to
+the union `Corpus` at the end of this file.
+"""
 
 import ast
 import sysconfig
@@ -18,18 +22,22 @@ from model.errors import ConfigError
 
 
 class PythonDocs(CorpusBase):
-    """Docstrings and language reference of the running Python: English on every machine, no download."""
+    """Docstrings of the standard library and language reference of the installed Python. Needs no download."""
 
     name: Literal["python-docs"] = "python-docs"
 
     def files(self) -> list[Path]:
-        """Return the sources of the standard library, which hold the language reference too."""
+        """Return the source files of the standard library, which include the language reference.
+
+        Raises:
+            ConfigError: the sources are not installed.
+        """
         skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
         root = Path(sysconfig.get_path("stdlib"))
-        found = [p for p in sorted(root.rglob("*.py")) if not skipped & set(p.relative_to(root).parts)]
-        if not found:
-            raise ConfigError(f"data.name: python-docs needs the library's sources, there are none in {root}")
-        return found
+        paths = [p for p in sorted(root.rglob("*.py")) if not skipped & set(p.relative_to(root).parts)]
+        if not paths:
+            raise ConfigError(f"data.name: python-docs needs the sources of the standard library, got none in {root}")
+        return paths
 
     def documents(self) -> Iterator[str]:
         """Yield every docstring, then every topic of the language reference."""
@@ -41,31 +49,34 @@ class PythonDocs(CorpusBase):
 
 
 class Names(CorpusBase):
-    """32,033 first names, one a document."""
+    """32,033 first names. Each name is a document. Source: github.com/karpathy/makemore."""
 
     name: Literal["names"] = "names"
 
     def files(self) -> list[Path]:
-        """Return the one file, downloaded where $HPO_DATA has none."""
+        """Return the file; download it unless $HPO_DATA or the cache contains it."""
         url = "https://raw.githubusercontent.com/karpathy/makemore/988aa59/names.txt"
-        known = "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d"
-        return [public_file(["names.txt"], url, known)]
+        sha256 = "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d"
+        return [public_file(["names.txt"], url, sha256)]
 
     def documents(self) -> Iterator[str]:
-        """Yield the names in the file's order."""
+        """Yield the names in the order of the file."""
         return read_lines(self.files(), "data")
 
 
 class TinyShakespeare(CorpusBase):
-    """1.1 MB of Shakespeare's plays; a document is a passage of about 1,000 characters."""
+    """1.1 MB of Shakespeare's plays. Each passage of about 1,000 characters is a document.
+
+    Source: github.com/karpathy/char-rnn.
+    """
 
     name: Literal["tiny-shakespeare"] = "tiny-shakespeare"
 
     def files(self) -> list[Path]:
-        """Return the one file, downloaded where $HPO_DATA has none."""
+        """Return the file; download it unless $HPO_DATA or the cache contains it."""
         url = "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a/data/tinyshakespeare/input.txt"
-        known = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-        return [public_file(["tiny-shakespeare.txt"], url, known)]
+        sha256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+        return [public_file(["tiny-shakespeare.txt"], url, sha256)]
 
     def documents(self) -> Iterator[str]:
         """Yield passages in the order of the text."""
@@ -73,33 +84,37 @@ class TinyShakespeare(CorpusBase):
 
 
 class HackerNews(CorpusBase):
-    """Titles of Hacker News posts, one a document."""
+    """Titles of Hacker News posts. Each title is a document.
+
+    Source: huggingface.co/datasets/julien040/hacker-news-posts.
+    """
 
     name: Literal["hacker-news"] = "hacker-news"
 
     def files(self) -> list[Path]:
-        """Return the one file, written from the hub's data set where $HPO_DATA has none."""
-        found = local_file(["hacker-news.txt", "hacker-news.txt.gz"])
-        return [found or write_hacker_news_titles(cache.cache_root() / "downloads" / "hacker-news.txt")]
+        """Return the file; download the dataset from the Hub unless $HPO_DATA or the cache contains the file."""
+        path = local_file(["hacker-news.txt", "hacker-news.txt.gz"])
+        return [path or write_hacker_news_titles(cache.cache_root() / "downloads" / "hacker-news.txt")]
 
     def documents(self) -> Iterator[str]:
-        """Yield the titles in the file's order."""
+        """Yield the titles in the order of the file."""
         return read_lines(self.files(), "data")
 
 
 class _UserFiles(CorpusBase):
-    """A corpus of the user's own files."""
+    """A corpus of your own files."""
 
     path: NotEmpty
-    """File, or glob of files, relative to the current folder; names ending in .gz are unpacked."""
+    """Path of a file, or a glob pattern that matches files, relative to the current folder. Files with a name that ends
+    in .gz are decompressed."""
 
     def files(self) -> list[Path]:
-        """Return the files in the order of their names."""
+        """Return the files, sorted by name."""
         return matching_files(self.path)
 
 
 class Text(_UserFiles):
-    """The user's own running text; a document is a passage of about 1,000 characters."""
+    """Your own text files. Each passage of about 1,000 characters is a document."""
 
     name: Literal["text"] = "text"
 
@@ -110,7 +125,7 @@ class Text(_UserFiles):
 
 
 class Lines(_UserFiles):
-    """The user's own text, one document a line."""
+    """Your own text files. Each line is a document."""
 
     name: Literal["lines"] = "lines"
 
@@ -120,29 +135,33 @@ class Lines(_UserFiles):
 
 
 class Table(_UserFiles):
-    """One column of the user's own csv, tsv, jsonl or parquet files, one document a row."""
+    """One column of your own csv, tsv, jsonl or parquet files. Each row is a document."""
 
     name: Literal["table"] = "table"
 
     column: NotEmpty
-    """Name of the column that holds the text."""
+    """Name of the column that contains the text."""
 
     def documents(self) -> Iterator[str]:
-        """Yield the cells of the column; a missing one is empty."""
+        """Yield the values of the column; a missing value is empty.
+
+        Raises:
+            ConfigError: a file is not a table, or does not have the column.
+        """
         for path in self.files():
-            kind = Path(path.name.removesuffix(".gz")).suffix
-            if kind not in TABLE_READERS:
+            extension = Path(path.name.removesuffix(".gz")).suffix
+            if extension not in TABLE_READERS:
                 raise ConfigError(f"data.path: must end in {', '.join(TABLE_READERS)}, got {path}")
-            yield from TABLE_READERS[kind](path, self.column)
+            yield from TABLE_READERS[extension](path, self.column)
 
 
 def _read_docstrings(path: Path) -> Iterator[str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some modules keep invalid escapes
+        warnings.simplefilter("ignore")  # some modules contain invalid escape sequences
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
-            return  # distributions add templates that are not Python
+            return  # distributions include templates that are not valid Python
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
         if isinstance(node, documented) and (text := ast.get_docstring(node)):

@@ -1,4 +1,4 @@
-"""Fields that all corpora share: how text becomes training, validation and test, and how training goes through it."""
+"""Fields that all corpora share: the split into training, validation and test text, and the order of training."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -7,49 +7,52 @@ from pydantic import Field, model_validator
 from model.section import Decay, NonNegative, Section
 
 ORDER_FIELDS = frozenset({"layout", "drop_documents", "shuffle_documents", "curriculum"})
-"""Fields that say how training goes through the prepared text, which is the same whatever they are."""
+"""Fields that select the order of training. The prepared data does not depend on them."""
 
 TRAINING_FIELDS = ORDER_FIELDS | {"synthetic", "synthetic_order"}
-"""Fields that leave the tokens of the validation text as they are: nats per token can be compared across them."""
+"""Fields that do not change the validation tokens. Losses in nats per token are comparable between their values."""
 
-
-# at most a third each, so that three documents always suffice for three splits
+# At most a third each, so that three documents are enough for three splits.
 HeldOut = Annotated[float, Field(ge=0, le=0.33)]
 NotEmpty = Annotated[str, Field(min_length=1)]
 
 
 class CorpusBase(Section):
-    """How a corpus becomes training, validation and test text; shared by all corpora."""
+    """Split of a corpus into training, validation and test text, and order of training; shared by all corpora."""
 
     layout: Literal["stream", "documents"] = "stream"
-    """What a row of a batch is: a window of the endless text, or one document from its beginning."""
+    """What a sequence of a batch is. stream: a window of the concatenated documents, which may cross from one document
+    to the next. documents: one document from its beginning, padded; a longer document fills several sequences."""
 
     val_fraction: HeldOut = 0.04
-    """Fraction of the documents held out for validation, at least one."""
+    """Fraction of the documents in the validation split; at least one document."""
 
     test_fraction: HeldOut = 0.04
-    """Fraction of the documents held out for the final test, at least one."""
+    """Fraction of the documents in the test split; at least one document."""
 
     split_seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the draw that assigns documents to splits."""
+    """Seed of the random assignment of documents to splits."""
 
     max_documents: Annotated[int, Field(ge=0)] = 0
-    """Number of distinct documents to keep, drawn at random by split_seed; 0 keeps all."""
+    """Number of distinct documents to use, selected at random by split_seed. 0 uses all documents."""
 
     drop_documents: Decay = 0.0
-    """Share of the training documents left out of each epoch, drawn anew each epoch; above 0 at least one."""
+    """Fraction of the training documents that each epoch leaves out, selected again in each epoch. A value above 0
+    leaves out at least one document."""
 
     shuffle_documents: bool = False
-    """Whether the documents of a stream are joined in a new order in each epoch."""
+    """Whether layout stream concatenates the documents in a new order in each epoch."""
 
     curriculum: Literal["none", "short", "easy"] = "none"
-    """Order of the first epoch: random, by document length, or by mean nats per token under the unigram table."""
+    """Order of the first epoch. none: random. short: by document length. easy: by mean cross-entropy in nats per token
+    under a unigram model of the training tokens."""
 
     synthetic: NonNegative = 0.0
-    """Documents drawn from an n-gram model of the training tokens and added, as a fraction of its documents."""
+    """Number of synthetic training documents, as a fraction of the number of training documents. They are sampled from
+    an n-gram model of the training tokens."""
 
     synthetic_order: Annotated[int, Field(ge=2, le=5)] | None = None
-    """n of that n-gram model; none: 3."""
+    """n of the n-gram model that generates synthetic documents; null means 3."""
 
     @model_validator(mode="after")
     def _no_field_is_without_effect(self) -> Self:
@@ -67,10 +70,10 @@ class CorpusBase(Section):
             raise ValueError("; ".join(problems))
         return self
 
-    def ngram(self) -> int:
-        """Return the n of the model that synthetic documents are drawn from."""
+    def synthetic_n(self) -> int:
+        """Return the n of the n-gram model that generates synthetic documents."""
         return self.synthetic_order or 3
 
-    def preparation(self) -> dict[str, Any]:
-        """Return the fields that decide what is prepared."""
+    def preparation_fields(self) -> dict[str, Any]:
+        """Return the fields on which the prepared data depends."""
         return self.model_dump(exclude=set(ORDER_FIELDS))

@@ -1,7 +1,7 @@
-"""Prepared data: a corpus split by document and tokenized once per machine, in files that every worker maps.
+"""Prepare a corpus: split it by document and tokenize it, once per machine, into files that workers map into memory.
 
-A split is one stream of ids, an end token before each document and one after the last: `0 d1 0 d2 ... 0`.
-Each id after the first is a target once.
+A split is one stream of token ids with an end token before each document and after the last one: `0 d1 0 d2 ... 0`.
+Each id after the first is a target exactly once.
 """
 
 import errno
@@ -27,71 +27,82 @@ from model.data.token_files import Progress, add_synthetic, count_utf8_bytes, to
 from model.data.tokenizer import Tokenizer, Vocabulary, load_vocabulary
 from model.errors import CacheError, ConfigError
 
-FORMAT = 1  # raise it when the same text would be prepared differently
+FORMAT = 1  # to be increased when the same text would be prepared differently
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split's stream of ids, mapped from its file."""
+    """The token stream of one split, mapped from its file."""
 
     name: str
-    tokens: NDArray[np.uint16] | NDArray[np.uint32]  # (n_targets + 1,)
-    starts: NDArray[np.int64]  # (documents + 1,) where the end token before each document is; then the last one
+    """train, val or test."""
+    tokens: NDArray[np.uint16] | NDArray[np.uint32]
+    """Token ids, (n_targets + 1,)."""
+    starts: NDArray[np.int64]
+    """Position of the end token before each document, then of the last end token, (n_documents + 1,)."""
     text_bytes: int
-    """Of the documents that are not synthetic."""
-    documents: int
-    unknown: int
-    synthetic: int = 0
-    """How many of the documents, the last ones, are made up."""
+    """UTF-8 bytes of the documents, synthetic documents not counted."""
+    n_documents: int
+    """Number of documents, synthetic documents included."""
+    n_unknown: int
+    """Number of tokens that stand for unknown characters."""
+    n_synthetic: int = 0
+    """Number of synthetic documents, which are the last ones."""
 
     @property
     def n_targets(self) -> int:
-        """Tokens that are predicted: all but the first."""
+        """Number of tokens that are predicted: all but the first."""
         return len(self.tokens) - 1
 
     @property
-    def real(self) -> NDArray[np.uint16] | NDArray[np.uint32]:
-        """The stream of the documents that are not synthetic, to count words in."""
-        return self.tokens[: self.starts[self.documents - self.synthetic] + 1]
+    def real_tokens(self) -> NDArray[np.uint16] | NDArray[np.uint32]:
+        """Token stream of the documents that are not synthetic."""
+        return self.tokens[: self.starts[self.n_documents - self.n_synthetic] + 1]
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedData:
-    """A corpus on disk, ready to train on; equal hashes mean equal text, splits and tokenizer."""
+    """A prepared corpus on disk. Equal hashes mean equal text, splits and tokenizer."""
 
     folder: Path
+    """Folder in the cache that holds the files."""
     hash: str
+    """SHA-256 of all that training depends on, in hexadecimal."""
     vocab_size: int
+    """Number of token ids, the end token included."""
     splits: dict[str, Split]
+    """Splits by name: train, val and test."""
 
-    def tokenizer(self) -> Vocabulary:
-        """Return the vocabulary that the ids belong to."""
+    def vocabulary(self) -> Vocabulary:
+        """Return the trained tokenizer that maps text to the ids."""
         return load_vocabulary((self.folder / "tokenizer.json").read_text("utf-8"))
 
 
 def bits_per_byte(nats: float, split: Split) -> float:
-    """Return the bits that a mean loss in nats per target costs for each UTF-8 byte of the split's text.
+    """Return bits per UTF-8 byte of the split's text for a mean loss in nats per target.
 
-    An unknown character is charged a choice among all 1,114,112 code points, so that a tokenizer gains
-    nothing by not knowing it.
+    Each unknown character costs a choice among all 1,114,112 code points in addition, so that a tokenizer does not
+    gain from unknown characters.
     """
-    bits = nats * split.n_targets / math.log(2) + split.unknown * math.log2(sys.maxunicode + 1)
+    bits = nats * split.n_targets / math.log(2) + split.n_unknown * math.log2(sys.maxunicode + 1)
     return bits / split.text_bytes
 
 
 def prepare(corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None = None) -> PreparedData:
-    """Return the prepared data, made now if this machine does not have it yet.
+    """Return the prepared data of a corpus, prepared now unless the cache contains it.
+
+    progress: callback that receives the progress of the preparation.
 
     Raises:
-        ConfigError: the corpus cannot be read, or is too small.
+        ConfigError: the corpus cannot be read or is too small, or its files in the cache are damaged.
         CacheError: the cache cannot be written to.
     """
     folder = cache_root() / f"{corpus.name}-{_cache_key(corpus, tokenizer)[:12]}"
     if not folder.exists():
         try:
             with locked(folder):
-                if not folder.exists():  # else another process made it while we waited
+                if not folder.exists():  # another process may have prepared it in the meantime
                     _prepare_folder(folder, corpus, tokenizer, progress or (lambda message, fraction: None))
         except OSError as error:
             raise CacheError(
@@ -102,29 +113,29 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None = No
 
 
 def list_prepared() -> list[dict[str, Any]]:
-    """Return the description of each prepared corpus of this machine, with its `folder`."""
-    found = sorted(cache_root().glob("*/meta.json"))
-    return [json.loads(path.read_text("utf-8")) | {"folder": str(path.parent)} for path in found]
+    """Return the content of meta.json of each prepared corpus in the cache, with its `folder`."""
+    paths = sorted(cache_root().glob("*/meta.json"))
+    return [json.loads(path.read_text("utf-8")) | {"folder": str(path.parent)} for path in paths]
 
 
-def stderr_progress(patience: float = 1.0) -> Progress:
-    """Return a progress that prints to stderr, only about work that takes longer than `patience` seconds."""
-    begun = time.monotonic()
-    last = ""
+def stderr_progress(delay_s: float = 1.0) -> Progress:
+    """Return a progress callback that prints to stderr once the work has taken longer than `delay_s` seconds."""
+    start = time.monotonic()
+    last_line = ""
 
     def show(message: str, fraction: float) -> None:
-        nonlocal last
+        nonlocal last_line
         line = f"{message}: {fraction:.0%}"
-        if time.monotonic() - begun > patience and line != last:
+        if time.monotonic() - start > delay_s and line != last_line:
             print(line, file=sys.stderr, flush=True)
-            last = line
+            last_line = line
 
     return show
 
 
 def _cache_key(corpus: Corpus, tokenizer: Tokenizer) -> str:
-    """Return a hash of the settings and of the source files, quick enough for every start."""
-    fields = {"format": FORMAT, "corpus": corpus.preparation(), "tokenizer": tokenizer.model_dump()}
+    """Return a hash of the settings and of the source files, which is fast enough to compute at every start."""
+    fields = {"format": FORMAT, "corpus": corpus.preparation_fields(), "tokenizer": tokenizer.model_dump()}
     key = sha256(json.dumps(fields, sort_keys=True).encode())
     for path in corpus.files():
         key.update(file_sha256(path))
@@ -133,25 +144,26 @@ def _cache_key(corpus: Corpus, tokenizer: Tokenizer) -> str:
 
 def _prepare_folder(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: Progress) -> None:
     progress(f"reading {corpus.name}", 0.0)
-    documents, repeats = distinct_documents(corpus)
+    documents, n_duplicates = distinct_documents(corpus)
     splits = split_documents(documents, corpus)
     progress(f"training the {tokenizer.name} tokenizer", 0.0)
     vocabulary = tokenizer.train(splits["train"])
     meta = {
         "name": corpus.name,
         "vocab_size": vocabulary.vocab_size,
-        "duplicates_removed": repeats,
-        "corpus": corpus.preparation(),
+        "duplicates_removed": n_duplicates,
+        "corpus": corpus.preparation_fields(),
         "tokenizer": tokenizer.model_dump(),
         "versions": {name: importlib.metadata.version(name) for name in ("numpy", "tokenizers")}
         | {"python": sys.version.split()[0], "format": str(FORMAT)},
     }
-    beside = folder.with_name(f".{folder.name}.part")  # we hold the lock: an old one belongs to a dead process
-    shutil.rmtree(beside, ignore_errors=True)
+    # This process holds the lock, so a part that already exists belongs to a dead process.
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        meta |= _write_files(beside, splits, vocabulary, corpus, progress)
-        (beside / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        beside.rename(folder)
+        meta |= _write_files(part, splits, vocabulary, corpus, progress)
+        (part / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        part.rename(folder)
     except OSError as error:
         if error.errno not in DISK_FULL_ERRNOS:
             raise
@@ -161,26 +173,26 @@ def _prepare_folder(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress
             f"needs up to {size * (1 + corpus.synthetic) / 1e6:.1f} MB; set HPO_CACHE to a folder with room"
         ) from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _data_hash(splits: Documents, synthetic: bytes, vocabulary: Vocabulary, corpus: Corpus) -> str:
-    """Return a hash of what training sees: every document in its split, the tokenizer, how it was split."""
+    """Return a hash of all that training depends on: the documents of each split, the tokenizer, the split fields."""
     parameters = corpus.model_dump(include={"val_fraction", "test_fraction", "split_seed", "max_documents"})
-    whole = sha256(json.dumps([FORMAT, parameters], sort_keys=True).encode())
-    whole.update(vocabulary.to_json().encode())
+    content = sha256(json.dumps([FORMAT, parameters], sort_keys=True).encode())
+    content.update(vocabulary.to_json().encode())
     for name in SPLITS:
-        whole.update(f"\n{name} {len(splits[name])}\n".encode())
+        content.update(f"\n{name} {len(splits[name])}\n".encode())
         for text in splits[name]:
-            whole.update(sha256(text.encode()).digest())
-    whole.update(synthetic)
-    return whole.hexdigest()
+            content.update(sha256(text.encode()).digest())
+    content.update(synthetic)
+    return content.hexdigest()
 
 
 def _write_files(
     folder: Path, splits: Documents, vocabulary: Vocabulary, corpus: Corpus, progress: Progress
 ) -> dict[str, Any]:
-    """Write everything but the description; return the part of it that is known only now."""
+    """Write all files but meta.json; return the entries of meta.json that are known only now."""
     folder.mkdir()
     counts = {name: write_split(folder, name, splits[name], vocabulary, progress) for name in SPLITS}
     synthetic = b""
@@ -197,13 +209,13 @@ def _open_prepared(folder: Path) -> PreparedData:
         dtype = token_dtype(meta["vocab_size"])
         splits = {name: _map_split(folder, name, dtype, counts) for name, counts in meta["splits"].items()}
     except (OSError, ValueError) as error:
-        # a power cut can leave files shorter than their folder promises
+        # a power failure can leave incomplete files
         raise ConfigError(f"data: damaged: {folder}: {error}; delete the folder and run again") from None
     return PreparedData(folder, meta["hash"], meta["vocab_size"], splits)
 
 
 def _map_split(folder: Path, name: str, dtype: np.dtype[Any], counts: dict[str, int]) -> Split:
-    # a mode "r" map costs no memory of its own; asarray: indexing the memmap class itself is slower
+    # Mode "r" shares memory with other processes. asarray, because indexing the memmap class itself is slower.
     tokens = np.asarray(np.memmap(folder / f"{name}.bin", dtype, "r", shape=(counts["tokens"],)))
     starts = np.fromfile(folder / f"{name}.starts", np.int64)
     if not len(starts) or starts[-1] != counts["tokens"] - 1:

@@ -1,4 +1,4 @@
-"""The documents of a corpus: each once, drawn at random into three splits."""
+"""Remove duplicate documents of a corpus and draw the others at random into three splits."""
 
 import numpy as np
 
@@ -7,25 +7,34 @@ from model.errors import ConfigError
 from model.seeds import derive
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
-"""Splits, and what they are called in messages."""
+"""Names of the splits, and their names in messages."""
 
-Documents = dict[str, list[str]]  # by split
+Documents = dict[str, list[str]]
+"""Documents by split."""
 
 
 def distinct_documents(corpus: Corpus) -> tuple[list[str], int]:
-    """Return the documents that are not blank, each once, and how many repeats were left out."""
-    kept = [text for text in corpus.documents() if text.strip()]
-    found = list(dict.fromkeys(kept))
-    for number, text in enumerate(found, 1):
+    """Return the documents that are not blank, each once, and the number of duplicates that were removed.
+
+    Raises:
+        ConfigError: a document cannot be encoded as UTF-8.
+    """
+    texts = [text for text in corpus.documents() if text.strip()]
+    distinct = list(dict.fromkeys(texts))
+    for number, text in enumerate(distinct, 1):
         try:
             text.encode()
-        except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+        except UnicodeEncodeError:  # JSON can contain one half of a surrogate pair
             raise ConfigError(f"data: document {number} holds a lone surrogate, which is not text") from None
-    return found, len(kept) - len(found)
+    return distinct, len(texts) - len(distinct)
 
 
 def split_documents(documents: list[str], corpus: Corpus) -> Documents:
-    """Return the documents by split, drawn at random, each split in the corpus' order."""
+    """Return the documents by split. Documents are assigned at random; each split is in the order of the corpus.
+
+    Raises:
+        ConfigError: there are fewer documents than splits.
+    """
     rng = np.random.Generator(np.random.PCG64(derive(corpus.split_seed, "split")))
     drawn = rng.permutation(len(documents))[: corpus.max_documents or None]
     n = len(drawn)

@@ -1,4 +1,4 @@
-"""Readers of text files, by line and by column; every complaint names key and file."""
+"""Read documents from text files by line, or from table files by column. Every error names the key and the file."""
 
 import difflib
 import json
@@ -13,7 +13,13 @@ from model.errors import ConfigError
 
 
 def read_texts(paths: list[Path], key: str) -> Iterator[str]:
-    """Yield the text of each file; an empty one among others is no mistake."""
+    """Yield the text of each file.
+
+    key: of the configuration, for error messages.
+
+    Raises:
+        ConfigError: all files are empty.
+    """
     empty = True
     for path in paths:
         text = read_text(path, key)
@@ -24,6 +30,7 @@ def read_texts(paths: list[Path], key: str) -> Iterator[str]:
 
 
 def read_lines(paths: list[Path], key: str) -> Iterator[str]:
+    """Yield the lines of each file."""
     for text in read_texts(paths, key):
         yield from text.split("\n")  # splitlines() would also cut at U+2028 and form feeds
 
@@ -36,8 +43,8 @@ def _read_separated(path: Path, column: str, separator: str) -> Iterator[str]:
         raise ConfigError(f"data.path: empty file: {path}")
     try:
         check_column(path, column, pd.read_csv(StringIO(text), sep=separator, nrows=0).columns.tolist())
-        # keep_default_na: "NA" and "null" are words
-        # index_col: else a row with a cell too many shifts every column by one
+        # keep_default_na: "NA" and "null" are words.
+        # index_col: otherwise a row with an extra cell shifts every column by one.
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
@@ -57,6 +64,7 @@ def _read_tsv(path: Path, column: str) -> Iterator[str]:
 
 
 def read_jsonl(path: Path, column: str) -> Iterator[str]:
+    """Yield one column of a file with one JSON object per line; a missing value is empty."""
     rows = []
     for number, line in enumerate(read_lines([path], "data.path"), 1):
         try:
@@ -90,6 +98,11 @@ def _cell_text(value: Any) -> str:
 
 
 def check_column(path: Path | str, column: str, columns: list[str]) -> None:
+    """Check that a table has a column.
+
+    Raises:
+        ConfigError: the table does not have the column.
+    """
     if column in columns:
         return
     near = difflib.get_close_matches(column, columns, n=1)
@@ -98,3 +111,4 @@ def check_column(path: Path | str, column: str, columns: list[str]) -> None:
 
 
 TABLE_READERS = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": read_jsonl, ".parquet": _read_parquet}
+"""Reader of one column, by file extension."""

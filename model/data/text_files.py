@@ -1,4 +1,4 @@
-"""Find, download and read the text files that corpora are made of; every complaint names key and file."""
+"""Find, download and read the text files of a corpus. Every error names the configuration key and the file."""
 
 import glob
 import gzip
@@ -15,16 +15,16 @@ from pathlib import Path
 from model.cache import cache_root, write_whole
 from model.errors import ConfigError
 
-PASSAGE = 1000  # characters that a passage has at least, unless its file ends before
-MAX_PARAGRAPH = 8 * PASSAGE  # a paragraph beyond this is cut
-TIMEOUT_S = 15  # seconds without an answer; many machines have no network and should learn it soon
+PASSAGE = 1000  # smallest number of characters of a passage; the last passage of a file may be shorter
+MAX_PARAGRAPH = 8 * PASSAGE  # a longer paragraph is cut
+TIMEOUT_S = 15  # without an answer; a machine without network should fail soon
 
 
 def matching_files(path: str) -> list[Path]:
-    """Return the files that a path or a glob names, sorted.
+    """Return the files that match a path or a glob pattern, sorted by name.
 
     Raises:
-        ConfigError: nothing is there, or it is not a file.
+        ConfigError: no file matches, or the path is a directory or cannot be read.
     """
     literal = Path(path).expanduser()
     try:
@@ -32,18 +32,22 @@ def matching_files(path: str) -> list[Path]:
             raise ConfigError(f"data.path: is a directory: {path}; give a file or a glob such as {path}/*.txt")
         if literal.exists():
             return [literal]
-    except OSError as error:  # a name too long, a folder that may not be entered
+    except OSError as error:  # the name is too long, or a folder may not be entered
         raise ConfigError(f"data.path: cannot be read: {path}: {error.strerror}") from None
     if not glob.has_magic(path):
         raise ConfigError(f"data.path: no such file: {path}")
-    found = [Path(p) for p in sorted(glob.glob(str(literal), recursive=True)) if Path(p).is_file()]
-    if not found:
+    paths = [Path(p) for p in sorted(glob.glob(str(literal), recursive=True)) if Path(p).is_file()]
+    if not paths:
         raise ConfigError(f"data.path: no file matches {path}")
-    return found
+    return paths
 
 
 def read_bytes(path: Path, key: str = "data.path") -> bytes:
-    """Return what a file holds, unpacked where its name ends in .gz."""
+    """Return the content of a file, decompressed if its name ends in .gz.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if path.suffix == ".gz" else content
@@ -54,7 +58,11 @@ def read_bytes(path: Path, key: str = "data.path") -> bytes:
 
 
 def file_sha256(path: Path, key: str = "data.path") -> bytes:
-    """Return the SHA-256 of a file as it lies there."""
+    """Return the SHA-256 of a file, without decompression.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
@@ -82,25 +90,25 @@ def read_text(path: Path, key: str = "data.path") -> str:
 
 
 def passages(text: str) -> Iterator[str]:
-    """Yield paragraphs, joined until they have PASSAGE characters; a very long one is cut."""
-    held: list[str] = []
+    """Yield passages: paragraphs, joined until they have PASSAGE characters. A very long paragraph is cut."""
+    pieces: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
         for piece in _cut_paragraph(paragraph):
-            held.append(piece)
-            if sum(map(len, held)) >= PASSAGE:
-                yield "\n\n".join(held)
-                held = []
-    if held:
-        yield "\n\n".join(held)
+            pieces.append(piece)
+            if sum(map(len, pieces)) >= PASSAGE:
+                yield "\n\n".join(pieces)
+                pieces = []
+    if pieces:
+        yield "\n\n".join(pieces)
 
 
 def _cut_paragraph(text: str) -> Iterator[str]:
-    """Yield pieces of at least PASSAGE characters: cut at a line end, else at a space, else anywhere."""
+    """Yield pieces of at least PASSAGE characters, cut at the end of a line, else at a space, else anywhere."""
     start = 0
     while len(text) - start > MAX_PARAGRAPH:
         low, high = start + PASSAGE, start + MAX_PARAGRAPH
         breaks = (text.find(mark, low, high) for mark in ("\n", " "))
-        end = next((at for at in breaks if at >= 0), low)
+        end = next((position for position in breaks if position >= 0), low)
         yield text[start:end]
         start = end + (text[end] in "\n ")
     yield text[start:]
@@ -109,14 +117,16 @@ def _cut_paragraph(text: str) -> Iterator[str]:
 def public_file(names: list[str], url: str, sha256: str) -> Path:
     """Return a public file: the first of `names` in $HPO_DATA or among the downloads, else download it.
 
+    sha256: of the content, in hexadecimal.
+
     Raises:
-        ConfigError: it is nowhere and the download failed.
+        ConfigError: the file does not exist and cannot be downloaded.
     """
     return local_file(names) or download(url, cache_root() / "downloads" / names[0], sha256)
 
 
 def local_file(names: list[str]) -> Path | None:
-    """Return the first file of these names in $HPO_DATA or among the downloads."""
+    """Return the first file of these names in $HPO_DATA or among the downloads, None if there is none."""
     folders = [Path(os.environ["HPO_DATA"]).expanduser()] if os.environ.get("HPO_DATA") else []
     folders.append(cache_root() / "downloads")
     candidates = (folder / name for folder in folders for name in names)
@@ -124,18 +134,23 @@ def local_file(names: list[str]) -> Path | None:
 
 
 def download(url: str, target: Path, sha256: str) -> Path:
-    """Fetch a file whose content is known by its hash; nothing is left behind when that fails."""
+    """Download a file and check its SHA-256; write `target` only if the check passes.
+
+    Raises:
+        ConfigError: the download fails or has another content.
+        CacheError: the file cannot be written.
+    """
     remedy = f"or put the file at $HPO_DATA/{target.name}"
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-            # read() at once: read(n) returns a torn download as if it were whole
+            # One read(): read(n) returns an incomplete download without an error.
             content = response.read()
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is the answer too, and holds the connection
+            error.close()  # the error is also the response, and holds the connection
         reason = getattr(error, "reason", error)
         raise ConfigError(f"data: cannot download {url}: {reason}; try again, {remedy}") from None
     if hashlib.sha256(content).hexdigest() != sha256:
-        # a network's login page also answers 200
+        # the login page of a network also has status 200
         raise ConfigError(f"data: download of {url} has the wrong content; try again, {remedy}")
     return write_whole(target, [content])

@@ -1,4 +1,4 @@
-"""The files of prepared data: for each split a stream of ids, and where its documents begin."""
+"""The files of prepared data: for each split, the token ids and the positions where documents start."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,63 +14,66 @@ from model.data.tokenizer import END, UnknownCharacter, Vocabulary
 from model.errors import ConfigError
 from model.seeds import derive
 
-BATCH_DOCUMENTS = 1000  # documents tokenized between two reports of progress
+BATCH_DOCUMENTS = 1000  # documents that are tokenized between two progress reports
 
 Progress = Callable[[str, float], None]
-"""Told what is being done and which fraction of it is, in [0, 1]."""
+"""Callback that receives a description of the work and the fraction that is done, in [0, 1]."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Return the type of the ids in the files."""
+    """Return the type of the token ids in the files."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def count_utf8_bytes(texts: Iterable[str]) -> int:
-    """Return the bytes of the texts in UTF-8."""
+    """Return the number of bytes of the texts in UTF-8."""
     return sum(len(text.encode()) for text in texts)
 
 
 def write_split(
     folder: Path, name: str, texts: list[str], vocabulary: Vocabulary, progress: Progress
 ) -> dict[str, int]:
-    """Tokenize one split into its two files; return its counts.
+    """Tokenize one split and write its two files; return its counts, as meta.json stores them.
 
     Raises:
-        ConfigError: a character has no id.
+        ConfigError: a character has no id in the vocabulary.
     """
     dtype = token_dtype(vocabulary.vocab_size)
     end = np.full(1, END, dtype)
     lengths: list[int] = []
-    unknown = 0
+    n_unknown = 0
     with open(folder / f"{name}.bin", "wb") as file:
         file.write(end.tobytes())
         for first in range(0, len(texts), BATCH_DOCUMENTS):
             progress(f"tokenizing {name}", first / len(texts))
             batch = _encode(name, texts[first : first + BATCH_DOCUMENTS], vocabulary)
             flat = np.concatenate([ids for document in batch for ids in (document, end)]).astype(dtype)
-            file.write(flat.tobytes())  # tofile() would lose the errno of a full disk
+            file.write(flat.tobytes())  # tofile() would lose the errno when the disk is full
             lengths += [len(document) + 1 for document in batch]
-            unknown += vocabulary.unknown(flat)
+            n_unknown += vocabulary.count_unknown(flat)
     progress(f"tokenizing {name}", 1.0)
     starts = np.cumsum([0, *lengths], dtype=np.int64)
     (folder / f"{name}.starts").write_bytes(starts.tobytes())
     counts = {"documents": len(texts), "tokens": int(starts[-1]) + 1, "text_bytes": count_utf8_bytes(texts)}
-    return counts | {"unknown": unknown, "synthetic": 0}
+    return counts | {"unknown": n_unknown, "synthetic": 0}
 
 
 def add_synthetic(folder: Path, counts: dict[str, int], corpus: CorpusBase, dtype: np.dtype[Any]) -> bytes:
-    """Put made-up documents behind those of the training split; return their ids, counts are brought up to date."""
+    """Append synthetic documents to the training split; return their token ids as bytes.
+
+    counts: of the training split, which are updated in place.
+    """
     tokens = np.fromfile(folder / "train.bin", dtype)
     starts = np.fromfile(folder / "train.starts", np.int64)
     rng = np.random.Generator(np.random.PCG64(derive(corpus.split_seed, "synthetic")))
     count = max(1, round(corpus.synthetic * counts["documents"]))
-    drawn = list(NGramModel(tokens, corpus.ngram()).documents(count, rng))
+    sampled = list(NGramModel(tokens, corpus.synthetic_n()).sample(count, rng))
     end = np.full(1, END, dtype)
-    content = np.concatenate([ids for document in drawn for ids in (document, end)]).tobytes()
+    content = np.concatenate([ids for document in sampled for ids in (document, end)]).tobytes()
     with open(folder / "train.bin", "ab") as file:
         file.write(content)
     with open(folder / "train.starts", "ab") as file:
-        file.write((starts[-1] + np.cumsum([len(document) + 1 for document in drawn], dtype=np.int64)).tobytes())
+        file.write((starts[-1] + np.cumsum([len(document) + 1 for document in sampled], dtype=np.int64)).tobytes())
     counts["documents"] += count
     counts["tokens"] += len(content) // dtype.itemsize
     counts["synthetic"] = count

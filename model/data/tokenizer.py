@@ -1,4 +1,8 @@
-"""Tokenizers: a section says which, training it on documents gives a vocabulary that turns text into ids."""
+"""Tokenizers. A configuration section selects one; training it on documents returns a vocabulary.
+
+To add a tokenizer, write a section with a `name` and a `train` method, a vocabulary and its case in
+`load_vocabulary`, and add the section to the union `Tokenizer` at the end of this file.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,20 +14,20 @@ from pydantic import Field
 
 from model.section import Section
 
-if TYPE_CHECKING:  # reading a configuration should not load the library
+if TYPE_CHECKING:  # reading a configuration does not import the library
     import tokenizers
 
 END = 0
-"""Id of `<|end|>`, which stands before, between and after documents in every vocabulary."""
+"""Id of the end token `<|end|>` in every vocabulary. It precedes each document and follows the last one."""
 
 UNKNOWN = 1
-"""Id of `<unk>` in the vocabulary of characters; the others know every text."""
+"""Id of unknown characters in CharVocabulary. The other vocabularies encode every text."""
 
 Ids: TypeAlias = NDArray[np.int64]
 
 
 class UnknownCharacter(ValueError):
-    """A text has a character that a vocabulary without an id for unknown ones does not know."""
+    """A text contains a character that is not in the vocabulary, which has no id for unknown characters."""
 
 
 class Vocabulary(Protocol):
@@ -37,42 +41,45 @@ class Vocabulary(Protocol):
         """Return the ids of each document, without end tokens."""
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """Return the text; end tokens have none and are left out."""
+        """Return the text of the ids. End tokens are skipped."""
 
-    def unknown(self, ids: Ids) -> int:
-        """Return how many ids stand for characters that the vocabulary does not know."""
+    def count_unknown(self, ids: Ids) -> int:
+        """Return the number of ids that stand for unknown characters."""
 
     def to_json(self) -> str:
-        """Return what `load` needs to build it again."""
+        """Return a description from which `load_vocabulary` builds the vocabulary again."""
 
 
 class ByteVocabulary:
-    """The 256 bytes of UTF-8, id = byte + 1."""
+    """The 256 byte values. The id of a byte is its value + 1."""
 
     vocab_size = 257
 
     def encode_batch(self, documents: list[str]) -> list[Ids]:
-        """Return byte + 1 for each byte."""
+        """Return the id of each UTF-8 byte of each document."""
         return [np.frombuffer(d.encode(), np.uint8).astype(np.int64) + 1 for d in documents]
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """Return the text; bytes that are no character become U+FFFD."""
+        """Return the text of the ids. Bytes that are not valid UTF-8 become U+FFFD."""
         return bytes(int(i) - 1 for i in ids if i != END).decode(errors="replace")
 
-    def unknown(self, ids: Ids) -> int:
-        """Return 0: every text is bytes."""
+    def count_unknown(self, ids: Ids) -> int:
+        """Return 0, because every text can be encoded."""
         return 0
 
     def to_json(self) -> str:
-        """Return its name, all there is to it."""
+        """Return the name of the vocabulary as JSON."""
         return json.dumps({"name": "bytes"})
 
 
 class CharVocabulary:
-    """A sorted list of characters, from id 2, or from id 1 where no id stands for unknown ones."""
+    """A sorted list of characters. The first id is 2, or 1 if there is no id for unknown characters."""
 
     def __init__(self, chars: str, unknown: bool = True) -> None:
-        """Take the distinct characters in order of code point, and whether others have an id too."""
+        """Build the vocabulary.
+
+        chars: distinct characters in order of code point. unknown: whether other characters have an id.
+        """
         self.chars = chars
         self._codes = _code_points(chars)
         self._has_unknown = unknown
@@ -80,65 +87,68 @@ class CharVocabulary:
         self.vocab_size = len(chars) + self._first
 
     def encode_batch(self, documents: list[str]) -> list[Ids]:
-        """Return an id for each character, UNKNOWN where it was not in the training text.
+        """Return the id of each character of each document, UNKNOWN for a character that is not in the vocabulary.
 
         Raises:
-            UnknownCharacter: it was not, and there is no such id.
+            UnknownCharacter: a character is not in the vocabulary, and there is no id for unknown characters.
         """
         return [self._encode(_code_points(d)) for d in documents]
 
     def _encode(self, codes: NDArray[np.uint32]) -> Ids:
-        at = np.searchsorted(self._codes, codes)
-        known = self._codes[np.minimum(at, len(self.chars) - 1)] == codes
+        index = np.searchsorted(self._codes, codes)
+        known = self._codes[np.minimum(index, len(self.chars) - 1)] == codes
         if not self._has_unknown and not known.all():
             code = int(codes[~known][0])
             raise UnknownCharacter(f"the character {chr(code)!r} (U+{code:04X})")
-        return np.where(known, at + self._first, UNKNOWN).astype(np.int64)
+        return np.where(known, index + self._first, UNKNOWN).astype(np.int64)
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """Return the text, U+FFFD for an unknown character."""
+        """Return the text of the ids. Unknown characters become U+FFFD."""
         return "".join("\ufffd" if i < self._first else self.chars[i - self._first] for i in ids if i != END)
 
-    def unknown(self, ids: Ids) -> int:
-        """Return the number of unknown characters."""
+    def count_unknown(self, ids: Ids) -> int:
+        """Return the number of ids that stand for unknown characters."""
         return int((ids == UNKNOWN).sum()) if self._has_unknown else 0
 
     def to_json(self) -> str:
-        """Return the characters."""
-        others = {} if self._has_unknown else {"unknown": False}
-        return json.dumps({"name": "chars", "chars": self.chars} | others)
+        """Return the characters as JSON."""
+        flags = {} if self._has_unknown else {"unknown": False}
+        return json.dumps({"name": "chars", "chars": self.chars} | flags)
 
 
 class BPEVocabulary:
-    """Byte-level byte-pair encoding by the `tokenizers` library, ids moved up by one for the end token.
+    """Byte-level byte-pair encoding by the `tokenizers` library. An id is the library's id + 1.
 
-    The library never hears of the end token: a text that spells out `<|end|>` stays text.
+    The library does not know the end token, so `<|end|>` inside a text is encoded as text.
     """
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
-        """Take a trained tokenizer."""
+        """Wrap a trained tokenizer of the library."""
         self._tokenizer = tokenizer
         self.vocab_size: int = tokenizer.get_vocab_size() + 1
 
     def encode_batch(self, documents: list[str]) -> list[Ids]:
-        """Return the ids of each document."""
+        """Return the ids of each document, without end tokens."""
         return [np.array(e.ids, np.int64) + 1 for e in self._tokenizer.encode_batch_fast(documents)]
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """Return the text; bytes that are no character become U+FFFD."""
+        """Return the text of the ids. Bytes that are not valid UTF-8 become U+FFFD."""
         return str(self._tokenizer.decode([int(i) - 1 for i in ids if i != END]))
 
-    def unknown(self, ids: Ids) -> int:
-        """Return 0: the alphabet has all bytes."""
+    def count_unknown(self, ids: Ids) -> int:
+        """Return 0, because the alphabet contains all bytes."""
         return 0
 
     def to_json(self) -> str:
-        """Return the library's own description."""
+        """Return the library's description of the tokenizer as JSON."""
         return json.dumps({"name": "bpe", "tokenizer": json.loads(self._tokenizer.to_str())})
 
 
 def load_vocabulary(text: str) -> Vocabulary:
-    """Return the vocabulary that `to_json` described."""
+    """Return the vocabulary that `to_json` described.
+
+    text: JSON, as `to_json` returns it.
+    """
     saved: dict[str, Any] = json.loads(text)
     if saved["name"] == "bytes":
         return ByteVocabulary()
@@ -154,25 +164,25 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 
 
 class Bytes(Section):
-    """UTF-8 bytes: 257 ids, nothing to train."""
+    """UTF-8 bytes: 257 ids, no training."""
 
     name: Literal["bytes"] = "bytes"
 
     def train(self, documents: Iterable[str]) -> Vocabulary:
-        """Return the bytes, whatever the documents."""
+        """Return the vocabulary of bytes, which does not depend on the documents."""
         return ByteVocabulary()
 
 
 class Chars(Section):
-    """The characters of the training text; others are unknown."""
+    """The distinct characters of the training text. Other characters are unknown."""
 
     name: Literal["chars"] = "chars"
 
     unknown: bool = True
-    """Whether unknown characters have an id; false: text of any split that has one is refused."""
+    """Whether unknown characters have an id. If false, an unknown character in any split is an error."""
 
     def train(self, documents: Iterable[str]) -> Vocabulary:
-        """Return the distinct characters of the documents."""
+        """Return a vocabulary of the distinct characters of the documents."""
         chars: set[str] = set()
         for document in documents:
             chars.update(document)
@@ -188,13 +198,14 @@ class BPE(Section):
     name: Literal["bpe"] = "bpe"
 
     vocab_size: Annotated[int, Field(ge=257, le=2**20)] = 512
-    """Number of ids: the end token, 256 bytes, merges; fewer where the text has no more pairs to merge."""
+    """Number of ids: the end token, 256 bytes and the merges. Fewer if the text has no more pairs to merge."""
 
     split_urls: bool = False
-    """Whether a URL is set apart before pairs are counted, so that no merge crosses its border."""
+    """Whether URLs are split from the surrounding text before pairs are counted, so that no merge crosses the border of
+    a URL."""
 
     def train(self, documents: Iterable[str]) -> Vocabulary:
-        """Return the merges of the documents' most frequent pairs."""
+        """Return a vocabulary of the most frequent pairs of the documents."""
         import tokenizers
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -205,7 +216,7 @@ class BPE(Section):
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size - 1,
-            min_frequency=2,  # a pair seen once saves nothing
+            min_frequency=2,  # a merge of a pair that occurs once shortens no text
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )

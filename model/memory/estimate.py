@@ -57,14 +57,14 @@ def estimate(config: TrainConfig, vocab_size: int, runs: int = 1) -> Memory:
         pack.numbers = [config.regularization.numbers() | config.model.numbers()] * runs
         if config.recovery.name == "rollback":
             for lane in range(runs):
-                pack.weights.keep(lane)
+                pack.params.backup(lane)
         standing = ledger.live
         activations = _train(pack, config, ledger)
         _update(pack, config)
         _validate(pack, config, ledger)
-        weights = pack.weights
-        parameters, gradients = _size(weights.p), _size(weights.g)
-        optimizer = sum(_size(weights.state[key]) for key in weights.optimizer.state_groups())
+        params = pack.params
+        parameters, gradients = _size(params.weights), _size(params.grads)
+        optimizer = sum(_size(params.state[key]) for key in params.optimizer.state_groups())
     other = standing - parameters - gradients - optimizer
     return Memory(parameters, gradients, optimizer, other, activations, ledger.peak - standing - activations)
 
@@ -147,18 +147,18 @@ def _train(pack: Pack, config: TrainConfig, ledger: Ledger) -> int:
     x, y = (torch.zeros(K, B, T, dtype=torch.int64) for _ in range(2))
     ledger.share(B * T)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        pack.train_on(x, y, [0] * K, [1.0] * K, [1.0] * K)
+        pack.accumulate_grads(x, y, [0] * K, [1.0] * K, [1.0] * K)
     return sum(kept.values())
 
 
 def _update(pack: Pack, config: TrainConfig) -> None:
     """Go through an update, of all runs and of all but one, which needs copies of their rows."""
     rule = config.optimizer
-    coefficients = [rule.coefficients(group.name, rule.lr, 1) | {"rate": rule.lr} for group in pack.weights.groups]
+    coefficients = [rule.coefficients(group.name, rule.lr, 1) | {"rate": rule.lr} for group in pack.params.groups]
     step = StepCoefficients(coefficients, config.clip.numbers(), 0.5)
     for n in {pack.size, max(1, pack.size - 1)}:
         lanes = list(range(n))
-        pack.weights.update(lanes, [step] * n, pack.weights.norms(lanes), lanes)
+        pack.params.update(lanes, [step] * n, pack.params.grad_norms(lanes), lanes)
 
 
 def _validate(pack: Pack, config: TrainConfig, ledger: Ledger) -> None:
@@ -167,7 +167,7 @@ def _validate(pack: Pack, config: TrainConfig, ledger: Ledger) -> None:
     rows = max(1, min(EVAL_TOKENS, EVAL_LOGITS // (pack.vocab_size * pack.size)) // T)
     x, y = (torch.zeros(rows, T, dtype=torch.int64) for _ in range(2))
     ledger.share(rows * T)
-    with nullcontext() if config.regularization.ema is None else pack.weights.averaged():
+    with nullcontext() if config.regularization.ema is None else pack.params.averaged():
         pack.evaluate(x, y)
     if config.run.diagnostics:
         pack.network.padded = False  # which tokens are padding is in the text alone

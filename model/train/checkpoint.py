@@ -1,4 +1,4 @@
-"""One run on disk: a safetensors file with the state as JSON in its header. Never pickle."""
+"""Checkpoints: a safetensors file per run, with configuration and progress as JSON in its header. No pickle."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ FILE = "state.safetensors"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or belongs to another run."""
+    """A checkpoint cannot be read or belongs to another run."""
 
 
 def save(
@@ -27,29 +27,31 @@ def save(
     tensors: Mapping[str, Tensor],
     progress: Mapping[str, Any],
 ) -> None:
-    """Write `folder`/state.safetensors, whole or not at all.
+    """Write `folder`/state.safetensors. The file is replaced as a whole, so it is never incomplete.
+
+    data_hash: hash of the prepared data. tensors: state of the run by name. progress: other state, as JSON values.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {"config": config.model_dump(mode="json"), "data_hash": data_hash, "progress": dict(progress)}
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     part = folder / f"{FILE}.{os.getpid()}"
     try:
-        save_file(whole, part, metadata={"state": json.dumps(state)})
+        save_file(copies, part, metadata={"state": json.dumps(state)})
         part.replace(folder / FILE)
-    except SafetensorError as error:  # its own word for a full disk
+    except SafetensorError as error:  # safetensors raises its own error when the disk is full
         raise OSError(errno.ENOSPC, f"checkpoint not written: {error}", str(part)) from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def load(folder: Path, config: TrainConfig, data_hash: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the progress of a run that is to go on as `config`.
+    """Return the tensors and the progress of a run, to resume it with the same configuration and data.
 
     Raises:
-        CheckpointError: it cannot be read, or holds a run of another config or of other data.
+        CheckpointError: the checkpoint cannot be read, or holds a run of another configuration or on other data.
     """
     tensors, state = read(folder)
     if state["config"] != config.model_dump(mode="json"):
@@ -60,10 +62,10 @@ def load(folder: Path, config: TrainConfig, data_hash: str) -> tuple[dict[str, T
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the state of whatever run the folder holds.
+    """Return the tensors and the header of a checkpoint: its keys are config, data_hash and progress.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: there is no checkpoint, or it cannot be read.
     """
     path = folder / FILE
     if not path.is_file():

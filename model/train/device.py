@@ -1,4 +1,4 @@
-"""What `auto` means on this machine."""
+"""Device, precision and compilation of a run: what `auto` stands for on this machine."""
 
 import torch
 
@@ -8,10 +8,10 @@ from model.section import updated
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Return the config with every `auto` of its run section replaced by what this machine has.
+    """Return the configuration with each `auto` of run.device, run.precision and run.compile replaced.
 
     Raises:
-        ConfigError: a device or precision is asked for by name that is not here.
+        ConfigError: this machine does not have the device or precision that the configuration names.
     """
     run = config.run
     device = best_device() if run.device == "auto" else run.device
@@ -24,18 +24,18 @@ def resolve(config: TrainConfig) -> TrainConfig:
         precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     compiled = run.compile
     if compiled == "auto":
-        # How many tokens an expert has differs from batch to batch, which a compiled graph cannot follow.
+        # The number of tokens per expert differs from batch to batch, which a compiled graph does not support.
         compiled = "on" if device == "cuda" and config.model.name != "moe" else "off"
     return updated(config, {"run.device": device, "run.precision": precision, "run.compile": compiled})
 
 
 def is_available(device: str) -> bool:
-    """Return whether torch can compute there."""
+    """Return whether torch can use a device: cpu, cuda or mps."""
     if device == "mps":
         return torch.backends.mps.is_available()
     return device == "cpu" or torch.cuda.is_available()
 
 
 def best_device() -> str:
-    """Return cuda, else mps, else cpu."""
+    """Return the first available device of cuda, mps and cpu."""
     return next(device for device in ("cuda", "mps", "cpu") if is_available(device))

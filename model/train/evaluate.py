@@ -1,6 +1,7 @@
-"""Scoring: a whole held-out split at once, every target once, whatever the training batch."""
+"""Evaluation on a whole validation or test split: every target counts once, whatever the training batch size."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,46 +13,51 @@ from model.data.prepare import PreparedData
 from model.nn.context import Diagnostics
 from model.train.pack import Pack
 
-EVAL_TOKENS = 8192  # of one validation batch; the metric does not depend on it
-EVAL_LOGITS = 2**26  # numbers in the logits of one validation batch, all runs together
+EVAL_TOKENS = 8192  # tokens of one validation batch; the scores do not depend on it
+EVAL_LOGITS = 2**26  # logits of one validation batch, all runs together
 
-Scores = tuple[list[float], list[float]]
-"""Nats and targets predicted right, of each lane."""
+
+class Scores(NamedTuple):
+    """Sums over all targets of a split, one number per lane of the pack."""
+
+    nats: list[float]
+    """Cross-entropy in nats."""
+    n_correct: list[float]
+    """Targets that are predicted correctly."""
 
 
 class Evaluator:
-    """A held-out split, in batches of one shape."""
+    """Scores the runs of a pack on one split, in batches of equal shape."""
 
     def __init__(self, config: TrainConfig, prepared: PreparedData, pack: Pack, split: str = "val") -> None:
         context = config.model.context
         self.split = prepared.splits[split]
-        self.windows = SequenceDataset(self.split, config.data.layout, context)
+        self.dataset = SequenceDataset(self.split, config.data.layout, context)
         self.pack, self.device = pack, pack.device
         tokens = min(EVAL_TOKENS, EVAL_LOGITS // (prepared.vocab_size * pack.size))
-        self.rows = max(1, tokens // context)
-        # Sums of many losses want double precision, which Apple's GPUs do not have.
-        self.precise = torch.float32 if self.device.type == "mps" else torch.float64
+        self.batch_size = max(1, tokens // context)
+        # A sum of many losses needs double precision, which Apple's GPUs do not have.
+        self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
 
-    def scores(self) -> Scores:
-        """Score the weights as they are."""
-        totals = torch.zeros(2, self.pack.size, dtype=self.precise, device=self.device)
+    def evaluate(self) -> Scores:
+        """Return the scores of the current weights of all runs."""
+        totals = torch.zeros(2, self.pack.size, dtype=self.sum_dtype, device=self.device)
         for x, y in self._batches():
-            totals += torch.stack([total.to(self.precise) for total in self.pack.evaluate(x, y)])
-        nats, hits = totals.tolist()
-        return nats, hits
+            totals += torch.stack([total.to(self.sum_dtype) for total in self.pack.evaluate(x, y)])
+        return Scores(*totals.tolist())
 
     def diagnostics(self, lane: int) -> Diagnostics:
-        """Measure the diagnostics of one run on the first validation batch."""
-        # As many rows whoever shares the pack: runs are looked at one by one.
+        """Return the diagnostics of one run's layers, measured on the first batch."""
+        # The number of rows does not depend on the size of the pack, because runs are measured one by one.
         tokens = min(EVAL_TOKENS, EVAL_LOGITS // self.pack.vocab_size)
-        rows = min(len(self.windows), max(1, tokens // self.windows.context))
-        x, _ = self.windows.gather(np.arange(rows))
+        n_rows = min(len(self.dataset), max(1, tokens // self.dataset.context))
+        x, _ = self.dataset.gather(np.arange(n_rows))
         return self.pack.diagnostics(lane, torch.from_numpy(x).to(self.device))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for first in range(0, len(self.windows), self.rows):
-            x, y = self.windows.gather(np.arange(first, min(first + self.rows, len(self.windows))))
-            # All batches of one shape, for torch.compile; what is added has no targets.
-            missing = ((0, self.rows - len(x)), (0, 0))
+        for first in range(0, len(self.dataset), self.batch_size):
+            x, y = self.dataset.gather(np.arange(first, min(first + self.batch_size, len(self.dataset))))
+            # torch.compile needs batches of equal shape. The targets of the added rows are masked.
+            missing = ((0, self.batch_size - len(x)), (0, 0))
             inputs = torch.from_numpy(np.pad(x, missing)).to(self.device)
             yield inputs, torch.from_numpy(np.pad(y, missing, constant_values=-1)).to(self.device)

@@ -1,4 +1,7 @@
-"""Text from a trained run: load its checkpoint and continue a prompt token by token."""
+"""Generate text with a trained run: load its checkpoint and continue a prompt token by token.
+
+Shapes: V vocabulary.
+"""
 
 import math
 from collections.abc import Iterator
@@ -18,16 +21,21 @@ from model.train import checkpoint
 
 
 class Sampling(NamedTuple):
-    """How the next token is drawn."""
+    """How the next token is sampled."""
 
     temperature: float = 1.0
-    """Logits are divided by it; 0 takes the most likely token."""
+    """Logits are divided by the temperature; 0 selects the most likely token."""
     top_k: int | None = None
-    """Draw among this many most likely tokens; none: among all."""
+    """Number of most likely tokens to sample from; None: all tokens."""
     seed: int = 0
+    """Seed of the random numbers."""
 
     def check(self) -> None:
-        """Raise ConfigError for numbers that mean nothing."""
+        """Check the ranges of all fields.
+
+        Raises:
+            ConfigError: a field is out of range.
+        """
         if not 0 <= self.temperature < math.inf:
             raise ConfigError(f"temperature: must be a number of at least 0, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -42,56 +50,59 @@ def generate(
     top_k: int | None = None,
     seed: int = 0,
 ) -> str:
-    """Return what the run whose checkpoint is in `folder` writes after a prompt.
+    """Return the text with which a trained run continues a prompt.
 
-    tokens: how many at most; a run trained on documents stops at the end of its document.
+    folder: holds the checkpoint of the run. tokens: largest number of tokens to generate. A run that was trained with
+    data.layout documents stops at the end of its document.
 
     Raises:
-        ConfigError: a number that means nothing, or data that this machine cannot prepare.
-        checkpoint.CheckpointError: there is no checkpoint, or its data has changed.
+        ConfigError: an argument is out of range, or this machine cannot prepare the data.
+        checkpoint.CheckpointError: there is no checkpoint, or the data has changed since.
     """
     sampling = Sampling(temperature, top_k, seed)
     sampling.check()
     if tokens < 1:
         raise ConfigError(f"tokens: must be at least 1, got {tokens}")
     config, network, vocabulary = load_run(folder)
-    begin = [END, *vocabulary.encode_batch([prompt])[0].tolist()]
-    written: list[int] = []
-    for token in generate_tokens(network, begin, sampling):
+    prompt_ids = [END, *vocabulary.encode_batch([prompt])[0].tolist()]
+    generated: list[int] = []
+    for token in generate_tokens(network, prompt_ids, sampling):
         if token == END and config.data.layout == "documents":
             break
-        written.append(token)
-        if len(written) == tokens:
+        generated.append(token)
+        if len(generated) == tokens:
             break
-    # Decoded as a whole: one character may take several tokens.
-    return vocabulary.decode(written)
+    # Decoded at once, because one character may consist of several tokens.
+    return vocabulary.decode(generated)
 
 
 def load_run(folder: Path) -> tuple[TrainConfig, Network, Vocabulary]:
-    """Return the config of a saved run, its network and its vocabulary.
+    """Return the configuration of a saved run, its network and its vocabulary.
 
     Raises:
-        checkpoint.CheckpointError: there is no checkpoint, or its data has changed.
+        checkpoint.CheckpointError: there is no checkpoint, or the data has changed since.
     """
     tensors, state = checkpoint.read(folder)
     config = TrainConfig.model_validate(state["config"])
     prepared = prepare(config.data, config.tokenizer)
     if prepared.hash != state["data_hash"]:
-        raise checkpoint.CheckpointError(f"{folder}: its data has changed since, so its tokens mean something else")
+        raise checkpoint.CheckpointError(
+            f"{folder}: the data has changed since the run, so that its token ids have another meaning"
+        )
     network = build_network(config.model, prepared.vocab_size, config.run.seed).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(tensors[f"weights.{name}"])
-    return config, network, prepared.tokenizer()
+    return config, network, prepared.vocabulary()
 
 
 @torch.no_grad()
-def generate_tokens(network: Network, begin: list[int], sampling: Sampling) -> Iterator[int]:
-    """Yield token after token, without end. begin: at least one id."""
+def generate_tokens(network: Network, prompt_ids: list[int], sampling: Sampling) -> Iterator[int]:
+    """Yield token ids without end. prompt_ids: at least one id."""
     generator = torch.Generator().manual_seed(derive(sampling.seed, "sample") % 2**63)
-    window, ids = network.config.context, begin
+    context, ids = network.config.context, prompt_ids
     while True:
-        ids = ids[-window:]
+        ids = ids[-context:]
         logits = network(torch.tensor([ids]))[0, -1]  # (V,)
         token = sample_token(logits, sampling, generator)
         ids = [*ids, token]
@@ -99,11 +110,11 @@ def generate_tokens(network: Network, begin: list[int], sampling: Sampling) -> I
 
 
 def sample_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """Return one token. logits: (V,)."""
+    """Sample the id of one token. logits: (V,)."""
     if sampling.temperature == 0 or sampling.top_k == 1:
         return int(logits.argmax())
     if sampling.top_k is not None:
-        # By rank and not by value, so that ties do not let more than k through.
+        # Selected by rank, not by value: with equal logits more than k tokens could pass a threshold.
         unlikely = logits.argsort(descending=True, stable=True)[sampling.top_k :]
         logits = logits.index_fill(0, unlikely, -math.inf)
     probabilities = ((logits - logits.max()) / sampling.temperature).softmax(0)

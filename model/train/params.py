@@ -1,7 +1,7 @@
-"""The weights of K runs of one shape in one block of memory, a row a run, and all that is kept beside them.
+"""The weights of K runs of equal shape in one tensor, one row per run, with all state that belongs to them.
 
-Elementwise optimizers and clipping then act on a few long tensors instead of dozens of short ones, which at small
-sizes is most of their cost.
+Elementwise optimizers and clipping then process a few long tensors instead of dozens of short ones. At small sizes
+the number of tensors dominates the cost. A lane is a run's position in the pack, which is its row here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,186 +15,213 @@ from model.config import TrainConfig
 from model.optim.optimizer import STATE_NAMES_0_1
 from model.optim.param_groups import GROUP_NAMES, merge_groups, param_groups
 
-AVERAGE = "average"
+AVERAGE = "average"  # name of the exponential moving average of the weights among the state
 
 
 class StepCoefficients(NamedTuple):
-    """The numbers of one run's update."""
+    """The numbers of one optimizer step of one run."""
 
-    coefficients: Sequence[Mapping[str, float]]
-    """The optimizer's, for each parameter group; "rate" is the learning rate itself."""
+    optimizer: Sequence[Mapping[str, float]]
+    """Coefficients of the optimizer for each parameter group; "rate" is the learning rate itself."""
     clip: Mapping[str, float]
-    average: float
-    """How far the average of the weights moves towards them."""
+    """Numbers of the clipping rule."""
+    ema_rate: float
+    """Weight of the new weights in the exponential moving average, in [0, 1]."""
 
 
 class PackParams:
-    """Rows of weights and gradients, (K, P), of the optimizer's state, the clipping rule's memory and the average."""
+    """Weights and gradients of K runs, (K, P) each, optimizer state, clipping state and averaged weights."""
 
     def __init__(self, config: TrainConfig, shapes: Mapping[str, torch.Size], size: int, device: torch.device) -> None:
+        """Allocate the tensors.
+
+        shapes: of the parameters of one run, by name. size: number of runs, K.
+        """
         self.optimizer, self.clip = config.optimizer, config.clip
         self.groups = param_groups(shapes, config.model.n_layer, config.optimizer.layer_decay != 1)
-        self.params = merge_groups(self.groups)
-        self.shapes = {param.name: shapes[param.name] for param in self.params.slices}
-        self.spans = {param.name: (param.start, param.stop) for param in self.params.slices}
-        P = self.params.stop
-        self.p, self.g = (torch.zeros(size, P, device=device) for _ in range(2))  # (K, P)
+        self.row = merge_groups(self.groups)  # all parameters of a run as one group
+        self.shapes = {param.name: shapes[param.name] for param in self.row.slices}
+        self.spans = {param.name: (param.start, param.stop) for param in self.row.slices}
+        P = self.row.stop
+        self.weights, self.grads = (torch.zeros(size, P, device=device) for _ in range(2))  # (K, P)
         self.state: dict[str, Tensor] = {}
-        self.offsets = {"weights": 0, AVERAGE: 0}  # column of the row at which each block begins
+        self.offsets = {"weights": 0, AVERAGE: 0}  # column of the row at which each state tensor starts
         for key, names in self.optimizer.state_groups().items():
             groups = [group for group in self.groups if group.name in names]
             self.offsets[key] = groups[0].start if groups else P
             self.state[key] = torch.zeros(size, sum(group.stop - group.start for group in groups), device=device)
         if config.regularization.ema is not None:
             self.state[AVERAGE] = torch.zeros(size, P, device=device)
-        self.first = self.clip.initial_state(len(self.params.slices))
-        self.memory = {key: torch.full((size, n), value, device=device) for key, (n, value) in self.first.items()}
-        self.grad_norms, self.ratios = (torch.zeros(size, len(GROUP_NAMES), device=device) for _ in range(2))
-        self.kept: dict[int, list[Tensor]] = {}
+        self.initial_clip_state = self.clip.initial_state(len(self.row.slices))
+        self.clip_state = {
+            key: torch.full((size, n), value, device=device) for key, (n, value) in self.initial_clip_state.items()
+        }
+        self.group_grad_norms, self.group_update_ratios = (
+            torch.zeros(size, len(GROUP_NAMES), device=device) for _ in range(2)
+        )
+        self.backups: dict[int, list[Tensor]] = {}  # by lane
 
     def blocks(self) -> dict[str, Tensor]:
-        """Return what a run is, by name: all that must be saved to go on with it."""
-        return {"weights": self.p, **self.state, **{f"clip.{key}": block for key, block in self.memory.items()}}
+        """Return all tensors that make up the state of the runs, by name, each with one row per run."""
+        clip_state = {f"clip.{key}": block for key, block in self.clip_state.items()}
+        return {"weights": self.weights, **self.state, **clip_state}
 
     def tensors(self, lane: int) -> dict[str, Tensor]:
-        """Return views of all that a lane holds, by name: "weights.wte.weight", "exp_avg.wte.weight", "clip.gamma"."""
-        found = {f"clip.{key}": block[lane] for key, block in self.memory.items()}
-        for kind, block in {"weights": self.p, **self.state}.items():
+        """Return views of the state of one run, by name: "weights.wte.weight", "exp_avg.wte.weight", "clip.gamma"
+
+        A checkpoint stores the tensors under these names.
+        """
+        tensors = {f"clip.{key}": block[lane] for key, block in self.clip_state.items()}
+        for kind, block in {"weights": self.weights, **self.state}.items():
             offset, width = self.offsets[kind], block.shape[1]
             for name, (a, b) in self.spans.items():
                 if offset <= a and b <= offset + width:
-                    found[f"{kind}.{name}"] = block[lane, a - offset : b - offset].view(self.shapes[name])
-        return found
+                    tensors[f"{kind}.{name}"] = block[lane, a - offset : b - offset].view(self.shapes[name])
+        return tensors
 
     @torch.no_grad()
-    def fill(self, lane: int, initial: Mapping[str, Tensor]) -> None:
-        """Put initial weights in a lane, with the average at them and nothing else kept. initial: by parameter."""
-        begun = {f"weights.{name}": initial[name] for name in self.shapes}
+    def initialize(self, lane: int, initial: Mapping[str, Tensor]) -> None:
+        """Set the weights and their average to initial weights, and the rest of the state to its start.
+
+        initial: tensors by parameter name.
+        """
+        tensors = {f"weights.{name}": initial[name] for name in self.shapes}
         if AVERAGE in self.state:
-            begun |= {f"{AVERAGE}.{name}": initial[name] for name in self.shapes}
-        begun |= {f"clip.{key}": torch.full((n,), value) for key, (n, value) in self.first.items()}
-        self.load(lane, begun)
+            tensors |= {f"{AVERAGE}.{name}": initial[name] for name in self.shapes}
+        tensors |= {f"clip.{key}": torch.full((n,), value) for key, (n, value) in self.initial_clip_state.items()}
+        self.load(lane, tensors)
 
     @torch.no_grad()
     def load(self, lane: int, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors into a lane; what is not given becomes zero."""
-        self.g[lane] = 0
-        self.forget(lane)
-        for name, held in self.tensors(lane).items():
+        """Copy tensors into a lane by the names of `tensors()` or of version 0.1. Other state becomes zero."""
+        self.grads[lane] = 0
+        self.reset_group_norms(lane)
+        for name, target in self.tensors(lane).items():
             kind, _, parameter = name.partition(".")
             saved = tensors.get(name, tensors.get(f"{STATE_NAMES_0_1.get(kind)}.{parameter}"))
-            held.zero_() if saved is None else held.copy_(saved)
+            target.zero_() if saved is None else target.copy_(saved)
 
-    def forget(self, lane: int) -> None:
-        """Forget what was measured by group."""
-        self.grad_norms[lane] = self.ratios[lane] = 0
+    def reset_group_norms(self, lane: int) -> None:
+        """Set the norms that were measured by parameter group to zero."""
+        self.group_grad_norms[lane] = self.group_update_ratios[lane] = 0
 
-    def keep(self, lane: int) -> None:
-        """Remember a lane as it is."""
-        self.kept[lane] = [block[lane].clone() for block in self.blocks().values()]
+    def backup(self, lane: int) -> None:
+        """Copy the state of a lane, for `restore`."""
+        self.backups[lane] = [block[lane].clone() for block in self.blocks().values()]
 
-    def go_back(self, lane: int) -> None:
-        """Set a lane to what was kept."""
-        for block, kept in zip(self.blocks().values(), self.kept[lane], strict=True):
-            block[lane] = kept
+    def restore(self, lane: int) -> None:
+        """Set a lane to its last backup."""
+        for block, saved in zip(self.blocks().values(), self.backups[lane], strict=True):
+            block[lane] = saved
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Have the averages in place of the weights for a while."""
-        raw = self.p.clone()
+        """Replace the weights by their exponential moving averages inside a `with` block."""
+        raw = self.weights.clone()
         try:
-            self.p.copy_(self.state[AVERAGE])
+            self.weights.copy_(self.state[AVERAGE])
             yield
         finally:
-            self.p.copy_(raw)
+            self.weights.copy_(raw)
 
-    def norms(self, lanes: Sequence[int]) -> Tensor:
+    def grad_norms(self, lanes: Sequence[int]) -> Tensor:
         """Return the L2 norms of the gradients of some lanes, (n,)."""
-        return self._rows(self.g, lanes).norm(dim=1)
+        return self._rows(self.grads, lanes).norm(dim=1)
 
     @torch.no_grad()
     def update(
         self, lanes: Sequence[int], steps: Sequence[StepCoefficients], norms: Tensor, watch: Sequence[int] = ()
     ) -> Tensor:
-        """Clip, take one optimizer step in some lanes, in ascending order, and clear their gradients.
+        """Clip the gradients, take one optimizer step and set the gradients to zero, in some lanes.
 
-        norms: (n,), of the gradients. watch: of which lanes gradients and update are measured by group too.
-        Returns how much of each was clipped, in [0, 1], (n,).
+        lanes: n lanes in ascending order. steps: numbers of the step of each lane. norms: of the gradients, (n,).
+        watch: lanes whose gradient norms and update ratios are measured by parameter group.
+
+        Returns the fraction of each lane that was clipped, in [0, 1], (n,).
         """
-        p, g = self._rows(self.p, lanes), self._rows(self.g, lanes)
+        p, g = self._rows(self.weights, lanes), self._rows(self.grads, lanes)
         state = {key: self._rows(block, lanes) for key, block in self.state.items()}
-        memory = {key: self._rows(block, lanes) for key, block in self.memory.items()}
+        clip_state = {key: self._rows(block, lanes) for key, block in self.clip_state.items()}
         before = p.clone() if watch else None
-        grad_norms = self._by_group(g) if watch else None
+        group_grad_norms = self._norms_by_group(g) if watch else None
         numbers = self._columns([step.clip for step in steps])
-        clipped = self.clip.clip(g, norms, memory, numbers, self.params)
+        clipped = self.clip.clip(g, norms, clip_state, numbers, self.row)
         bounded = self._step(p, g, state, steps, numbers)
         if AVERAGE in state:
-            state[AVERAGE].lerp_(p, self._columns([{"rate": step.average} for step in steps])["rate"])
-        if len(lanes) < len(self.p):  # rows were copies
-            rows = torch.tensor(lanes, device=self.p.device)
-            self.p[rows] = p
-            for key, block in {**state, **memory}.items():
-                (self.state if key in state else self.memory)[key][rows] = block
-        if before is not None and grad_norms is not None:
-            at = [list(lanes).index(lane) for lane in watch]
-            self.grad_norms[watch] = grad_norms[at]
-            ratios = self._by_group(p - before) / self._by_group(before)
-            self.ratios[watch] = ratios.where(ratios.isfinite(), 0)[at]
-        self.clear(lanes)
-        found = clipped if bounded is None else bounded
-        return torch.zeros_like(norms) if found is None else found
+            state[AVERAGE].lerp_(p, self._columns([{"rate": step.ema_rate} for step in steps])["rate"])
+        if len(lanes) < len(self.weights):  # the rows are copies
+            rows = torch.tensor(lanes, device=self.weights.device)
+            self.weights[rows] = p
+            for key, block in {**state, **clip_state}.items():
+                (self.state if key in state else self.clip_state)[key][rows] = block
+        if before is not None and group_grad_norms is not None:
+            index = [list(lanes).index(lane) for lane in watch]
+            self.group_grad_norms[watch] = group_grad_norms[index]
+            ratios = self._norms_by_group(p - before) / self._norms_by_group(before)
+            self.group_update_ratios[watch] = ratios.where(ratios.isfinite(), 0)[index]
+        self.zero_grad(lanes)
+        fractions = clipped if bounded is None else bounded
+        return torch.zeros_like(norms) if fractions is None else fractions
 
-    def clear(self, lanes: Sequence[int]) -> None:
+    def zero_grad(self, lanes: Sequence[int]) -> None:
         """Set the gradients of some lanes to zero."""
-        everyone = len(lanes) == len(self.g)
-        self.g[slice(None) if everyone else torch.tensor(lanes, device=self.g.device)] = 0
+        all_lanes = len(lanes) == len(self.grads)
+        self.grads[slice(None) if all_lanes else torch.tensor(lanes, device=self.grads.device)] = 0
+
+    def group_norms(self, lane: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Return gradient norms and update-to-weight ratios by parameter group, of the last watched update."""
+        groups = [(GROUP_NAMES[i], i) for i, _ in self._group_columns()]
+        norms, ratios = self.group_grad_norms[lane].tolist(), self.group_update_ratios[lane].tolist()
+        return {g: norms[i] for g, i in groups}, {g: ratios[i] for g, i in groups}
 
     def _step(
-        self, p: Tensor, g: Tensor, state: dict[str, Tensor], steps: Sequence[StepCoefficients], numbers: dict[str, Any]
+        self,
+        p: Tensor,
+        g: Tensor,
+        state: dict[str, Tensor],
+        steps: Sequence[StepCoefficients],
+        numbers: dict[str, Any],
     ) -> Tensor | None:
-        """Update each parameter group; return the fraction of bounded tensors, if the rule bounds any."""
+        """Update each parameter group by the optimizer's rule.
+
+        Returns the fraction of tensors whose update the clipping rule bounded, (n,), None if it bounds no updates.
+        """
         bounded = []
         for i, group in enumerate(self.groups):
-            c = self._columns([step.coefficients[i] for step in steps])
-            own = {
+            coefficients = self._columns([step.optimizer[i] for step in steps])
+            group_state = {
                 key: group.columns(state[key], self.offsets[key])
                 for key, names in self.optimizer.state_groups().items()
                 if group.name in names
             }
             rows = group.columns(p)
             before = rows.clone() if self.clip.bounds_updates else None
-            self.optimizer.update(rows, group.columns(g), own, c, group)
+            self.optimizer.update(rows, group.columns(g), group_state, coefficients, group)
             if before is not None:
-                bounded.append(self.clip.bound_update(rows, before, numbers, c["rate"], group))
+                bounded.append(self.clip.bound_update(rows, before, numbers, coefficients["rate"], group))
         return torch.cat(bounded, dim=1).float().mean(dim=1) if bounded else None
 
     def _columns(self, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         """Return the numbers of several runs by name: floats for one run, else (n, 1) tensors."""
         if len(rows) == 1:
             return dict(rows[0])
-        device = self.p.device
+        device = self.weights.device
         return {key: torch.tensor([row[key] for row in rows], device=device)[:, None] for key in rows[0]}
 
-    def _by_group(self, rows: Tensor) -> Tensor:
-        """Return L2 norms by group, (n, groups), zero for a group that has no parameters."""
-        found = rows.new_zeros(len(rows), len(GROUP_NAMES))
+    def _norms_by_group(self, rows: Tensor) -> Tensor:
+        """Return L2 norms by parameter group, (n, groups); 0 for a group without parameters. rows: (n, P)."""
+        norms = rows.new_zeros(len(rows), len(GROUP_NAMES))
         for i, columns in self._group_columns():
-            found[:, i] = rows[:, columns].norm(dim=1)
-        return found
+            norms[:, i] = rows[:, columns].norm(dim=1)
+        return norms
 
     def _group_columns(self) -> Iterator[tuple[int, slice]]:
+        """Yield the number and the columns of each parameter group that has parameters."""
         for i, name in enumerate(GROUP_NAMES):
             groups = [group for group in self.groups if group.name == name]
             if groups:
                 yield i, slice(groups[0].start, groups[-1].stop)
 
     def _rows(self, block: Tensor, lanes: Sequence[int]) -> Tensor:
-        """Return some rows: a view of all, which is updated in lane, or a copy, which must be written back."""
+        """Return the rows of some lanes: a view if these are all lanes, else a copy that must be written back."""
         return block if len(lanes) == len(block) else block[torch.tensor(lanes, device=block.device)]
-
-    def by_group(self, lane: int) -> tuple[dict[str, float], dict[str, float]]:
-        """Return gradient norms and update-to-weight ratios by group, as measured at the last watched update."""
-        groups = [(GROUP_NAMES[i], i) for i, _ in self._group_columns()]
-        norms, ratios = self.grad_norms[lane].tolist(), self.ratios[lane].tolist()
-        return {g: norms[i] for g, i in groups}, {g: ratios[i] for g, i in groups}

@@ -1,4 +1,4 @@
-"""Updates: the optimizer steps of a pack, and what is done about those that fail."""
+"""The optimizer steps of a pack, and what happens to a run whose update fails."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,99 +11,106 @@ from model.train.run_state import RunState
 
 
 class PackOptimizer:
-    """Who of a pack may take a step, and what their steps since the last rung were like."""
+    """Takes the optimizer steps of a pack, skips or rolls back failed updates, and measures gradients.
+
+    An update fails if its loss or its gradient norm is not finite, or if the recovery section of the configuration
+    says that the norm is too large. A lane is a run's position in the pack.
+    """
 
     def __init__(self, pack: Pack) -> None:
-        self.pack, self.weights = pack, pack.weights
-        self.watched = pack.config.recovery.watches()
-        self.measured = torch.zeros(2, pack.size, device=pack.device)  # sums of gradient norms and of clipped shares
-        # finite: which runs have not diverged. sound: whose loss was finite since its last update.
+        self.pack, self.params = pack, pack.params
+        self.recovers = pack.config.recovery.watches()
+        # Sums over the steps since the last rung, (2, K): gradient norms, and fractions clipped.
+        self.measured = torch.zeros(2, pack.size, device=pack.device)
+        # finite: whether a run has not diverged. sound: whether every loss since its last update was finite. (K,) each
         self.finite, self.sound = torch.ones(2, pack.size, dtype=torch.bool, device=pack.device)
 
     def begin_rung(self, lane: int) -> None:
-        """Start the sums of a new rung; what it starts from is what a run may roll back to."""
+        """Reset the sums of a lane and store the state that the run may roll back to."""
         self.measured[:, lane], self.sound[lane] = 0, True
-        self.weights.forget(lane)
+        self.params.reset_group_norms(lane)
         if self.pack.config.recovery.name == "rollback":
-            self.weights.keep(lane)
+            self.params.backup(lane)
 
-    def see(self, nats: Tensor) -> Tensor:
-        """Look at the losses of a micro-step; return them without those that are in no mean, (K,).
+    def observe(self, nats: Tensor) -> Tensor:
+        """Record which losses of a micro-step are finite; return the losses that enter the mean, 0 for others, (K,).
 
-        A loss that is not finite ends a run, and its mean with it, unless the run may recover.
+        A loss that is not finite ends a run and its mean, unless the run may recover. nats: (K,).
         """
-        good = nats.isfinite()
-        if self.watched:
-            self.sound &= good
-            return nats.where(good & self.finite, 0)
+        finite = nats.isfinite()
+        if self.recovers:
+            self.sound &= finite
+            return nats.where(finite & self.finite, 0)
         counted = nats.where(self.finite, 0)
-        self.finite &= good
+        self.finite &= finite
         return counted
 
-    def take(self, runs: Mapping[int, RunState], live: Sequence[int]) -> None:
-        """Take an optimizer step wherever the last micro-step of an update was just done."""
-        # Sorted: a lane that was refilled comes last in the dictionary, but its row stays where it is.
-        ended = [lane for lane in sorted(live) if runs[lane].completes_update()]
-        due = self._unscaled(runs, ended) if self.pack.config.run.precision == "fp16" else ended
-        if due and self.watched:
-            seen = self.weights.norms(due).where(self.sound[due], math.nan).tolist()
-            due = [lane for lane, norm in zip(due, seen, strict=True) if self._goes_on(lane, runs[lane], norm)]
-        if ended and self.watched:
-            self.sound[ended] = True
+    def step(self, runs: Mapping[int, RunState], live: Sequence[int]) -> None:
+        """Take an optimizer step in each live lane whose last micro-step completed an update."""
+        # Sorted, because a lane that was refilled comes last in `runs` but keeps its row.
+        completed = [lane for lane in sorted(live) if runs[lane].completes_update()]
+        due = self._unscale(runs, completed) if self.pack.config.run.precision == "fp16" else completed
+        if due and self.recovers:
+            norms_or_nan = self.params.grad_norms(due).where(self.sound[due], math.nan).tolist()
+            due = [lane for lane, norm in zip(due, norms_or_nan, strict=True) if self._accept(lane, runs[lane], norm)]
+        if completed and self.recovers:
+            self.sound[completed] = True
         if not due:
             return
-        norms = self.weights.norms(due)
-        steps = [runs[lane].step(self.weights.groups) for lane in due]
-        watch = [lane for lane in due if runs[lane].to_mark() == 0]
-        found = torch.stack((norms, self.weights.update(due, steps, norms, watch)))
+        norms = self.params.grad_norms(due)
+        steps = [runs[lane].step_coefficients(self.params.groups) for lane in due]
+        at_mark = [lane for lane in due if runs[lane].micro_steps_to_mark() == 0]
+        measured = torch.stack((norms, self.params.update(due, steps, norms, at_mark)))
         if len(due) == self.pack.size:
-            self.measured += found
+            self.measured += measured
         else:
-            self.measured[:, due] += found
+            self.measured[:, due] += measured
 
-    def mend(self, runs: Mapping[int, RunState], nats: Sequence[float], at_mark: Sequence[int]) -> bool:
-        """End the runs at a rung whose score is not finite; return whether one went back, to be scored again.
+    def recover_at_rung(self, runs: Mapping[int, RunState], nats: Sequence[float], at_mark: Sequence[int]) -> bool:
+        """End the runs whose validation loss is not finite, or roll them back.
 
-        Their last update did the harm, which shows only now: it is a failed one.
+        The last update of such a run counts as failed, although its own loss and gradients were finite.
+
+        Returns whether a run was rolled back and has to be scored again.
         """
-        back = False
+        rolled_back = False
         for lane in at_mark:
             if bool(self.finite[lane]) and not math.isfinite(nats[lane]):
                 run = runs[lane]
                 self.finite[lane] = run.health.respond(math.nan) == "rollback"
                 if self.finite[lane]:
-                    self._go_back(lane, run)
-                    back = True
-        return back
+                    self._roll_back(lane, run)
+                    rolled_back = True
+        return rolled_back
 
-    def _unscaled(self, runs: Mapping[int, RunState], due: list[int]) -> list[int]:
+    def _unscale(self, runs: Mapping[int, RunState], due: list[int]) -> list[int]:
         """Return the lanes whose fp16 gradients did not overflow.
 
-        An overflow costs its update and halves the scale, and is no failure: except at the smallest scale, where the
-        loss itself is not finite, or where the fault was injected.
+        An overflow skips the update and halves the loss scale. It counts as a failure only at the smallest scale,
+        where the loss itself is not finite, or where the fault was injected.
         """
-        scales = list(self.pack.scales)
-        good = self.pack.unscale(due)
+        scales = list(self.pack.loss_scales)
+        finite = self.pack.unscale(due)
         for lane in due:
             run = runs[lane]
-            failed = scales[lane] <= 1 or not bool(self.sound[lane]) or run.fault(run.updates()) != 1
-            if lane not in good and failed:
-                self._goes_on(lane, run, math.nan)
-        return good
+            failed = scales[lane] <= 1 or not bool(self.sound[lane]) or run.fault_scale(run.n_updates()) != 1
+            if lane not in finite and failed:
+                self._accept(lane, run, math.nan)
+        return finite
 
-    def _goes_on(self, lane: int, run: RunState, norm: float) -> bool:
-        """Return whether a step is good; leave it out, roll back or end the run if not."""
+    def _accept(self, lane: int, run: RunState, norm: float) -> bool:
+        """Return whether to take a step; if not, skip it, roll the run back or end the run."""
         action = run.health.respond(norm)
         if action == "go":
             return True
-        self.weights.clear([lane])
+        self.params.zero_grad([lane])
         if action == "rollback":
-            self._go_back(lane, run)
+            self._roll_back(lane, run)
         elif action == "stop":
             self.finite[lane] = False
         return False
 
-    def _go_back(self, lane: int, run: RunState) -> None:
-        self.weights.go_back(lane)
+    def _roll_back(self, lane: int, run: RunState) -> None:
+        self.params.restore(lane)
         self.measured[:, lane] = 0
         run.steps = run.steps_at_rung

@@ -49,7 +49,7 @@ def test_a_document_begins_a_row_and_a_long_one_goes_on_in_the_next(split):
     windows = SequenceDataset(split, "documents", 8)
     x, y = windows.gather(np.arange(len(windows)))
     begins = x[:, 0] == 0
-    assert begins.sum() == split.documents
+    assert begins.sum() == split.n_documents
     for row in np.flatnonzero(~begins):
         assert x[row, 0] == y[row - 1, -1]
     assert not (x[:, 1:][y[:, 1:] >= 0] == 0).any()
@@ -101,7 +101,7 @@ def test_stream_epochs_shift_their_windows_within_the_split_and_mask_nothing():
 def test_targets_are_those_not_masked(split, layout):
     order = TrainingBatches(split, plain(layout), 16, seed=0)
     for first in (0, 7, order.n_rows(0) - 3):
-        assert order.targets(first, 10) == (order.batch(first, 10)[1] >= 0).sum()
+        assert order.n_targets(first, 10) == (order.batch(first, 10)[1] >= 0).sum()
 
 
 def test_seeds_give_other_orders_and_equal_seeds_the_same(split):

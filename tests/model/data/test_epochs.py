@@ -72,7 +72,7 @@ def test_the_plain_order_never_changes(layout, seed, expected):
     for first, count in ((0, 50), (395, 7), (1000, 900), (12345, 64)):
         for array in order.batch(first, count):
             found.update(array.tobytes())
-        found.update(str(order.targets(first, count)).encode())
+        found.update(str(order.n_targets(first, count)).encode())
     assert found.hexdigest()[:16] == expected
 
 
@@ -94,7 +94,7 @@ def test_a_batch_is_the_same_whatever_its_size_and_wherever_training_went_on(spl
 def test_targets_are_those_that_the_batch_does_not_mask(split, fields):
     order = TrainingBatches(split, how(**fields), 16, seed=0)
     for first in (0, 7, order.n_rows(0) - 3, 2000):
-        assert order.targets(first, 10) == (order.batch(first, 10)[1] >= 0).sum()
+        assert order.n_targets(first, 10) == (order.batch(first, 10)[1] >= 0).sum()
 
 
 @pytest.mark.parametrize("fields", STREAMS, ids=str)
@@ -102,9 +102,9 @@ def test_a_stream_is_the_whole_documents_of_its_epoch_and_nothing_is_masked(spli
     data = how(**fields)
     order, documents = TrainingBatches(split, data, 16, seed=1), DocumentSampler(split, data, seed=1)
     for epoch in range(3):
-        stream = documents.joined(epoch)
+        stream = documents.stream(epoch)
         slow = [0]
-        for i in documents.of(epoch):
+        for i in documents.documents(epoch):
             slow += [*split.tokens[split.starts[i] + 1 : split.starts[i + 1]], 0]
         assert stream.tolist() == slow
         assert stream.dtype == split.tokens.dtype
@@ -121,7 +121,7 @@ def test_a_stream_is_the_whole_documents_of_its_epoch_and_nothing_is_masked(spli
 def test_each_epoch_leaves_out_other_documents_and_the_share_asked_for(split, layout):
     data = how(layout=layout, drop_documents=0.3)
     order, documents = TrainingBatches(split, data, 16, seed=0), DocumentSampler(split, data, seed=0)
-    kept = [set(documents.of(epoch).tolist()) for epoch in range(20)]
+    kept = [set(documents.documents(epoch).tolist()) for epoch in range(20)]
     assert {len(k) for k in kept} == {210}
     assert len({frozenset(k) for k in kept}) == 20
     assert set().union(*kept) == set(range(300))
@@ -139,14 +139,14 @@ def test_each_epoch_leaves_out_other_documents_and_the_share_asked_for(split, la
 
 def test_dropped_documents_are_drawn_evenly(split):
     documents = DocumentSampler(split, how(drop_documents=0.5), seed=0)
-    kept = np.bincount(np.concatenate([documents.of(epoch) for epoch in range(400)]), minlength=300)
+    kept = np.bincount(np.concatenate([documents.documents(epoch) for epoch in range(400)]), minlength=300)
     # a fair coin has a standard deviation of 10 over 400 throws
     assert (kept.min() > 155, kept.max() < 245, kept.mean()) == (True, True, 200)
 
 
 def test_a_small_share_drops_one_document_and_one_that_leaves_none_is_refused():
     few = split_of([[1] * 40, [2] * 40, [3] * 40])
-    assert len(DocumentSampler(few, how(drop_documents=0.01), 0).of(0)) == 2
+    assert len(DocumentSampler(few, how(drop_documents=0.01), 0).documents(0)) == 2
     with pytest.raises(ConfigError) as caught:
         TrainingBatches(few, how(drop_documents=0.9), 16, 0)
     assert str(caught.value) == "data.drop_documents: must leave one of the 3 training documents, got 0.9"
@@ -166,15 +166,15 @@ def test_an_epoch_that_could_be_shorter_than_the_context_is_refused_before_train
 
 def test_shuffled_documents_are_all_there_in_another_order_each_epoch(split):
     documents = DocumentSampler(split, how(shuffle_documents=True), seed=0)
-    orders = [seen(documents.joined(epoch)) for epoch in range(4)]
+    orders = [seen(documents.stream(epoch)) for epoch in range(4)]
     assert all(sorted(order) == list(range(300)) for order in orders)
     assert len({tuple(order) for order in orders} | {tuple(range(300))}) == 5
-    assert seen(DocumentSampler(split, how(shuffle_documents=True), seed=1).joined(0)) != orders[0]
+    assert seen(DocumentSampler(split, how(shuffle_documents=True), seed=1).stream(0)) != orders[0]
 
 
 def test_documents_keep_their_order_unless_they_are_to_be_shuffled(split):
     for fields, epoch in (({"drop_documents": 0.3}, 0), ({"curriculum": "easy"}, 1), ({}, 0)):
-        found = seen(DocumentSampler(split, how(**fields), seed=0).joined(epoch))
+        found = seen(DocumentSampler(split, how(**fields), seed=0).stream(epoch))
         assert found == sorted(found)
 
 
@@ -217,15 +217,15 @@ def test_easy_goes_by_the_words_of_real_documents():
     documents = [[2, 2, 2], [1] * 6]
     real, more = split_of(documents), split_of([*documents, *[[2, 2, 2]] * 50])
     more = Split("train", more.tokens, more.starts, more.text_bytes, 52, 0, synthetic=50)
-    found = [DocumentSampler(s, how(curriculum="easy"), 0).of(0).tolist() for s in (real, more)]
+    found = [DocumentSampler(s, how(curriculum="easy"), 0).documents(0).tolist() for s in (real, more)]
     assert [i for i in found[1] if i < 2] == found[0] == [1, 0]
 
 
 def test_a_far_epoch_is_found_without_building_those_before(split, monkeypatch):
     order = TrainingBatches(split, how(drop_documents=0.3), 16, seed=0)
     built = []
-    joined = DocumentSampler.joined
-    monkeypatch.setattr(DocumentSampler, "joined", lambda self, epoch: built.append(epoch) or joined(self, epoch))
+    joined = DocumentSampler.stream
+    monkeypatch.setattr(DocumentSampler, "stream", lambda self, epoch: built.append(epoch) or joined(self, epoch))
     far = sum(order.n_rows(epoch) for epoch in range(200))
     order.batch(far, 4)
     order.batch(far + 4, 4)

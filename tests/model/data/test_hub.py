@@ -79,7 +79,7 @@ def test_it_is_fetched_once_and_never_asked_for_again(posts, folders, monkeypatc
     monkeypatch.setitem(sys.modules, "datasets", None)
     Path("posts").rename("elsewhere")
     assert texts(posts) == before
-    assert prepare(posts, Bytes()).splits["val"].documents == 2
+    assert prepare(posts, Bytes()).splits["val"].n_documents == 2
     # the same file where the user's own data lies
     Path("mine").mkdir()
     written.rename(Path("mine") / written.name)
@@ -148,7 +148,7 @@ def test_an_unreachable_hub_is_named_with_what_to_put_where(monkeypatch, folders
         "data: cannot load https://huggingface.co/datasets/owner/name at revision abc: "
         "Couldn't reach 'owner/name' on the Hub; or put the documents at $HPO_DATA/hub-"
     )
-    assert said.endswith('.jsonl, a line {"text": "the text"} each')
+    assert said.endswith('.jsonl, one line {"text": "the text"} per document')
     assert not list(folders.glob("*.jsonl"))
     # what it says works
     name = said.partition("$HPO_DATA/")[2].partition(",")[0]

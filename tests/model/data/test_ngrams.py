@@ -102,7 +102,7 @@ def test_hacker_news_anchors_are_those_measured_elsewhere():
     corpus = HackerNews(max_documents=100_000, val_fraction=0.1, test_fraction=0)
     prepared = prepare(corpus, BPE(vocab_size=16_384))
     val = prepared.splits["val"]
-    characters = len(prepared.tokenizer().decode(val.tokens)) + 5 * val.documents
+    characters = len(prepared.vocabulary().decode(val.tokens)) + 5 * val.n_documents
     found = anchors(prepared)
     assert found["unigram"] * val.n_targets / characters == pytest.approx(1.716, rel=0.04)
     assert found["bigram"] * val.n_targets / characters == pytest.approx(1.327, rel=0.03)

@@ -41,7 +41,7 @@ def corpus(tmp_path):
 
 def texts(prepared, name):
     split = prepared.splits[name]
-    vocabulary = prepared.tokenizer()
+    vocabulary = prepared.vocabulary()
     return [vocabulary.decode(split.tokens[a:b]) for a, b in pairwise(split.starts)]
 
 
@@ -62,13 +62,13 @@ def test_streams_have_an_end_token_around_each_document_and_count_their_bytes(co
         assert split.tokens[0] == split.tokens[-1] == END
         np.testing.assert_array_equal(np.flatnonzero(split.tokens == END), split.starts)
         assert split.text_bytes == sum(len(text.encode()) for text in texts(prepared, name))
-        assert split.n_targets == split.text_bytes + split.documents == len(split.tokens) - 1
+        assert split.n_targets == split.text_bytes + split.n_documents == len(split.tokens) - 1
 
 
 def test_blank_documents_and_repeats_are_left_out(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\n  \ntwo\none\nthree\none\n")
     prepared = prepare(Lines(path=str(tmp_path / "a.txt")), Bytes())
-    assert sum(split.documents for split in prepared.splits.values()) == 3
+    assert sum(split.n_documents for split in prepared.splits.values()) == 3
     assert list_prepared()[0]["duplicates_removed"] == 2
 
 
@@ -83,7 +83,7 @@ def test_the_tokenizer_has_seen_the_training_text_only(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(chr(0x4E00 + i) for i in range(100)), "utf-8")
     prepared = prepare(Lines(path=str(tmp_path / "a.txt")), Chars())
     assert prepared.vocab_size == 2 + 92
-    assert [prepared.splits[name].unknown for name in ("train", "val", "test")] == [0, 4, 4]
+    assert [prepared.splits[name].n_unknown for name in ("train", "val", "test")] == [0, 4, 4]
 
 
 def test_large_vocabularies_are_stored_in_four_bytes(tmp_path):
@@ -147,7 +147,7 @@ def test_a_character_without_an_id_is_named_with_its_split(tmp_path, cache):
         "bpe"
     )
     assert [p for p in cache.iterdir() if p.is_dir()] == []
-    assert prepare(corpus, Chars()).splits["val"].unknown == 1
+    assert prepare(corpus, Chars()).splits["val"].n_unknown == 1
 
 
 def test_the_same_again_is_read_not_made(corpus):
@@ -174,7 +174,7 @@ def test_what_a_killed_process_left_is_replaced(corpus, cache):
     name = prepare(corpus, Bytes()).folder.name
     (cache / name).rename(cache / f".{name}.part")
     (cache / f".{name}.part" / "val.bin").unlink()
-    assert prepare(corpus, Bytes()).splits["val"].documents == 8
+    assert prepare(corpus, Bytes()).splits["val"].n_documents == 8
     assert not (cache / f".{name}.part").exists()
 
 
@@ -199,7 +199,7 @@ def test_no_split_is_empty_however_small_the_corpus_and_large_the_fractions(tmp_
     (tmp_path / "a.txt").write_text("".join(f"{i}\n" for i in range(n)))
     for fraction in (0.0, 0.33):
         corpus = Lines(path=str(tmp_path / "a.txt"), val_fraction=fraction, test_fraction=fraction)
-        assert all(split.documents for split in prepare(corpus, Bytes()).splits.values())
+        assert all(split.n_documents for split in prepare(corpus, Bytes()).splits.values())
 
 
 def test_half_a_surrogate_pair_is_reported(tmp_path):
@@ -281,5 +281,5 @@ def test_seeds_differ_by_label_and_never_change():
 @pytest.mark.skipif(not os.environ.get("HPO_DATA"), reason="HPO_DATA is not set")
 def test_names_lose_their_repeats():
     splits = prepare(Names(), Chars()).splits
-    assert sum(split.documents for split in splits.values()) == 29_494
+    assert sum(split.n_documents for split in splits.values()) == 29_494
     assert prepare(Names(), Chars(unknown=False)).vocab_size == 27

@@ -40,8 +40,8 @@ def grams(document, n):
 @pytest.mark.parametrize("tokenizer", [Bytes(), BPE(vocab_size=400)], ids=lambda t: t.name)
 def test_every_ngram_of_a_synthetic_document_is_one_of_training(corpus, tokenizer, n):
     split = prepare(corpus.model_copy(update={"synthetic": 2.0, "synthetic_order": n}), tokenizer).splits["train"]
-    real, made_up = documents(split.real), documents(split.tokens)[split.documents - split.synthetic :]
-    assert (len(real), len(made_up)) == (split.documents - split.synthetic, 2 * len(real))
+    real, made_up = documents(split.real_tokens), documents(split.tokens)[split.n_documents - split.n_synthetic :]
+    assert (len(real), len(made_up)) == (split.n_documents - split.n_synthetic, 2 * len(real))
     known = set().union(*(grams(d, n) for d in real))
     assert set().union(*(grams(d, n) for d in made_up)) <= known
     longer = set().union(*(grams(d, n + 1) for d in real))
@@ -54,7 +54,7 @@ def test_the_next_token_is_as_frequent_as_in_training(n):
     rng = np.random.default_rng(1)
     real = [rng.integers(1, 4, rng.integers(1, 8)).tolist() for _ in range(60)] + [[1, 2, 3] * 60]
     model = NGramModel(np.array([END, *chain.from_iterable((*d, END) for d in real)], np.uint16), n)
-    made_up = list(model.documents(20_000, np.random.default_rng(0)))
+    made_up = list(model.sample(20_000, np.random.default_rng(0)))
     counts = [defaultdict(Counter), defaultdict(Counter)]
     for found, some in zip(counts, (real, made_up), strict=True):
         for document in some:
@@ -78,9 +78,9 @@ def test_synthetic_documents_leave_everything_else_as_it_is(corpus):
     for name in ("val.bin", "val.starts", "test.bin", "test.starts", "tokenizer.json"):
         assert (plain.folder / name).read_bytes() == (more.folder / name).read_bytes()
     a, b = plain.splits["train"], more.splits["train"]
-    np.testing.assert_array_equal(a.tokens, b.real)
+    np.testing.assert_array_equal(a.tokens, b.real_tokens)
     np.testing.assert_array_equal(np.flatnonzero(b.tokens == END), b.starts)
-    assert (b.synthetic, b.documents) == (round(0.5 * a.documents), a.documents + b.synthetic)
+    assert (b.n_synthetic, b.n_documents) == (round(0.5 * a.n_documents), a.n_documents + b.n_synthetic)
     assert a.text_bytes == b.text_bytes
     assert anchors(plain) == anchors(more)
 
@@ -114,4 +114,4 @@ def test_their_number_is_in_the_description_and_on_the_command_line(corpus, caps
 
 def test_at_least_one_is_drawn(corpus):
     split = prepare(corpus.model_copy(update={"synthetic": 1e-6}), Bytes()).splits["train"]
-    assert split.synthetic == 1
+    assert split.n_synthetic == 1

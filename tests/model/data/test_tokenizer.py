@@ -28,7 +28,7 @@ def test_bytes_and_bpe_give_back_any_text(section):
     vocabulary = section.train(TRAIN)
     for text, ids in zip(ODD, vocabulary.encode_batch(ODD), strict=True):
         assert vocabulary.decode(ids) == text
-        assert vocabulary.unknown(ids) == 0
+        assert vocabulary.count_unknown(ids) == 0
         assert END not in ids
         assert ids.max(initial=1) < vocabulary.vocab_size
 
@@ -61,7 +61,7 @@ def test_chars_are_sorted_and_others_are_unknown():
     assert vocabulary.vocab_size == 5
     (ids,) = vocabulary.encode_batch(["abcé🎉 "])
     assert ids.tolist() == [2, 3, 4, UNKNOWN, UNKNOWN, UNKNOWN]
-    assert vocabulary.unknown(ids) == 3
+    assert vocabulary.count_unknown(ids) == 3
     assert vocabulary.decode(ids) == "abc\ufffd\ufffd\ufffd"
 
 
@@ -70,7 +70,7 @@ def test_without_an_id_for_others_the_characters_are_the_whole_vocabulary():
     assert vocabulary.vocab_size == 1 + 3
     (ids,) = vocabulary.encode_batch(["abc"])
     assert ids.tolist() == [1, 2, 3]
-    assert vocabulary.unknown(ids) == 0
+    assert vocabulary.count_unknown(ids) == 0
     assert vocabulary.decode([END, 1, 2, 3, END]) == "abc"
     again = load_vocabulary(vocabulary.to_json())
     assert (again.vocab_size, again.to_json()) == (4, vocabulary.to_json())

@@ -78,7 +78,7 @@ def test_parameters_and_optimizer_are_counted_exactly(name, layers):
     network = build_network(run.model, V, 0)
     found = estimate(run, V, runs=2)
     n = sum(p.numel() for p in network.parameters())
-    weights = Pack(run, V, 2, torch.device("cpu")).weights
+    weights = Pack(run, V, 2, torch.device("cpu")).params
     assert found.parameters == found.gradients == 2 * 4 * n
     assert found.optimizer == 4 * sum(weights.state[key].numel() for key in run.optimizer.state_groups())
     assert found.other >= 2 * 4 * n  # the averages
@@ -88,7 +88,7 @@ def test_parameters_and_optimizer_are_counted_exactly(name, layers):
 def test_activations_are_what_the_real_forward_pass_keeps(name):
     run = config({"model.name": name, "regularization.dropout": 0.1})
     pack = Pack(run, V, 1, torch.device("cpu"))
-    pack.fill(0, run)
+    pack.initialize(0, run)
     kept = {}
 
     def note(tensor):
@@ -97,8 +97,8 @@ def test_activations_are_what_the_real_forward_pass_keeps(name):
 
     x = torch.randint(V, (1, 32, 32))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        pack.train_on(x, x, [1], [1.0], [1.0])
-    kept.pop(pack.weights.p.untyped_storage().data_ptr(), None)
+        pack.accumulate_grads(x, x, [1], [1.0], [1.0])
+    kept.pop(pack.params.weights.untyped_storage().data_ptr(), None)
     assert estimate(run, V).activations == pytest.approx(sum(kept.values()), rel=0.02)
 
 

@@ -38,7 +38,7 @@ def short(name: str, device: str) -> TrainConfig:
 
 def assert_trains(config: TrainConfig, vocab_size: int, wanted: int) -> None:
     trainer = Trainer([config], made_up(vocab_size))
-    assert trainer.pack.weights.p.shape[1] == wanted
+    assert trainer.pack.params.weights.shape[1] == wanted
     ((_, metrics),) = trainer
     assert math.isfinite(metrics[0].val_loss)
     assert metrics[0].val_loss < 1.5 * math.log(vocab_size)

@@ -65,11 +65,11 @@ def test_muon_equals_the_written_out_steps_on_every_matrix_and_adamw_elsewhere(s
         adams.append((parameters, torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95))))
     generator = torch.Generator().manual_seed(1)
     for number in range(1, 8):
-        pack.g.normal_(generator=generator)
+        pack.grads.normal_(generator=generator)
         for k, config in enumerate(configs):
             rule, (parameters, adam) = config.optimizer, adams[k]
             for name, (a, b) in pack.spans.items():
-                g = pack.g[k, a:b].view(pack.shapes[name]).double()
+                g = pack.grads[k, a:b].view(pack.shapes[name]).double()
                 if name in parameters:
                     parameters[name].grad = g.clone()
                     continue
@@ -81,7 +81,7 @@ def test_muon_equals_the_written_out_steps_on_every_matrix_and_adamw_elsewhere(s
                     found.append(wi)
                 wanted[k][f"weights.{name}"] = torch.cat(found)
             adam.step()
-        pack.update(range(size), [step(c, pack, number) for c in configs], pack.norms(range(size)))
+        pack.update(range(size), [step(c, pack, number) for c in configs], pack.grad_norms(range(size)))
     for k in range(size):
         for name in pack.shapes:
             target = adams[k][0].get(name, wanted[k][f"weights.{name}"])
@@ -92,7 +92,7 @@ def test_muon_equals_the_written_out_steps_on_every_matrix_and_adamw_elsewhere(s
 def test_muon_keeps_no_second_moment_of_matrices():
     pack = packed([tiny(MUON)])
     matrix = sum(group.stop - group.start for group in pack.groups if group.name == "matrix")
-    P = pack.p.shape[1]
+    P = pack.weights.shape[1]
     assert {key: block.shape for key, block in pack.state.items()} == {
         "momentum_buffer": (1, matrix),
         "exp_avg": (1, P - matrix),
@@ -133,9 +133,9 @@ def test_the_step_of_muon_does_not_depend_on_the_size_of_gradients():
     found = []
     for scale in (1e-3, 1e3):
         pack = packed([config])
-        before = pack.p.clone()
-        pack.g.copy_(torch.randn(pack.g.shape, generator=torch.Generator().manual_seed(2)) * scale)
-        pack.update([0], [step(config, pack, 1)], pack.norms([0]))
+        before = pack.weights.clone()
+        pack.grads.copy_(torch.randn(pack.grads.shape, generator=torch.Generator().manual_seed(2)) * scale)
+        pack.update([0], [step(config, pack, 1)], pack.grad_norms([0]))
         a, b = pack.spans["blocks.0.mlp.fc.weight"]
-        found.append((pack.p - before)[0, a:b])
+        found.append((pack.weights - before)[0, a:b])
     torch.testing.assert_close(*found, rtol=1e-2, atol=1e-5)

@@ -67,7 +67,7 @@ def reference(config: TrainConfig, parameters: dict[str, torch.Tensor]) -> torch
 def packed(configs: list[TrainConfig]) -> PackParams:
     shapes = {name: p.shape for name, p in build_network(configs[0].model, 257, 0).named_parameters()}
     pack = PackParams(configs[0], shapes, len(configs), torch.device("cpu"))
-    pack.p.normal_(generator=torch.Generator().manual_seed(0))
+    pack.weights.normal_(generator=torch.Generator().manual_seed(0))
     return pack
 
 
@@ -90,13 +90,13 @@ def assert_follows_torch(configs: list[TrainConfig], updates: int = 20) -> None:
         runs.append((parameters, reference(config, parameters)))
     generator = torch.Generator().manual_seed(1)
     for number in range(1, updates + 1):
-        pack.g.normal_(generator=generator)
+        pack.grads.normal_(generator=generator)
         for place, (parameters, optimizer) in enumerate(runs):
             for name, (a, b) in pack.spans.items():
-                parameters[name].grad = pack.g[place, a:b].view(pack.shapes[name]).clone()
+                parameters[name].grad = pack.grads[place, a:b].view(pack.shapes[name]).clone()
             optimizer.step()
         steps = [step(config, pack, number) for config in configs]
-        pack.update(range(len(configs)), steps, pack.norms(range(len(configs))))
+        pack.update(range(len(configs)), steps, pack.grad_norms(range(len(configs))))
     for place, (parameters, _) in enumerate(runs):
         for name in names:
             torch.testing.assert_close(
@@ -127,10 +127,10 @@ def test_layer_decay_multiplies_the_rate_from_each_block_to_the_one_below(gamma)
     config = tiny(BIASED | {"model.n_layer": 3, "model.tied": False, "optimizer.layer_decay": gamma})
     config = updated(config, {"optimizer.name": "sgd", "optimizer.momentum": 0.0, "optimizer.lr": 0.1})
     pack = packed([config])
-    before = pack.p.clone()
-    pack.g.fill_(1.0)
-    pack.update([0], [step(config, pack, 1)], pack.norms([0]))
-    rates = {name: float((before - pack.p)[0, a]) for name, (a, _) in pack.spans.items()}
+    before = pack.weights.clone()
+    pack.grads.fill_(1.0)
+    pack.update([0], [step(config, pack, 1)], pack.grad_norms([0]))
+    rates = {name: float((before - pack.weights)[0, a]) for name, (a, _) in pack.spans.items()}
     depths = {"wte.weight": 3, "wpe.weight": 3, "head.weight": 0, "norm.weight": 0}
     depths |= {f"blocks.{i}.{name}": 2 - i for i in range(3) for name in ("attn.qkv.weight", "mlp.fc.bias")}
     for name, depth in depths.items():
@@ -141,9 +141,9 @@ def test_layer_decay_multiplies_the_rate_from_each_block_to_the_one_below(gamma)
 def test_without_gradients_weight_decay_moves_matrices_and_leaves_gains_alone(rule):
     config = tiny(BIASED | CASES[rule][0])
     pack = packed([config])
-    before = pack.p.clone()
-    pack.update([0], [step(config, pack, 1, lr=0.1)], pack.norms([0]))
-    moved = {name: not torch.equal(pack.p[0, a:b], before[0, a:b]) for name, (a, b) in pack.spans.items()}
+    before = pack.weights.clone()
+    pack.update([0], [step(config, pack, 1, lr=0.1)], pack.grad_norms([0]))
+    moved = {name: not torch.equal(pack.weights[0, a:b], before[0, a:b]) for name, (a, b) in pack.spans.items()}
     assert moved == {name: len(shape) >= 2 for name, shape in pack.shapes.items()}
 
 
@@ -153,15 +153,15 @@ def test_an_update_of_some_places_leaves_the_others_as_they_are(rule, clip):
     values = {"optimizer.name": rule, "clip.name": clip, "regularization.ema": 0.9}
     configs = [tiny(values | {"run.seed": seed}) for seed in range(3)]
     pack = packed(configs)
-    pack.g.normal_()
-    before = {name: block.clone() for name, block in {"grads": pack.g, **pack.blocks()}.items()}
+    pack.grads.normal_()
+    before = {name: block.clone() for name, block in {"grads": pack.grads, **pack.blocks()}.items()}
     steps = [step(c, pack, 1, lr=0.1)._replace(average=0.5) for c in (configs[0], configs[2])]
-    pack.update([0, 2], steps, pack.norms([0, 2]))
-    for name, block in {"grads": pack.g, **pack.blocks()}.items():
+    pack.update([0, 2], steps, pack.grad_norms([0, 2]))
+    for name, block in {"grads": pack.grads, **pack.blocks()}.items():
         assert torch.equal(block[1], before[name][1]), name
         if name != "clip.var":
             assert not torch.equal(block[0], before[name][0]), name
-    assert not pack.g[[0, 2]].any()
+    assert not pack.grads[[0, 2]].any()
 
 
 def stable(w, g, m, v, t, lr=1e-2, decay=0.5, beta1=0.9, beta2=0.95, eps=1e-8):
@@ -180,18 +180,18 @@ def test_stable_adamw_cuts_the_rate_of_each_tensor_by_its_own_rms():
     wanted = {name: (pack.tensors(0)[f"weights.{name}"].double(), 0.0, 0.0) for name in pack.shapes}
     generator, cuts = torch.Generator().manual_seed(1), []
     for t in range(1, 15):
-        pack.g.normal_(generator=generator)
+        pack.grads.normal_(generator=generator)
         a, b = pack.spans["blocks.0.mlp.fc.weight"]
-        pack.g[:, a:b] *= 30 if t == 10 else 1  # a spike in one tensor
+        pack.grads[:, a:b] *= 30 if t == 10 else 1  # a spike in one tensor
         for name, (a, b) in pack.spans.items():
             w, m, v = wanted[name]
-            g = pack.g[0, a:b].view(pack.shapes[name]).double()
+            g = pack.grads[0, a:b].view(pack.shapes[name]).double()
             decay = 0.5 if g.ndim > 1 else 0.0
             w, m, v, rms = stable(w, g, m, v, t, decay=decay)
             wanted[name] = w, m, v
             if t == 10:
                 cuts.append((name, rms))
-        pack.update([0, 1], [step(config, pack, t)] * 2, pack.norms([0, 1]))
+        pack.update([0, 1], [step(config, pack, t)] * 2, pack.grad_norms([0, 1]))
     assert max(cuts, key=lambda cut: cut[1])[0] == "blocks.0.mlp.fc.weight"
     assert max(rms for _, rms in cuts) > 2
     for name in pack.shapes:
@@ -201,18 +201,18 @@ def test_stable_adamw_cuts_the_rate_of_each_tensor_by_its_own_rms():
 def test_lion_steps_by_the_sign_of_its_momentum():
     config = tiny(BIASED | {"optimizer.name": "lion", "optimizer.lr": 1e-2, "optimizer.weight_decay": 0.5})
     pack = packed([config])
-    w, m = pack.p.double(), torch.zeros_like(pack.p).double()
+    w, m = pack.weights.double(), torch.zeros_like(pack.weights).double()
     decay = torch.zeros_like(w)
     for name, (a, b) in pack.spans.items():
         decay[:, a:b] = 0.5 if len(pack.shapes[name]) > 1 else 0.0
     generator = torch.Generator().manual_seed(1)
     for t in range(1, 15):
-        pack.g.normal_(generator=generator)
-        g = pack.g.double()
+        pack.grads.normal_(generator=generator)
+        g = pack.grads.double()
         w = w - 1e-2 * ((0.9 * m + 0.1 * g).sign() + decay * w)
         m = 0.99 * m + 0.01 * g
-        pack.update([0], [step(config, pack, t)], pack.norms([0]))
-    torch.testing.assert_close(pack.p.double(), w, rtol=1e-4, atol=1e-5)
+        pack.update([0], [step(config, pack, t)], pack.grad_norms([0]))
+    torch.testing.assert_close(pack.weights.double(), w, rtol=1e-4, atol=1e-5)
 
 
 def largest_update(history: torch.Tensor, beta1: float, beta2: float) -> float:

@@ -32,7 +32,7 @@ def weights_after(trainer: Trainer, updates: int) -> list[torch.Tensor]:
     found = []
     for _ in range(updates):
         trainer._train(1)
-        found.append(trainer.pack.weights.p.clone())
+        found.append(trainer.pack.params.weights.clone())
     return found
 
 
@@ -49,21 +49,21 @@ def test_rolling_back_takes_weights_and_optimizer_state_of_the_last_rung_and_cut
     trainer = Trainer([config])
     steps = iter(trainer)
     next(steps)  # six updates
-    weights = trainer.pack.weights
+    weights = trainer.pack.params
     kept = {name: block.clone() for name, block in weights.blocks().items()}
-    usual = trainer.places[0].health.mean_norm
+    usual = trainer.runs[0].health.mean_norm
     trainer._train(3)
-    assert trainer.places[0].health.mean_norm != usual
-    assert not torch.equal(weights.p, kept["weights"])
-    taken = trainer.places[0].steps
+    assert trainer.runs[0].health.mean_norm != usual
+    assert not torch.equal(weights.weights, kept["weights"])
+    taken = trainer.runs[0].steps
     trainer._train(1)
     for name, block in weights.blocks().items():
         assert torch.equal(block, kept[name]), name
-    assert trainer.places[0].health.mean_norm == usual  # what is usual for those weights
-    assert (taken, trainer.places[0].steps) == (9, 6)  # Adam's correction for its zero start goes back too
+    assert trainer.runs[0].health.mean_norm == usual  # what is usual for those weights
+    assert (taken, trainer.runs[0].steps) == (9, 6)  # Adam's correction for its zero start goes back too
     before = config.schedule.multiplier(9.5 / 18) * config.optimizer.lr
-    assert trainer.places[0].lr() == pytest.approx(0.25 * before)
-    assert trainer.places[0].micro_step == 10  # and on with the next batch, not the same again
+    assert trainer.runs[0].lr() == pytest.approx(0.25 * before)
+    assert trainer.runs[0].micro_step == 10  # and on with the next batch, not the same again
 
 
 @pytest.mark.parametrize("rule", [Skip(at_most=2), RollBack(at_most=2)], ids=lambda r: r.name)
@@ -96,17 +96,17 @@ def test_a_spike_is_measured_against_the_running_mean_of_good_steps():
 @pytest.mark.parametrize("name", ["skip", "rollback"])
 def test_a_loss_that_is_not_finite_is_a_failed_step(name, accum, monkeypatch):
     trainer = Trainer([tiny({"recovery.name": name, "run.grad_accum": accum})])
-    train_on, calls = trainer.pack.train_on, []
+    accumulate_grads, calls = trainer.pack.accumulate_grads, []
 
     def faulty(*given):
         calls.append(None)
-        nats = train_on(*given)
+        nats = accumulate_grads(*given)
         if len(calls) == 10 * accum - accum + 1:  # the first micro-step of an update
-            trainer.pack.weights.g[0, 5] = math.nan
+            trainer.pack.params.grads[0, 5] = math.nan
             return nats * math.nan
         return nats
 
-    monkeypatch.setattr(trainer.pack, "train_on", faulty)
+    monkeypatch.setattr(trainer.pack, "accumulate_grads", faulty)
     found = curves(trainer)[0]
     assert [m.recoveries for m in found][-1] == 1
     assert [m.rung for m in found] == [1, 2, 3]
@@ -163,42 +163,42 @@ def test_an_injected_fault_is_a_failure_in_every_precision(precision):
 
 def test_a_first_overflow_of_fp16_is_no_failure():
     trainer = Trainer([tiny({"run.precision": "fp16", "recovery.name": "skip"})])
-    trainer.pack.scales[0] = 2.0**40
+    trainer.pack.loss_scales[0] = 2.0**40
     found = curves(trainer)[0]
-    assert trainer.pack.scales[0] < 2.0**40
+    assert trainer.pack.loss_scales[0] < 2.0**40
     assert [m.recoveries for m in found] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["stop", "skip", "rollback"])
 def test_an_fp16_run_whose_every_step_fails_ends(name, monkeypatch):
     trainer = Trainer([tiny({"run.precision": "fp16", "recovery.name": name, "run.rungs": 1})])
-    train_on = trainer.pack.train_on
+    accumulate_grads = trainer.pack.accumulate_grads
 
     def faulty(*given):
-        nats = train_on(*given)
-        trainer.pack.weights.g.fill_(math.inf)
+        nats = accumulate_grads(*given)
+        trainer.pack.params.grads.fill_(math.inf)
         return nats
 
-    monkeypatch.setattr(trainer.pack, "train_on", faulty)
+    monkeypatch.setattr(trainer.pack, "accumulate_grads", faulty)
     assert math.isnan(curves(trainer)[0][-1].val_loss)
 
 
 def test_one_loss_of_fp16_that_is_not_finite_costs_one_update(monkeypatch):
     trainer = Trainer([tiny({"run.precision": "fp16", "recovery.name": "rollback"})])
-    train_on, calls = trainer.pack.train_on, []
+    accumulate_grads, calls = trainer.pack.accumulate_grads, []
 
     def faulty(*given):
         calls.append(None)
-        nats = train_on(*given)
+        nats = accumulate_grads(*given)
         if len(calls) == 5:
-            trainer.pack.weights.g[0, 5] = math.nan
+            trainer.pack.params.grads[0, 5] = math.nan
             return nats * math.nan
         return nats
 
-    monkeypatch.setattr(trainer.pack, "train_on", faulty)
+    monkeypatch.setattr(trainer.pack, "accumulate_grads", faulty)
     next(iter(trainer))
-    assert trainer.places[0].steps == 3  # eight updates; the fifth sent it back to none
-    assert trainer.places[0].health.n_failures == 1
+    assert trainer.runs[0].steps == 3  # eight updates; the fifth sent it back to none
+    assert trainer.runs[0].health.n_failures == 1
 
 
 def test_what_was_measured_before_a_rollback_is_forgotten_with_it():
@@ -212,16 +212,16 @@ def test_what_was_measured_before_a_rollback_is_forgotten_with_it():
 @pytest.mark.parametrize("size", [1e38, math.inf])
 def test_a_last_update_that_breaks_the_weights_is_a_failure_of_its_rung(name, rungs, size, monkeypatch):
     trainer = Trainer([tiny({"recovery.name": name, "regularization.ema": 0.5})])
-    update, calls = trainer.pack.weights.update, []
+    update, calls = trainer.pack.params.update, []
 
     def breaking(*given):
         calls.append(None)
         found = update(*given)
         if len(calls) == 16:  # the end of the second rung
-            trainer.pack.weights.p.fill_(size)  # 1e38: finite weights that have no finite loss
+            trainer.pack.params.weights.fill_(size)  # 1e38: finite weights that have no finite loss
         return found
 
-    monkeypatch.setattr(trainer.pack.weights, "update", breaking)
+    monkeypatch.setattr(trainer.pack.params, "update", breaking)
     found = curves(trainer)[0]
     assert len(found) == rungs
     assert math.isfinite(found[0].val_loss)
@@ -261,7 +261,7 @@ def test_a_diverged_run_has_the_record_of_the_run_alone(name):
 
 def test_a_rung_without_a_finite_loss_has_no_training_loss():
     trainer = Trainer([tiny({"recovery.name": "skip", "recovery.at_most": 1000})])
-    trainer.pack.weights.p.fill_(math.nan)
+    trainer.pack.params.weights.fill_(math.nan)
     _, metrics = next(iter(trainer))
     assert math.isnan(metrics[0].train_loss)
 

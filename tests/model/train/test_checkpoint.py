@@ -59,10 +59,10 @@ def test_a_truncated_checkpoint_is_refused_and_the_run_stays_as_it_was(saved, tm
     content = path.read_bytes()
     path.write_bytes(content[: math.floor(share * len(content))])
     trainer = Trainer([tiny({"run.seed": 1})])
-    before = trainer.pack.weights.p.clone()
+    before = trainer.pack.params.weights.clone()
     with pytest.raises(CheckpointError, match="not a checkpoint that can be read"):
         trainer.resume(0, tmp_path)
-    assert torch.equal(trainer.pack.weights.p, before)
+    assert torch.equal(trainer.pack.params.weights, before)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff" * 1000])

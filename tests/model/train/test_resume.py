@@ -38,7 +38,7 @@ STATEFUL: list[dict[str, Any]] = [
 
 
 def weights(trainer: Trainer, lane: int) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.pack.weights.tensors(lane).items()}
+    return {name: tensor.clone() for name, tensor in trainer.pack.params.tensors(lane).items()}
 
 
 def rename_to_version_0_1(folder: Path) -> None:

@@ -121,15 +121,15 @@ def test_accumulating_four_batches_of_four_equals_a_batch_of_sixteen(layout):
 
 
 def test_the_score_of_given_weights_does_not_depend_on_the_training_batch():
-    scores = [Trainer([tiny({"run.batch_size": B})]).validation.scores() for B in (1, 4, 16)]
+    scores = [Trainer([tiny({"run.batch_size": B})]).validation.evaluate() for B in (1, 4, 16)]
     assert scores[0] == scores[1] == scores[2]
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 1600])
 def test_the_score_does_not_depend_on_the_evaluation_batch(tokens, monkeypatch):
-    (wanted,), wanted_hits = Trainer([tiny()]).validation.scores()
+    (wanted,), wanted_hits = Trainer([tiny()]).validation.evaluate()
     monkeypatch.setattr(model.train.evaluate, "EVAL_TOKENS", tokens)
-    (nats,), hits = Trainer([tiny()]).validation.scores()
+    (nats,), hits = Trainer([tiny()]).validation.evaluate()
     assert nats == pytest.approx(wanted, rel=1e-6)
     assert hits == wanted_hits
 
@@ -153,14 +153,14 @@ def test_val_loss_is_the_mean_over_every_target_once(layout):
                 hits += int(row.argmax() == target)
                 seen += 1
     assert seen == split.n_targets
-    (found,), (found_hits,) = trainer.validation.scores()
+    (found,), (found_hits,) = trainer.validation.evaluate()
     assert found == pytest.approx(nats, rel=1e-5)
     assert found_hits == hits
     m = trainer._metrics(0, ([found], [found_hits]), None)
     assert m.val_loss == pytest.approx(nats / seen, rel=1e-5)
     assert m.val_accuracy == pytest.approx(hits / seen)
     assert m.val_perplexity == pytest.approx(math.exp(nats / seen), rel=1e-4)
-    text = trainer.prepared.tokenizer().decode(tokens).encode()
+    text = trainer.prepared.vocabulary().decode(tokens).encode()
     assert m.val_bpb == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
 
 
@@ -168,9 +168,9 @@ def test_validation_reads_the_validation_split_and_no_other():
     config = tiny()
     prepared = prepare(config.data, config.tokenizer)
     without = prepared.splits | {"train": prepared.splits["val"], "test": prepared.splits["train"]}
-    wanted = Trainer([config], prepared).validation.scores()
+    wanted = Trainer([config], prepared).validation.evaluate()
     assert (
-        Trainer([config], type(prepared)(prepared.folder, "", prepared.vocab_size, without)).validation.scores()
+        Trainer([config], type(prepared)(prepared.folder, "", prepared.vocab_size, without)).validation.evaluate()
         == wanted
     )
 
@@ -260,18 +260,18 @@ def test_training_lowers_the_loss_below_the_unigram_table():
 def test_the_average_of_the_weights_is_scored_beside_them(decay):
     config = tiny({"regularization.ema": decay, "optimizer.lr": 1e-2})
     trainer, plain = Trainer([config]), alone(updated(config, {"regularization.ema": None}))
-    trainer.validation.scores()  # leaves no trace
-    average = trainer.pack.weights.p.clone()
+    trainer.validation.evaluate()  # leaves no trace
+    average = trainer.pack.params.weights.clone()
     for t in range(1, 9):
         trainer._train(1)
         rate = min(decay, (1 + t) / (10 + t))
-        average = rate * average + (1 - rate) * trainer.pack.weights.p
-    torch.testing.assert_close(trainer.pack.weights.state["average"], average, rtol=1e-5, atol=1e-7)
-    raw = trainer.pack.weights.p.clone()
+        average = rate * average + (1 - rate) * trainer.pack.params.weights
+    torch.testing.assert_close(trainer.pack.params.state["average"], average, rtol=1e-5, atol=1e-7)
+    raw = trainer.pack.params.weights.clone()
     _, ((nats,), _) = trainer._scores([0])
-    assert torch.equal(trainer.pack.weights.p, raw)
-    trainer.pack.weights.p.copy_(average)
-    assert nats == pytest.approx(trainer.validation.scores()[0][0], rel=1e-5)
+    assert torch.equal(trainer.pack.params.weights, raw)
+    trainer.pack.params.weights.copy_(average)
+    assert nats == pytest.approx(trainer.validation.evaluate()[0][0], rel=1e-5)
     found = alone(config)
     assert [m.val_loss for m in found] == [m.val_loss for m in plain]
     assert found[0].ema_val_loss == pytest.approx(nats / trainer.prepared.splits["val"].n_targets, rel=1e-6)
@@ -283,20 +283,20 @@ def test_gradients_and_updates_are_measured_by_group_at_the_last_update_of_a_run
     values = {"optimizer.name": optimizer, "model.tied": False, "clip.max_norm": 0.01}
     trainer = Trainer([tiny(values)])
     trainer._train(7)
-    before, grads = trainer.pack.weights.p.clone(), []
-    update = trainer.pack.weights.update
+    before, grads = trainer.pack.params.weights.clone(), []
+    update = trainer.pack.params.update
 
     def spy(*given):
-        grads.append(trainer.pack.weights.g.clone())  # before clipping
+        grads.append(trainer.pack.params.grads.clone())  # before clipping
         return update(*given)
 
-    trainer.pack.weights.update = spy
+    trainer.pack.params.update = spy
     _, metrics = next(iter(trainer))
     groups = {"matrix": [], "embedding": [], "head": [], "scalar": []}
-    for name, (a, b) in trainer.pack.weights.spans.items():
-        groups[group_of(name, trainer.pack.weights.shapes[name])] += range(a, b)
+    for name, (a, b) in trainer.pack.params.spans.items():
+        groups[group_of(name, trainer.pack.params.shapes[name])] += range(a, b)
     for group, at in groups.items():
-        moved = (trainer.pack.weights.p - before)[0, at].norm() / before[0, at].norm()
+        moved = (trainer.pack.params.weights - before)[0, at].norm() / before[0, at].norm()
         assert metrics[0].grad_norms[group] == pytest.approx(float(grads[-1][0, at].norm()), rel=1e-5)
         assert metrics[0].update_ratios[group] == pytest.approx(float(moved), rel=1e-4)
 
@@ -356,10 +356,10 @@ def test_the_loss_of_every_so_many_updates_is_multiplied():
     for update in range(1, 7):
         norms = []
         for trainer in (spiking, plain):
-            trainer.updates.measured.zero_()
+            trainer.optimizer.measured.zero_()
             trainer._train(2)
-            norms.append(float(trainer.updates.measured[0, 0]))
-            trainer.pack.weights.load(0, Trainer([trainer.runs[0].config]).pack.weights.tensors(0))
+            norms.append(float(trainer.optimizer.measured[0, 0]))
+            trainer.pack.params.load(0, Trainer([trainer.runs[0].config]).pack.params.tensors(0))
         assert norms[0] / norms[1] == pytest.approx(50.0 if update % 3 == 0 else 1.0, rel=1e-4)
 
 
@@ -383,7 +383,7 @@ def test_batches_do_not_depend_on_the_model_or_the_optimizer():
     def batches(values):
         run, found = RunState(tiny(values), split), []
         for _ in range(8):
-            found.append(run.batch())
+            found.append(run.next_batch())
             run.advance()
         return np.array(found)
 
@@ -401,7 +401,7 @@ def test_dropout_masks_differ_by_micro_step_and_seed_and_by_nothing_else():
     def keys(values):
         run, found = RunState(tiny(values), split), []
         for _ in range(50):
-            found.append(run.key())
+            found.append(run.dropout_key())
             run.advance()
         return found
 
@@ -521,14 +521,14 @@ def test_half_precision_trains_near_fp32(precision, values):
 
 def test_an_overflowing_fp16_gradient_is_thrown_away_and_the_scale_halved():
     trainer = Trainer([tiny({"run.precision": "fp16"})])
-    before = trainer.pack.weights.p.clone()
-    trainer.pack.weights.g.fill_(math.inf)
+    before = trainer.pack.params.weights.clone()
+    trainer.pack.params.grads.fill_(math.inf)
     trainer.runs[0].advance()
-    trainer.updates.take(trainer.runs, [0])
-    assert torch.equal(trainer.pack.weights.p, before)
-    assert not trainer.pack.weights.g.any()
+    trainer.optimizer.step(trainer.runs, [0])
+    assert torch.equal(trainer.pack.params.weights, before)
+    assert not trainer.pack.params.grads.any()
     assert trainer.runs[0].steps == 0
-    assert trainer.pack.scales == [2.0**15]
+    assert trainer.pack.loss_scales == [2.0**15]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
