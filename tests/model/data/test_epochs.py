@@ -216,7 +216,7 @@ def test_rows_of_documents_ascend_in_the_first_epoch(split, kind, drop):
 def test_easy_goes_by_the_words_of_real_documents():
     documents = [[2, 2, 2], [1] * 6]
     real, more = split_of(documents), split_of([*documents, *[[2, 2, 2]] * 50])
-    more = Split("train", more.tokens, more.starts, more.text_bytes, 52, 0, synthetic=50)
+    more = Split("train", more.tokens, more.starts, more.text_bytes, 52, 0, n_synthetic=50)
     found = [DocumentSampler(s, how(curriculum="easy"), 0).documents(0).tolist() for s in (real, more)]
     assert [i for i in found[1] if i < 2] == found[0] == [1, 0]
 
@@ -224,10 +224,10 @@ def test_easy_goes_by_the_words_of_real_documents():
 def test_a_far_epoch_is_found_without_building_those_before(split, monkeypatch):
     order = TrainingBatches(split, how(drop_documents=0.3), 16, seed=0)
     built = []
-    joined = DocumentSampler.stream
-    monkeypatch.setattr(DocumentSampler, "stream", lambda self, epoch: built.append(epoch) or joined(self, epoch))
+    stream = DocumentSampler.stream
+    monkeypatch.setattr(DocumentSampler, "stream", lambda self, epoch: built.append(epoch) or stream(self, epoch))
     far = sum(order.n_rows(epoch) for epoch in range(200))
     order.batch(far, 4)
     order.batch(far + 4, 4)
     assert built == [200]
-    assert len(order._begins) == 202
+    assert len(order._epoch_starts) == 202

@@ -102,14 +102,14 @@ def test_the_same_again_draws_the_same_documents(corpus, tmp_path, monkeypatch):
 
 def test_their_number_is_in_the_description_and_on_the_command_line(corpus, capsys):
     asked = [f"data.{key}={value}" for key, value in (("name", "lines"), ("path", corpus.path), ("synthetic", 0.1))]
-    shown = data.documents(None, asked, 1)
+    shown = data.training_documents(None, asked, 1)
     counts = list_prepared()[0]["splits"]["train"]
     assert counts["synthetic"] == 28 == round(0.1 * (counts["documents"] - 28))
     assert capsys.readouterr().err == (
-        f"the last 28 of {counts['documents']} documents are synthetic, drawn from a 3-gram model of the others\n"
+        f"the last 28 of {counts['documents']} documents are synthetic: sampled from a 3-gram model of the others\n"
     )
     assert len(shown) == 1
-    assert data.prepare(None, asked)["train"]["synthetic"] == 28
+    assert data.prepare_dataset(None, asked)["train"]["synthetic"] == 28
 
 
 def test_at_least_one_is_drawn(corpus):

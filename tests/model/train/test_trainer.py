@@ -13,6 +13,7 @@ from model.errors import ConfigError
 from model.nn.gpt import build_network
 from model.optim.param_groups import group_of
 from model.section import updated
+from model.train.evaluate import Scores
 from model.train.run_state import RunState
 from model.train.trainer import Trainer
 from tests.support.tiny import UPDATE, alone, curves, timeless, tiny
@@ -156,7 +157,7 @@ def test_val_loss_is_the_mean_over_every_target_once(layout):
     (found,), (found_hits,) = trainer.validation.evaluate()
     assert found == pytest.approx(nats, rel=1e-5)
     assert found_hits == hits
-    m = trainer._metrics(0, ([found], [found_hits]), None)
+    m = trainer._metrics(0, Scores([found], [found_hits]), None)
     assert m.val_loss == pytest.approx(nats / seen, rel=1e-5)
     assert m.val_accuracy == pytest.approx(hits / seen)
     assert m.val_perplexity == pytest.approx(math.exp(nats / seen), rel=1e-4)
