@@ -37,10 +37,10 @@ class BatchSearch:
 
     def estimate(self, batch: int) -> int:
         """Return the estimated bytes of a batch size."""
-        from model.memory.estimate import estimate
+        from model.memory.estimate import estimate_memory
 
         if batch not in self.estimates:
-            self.estimates[batch] = estimate(self.with_batch(batch), self.vocab_size, self.runs).total
+            self.estimates[batch] = estimate_memory(self.with_batch(batch), self.vocab_size, self.runs).total
         return self.estimates[batch]
 
     def with_batch(self, batch: int) -> TrainConfig:
@@ -65,12 +65,12 @@ class BatchSearch:
 
     def add(self, batch: int, result: Mapping[str, Any]) -> None:
         """Add the result of a trial run."""
-        from model.memory.capacity import learn
+        from model.memory.capacity import record_measurement
 
         self.results[batch] = result
         measured = result.get("peak_bytes")
         if measured is not None:
-            learn(self.estimate(batch), measured, self.device)
+            record_measurement(self.estimate(batch), measured, self.device)
         if measured is not None and measured <= self.room:
             self.best = max(self.best, batch)
         else:

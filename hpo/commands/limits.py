@@ -129,14 +129,14 @@ def _device_memory(config: TrainConfig, memory: float | None) -> tuple[str, int]
         Problem: the machine has no such device, or the device has less memory.
     """
     from model.errors import ConfigError
-    from model.memory.capacity import capacity
+    from model.memory.capacity import free_memory
     from model.train.device import resolve
 
     try:
         device = resolve(config).run.device
     except ConfigError as error:
         raise Problem(str(error)) from None
-    free = capacity(device)
+    free = free_memory(device)
     if memory is None:
         return device, int(FREE_SHARE * free)
     if memory * 1e9 > free:

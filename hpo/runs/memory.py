@@ -19,13 +19,13 @@ def memory_problem(study: Study, config: BaseModel, corpora: PreparedDatasets) -
     if limit is None and config.pack_key() == study.configured(_first(study)).pack_key():  # type: ignore[attr-defined]
         return None
     # Loaded only here: the estimate goes through torch's fake tensors, which take two seconds to load.
-    from model.memory.capacity import capacity
-    from model.memory.estimate import fits
+    from model.memory.capacity import free_memory
+    from model.memory.estimate import memory_shortage
     from model.train.device import resolve
 
     try:
-        allowed = int(limit * 1e9) if limit is not None else capacity(resolve(config).run.device)
-        return fits(config, corpora.training_arguments(config)["prepared"].vocab_size, 1, allowed)
+        allowed = int(limit * 1e9) if limit is not None else free_memory(resolve(config).run.device)
+        return memory_shortage(config, corpora.training_arguments(config)["prepared"].vocab_size, 1, allowed)
     except (ConfigError, ValueError):  # said when the run is built
         return None
 
@@ -36,13 +36,13 @@ def calibrate_estimate(study: Study, corpora: PreparedDatasets, measured: int) -
     if study.file.limits.memory_gb is None and not any(path.startswith(shapes) for path in study.file.space):
         return
     from model.memory import capacity
-    from model.memory.estimate import estimate
+    from model.memory.estimate import estimate_memory
     from model.train.device import resolve
 
     config = study.configured(_first(study))
     assert isinstance(config, TrainConfig)
     vocab_size = corpora.training_arguments(config)["prepared"].vocab_size
-    capacity.learn(estimate(config, vocab_size).total, measured, resolve(config).run.device)
+    capacity.record_measurement(estimate_memory(config, vocab_size).total, measured, resolve(config).run.device)
 
 
 def _first(study: Study) -> dict[str, object]:

@@ -67,12 +67,12 @@ def preflight(stored: StoredStudy, corpora: PreparedDatasets) -> None:
     check_data_hash(stored.optuna, corpora.data_hash(stored.study.base))
     if stored.study.file.train != DEFAULT_TRAIN or not isinstance(stored.study.base, TrainConfig):
         return
-    from model.memory.dry_run import rehearse
+    from model.memory.dry_run import dry_run
 
     config = stored.study.configured(next(iter(stored.study.file.baseline), {}))
     assert isinstance(config, TrainConfig)
     try:
-        calibrate_estimate(stored.study, corpora, rehearse(config, **corpora.training_arguments(config)).peak_bytes)
+        calibrate_estimate(stored.study, corpora, dry_run(config, **corpora.training_arguments(config)).peak_bytes)
     except (Problem, StorageError):
         raise
     except Exception as error:

@@ -1,7 +1,7 @@
-"""A rehearsal: the first updates of a run and a batch of its validation, to see that it works and what it needs.
+"""Dry run: train the first updates of a run and evaluate one batch, to check that it works and measure its memory.
 
-As a program, `python -m model.rehearsal`, it reads one as JSON and writes what came of it as JSON, so that one that
-takes all memory ends another process than the one that asked.
+`python -m model.memory.dry_run` reads a request as JSON from standard input and prints the result as JSON. A dry run
+that exhausts memory then ends that process, not the caller.
 """
 
 import dataclasses
@@ -31,80 +31,82 @@ from model.train.trainer import Trainer
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-class Rehearsal(NamedTuple):
-    """What the first updates of K equal runs side by side took."""
+class DryRun(NamedTuple):
+    """Time, memory and loss of the first updates of K equal runs in one pack."""
 
     seconds: float
-    """From building the runs to the last validation batch."""
+    """Seconds from building the runs to the last validation batch."""
     tokens_per_second: float
-    """Of all runs together in the last update, validation left out."""
+    """Throughput of all runs together in the last update, without validation."""
     peak_bytes: int
-    """Of the tensors on a GPU; elsewhere what the peak of the whole process grew by, its other threads included."""
+    """Peak bytes: of tensors on a GPU; elsewhere, the growth of the peak of the process, other threads included."""
     loss: float
-    """Of the first run in the last update, nats per token; not finite where it diverged, which is no fault."""
+    """Training loss of the first run in the last update, in nats per token; not finite if it diverged."""
 
 
-def rehearse(config: TrainConfig, prepared: PreparedData, updates: int = 2, runs: int = 1) -> Rehearsal:
-    """Train the first updates as the run will, each with one batch of validation behind it; then forget it all.
+def dry_run(config: TrainConfig, prepared: PreparedData, updates: int = 2, runs: int = 1) -> DryRun:
+    """Train the first updates of a run, with one validation batch after each, and return the measurements.
+
+    updates: number of updates. runs: number of equal runs in the pack. The result of the training is discarded.
 
     Raises:
-        ConfigError: this machine or this text cannot do what the config asks.
-        Exception: whatever else would end the run, such as too little memory: see model/faults.py.
+        ConfigError: this machine or this dataset does not support the configuration.
+        Exception: any other error that would end the run, such as too little memory. See model/errors.py.
     """
     device = resolve(config).run.device
-    short, text = _short(config), _little_validation(prepared, config.model.context)
-    base, began = _settled(device), time.perf_counter()
+    short, small = _with_rung_per_update(config), _with_small_validation(prepared, config.model.context)
+    base, started = _reset_peak(device), time.perf_counter()
     last = None
     try:
-        # The marks are reached one by one: nothing but the first updates is ever trained.
-        for _, metrics in islice(Trainer([short] * runs, text), updates):
+        # The trainer stops at each mark, so only the first updates are trained.
+        for _, metrics in islice(Trainer([short] * runs, small), updates):
             last = metrics[0]
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
         peak = _peak(device) - base
     finally:
-        _give_back(device)
+        _free_cache(device)
     assert last is not None
     loss = last.train_loss if math.isfinite(last.val_loss) else math.nan
-    return Rehearsal(seconds, last.tokens_per_second * runs, max(0, peak), loss)
+    return DryRun(seconds, last.tokens_per_second * runs, max(0, peak), loss)
 
 
-def _short(config: TrainConfig) -> TrainConfig:
-    """Return the config with a rung at each update: its first updates, learning rates included, are the same."""
+def _with_rung_per_update(config: TrainConfig) -> TrainConfig:
+    """Return the config with a rung at each update. Its first updates, learning rates included, are unchanged."""
     updates = config.marks()[-1]
     length = {"run.tokens": updates * config.update_tokens(), "run.rungs": updates, "run.align": 0}
     return updated(config, length)
 
 
-def _little_validation(prepared: PreparedData, context: int) -> PreparedData:
-    """Return the data with a validation split that is about one batch."""
+def _with_small_validation(prepared: PreparedData, context: int) -> PreparedData:
+    """Return the data with a validation split of about one batch."""
     val = prepared.splits["val"]
     end = min(val.n_targets, max(1, EVAL_TOKENS // context) * context)
     starts = np.append(val.starts[val.starts < end], end)
-    little: Split = dataclasses.replace(val, tokens=val.tokens[: end + 1], starts=starts)
-    return dataclasses.replace(prepared, splits=prepared.splits | {"val": little})
+    small: Split = dataclasses.replace(val, tokens=val.tokens[: end + 1], starts=starts)
+    return dataclasses.replace(prepared, splits=prepared.splits | {"val": small})
 
 
-def _settled(device: str) -> int:
-    """Forget earlier peaks; return the bytes in use now."""
+def _reset_peak(device: str) -> int:
+    """Reset the peak of memory use and return the bytes in use now."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     if device == "mps":
         return torch.mps.driver_allocated_memory()
-    with suppress(OSError):  # no Linux, or not allowed: the peak is then that of the process's whole life
+    with suppress(OSError):  # not Linux, or no permission: the peak is then that of the whole process
         CLEAR.write_text("5")
-    return _of_process("VmRSS")
+    return _process_memory("VmRSS")
 
 
 def _peak(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return torch.mps.driver_allocated_memory() if device == "mps" else _of_process("VmHWM")
+    return torch.mps.driver_allocated_memory() if device == "mps" else _process_memory("VmHWM")
 
 
-def _of_process(field: str) -> int:
-    """Return a size from /proc, in bytes; where there is none, the largest resident size so far."""
+def _process_memory(field: str) -> int:
+    """Return a field of /proc/self/status in bytes, or the peak resident size without /proc."""
     with suppress(OSError):
         for line in STATUS.read_text().splitlines():
             if line.startswith(f"{field}:"):
@@ -113,7 +115,7 @@ def _of_process(field: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _give_back(device: str) -> None:
+def _free_cache(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -121,48 +123,51 @@ def _give_back(device: str) -> None:
         torch.mps.empty_cache()
 
 
-def bound(limit: int, device: str) -> None:
-    """Let this process have no more than `limit` bytes beyond what it has now; on an Apple GPU it cannot be done."""
+def limit_memory(limit: int, device: str) -> None:
+    """Limit this process to `limit` bytes beyond its memory now. There is no limit on an Apple GPU."""
     if device == "cuda":
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
     elif device == "cpu" and STATUS.exists():
-        # Data, not address space: threads reserve much of that and use little.
+        # The data segment, not the address space, of which threads reserve much and use little.
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (_of_process("VmData") + limit, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (_process_memory("VmData") + limit, hard))
 
 
-def unbound(device: str) -> None:
-    """Take the bound off again, so that what went wrong can be told."""
+def lift_limit(device: str) -> None:
+    """Remove the limit, so that the process has memory to report the error."""
     if device == "cpu":
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-def answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """Rehearse what is asked for: config, updates, runs and limit, in bytes; return it, or what stood in its way."""
+def run_request(request: dict[str, Any]) -> dict[str, Any]:
+    """Do the dry run of a request. Return its fields, or {"out_of_memory": message} or {"error": message}.
+
+    request: config (a TrainConfig as JSON), updates, runs, limit (bytes).
+    """
     device = "cpu"
     try:
-        config = resolve(TrainConfig.model_validate(asked["config"]))
+        config = resolve(TrainConfig.model_validate(request["config"]))
         device = config.run.device
         prepared = prepare(config.data, config.tokenizer)
         _warm_up(device)
-        bound(asked["limit"], device)
-        found = rehearse(config, prepared, asked["updates"], asked["runs"])
+        limit_memory(request["limit"], device)
+        result = dry_run(config, prepared, request["updates"], request["runs"])
     except (ConfigError, ValidationError) as error:
         return {"error": str(error)}
     except Exception as error:
-        unbound(device)
+        lift_limit(device)
         text = str(error).strip().partition("\n")[0].split("DefaultCPUAllocator: ")[-1] or type(error).__name__
         return {"out_of_memory" if is_out_of_memory(error) else "error": text}
-    return found._asdict() | {"loss": found.loss if math.isfinite(found.loss) else None}
+    return result._asdict() | {"loss": result.loss if math.isfinite(result.loss) else None}
 
 
 def _warm_up(device: str) -> None:
-    """Have the libraries load what they load at the first use, which no run of its own is to be blamed for."""
+    """Let the libraries load what they load at first use, so that it does not count as memory of the run."""
     x = torch.ones(64, 64, device=device, requires_grad=True)
     torch.nn.functional.gelu(x @ x).sum().backward()
 
 
 if __name__ == "__main__":
-    print(json.dumps(answer(json.load(sys.stdin))))
+    print(json.dumps(run_request(json.load(sys.stdin))))

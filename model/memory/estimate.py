@@ -1,4 +1,4 @@
-"""What memory a run needs: by going through its first update with tensors that have a shape and no memory."""
+"""Estimate the memory of a run, by executing its first update with fake tensors, which have a shape and no memory."""
 
 import itertools
 import weakref
@@ -23,108 +23,112 @@ from model.train.pack import Pack
 from model.train.params import StepCoefficients
 
 
-class Memory(NamedTuple):
-    """Bytes that K runs side by side need at their peak, by what they are for."""
+class MemoryEstimate(NamedTuple):
+    """Bytes that K runs in one pack need at their peak, by purpose."""
 
     parameters: int
     gradients: int
     optimizer: int
-    """Its running means."""
+    """State of the optimizer."""
     other: int
-    """Averages of the weights, what clipping remembers, copies to roll back to, tables of the network."""
+    """Averages of the weights, state of the clipping rule, copies for a rollback, buffers of the network."""
     activations: int
-    """What a forward pass keeps for the backward pass, logits included."""
+    """Tensors that the forward pass saves for the backward pass, logits included."""
     workspace: int
-    """What comes and goes in backward pass, update or validation, whichever needs most."""
+    """Temporary tensors of backward pass, update or validation, whichever needs most."""
 
     @property
     def total(self) -> int:
         return sum(self)
 
 
-def estimate(config: TrainConfig, vocab_size: int, runs: int = 1) -> Memory:
-    """Return what a pack of `runs` runs like this one will need, without allocating any of it.
+def estimate_memory(config: TrainConfig, vocab_size: int, runs: int = 1) -> MemoryEstimate:
+    """Return the memory that a pack of `runs` runs of this config needs, without allocating it.
 
-    Forward, backward, update and validation are the real ones. Gradient accumulation adds nothing; torch.compile,
-    which saves some, is left out, as are the memory of kernels and libraries and what the allocator loses: see
-    `calibrated`. The experts of a mixture are taken to be equally busy.
+    The function executes the real forward pass, backward pass, update and validation. Gradient accumulation adds
+    nothing. The estimate excludes the savings of torch.compile, the memory of kernels and libraries and fragmentation
+    in the allocator; `calibrated` corrects for these. All experts of a mixture are assumed to have equal load.
     """
-    # On the CPU, whose rules the shapes of a GPU follow: a machine without one can then ask about one. How weights are
-    # drawn changes no shape, and the way of glorot looks at the numbers drawn.
+    # Shapes are the same on CPU and GPU, so a machine without a GPU can estimate a run on a GPU. The initialization
+    # changes no shape, and glorot would read the values of fake tensors.
     config = updated(resolve(config), {"run.compile": "off", "model.init": "normal"})
-    with FakeTensorMode(), Ledger(config, runs) as ledger, _not_moved():
+    with FakeTensorMode(), AllocationTracker(config) as tracker, _networks_stay():
         pack = Pack(config, vocab_size, runs, torch.device("cpu"))
         pack.numbers = [config.regularization.numbers() | config.model.numbers()] * runs
         if config.recovery.name == "rollback":
             for lane in range(runs):
                 pack.params.backup(lane)
-        standing = ledger.live
-        activations = _train(pack, config, ledger)
+        resident = tracker.live
+        activations = _train(pack, config, tracker)
         _update(pack, config)
-        _validate(pack, config, ledger)
+        _validate(pack, config, tracker)
         params = pack.params
         parameters, gradients = _size(params.weights), _size(params.grads)
         optimizer = sum(_size(params.state[key]) for key in params.optimizer.state_groups())
-    other = standing - parameters - gradients - optimizer
-    return Memory(parameters, gradients, optimizer, other, activations, ledger.peak - standing - activations)
+    other = resident - parameters - gradients - optimizer
+    return MemoryEstimate(parameters, gradients, optimizer, other, activations, tracker.peak - resident - activations)
 
 
-def fits(config: TrainConfig, vocab_size: int, runs: int, limit: int) -> str | None:
-    """Return why runs like this one do not fit in `limit` bytes, such as "needs about 12.3 GB, 8.0 GB are there"."""
-    needed = calibrated(_remembered(config, vocab_size, runs), resolve(config).run.device)
-    return None if needed <= limit else f"needs about {gigabytes(needed)}, {gigabytes(limit)} are there"
+def memory_shortage(config: TrainConfig, vocab_size: int, runs: int, limit: int) -> str | None:
+    """Return how far a pack of `runs` runs exceeds `limit` bytes, or None if it fits.
+
+    The text is such as "needs about 12.3 GB, 8.0 GB are available".
+    """
+    needed = calibrated(_total(config, vocab_size, runs), resolve(config).run.device)
+    return None if needed <= limit else f"needs about {gigabytes(needed)}, {gigabytes(limit)} are available"
 
 
 def gigabytes(n: float) -> str:
+    """Return a number of bytes as text in GB, such as "12.3 GB" or "0.03 GB"."""
     return f"{n / 1e9:.1f} GB" if n >= 5e7 else f"{n / 1e9:.2g} GB"
 
 
-class Ledger(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive, each piece of storage once."""
+class AllocationTracker(TorchDispatchMode):
+    """Count the bytes of all live tensors. Tensors that share a storage count once."""
 
-    def __init__(self, config: TrainConfig, runs: int) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live, self.peak = 0, 0
-        self._shape, self._runs = config.model, runs
-        self.held: dict[int, weakref.ref[Any]] = {}  # storage by its address
+        self._model = config.model
+        self.storages: dict[int, weakref.ref[Any]] = {}  # by address
         self._loads: Iterator[int] = iter(())
         self._repeats = 0
 
-    def share(self, tokens: int) -> None:
-        """Let the experts of a layer share the assignments of so many tokens of each run evenly."""
-        if isinstance(self._shape, MoE):
-            n, rest = divmod(tokens * self._shape.top_k, self._shape.n_expert)
-            self._loads = itertools.cycle([n + (expert < rest) for expert in range(self._shape.n_expert)])
+    def set_tokens(self, tokens: int) -> None:
+        """Divide the assignments of `tokens` tokens of each run evenly between the experts of a layer."""
+        if isinstance(self._model, MoE):
+            n, rest = divmod(tokens * self._model.top_k, self._model.n_expert)
+            self._loads = itertools.cycle([n + (expert < rest) for expert in range(self._model.n_expert)])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(self._shape, MoE):
-            return next(self._loads)  # the number of tokens of an expert is all that is ever asked for
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(self._model, MoE):
+            return next(self._loads)  # the only values read are the tokens per expert
         if func is torch.ops.aten.lift_fresh.default and args[0].dtype == torch.int64:
             with unset_fake_temporarily():
                 self._repeats = int(args[0].sum())
-        if func is torch.ops.aten.repeat_interleave.Tensor:  # of how often each is repeated, written out just before
+        if func is torch.ops.aten.repeat_interleave.Tensor:  # the repeats were created just before
             kwargs = {"output_size": self._repeats}
-        found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._hold(tensor.untyped_storage())
-        return found
+                self._add(tensor.untyped_storage())
+        return result
 
-    def _hold(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key not in self.held:
-            self.held[key] = weakref.ref(storage, lambda _: self._drop(key, size))
+        if key not in self.storages:
+            self.storages[key] = weakref.ref(storage, lambda _: self._drop(key, size))
             self.live += size
             self.peak = max(self.peak, self.live)
 
     def _drop(self, key: int, size: int) -> None:
-        del self.held[key]
+        del self.storages[key]
         self.live -= size
 
 
 @contextmanager
-def _not_moved() -> Iterator[None]:
-    """Leave networks on the device that they were built on: torch cannot move a tensor that has no memory."""
+def _networks_stay() -> Iterator[None]:
+    """Leave networks on the device that they were built on, because torch cannot move fake tensors."""
     Network.to = lambda self, device: self  # type: ignore[method-assign, assignment]
     try:
         yield
@@ -132,27 +136,27 @@ def _not_moved() -> Iterator[None]:
         del Network.to
 
 
-def _train(pack: Pack, config: TrainConfig, ledger: Ledger) -> int:
-    """Go through the first micro-step; return the bytes that forward keeps for backward."""
-    kept: dict[int, int] = {}
-    standing = set(ledger.held)
+def _train(pack: Pack, config: TrainConfig, tracker: AllocationTracker) -> int:
+    """Execute the first micro-step. Return the bytes that the forward pass saves for the backward pass."""
+    saved: dict[int, int] = {}
+    resident = set(tracker.storages)
 
-    def note(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in standing:
-            kept[storage._cdata] = storage.nbytes()
+        if storage._cdata not in resident:
+            saved[storage._cdata] = storage.nbytes()
         return tensor
 
     K, B, T = pack.size, config.run.batch_size, config.model.context
     x, y = (torch.zeros(K, B, T, dtype=torch.int64) for _ in range(2))
-    ledger.share(B * T)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    tracker.set_tokens(B * T)
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         pack.accumulate_grads(x, y, [0] * K, [1.0] * K, [1.0] * K)
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 def _update(pack: Pack, config: TrainConfig) -> None:
-    """Go through an update, of all runs and of all but one, which needs copies of their rows."""
+    """Execute an update of all runs, and one of all runs but one, which needs copies of their rows."""
     rule = config.optimizer
     coefficients = [rule.coefficients(group.name, rule.lr, 1) | {"rate": rule.lr} for group in pack.params.groups]
     step = StepCoefficients(coefficients, config.clip.numbers(), 0.5)
@@ -161,18 +165,18 @@ def _update(pack: Pack, config: TrainConfig) -> None:
         pack.params.update(lanes, [step] * n, pack.params.grad_norms(lanes), lanes)
 
 
-def _validate(pack: Pack, config: TrainConfig, ledger: Ledger) -> None:
-    """Go through a validation batch, as the average of the weights is scored where there is one."""
+def _validate(pack: Pack, config: TrainConfig, tracker: AllocationTracker) -> None:
+    """Evaluate one validation batch, with the average of the weights if there is one."""
     T = config.model.context
     rows = max(1, min(EVAL_TOKENS, EVAL_LOGITS // (pack.vocab_size * pack.size)) // T)
     x, y = (torch.zeros(rows, T, dtype=torch.int64) for _ in range(2))
-    ledger.share(rows * T)
+    tracker.set_tokens(rows * T)
     with nullcontext() if config.regularization.ema is None else pack.params.averaged():
         pack.evaluate(x, y)
     if config.run.diagnostics:
-        pack.network.padded = False  # which tokens are padding is in the text alone
+        pack.network.padded = False  # padding depends on the values of tokens, which fake tensors do not have
         rows = max(1, min(EVAL_TOKENS, EVAL_LOGITS // pack.vocab_size) // T)
-        ledger.share(rows * T)
+        tracker.set_tokens(rows * T)
         pack.diagnostics(0, torch.zeros(rows, T, dtype=torch.int64))
 
 
@@ -183,11 +187,11 @@ def _size(tensor: Tensor) -> int:
 _totals: dict[tuple[Any, ...], int] = {}
 
 
-def _remembered(config: TrainConfig, vocab_size: int, runs: int) -> int:
-    """Return the estimate's total, which the same shapes need not be gone through again for."""
+def _total(config: TrainConfig, vocab_size: int, runs: int) -> int:
+    """Return the total of the estimate in bytes, cached by everything that changes a shape."""
     numbers = config.regularization.numbers() | config.model.numbers()
     active = frozenset(name for name, value in numbers.items() if value > 0)
     key = (resolve(config).pack_key(), active, vocab_size, runs)
     if key not in _totals:
-        _totals[key] = estimate(config, vocab_size, runs).total
+        _totals[key] = estimate_memory(config, vocab_size, runs).total
     return _totals[key]

@@ -1,4 +1,7 @@
-"""The shape of the network. The network itself, which needs torch, is in model/network.py."""
+"""Configuration of the network. model/nn/gpt.py holds the network itself, which needs torch.
+
+To add an architecture, write one class with a `name` and add it to the union `Model` at the end of this file.
+"""
 
 from typing import Annotated, Literal, Self
 
@@ -11,129 +14,131 @@ class Transformer(Section):
     """A pre-norm decoder-only transformer (Radford et al. 2019)."""
 
     n_layer: Count = 2
-    """Blocks, each of attention and mlp."""
+    """Number of blocks. Each block has attention and an MLP."""
     n_head: Count = 4
-    """Attention heads; must divide n_embd."""
+    """Number of attention heads. Must divide n_embd."""
     n_embd: Count = 96
     """Width of the residual stream."""
     context: Annotated[int, Field(ge=2)] = 64
-    """Tokens of one sequence."""
+    """Length of one sequence in tokens."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Normalisation before each sub-layer and before the head, computed in fp32."""
+    """Normalization before attention, before the MLP and before the head, computed in fp32."""
     norm_eps: Positive = 1e-5
-    """Added to the variance, inside the root."""
+    """Added to the variance in each normalization, inside the square root."""
     norm_gain: Literal["vector", "scalar", "none"] = "vector"
-    """What a normalisation multiplies by: a gain for each channel, one for all, as in outlier-safe pre-training
-    (Park et al. 2025, arXiv:2506.19697), or nothing."""
+    """Learned gain of each normalization. vector: one gain per channel. scalar: one gain for all channels, as in
+    outlier-safe pre-training (Park et al. 2025, arXiv:2506.19697). none: no gain."""
     embedding_norm: bool = False
-    """Normalise right after the embeddings too."""
+    """Normalize the sum of the embeddings."""
     final_norm: bool = True
-    """Normalise before the head."""
+    """Normalize before the head."""
     position: Literal["learned", "rope"] = "learned"
-    """Position information: an embedding, or rotation of queries and keys (Su et al. 2021, arXiv:2104.09864)."""
+    """Position encoding. learned: a position embedding. rope: rotation of queries and keys (Su et al. 2021,
+    arXiv:2104.09864)."""
     mlp: Literal["gelu", "silu", "relu", "relu2", "swiglu"] = "gelu"
-    """Activation of the mlp; swiglu (Shazeer 2020, arXiv:2002.05202) gets two thirds of the hidden width, so
-    that all kinds have equal parameters."""
+    """Activation of the MLP. swiglu (Shazeer 2020, arXiv:2002.05202) has two thirds of the hidden width, so that all
+    activations have the same number of parameters."""
     mlp_ratio: Positive = 4.0
-    """Hidden width of the mlp, in multiples of n_embd."""
+    """Hidden width of the MLP, in multiples of n_embd."""
     bias: bool = False
-    """Biases in linear layers and layer norms."""
+    """Use biases in linear layers and layer norms."""
     tied: bool = True
-    """The head shares its weights with the token embedding."""
+    """Share the weights of the head with the token embedding."""
     scale_embedding: bool = False
     """Multiply token embeddings by the square root of n_embd (Vaswani et al. 2017)."""
     embedding_projection: bool = False
-    """A learned n_embd x n_embd matrix after the embeddings and another before the head, both orthogonal at first
-    (Park et al. 2025, arXiv:2506.19697)."""
+    """Add a learned n_embd x n_embd matrix after the embeddings and another before the head. Both are initialized as
+    orthogonal matrices (Park et al. 2025, arXiv:2506.19697)."""
     skips: Literal["none", "additive", "convex"] = "none"
-    """What the second half of the layers takes in from the first, the last from the first and so on, each with a
-    learned weight a that starts at 0: x + a skip, or (1 - sigmoid a) x + sigmoid(a) skip, half of each at first."""
+    """Skip connections from the first to the second half of the blocks: from the first block to the last, from the
+    second to the last but one, and so on. Each has a learned weight a, initially 0. additive: x + a skip. convex:
+    (1 - sigmoid(a)) x + sigmoid(a) skip."""
     document_mask: bool = False
-    """Attention stays within a document, and learned positions begin anew with each. A document begins at the end
-    token before it."""
+    """Restrict attention to the document of the token, and restart learned positions at each document. A document
+    starts at the end token before it."""
     init: Literal["scaled", "normal", "kaiming", "glorot"] = "scaled"
-    """Initial matrices: Gaussian of init_std, and what adds to the residual stream 1/sqrt(2 n_layer) smaller; the
-    same without that; Gaussian of sqrt(2 / inputs); of sqrt(2 / (inputs + outputs)), cut at 3 standard deviations."""
+    """Distribution of the initial matrices, Gaussian with standard deviation: init_std, divided by sqrt(2 n_layer) for
+    the projections into the residual stream (scaled); init_std (normal); sqrt(2 / inputs) (kaiming);
+    sqrt(2 / (inputs + outputs)), truncated at 3 standard deviations (glorot)."""
     init_std: Positive = 0.02
-    """Standard deviation of the initial embeddings, whatever `init` is, and of the matrices of scaled and normal."""
+    """Standard deviation of the initial embeddings, and of the initial matrices if init is scaled or normal."""
     position_std: NonNegative | None = None
-    """Standard deviation of initial learned positions; none: init_std."""
+    """Standard deviation of the initial position embedding. None: init_std."""
 
     @model_validator(mode="after")
-    def _means_something(self) -> Self:
+    def _check_fields(self) -> Self:
         rope, head = self.position == "rope", self.n_embd // self.n_head
         rules = [
             (self.n_embd % self.n_head, f"n_embd must be a multiple of n_head, got {self.n_embd} and {self.n_head}"),
-            (rope and head % 2, f"rope rotates pairs: n_embd / n_head must be even, got {head}"),
+            (rope and head % 2, f"n_embd / n_head must be even with rope, got {head}"),
             (
                 rope and self.position_std is not None,
-                f"position_std is for learned positions, of which rope has none, got {self.position_std}",
+                f"position_std has no effect with rope, leave it out, got {self.position_std}",
             ),
             (
                 self.skips != "none" and self.n_layer % 2,
-                f"skips join two halves: n_layer must be even, got {self.n_layer}",
+                f"n_layer must be even with skips, got {self.n_layer}",
             ),
             (
                 rope and self.scale_embedding and self.embedding_norm,
-                "scale_embedding must be false where embedding_norm takes every scale out again, got true",
+                "scale_embedding must be false with rope and embedding_norm, which removes the scale, got true",
             ),
         ]
-        broken = [message for wrong, message in rules if wrong]
-        if broken:
-            raise ValueError("; ".join(broken))
+        if problems := [message for wrong, message in rules if wrong]:
+            raise ValueError("; ".join(problems))
         return self
 
     def hidden(self) -> int:
-        """Return the hidden width of the mlp: three matrices of swiglu weigh as much as two of the others."""
+        """Return the hidden width of the MLP. swiglu has three matrices of two thirds of the width instead of two."""
         width = self.mlp_ratio * self.n_embd
         return max(1, round(width * 2 / 3 if self.mlp == "swiglu" else width))
 
     def has_scalars(self) -> bool:
-        """Return whether there are gains, biases, skip weights or routers."""
+        """Return whether the network has gains, biases, skip weights or routers."""
         return self.bias or self.norm_gain != "none" or self.skips != "none"
 
     def numbers(self) -> dict[str, float]:
-        """Return the numbers that act inside the network and may differ between the runs of a pack."""
+        """Return the numbers inside the network in which the runs of a pack can differ, by name."""
         return {}
 
 
 class GPT(Transformer):
-    """A transformer with one mlp in each block."""
+    """A transformer with one MLP in each block."""
 
     name: Literal["gpt"] = "gpt"
 
 
 class MoE(Transformer):
-    """A transformer whose mlps are mixtures of experts without a limit on their tokens (Shazeer et al. 2017,
+    """A transformer with mixtures of experts without a capacity limit instead of MLPs (Shazeer et al. 2017,
     arXiv:1701.06538)."""
 
     name: Literal["moe"] = "moe"
     mlp: Literal["gelu", "silu", "relu", "relu2", "swiglu"] = "silu"
-    """Activation of an expert; swiglu (Shazeer 2020, arXiv:2002.05202) gets two thirds of the hidden width, so
-    that all kinds have equal parameters."""
+    """Activation of an expert. swiglu (Shazeer 2020, arXiv:2002.05202) has two thirds of the hidden width, so that all
+    activations have the same number of parameters."""
     n_expert: Annotated[int, Field(ge=2)] = 8
-    """Experts in each layer, each of the hidden width of an mlp."""
+    """Number of experts per layer. Each expert has the hidden width of an MLP."""
     top_k: Count = 2
-    """Experts that compute a token, weighted by the softmax of their logits; 1: by its probability among all."""
+    """Number of experts that compute each token. Their outputs are weighted by the softmax of their logits;
+    with 1, by the probability of the expert among all experts."""
     router_noise: NonNegative = 0.1
-    """Standard deviation of Gaussian noise on the router's logits in training."""
+    """Standard deviation of the Gaussian noise added to the router's logits in training."""
     balance: NonNegative = 0.01
-    """Weight of the load-balancing loss, n_expert times the sum over experts of share of tokens times mean
-    probability, summed over the layers (Fedus et al. 2021, arXiv:2101.03961)."""
+    """Weight of the load-balancing loss: n_expert times the sum over experts of fraction of tokens x mean probability,
+    summed over the layers (Fedus et al. 2021, arXiv:2101.03961)."""
 
     @model_validator(mode="after")
-    def _experts_are_chosen(self) -> Self:
+    def _check_experts(self) -> Self:
         rules = [
             (self.bias, "bias must be false in a mixture of experts, got true"),
             (self.top_k > self.n_expert, f"top_k must be at most n_expert = {self.n_expert}, got {self.top_k}"),
             (
                 self.top_k == self.n_expert and self.balance > 0,
-                f"balance must be 0 where every expert computes every token, top_k = n_expert, got {self.balance}",
+                f"balance must be 0 if every expert computes every token (top_k = n_expert), got {self.balance}",
             ),
         ]
-        broken = [message for wrong, message in rules if wrong]
-        if broken:
-            raise ValueError("; ".join(broken))
+        if problems := [message for wrong, message in rules if wrong]:
+            raise ValueError("; ".join(problems))
         return self
 
     def has_scalars(self) -> bool:

@@ -1,4 +1,4 @@
-"""The state of one forward pass, handed from the network to its layers.
+"""The context of one forward pass, which the network passes to its layers.
 
 Shapes: B sequences, T tokens, D head width.
 """
@@ -11,31 +11,32 @@ from torch import Tensor
 from model.nn.dropout import dropout
 
 Diagnostics = dict[str, list[Tensor]]
+"""Measurements by name, one tensor per layer. A layer appends a measurement only if its name is a key."""
 
 
 class ForwardContext(NamedTuple):
-    """What the layers need of one forward pass beside the residual stream."""
+    """What the layers need in one forward pass besides the residual stream."""
 
     numbers: Mapping[str, Tensor]
-    """Numbers in which the runs of a pack may differ, such as dropout probabilities; 0-D each."""
+    """Numbers in which the runs of a pack can differ, such as dropout probabilities; 0-D each."""
     active: frozenset[str]
-    """Which of the numbers are above 0 in any run of the pack; empty in evaluation."""
+    """Names of the numbers that are above 0 in any run of the pack; empty in evaluation."""
     key: Tensor
     """Key of all random numbers of the pass, 0-D int32."""
     rotary: tuple[Tensor, Tensor] | None
-    """Cosine and sine of the rotary position embedding, (T, D/2) each; None without it."""
+    """Cosine and sine of the rotary position embedding, (T, D/2) each; None without rotary positions."""
     explicit: bool
-    """Whether attention weights are computed explicitly even where no dropout acts on them."""
+    """Whether attention weights are computed explicitly even if no dropout acts on them."""
     mask: Tensor | None
-    """Where a query may attend to a key, (B, 1, T, T); None: everywhere that is not later."""
+    """Where a query may attend to a key, (B, 1, T, T); None: to all keys that are not later."""
     diagnostics: Diagnostics
-    """Measurements that layers append to, where the key is present."""
+    """Measurements of the pass."""
     valid: Tensor | None = None
-    """Which tokens are not padding, (B, T), for the diagnostics; None: all."""
+    """Which tokens are not padding, (B, T), for the diagnostics; None: all tokens."""
 
     def drop(self, x: Tensor, name: str, site: int) -> Tensor:
-        """Apply dropout with the probability `name`; return x itself where that is 0 in every run of the pack.
+        """Apply dropout with the probability `name`. Return x itself if that is 0 in every run of the pack.
 
-        site: number of the place in the network, which selects its random numbers.
+        site: number of this place in the network, which selects its random numbers.
         """
         return dropout(x, self.numbers[name], self.key, site) if name in self.active else x

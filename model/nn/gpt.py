@@ -1,4 +1,4 @@
-"""The network of model/gpt.py, as one plain module that knows nothing of the runs of a pack.
+"""The network that model/nn/architecture.py configures. It is a plain module of one run; model/train/pack.py runs K.
 
 Shapes: B sequences, T tokens, C residual width, H heads, D = C // H, V vocabulary.
 """
@@ -11,16 +11,16 @@ from torch.nn import functional as F
 
 from model.data.tokenizer import END
 from model.nn.architecture import MoE, Transformer
-from model.nn.attention import Attention, documents
+from model.nn.attention import Attention, document_mask
 from model.nn.context import Diagnostics, ForwardContext
-from model.nn.dropout import normal, replaced
-from model.nn.init import initialise
+from model.nn.dropout import random_normal, replace_tokens
+from model.nn.init import init_weights
 from model.nn.mlp import MLP
 from model.nn.moe import Experts
 from model.nn.regularization import Regularization
 
 ROPE_THETA = 10_000.0
-# Sites of random numbers, see model/dropout.py; those of layers are 1 and up. REPLACED takes the next one too.
+# Sites of random numbers, see model/nn/dropout.py. Layers have the sites from 1 on. REPLACED uses the next site too.
 HEAD, NOISE, REPLACED = 65_536, 65_537, 65_538
 
 
@@ -44,7 +44,7 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and mlp, each normalised before and added to the residual stream."""
+    """Attention and MLP, each with normalization before it and a residual connection around it."""
 
     def __init__(self, config: Transformer, layer: int) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Token ids in, logits out.
+    """A GPT: maps token ids to logits.
 
-    The numbers that act inside, such as dropout probabilities, and the key of all its random numbers are 0-D buffers,
-    so that the runs of a pack may differ in them.
+    Numbers such as dropout probabilities and the key of the random numbers are 0-D buffers, so that the runs of a pack
+    can differ in them.
     """
 
     key: Tensor
@@ -71,9 +71,9 @@ class Network(nn.Module):
     def __init__(self, config: Transformer, vocab_size: int, seed: int) -> None:
         super().__init__()
         self.config = config
-        self.active = frozenset[str]()  # which numbers are above 0 in any run of the pack
-        self.explicit = False  # whether attention weights are always written out
-        self.padded = False  # whether what follows a document in its row is padding
+        self.active = frozenset[str]()  # names of the numbers above 0 in any run of the pack
+        self.explicit = False  # whether attention weights are always computed explicitly
+        self.padded = False  # whether rows hold one document each, followed by padding
         C, T, L = config.n_embd, config.context, config.n_layer
         self.wte = nn.Embedding(vocab_size, C)
         self.wpe = nn.Embedding(T, C) if config.position == "learned" else None
@@ -91,17 +91,17 @@ class Network(nn.Module):
         angle = torch.arange(T)[:, None] * ROPE_THETA ** (-torch.arange(0, D - 1, 2) / D)  # (T, D/2)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
-        initialise(self, config, seed)
+        init_weights(self, config, seed)
 
     def forward(self, tokens: Tensor, diagnostics: Diagnostics | None = None) -> Tensor:
         """Return the logits of the next token, (B, T, V). tokens: (B, T).
 
-        diagnostics: measurements are appended where their key is present: "balance", the weighted loss of a mixture in
-        training; "attention_entropy", nats; "expert_load", (E,), share of assignments; "kurtosis" of the residual
-        stream, 0 for a Gaussian. One tensor for each layer.
+        diagnostics: the layers append one tensor each to the keys that are present. "balance": weighted load-balancing
+        loss, in training. "attention_entropy": in nats. "expert_load": fraction of the assignments, (E,). "kurtosis":
+        excess kurtosis of the residual stream.
         """
-        mask = documents(tokens) if self.config.document_mask else None
-        # Padding has the id of the end token, which in a row of its own document stands only at the beginning.
+        mask = document_mask(tokens) if self.config.document_mask else None
+        # Padding has the id of the end token. In a row with one document, the end token itself is only at the start.
         first = torch.arange(tokens.shape[1], device=tokens.device) == 0
         valid = (tokens != END) | first if self.padded and diagnostics else None
         ctx = self.context(tokens.shape[1], mask, diagnostics, valid)
@@ -116,7 +116,7 @@ class Network(nn.Module):
     def context(
         self, T: int, mask: Tensor | None = None, diagnostics: Diagnostics | None = None, valid: Tensor | None = None
     ) -> ForwardContext:
-        """Return what the layers need of one forward pass over T tokens."""
+        """Return the context of a forward pass over T tokens."""
         return ForwardContext(
             numbers={name: self.get_buffer(name) for name in self.active},
             active=self.active if self.training else frozenset(),
@@ -129,18 +129,19 @@ class Network(nn.Module):
         )
 
     def embed(self, tokens: Tensor, ctx: ForwardContext) -> Tensor:
+        """Return the input of the first block, (B, T, C). tokens: (B, T)."""
         if "mask_tokens" in ctx.active:
-            tokens = replaced(tokens, ctx.numbers["mask_tokens"], self.wte.num_embeddings, ctx.key, REPLACED)
+            tokens = replace_tokens(tokens, ctx.numbers["mask_tokens"], self.wte.num_embeddings, ctx.key, REPLACED)
         x = self.wte(tokens)  # (B, T, C)
         if self.config.scale_embedding:
             x = x * math.sqrt(self.config.n_embd)
         if "embedding_noise" in ctx.active:
             size = ctx.numbers["embedding_noise"] * x.detach().pow(2).mean(-1, keepdim=True).sqrt()
-            x = x + size * normal(x.numel(), ctx.key, NOISE).view(x.shape)
+            x = x + size * random_normal(x.numel(), ctx.key, NOISE).view(x.shape)
         if self.wpe is not None:
-            # A token sees those of its document up to itself.
-            restarting = None if ctx.mask is None else ctx.mask.sum(-1)[:, 0] - 1  # (B, T)
-            x = x + (self.wpe.weight[: tokens.shape[1]] if restarting is None else self.wpe(restarting))
+            # The mask of a token has as many ones as its document has tokens so far.
+            positions = None if ctx.mask is None else ctx.mask.sum(-1)[:, 0] - 1  # (B, T)
+            x = x + (self.wpe.weight[: tokens.shape[1]] if positions is None else self.wpe(positions))
         if self.embedding_projection is not None:
             x = self.embedding_projection(x)
         if self.embedding_norm is not None:
@@ -148,21 +149,22 @@ class Network(nn.Module):
         return ctx.drop(x, "embedding_dropout", 0)
 
     def run(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """Pass the residual stream through all blocks; with skips the second half takes in what the first gave out."""
-        half, kept = self.config.n_layer // 2, []
+        """Return the output of the last block, (B, T, C). x: input of the first block, (B, T, C)."""
+        half, outputs = self.config.n_layer // 2, []
         for i, block in enumerate(self.blocks):
             x = block(x, ctx)
             if self.skip_weights is not None:
                 if i < half:
-                    kept.append(x)
+                    outputs.append(x)
                 else:
-                    x = self.mixed(x, kept.pop(), self.skip_weights[2 * half - 1 - i])
+                    x = self.add_skip(x, outputs.pop(), self.skip_weights[2 * half - 1 - i])
             if "kurtosis" in ctx.diagnostics:
-                seen = x if ctx.valid is None else x[ctx.valid]
-                ctx.diagnostics["kurtosis"].append(excess_kurtosis(seen.detach().float()))
+                valid = x if ctx.valid is None else x[ctx.valid]
+                ctx.diagnostics["kurtosis"].append(excess_kurtosis(valid.detach().float()))
         return x
 
-    def mixed(self, x: Tensor, skip: Tensor, a: Tensor) -> Tensor:
+    def add_skip(self, x: Tensor, skip: Tensor, a: Tensor) -> Tensor:
+        """Combine the residual stream with a skip connection of learned weight a, 0-D. x, skip: (B, T, C)."""
         if self.config.skips == "additive":
             return x + a * skip
         share = a.sigmoid()
@@ -170,11 +172,11 @@ class Network(nn.Module):
 
 
 def excess_kurtosis(x: Tensor) -> Tensor:
-    """Return the fourth moment of all elements about their mean, over their squared variance, less 3; 0-D."""
+    """Return the excess kurtosis of all elements, 0-D: fourth central moment over squared variance, minus 3."""
     squares = (x - x.mean()).pow(2)
     return squares.pow(2).mean() / squares.mean().pow(2) - 3
 
 
 def build_network(config: Transformer, vocab_size: int, seed: int) -> Network:
-    """Return the network with its initial weights; without any inside `with torch.device("meta")`."""
+    """Return the network with its initial weights. Inside `with torch.device("meta")`, it has no weights."""
     return Network(config, vocab_size, seed)

@@ -1,4 +1,4 @@
-"""The mlp of a block.
+"""The MLP of a block.
 
 Shapes: B sequences, T tokens, C residual width.
 """
@@ -10,8 +10,8 @@ from model.nn.architecture import Transformer
 from model.nn.context import ForwardContext
 
 
-def activated(kind: str, h: Tensor, gate: Tensor | None) -> Tensor:
-    """Return the hidden layer after its activation. gate: as h, of swiglu alone."""
+def activate(kind: str, h: Tensor, gate: Tensor | None) -> Tensor:
+    """Apply the activation of the hidden layer. gate: same shape as h, for swiglu only."""
     if gate is not None:
         return F.silu(gate) * h
     if kind == "gelu":
@@ -23,17 +23,17 @@ def activated(kind: str, h: Tensor, gate: Tensor | None) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Two layers, or the gated three of swiglu."""
+    """Two linear layers, or the three linear layers of swiglu."""
 
-    def __init__(self, shape: Transformer, layer: int) -> None:
+    def __init__(self, config: Transformer, layer: int) -> None:
         super().__init__()
-        C, hidden = shape.n_embd, shape.hidden()
-        self.kind, self.site = shape.mlp, 4 * layer
-        self.fc = nn.Linear(C, hidden, bias=shape.bias)
-        self.gate = nn.Linear(C, hidden, bias=shape.bias) if shape.mlp == "swiglu" else None
-        self.proj = nn.Linear(hidden, C, bias=shape.bias)
+        C, hidden = config.n_embd, config.hidden()
+        self.kind, self.site = config.mlp, 4 * layer
+        self.fc = nn.Linear(C, hidden, bias=config.bias)
+        self.gate = nn.Linear(C, hidden, bias=config.bias) if config.mlp == "swiglu" else None
+        self.proj = nn.Linear(hidden, C, bias=config.bias)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        h = activated(self.kind, self.fc(x), None if self.gate is None else self.gate(x))
+        h = activate(self.kind, self.fc(x), None if self.gate is None else self.gate(x))
         y = self.proj(ctx.drop(h, "mlp_dropout", self.site + 3))
         return ctx.drop(y, "residual_dropout", self.site + 4)

@@ -430,7 +430,7 @@ def test_messages_say_the_rule_and_the_value():
         (
             {f"regularization.{site}_dropout": 0.1 for site in ("embedding", "attention", "residual", "mlp")}
             | {"regularization.dropout": 0.2},
-            "dropout reaches no site",
+            "dropout has no effect if every site has a probability",
         ),
         (
             {

@@ -15,7 +15,7 @@ from hpo.commands.limits import largest_useful_batch, read_train_config, trial_r
 from hpo.config.yaml import dump_yaml
 from hpo.errors import WorkFailed
 from model.data.prepare import prepare
-from model.memory.capacity import LEAST
+from model.memory.capacity import MIN_ESTIMATE
 from model.section import updated
 from tests.support.command import environment, hpo
 from tests.support.tiny import corpus, tiny
@@ -60,7 +60,7 @@ def test_doubling_and_halving_find_what_counting_finds(cap, limit):
     assert largest_that_fits(lambda batch: batch <= limit, cap) == wanted
 
 
-@pytest.mark.parametrize("a_sequence", [1000, LEAST])  # with and without learning from what was measured
+@pytest.mark.parametrize("a_sequence", [1000, MIN_ESTIMATE])  # with and without learning from what was measured
 @pytest.mark.parametrize("off", [0.3, 0.7, 1.0, 1.1, 1.5, 4.0])
 @pytest.mark.parametrize("cap", [1, 2, 100, 5000])
 def test_the_limit_is_found_however_far_off_the_estimate(cache, cap, off, a_sequence):

@@ -52,7 +52,7 @@ def test_what_has_the_shape_of_the_baseline_is_not_estimated(tmp_path: Path, mon
     study = load_study(str(gpt_study(tmp_path)))
     corpora = PreparedDatasets()
     assert memory_problem(study, study.base, corpora) is None
-    monkeypatch.setattr("model.memory.capacity.capacity", lambda device: 10)
+    monkeypatch.setattr("model.memory.capacity.free_memory", lambda device: 10)
     assert memory_problem(study, study.base, corpora) is None, "the pre-flight has shown that it fits"
     assert memory_problem(study, study.configured({"model.n_embd": 1024}), corpora) is not None
 

@@ -9,8 +9,8 @@ import pytest
 
 from model.data.prepare import prepare
 from model.errors import ConfigError
-from model.memory.dry_run import Rehearsal, rehearse
-from model.memory.estimate import estimate
+from model.memory.dry_run import DryRun, dry_run
+from model.memory.estimate import estimate_memory
 from model.section import updated
 from model.train.trainer import Trainer
 from tests.support.tiny import UPDATE, alone, tiny
@@ -36,7 +36,7 @@ def asked(config, limit, updates=2):
 def test_a_rehearsal_leaves_the_run_as_it_is():
     config = tiny({"regularization.dropout": 0.1, "regularization.ema": 0.9})
     before = alone(config)
-    assert isinstance(rehearse(config, data(config)), Rehearsal)
+    assert isinstance(dry_run(config, data(config)), DryRun)
     assert alone(config) == before
 
 
@@ -49,18 +49,18 @@ def test_the_first_updates_are_those_of_the_run(accum):
     each = updated(config, {"run.rungs": updates, "run.tokens": updates * accum * UPDATE})
     for n in (1, 2, 3):
         *_, (_, metrics) = islice(Trainer([each]), n)
-        assert rehearse(config, data(config), updates=n).loss == metrics[0].train_loss
+        assert dry_run(config, data(config), updates=n).loss == metrics[0].train_loss
 
 
 def test_a_pack_is_as_fast_as_its_runs_together():
-    found = rehearse(tiny(), data(tiny()), runs=3)
+    found = dry_run(tiny(), data(tiny()), runs=3)
     assert found.tokens_per_second > 0
     assert found.seconds > 2 * 3 * UPDATE / found.tokens_per_second / 2
 
 
 def test_a_run_that_diverges_is_no_fault_of_the_set_up():
     config = tiny({"optimizer.lr": 1e30, "clip.max_norm": 1e30, "schedule.warmup": 0.0})
-    assert not math.isfinite(rehearse(config, data(config), updates=3).loss)
+    assert not math.isfinite(dry_run(config, data(config), updates=3).loss)
 
 
 def test_a_long_validation_split_is_not_scored_whole(monkeypatch):
@@ -74,7 +74,7 @@ def test_a_long_validation_split_is_not_scored_whole(monkeypatch):
 
     monkeypatch.setattr(Trainer, "__init__", spy)
     monkeypatch.setattr("model.memory.dry_run.EVAL_TOKENS", 512)
-    rehearse(config, data(config))
+    dry_run(config, data(config))
     whole = data(config).splits["val"]
     assert whole.n_targets > 2000
     assert seen[0].n_targets == 512
@@ -84,19 +84,19 @@ def test_a_long_validation_split_is_not_scored_whole(monkeypatch):
 def test_what_cannot_be_trained_is_said():
     config = tiny({"regularization.mask_tokens": 0.1, "run.device": "mps"})
     with pytest.raises(ConfigError, match="no mps device"):
-        rehearse(config, data(config))
+        dry_run(config, data(config))
 
 
 def test_the_peak_is_about_what_was_estimated():
     config = tiny(LARGE)
     found = asked(config, 4 * GB)
-    needed = estimate(config, 257).total
+    needed = estimate_memory(config, 257).total
     assert 0.9 * needed < found["peak_bytes"] < needed + 200e6  # libraries load more of themselves
 
 
 def test_too_little_memory_is_an_answer():
     config = tiny(LARGE)
-    assert "out_of_memory" in asked(config, estimate(config, 257).total // 2)
+    assert "out_of_memory" in asked(config, estimate_memory(config, 257).total // 2)
 
 
 def test_an_error_of_the_set_up_is_an_answer():

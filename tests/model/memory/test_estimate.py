@@ -9,7 +9,7 @@ from hpo.config.files import read_config
 from model.config import TrainConfig
 from model.data.prepare import prepare
 from model.memory import capacity
-from model.memory.estimate import Memory, estimate, fits
+from model.memory.estimate import MemoryEstimate, estimate_memory, memory_shortage
 from model.nn.gpt import Network, build_network
 from model.section import updated
 from model.train.pack import Pack
@@ -68,7 +68,7 @@ def no_calibration(tmp_path, monkeypatch):
 def test_the_estimate_is_what_the_real_run_allocates(name, runs):
     run = config(CASES[name])
     prepare(run.data, run.tokenizer)
-    assert estimate(run, V, runs).total == pytest.approx(allocated(run, runs), rel=0.06)
+    assert estimate_memory(run, V, runs).total == pytest.approx(allocated(run, runs), rel=0.06)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -76,7 +76,7 @@ def test_the_estimate_is_what_the_real_run_allocates(name, runs):
 def test_parameters_and_optimizer_are_counted_exactly(name, layers):
     run = config({"model.name": name, "model.n_layer": layers, "optimizer.name": "muon", "regularization.ema": 0.9})
     network = build_network(run.model, V, 0)
-    found = estimate(run, V, runs=2)
+    found = estimate_memory(run, V, runs=2)
     n = sum(p.numel() for p in network.parameters())
     weights = Pack(run, V, 2, torch.device("cpu")).params
     assert found.parameters == found.gradients == 2 * 4 * n
@@ -99,7 +99,7 @@ def test_activations_are_what_the_real_forward_pass_keeps(name):
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         pack.accumulate_grads(x, x, [1], [1.0], [1.0])
     kept.pop(pack.params.weights.untyped_storage().data_ptr(), None)
-    assert estimate(run, V).activations == pytest.approx(sum(kept.values()), rel=0.02)
+    assert estimate_memory(run, V).activations == pytest.approx(sum(kept.values()), rel=0.02)
 
 
 @pytest.mark.parametrize("field", ["run.batch_size", "model.context", "model.n_layer", "model.n_embd"])
@@ -111,14 +111,14 @@ def test_more_of_anything_needs_more(name, field):
         sizes = [config({"model.name": name, "run.tokens": 2**17, field: n}) for n in (512, 1024)]
     if field == "model.n_layer":
         sizes = [config({"model.name": name, "run.batch_size": 512, "run.tokens": 2**17, field: n}) for n in (2, 4)]
-    less, more = (estimate(size, V) for size in sizes)
+    less, more = (estimate_memory(size, V) for size in sizes)
     assert more.total > less.total
     assert more.activations > less.activations
 
 
 def test_a_run_that_no_machine_holds_is_estimated():
     run = config({"model.n_embd": 65_536, "model.n_head": 64})
-    found = estimate(run, V)
+    found = estimate_memory(run, V)
     matrices = 12 * 65_536**2 * 2
     assert found.parameters == pytest.approx(4 * matrices, rel=0.01)
     assert found.total > 4 * found.parameters
@@ -129,50 +129,52 @@ def test_what_is_shipped_can_be_estimated(base):
     tree, _ = read_config(base)
     run = updated(TrainConfig.model_validate(tree), {"run.device": "cpu"})
     n = sum(p.numel() for p in build_network(run.model, V, 0).parameters())
-    assert estimate(run, V, runs=2).parameters == 2 * 4 * n
+    assert estimate_memory(run, V, runs=2).parameters == 2 * 4 * n
 
 
 def test_accumulating_adds_nothing():
-    assert estimate(config({"run.grad_accum": 2, "run.tokens": 2**16}), V) == estimate(config(), V)
+    assert estimate_memory(config({"run.grad_accum": 2, "run.tokens": 2**16}), V) == estimate_memory(config(), V)
 
 
 def test_an_estimate_leaves_the_run_as_it_is():
     run = tiny({"regularization.dropout": 0.1})
     before = alone(run)
-    estimate(run, V)
+    estimate_memory(run, V)
     assert alone(run) == before
 
 
 def test_a_network_can_be_moved_after_an_estimate():
-    estimate(config(), V)
+    estimate_memory(config(), V)
     assert "to" not in vars(Network)
     assert build_network(config().model, V, 0).to(torch.float64).wte.weight.dtype == torch.float64
 
 
 def test_what_does_not_fit_is_said_in_gigabytes():
     run = config()
-    needed = estimate(run, V).total
-    assert fits(run, V, 1, needed) is None
-    assert fits(run, V, 1, needed - 1).startswith("needs about ")
-    assert fits(config({"run.batch_size": 2**14, "run.tokens": 2**20}), V, 1, 10**9).endswith(" GB, 1.0 GB are there")
+    needed = estimate_memory(run, V).total
+    assert memory_shortage(run, V, 1, needed) is None
+    assert memory_shortage(run, V, 1, needed - 1).startswith("needs about ")
+    assert memory_shortage(config({"run.batch_size": 2**14, "run.tokens": 2**20}), V, 1, 10**9).endswith(
+        " GB, 1.0 GB are available"
+    )
 
 
 def test_what_was_measured_corrects_what_fits():
     run = config({"run.batch_size": 2048, "run.tokens": 2**18})
-    needed = estimate(run, V).total
-    assert needed > capacity.LEAST
-    assert fits(run, V, 1, 2 * needed - 1) is None
-    capacity.learn(needed, 2 * needed, "cpu")
-    assert fits(run, V, 1, 2 * needed) is None
-    assert fits(run, V, 1, 2 * needed - 1) is not None
+    needed = estimate_memory(run, V).total
+    assert needed > capacity.MIN_ESTIMATE
+    assert memory_shortage(run, V, 1, 2 * needed - 1) is None
+    capacity.record_measurement(needed, 2 * needed, "cpu")
+    assert memory_shortage(run, V, 1, 2 * needed) is None
+    assert memory_shortage(run, V, 1, 2 * needed - 1) is not None
 
 
 def test_shapes_that_were_seen_are_not_gone_through_again(monkeypatch):
     run = config({"model.n_embd": 48})
-    first = fits(run, V, 2, 0)
-    monkeypatch.setattr("model.memory.estimate.estimate", lambda *given: pytest.fail("gone through again"))
-    assert fits(updated(run, {"optimizer.lr": 0.5, "run.seed": 3}), V, 2, 0) == first
+    first = memory_shortage(run, V, 2, 0)
+    monkeypatch.setattr("model.memory.estimate.estimate_memory", lambda *given: pytest.fail("gone through again"))
+    assert memory_shortage(updated(run, {"optimizer.lr": 0.5, "run.seed": 3}), V, 2, 0) == first
 
 
 def test_the_total_is_the_sum_of_its_parts():
-    assert Memory(1, 2, 3, 4, 5, 6).total == 21
+    assert MemoryEstimate(1, 2, 3, 4, 5, 6).total == 21

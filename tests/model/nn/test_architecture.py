@@ -45,16 +45,16 @@ def test_reference_models_have_their_number_of_parameters(name):
 
 WRONG = [
     ({"n_head": 5}, "n_embd must be a multiple of n_head, got 96 and 5"),
-    ({"n_embd": 12, "position": "rope"}, "rope rotates pairs: n_embd / n_head must be even, got 3"),
-    ({"position": "rope", "position_std": 0.0}, "position_std is for learned positions, .* got 0.0"),
-    ({"skips": "convex", "n_layer": 3}, "skips join two halves: n_layer must be even, got 3"),
+    ({"n_embd": 12, "position": "rope"}, "n_embd / n_head must be even with rope, got 3"),
+    ({"position": "rope", "position_std": 0.0}, "position_std has no effect with rope, .* got 0.0"),
+    ({"skips": "convex", "n_layer": 3}, "n_layer must be even with skips, got 3"),
     (
         {"position": "rope", "scale_embedding": True, "embedding_norm": True},
         "scale_embedding must be false .* got true",
     ),
     ({"name": "moe", "bias": True}, "bias must be false in a mixture of experts, got true"),
     ({"name": "moe", "n_expert": 4, "top_k": 5}, "top_k must be at most n_expert = 4, got 5"),
-    ({"name": "moe", "n_expert": 2}, "balance must be 0 where every expert computes every token, .* got 0.01"),
+    ({"name": "moe", "n_expert": 2}, "balance must be 0 if every expert computes every token .* got 0.01"),
     ({"name": "moe", "n_expert": 1}, "greater than or equal to 2"),
     ({"name": "gpt", "n_expert": 4}, "Extra inputs are not permitted"),
     ({"norm_gain": "matrix"}, "'vector', 'scalar' or 'none'"),

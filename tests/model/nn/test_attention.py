@@ -5,7 +5,7 @@ import torch
 
 from model.data.tokenizer import END
 from model.nn.architecture import GPT
-from model.nn.attention import documents
+from model.nn.attention import document_mask
 from model.nn.gpt import Network, build_network
 from tests.support.packs import alone, assert_nan_stays_with_its_run, assert_same, random, shaken, together
 
@@ -67,7 +67,7 @@ def test_a_run_of_nan_leaves_every_bit_of_its_neighbours():
 
 
 def test_a_mask_is_of_the_document_and_of_the_past():
-    mask = documents(ROWS)
+    mask = document_mask(ROWS)
     assert mask.shape == (3, 1, 8, 8)
     for b, row in enumerate(ROWS.tolist()):
         for q in range(8):

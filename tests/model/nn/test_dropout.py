@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from model.nn.dropout import bits, dropout, normal, replaced
+from model.nn.dropout import dropout, random_bits, random_normal, replace_tokens
 
 N = 2**15
 KEYS = [0, 1, 2, -1, 77, 78, 12345, -(2**31), 2**31 - 1, 1 << 16]
@@ -57,7 +57,7 @@ def test_patterns_of_neighbouring_elements_are_equally_frequent():
 
 def test_the_numbers_are_uniform():
     for key, site in STREAMS:
-        found = bits(N, torch.tensor(key, dtype=torch.int32), site)
+        found = random_bits(N, torch.tensor(key, dtype=torch.int32), site)
         cells = torch.bincount((found.long() + 2**31) >> 24, minlength=256).double()
         chi2 = float(((cells - N / 256) ** 2 / (N / 256)).sum())
         assert chi2 < 255 + 5 * math.sqrt(2 * 255)
@@ -91,7 +91,7 @@ def test_the_mask_depends_on_the_place_of_an_element_and_not_on_the_shape():
 
 @pytest.mark.parametrize(("key", "site"), [(12345, 65_537), (0, 131_072), (-(2**31), 131_073)])
 def test_normal_numbers_have_the_distribution_that_they_claim(key, site):
-    found = normal(2**20, torch.tensor(key, dtype=torch.int32), site).double()
+    found = random_normal(2**20, torch.tensor(key, dtype=torch.int32), site).double()
     assert stats.kstest(found[:N].numpy(), "norm").pvalue > 1e-4
     for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert float((found**power).mean()) == pytest.approx(moment, abs=5 * math.sqrt(spread) / 2**10)
@@ -101,15 +101,17 @@ def test_normal_numbers_have_the_distribution_that_they_claim(key, site):
 
 
 def test_the_ends_of_the_hash_give_finite_normal_numbers(monkeypatch):
-    monkeypatch.setattr("model.nn.dropout.bits", lambda *given: torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32))
-    low, high = normal(2, torch.tensor(0), 0).tolist()
+    monkeypatch.setattr(
+        "model.nn.dropout.random_bits", lambda *given: torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32)
+    )
+    low, high = random_normal(2, torch.tensor(0), 0).tolist()
     assert low == -high
     assert 5.2 < high < 5.5
 
 
 def masked(p: float, vocab_size: int, n: int = N, key: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = torch.randint(vocab_size, (8, n // 8), generator=torch.Generator().manual_seed(0))
-    return tokens, replaced(tokens, torch.tensor(p), vocab_size, torch.tensor(key, dtype=torch.int32), 65_538)
+    return tokens, replace_tokens(tokens, torch.tensor(p), vocab_size, torch.tensor(key, dtype=torch.int32), 65_538)
 
 
 @pytest.mark.parametrize("vocab_size", [3, 27, 257, 49_152])
@@ -143,10 +145,10 @@ def test_replacing_depends_on_the_key_alone_and_is_nothing_at_probability_zero()
 def test_replaced_tokens_side_by_side_are_those_alone():
     tokens = torch.randint(27, (3, 4, 50), generator=torch.Generator().manual_seed(0))
     p, keys = torch.tensor([0.0, 0.3, 0.9]), torch.tensor([1, 2, 3], dtype=torch.int32)
-    together = torch.func.vmap(lambda x, p, key: replaced(x, p, 27, key, 65_538))(tokens, p, keys)
+    together = torch.func.vmap(lambda x, p, key: replace_tokens(x, p, 27, key, 65_538))(tokens, p, keys)
     assert torch.equal(together[0], tokens[0])
     for i in range(3):
-        assert torch.equal(together[i], replaced(tokens[i], p[i], 27, keys[i], 65_538))
+        assert torch.equal(together[i], replace_tokens(tokens[i], p[i], 27, keys[i], 65_538))
 
 
 def test_runs_side_by_side_get_the_masks_that_they_get_alone():
@@ -178,7 +180,11 @@ def test_compiled_random_numbers_of_a_pack_are_those_of_eager(monkeypatch, tmp_p
     tokens = torch.arange(1001) % 27
 
     def drawn(p, key):
-        return dropout(torch.ones(1001), p, key, 3), replaced(tokens, p, 27, key, 65_538), normal(1001, key, 65_537)
+        return (
+            dropout(torch.ones(1001), p, key, 3),
+            replace_tokens(tokens, p, 27, key, 65_538),
+            random_normal(1001, key, 65_537),
+        )
 
     drawn = torch.func.vmap(drawn)
     try:

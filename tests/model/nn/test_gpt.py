@@ -94,7 +94,7 @@ def test_fused_attention_equals_attention_written_out():
     network = built()
     attention = network.blocks[0].attn
     q, k, v = torch.randn(3, 2, 2, 8, 6, generator=torch.Generator().manual_seed(0)).unbind(0)
-    torch.testing.assert_close(attention.weighted(q, k, v, passing(network)), attention.fused(q, k, v, None))
+    torch.testing.assert_close(attention.explicit(q, k, v, passing(network)), attention.fused(q, k, v, None))
 
 
 def test_attention_equals_its_formula():
