@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from hpo.analysis.noise import Noise, noise_floor
+from hpo.config.addresses import with_current_addresses
 from hpo.errors import NothingFeasible, Problem
 from hpo.queue.inspect import SlotEvent, SlotTable
 from hpo.storage import targets
@@ -141,7 +142,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
     attrs = study_attrs(store, study_id)
     if SPEC not in attrs:
         raise Problem(f"--study: {name!r} was not made by `hpo launch`")
-    slots, spec = SlotTable(store, study_id), attrs[SPEC]
+    slots, spec = SlotTable(store, study_id), with_current_addresses(attrs[SPEC])
     return Snapshot(
         name=name,
         spec=spec,

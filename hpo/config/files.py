@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from hpo.config.addresses import with_current_addresses
 from hpo.config.discovery import find_base
 from hpo.config.validation import messages
 from hpo.config.yaml import YamlError, dump_yaml, parse_yaml
@@ -92,5 +93,5 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise Problem(f"{path}: {error}") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("provenance", {}), dict):
         raise Problem(f"{path}: must be a configuration, as `hpo export` writes it")
-    provenance = tree.pop("provenance", {})
+    provenance = with_current_addresses(tree.pop("provenance", {}))
     return tree, provenance

@@ -9,10 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from hpo.config.addresses import current_address
 from hpo.errors import Problem
-
-# Addresses that studies and exported files of earlier versions hold, and where their objects are now.
-MOVED = {"model.train:Trainer": "model.train.trainer:Trainer"}
 
 
 def imported(target: str, key: str) -> Any:
@@ -21,7 +19,7 @@ def imported(target: str, key: str) -> Any:
     Raises:
         Problem: it cannot be imported.
     """
-    module, colon, name = MOVED.get(target, target).partition(":")
+    module, colon, name = current_address(target).partition(":")
     if not colon or not module or not name:
         raise Problem(f"{key}: must be module:name, got {target!r}")
     if str(Path.cwd()) not in sys.path:

@@ -1,4 +1,4 @@
-"""A study in the storage: made once, found by name, refused where it is another one."""
+"""Create a study in the storage, or find it and check that it is the same study."""
 
 import json
 from collections.abc import Mapping
@@ -19,12 +19,15 @@ from hpo.storage.targets import target_reached
 from hpo.storage.trials import resolve_study_name
 from hpo.study.spec import Budget, Study, fingerprint, from_spec
 
-PROTOCOL_VERSION = 1  # of what workers of one study agree on: tables, attributes, the meaning of a slot
+# Version of what the workers of a study share: tables, attributes, the meaning of a slot, checkpoints.
+# 1: hpo 0.1.0. 2: `train` holds the address model.train.trainer:Trainer, and checkpoints name optimizer state as
+# PyTorch does; version 0.1.0 can read neither. A program reads every protocol up to its own.
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True)
 class StoredStudy:
-    """A study as it lies in the storage."""
+    """A study in the storage: its definition, Optuna's study and its slots."""
 
     study: Study
     optuna: optuna.Study
@@ -33,40 +36,48 @@ class StoredStudy:
 
     @property
     def data_hash(self) -> str | None:
-        found: str | None = self.optuna.user_attrs.get(DATA_HASH)
-        return found
+        data_hash: str | None = self.optuna.user_attrs.get(DATA_HASH)
+        return data_hash
 
     @property
     def anchors(self) -> dict[str, float]:
-        found: dict[str, float] = self.optuna.user_attrs.get(ANCHORS) or {}
-        return found
+        anchors: dict[str, float] = self.optuna.user_attrs.get(ANCHORS) or {}
+        return anchors
 
     def read_state(self) -> "StudyState":
-        """Read what may change while a study runs."""
+        """Read what can change while a study runs."""
         attrs = self.optuna.user_attrs
         budget = Budget.model_validate(attrs.get(BUDGET) or attrs[SPEC]["budget"])
         file = self.study.file.model_copy(update={"budget": budget})
-        spent, n = False, replace(self.study, file=file).rungs_in_budget
+        hours_over, n_rungs = False, replace(self.study, file=file).rungs_in_budget
         if budget.hours is not None:
-            spent = self.slots.now() - attrs[STARTED] >= 3600 * budget.hours
+            hours_over = self.slots.now() - attrs[STARTED] >= 3600 * budget.hours
+        rungs = None if n_rungs is None else (self.study.rungs, n_rungs)
         target = None if budget.target is None else self.study.file.targets[budget.target]
-        return StudyState(attrs.get(STUDY_STATE, "active"), spent, None if n is None else (self.study.rungs, n), target)
+        return StudyState(attrs.get(STUDY_STATE, "active"), hours_over, rungs, target)
 
-    def is_over(self, now: "StudyState") -> bool:
-        """Return whether no further trial is to be begun: the hours are over, or a trial has come to the target.
+    def is_over(self, state: "StudyState") -> bool:
+        """Return whether no new trial may start, because the hours are over or a trial has reached the target.
 
-        Those that run go on to their end: one of them may be better still, and nothing is lost.
+        Trials that have started run to their end. This method reads the storage if the study has a target.
         """
-        return now.hours_over or (
-            now.target is not None and target_reached(self.store, get_study_id(self.optuna), now.target)
-        )
+        if state.hours_over:
+            return True
+        return state.target is not None and target_reached(self.store, get_study_id(self.optuna), state.target)
+
+    def raise_protocol(self) -> None:
+        """Store this program's protocol version, so that older programs refuse the study from now on."""
+        if _protocol(self.optuna) < PROTOCOL_VERSION:
+            self.optuna.set_user_attr(PROTOCOL, PROTOCOL_VERSION)
 
 
 @dataclass(frozen=True)
 class StudyState:
-    """How a study stands at this moment: its state, whether its hours are over, and the rungs of its tokens.
+    """The part of a study that can change while it runs.
 
-    rungs: those of one trial, and those that all trials may train. target: the objective that ends the study.
+    state: "active", "paused" or "stopped". hours_over: whether the hours of the budget have passed.
+    rungs: of a budget in tokens, the rungs of one trial and the rungs that all trials together may train.
+    target: value of the objective that ends the study.
     """
 
     state: str
@@ -80,74 +91,73 @@ def register_study(
     study: Study,
     data_hash: str | None,
     anchors: Mapping[str, float],
-    asked: Mapping[str, Any] | None = None,
+    requested: Mapping[str, Any] | None = None,
 ) -> StoredStudy:
-    """Make a study, or find it if it is there already; fill its slots up to the budget.
+    """Create a study, or find it if it exists; then create the slots of its budget.
 
-    asked: the budget of the command line. A study that is there keeps its own where that says nothing, unless the
-    file's trials are more by now.
+    requested: the budget of the command line. An existing study keeps its own value for each key that is None here,
+        but takes a larger number of trials from the file.
 
     Raises:
-        Problem: the storage holds another study under that name, or the data are others.
+        Problem: The storage holds a different study under this name, or the data differ.
     """
     spec = study.spec()
-    with creation_lock(store.url, store.patience):  # two launches at one moment, perhaps of two files of one name
-        made = optuna.create_study(
+    with creation_lock(store.url, store.patience):  # two launches may run at once, even with two files of one name
+        found = optuna.create_study(
             study_name=study.name, storage=store.optuna, direction="minimize", load_if_exists=True
         )
-        held = made.user_attrs.get(SPEC)
-        if held is None:
-            delete_slots(Slots(store, get_study_id(made)))  # SQLite gives the id of a deleted study to the next
-            told = {
-                DATA_HASH: data_hash,
-                ANCHORS: dict(anchors),
-                STARTED: Slots(store, 0).now(),
-                PROTOCOL: PROTOCOL_VERSION,
-            }
-            _describe(made, told, study.file.objective)
+        stored_spec = found.user_attrs.get(SPEC)
+        if stored_spec is None:
+            _describe(store, found, study, data_hash, anchors)
         else:
-            _check_version(made)
-            _check_same(study, from_spec(held).spec(), spec)
-            check_data_hash(made, data_hash)
-            study = _budgeted(study, made.user_attrs.get(BUDGET) or held["budget"], asked or {})
-        made.set_user_attr(STUDY_STATE, "active")
-        made.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
-        slots = Slots(store, get_study_id(made))
-        fill_slots(slots, study.slots())
-        if held is None:
-            made.set_user_attr(SPEC, spec)  # last: with it the study is whole, and workers may join
-    return StoredStudy(study, made, slots, store)
+            _check_version(found)
+            _check_same(study, from_spec(stored_spec).spec(), spec)
+            check_data_hash(found, data_hash)
+            study = _with_budget(study, found.user_attrs.get(BUDGET) or stored_spec["budget"], requested or {})
+        found.set_user_attr(STUDY_STATE, "active")
+        found.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
+        stored = StoredStudy(study, found, Slots(store, get_study_id(found)), store)
+        stored.raise_protocol()
+        fill_slots(stored.slots, study.slots())
+        if stored_spec is None:
+            found.set_user_attr(SPEC, spec)  # last: workers may join a study as soon as it has this attribute
+    return stored
 
 
-def _budgeted(study: Study, held: Mapping[str, Any], asked: Mapping[str, Any]) -> Study:
-    """Return the study with the budget that is in force from now on; its target is that of the file."""
+def _with_budget(study: Study, stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Study:
+    """Return the study with the budget that is valid from now on. The target is that of the file."""
     own = study.file.budget
-    budget = {**held, **{key: value for key, value in asked.items() if value is not None}, "target": own.target}
-    if all(value is None for value in budget.values()):  # it had nothing but a target, and the file has none any more
+    budget = {**stored, **{key: value for key, value in requested.items() if value is not None}, "target": own.target}
+    if all(value is None for value in budget.values()):  # the only end was a target, which the file no longer has
         return study
-    if asked.get("trials") is None and budget["trials"] and own.trials:
+    if requested.get("trials") is None and budget["trials"] and own.trials:
         budget["trials"] = max(budget["trials"], own.trials)
     file = study.file.model_copy(update={"budget": Budget.model_validate(budget)})
     return replace(study, file=file)
 
 
-def _describe(made: optuna.Study, attributes: Mapping[str, Any], objective: str) -> None:
-    """Write a new study's description."""
-    if made.get_trials(deepcopy=False):
+def _describe(
+    store: Store, new: optuna.Study, study: Study, data_hash: str | None, anchors: Mapping[str, float]
+) -> None:
+    """Set the attributes of a new study, except SPEC."""
+    if new.get_trials(deepcopy=False):
         raise Problem(
-            f"study: the storage holds a study {made.study_name!r} that another program made; use another --storage"
+            f"study: the storage holds a study {new.study_name!r} that another program made; use another --storage"
         )
-    with experimental():  # the name that the dashboard's axes carry
-        made.set_metric_names([objective])
-    for key, value in attributes.items():
-        made.set_user_attr(key, value)
+    delete_slots(Slots(store, get_study_id(new)))  # SQLite gives the id of a deleted study to the next study
+    with experimental():  # the dashboard labels its axes with this name
+        new.set_metric_names([study.file.objective])
+    attributes = {DATA_HASH: data_hash, ANCHORS: dict(anchors), PROTOCOL: PROTOCOL_VERSION}
+    for key, value in (attributes | {STARTED: Slots(store, 0).now()}).items():
+        new.set_user_attr(key, value)
 
 
 def load_stored_study(store: Store, name: str | None) -> StoredStudy:
-    """Find a study by name, or the only one of the storage.
+    """Find a study by name, or the only study of the storage.
 
     Raises:
-        Problem: there is none of that name, or several and no name.
+        Problem: No study has this name, no name is given and there are several studies, or a newer version of hpo
+            created the study.
     """
     name = resolve_study_name(store, name)
     found = optuna.load_study(study_name=name, storage=store.optuna)
@@ -159,51 +169,56 @@ def load_stored_study(store: Store, name: str | None) -> StoredStudy:
     return StoredStudy(from_spec({**spec, "budget": budget}), found, Slots(store, get_study_id(found)), store)
 
 
+def _protocol(study: optuna.Study) -> int:
+    return int(study.user_attrs.get(PROTOCOL, 1))
+
+
 def _check_version(study: optuna.Study) -> None:
-    """Refuse a study whose workers agree on other things than we do.
+    """Check that this program knows the protocol of a study.
 
     Raises:
-        Problem: it is one.
+        Problem: A newer version of hpo created or continued the study.
     """
-    held = study.user_attrs.get(PROTOCOL, PROTOCOL_VERSION)
-    if held != PROTOCOL_VERSION:
+    if (protocol := _protocol(study)) > PROTOCOL_VERSION:
         raise Problem(
-            f"study {study.study_name}: was made by a version of hpo whose workers speak protocol {held}, this one "
-            f"speaks {PROTOCOL_VERSION}; install the same version on all machines, or use another study name"
+            f"study {study.study_name}: a newer version of hpo uses it with protocol {protocol}, and this version "
+            f"knows protocols up to {PROTOCOL_VERSION}; "
+            "install the newer version on all machines, or use another study name"
         )
 
 
 def check_data_hash(study: optuna.Study, data_hash: str | None) -> None:
-    """Refuse data that are not the study's own.
+    """Check that prepared data are those of a study.
 
     Raises:
-        Problem: the hashes differ.
+        Problem: The hashes differ.
     """
-    held = study.user_attrs.get(DATA_HASH)
-    if held != data_hash:
+    stored = study.user_attrs.get(DATA_HASH)
+    if stored != data_hash:
         raise Problem(
-            f"study {study.study_name}: its data has the hash {_short(held)}, here it has {_short(data_hash)}; "
+            f"study {study.study_name}: its data has the hash {_short(stored)}, here it has {_short(data_hash)}; "
             "losses on different data cannot be compared: use the same text, or another study name"
         )
 
 
-def _check_same(study: Study, held: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
-    if fingerprint(held) == fingerprint(spec):
+def _check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+    if fingerprint(stored) == fingerprint(spec):
         return
-    before, after = _leaves({**held, "budget": None}), _leaves({**spec, "budget": None})
+    before, after = _leaves({**stored, "budget": None}), _leaves({**spec, "budget": None})
     lines = [
-        f"{study.source}: {key}: the study in the storage has {_said(before, key)}, here it is {_said(after, key)}"
+        f"{study.source}: {key}: the study in the storage has {old}, here it is {new}"
         for key in sorted(before.keys() | after.keys())
-        if _said(before, key) != _said(after, key)
+        if (old := _as_json(before, key)) != (new := _as_json(after, key))
     ]
     remedy = (
-        f"a study keeps its questions: `hpo fork {study.source} --from {study.name} --as {study.name}-2` begins "
-        "another one with the trials that fit it; or give the file another name"
+        f"the definition of a study cannot change: `hpo fork {study.source} --from {study.name} --as {study.name}-2` "
+        "creates another study with the trials that fit its definition; or give the file another name"
     )
     raise Problem(*lines, remedy)
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested mapping by dotted key."""
     if isinstance(tree, Mapping) and tree:
         return {
             k: v for key, value in tree.items() for k, v in _leaves(value, f"{prefix}.{key}" if prefix else key).items()
@@ -211,9 +226,9 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: tree}
 
 
-def _said(leaves: Mapping[str, Any], key: str) -> str:
+def _as_json(leaves: Mapping[str, Any], key: str) -> str:
     return json.dumps(leaves[key]) if key in leaves else "nothing"
 
 
-def _short(text: str | None) -> str:
-    return text[:12] if text else "none"
+def _short(data_hash: str | None) -> str:
+    return data_hash[:12] if data_hash else "none"

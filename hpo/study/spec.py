@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
+from hpo.config.addresses import current_address, with_current_addresses
 from hpo.config.importer import imported
 from hpo.search.pruners import Median, Pruner
 from hpo.search.ranges import Space
@@ -29,7 +30,7 @@ NAME = re.compile(r"[^\W_][\w.+-]{0,99}")  # of a study that a command makes
 ONLY_SEARCHED = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
 
 DEFAULT_CONFIG = "model.config:TrainConfig"
-DEFAULT_TRAIN = "model.train:Trainer"
+DEFAULT_TRAIN = "model.train.trainer:Trainer"
 
 
 class Budget(Section):
@@ -101,6 +102,11 @@ class StudyFile(Section):
     """Reports of one run, for a `train` of the user's own; the GPT's are run.rungs."""
     about: dict[str, Any] = Field(default_factory=dict)
     """What a study of arms was made for, as `hpo confirm`, `hpo ablate` and `hpo claims` note it."""
+
+    @field_validator("train", "config")
+    @classmethod
+    def _current_address(cls, address: str) -> str:
+        return current_address(address)
 
     @model_validator(mode="after")
     def _something_to_run(self) -> Self:
@@ -198,5 +204,5 @@ def from_spec(spec: Mapping[str, Any]) -> Study:
 
 def fingerprint(spec: Mapping[str, Any]) -> str:
     """Return a hash of what must not change while a study runs: all but its budget."""
-    fixed = {key: value for key, value in spec.items() if key != "budget"}
+    fixed = {key: value for key, value in with_current_addresses(spec).items() if key != "budget"}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

@@ -106,6 +106,7 @@ class Follower:
             stored = load_stored_study(store, name)
             if name not in self.checked:
                 preflight(stored, self.corpora)
+                stored.raise_protocol()
                 self.checked.add(name)
         except Problem as problem:
             say(f"{name}: left alone for {SKIP_S:.0f} s: {problem}")

@@ -38,6 +38,7 @@ def join_study(storage: str, name: str | None, pack: int, out: Path) -> int:
         if stored.read_state().state != "active":
             say(f"study {stored.study.name} is {stored.read_state().state}; `hpo resume` lets its workers go on")
         preflight(stored, PreparedDatasets())
+        stored.raise_protocol()
         launched = os.environ.get(EVENTS) == "json"
         parent = _with_parent() if launched else None
         return Worker(stored, out.absolute(), pack, event_printer(stored.study.rungs), parent).work()

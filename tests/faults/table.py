@@ -320,7 +320,7 @@ def join_with_another_version(scene: Scene) -> None:
     speak = "UPDATE study_user_attributes SET value_json = '{}' WHERE key = 'hpo:protocol'"
     scene.write(speak.format(PROTOCOL_VERSION + 1))
     for process in (scene.launch(), scene.worker()):
-        assert f"speak protocol {PROTOCOL_VERSION + 1}" in scene.end(process, 2, 30)
+        assert f"a newer version of hpo uses it with protocol {PROTOCOL_VERSION + 1}" in scene.end(process, 2, 30)
     scene.write(speak.format(PROTOCOL_VERSION))
 
 

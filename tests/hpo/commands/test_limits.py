@@ -152,7 +152,10 @@ def test_a_wrong_option_is_refused(tmp_path, arguments, message):
 
 def test_a_file_that_is_no_configuration_of_ours_is_refused(tmp_path):
     path = written(tmp_path, provenance={"train": "mine:train"})
-    assert "provenance.train: must be model.train:Trainer" in hpo("limits", str(path), cwd=tmp_path, status=2).stderr
+    assert (
+        "provenance.train: must be model.train.trainer:Trainer"
+        in hpo("limits", str(path), cwd=tmp_path, status=2).stderr
+    )
     assert "no base 'nowhere'" in hpo("limits", "nowhere", cwd=tmp_path, status=2).stderr
     assert "no such file" in hpo("limits", "nowhere.yaml", cwd=tmp_path, status=2).stderr
 

@@ -13,7 +13,7 @@ import pytest
 
 from hpo.analysis.snapshot import counts, read_snapshot
 from hpo.errors import StorageError
-from hpo.queue.registry import StoredStudy, register_study
+from hpo.queue.registry import PROTOCOL_VERSION, StoredStudy, register_study
 from hpo.storage.attributes import STUDY_STATE
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
@@ -97,8 +97,8 @@ def test_follower_leaves_a_study_alone_that_it_cannot_serve_or_that_is_paused(he
             _, told = process.communicate(timeout=30)
     assert process.returncode == 130
     assert (
-        "missing: left alone for 60 s: study missing: was made by a version of hpo whose workers speak protocol 99"
-        in told
+        "missing: left alone for 60 s: study missing: a newer version of hpo uses it with protocol 99, and this "
+        f"version knows protocols up to {PROTOCOL_VERSION}; install the newer version on all machines" in told
     )
 
 
