@@ -1,4 +1,4 @@
-"""Whole studies of planted functions, each run to its end by a worker in this process."""
+"""Complete studies of planted functions, each run by a worker in this process."""
 
 import contextlib
 import tempfile
@@ -7,11 +7,9 @@ from typing import Any
 
 from hpo.analysis.decisions import recompute
 from hpo.config.yaml import dump_yaml
-from hpo.evidence.ablate import AblateRequest as ToAblate
-from hpo.evidence.ablate import estimate_effects, plan_ablation
+from hpo.evidence.ablate import AblateRequest, estimate_effects, plan_ablation
 from hpo.evidence.comparison import first_new_seed
-from hpo.evidence.confirm import ConfirmRequest as ToConfirm
-from hpo.evidence.confirm import plan_confirmation
+from hpo.evidence.confirm import ConfirmRequest, plan_confirmation
 from hpo.evidence.paired import compare_arms
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
@@ -55,20 +53,20 @@ def _search(store: Store, function: str, number: int, **keys: Any) -> Any:
     return run_study(store, load_study(str(path)))
 
 
-def _decisions(of: Any) -> tuple[int, int]:
-    """Return how many trials were pruned, and of how many of those the stored curves give the same decision."""
-    pruned = [t for t in of.trials if t.state == State.PRUNED]
-    again = [recompute(of, t) for t in pruned]
-    return len(pruned), sum(found is not None and found.prunes for found in again)
+def _decisions(snapshot: Any) -> tuple[int, int]:
+    """Return the number of pruned trials, and for how many of them the stored curves give the same decision."""
+    pruned = [t for t in snapshot.trials if t.state == State.PRUNED]
+    decisions = [recompute(snapshot, t) for t in pruned]
+    return len(pruned), sum(decision is not None and decision.prunes for decision in decisions)
 
 
 def confirmed(function: str, number: int) -> Found:
-    """Search, confirm as `hpo confirm` does when nothing else is said, and return what either saw of the best."""
+    """Search, confirm with the defaults of `hpo confirm`, and return the gain of the best trial in both."""
     with _storage() as store:
         snapshot = _search(store, function, number)
         best, baseline = snapshot.best(), snapshot.baseline()
-        asked = ToConfirm(None, None, None, None, None, None)
-        found = run_study(store, plan_confirmation(snapshot, "confirm", asked, first_new_seed(store, snapshot)))
+        request = ConfirmRequest(None, None, None, None, None, None)
+        found = run_study(store, plan_confirmation(snapshot, "confirm", request, first_new_seed(store, snapshot)))
         rows = compare_arms(found)[1:]
         return {
             "verdicts": [row.verdict for row in rows],
@@ -79,20 +77,20 @@ def confirmed(function: str, number: int) -> Found:
 
 
 def spread(number: int) -> Found:
-    """Return sigma as four seeds of the baseline tell it."""
+    """Return sigma as estimated from four seeds of the baseline."""
     with _storage() as store:
         snapshot = _search(store, "nothing", number, baseline_seeds=4, budget={"trials": 4})
         return {"sigma": snapshot.noise.sigma}
 
 
 def crossed(number: int) -> Found:
-    """Return which planted effects lie inside their intervals in a factorial of three factors."""
+    """Return which planted effects are inside their confidence intervals in a factorial design of three factors."""
     with _storage() as store:
         space = {name: {"low": 0.0, "high": 1.0} for name in "abc"}
         target = {"a": 1.0, "b": 1.0, "c": 1.0}
         snapshot = _search(store, "crossed", number, space=space, baseline=[{}, target], budget={"trials": 2})
-        asked = ToAblate(None, "baseline", "1", "factorial", [], [], None, None, None)
-        effects = estimate_effects(run_study(store, plan_ablation(snapshot, "ablated", asked, 1000)))
+        request = AblateRequest(None, "baseline", "1", "factorial", [], [], None, None, None)
+        effects = estimate_effects(run_study(store, plan_ablation(snapshot, "ablated", request, 1000)))
         return {
             "inside": {e.name: e.low <= EFFECTS[e.name] <= e.high for e in effects},
             "shown": {e.name: e.verdict != "not distinguishable from noise" for e in effects},
@@ -100,7 +98,7 @@ def crossed(number: int) -> Found:
 
 
 def pruned(number: int) -> Found:
-    """Return the decisions of a search with something to prune, under each pruner in turn."""
+    """Return the pruning decisions of a search with weak trials; the number of the study selects the pruner."""
     pruner = PRUNERS[number % len(PRUNERS)]
     with _storage() as store:
         snapshot = _search(store, "sloped", number, pruner=pruner, base={"study": number, "rungs": 8}, rungs=8)

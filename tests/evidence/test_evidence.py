@@ -1,4 +1,4 @@
-"""What the verdicts are worth, on studies whose truth was planted; `make evidence` also writes docs/evidence.md."""
+"""The reliability of the verdicts, on studies with a planted effect; `make evidence` also writes docs/evidence.md."""
 
 import functools
 import multiprocessing
@@ -18,22 +18,22 @@ from tests.evidence.planted import EFFECTS, GAIN, SIGMA
 pytestmark = pytest.mark.evidence
 
 STUDIES = 100
-HEAD = """# Evidence
+HEAD = """# Evidence for the verdicts
 
-What the verdicts of `hpo confirm` and `hpo ablate` are worth, measured on studies whose truth is known: training
-functions with a planted effect and chance of a planted size, {sigma:g} nats from seed to seed, drawn for each run, so
-that pairs gain nothing from their common seed. Each study is a real one: a storage, a worker, TPE and median pruning,
-{trials} trials, then the runs that the command plans when nothing else is said. Written by `make evidence`; the
-studies are the same each time.
+This page shows how reliable the verdicts of `hpo confirm` and `hpo ablate` are. They are tested on studies whose true
+effect is known: training functions with a planted effect and planted noise. The noise has a standard deviation of
+{sigma:g} nats and is drawn for each run, so the runs of a pair share no noise. Each study is a real one: a storage,
+a worker, TPE, median pruning and {trials} trials, then the runs that the command plans by default. The studies are the
+same each time. `make evidence` runs them and writes this page.
 
-| what was planted | what must hold | what was found |
+| planted | required | result |
 |---|---|---|
 """
 
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[list[tuple[str, str, str]]]:
-    """Rows of the page, which is written when all of them are there and the user asks for it."""
+    """The rows of the page, which is written if all tests ran and HPO_EVIDENCE names a file."""
     rows: list[tuple[str, str, str]] = []
     yield rows
     if (path := os.environ.get("HPO_EVIDENCE")) and len(rows) == 5:
@@ -55,10 +55,10 @@ def test_a_space_that_does_nothing_is_seldom_called_better(run: Any, page: list[
     searched, confirmed = (float(np.mean([f[key] for f in found])) / SIGMA for key in ("searched", "confirmed"))
     n, same = np.sum([f["decisions"] for f in found], axis=0)
     page.append((
-        "a space that does nothing",
+        "a space without effect",
         f"called better in at most 5 of {STUDIES} confirmed studies",
-        f"better in {better}, worse in {worse}. The search's best looked better than the baseline by {-searched:.2f} "
-        f"sigma on average; on fresh seeds by {-confirmed:.2f}",
+        f"better in {better}, worse in {worse}. On average, the best trial was better than the baseline by "
+        f"{-searched:.2f} sigma in the search, and by {-confirmed:.2f} sigma on new seeds",
     ))  # fmt: skip
     assert better <= 5
     assert same == n
@@ -71,7 +71,8 @@ def test_a_gain_of_two_sigma_is_found(run: Any, page: list[Any]) -> None:
     page.append((
         f"a gain of {GAIN / SIGMA:.0f} sigma on two fifths of the space",
         f"found in at least 90 of {STUDIES}",
-        f"found in {better}. The search saw a gain of {-searched:.2f} sigma on average, fresh seeds {-confirmed:.2f}",
+        f"found in {better}. On average, the gain was {-searched:.2f} sigma in the search, and {-confirmed:.2f} sigma "
+        "on new seeds",
     ))  # fmt: skip
     assert better >= 90
 
@@ -80,9 +81,9 @@ def test_sigma_of_four_seeds_is_the_planted_one_on_average(run: Any, page: list[
     ratios = np.array([f["sigma"] for f in run(studies.spread)]) / SIGMA
     page.append((
         f"sigma {SIGMA:g}",
-        "told by 4 seeds within 25 % on average",
-        f"{ratios.mean():.2f} times the planted one on average; a single study is off by {abs(ratios - 1).mean():.0%}, "
-        "which four values cannot better",
+        "the mean estimate from 4 seeds is within 25 %",
+        f"{ratios.mean():.2f} times the planted sigma on average. The estimate of one study is off by "
+        f"{abs(ratios - 1).mean():.0%} on average, as expected from four values",
     ))  # fmt: skip
     assert abs(ratios.mean() - 1) <= 0.25
 
@@ -92,9 +93,9 @@ def test_planted_effects_lie_inside_their_intervals(run: Any, page: list[Any]) -
     inside = {name: sum(f["inside"][name] for f in found) for name in EFFECTS}
     shown = {name: sum(f["shown"][name] for f in found) for name in EFFECTS}
     page.append((
-        "effects of three factors and an interaction: " + ", ".join(f"{n} {e:g}" for n, e in EFFECTS.items() if e),
-        f"each inside its interval in at least 90 of {STUDIES}",
-        "inside: " + ", ".join(f"{name} {n}" for name, n in inside.items()) + "; called different from noise: "
+        "effects of three factors and one interaction: " + ", ".join(f"{n} {e:g}" for n, e in EFFECTS.items() if e),
+        f"each inside its confidence interval in at least 90 of {STUDIES}",
+        "inside: " + ", ".join(f"{name} {n}" for name, n in inside.items()) + "; distinguished from noise: "
         + ", ".join(f"{name} {n}" for name, n in shown.items()),
     ))  # fmt: skip
     assert min(inside.values()) >= 90
@@ -108,8 +109,8 @@ def test_every_pruning_decision_follows_again_from_the_stored_curves(run: Any, p
         decisions[found["pruner"]] += n
         again[found["pruner"]] += same
     page.append((
-        "nothing: every decision of seven pruners",
-        "follows again from the stored curves of the peers in its record",
+        "nothing; the decisions of seven pruners",
+        "each decision can be recomputed from the stored curves of its peers",
         ", ".join(f"{name} {again[name]} of {n}" for name, n in decisions.items()),
     ))  # fmt: skip
     assert all(decisions[pruner["name"]] for pruner in studies.PRUNERS)
