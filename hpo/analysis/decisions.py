@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hpo.analysis.snapshot import Snapshot, find, value, word
+from hpo.analysis.snapshot import Snapshot, find_trial, trial_status, trial_value
 from hpo.console import as_text, number
 from hpo.search.pruning_rules import Comparison, compare, place, unfolded
 from hpo.storage.attributes import (
@@ -23,9 +23,9 @@ LISTED = 12  # peers that a sentence names
 WHOLE = {"baseline": "a baseline", "seed": "a baseline", "arm": "an arm"}  # kinds that no rule may prune
 
 
-def why(snapshot: Snapshot, number: int) -> list[dict[str, Any]]:
+def decisions(snapshot: Snapshot, number: int) -> list[dict[str, Any]]:
     """Return the decisions about a trial in their order: each in a word, in a sentence, and as it was recorded."""
-    trial = find(snapshot, number)
+    trial = find_trial(snapshot, number)
     found = [("suggested", f"trial {number} {_suggested(snapshot, trial)}", trial.user_attrs.get(SUGGESTED_BY))]
     # The last attempt is the one that ended it.
     found += [
@@ -33,9 +33,11 @@ def why(snapshot: Snapshot, number: int) -> list[dict[str, Any]]:
         for attempt, said, _ in trial.user_attrs.get(ATTEMPTS, ())
         if attempt < trial.user_attrs["attempt"]
     ]
-    found.append((word(snapshot, trial), f"it {_ended(snapshot, trial)}", trial.user_attrs.get(PRUNING_DECISION)))
+    found.append(
+        (trial_status(snapshot, trial), f"it {_ended(snapshot, trial)}", trial.user_attrs.get(PRUNING_DECISION))
+    )
     if (again := recompute(snapshot, trial)) is not None and not again.prunes:
-        a, b = apart(again.value, again.threshold)
+        a, b = distinct_text(again.value, again.threshold)
         found.append(
             ("recomputed", f"the stored curves do not give this decision again: {a} is held against {b}", None)
         )
@@ -51,7 +53,7 @@ def recompute(snapshot: Snapshot, trial: Trial) -> Comparison | None:
     if record is None:
         return None
     own = {rung: v for rung, v in trial.intermediate_values.items() if rung <= record["rung"]}
-    peers = [find(snapshot, number).intermediate_values for number in unfolded(record["peers"])]
+    peers = [find_trial(snapshot, number).intermediate_values for number in unfolded(record["peers"])]
     return compare(snapshot.spec["pruner"], own, peers)
 
 
@@ -63,7 +65,7 @@ def _pruning(trial: Trial) -> Mapping[str, Any] | None:
     return found
 
 
-def apart(a: float, b: float) -> tuple[str, str]:
+def distinct_text(a: float, b: float) -> tuple[str, str]:
     """Return two numbers as text, with as many digits as show that they differ."""
     told = number(a), number(b)
     for digits in range(5, 18):
@@ -94,7 +96,7 @@ def _suggested(snapshot: Snapshot, trial: Trial) -> str:
         case "enqueued":
             return f"was enqueued by hand: {given}"
         case "retry":
-            return f"tries trial {record['of']} again, which ended as {word(snapshot, find(snapshot, record['of']))}"
+            return f"tries trial {record['of']} again, which ended as {trial_status(snapshot, find_trial(snapshot, record['of']))}"
     return _sampled(record)
 
 
@@ -117,13 +119,13 @@ def _sampled(record: Mapping[str, Any]) -> str:
 
 def _ended(snapshot: Snapshot, trial: Trial) -> str:
     """Return how a trial ended or where it stands, as the rest of a sentence about it."""
-    ended, at = word(snapshot, trial), f"at rung {trial.last_step or 0} of {snapshot.rungs}"
+    ended, at = trial_status(snapshot, trial), f"at rung {trial.last_step or 0} of {snapshot.rungs}"
     error = str(trial.user_attrs.get(ERROR, "")).strip().splitlines()
     reason = f": {error[-1]}" if error else ""
     if ended == "complete":
         whole = WHOLE.get(str(snapshot.kind(trial)))
         spared = f", as no rule may prune {whole}" if whole else ""
-        return f"ran to its end, rung {snapshot.rungs}{spared}: {snapshot.objective} {as_text(value(trial))}"
+        return f"ran to its end, rung {snapshot.rungs}{spared}: {snapshot.objective} {as_text(trial_value(trial))}"
     if ended == "pruned":
         return _pruned(snapshot, trial)
     told = {
@@ -145,7 +147,7 @@ def _pruned(snapshot: Snapshot, trial: Trial) -> str:
     if record is None:
         return f"was pruned at rung {trial.last_step} of {snapshot.rungs}; what it was compared with was not kept"
     rule = snapshot.spec["pruner"]
-    a, b = apart(record["value"], record["threshold"])
+    a, b = distinct_text(record["value"], record["threshold"])
     peers = _named(record)
     match rule["name"]:
         case "median":

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import Snapshot, best_trial, find, value
+from hpo.analysis.snapshot import Snapshot, best_trial, find_trial, trial_value
 from hpo.config.files import config_text
 from hpo.errors import Problem
 from hpo.storage.attributes import FIXED_VALUES, MACHINE
@@ -14,11 +14,11 @@ from hpo.study.spec import Study, from_spec
 from model.section import flat
 
 
-def picked(snapshot: Snapshot, number: int | None) -> Trial:
+def select_trial(snapshot: Snapshot, number: int | None) -> Trial:
     """Return trial `number`, the best one where it is None."""
     if number is None:
         return best_trial(snapshot)
-    trial = find(snapshot, number)
+    trial = find_trial(snapshot, number)
     if not trial.params and FIXED_VALUES not in trial.user_attrs:
         raise Problem(f"trial: {number} has no configuration yet; it is {trial.state.value}")
     return trial
@@ -37,7 +37,7 @@ def provenance(snapshot: Snapshot, trial: Trial, known: str = "") -> dict[str, A
         "trial": trial.number,
         "state": trial.state.value,
         "objective": snapshot.objective,
-        "value": value(trial),
+        "value": trial_value(trial),
         **({"known": known} if known else {}),
         "sampler_seed": snapshot.spec["seed"],
         "data_hash": snapshot.data_hash,
@@ -48,12 +48,12 @@ def provenance(snapshot: Snapshot, trial: Trial, known: str = "") -> dict[str, A
     }
 
 
-def text(snapshot: Snapshot, trial: Trial, known: str = "") -> str:
+def export_text(snapshot: Snapshot, trial: Trial, known: str = "") -> str:
     """Return the YAML file of a trial; known: in words, what makes it the one to keep."""
     return config_text(configuration(from_spec(snapshot.spec), trial), provenance(snapshot, trial, known))
 
 
-def changes(snapshot: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:
+def changed_fields(snapshot: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:
     """Return (field, baseline's value, this trial's value) for each field of the configuration that differs."""
     study = from_spec(snapshot.spec)
     first = study.file.baseline[0] if study.file.baseline else {}

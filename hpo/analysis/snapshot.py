@@ -171,14 +171,14 @@ def best_trial(snapshot: Snapshot) -> Trial:
     return best
 
 
-def counts(snapshot: Snapshot) -> dict[str, int]:
+def trial_counts(snapshot: Snapshot) -> dict[str, int]:
     """Return trials by state; waiting are slots that nobody began."""
     return dict(snapshot._counts)
 
 
-def ended(snapshot: Snapshot) -> bool:
+def has_ended(snapshot: Snapshot) -> bool:
     """Return whether a study has nothing left to do."""
-    n, budget = counts(snapshot), snapshot.budget
+    n, budget = trial_counts(snapshot), snapshot.budget
     over = bool(budget.get("hours")) and snapshot.elapsed >= 3600 * float(budget["hours"])
     if budget.get("tokens") and snapshot.rung_tokens:  # what is left does not pay for a whole trial
         spent = sum(t.last_step or 0 for t in snapshot.own)
@@ -189,7 +189,7 @@ def ended(snapshot: Snapshot) -> bool:
     return over or (bool(budget.get("trials")) and not n["waiting"])
 
 
-def tokens(snapshot: Snapshot) -> dict[str, int | None]:
+def token_counts(snapshot: Snapshot) -> dict[str, int | None]:
     """Return tokens trained, and those that pruned trials were spared; None where a run has no tokens."""
     if snapshot.rung_tokens is None:
         return {"trained": None, "saved_by_pruning": None}
@@ -198,7 +198,7 @@ def tokens(snapshot: Snapshot) -> dict[str, int | None]:
     return {"trained": round(trained * snapshot.rung_tokens), "saved_by_pruning": round(saved * snapshot.rung_tokens)}
 
 
-def value(trial: Trial) -> float | None:
+def trial_value(trial: Trial) -> float | None:
     """Return a trial's result, or the last finite value of one that has none."""
     if trial.values:  # of a pruned trial, the worker tells the last finite one
         return float(trial.values[0])
@@ -206,7 +206,7 @@ def value(trial: Trial) -> float | None:
     return finite[-1] if finite else None
 
 
-def word(snapshot: Snapshot, trial: Trial) -> str:
+def trial_status(snapshot: Snapshot, trial: Trial) -> str:
     """Return in one word where a trial stands: running, interrupted, complete, or why it ended."""
     if trial.state == State.WAITING or (
         trial.state == State.RUNNING and trial.user_attrs.get("slot") not in snapshot.leased
@@ -215,7 +215,7 @@ def word(snapshot: Snapshot, trial: Trial) -> str:
     return str(trial.user_attrs.get(END_REASON, trial.state))
 
 
-def find(snapshot: Snapshot, number: int) -> Trial:
+def find_trial(snapshot: Snapshot, number: int) -> Trial:
     """Return a trial by number.
 
     Raises:

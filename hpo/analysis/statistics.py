@@ -88,7 +88,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
 
 
-def fewest(test: Test, comparisons: int = 1) -> int:
+def min_pairs(test: Test, comparisons: int = 1) -> int:
     """Return the fewest pairs with which a test can call anything significant, corrected for several comparisons.
 
     A signed-rank test of n pairs has no p-value below 2 / 2^n. A t test needs a spread; of two pairs that is worth
@@ -98,7 +98,7 @@ def fewest(test: Test, comparisons: int = 1) -> int:
     return 3 if test == "t" else math.floor(1 + math.log2(1 / level)) + 1
 
 
-def seeds_to_show(gain: float, sigma: float, power: float = 0.9, comparisons: int = 1) -> int:
+def required_pairs(gain: float, sigma: float, power: float = 0.9, comparisons: int = 1) -> int:
     """Return the pairs that a t test needs to show a gain with this probability.
 
     gain and sigma are in the same unit; sigma is that of one run, of a difference it is sqrt(2) times as large.

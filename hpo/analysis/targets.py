@@ -46,7 +46,7 @@ class Milestone:
         return f"{what} {'met' if self.by >= 0 else 'missed'} by {said(abs(self.by))} (rung {self.rung})"
 
 
-def targets(
+def target_records(
     wanted: Mapping[str, float], found: Mapping[str, TargetReached], rung_tokens: float | None
 ) -> dict[str, dict[str, Any]]:
     """Return targets by name, and by which trial each was reached first, after how many tokens, as programs read it."""
@@ -75,6 +75,6 @@ def milestones(expected: Mapping[Any, float], rungs: int, curve: Mapping[int, fl
     return found
 
 
-def records(found: Iterable[Milestone]) -> dict[str, dict[str, Any]]:
+def milestone_records(found: Iterable[Milestone]) -> dict[str, dict[str, Any]]:
     """Return milestones by their share, as programs read them."""
     return {f"{m.share:g}": m.record() for m in found}

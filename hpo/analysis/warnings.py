@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from hpo.analysis.noise import expected_minimum, rounded
-from hpo.analysis.snapshot import Snapshot, ended, word
+from hpo.analysis.snapshot import Snapshot, has_ended, trial_status
 from hpo.console import as_text, number
 from hpo.storage.attributes import ARM, FIXED_VALUES, SEED
 from hpo.storage.trials import State, Trial
@@ -21,7 +21,7 @@ READ = 1000  # trials of which all parameters and curves are read for a note
 Values = Sequence[Any]
 
 
-def caveats(snapshot: Snapshot) -> list[str]:
+def study_warnings(snapshot: Snapshot) -> list[str]:
     """Return the notes that belong beside a study's result, a sentence each; none for a study without one.
 
     Knobs are looked at once the study has ended, since they are tested with scipy, which takes longer to load than
@@ -31,13 +31,13 @@ def caveats(snapshot: Snapshot) -> list[str]:
         return []
     small = len(snapshot.trials) <= READ
     if snapshot.spec.get("arms"):
-        return [*loses_to_bigrams(snapshot), *(twins(snapshot) if small else ())]
-    dead = knobs(snapshot) if small and ended(snapshot) else {}
+        return [*worse_than_bigrams(snapshot), *(equal_arms(snapshot) if small else ())]
+    dead = fields_without_effect(snapshot) if small and has_ended(snapshot) else {}
     return [
-        *unbeaten(snapshot),
-        *loses_to_bigrams(snapshot),
-        *inside_noise(snapshot),
-        *edges(snapshot, dead),
+        *worse_than_baseline(snapshot),
+        *worse_than_bigrams(snapshot),
+        *within_noise(snapshot),
+        *at_range_ends(snapshot, dead),
         *without_effect(snapshot, dead),
     ]
 
@@ -46,18 +46,18 @@ def searched(snapshot: Snapshot) -> list[Trial]:
     """Return the trials of a search that ended with something to compare: what was given beforehand is none."""
     given = ("baseline", "seed", "arm")
     found = [t for t in snapshot.in_state(State.COMPLETE, State.PRUNED) if snapshot.kind(t) not in given]
-    return [t for t in found if word(snapshot, t) in ("complete", "pruned", "diverged")]
+    return [t for t in found if trial_status(snapshot, t) in ("complete", "pruned", "diverged")]
 
 
 def _settled(snapshot: Snapshot) -> bool:
-    return ended(snapshot) or len(searched(snapshot)) >= SETTLED
+    return has_ended(snapshot) or len(searched(snapshot)) >= SETTLED
 
 
 def _said(snapshot: Snapshot, value: float) -> str:
     return number(rounded(snapshot.noise, value))
 
 
-def unbeaten(snapshot: Snapshot) -> Iterator[str]:
+def worse_than_baseline(snapshot: Snapshot) -> Iterator[str]:
     """Say that no trial of a search is better than its baseline."""
     best, others = snapshot.best(), len(searched(snapshot))
     if best is not None and snapshot.kind(best) == "baseline" and others and _settled(snapshot):
@@ -67,7 +67,7 @@ def unbeaten(snapshot: Snapshot) -> Iterator[str]:
         )
 
 
-def loses_to_bigrams(snapshot: Snapshot) -> Iterator[str]:
+def worse_than_bigrams(snapshot: Snapshot) -> Iterator[str]:
     """Say that the best trial does worse than a table of bigrams."""
     best, bigram = (
         snapshot.best(),
@@ -77,7 +77,7 @@ def loses_to_bigrams(snapshot: Snapshot) -> Iterator[str]:
         yield f"a table of bigrams does better ({number(bigram)}); the runs are too short or too small"
 
 
-def inside_noise(snapshot: Snapshot) -> Iterator[str]:
+def within_noise(snapshot: Snapshot) -> Iterator[str]:
     """Say that the best of as many runs of the baseline alone would be expected to reach the best trial's value."""
     best, floor, n = snapshot.best(), snapshot.noise, len(searched(snapshot))
     if best is None or floor is None or floor.sigma == 0 or not n or snapshot.kind(best) == "baseline":
@@ -91,7 +91,7 @@ def inside_noise(snapshot: Snapshot) -> Iterator[str]:
         )
 
 
-def edges(snapshot: Snapshot, dead: Collection[str] = ()) -> Iterator[str]:
+def at_range_ends(snapshot: Snapshot, dead: Collection[str] = ()) -> Iterator[str]:
     """Say which values of the best trial lie on the edge of their ranges; of a dead knob it does not matter.
 
     An end beyond which the field has no values, such as a dropout of 0, is no edge.
@@ -149,7 +149,7 @@ def _ordered(values: Values) -> bool:
     return list(values) in (sorted(values), sorted(values, reverse=True))
 
 
-def knobs(snapshot: Snapshot) -> dict[str, tuple[int, int] | float]:
+def fields_without_effect(snapshot: Snapshot) -> dict[str, tuple[int, int] | float]:
     """Return the fields of the space that changed nothing to the last bit or show no effect.
 
     Of the first, with two trials that say so; of the others, with the smallest p-value.
@@ -197,10 +197,10 @@ def no_effect(snapshot: Snapshot, path: str) -> float | None:
     """
     trials = [t for t in searched(snapshot) if path in t.params]
     results = [t.values[0] if t.state == State.COMPLETE else math.inf for t in trials]
-    return idle([t.params[path] for t in trials], results)
+    return no_effect_p_value([t.params[path] for t in trials], results)
 
 
-def idle(x: Values, results: Sequence[float]) -> float | None:
+def no_effect_p_value(x: Values, results: Sequence[float]) -> float | None:
     """Return the smallest p-value of a field's values that show no effect on results; None where they do or may.
 
     No effect shows where p is above `LOOSE` in each test and the best `TOP` lie on both sides of the median value (have
@@ -244,7 +244,7 @@ def _p_values(x: Values, results: Sequence[float], numeric: bool) -> Iterator[fl
         yield float(stats.spearmanr(distance, ranks).pvalue)
 
 
-def twins(snapshot: Snapshot) -> Iterator[str]:
+def equal_arms(snapshot: Snapshot) -> Iterator[str]:
     """Say which arms have the same curves to the last bit on every seed that both have run."""
     curves: dict[str, dict[int, dict[int, float]]] = {}
     for trial in snapshot.in_state(State.COMPLETE):

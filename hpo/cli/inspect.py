@@ -42,12 +42,12 @@ def status(
 def trials(study: Study = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
     """List the trials of a study."""
     from hpo.analysis.snapshot import read_snapshot
-    from hpo.analysis.summary import row
+    from hpo.analysis.summary import trial_row
     from hpo.console import rows
 
     with open_to_read(storage) as store:
         snapshot = read_snapshot(store, study)
-        rows([row(snapshot, trial) for trial in snapshot.trials], format)
+        rows([trial_row(snapshot, trial) for trial in snapshot.trials], format)
 
 
 @commands.command(rich_help_panel=INSPECT, epilog="Example: hpo show 7")
@@ -72,7 +72,7 @@ def why(number: Number, study: Study = None, storage: Storage = None, format: Ou
     from hpo.console import rows
 
     with open_to_read(storage) as store:
-        records = decisions.why(read_snapshot(store, study), number)
+        records = decisions.decisions(read_snapshot(store, study), number)
     if format is not Format.table:
         rows(records, format)
         return
@@ -92,12 +92,12 @@ def logs(
 
     The metrics have one line per rung. The error output is what the trial wrote to standard error.
     """
-    from hpo.analysis.snapshot import find, read_snapshot
+    from hpo.analysis.snapshot import find_trial, read_snapshot
     from hpo.commands.show import show_logs
 
     with open_to_read(storage) as store:
         snapshot = read_snapshot(store, study)
-        show_logs(snapshot, find(snapshot, number), out, format)
+        show_logs(snapshot, find_trial(snapshot, number), out, format)
 
 
 @commands.command(rich_help_panel=INSPECT, epilog="Example: hpo best --format json")
@@ -127,15 +127,17 @@ def export(
     `hpo train` trains the file. If `hpo confirm` found a trial better than the baseline, the command writes that trial
     instead of the best trial of the search.
     """
-    from hpo.analysis.export import picked, text
+    from hpo.analysis.export import export_text, select_trial
     from hpo.analysis.snapshot import read_snapshot
     from hpo.evidence.preferred import trial_to_export
     from hpo.runs.run_dir import write_file
 
     with open_to_read(storage) as store:
         snapshot = read_snapshot(store, study)
-        exported, confirmation = trial_to_export(store, snapshot) if trial is None else (picked(snapshot, trial), "")
-        config = text(snapshot, exported, confirmation)
+        exported, confirmation = (
+            trial_to_export(store, snapshot) if trial is None else (select_trial(snapshot, trial), "")
+        )
+        config = export_text(snapshot, exported, confirmation)
     if output is None:
         print(config, end="")
         return
@@ -176,7 +178,7 @@ def report(
     tables and the commands that reproduce the study follow.
     """
     from hpo.report.build import Files
-    from hpo.report.build import report as write_report
+    from hpo.report.build import write_report as write_report
 
     write_report(storage_url(storage), study, out, Files(html, pdf, csv, json), publish)
 

@@ -5,7 +5,7 @@ import uuid
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from hpo.analysis.snapshot import Snapshot, find, read_snapshot, word
+from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status
 from hpo.errors import Problem
 from hpo.queue.heartbeat import LEASE_S
 from hpo.queue.slots import Claim, Slots
@@ -65,14 +65,14 @@ def kill_trial(store: Store, name: str | None, number: int) -> str:
         Problem: there is no such trial, or it has ended.
     """
     snapshot = read_snapshot(store, name)
-    trial = find(snapshot, number)
+    trial = find_trial(snapshot, number)
     slot = trial.user_attrs.get("slot")
     slots = Slots(store, study_ids(store)[snapshot.name])
     if trial.state not in (State.RUNNING, State.WAITING) or slot is None:
         raise _ended_problem(snapshot, trial)
     if not slots.request_action(slot, "kill"):
         latest = read_snapshot(store, snapshot.name)  # the trial has ended since the first read
-        raise _ended_problem(latest, find(latest, number))
+        raise _ended_problem(latest, find_trial(latest, number))
     owner = f"kill:{uuid.uuid4().hex[:8]}"
     claim = slots.take(slot, owner, LEASE_S)
     if claim is None:
@@ -84,7 +84,7 @@ def kill_trial(store: Store, name: str | None, number: int) -> str:
 def _ended_problem(snapshot: Snapshot, trial: Trial) -> Problem:
     return Problem(
         f"trial {trial.number}: must be running or interrupted to be killed; "
-        f"in study {snapshot.name} it is {word(snapshot, trial)}"
+        f"in study {snapshot.name} it is {trial_status(snapshot, trial)}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import Snapshot, find, read_snapshot, word
+from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status
 from hpo.config.overrides import assignments, overridden
 from hpo.console import as_text
 from hpo.errors import Problem
@@ -60,7 +60,7 @@ def retry_trials(store: Store, name: str | None, number: int | None, failed: boo
             failures = [t for t in snapshot.in_state(State.FAIL) if t.number not in retries]
             trials = [t for t in failures if not _missing_parameters(snapshot, t)]
         else:
-            trials = [_retriable(snapshot, find(snapshot, number), retries)]
+            trials = [_retriable(snapshot, find_trial(snapshot, number), retries)]
         add_slots(slots, [("retry", _parameters(t), t.number) for t in trials])
     if not trials:
         return [f"{snapshot.name}: no failed trial is left to retry"]
@@ -74,7 +74,7 @@ def _retriable(snapshot: Snapshot, trial: Trial, retries: dict[int | None, Added
     Raises:
         Problem: the trial may not be retried.
     """
-    state, n = word(snapshot, trial), trial.number
+    state, n = trial_status(snapshot, trial), trial.number
     if trial.state in (State.RUNNING, State.WAITING):
         raise Problem(f"trial {n}: must have ended to be retried; it is {state}")
     if trial.state == State.COMPLETE or (trial.state == State.PRUNED and state not in RETRIABLE):

@@ -3,10 +3,10 @@
 from contextlib import suppress
 from pathlib import Path
 
-from hpo.analysis.export import changes, text
-from hpo.analysis.snapshot import Snapshot, best_trial, counts, tokens
-from hpo.analysis.summary import aims, standing
-from hpo.analysis.warnings import caveats
+from hpo.analysis.export import changed_fields, export_text
+from hpo.analysis.snapshot import Snapshot, best_trial, token_counts, trial_counts
+from hpo.analysis.summary import best_summary, goal_lines
+from hpo.analysis.warnings import study_warnings
 from hpo.config.discovery import find
 from hpo.console import Format, as_text, clock, rows, say
 from hpo.errors import NothingFeasible, Problem, StorageError
@@ -52,7 +52,7 @@ def find_stored_study(options: LaunchOptions) -> Study | None:
 
 def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, seconds: float) -> int:
     """Print the result of a study, save its best configuration, and print the next commands."""
-    n, spent = counts(snapshot), tokens(snapshot)
+    n, spent = trial_counts(snapshot), token_counts(snapshot)
     ended = n["complete"] + n["pruned"] + n["failed"]
     savings = ""
     if spent["trained"] and spent["saved_by_pruning"]:
@@ -66,7 +66,7 @@ def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, se
     if best is None:
         raise NothingFeasible(f"study {snapshot.name}: no trial is complete; `hpo trials` and `hpo show N` say why")
     path = folder / "best.yaml"
-    write_file(path, text(snapshot, best_trial(snapshot), UNCONFIRMED))
+    write_file(path, export_text(snapshot, best_trial(snapshot), UNCONFIRMED))
     print("\n".join(result_lines(snapshot, path, options)))
     return 0
 
@@ -85,7 +85,7 @@ def conclude_arms(snapshot: Snapshot, folder: Path, options: LaunchOptions, seco
     def print_comparison() -> bool:
         comparisons = compare_arms(snapshot)
         rows([comparison_record(row) for row in comparisons], Format.table)
-        for note in caveats(snapshot):
+        for note in study_warnings(snapshot):
             say(f"note: {note}")
         return any(row.difference for row in comparisons) or (len(comparisons) == 1 and comparisons[0].n > 0)
 
@@ -95,12 +95,12 @@ def conclude_arms(snapshot: Snapshot, folder: Path, options: LaunchOptions, seco
 def result_lines(snapshot: Snapshot, path: Path, options: LaunchOptions) -> list[str]:
     """Return lines with the best trial, its differences from the baseline, and the next commands."""
     best = best_trial(snapshot)
-    lines = [standing(snapshot), *aims(snapshot), ""]
-    changed = changes(snapshot, best)
+    lines = [best_summary(snapshot), *goal_lines(snapshot), ""]
+    changed = changed_fields(snapshot, best)
     width = max((len(field) for field, _, _ in changed), default=0)
     lines += [f"  {field:{width}}  {as_text(before):>8} -> {as_text(after)}" for field, before, after in changed]
     lines += ["" if changed else "  the best trial is the baseline: no other trial is better"]
-    if notes := caveats(snapshot):
+    if notes := study_warnings(snapshot):
         lines += [*(f"note: {note}" for note in notes), ""]
     storage = storage_option(options)
     return [

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.noise import rounded, sigmas
-from hpo.analysis.snapshot import Snapshot, counts, ended, find, read_snapshot, tokens, value, word
-from hpo.analysis.summary import aims, milestones_of, standing, summary
-from hpo.analysis.targets import records
-from hpo.analysis.warnings import caveats
+from hpo.analysis.snapshot import (
+    Snapshot,
+    find_trial,
+    has_ended,
+    read_snapshot,
+    token_counts,
+    trial_counts,
+    trial_status,
+    trial_value,
+)
+from hpo.analysis.summary import best_summary, goal_lines, milestones_of, summary
+from hpo.analysis.targets import milestone_records
+from hpo.analysis.warnings import study_warnings
 from hpo.console import Format, clock, record, rows, say
 from hpo.queue.inspect import SlotEvent
 from hpo.runs.run_dir import read_metrics, trial_folder
@@ -39,7 +48,7 @@ def study_records(store: OpenStorage) -> list[dict[str, Any]]:
             continue  # a study of another program
         best = snapshot.best()
         objective = best and rounded(snapshot.noise, best.values[0])
-        studies.append({"study": name, **counts(snapshot), snapshot.objective: objective})
+        studies.append({"study": name, **trial_counts(snapshot), snapshot.objective: objective})
     return studies
 
 
@@ -51,34 +60,34 @@ def show_status(store: OpenStorage, name: str | None, format: Format, watch: boo
             print(_status_text(snapshot), flush=True)
         else:
             record(summary(snapshot), format)
-        if not watch or ended(snapshot):
+        if not watch or has_ended(snapshot):
             return
         time.sleep(2)
 
 
 def _status_text(snapshot: Snapshot) -> str:
     """Return the status of a study as a few lines."""
-    n, spent = counts(snapshot), tokens(snapshot)
+    n, spent = trial_counts(snapshot), token_counts(snapshot)
     total = sum(snapshot.slots.values()) if snapshot.budget.get("trials") else None  # with the added trials
     lines = [
         f"{snapshot.name}: {n['complete'] + n['pruned'] + n['failed']} of {total or 'any number of'} trials ended, "
         f"first launched {clock(snapshot.elapsed)} ago" + NEXT_STEPS.get(snapshot.state, ""),
         ", ".join(f"{count} {state}" for state, count in n.items()),
     ]
-    interrupted = [t.number for t in snapshot.trials if word(snapshot, t) == "interrupted"]
+    interrupted = [t.number for t in snapshot.trials if trial_status(snapshot, t) == "interrupted"]
     if interrupted:
         lines.append(f"interrupted, the next worker resumes them: trials {', '.join(map(str, interrupted))}")
     if copied := len(snapshot.trials) - len(snapshot.own):
         lines.append(f"{copied} more were copied from another study")
-    ends = Counter(word(snapshot, t) for t in snapshot.own)
+    ends = Counter(trial_status(snapshot, t) for t in snapshot.own)
     failures = {end: ends[end] for end in FAILURES if ends[end]}
     if failures:
         lines.append("of these " + ", ".join(f"{count} {end}" for end, count in failures.items()))
     lines += _event_lines(snapshot)
     if spent["trained"] is not None:
         lines.append(f"{spent['trained']:,} tokens trained, {spent['saved_by_pruning']:,} saved by pruning")
-    lines += [standing(snapshot) or "no trial is complete yet", *aims(snapshot)]
-    lines += [f"note: {note}" for note in caveats(snapshot)]
+    lines += [best_summary(snapshot) or "no trial is complete yet", *goal_lines(snapshot)]
+    lines += [f"note: {note}" for note in study_warnings(snapshot)]
     return "\n".join(lines)
 
 
@@ -104,12 +113,12 @@ def _event_details(snapshot: Snapshot, event: SlotEvent) -> str:
 
 def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
     """Return the parameters, values, metrics and history of one trial."""
-    trial = find(snapshot, number)
+    trial = find_trial(snapshot, number)
     attrs, interruptions = trial.user_attrs, _interruptions(snapshot, trial)
     error = str(attrs.get(ERROR, "")).strip()
     return {
         "number": number,
-        "state": word(snapshot, trial),
+        "state": trial_status(snapshot, trial),
         "kind": attrs.get("kind"),
         **_result(snapshot, trial),
         "params": dict(trial.params),
@@ -126,7 +135,7 @@ def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
 
 def _result(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     """Return the value of a trial, and its distance from the baseline in standard deviations of the noise if known."""
-    result, noise = value(trial), snapshot.noise
+    result, noise = trial_value(trial), snapshot.noise
     if noise is None or result is None:
         return {snapshot.objective: result}
     baseline = {"mean": rounded(noise, noise.mean), "sigma": rounded(noise, noise.sigma), "seeds": noise.n}
@@ -139,7 +148,7 @@ def _result(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
 
 def _milestones(snapshot: Snapshot, trial: Trial) -> dict[str, dict[str, Any]]:
     """Return for each milestone whether the trial reached it; values have the decimals that the noise leaves."""
-    milestones = records(milestones_of(snapshot, trial))
+    milestones = milestone_records(milestones_of(snapshot, trial))
     return {
         share: {
             key: rounded(snapshot.noise, v) if key in ("value", "by") and v is not None else v
@@ -161,7 +170,7 @@ def _interruptions(snapshot: Snapshot, trial: Trial) -> list[str]:
     events = [
         event
         for event in reversed(snapshot.happened)
-        if slot is not None and event.slot == slot and event.event_type != word(snapshot, trial)
+        if slot is not None and event.slot == slot and event.event_type != trial_status(snapshot, trial)
     ]
     return [f"attempt {event.attempt}: {event.event_type}" for event in events]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
-from hpo.analysis.statistics import LEVEL, fewest, holm, interval, p_value
+from hpo.analysis.statistics import LEVEL, holm, interval, min_pairs, p_value
 from hpo.console import Format, as_text, number, rows, say
 from hpo.errors import Problem
 from hpo.evidence.comparison import (
@@ -101,7 +101,7 @@ def plan_ablation(snapshot: Snapshot, name: str, request: AblateRequest, first_s
         Problem: the configurations cannot be compared or are the same, or there are too few seeds for an interval.
     """
     search, n = search_study(snapshot), request.seeds or DEFAULT_SEEDS
-    if n < (required := fewest("t")):
+    if n < (required := min_pairs("t")):
         raise Problem(
             f"--seeds: must be at least {required}, or confidence intervals are too wide to be useful, got {n}"
         )
@@ -150,7 +150,7 @@ def estimate_effects(snapshot: Snapshot) -> list[Effect]:
     lost = {arm: sum(ended_without_value(snapshot, t) for t in runs.values()) for arm, runs in trials.items()}
     weights = snapshot.spec["about"]["effects"]
     contrasts = {name: _contrast_values(scores, weights[name]) for name in weights}
-    tested = [name for name, values in contrasts.items() if len(values) >= fewest("t")]
+    tested = [name for name, values in contrasts.items() if len(values) >= min_pairs("t")]
     corrected = dict(zip(tested, holm([p_value(contrasts[name]) for name in tested]), strict=True))
     effects = []
     for name, values in contrasts.items():
@@ -174,7 +174,7 @@ def _verdict(mean: float | None, p: float | None, lost: tuple[int, int]) -> str:
     if lost[0] != lost[1]:
         return f"{lost[0]} runs lost with it, {lost[1]} without"
     if mean is None or p is None:
-        return f"too few pairs, {fewest('t')} needed"
+        return f"too few pairs, {min_pairs('t')} needed"
     if p >= 1 - LEVEL:
         return NOT_DISTINGUISHABLE
     return "lowers" if mean < 0 else "raises"

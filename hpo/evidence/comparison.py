@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import Snapshot, counts, ended
+from hpo.analysis.snapshot import Snapshot, has_ended, trial_counts
 from hpo.console import as_text, clock, say
 from hpo.errors import NothingFeasible, Problem
 from hpo.storage.attributes import FIXED_VALUES, SPEC
@@ -117,8 +117,8 @@ def conclude_comparison(snapshot: Snapshot, seconds: float, print_result: Callab
     Raises:
         NothingFeasible: there was nothing to compare.
     """
-    if not ended(snapshot):
-        n, total = counts(snapshot)["complete"], sum(snapshot.slots.values())
+    if not has_ended(snapshot):
+        n, total = trial_counts(snapshot)["complete"], sum(snapshot.slots.values())
         say(f"{snapshot.name}: {n} of {total} runs are complete; the verdict is printed when all runs have ended")
         return 0
     say(f"{snapshot.name}: finished after {clock(seconds)}")

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
-from hpo.analysis.statistics import Test, fewest
+from hpo.analysis.statistics import Test, min_pairs
 from hpo.console import Format, number, rows, say
 from hpo.errors import NothingFeasible, Problem
 from hpo.evidence.comparison import (
@@ -95,7 +95,7 @@ def plan_confirmation(snapshot: Snapshot, name: str, request: ConfirmRequest, fi
             f"study {snapshot.name}: no trial is complete except the baseline, so there is nothing to confirm; "
             "`hpo status` shows the progress"
         )
-    n, required = request.seeds or DEFAULT_SEEDS, fewest(test, len(best))
+    n, required = request.seeds or DEFAULT_SEEDS, min_pairs(test, len(best))
     if n < required:
         raise Problem(
             f"--seeds: must be at least {required}, or no difference between {len(best)} configurations and the "

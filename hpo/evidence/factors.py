@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hpo.analysis.export import configuration, picked
+from hpo.analysis.export import configuration, select_trial
 from hpo.analysis.snapshot import Snapshot
 from hpo.config.files import read_config
 from hpo.config.validation import messages, nearest
@@ -40,7 +40,7 @@ def named_configuration(snapshot: Snapshot, study: Study, name: str, option: str
     if name == "baseline":
         return study.configured(next(iter(study.file.baseline), {}))
     if name == "best" or name.isdecimal():
-        return configuration(study, picked(snapshot, None if name == "best" else int(name)))
+        return configuration(study, select_trial(snapshot, None if name == "best" else int(name)))
     if not name.endswith((".yaml", ".yml")):
         raise Problem(f"{option}: must be baseline, best, the number of a trial, or a YAML file, got {name!r}")
     config_class = type(study.base)

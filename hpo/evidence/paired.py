@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hpo.analysis.snapshot import Snapshot
-from hpo.analysis.statistics import LEVEL, Paired, Test, fewest, holm, paired
+from hpo.analysis.statistics import LEVEL, Paired, Test, holm, min_pairs, paired
 from hpo.storage.attributes import ARM, FIXED_VALUES, METRICS, SEED
 from hpo.storage.trials import State, Trial
 
@@ -80,7 +80,7 @@ def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmCompa
     differences = {name: _paired_difference(scores[name], scores[reference], test) for name in others}
     corrected = dict(zip(differences, holm([d.p if d else 1.0 for d in differences.values()]), strict=True))
     lost = {name: sum(ended_without_value(snapshot, t) for t in trials[name].values()) for name in trials}
-    required = fewest(test, max(1, len(others)))
+    required = min_pairs(test, max(1, len(others)))
     comparisons = []
     for name, values in scores.items():
         known = [value for value in values.values() if value is not None]

@@ -1,6 +1,6 @@
 """Choose the trial of a study that `hpo export` writes: a confirmed trial, else the best trial of the search."""
 
-from hpo.analysis.snapshot import Snapshot, best_trial, ended, find, read_snapshot
+from hpo.analysis.snapshot import Snapshot, best_trial, find_trial, has_ended, read_snapshot
 from hpo.errors import Problem
 from hpo.storage.attributes import SPEC
 from hpo.storage.retry import OpenStorage
@@ -33,7 +33,7 @@ def trial_to_export(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]
     better = [arm for arm in compare_arms(confirmation) if arm.verdict == "better" and arm.n == len(seeds)]
     if better:
         lowest = min(better, key=lambda arm: arm.mean or 0.0)
-        return find(snapshot, trials[lowest.arm]), f"confirmed better than the baseline by {confirmation.name}"
+        return find_trial(snapshot, trials[lowest.arm]), f"confirmed better than the baseline by {confirmation.name}"
     best = best_trial(snapshot)
     if best.number not in trials.values():
         return best, f"not confirmed: best of the search, which {confirmation.name} did not re-run"
@@ -46,6 +46,6 @@ def _latest_confirmation(store: OpenStorage, snapshot: Snapshot) -> Snapshot | N
         spec = study_attrs(store, study_id).get(SPEC, {})
         if spec.get("about", {}).get("confirms") == snapshot.name:
             confirmation = read_snapshot(store, name)
-            if ended(confirmation):
+            if has_ended(confirmation):
                 return confirmation
     return None

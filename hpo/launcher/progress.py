@@ -7,8 +7,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpo.analysis.snapshot import Snapshot, counts
-from hpo.analysis.summary import aims, digits, said, standing
+from hpo.analysis.snapshot import Snapshot, trial_counts
+from hpo.analysis.summary import best_summary, goal_lines, objective_decimals, objective_text
 from hpo.console import clock, stderr
 from hpo.worker.events import ENDS, Event, event_line
 
@@ -25,7 +25,7 @@ class EventLog:
     def __exit__(self, *_: object) -> None: ...
 
     def show(self, event: Event) -> None:
-        if not self.quiet and (text := event_line(event, self.snapshot.rungs, digits(self.snapshot))):
+        if not self.quiet and (text := event_line(event, self.snapshot.rungs, objective_decimals(self.snapshot))):
             who = f"worker {event['worker']}: " if "worker" in event else ""
             stderr().print(f"{who}{text}", markup=False)
 
@@ -59,7 +59,7 @@ class LiveTable:
             self.workers[worker] = {"event": "ended"} if event["event"] == "exit" else event
             if event.get("tokens_per_second"):
                 self.rates[worker] = event["tokens_per_second"]
-        elif text := event_line(event, self.snapshot.rungs, digits(self.snapshot)):
+        elif text := event_line(event, self.snapshot.rungs, objective_decimals(self.snapshot)):
             self.live.console.print(text, markup=False, highlight=False)
 
     def refresh(self, snapshot: Snapshot) -> None:
@@ -84,13 +84,13 @@ class LiveTable:
             str(worker),
             str(event["trial"]),
             f"{event.get('rung', 0)}/{self.snapshot.rungs}",
-            "" if loss is None else said(self.snapshot, loss),
+            "" if loss is None else objective_text(self.snapshot, loss),
             "" if rate is None else f"{rate:,.0f}",
             word,
         )
 
     def _progress(self) -> str:
-        n = counts(self.snapshot)
+        n = trial_counts(self.snapshot)
         ended = _done(self.snapshot)
         text = f"{n['complete']} complete, {n['pruned']} pruned, {n['failed']} failed, {n['running']} running"
         total = self.snapshot.budget.get("trials")
@@ -104,9 +104,9 @@ class LiveTable:
 
     @staticmethod
     def _standing(snapshot: Snapshot) -> list[str]:
-        return [standing(snapshot) or "no trial complete yet", *aims(snapshot)]
+        return [best_summary(snapshot) or "no trial complete yet", *goal_lines(snapshot)]
 
 
 def _done(snapshot: Snapshot) -> int:
-    n = counts(snapshot)
+    n = trial_counts(snapshot)
     return n["complete"] + n["pruned"] + n["failed"]

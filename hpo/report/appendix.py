@@ -4,12 +4,12 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hpo.analysis.snapshot import Snapshot, counts, tokens
+from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts
 from hpo.config.yaml import dump_yaml
 from hpo.console import clock, plain
 from hpo.report import timeline
-from hpo.report.html import code, heading, pairs, table, text
-from hpo.report.sections import digits, figure
+from hpo.report.html import code_block, definition_table, heading, html_table, paragraph
+from hpo.report.sections import captioned, digits
 from hpo.report.verdict import Related
 from hpo.storage.attributes import END_REASON, ERROR, FIXED_VALUES, MACHINE
 from hpo.storage.trials import State, Trial
@@ -19,20 +19,20 @@ ACROSS = 6  # parameters in one table
 LISTED = 15  # trials in the page's table; the CSV has all
 
 
-def ledger(snapshot: Snapshot) -> Iterator[str]:
+def workers_section(snapshot: Snapshot) -> Iterator[str]:
     """Yield who worked when, and what all of it cost."""
     yield heading("Workers and budget")
-    if found := timeline.timeline(snapshot):
+    if found := timeline.timeline_figure(snapshot):
         caption = (
             "A bar is a trial, in the row of the worker that ended it. Gaps are waiting: for the first import, the "
         )
         caption += "storage, or a trial to run. Clocks are those of the workers' machines."
-        yield figure(found, "timeline", caption)
-    yield table(timeline.records(snapshot))
+        yield captioned(found, "timeline", caption)
+    yield html_table(timeline.worker_records(snapshot))
     told = "share of its time: from the worker's first trial to the end of the study, pauses included."
-    yield text(told, "small")
+    yield paragraph(told, "small")
     budget = {key: value for key, value in snapshot.budget.items() if value is not None}
-    n, spent = counts(snapshot), tokens(snapshot)
+    n, spent = trial_counts(snapshot), token_counts(snapshot)
     facts: dict[str, Any] = {"budget": ", ".join(f"{key}: {_word(value)}" for key, value in budget.items())}
     facts["trials"] = f"{len(snapshot.own)} begun, {n['waiting']} waiting"
     if spent["trained"] is not None:
@@ -40,17 +40,17 @@ def ledger(snapshot: Snapshot) -> Iterator[str]:
     else:
         facts["rungs"] = f"{sum(t.last_step or 0 for t in snapshot.own):,} trained"
     facts["training"] = (
-        clock(sum(t.duration.total_seconds() for t in timeline.timed(snapshot) if t.duration)) + " in all"
+        clock(sum(t.duration.total_seconds() for t in timeline.finished_trials(snapshot) if t.duration)) + " in all"
     )
-    facts["from first to last trial"] = clock(timeline.span(snapshot))
-    yield pairs(facts)
+    facts["from first to last trial"] = clock(timeline.duration_s(snapshot))
+    yield definition_table(facts)
 
 
 def _word(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def trials(snapshot: Snapshot) -> Iterator[str]:
+def trials_section(snapshot: Snapshot) -> Iterator[str]:
     """Yield the best trials, and why others failed."""
     best = sorted(snapshot.feasible, key=lambda t: t.values[0])[:LISTED]
     if best and not snapshot.spec.get("arms"):
@@ -58,19 +58,19 @@ def trials(snapshot: Snapshot) -> Iterator[str]:
         d = digits(snapshot)
         paths = list(dict.fromkeys(path for t in best for path in t.params))
         for i in range(0, max(1, len(paths)), ACROSS):  # more columns do not fit on a page
-            yield table([_best(snapshot, t, d, paths[i : i + ACROSS]) for t in best])
-        yield text(
+            yield html_table([_best(snapshot, t, d, paths[i : i + ACROSS]) for t in best])
+        yield paragraph(
             f"The first {len(best)} of {len(snapshot.feasible)}; `hpo report --csv` writes all trials and curves.",
             "small",
         )
     failed = [t for t in snapshot.own if t.state == State.FAIL]
     if failed:
         yield heading("Failures")
-        yield table(
+        yield html_table(
             [{"trial": t.number, "how": t.user_attrs.get(END_REASON, "failed"), "why": _why(t)} for t in failed[:10]]
         )
         if len(failed) > 10:
-            yield text(f"The first 10 of {len(failed)}.", "small")
+            yield paragraph(f"The first 10 of {len(failed)}.", "small")
 
 
 def _best(snapshot: Snapshot, trial: Trial, digits: int, paths: Sequence[str]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _why(trial: Trial) -> str:
     return said[-1][:300] if said else "–"
 
 
-def provenance(snapshot: Snapshot, related: Sequence[Related]) -> Iterator[str]:
+def origin_section(snapshot: Snapshot, related: Sequence[Related]) -> Iterator[str]:
     """Yield where the results come from, and what to type to get them again."""
     yield heading("Where this comes from")
     facts: dict[str, Any] = {"study": snapshot.name, "train": snapshot.spec["train"], "data (hash)": snapshot.data_hash}
@@ -95,24 +95,24 @@ def provenance(snapshot: Snapshot, related: Sequence[Related]) -> Iterator[str]:
     facts |= machines[0] if machines else {}
     if len(machines) > 1:
         facts["note"] = f"trials ran under {len(machines)} different versions or settings; these are those of the most"
-    yield pairs(facts)
-    yield text("Commands that repeat it:")
+    yield definition_table(facts)
+    yield paragraph("Commands that repeat it:")
     commands = _commands(snapshot, related)
-    yield code("\n".join(commands))
+    yield code_block("\n".join(commands))
     file = commands[0].endswith(".yaml")
     told = "The file is at the end of this page. " if file else ""
     told += "Equal versions, seeds "
-    yield text(told + "and threads give equal losses on a CPU. With several workers the order of trials, and so "
+    yield paragraph(told + "and threads give equal losses on a CPU. With several workers the order of trials, and so "
                       "what the sampler knew, may differ.", "small")  # fmt: skip
     best = snapshot.best()
     if best is not None and not snapshot.spec.get("arms"):
-        yield text(f"Configuration of the best trial, {best.number}, where it differs from the base:")
+        yield paragraph(f"Configuration of the best trial, {best.number}, where it differs from the base:")
         fixed: Mapping[str, Any] = best.user_attrs.get(FIXED_VALUES) or best.params
         base = flat(snapshot.spec["base"])
         changed = [{"field": k, "base": base.get(k), "best": v} for k, v in fixed.items() if base.get(k) != v]
-        yield table(changed) or text("It is the base.")
+        yield html_table(changed) or paragraph("It is the base.")
     if file:
-        yield heading("The study file") + code(dump_yaml(plain(as_file(snapshot.spec, snapshot.budget))), "long")
+        yield heading("The study file") + code_block(dump_yaml(plain(as_file(snapshot.spec, snapshot.budget))), "long")
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _flat(held: Mapping[str, Any]) -> dict[str, Any]:
 
 def _commands(snapshot: Snapshot, related: Sequence[Related]) -> list[str]:
     about = snapshot.spec.get("about") or {}
-    workers = max(1, len(timeline.crew(snapshot)))
+    workers = max(1, len(timeline.worker_times(snapshot)))
     made = next(((key, source) for key, source in about.items() if key in ("confirms", "ablates")), None)
     found = [_compared(snapshot, made[1])] if made else [f"hpo launch --workers {workers} --study {snapshot.name}.yaml"]
     found += [_compared(one.snapshot, snapshot.name) for one in related]

@@ -11,10 +11,10 @@ from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.console import say
 from hpo.errors import NothingFeasible
 from hpo.report import appendix, sections
-from hpo.report.html import page, text
+from hpo.report.html import html_page, paragraph
 from hpo.report.pdf import write_pdf
-from hpo.report.tables import beside, write_csv, write_json
-from hpo.report.verdict import Related, Verdict, related, verdict
+from hpo.report.tables import curves_path, write_csv, write_json
+from hpo.report.verdict import Related, Verdict, related_studies, verdict
 from hpo.runs.run_dir import study_folder, write_file
 from hpo.storage.engine import open_readonly
 from hpo.storage.retry import OpenStorage
@@ -32,7 +32,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Found:
+class ReportData:
     """All that a report of a study says."""
 
     snapshot: Snapshot
@@ -41,17 +41,17 @@ class Found:
     ablated: Sequence[Related]
 
 
-def report(storage: str, name: str | None, out: Path, files: Files, publish: bool) -> None:
+def write_report(storage: str, name: str | None, out: Path, files: Files, publish: bool) -> None:
     """Write what was asked for, say where, and show the same in the dashboard.
 
     Raises:
         NothingFeasible: no trial has ended.
     """
     with open_readonly(storage) as store:
-        found = read(store, name)
+        found = read_report(store, name)
         folder = study_folder(out, found.snapshot.name)
         where = files if any(asdict(files).values()) else Files(html=folder / "report.html")
-        made = whole(found, out)
+        made = report_page(found, out)
         if where.html:
             write_file(where.html, made)
         if where.pdf:
@@ -59,16 +59,16 @@ def report(storage: str, name: str | None, out: Path, files: Files, publish: boo
         if where.csv:
             write_csv(found.snapshot, where.csv)
         if where.json:
-            write_json(found.snapshot, where.json, _told(found))
-        written = (where.html, where.pdf, where.csv, where.csv and beside(where.csv), where.json)
+            write_json(found.snapshot, where.json, _json_fields(found))
+        written = (where.html, where.pdf, where.csv, where.csv and curves_path(where.csv), where.json)
         say("\n".join(f"{path}: written" for path in written if path))
         if publish:
-            from hpo.report.publish import show
+            from hpo.report.publish import publish_report
 
-            show(storage, found.snapshot, found.verdict, out, made)
+            publish_report(storage, found.snapshot, found.verdict, out, made)
 
 
-def read(store: OpenStorage, name: str | None) -> Found:
+def read_report(store: OpenStorage, name: str | None) -> ReportData:
     """Read a study and those that were made for it.
 
     Raises:
@@ -77,23 +77,23 @@ def read(store: OpenStorage, name: str | None) -> Found:
     snapshot = read_snapshot(store, name)
     if not snapshot.in_state(State.COMPLETE, State.PRUNED, State.FAIL):
         raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` says how far it is")
-    confirmed, ablated = (related(store, snapshot.name, key) for key in ("confirms", "ablates"))
-    return Found(snapshot, verdict(snapshot, confirmed), confirmed, ablated)
+    confirmed, ablated = (related_studies(store, snapshot.name, key) for key in ("confirms", "ablates"))
+    return ReportData(snapshot, verdict(snapshot, confirmed), confirmed, ablated)
 
 
-def whole(found: Found, out: Path) -> str:
+def report_page(found: ReportData, out: Path) -> str:
     """Return the page."""
     of = found.snapshot
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    body = [f"<h1>{escape(of.name)}</h1>\n", text(f"{_about(of)}Report of {made}.", "small")]
-    body.append(sections.opening(of, found.verdict))
-    body += sections.arms(of, found.confirmed, found.ablated)
-    body += sections.course(of)
-    body += sections.knobs(of, out)
-    body += appendix.trials(of)
-    body += appendix.ledger(of)
-    body += appendix.provenance(of, [*found.confirmed, *found.ablated])
-    return page(f"{of.name}: report", "".join(body))
+    body = [f"<h1>{escape(of.name)}</h1>\n", paragraph(f"{_about(of)}Report of {made}.", "small")]
+    body.append(sections.summary_section(of, found.verdict))
+    body += sections.arms_section(of, found.confirmed, found.ablated)
+    body += sections.curves_section(of)
+    body += sections.hyperparameters_section(of, out)
+    body += appendix.trials_section(of)
+    body += appendix.workers_section(of)
+    body += appendix.origin_section(of, [*found.confirmed, *found.ablated])
+    return html_page(f"{of.name}: report", "".join(body))
 
 
 def _about(snapshot: Snapshot) -> str:
@@ -103,7 +103,7 @@ def _about(snapshot: Snapshot) -> str:
     return "".join(f"{word} {about[key]}. " for key, word in words.items() if key in about)
 
 
-def _told(found: Found) -> dict[str, Any]:
+def _json_fields(found: ReportData) -> dict[str, Any]:
     floor = found.snapshot.noise
     return {
         "objective": found.snapshot.objective,

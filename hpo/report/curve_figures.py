@@ -18,14 +18,14 @@ from hpo.report.style import (
     FAINT,
     INK,
     ORANGE,
-    Drawn,
-    along,
-    anchors,
-    blank,
-    focus,
-    joined,
-    lines,
-    measured,
+    AnnotatedFigure,
+    anchor_levels,
+    draw_level,
+    empty_figure,
+    joined_curves,
+    objective_label,
+    run_axis,
+    zoom,
 )
 from hpo.storage.trials import State, Trial
 
@@ -34,10 +34,10 @@ MOST_MARKS = 1_000
 BEST_CURVES = 50  # of these
 
 
-def curves(snapshot: Snapshot, most: int = MOST_CURVES) -> Drawn:
+def curves_figure(snapshot: Snapshot, most: int = MOST_CURVES) -> AnnotatedFigure:
     """Draw the value of each trial along its run."""
-    label, step = along(snapshot)
-    figure, told = blank(label, measured(snapshot), 380), []
+    label, step = run_axis(snapshot)
+    figure, told = empty_figure(label, objective_label(snapshot), 380), []
     begun = [t for t in snapshot.trials if t.last_step]
     shown = thinned(snapshot, begun, most)
     if len(shown) < len(begun):
@@ -60,13 +60,13 @@ def curves(snapshot: Snapshot, most: int = MOST_CURVES) -> Drawn:
         2.4,
         1.0,
     )
-    for name, at in anchors(snapshot).items():
-        lines(at, name, figure)
+    for name, at in anchor_levels(snapshot).items():
+        draw_level(at, name, figure)
     targets: Mapping[str, float] = snapshot.spec.get("targets") or {}
     for name, at in targets.items():
-        lines(at, short(name), figure, ORANGE)
+        draw_level(at, short(name), figure, ORANGE)
     values = [v for t in shown for v in t.intermediate_values.values()]
-    return figure, told + focus(figure, values, [*anchors(snapshot).values(), *targets.values()])
+    return figure, told + zoom(figure, values, [*anchor_levels(snapshot).values(), *targets.values()])
 
 
 def thinned(snapshot: Snapshot, begun: Sequence[Trial], most: int) -> list[Trial]:
@@ -85,7 +85,7 @@ def _draw(
 ) -> None:
     if not trials:
         return
-    found = joined([(t, t.intermediate_values) for t in trials], step)
+    found = joined_curves([(t, t.intermediate_values) for t in trials], step)
     figure.add_trace(
         go.Scatter(
             **found,
@@ -116,10 +116,11 @@ def _filled(
     figure.add_trace(go.Scatter(x=x, y=y, fill="toself", fillcolor=colour, line=line, mode="lines", **shown))
 
 
-def history(snapshot: Snapshot, most: int = MOST_MARKS) -> Drawn:
+def history_figure(snapshot: Snapshot, most: int = MOST_MARKS) -> AnnotatedFigure:
     """Draw the best value so far against what the whole study has trained, and what luck alone would have found."""
-    figure = blank(
-        "tokens trained by all trials" if snapshot.rung_tokens else "rungs trained by all trials", measured(snapshot)
+    figure = empty_figure(
+        "tokens trained by all trials" if snapshot.rung_tokens else "rungs trained by all trials",
+        objective_label(snapshot),
     )
     told, steps, floor = [], list(_steps(snapshot)), snapshot.noise
     shown = steps[-1 :: -(-(-len(steps) // most) or 1)][::-1]  # the last one is among them
@@ -133,9 +134,9 @@ def history(snapshot: Snapshot, most: int = MOST_MARKS) -> Drawn:
             figure, shown, lucky, "best that luck alone would find", None, {"color": INK, "width": 1.4, "dash": "dot"}
         )
     elif (base := snapshot.baseline()) is not None and base.state == State.COMPLETE:
-        lines(base.values[0], "baseline", figure, INK)
+        draw_level(base.values[0], "baseline", figure, INK)
     also = [floor.mean] if floor else []
-    return figure, told + focus(figure, [s.value for s in shown if s.value is not None], also)
+    return figure, told + zoom(figure, [s.value for s in shown if s.value is not None], also)
 
 
 @dataclass(frozen=True)
@@ -172,14 +173,14 @@ def _step(
     )
 
 
-def saved(snapshot: Snapshot) -> Drawn:
+def pruning_figure(snapshot: Snapshot) -> AnnotatedFigure:
     """Draw how many trials came to each rung, and how many had been stopped before."""
-    label, step = along(snapshot)
+    label, step = run_axis(snapshot)
     own = [t for t in snapshot.own if t.state in (State.COMPLETE, State.PRUNED)]
     rungs = range(1, snapshot.rungs + 1)
     reached = [sum((t.last_step or 0) >= rung for t in own) for rung in rungs]
     stopped = [sum(t.state == State.PRUNED and (t.last_step or 0) < rung for t in own) for rung in rungs]
-    figure = blank(label, "trials", 260, barmode="stack", bargap=0.25)
+    figure = empty_figure(label, "trials", 260, barmode="stack", bargap=0.25)
     x = [rung * step for rung in rungs]
     for name, y, colour in (("trained this stretch", reached, BLUE), ("stopped before", stopped, FAINT)):
         figure.add_trace(go.Bar(x=x, y=y, name=name, marker={"color": colour}, hovertemplate="%{y}<extra></extra>"))
@@ -188,10 +189,10 @@ def saved(snapshot: Snapshot) -> Drawn:
     return figure, []
 
 
-def arms(snapshot: Snapshot) -> Drawn:
+def arms_figure(snapshot: Snapshot) -> AnnotatedFigure:
     """Draw the mean of each arm along the run, with one standard deviation either way, and its runs behind."""
-    label, step = along(snapshot)
-    figure, told = blank(label, measured(snapshot), 380), []
+    label, step = run_axis(snapshot)
+    figure, told = empty_figure(label, objective_label(snapshot), 380), []
     found = runs_by_arm(snapshot)
     if len(found) > len(ARMS):
         told.append(f"{len(ARMS)} of {len(found)} arms are drawn: the first ones.")
@@ -209,9 +210,9 @@ def arms(snapshot: Snapshot) -> Drawn:
         line = {"color": colour, "width": 2.2}
         y = [float(v) if np.isfinite(v) else None for v in mean]
         figure.add_trace(go.Scatter(x=x, y=y, mode="lines", name=title, line=line, hovertemplate="%{y:.4f}"))
-    for name, height in anchors(snapshot).items():
-        lines(height, name, figure)
-    return figure, told + focus(figure, values, list(anchors(snapshot).values()))
+    for name, height in anchor_levels(snapshot).items():
+        draw_level(height, name, figure)
+    return figure, told + zoom(figure, values, list(anchor_levels(snapshot).values()))
 
 
 def _clear(colour: str) -> str:

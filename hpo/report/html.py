@@ -53,7 +53,7 @@ pre.long { font-size: 10.5px; line-height: 1.35; columns: 2; break-inside: auto;
 """
 
 
-def text(words: str, kind: str = "") -> str:
+def paragraph(words: str, kind: str = "") -> str:
     """Return a paragraph; what stands between back ticks is code."""
     return f"<p{_class(kind)}>{inline(words)}</p>\n"
 
@@ -75,11 +75,11 @@ def heading(words: str) -> str:
     return f"<h2>{html.escape(words)}</h2>\n"
 
 
-def code(words: str, kind: str = "") -> str:
+def code_block(words: str, kind: str = "") -> str:
     return f"<pre{_class(kind)}>{html.escape(words)}</pre>\n"
 
 
-def table(records: Sequence[Mapping[str, Any]]) -> str:
+def html_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Return a table of records, numbers to the right; "" for none."""
     columns = list(dict.fromkeys(key for record in records for key in record))
     if not columns:
@@ -97,14 +97,14 @@ def _row(record: Mapping[str, Any], columns: Sequence[str], right: set[str]) -> 
     return "".join(f"<td{_class(kinds[c])}>{_cell(record.get(c))}</td>" for c in columns)
 
 
-def pairs(found: Mapping[str, Any]) -> str:
+def definition_table(found: Mapping[str, Any]) -> str:
     """Return a table of two columns, names and what they are."""
     row = "<tr><th>{}</th><td class='long'>{}</td></tr>\n"
     rows = "".join(row.format(_breakable(key), _cell(value)) for key, value in found.items())
     return f'<table class="whole"><tbody>\n{rows}</tbody></table>\n'
 
 
-def drawn(figure: go.Figure, name: str, caption: str) -> str:
+def figure_element(figure: go.Figure, name: str, caption: str) -> str:
     """Return a figure with what is to be read from it; name: of its element, one a page."""
     made = plotly.io.to_html(
         figure, config={"displayModeBar": False}, full_html=False, include_plotlyjs=False, include_mathjax=False,
@@ -113,7 +113,7 @@ def drawn(figure: go.Figure, name: str, caption: str) -> str:
     return f"<figure>\n{made}\n<figcaption>{inline(caption)}</figcaption>\n</figure>\n"
 
 
-def page(title: str, body: str) -> str:
+def html_page(title: str, body: str) -> str:
     """Return the whole file."""
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -36,7 +36,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Weight:
+class Importance:
     """One hyperparameter: its share of all importance, and the share that one without effect seldom exceeds."""
 
     path: str
@@ -45,7 +45,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Interaction:
     """Two hyperparameters: the p-value of no interaction, corrected for all pairs, and the variance it explains.
 
     explained: the share of what the model without their product leaves unexplained.
@@ -64,15 +64,15 @@ class Interactions:
     rung: int
     n: int
     needed: int
-    pairs: Sequence[Pair]
+    pairs: Sequence[Interaction]
 
 
-def searched(snapshot: Snapshot) -> list[Trial]:
+def varied_trials(snapshot: Snapshot) -> list[Trial]:
     """Return the trials that differ in their hyperparameters: not the baseline with other seeds, nor arms."""
     return [t for t in snapshot.trials if t.user_attrs.get("kind") not in ("seed", "arm") and t.state != State.FAIL]
 
 
-def points(snapshot: Snapshot, rung: int) -> list[Point]:
+def points_at_rung(snapshot: Snapshot, rung: int) -> list[Point]:
     """Return the trials that came to a rung, pruned ones included, and those that diverged before it.
 
     Of very many, every so many. What diverged counts as the worst: of a learning rate that is too high there is
@@ -80,7 +80,7 @@ def points(snapshot: Snapshot, rung: int) -> list[Point]:
     """
     of_axes = axes(snapshot)
     found: list[tuple[Mapping[str, float], float]] = []
-    for trial in searched(snapshot):
+    for trial in varied_trials(snapshot):
         place = units(trial, of_axes)
         value = trial.intermediate_values.get(rung)
         if value is None and trial.user_attrs.get(END_REASON) == "diverged":
@@ -94,7 +94,7 @@ def points(snapshot: Snapshot, rung: int) -> list[Point]:
     return told[:: -(-len(told) // MOST) or 1]
 
 
-def weights(found: Sequence[Point], of_axes: Mapping[str, Axis], shuffles: int = 0) -> list[Weight]:
+def importances(found: Sequence[Point], of_axes: Mapping[str, Axis], shuffles: int = 0) -> list[Importance]:
     """Return the hyperparameters by importance, the greatest first; none for fewer than ten trials.
 
     shuffles: how often to shuffle the values, which says how important chance alone makes a hyperparameter.
@@ -115,7 +115,7 @@ def weights(found: Sequence[Point], of_axes: Mapping[str, Axis], shuffles: int =
     chance = {
         path: float(np.quantile([d[path] for d in drawn], LEVEL, method="higher")) / total for path in real if drawn
     }
-    told = [Weight(path, raw / total, chance.get(path)) for path, raw in real.items()]
+    told = [Importance(path, raw / total, chance.get(path)) for path, raw in real.items()]
     return sorted(told, key=lambda weight: -weight.share)
 
 
@@ -156,18 +156,18 @@ def _raw(study: optuna.Study, values: np.ndarray) -> dict[str, float]:
         )
 
 
-def by_rung(snapshot: Snapshot) -> dict[int, list[Weight]]:
+def importances_by_rung(snapshot: Snapshot) -> dict[int, list[Importance]]:
     """Return importances at each rung that enough trials reached."""
     of_axes = axes(snapshot)
-    told = {rung: weights(points(snapshot, rung), of_axes) for rung in range(1, snapshot.rungs + 1)}
+    told = {rung: importances(points_at_rung(snapshot, rung), of_axes) for rung in range(1, snapshot.rungs + 1)}
     return {rung: found for rung, found in told.items() if found}
 
 
-def at_end(snapshot: Snapshot) -> tuple[int, list[Weight]]:
+def final_importances(snapshot: Snapshot) -> tuple[int, list[Importance]]:
     """Return the last rung that enough trials reached, and the importances there, with those of chance."""
     of_axes = axes(snapshot)
     for rung in range(snapshot.rungs, 0, -1):
-        if found := weights(points(snapshot, rung), of_axes, SHUFFLES):
+        if found := importances(points_at_rung(snapshot, rung), of_axes, SHUFFLES):
             return rung, found
     return snapshot.rungs, []
 
@@ -175,9 +175,9 @@ def at_end(snapshot: Snapshot) -> tuple[int, list[Weight]]:
 def interactions(snapshot: Snapshot) -> Interactions:
     """Test all pairs at the last rung that enough trials reached."""
     of_axes = axes(snapshot)
-    least = Interactions(snapshot.rungs, len(points(snapshot, snapshot.rungs)), 0, ())
+    least = Interactions(snapshot.rungs, len(points_at_rung(snapshot, snapshot.rungs)), 0, ())
     for rung in range(snapshot.rungs, 0, -1):
-        tested = pairs(points(snapshot, rung), of_axes, rung)
+        tested = interactions_at_rung(points_at_rung(snapshot, rung), of_axes, rung)
         if tested.pairs:
             return tested
         if not least.needed or tested.n > least.n:
@@ -185,7 +185,7 @@ def interactions(snapshot: Snapshot) -> Interactions:
     return least
 
 
-def pairs(found: Sequence[Point], of_axes: Mapping[str, Axis], rung: int) -> Interactions:
+def interactions_at_rung(found: Sequence[Point], of_axes: Mapping[str, Axis], rung: int) -> Interactions:
     """Test each pair: a linear model of all hyperparameters and their squares, with and without the pair's product.
 
     The F test of the two models, corrected by Holm's method. Values far above the others are drawn in, since one run
@@ -204,7 +204,7 @@ def pairs(found: Sequence[Point], of_axes: Mapping[str, Axis], rung: int) -> Int
     values = _drawn_in(np.array([point.value for point in kept]))
     tests = [_f_test(values, mains, products[pair]) for pair in wanted]
     corrected = holm([p for p, _ in tests])
-    told = [Pair(a, b, p, share) for (a, b), p, (_, share) in zip(wanted, corrected, tests, strict=True)]
+    told = [Interaction(a, b, p, share) for (a, b), p, (_, share) in zip(wanted, corrected, tests, strict=True)]
     return Interactions(rung, len(kept), needed, sorted(told, key=lambda pair: (pair.p, -pair.explained)))
 
 

@@ -26,8 +26,8 @@ from hpo.optuna_internals import (
     trial_artifact_prefix,
 )
 from hpo.report import importance
-from hpo.report.curve_figures import arms, curves, history
-from hpo.report.space_figures import by_rung
+from hpo.report.curve_figures import arms_figure, curves_figure, history_figure
+from hpo.report.space_figures import importance_by_rung_figure
 from hpo.report.verdict import Verdict
 from hpo.runs.run_dir import artifact_folder, trial_folder
 from hpo.search.study_view import experimental
@@ -40,18 +40,18 @@ BEST = 3  # trials whose files are attached
 FILES = ("config.yaml", "metrics.jsonl")
 
 
-def show(storage: str, snapshot: Snapshot, found: Verdict, out: Path, page: str) -> None:
+def publish_report(storage: str, snapshot: Snapshot, found: Verdict, out: Path, page: str) -> None:
     """Save a report to its study."""
     with open_store(storage) as store:
         study = optuna.load_study(study_name=snapshot.name, storage=store.optuna)
         with experimental():
-            _note(study, note(found))
-            for name, figure in drawn(snapshot).items():
+            _note(study, note_markdown(found))
+            for name, figure in dashboard_figures(snapshot).items():
                 _figure(study, name, figure)
         _attach(study, snapshot, out, page)
 
 
-def note(found: Verdict) -> str:
+def note_markdown(found: Verdict) -> str:
     """Return a verdict as Markdown."""
     lines = [HEADING, "", f"**{_plain(found.headline)}**", "", *(f"* {_plain(line)}" for line in found.grounds)]
     if found.caveats:
@@ -71,16 +71,16 @@ def _escaped(words: str) -> str:
     return "".join(f"\\{letter}" if letter in "\\*_[]<>#|" else letter for letter in words)
 
 
-def drawn(snapshot: Snapshot) -> dict[str, go.Figure]:
+def dashboard_figures(snapshot: Snapshot) -> dict[str, go.Figure]:
     """Return the figures that are shown, by the name under which each replaces its last version."""
     if snapshot.spec.get("arms"):
-        return {"hpo-arms": _titled(arms(snapshot)[0], "Arms: mean and standard deviation")}
+        return {"hpo-arms": _titled(arms_figure(snapshot)[0], "Arms: mean and standard deviation")}
     found = {
-        "hpo-curves": _titled(curves(snapshot, SHOWN_CURVES)[0], "Curves, with the noise of the baseline"),
-        "hpo-history": _titled(history(snapshot, SHOWN_MARKS)[0], "Best so far"),
+        "hpo-curves": _titled(curves_figure(snapshot, SHOWN_CURVES)[0], "Curves, with the noise of the baseline"),
+        "hpo-history": _titled(history_figure(snapshot, SHOWN_MARKS)[0], "Best so far"),
     }
-    if rungs := importance.by_rung(snapshot):
-        found["hpo-importance"] = _titled(by_rung(snapshot, rungs), "Importance, rung by rung")
+    if rungs := importance.importances_by_rung(snapshot):
+        found["hpo-importance"] = _titled(importance_by_rung_figure(snapshot, rungs), "Importance, rung by rung")
     return found
 
 

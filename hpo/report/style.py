@@ -19,10 +19,10 @@ BAND = "rgba(29, 95, 168, 0.15)"
 ARMS = (INK, ORANGE, BLUE, GREEN, "#8a5aa8", "#8c6d1f", "#3b93a6", "#b04a6f")
 SHADES = [[0.0, "#0b3c73"], [0.5, "#7fa6d3"], [1.0, "#f2c48d"]]  # from low, dark, to high, light
 
-Drawn = tuple[go.Figure, list[str]]  # a figure, and what is to be said of it
+AnnotatedFigure = tuple[go.Figure, list[str]]  # a figure, and what is to be said of it
 
 
-def blank(x: str, y: str, height: int = 340, **layout: Any) -> go.Figure:
+def empty_figure(x: str, y: str, height: int = 340, **layout: Any) -> go.Figure:
     """Return a figure with nothing drawn yet, its axes labelled."""
     axis = {"gridcolor": GRID, "zeroline": False, "showline": True, "linecolor": INK, "automargin": True}
     axis |= {"ticks": "outside", "tickcolor": INK}
@@ -44,37 +44,37 @@ def blank(x: str, y: str, height: int = 340, **layout: Any) -> go.Figure:
     return figure
 
 
-def unit(snapshot: Snapshot) -> str:
+def objective_unit(snapshot: Snapshot) -> str:
     """Return the unit of the objective, "" for that of a training function of the user's own."""
     if snapshot.spec["config"] != DEFAULT_CONFIG:
         return ""
     return "bits per byte" if snapshot.objective.endswith("bpb") else "nats per token"
 
 
-def measured(snapshot: Snapshot) -> str:
+def objective_label(snapshot: Snapshot) -> str:
     """Return the label of an axis of the objective."""
-    return short(snapshot.objective, 40) + (f" ({unit(snapshot)})" if unit(snapshot) else "")
+    return short(snapshot.objective, 40) + (f" ({objective_unit(snapshot)})" if objective_unit(snapshot) else "")
 
 
-def along(snapshot: Snapshot) -> tuple[str, float]:
+def run_axis(snapshot: Snapshot) -> tuple[str, float]:
     """Return the label of an axis along a run, and how long a rung is on it."""
     return ("tokens of the run", snapshot.rung_tokens) if snapshot.rung_tokens else ("rung", 1.0)
 
 
-def anchors(snapshot: Snapshot) -> dict[str, float]:
+def anchor_levels(snapshot: Snapshot) -> dict[str, float]:
     """Return the anchors that are in the unit of the objective, by name."""
     suffix = "_bpb" if snapshot.objective.endswith("val_bpb") else ""
     names = ("unigram", "bigram") if snapshot.objective.endswith(("val_loss", "val_bpb")) else ()
     return {name: float(snapshot.anchors[name + suffix]) for name in names if name + suffix in snapshot.anchors}
 
 
-def lines(at: float, text: str, figure: go.Figure, colour: str = GREEN) -> None:
+def draw_level(at: float, text: str, figure: go.Figure, colour: str = GREEN) -> None:
     """Draw a level across a figure, named at its right end."""
     label = {"text": text, "textposition": "end", "font": {"size": 11, "color": colour}}
     figure.add_hline(y=at, line={"color": colour, "width": 1.2, "dash": "dash"}, label=label)
 
 
-def focus(
+def zoom(
     figure: go.Figure, values: Sequence[float], also: Sequence[float] = (), results: Sequence[float] = ()
 ) -> list[str]:
     """Leave out of a figure what lies far above all else, such as runs that diverged; say how many values do.
@@ -96,7 +96,7 @@ def focus(
     return [f"{n} values lie above the figure." if n > 1 else "One value lies above the figure."] if n else []
 
 
-def joined(members: Sequence[tuple[Trial, Mapping[int, float]]], step: float) -> dict[str, list[Any]]:
+def joined_curves(members: Sequence[tuple[Trial, Mapping[int, float]]], step: float) -> dict[str, list[Any]]:
     """Return x, y and what is shown under the mouse for many curves as one, with gaps between them."""
     x: list[float | None] = []
     y: list[float | None] = []

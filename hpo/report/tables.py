@@ -8,21 +8,25 @@ from typing import Any
 
 import pandas as pd
 
-from hpo.analysis.snapshot import Snapshot, value, word
+from hpo.analysis.snapshot import Snapshot, trial_status, trial_value
 from hpo.runs.run_dir import to_json_value, write_file
 from hpo.storage.attributes import ARM, METRICS, SEED
 from hpo.storage.trials import Trial
 
 
-def trials(snapshot: Snapshot) -> pd.DataFrame:
+def trials_frame(snapshot: Snapshot) -> pd.DataFrame:
     """Return a row a trial: how it ended, its parameters, its last metrics."""
     return pd.DataFrame([_row(snapshot, trial) for trial in snapshot.trials])
 
 
 def _row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     attrs = trial.user_attrs
-    known: dict[str, Any] = {"number": trial.number, "state": word(snapshot, trial), "kind": snapshot.kind(trial)}
-    known |= {"rung": trial.last_step or 0, snapshot.objective: value(trial)}
+    known: dict[str, Any] = {
+        "number": trial.number,
+        "state": trial_status(snapshot, trial),
+        "kind": snapshot.kind(trial),
+    }
+    known |= {"rung": trial.last_step or 0, snapshot.objective: trial_value(trial)}
     known |= {
         "started": trial.started,
         "ended": trial.ended,
@@ -35,7 +39,7 @@ def _row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     return known | {f"params.{k}" if k in known else k: v for k, v in trial.params.items()} | metrics
 
 
-def curves(snapshot: Snapshot) -> pd.DataFrame:
+def curves_frame(snapshot: Snapshot) -> pd.DataFrame:
     """Return a row a trial and rung."""
     rows = [
         {"number": trial.number, "rung": rung}
@@ -49,21 +53,21 @@ def curves(snapshot: Snapshot) -> pd.DataFrame:
     )
 
 
-def beside(path: Path) -> Path:
+def curves_path(path: Path) -> Path:
     """Return the file of the curves that goes with a file of trials."""
     return path.with_name(f"{path.stem}-curves{path.suffix}")
 
 
 def write_csv(snapshot: Snapshot, path: Path) -> None:
     """Write the trials to one file and the curves to another beside it."""
-    write_file(path, trials(snapshot).to_csv(index=False, lineterminator="\n"))
-    write_file(beside(path), curves(snapshot).to_csv(index=False, lineterminator="\n"))
+    write_file(path, trials_frame(snapshot).to_csv(index=False, lineterminator="\n"))
+    write_file(curves_path(path), curves_frame(snapshot).to_csv(index=False, lineterminator="\n"))
 
 
 def write_json(snapshot: Snapshot, path: Path, more: Mapping[str, Any]) -> None:
     """Write all of a study to one file: what is given, its spec, trials and curves."""
     tree = {"study": snapshot.name, **more, "spec": dict(snapshot.spec), "anchors": dict(snapshot.anchors)}
-    tree |= {"trials": _records(trials(snapshot)), "curves": _records(curves(snapshot))}
+    tree |= {"trials": _records(trials_frame(snapshot)), "curves": _records(curves_frame(snapshot))}
     write_file(path, json.dumps(to_json_value(tree), indent=1) + "\n")
 
 

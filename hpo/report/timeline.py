@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from hpo.analysis.snapshot import Snapshot
 from hpo.console import clock
-from hpo.report.style import BLUE, ORANGE, Drawn, blank
+from hpo.report.style import BLUE, ORANGE, AnnotatedFigure, empty_figure
 from hpo.storage.trials import State, Trial
 
 Span = tuple[datetime, datetime]
@@ -21,7 +21,7 @@ NAMES = {State.COMPLETE: "complete", State.PRUNED: "pruned", State.FAIL: "failed
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkerTime:
     """One worker: where it ran, the trials that it ended, and the seconds in which it trained one at least.
 
     share: of the time from its first trial to the end of the study.
@@ -33,24 +33,24 @@ class Work:
     share: float
 
 
-def timed(snapshot: Snapshot) -> list[Trial]:
+def finished_trials(snapshot: Snapshot) -> list[Trial]:
     """Return the study's own trials that have begun and ended."""
     return [t for t in snapshot.own if t.started and t.ended and t.user_attrs.get("worker")]
 
 
-def crew(snapshot: Snapshot) -> list[Work]:
+def worker_times(snapshot: Snapshot) -> list[WorkerTime]:
     """Return the workers in the order of their first trial."""
     found: dict[str, list[Trial]] = {}
-    for trial in sorted(timed(snapshot), key=_begin):
+    for trial in sorted(finished_trials(snapshot), key=_begin):
         found.setdefault(str(trial.user_attrs["worker"]), []).append(trial)
     if not found:
         return []
     end = max(_end(t) for trials in found.values() for t in trials)
     told = []
     for owner, trials in found.items():
-        busy = sum((b - a).total_seconds() for a, b in merged([(_begin(t), _end(t)) for t in trials]))
+        busy = sum((b - a).total_seconds() for a, b in merged_spans([(_begin(t), _end(t)) for t in trials]))
         whole = (end - _begin(trials[0])).total_seconds()
-        told.append(Work(owner.rpartition(":")[0] or owner, trials, busy, busy / whole if whole else 1.0))
+        told.append(WorkerTime(owner.rpartition(":")[0] or owner, trials, busy, busy / whole if whole else 1.0))
     return told
 
 
@@ -64,7 +64,7 @@ def _end(trial: Trial) -> datetime:
     return trial.ended
 
 
-def merged(spans: Iterable[Span], gap: timedelta = timedelta()) -> list[Span]:
+def merged_spans(spans: Iterable[Span], gap: timedelta = timedelta()) -> list[Span]:
     """Return the stretches of time that these cover together, gaps up to that long closed."""
     found: list[Span] = []
     for begin, end in sorted(spans):
@@ -75,24 +75,24 @@ def merged(spans: Iterable[Span], gap: timedelta = timedelta()) -> list[Span]:
     return found
 
 
-def timeline(snapshot: Snapshot) -> Drawn | None:
+def timeline_figure(snapshot: Snapshot) -> AnnotatedFigure | None:
     """Draw when each worker trained: each trial as a bar, or of many trials the stretches that they fill."""
-    workers = crew(snapshot)
+    workers = worker_times(snapshot)
     if not workers:
         return None
     told = []
     if len(shown := workers[:MOST_ROWS]) < len(workers):
         told.append(f"{len(shown)} of {len(workers)} workers are drawn: the first ones.")
     zero = min(_begin(w.trials[0]) for w in workers)
-    scale, name = (60.0, "minutes") if span(snapshot) > 180 else (1.0, "seconds")
-    figure = blank(f"{name} since the first trial began", "", 110 + 34 * len(shown), barmode="overlay")
+    scale, name = (60.0, "minutes") if duration_s(snapshot) > 180 else (1.0, "seconds")
+    figure = empty_figure(f"{name} since the first trial began", "", 110 + 34 * len(shown), barmode="overlay")
     if sum(len(w.trials) for w in shown) > MOST_BARS:
         told.append("Trials that follow one another are drawn as one bar.")
-        gap = timedelta(seconds=span(snapshot) / 400)
+        gap = timedelta(seconds=duration_s(snapshot) / 400)
         stretches = [
             Bar(row, begin, end, "training")
             for row, worker in enumerate(shown)
-            for begin, end in merged([(_begin(t), _end(t)) for t in worker.trials], gap)
+            for begin, end in merged_spans([(_begin(t), _end(t)) for t in worker.trials], gap)
         ]
         figure.add_trace(_bars(stretches, zero, scale, "training", BLUE))
     else:
@@ -118,7 +118,7 @@ class Bar:
     lanes: int = 1
 
 
-def _of_trials(shown: Sequence[Work], state: State) -> list[Bar]:
+def _of_trials(shown: Sequence[WorkerTime], state: State) -> list[Bar]:
     found = []
     for row, worker in enumerate(shown):
         placed = _lanes(worker.trials)
@@ -160,7 +160,7 @@ def _lanes(trials: Sequence[Trial]) -> list[tuple[Trial, int]]:
     return found
 
 
-def records(snapshot: Snapshot) -> list[dict[str, Any]]:
+def worker_records(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return a record a worker."""
     return [
         {
@@ -171,11 +171,11 @@ def records(snapshot: Snapshot) -> list[dict[str, Any]]:
             "time in training": clock(work.seconds),
             "share of its time": f"{work.share:.0%}",
         }
-        for i, work in enumerate(crew(snapshot), 1)
+        for i, work in enumerate(worker_times(snapshot), 1)
     ]
 
 
-def span(snapshot: Snapshot) -> float:
+def duration_s(snapshot: Snapshot) -> float:
     """Return the seconds from the beginning of the first trial to the end of the last."""
-    found = timed(snapshot)
+    found = finished_trials(snapshot)
     return (max(map(_end, found)) - min(map(_begin, found))).total_seconds() if found else 0.0

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpo.analysis.noise import Noise, decimals, expected_minimum
-from hpo.analysis.snapshot import Snapshot, counts, ended, read_snapshot, tokens
-from hpo.analysis.summary import aims
+from hpo.analysis.snapshot import Snapshot, has_ended, read_snapshot, token_counts, trial_counts
+from hpo.analysis.summary import goal_lines
 from hpo.console import number
 from hpo.errors import Problem
 from hpo.evidence.paired import compare_arms, comparison_record
@@ -35,7 +35,7 @@ class Verdict:
     caveats: Sequence[str] = field(default_factory=list)
 
 
-def related(store: OpenStorage, name: str, key: str) -> list[Related]:
+def related_studies(store: OpenStorage, name: str, key: str) -> list[Related]:
     """Return the studies that confirm or ablate this one; key: confirms or ablates."""
     found = []
     for other, study_id in sorted(study_ids(store).items()):
@@ -62,35 +62,35 @@ def _read(snapshot: Snapshot, key: str) -> Related:
 
 def verdict(snapshot: Snapshot, confirmed: Sequence[Related] = ()) -> Verdict:
     """Return what a study shows."""
-    from hpo.analysis.warnings import caveats
+    from hpo.analysis.warnings import study_warnings
 
-    grounds = [_state(snapshot)] if not ended(snapshot) else []
+    grounds = [_state(snapshot)] if not has_ended(snapshot) else []
     if snapshot.spec.get("arms"):
-        return Verdict(_arms(snapshot), [*grounds, *own(snapshot).verdicts], caveats(snapshot))
+        return Verdict(_arms(snapshot), [*grounds, *own_comparison(snapshot).verdicts], study_warnings(snapshot))
     best = snapshot.best()
     if best is None:
-        n = counts(snapshot)
+        n = trial_counts(snapshot)
         told = ", ".join(f"{n[state]} {state}" for state in ("pruned", "failed") if n[state])
         return Verdict(
-            f"No trial of {snapshot.name} is complete: {told or 'none has ended'}.", grounds, caveats(snapshot)
+            f"No trial of {snapshot.name} is complete: {told or 'none has ended'}.", grounds, study_warnings(snapshot)
         )
     floor = snapshot.noise
     level = _level(snapshot, floor)
     headline = _headline(snapshot, best, level, floor)
     if level is not None and best.values[0] < level:
         grounds += _noise(snapshot, best, level, floor)
-    grounds += [_confirmed(snapshot, confirmed), *aims(snapshot), _pruning(snapshot)]
-    return Verdict(headline, [line for line in grounds if line], caveats(snapshot))
+    grounds += [_confirmed(snapshot, confirmed), *goal_lines(snapshot), _pruning(snapshot)]
+    return Verdict(headline, [line for line in grounds if line], study_warnings(snapshot))
 
 
 def _state(snapshot: Snapshot) -> str:
-    n = counts(snapshot)
+    n = trial_counts(snapshot)
     total = f" of {sum(snapshot.slots.values())}" if snapshot.budget.get("trials") else ""
     done = n["complete"] + n["pruned"] + n["failed"]
     return f"The study has not ended: {done}{total} trials have, and all that follows may change."
 
 
-def own(snapshot: Snapshot) -> Related:
+def own_comparison(snapshot: Snapshot) -> Related:
     """Return verdicts and table of a study of arms, as what it was made for has them."""
     key = next((key for key in ("confirms", "ablates") if key in snapshot.spec["about"]), None)
     return (
@@ -136,7 +136,7 @@ def _digits(floor: Noise | None) -> int:
 
 def _headline(snapshot: Snapshot, best: Trial, level: float | None, floor: Noise | None) -> str:
     d = _digits(floor)
-    n = sum(counts(snapshot)[state] for state in ("complete", "pruned", "failed"))
+    n = sum(trial_counts(snapshot)[state] for state in ("complete", "pruned", "failed"))
     found = f"trial {best.number} reached {snapshot.objective} {best.values[0]:.{d}f}"
     if level is None:
         return f"Of {n:,} trials, {found}, the smallest; no baseline is complete to compare it with."
@@ -182,8 +182,8 @@ def _confirmed(snapshot: Snapshot, found: Sequence[Related]) -> str:
 
 def _short(one: Related) -> str:
     """Return the verdict on each arm in a word or two."""
-    if not ended(one.snapshot):
-        return f"not ended, {counts(one.snapshot)['complete']} of {sum(one.snapshot.slots.values())} runs are complete"
+    if not has_ended(one.snapshot):
+        return f"not ended, {trial_counts(one.snapshot)['complete']} of {sum(one.snapshot.slots.values())} runs are complete"
     told = [
         f"{r['arm']} is {r['verdict']}"
         + (f" by {abs(r['difference']):.4g}" if r["verdict"] in ("better", "worse") else "")
@@ -199,7 +199,7 @@ def _pruning(snapshot: Snapshot) -> str:
     spared = sum(snapshot.rungs - (t.last_step or 0) for t in pruned)
     done = sum(t.last_step or 0 for t in snapshot.own)
     share = spared / (spared + done) if spared + done else 0.0
-    n, spent = len(pruned), tokens(snapshot)
+    n, spent = len(pruned), token_counts(snapshot)
     amount = f"{spent['saved_by_pruning']:,} tokens" if spent["saved_by_pruning"] is not None else f"{spared:,} rungs"
     trials = f"{n:,} of {len(snapshot.own):,} trials" if n > 1 else f"one of {len(snapshot.own)} trials"
     return f"Pruning stopped {trials} early and saved {amount}, {share:.0%} of what they all would have trained."

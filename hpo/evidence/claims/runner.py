@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hpo.analysis.snapshot import Snapshot, ended, read_snapshot, word
+from hpo.analysis.snapshot import Snapshot, has_ended, read_snapshot, trial_status
 from hpo.console import say
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.evidence.claims.results import ClaimRun, scores_by_arm
@@ -156,7 +156,7 @@ class ClaimRunner:
                 return False
             if fingerprint(from_spec(spec).spec()) != fingerprint(study.spec()):
                 raise self._different_study(study.name)
-            return ended(read_snapshot(store, study.name))
+            return has_ended(read_snapshot(store, study.name))
         return False
 
     def _different_study(self, study: str) -> ClaimSkipped:
@@ -173,7 +173,7 @@ class ClaimRunner:
             metric = self.test.metric_of(arm)
             for seed, trial in sorted(trials[first_equal[name]].items()):
                 metrics = timed_metrics.get(trial.number, {})
-                if metrics is None or (trial.state != State.COMPLETE and word(snapshot, trial) != "diverged"):
+                if metrics is None or (trial.state != State.COMPLETE and trial_status(snapshot, trial) != "diverged"):
                     continue
                 last = trial.user_attrs.get(METRICS, {})
                 value = metrics.get(metric, run_score(trial, metric))

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
-from hpo.analysis.decisions import apart, recompute, why
+from hpo.analysis.decisions import decisions, distinct_text, recompute
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.commands.enqueue import enqueue_trial, retry_trials
 from hpo.config.yaml import dump_yaml
@@ -59,7 +59,7 @@ def wavy(store: Store, here: Path, **keys: Any) -> StoredStudy:
 
 
 def sentences(snapshot: Snapshot, number: int) -> list[str]:
-    return [decision["sentence"] for decision in why(snapshot, number)]
+    return [decision["sentence"] for decision in decisions(snapshot, number)]
 
 
 @pytest.mark.parametrize("name", LOOSE)
@@ -293,7 +293,7 @@ def test_a_trial_that_has_not_ended_says_where_it_stands(sqlite: Store, here: Pa
 @example(2.0, 2.00004)
 @given(st.floats(allow_nan=False, allow_infinity=False), st.floats(allow_nan=False, allow_infinity=False))
 def test_two_numbers_that_differ_are_printed_differently_and_in_their_order(a: float, b: float) -> None:
-    told = [float(text.replace(",", "")) for text in apart(a, b)]
+    told = [float(text.replace(",", "")) for text in distinct_text(a, b)]
     assert (told[0] < told[1], told[0] == told[1]) == (a < b, a == b)
     assert all(math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-4) for x, y in zip(told, (a, b), strict=True))
 

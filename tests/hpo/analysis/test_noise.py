@@ -18,7 +18,7 @@ from scipy.special import gammaln
 
 from hpo.analysis.noise import Noise, c4, decimals, expected_minimum, noise_floor, unbiased_stdev
 from hpo.analysis.snapshot import Snapshot, read_snapshot
-from hpo.analysis.summary import row, standing, summary
+from hpo.analysis.summary import best_summary, summary, trial_row
 from hpo.cli.main import app
 from hpo.config.yaml import parse_yaml
 from hpo.console import Format, Rounded, number, plain, rows
@@ -136,8 +136,8 @@ def test_study_without_repeats_has_no_noise_and_no_column_of_sigmas(here: Path, 
     of = seen(store)
     assert of.noise is None
     assert "noise" not in summary(of)
-    assert "sigmas" not in row(of, of.trials[0])
-    assert "±" not in standing(of)
+    assert "sigmas" not in trial_row(of, of.trials[0])
+    assert "±" not in best_summary(of)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_sigmas_compare_a_run_with_the_baseline_at_the_rung_where_it_ended(here:
     states = set()
     for trial in of.trials:
         mean, sigma = (floor.mean, floor.sigma) if trial.state == State.COMPLETE else floor.curve[trial.last_step or 0]
-        assert row(of, trial)["sigmas"] == pytest.approx((mean - trial.values[0]) / sigma)
+        assert trial_row(of, trial)["sigmas"] == pytest.approx((mean - trial.values[0]) / sigma)
         states.add(trial.state)
     assert states == {State.COMPLETE, State.PRUNED}
 
@@ -176,9 +176,9 @@ def test_run_without_a_finite_loss_at_its_last_rung_lies_no_sigmas_away(here: Pa
         module.write(DIVERGED)
     work(register_study(store, load_study(str(path)), None, {}))
     of = seen(store)
-    last = row(of, of.trials[-1])
+    last = trial_row(of, of.trials[-1])
     assert (last["state"], last["sigmas"]) == ("diverged", None)
-    assert row(of, of.trials[1])["sigmas"] is not None
+    assert trial_row(of, of.trials[1])["sigmas"] is not None
 
 
 def test_people_read_the_digits_that_the_noise_leaves_and_programs_all_of_them(
@@ -224,7 +224,7 @@ def test_live_view_tells_values_with_the_digits_that_the_noise_leaves(here: Path
     assert floor is not None
     told = f"{1.23456789:.{decimals(floor.sigma)}f}"
     assert screen._row(1, event)[3] == told
-    assert screen.told[0] == standing(of)
+    assert screen.told[0] == best_summary(of)
     assert event_line(event, 4, decimals(floor.sigma)) == f"trial 3: rung 2/4, {told}"
     assert event_line(event, 4) == "trial 3: rung 2/4, 1.2346"
 
@@ -276,7 +276,7 @@ def test_equal_runs_have_no_spread_and_no_sigmas(here: Path, store: Store) -> No
     assert floor is not None
     assert floor == Noise(4, 1.5, 0.0)
     assert floor.curve == {rung: (pytest.approx(2.5 - rung / 4), 0.0) for rung in (1, 2, 3, 4)}
-    assert "baseline 1.5000 ± 0.0000 (4 seeds)" in standing(of)
-    assert row(of, of.trials[-1])["sigmas"] is None
+    assert "baseline 1.5000 ± 0.0000 (4 seeds)" in best_summary(of)
+    assert trial_row(of, of.trials[-1])["sigmas"] is None
     with open_readonly(store.url) as at:
         assert read_snapshot(at, None).noise == floor

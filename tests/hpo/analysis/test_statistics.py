@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hpo.analysis.statistics import fewest, holm, interval, p_value, paired, seeds_to_show
+from hpo.analysis.statistics import holm, interval, min_pairs, p_value, paired, required_pairs
 
 PAIRS = [-0.11, -0.02, -0.09, -0.05, 0.01, -0.07, -0.04, -0.06]
 
@@ -66,13 +66,13 @@ def test_correction_for_several_comparisons_is_that_of_holm() -> None:
 
 @pytest.mark.parametrize("comparisons", [1, 3, 10])
 def test_fewest_pairs_of_a_signed_rank_test_are_those_that_can_be_significant(comparisons: int) -> None:
-    n = fewest("wilcoxon", comparisons)
+    n = min_pairs("wilcoxon", comparisons)
     best = [paired([-1.0 - i / 10 for i in range(m)], "wilcoxon").p * comparisons for m in (n - 1, n)]
     assert best[1] < 0.05 <= best[0]
 
 
 def test_seeds_to_show_a_gain_do_so_as_often_as_was_asked() -> None:
-    n = seeds_to_show(gain=0.2, sigma=0.1, power=0.9)
+    n = required_pairs(gain=0.2, sigma=0.1, power=0.9)
     draws = np.random.default_rng(0).normal(0.0, 0.1, (4_000, 2, n))
     shown = stats.ttest_1samp(draws[:, 0] - 0.2 - draws[:, 1], 0.0, axis=1).pvalue < 0.05
     fewer = stats.ttest_1samp((draws[:, 0] - 0.2 - draws[:, 1])[:, :-1], 0.0, axis=1).pvalue < 0.05

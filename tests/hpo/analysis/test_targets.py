@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from hpo.analysis.snapshot import ended, read_snapshot
-from hpo.analysis.summary import aims, summary
+from hpo.analysis.snapshot import has_ended, read_snapshot
+from hpo.analysis.summary import goal_lines, summary
 from hpo.analysis.targets import milestones
 from hpo.cli.main import app
 from hpo.commands.enqueue import enqueue_trial
@@ -80,7 +80,7 @@ def test_target_is_told_with_the_trial_the_rung_and_the_tokens_that_it_took(here
             "study_tokens": 1000 * (4 * trial + rung),
         }
     assert found["c"] == {**dict.fromkeys(found["a"]), "target": 1.0}
-    told = aims(snapshot)
+    told = goal_lines(snapshot)
     assert f"reached by trial {found['a']['trial']} at rung {found['a']['rung']}, val_loss" in told[0]
     assert (
         f"after {found['b']['tokens']:,} tokens of its own and {found['b']['study_tokens']:,} of the study" in told[1]
@@ -103,7 +103,7 @@ def test_first_in_time_reached_a_target_though_its_number_is_higher_and_it_runs_
     snapshot = read_snapshot(store, "planted")
     assert snapshot.reached == {"tier1": TargetReached(trial=1, rung=2, value=1.9, rungs=3)}
     assert {t.state for t in snapshot.trials} == {State.RUNNING}
-    assert "after 2 rungs of its own and 3 of the study" in aims(snapshot)[0]
+    assert "after 2 rungs of its own and 3 of the study" in goal_lines(snapshot)[0]
 
 
 def test_baseline_with_another_seed_reaches_no_target(here: Path, store: Store) -> None:
@@ -129,12 +129,12 @@ def test_once_the_target_is_reached_no_trial_is_begun_and_those_that_run_go_on_t
     assert len(snapshot.trials) == reach.trial + 1 < 4, "none was begun after the one that came to the target"
     assert snapshot.trials[reach.trial].state == State.COMPLETE, "which went on to its own end"
     assert stored.is_over(stored.read_state())
-    assert not ended(snapshot), "one still runs"
-    assert aims(snapshot)[-1].endswith("; 1 that run go on to their end")
+    assert not has_ended(snapshot), "one still runs"
+    assert goal_lines(snapshot)[-1].endswith("; 1 that run go on to their end")
     stored.slots.release(slow, "elsewhere")
     assert work(stored) == 0
     snapshot = read_snapshot(store, "planted")
-    assert ended(snapshot)
+    assert has_ended(snapshot)
     assert snapshot.trials[running.number].state == State.COMPLETE
     assert (len(snapshot.trials), snapshot.slots["free"]) == (reach.trial + 1, 3 - reach.trial)
 
@@ -150,7 +150,7 @@ def test_several_workers_end_a_study_at_its_target_and_a_further_launch_begins_n
         assert ("trial 0: started" in stderr) == (turn == 0)
         with open_readonly("runs/hpo.db") as store:
             snapshot = read_snapshot(store, "planted")
-            assert ended(snapshot)
+            assert has_ended(snapshot)
             assert {t.state for t in snapshot.trials} <= {State.COMPLETE, State.PRUNED}
             n = snapshot.reached["tier1"].trial + 3
             assert len(snapshot.trials) <= n, "those that the other two workers had begun"
@@ -165,8 +165,8 @@ def test_trials_end_a_study_that_does_not_reach_its_target(here: Path, store: St
     stored = register_study(store, study, None, {})
     assert work(stored) == 0
     snapshot = read_snapshot(store, "planted")
-    assert (len(snapshot.trials), ended(snapshot), snapshot.target) == (3, True, None)
-    assert aims(snapshot)[-1].startswith("target tier1 (0.5): not reached yet; the best is")
+    assert (len(snapshot.trials), has_ended(snapshot), snapshot.target) == (3, True, None)
+    assert goal_lines(snapshot)[-1].startswith("target tier1 (0.5): not reached yet; the best is")
 
 
 def test_target_alone_is_a_budget_of_many_trials(here: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from bench.crowd import plant
-from hpo.analysis.snapshot import ended, read_snapshot
-from hpo.analysis.warnings import READ, caveats, idle, knobs, position
+from hpo.analysis.snapshot import has_ended, read_snapshot
+from hpo.analysis.warnings import READ, fields_without_effect, no_effect_p_value, position, study_warnings
 from hpo.config.yaml import dump_yaml
 from hpo.queue.budget import fill_slots
 from hpo.queue.registry import StoredStudy, register_study
@@ -61,7 +61,7 @@ def put(stored: StoredStudy, value: float | None, kind: str = "search", pruned: 
 
 
 def notes(stored: StoredStudy) -> list[str]:
-    return caveats(read_snapshot(stored.store, stored.study.name))
+    return study_warnings(read_snapshot(stored.store, stored.study.name))
 
 
 def over(stored: StoredStudy) -> None:
@@ -204,7 +204,7 @@ def drawn(draw: random.Random, effect: float, shape: str, n: int) -> tuple[list[
 def passing(effect: float, shape: str, n: int) -> int:
     """Return in how many of 100 searches a knob shows no effect."""
     draw = random.Random(f"{shape} {n}")
-    return sum(idle(*drawn(draw, effect, shape, n)) is not None for _ in range(100))
+    return sum(no_effect_p_value(*drawn(draw, effect, shape, n)) is not None for _ in range(100))
 
 
 @pytest.mark.parametrize("shape", ["trend", "inside", "integer", "choice"])
@@ -224,8 +224,8 @@ def test_a_sampler_that_learns_makes_no_live_knob_look_dead() -> None:
             x, _ = trial.suggest_float("live", 0, 1), trial.suggest_float("dead", 0, 1)
             study.tell(trial, (x - 0.3) ** 2 * 4 + noise.gauss(0, 0.15))
         values = [t.values[0] for t in study.trials]
-        live += idle([t.params["live"] for t in study.trials], values) is not None
-        dead += idle([t.params["dead"] for t in study.trials], values) is not None
+        live += no_effect_p_value([t.params["live"] for t in study.trials], values) is not None
+        dead += no_effect_p_value([t.params["dead"] for t in study.trials], values) is not None
     assert live <= 2
     assert dead >= 5
 
@@ -240,7 +240,7 @@ def test_a_sampler_that_learns_makes_no_live_knob_look_dead() -> None:
     ],
 )
 def test_a_knob_that_cannot_be_tested_is_not_accused(x: list[Any], results: list[float]) -> None:
-    assert idle(x, results) is None
+    assert no_effect_p_value(x, results) is None
 
 
 def test_two_trials_that_differ_in_one_knob_alone_with_equal_curves_show_that_it_is_dead(
@@ -249,7 +249,7 @@ def test_two_trials_that_differ_in_one_knob_alone_with_equal_curves_show_that_it
     grid = {"x": {"choices": [0.1, 0.6]}, "pause": {"choices": [0.0, 0.001, 0.002]}}
     stored = began(store, here, space=grid, sampler={"name": "grid"}, budget={"trials": 7}, pruner={"name": "none"})
     assert run_worker(stored) == 0
-    assert knobs(read_snapshot(store, "planted")) == {"pause": (1, 3)}
+    assert fields_without_effect(read_snapshot(store, "planted")) == {"pause": (1, 3)}
     assert notes(stored) == [
         "pause changed nothing: trials 1 and 3 differ in it alone, and their curves are equal to the last bit"
     ]
@@ -322,9 +322,9 @@ def test_of_a_long_study_only_the_best_trial_is_read(here: Path) -> None:
         over(plant(long, READ + 10, 0))
     with open_readonly(url) as reader:
         snapshot = read_snapshot(reader, "crowd")
-        assert ended(snapshot)
+        assert has_ended(snapshot)
         with counted(reader.engine) as statements:
-            caveats(snapshot)
+            study_warnings(snapshot)
         assert len(statements) <= 1
         assert all(":trial" in s or "trial_id = ?" in s for s in statements)
 

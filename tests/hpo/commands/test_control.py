@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from hpo.analysis.snapshot import read_snapshot, word
+from hpo.analysis.snapshot import read_snapshot, trial_status
 from hpo.commands.control import kill_trial, set_study_state
 from hpo.storage.attributes import END_REASON, STUDY_STATE
 from hpo.storage.schema import SLOT
@@ -170,7 +170,7 @@ def test_killed_trial_of_a_worker_that_died_ends_at_once(here: Path, store: Stor
     open_trial(stored, claim, "dead", 1)
     with store.engine.begin() as connection:
         connection.execute(sa.update(SLOT).where(SLOT.c.owner == "dead").values(lease_until=1.0))
-    assert word(read_snapshot(store, "planted"), get_trial(store, 0)) == "interrupted"
+    assert trial_status(read_snapshot(store, "planted"), get_trial(store, 0)) == "interrupted"
     assert "failed as killed" in kill_trial(store, "planted", 0)
     assert get_trial(store, 0).state == State.FAIL
     assert run_worker(stored) == 0

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 import hpo.commands.doctor_checks
-from hpo.analysis.snapshot import counts, read_snapshot
+from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.commands.doctor_checks import CheckResult, check_all
 from hpo.queue.registry import register_study
 from hpo.runs.run_dir import trial_folder
@@ -138,7 +138,7 @@ def test_tables_of_an_earlier_version_are_refused_told_and_brought_up_to_date(st
     assert "`hpo doctor --fix` adds them" in refused
     assert doctor(store, status=1)["storage"] == ["error"]
     doctor(store, "--fix")
-    assert counts(read_snapshot(store, "planted"))["complete"] == 1
+    assert trial_counts(read_snapshot(store, "planted"))["complete"] == 1
     assert doctor(store)["storage"] == ["ok"]
 
 

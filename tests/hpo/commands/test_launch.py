@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.analysis.snapshot import counts, read_snapshot
+from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.launcher.progress import LiveTable
 from hpo.queue.registry import register_study
 from hpo.storage.engine import open_readonly
@@ -105,7 +105,7 @@ def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_goes_on
     with open_readonly("runs/hpo.db") as store:
         snapshot = read_snapshot(store, "planted")
         assert len(snapshot.trials) == 6
-        assert counts(snapshot)["running"] == counts(snapshot)["waiting"] == 0
+        assert trial_counts(snapshot)["running"] == trial_counts(snapshot)["waiting"] == 0
 
 
 def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
@@ -123,7 +123,7 @@ def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
     assert time.monotonic() - began < 15
     with open_readonly("runs/hpo.db") as store:
         snapshot = read_snapshot(store, "planted")
-        assert counts(snapshot)["running"] + counts(snapshot)["waiting"] == 2
+        assert trial_counts(snapshot)["running"] + trial_counts(snapshot)["waiting"] == 2
         assert snapshot.slots["leased"] == 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.analysis.snapshot import counts, read_snapshot
+from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.commands.show import show_status, trial_record
 from hpo.console import Format
 from hpo.queue.heartbeat import free_leases_of
@@ -44,7 +44,7 @@ def test_status_names_what_happened_and_to_whom(
         assert "interrupted, the next worker resumes them: trials 0" in told
         assert "events: 1 lost, 1 preempted; the latest:" in told
         assert "lost (trial 0, attempt 2, machine:7): last words" in told
-        assert counts(read_snapshot(store, "planted")) == {
+        assert trial_counts(read_snapshot(store, "planted")) == {
             "complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 2
         }  # fmt: skip
         stored.optuna.set_user_attr(STUDY_STATE, "active")
@@ -66,7 +66,7 @@ def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Pat
     assert "ended with signal 9; it is started again" in said
     with open_readonly("runs/hpo.db") as store:
         snapshot = read_snapshot(store, "planted")
-        assert counts(snapshot)["complete"] == len(snapshot.trials) == 5
+        assert trial_counts(snapshot)["complete"] == len(snapshot.trials) == 5
         assert [h.event_type for h in snapshot.happened] == ["restarted", "lost"], (
             "a function of one's own starts again"
         )

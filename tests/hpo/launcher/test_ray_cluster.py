@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.analysis.snapshot import counts, read_snapshot
+from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.errors import Problem
 from hpo.launcher.ray_cluster import check_ray_options
 from hpo.storage.engine import open_readonly
@@ -148,7 +148,7 @@ def launch(url: str, nodes: Nodes, folder: Path, *arguments: str) -> subprocess.
 
 def numbers(url: str) -> tuple[int, ...]:
     with open_readonly(url) as reader:
-        n = counts(read_snapshot(reader, "planted"))
+        n = trial_counts(read_snapshot(reader, "planted"))
     return n["complete"], n["pruned"], n["failed"], n["running"], n["waiting"]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from hpo.analysis.snapshot import counts, read_snapshot
+from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.queue.registry import load_stored_study, register_study
 from hpo.storage.store import open_store
 from hpo.storage.trials import State
@@ -99,7 +99,7 @@ def test_64_workers_on_postgres_end_exactly_the_budget_without_an_error(here: Pa
             print(f"160 trials of 4 rungs by 64 workers: {160 / (time.monotonic() - began):.1f} trials/s")
             assert (done.returncode, done.stderr) == (0, "")
             snapshot = read_snapshot(store, "planted")
-            n = counts(snapshot)
+            n = trial_counts(snapshot)
             assert n["complete"] + n["pruned"] == len(snapshot.trials) == 160
             assert (n["failed"], n["running"], n["waiting"]) == (0, 0, 0)
             assert len({trial.user_attrs["slot"] for trial in snapshot.trials}) == 160

@@ -23,11 +23,11 @@ from hpo.config.yaml import dump_yaml
 from hpo.errors import NothingFeasible, Problem, WorkFailed
 from hpo.queue.registry import register_study
 from hpo.report import curve_figures, timeline
-from hpo.report.build import Files, report
-from hpo.report.build import read as read_report
-from hpo.report.html import table, text
+from hpo.report.build import Files, write_report
+from hpo.report.build import read_report as read_report
+from hpo.report.html import html_table, paragraph
 from hpo.report.pdf import browser, write_pdf
-from hpo.report.style import blank, focus
+from hpo.report.style import empty_figure, zoom
 from hpo.report.verdict import verdict
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
@@ -142,7 +142,7 @@ URL = "sqlite:///runs/hpo.db"
 def page(name: str, **files: Path) -> str:
     """Write the report of a study; return the page."""
     where = Path(f"{name}.html")
-    report(URL, name, Path("runs"), Files(html=where, **files), publish=False)
+    write_report(URL, name, Path("runs"), Files(html=where, **files), publish=False)
     return where.read_text()
 
 
@@ -202,8 +202,8 @@ def test_names_and_errors_of_the_user_are_shown_and_never_run() -> None:
 
 
 def test_back_ticks_and_markup_of_the_user_stay_text() -> None:
-    assert text("a ` <b>") == "<p>a ` &lt;b&gt;</p>\n"
-    assert "<i>" not in table([{"<i>": "<i>", "b": "`x` <i>"}])
+    assert paragraph("a ` <b>") == "<p>a ` &lt;b&gt;</p>\n"
+    assert "<i>" not in html_table([{"<i>": "<i>", "b": "`x` <i>"}])
 
 
 @pytest.mark.usefixtures("folder")
@@ -325,7 +325,7 @@ def test_chromium_that_prints_nothing_is_an_error_with_what_it_said(
 def test_report_is_shown_on_both_kinds_of_storage(here: Path, store: Store) -> None:
     made(store, here, "one")
     sys.modules.pop("shown")
-    report(store.url, None, Path("runs"), Files(html=here / "page.html"), publish=True)
+    write_report(store.url, None, Path("runs"), Files(html=here / "page.html"), publish=True)
     study = optuna.load_study(study_name="one", storage=store.optuna)
     assert "No trial beat the baseline, of 1" in get_note(study)
     assert len(list((here / "runs/artifacts").iterdir())) == 3
@@ -381,26 +381,28 @@ def test_of_many_curves_the_best_and_an_even_choice_are_drawn() -> None:
     assert best in kept
     assert study.baseline() in kept
     assert curve_figures.thinned(study, begun, 300) == begun
-    figure, told = curve_figures.curves(study, 12)
+    figure, told = curve_figures.curves_figure(study, 12)
     assert f"{len(kept)} of {len(begun)} curves" in told[0]
     assert figure.layout.width == 680
 
 
 @pytest.mark.usefixtures("folder")
 def test_values_that_are_no_numbers_are_gaps() -> None:
-    lines = [trace for trace in curve_figures.curves(of("diverging"))[0].data if trace.mode in ("lines", "markers")]
+    lines = [
+        trace for trace in curve_figures.curves_figure(of("diverging"))[0].data if trace.mode in ("lines", "markers")
+    ]
     assert lines
     assert all(y is None or math.isfinite(y) for trace in lines for y in trace.y)
 
 
 def test_what_diverged_does_not_hide_the_rest() -> None:
-    figure = blank("x", "y")
-    told = focus(figure, [1.0 + i / 100 for i in range(40)] + [900.0], also=[0.5])
+    figure = empty_figure("x", "y")
+    told = zoom(figure, [1.0 + i / 100 for i in range(40)] + [900.0], also=[0.5])
     low, high = figure.layout.yaxis.range
     assert told == ["One value lies above the figure."]
     assert low < 0.5
     assert 1.38 < high < 2
-    assert focus(figure, [1.0, 2.0, 3.0]) == []
+    assert zoom(figure, [1.0, 2.0, 3.0]) == []
 
 
 @pytest.mark.usefixtures("folder")
@@ -419,9 +421,9 @@ def test_the_best_so_far_falls_and_ends_at_the_best() -> None:
 @pytest.mark.usefixtures("folder")
 def test_worker_is_said_to_work_as_long_as_its_trials_took() -> None:
     study = of("search")
-    (work,) = timeline.crew(study)
+    (work,) = timeline.worker_times(study)
     assert len(work.trials) == 36
     total = sum(t.duration.total_seconds() for t in study.trials if t.duration)
     assert math.isclose(work.seconds, total, rel_tol=0.05)
     assert 0 < work.share <= 1
-    assert math.isclose(work.share, work.seconds / timeline.span(study))
+    assert math.isclose(work.share, work.seconds / timeline.duration_s(study))

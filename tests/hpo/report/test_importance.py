@@ -11,7 +11,16 @@ import pytest
 
 from hpo.analysis.snapshot import Snapshot
 from hpo.report.axes import Axis, axes
-from hpo.report.importance import FEWEST, Point, at_end, by_rung, interactions, pairs, points, weights
+from hpo.report.importance import (
+    FEWEST,
+    Point,
+    final_importances,
+    importances,
+    importances_by_rung,
+    interactions,
+    interactions_at_rung,
+    points_at_rung,
+)
 from hpo.search.ranges import Choices, Range
 from hpo.storage.store import Store, open_store
 from hpo.study.load import load_study
@@ -31,7 +40,7 @@ def planted(random: np.random.Generator, n: int, truth: Callable[[Mapping[str, f
 def test_a_hyperparameter_that_matters_passes_what_chance_reaches() -> None:
     random, passed, best = np.random.default_rng(0), 0, 0
     for _ in range(20):
-        found = weights(planted(random, 40, lambda at: (at["a"] - 0.3) ** 2 * 4), AXES, shuffles=19)
+        found = importances(planted(random, 40, lambda at: (at["a"] - 0.3) ** 2 * 4), AXES, shuffles=19)
         passed += sum(w.path == "a" and w.chance is not None and w.share > w.chance for w in found)
         best += found[0].path == "a"
         assert math.isclose(sum(w.share for w in found), 1.0)
@@ -40,7 +49,7 @@ def test_a_hyperparameter_that_matters_passes_what_chance_reaches() -> None:
 
 def test_hyperparameters_without_effect_seldom_pass_it() -> None:
     random = np.random.default_rng(1)
-    found = [w for _ in range(40) for w in weights(planted(random, 40, lambda at: 0.0), AXES, shuffles=19)]
+    found = [w for _ in range(40) for w in importances(planted(random, 40, lambda at: 0.0), AXES, shuffles=19)]
     passed = sum(w.chance is not None and w.share > w.chance for w in found)
     assert passed <= 0.05 * len(found) + 3 * math.sqrt(0.05 * 0.95 * len(found))
 
@@ -48,7 +57,9 @@ def test_hyperparameters_without_effect_seldom_pass_it() -> None:
 def test_an_interaction_is_found_and_named() -> None:
     random, found = np.random.default_rng(2), 0
     for _ in range(20):
-        tested = pairs(planted(random, 60, lambda at: at["a"] + 2 * (at["a"] - 0.5) * (at["b"] - 0.5)), AXES, 4)
+        tested = interactions_at_rung(
+            planted(random, 60, lambda at: at["a"] + 2 * (at["a"] - 0.5) * (at["b"] - 0.5)), AXES, 4
+        )
         first = tested.pairs[0]
         found += {first.first, first.second} == {"a", "b"} and first.p < 0.05
     assert found >= 18
@@ -57,7 +68,7 @@ def test_an_interaction_is_found_and_named() -> None:
 
 def test_an_interaction_with_a_choice_is_found() -> None:
     random = np.random.default_rng(3)
-    first = pairs(planted(random, 80, lambda at: 2 * at["a"] * (at["d"] == 1.0)), AXES, 1).pairs[0]
+    first = interactions_at_rung(planted(random, 80, lambda at: 2 * at["a"] * (at["d"] == 1.0)), AXES, 1).pairs[0]
     assert {first.first, first.second} == {"a", "d"}
     assert first.p < 0.001
     assert 0.5 < first.explained < 1
@@ -66,22 +77,23 @@ def test_an_interaction_with_a_choice_is_found() -> None:
 def test_where_nothing_interacts_hardly_any_pair_is_called_so() -> None:
     random = np.random.default_rng(4)
     found = [
-        pairs(planted(random, 50, lambda at: at["a"] + at["b"] ** 2), AXES, 1).pairs[0].p < 0.05 for _ in range(40)
+        interactions_at_rung(planted(random, 50, lambda at: at["a"] + at["b"] ** 2), AXES, 1).pairs[0].p < 0.05
+        for _ in range(40)
     ]
     assert sum(found) <= 2 + 3 * math.sqrt(40 * 0.05 * 0.95)
 
 
 def test_one_run_that_went_wrong_hides_no_interaction() -> None:
     found = planted(np.random.default_rng(5), 60, lambda at: 3 * (at["a"] - 0.5) * (at["b"] - 0.5))
-    first = pairs([*found[:-1], Point(found[-1].place, 1e6)], AXES, 1).pairs[0]
+    first = interactions_at_rung([*found[:-1], Point(found[-1].place, 1e6)], AXES, 1).pairs[0]
     assert {first.first, first.second} == {"a", "b"}
     assert first.p < 0.01
 
 
 def test_too_few_trials_are_told_with_how_many_are_needed() -> None:
     found = planted(np.random.default_rng(6), 9, lambda at: at["a"])
-    assert weights(found, AXES) == []
-    tested = pairs(found, AXES, 3)
+    assert importances(found, AXES) == []
+    tested = interactions_at_rung(found, AXES, 3)
     assert (tested.n, tested.pairs) == (9, ())
     # intercept, three slopes, three squares, two choices, the product of two columns, ten to spare
     assert tested.needed == 1 + 3 + 3 + 2 + 2 + 10
@@ -90,8 +102,8 @@ def test_too_few_trials_are_told_with_how_many_are_needed() -> None:
 def test_hyperparameters_that_few_trials_have_are_no_part_of_the_model() -> None:
     found = planted(np.random.default_rng(7), 60, lambda at: at["a"])
     half = [Point({k: v for k, v in p.place.items() if k != "c" or i % 2}, p.value) for i, p in enumerate(found)]
-    assert {pair.first for pair in pairs(half, AXES, 1).pairs} | {"d"} == {"a", "b", "d"}
-    assert {w.path for w in weights(half, AXES)} == set(AXES)
+    assert {pair.first for pair in interactions_at_rung(half, AXES, 1).pairs} | {"d"} == {"a", "b", "d"}
+    assert {w.path for w in importances(half, AXES)} == set(AXES)
 
 
 @pytest.mark.parametrize(
@@ -123,14 +135,14 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_curves_of_pruned_trials_count_up_to_where_they_came(pruned: Snapshot) -> None:
-    n = [len(points(pruned, rung)) for rung in range(1, 5)]
+    n = [len(points_at_rung(pruned, rung)) for rung in range(1, 5)]
     assert n[0] == 28  # all but the two repeats of the baseline, which say nothing of x
     assert n[0] > n[-1]
     assert n == sorted(n, reverse=True)
-    found = by_rung(pruned)
+    found = importances_by_rung(pruned)
     assert 1 in found
-    assert all(len(points(pruned, rung)) >= FEWEST for rung in found)
-    assert at_end(pruned)[0] == max(found)
+    assert all(len(points_at_rung(pruned, rung)) >= FEWEST for rung in found)
+    assert final_importances(pruned)[0] == max(found)
 
 
 def test_one_hyperparameter_has_none_to_interact_with(pruned: Snapshot) -> None:
@@ -147,7 +159,7 @@ def test_what_diverged_counts_as_the_worst(here: Path, store: Store) -> None:
     sys.modules.pop("falls")
     lost = [t for t in snapshot.trials if t.user_attrs["hpo:ended"] == "diverged"]
     assert lost
-    found = points(snapshot, 4)
+    found = points_at_rung(snapshot, 4)
     worst = max(p.value for p in found)
     places = {t.params["x"] for t in lost}
     assert {p.place["x"] for p in found if p.value == worst} >= places

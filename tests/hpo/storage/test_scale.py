@@ -12,8 +12,8 @@ from optuna.trial import TrialState, create_trial
 import hpo.search.complement_log
 import hpo.storage.trials
 from bench.crowd import SPACE, plant
-from hpo.analysis.snapshot import counts, read_snapshot
-from hpo.analysis.summary import row, summary
+from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.summary import summary, trial_row
 from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import Claim
 from hpo.search.pruning import Decider
@@ -74,10 +74,16 @@ def test_status_counts_the_planted_trials(storage_url: str, n_finished: int) -> 
     with open_readonly(storage_url) as reader:
         snapshot = read_snapshot(reader, "crowd")
         half = n_finished // 2
-        assert counts(snapshot) == {"complete": half, "pruned": half, "failed": 0, "running": N_RUNNING, "waiting": 100}
+        assert trial_counts(snapshot) == {
+            "complete": half,
+            "pruned": half,
+            "failed": 0,
+            "running": N_RUNNING,
+            "waiting": 100,
+        }
         best = min((t for t in theirs if t.state == TrialState.COMPLETE), key=lambda t: t.values[0])
         assert summary(snapshot)["best"] == {"number": best.number, "value": best.values[0], "params": best.params}
-        lines = [row(snapshot, trial) for trial in snapshot.trials]
+        lines = [trial_row(snapshot, trial) for trial in snapshot.trials]
         assert [line["rung"] for line in lines] == [t.last_step for t in theirs]
         assert [line["val_loss"] for line in lines] == [t.intermediate_values[t.last_step] for t in theirs]
         assert [{path: line[path] for path in SPACE} for line in lines] == [t.params for t in theirs]

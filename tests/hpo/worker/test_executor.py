@@ -13,7 +13,7 @@ import sqlalchemy.orm
 from optuna.trial import TrialState, create_trial
 
 import hpo.worker.signals
-from hpo.analysis.snapshot import counts, read_snapshot
+from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.queue.heartbeat import free_expired_leases, free_leases_of
 from hpo.queue.registry import StoredStudy, register_study
 from hpo.queue.slots import Slots
@@ -226,9 +226,9 @@ def test_quarantined_worker_leaves_when_others_have_ended_the_study(
 def test_trial_of_another_program_in_our_study_is_not_counted(store: Store, here: Path) -> None:
     stored = began(store, here, budget={"trials": 2})
     store.optuna.create_new_trial(stored.optuna._study_id, create_trial(state=TrialState.WAITING))
-    assert counts(read_snapshot(store, "planted"))["waiting"] == 2
+    assert trial_counts(read_snapshot(store, "planted"))["waiting"] == 2
     assert work(stored) == 0
-    assert counts(read_snapshot(store, "planted")) == {
+    assert trial_counts(read_snapshot(store, "planted")) == {
         "complete": 2, "pruned": 0, "failed": 0, "running": 0, "waiting": 0
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hpo.analysis.snapshot import counts, read_snapshot
+from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.errors import StorageError
 from hpo.queue.registry import PROTOCOL_VERSION, StoredStudy, register_study
 from hpo.storage.attributes import STUDY_STATE
@@ -51,7 +51,7 @@ def make(store: Any, folder: Path, name: str, **keys: Any) -> StoredStudy:
 
 def ended(store: Any, name: str) -> Callable[[], bool]:
     def look() -> bool:
-        n = counts(read_snapshot(store, name))
+        n = trial_counts(read_snapshot(store, name))
         return n["running"] == n["waiting"] == 0
 
     return look
@@ -87,8 +87,8 @@ def test_follower_leaves_a_study_alone_that_it_cannot_serve_or_that_is_paused(he
         with follower(url, here) as process:
             assert until(ended(store, "served"))
             assert (
-                counts(read_snapshot(store, "paused"))["waiting"]
-                == counts(read_snapshot(store, "missing"))["waiting"]
+                trial_counts(read_snapshot(store, "paused"))["waiting"]
+                == trial_counts(read_snapshot(store, "missing"))["waiting"]
                 == 1
             )
             paused.optuna.set_user_attr(STUDY_STATE, "active")
@@ -110,7 +110,7 @@ def test_follower_survives_a_server_that_is_away(here: Path) -> None:
         server.start()
         with open_store(server.url(), create=True, patience=60) as store, follower(server.url(), here) as process:
             make(store, here, "long", budget={"trials": 4}, base={"pause": 0.4})
-            assert until(lambda: counts(read_snapshot(store, "long"))["complete"] >= 1)
+            assert until(lambda: trial_counts(read_snapshot(store, "long"))["complete"] >= 1)
             server.stop(signal.SIGQUIT)
             with pytest.raises(StorageError):
                 open_store(server.url(), patience=0.1)
@@ -122,6 +122,6 @@ def test_follower_survives_a_server_that_is_away(here: Path) -> None:
             assert "away" in {happening.event_type for happening in snapshot.happened}, (
                 "and the outage is explained by a word"
             )
-        assert counts(snapshot)["complete"] == len(snapshot.trials) == 4
+        assert trial_counts(snapshot)["complete"] == len(snapshot.trials) == 4
     finally:
         server.remove()

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 import hpo.worker.reporter
 import hpo.worker.worker
-from hpo.analysis.snapshot import counts, read_snapshot
+from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.analysis.summary import summary
 from hpo.errors import StorageError
 from hpo.queue.heartbeat import free_expired_leases, free_leases_of
@@ -73,7 +73,7 @@ def test_every_trial_of_the_budget_runs_once_and_the_baseline_first(here: Path, 
     run(sqlite(here), path, pack)
     with open_readonly(sqlite(here)) as store:
         snapshot = read_snapshot(store, "planted")
-        assert counts(snapshot) == {"complete": 12, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+        assert trial_counts(snapshot) == {"complete": 12, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
         assert [t.user_attrs["kind"] for t in snapshot.trials[:3]] == ["baseline", "baseline", "search"]
         assert [t.params["x"] for t in snapshot.trials[:2]] == [0.5, 0.9]
     assert len(list(here.glob("start-*"))) == 12
@@ -106,7 +106,7 @@ def test_baseline_is_never_pruned_though_it_is_the_worst(here: Path) -> None:
     )
     _at, _ = run(sqlite(here), path)
     with open_readonly(sqlite(here)) as store:
-        assert counts(read_snapshot(store, "planted"))["complete"] == 6
+        assert trial_counts(read_snapshot(store, "planted"))["complete"] == 6
 
 
 def test_eight_processes_finish_exactly_the_budget_with_the_baseline_once(here: Path, storage_url: str) -> None:
@@ -121,7 +121,7 @@ def test_eight_processes_finish_exactly_the_budget_with_the_baseline_once(here: 
         assert (worker.returncode, stderr) == (0, b"")
     with open_readonly(storage_url) as store:
         snapshot = read_snapshot(store, "planted")
-        assert counts(snapshot) == {"complete": 40, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+        assert trial_counts(snapshot) == {"complete": 40, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
         assert sum(t.user_attrs["kind"] == "baseline" for t in snapshot.trials) == 1
         assert sorted(t.user_attrs["slot"] for t in snapshot.trials) == list(range(40))
         points = [t.params["x"] for t in snapshot.trials]
@@ -170,7 +170,7 @@ def test_values_that_do_not_go_together_end_the_trial_not_the_worker(here: Path)
         at = register_gpt(store, path)
         assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
         snapshot = read_snapshot(store, "odd")
-        assert counts(snapshot)["running"] == counts(snapshot)["waiting"] == 0
+        assert trial_counts(snapshot)["running"] == trial_counts(snapshot)["waiting"] == 0
         invalid = [t for t in snapshot.trials if t.user_attrs[END_REASON] == "invalid"]
     assert len(invalid) == 1
     assert "n_embd must be a multiple of n_head" in invalid[0].user_attrs[ERROR]
@@ -187,7 +187,7 @@ def test_trials_of_several_shapes_each_find_their_pack(here: Path) -> None:
         at = register_gpt(store, path)
         assert Worker(at, Path("runs"), 3, lambda event: None).work() == 0
         snapshot = read_snapshot(store, "shapes")
-        assert counts(snapshot)["complete"] == 5
+        assert trial_counts(snapshot)["complete"] == 5
         steps = {tuple(sorted(t.intermediate_values)) for t in snapshot.trials}
         marks = {
             tuple(line["tokens"] for line in read_metrics(f))
@@ -212,7 +212,7 @@ def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: P
 
         worker.listener = stop_at_first_rung
         assert worker.work() == 130
-        assert counts(read_snapshot(store, "broken")) == {
+        assert trial_counts(read_snapshot(store, "broken")) == {
             "complete": 0,
             "pruned": 0,
             "failed": 0,
@@ -249,7 +249,7 @@ def test_trial_of_a_killed_worker_is_taken_over_when_its_lease_runs_out(here: Pa
             time.sleep(0.1)
         assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
         snapshot = read_snapshot(store, "planted")
-        assert counts(snapshot) == {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+        assert trial_counts(snapshot) == {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
         assert len(snapshot.trials) == 3
 
 
@@ -317,7 +317,7 @@ def test_worker_that_lost_its_lease_writes_nothing_more_and_takes_other_work(her
         first = read_snapshot(store, "planted").trials[0]
         assert first.state == State.RUNNING, "as the thief left it"
         assert list(first.intermediate_values) == [1]
-        assert counts(read_snapshot(store, "planted"))["complete"] == 2
+        assert trial_counts(read_snapshot(store, "planted"))["complete"] == 2
         assert [word for _, word, _ in stored.slots.attempts(0)] == ["lost", "complete"]
     assert {"event": "taken", "trial": 0} in told
 
@@ -432,7 +432,7 @@ def test_full_disk_quarantines_the_worker_until_there_is_room_and_costs_no_trial
         at = register_gpt(store, path)
         told: list[str] = []
         assert Worker(at, here / "small", 1, make_room(here / "small", told)).work() == 0
-        assert counts(read_snapshot(store, "full")) | {"pruned": 0} == {
+        assert trial_counts(read_snapshot(store, "full")) | {"pruned": 0} == {
             "complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0
         }  # fmt: skip
         assert [word for _, word, _ in at.slots.attempts(0)] == ["disk", "disk", "disk", "complete"]
@@ -527,7 +527,7 @@ def test_study_ends_when_its_hours_are_over(here: Path, monkeypatch: pytest.Monk
 
         worker.listener = end_the_hour
         assert worker.work() == 0
-        n = counts(read_snapshot(store, "planted"))
+        n = trial_counts(read_snapshot(store, "planted"))
     assert n["complete"] + n["pruned"] == 1
     assert n["running"] == n["waiting"] == 0
 
