@@ -18,7 +18,7 @@ from hpo.evidence.comparison import (
     full_length_base,
     search_study,
 )
-from hpo.evidence.designs import ALL, DESIGNS, NONE, ArmsAndContrasts, Contrast, merged
+from hpo.evidence.designs import ALL, DESIGNS, NONE, ArmsAndContrasts, Contrast, fields_of
 from hpo.evidence.factors import find_factors, named_configuration, order_factors, with_run_settings_of
 from hpo.evidence.paired import ended_without_value, final_score, runs_by_arm
 from hpo.launcher.supervisor import LaunchOptions, run_study
@@ -108,7 +108,10 @@ def plan_ablation(snapshot: Snapshot, name: str, request: AblateRequest, first_s
     before = named_configuration(snapshot, search, request.before, "--from")
     after = named_configuration(snapshot, search, request.after, "--to")
     factors = order_factors(find_factors(before, after, request.groups), request.order)
-    single: ArmsAndContrasts = ({NONE: {}, ALL: merged(factors, factors)}, {f: {ALL: 1.0, NONE: -1.0} for f in factors})
+    single: ArmsAndContrasts = (
+        {NONE: {}, ALL: fields_of(factors, factors)},
+        {f: {ALL: 1.0, NONE: -1.0} for f in factors},
+    )
     arms, contrasts = DESIGNS[request.design](factors) if len(factors) > 1 else single
     about: dict[str, Any] = {
         "ablates": snapshot.name,

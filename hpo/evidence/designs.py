@@ -64,15 +64,17 @@ ArmsAndContrasts = tuple[ArmValues, dict[str, Contrast]]
 
 def leave_one_out(factors: Factors) -> ArmsAndContrasts:
     """Return the target, and the target without each change; an effect is the target minus the arm without it."""
-    arms = {NONE: {}, ALL: merged(factors, factors)}
-    arms |= {f"without {name}": merged(factors, [f for f in factors if f != name]) for name in factors}
+    arms = {NONE: {}, ALL: fields_of(factors, factors)}
+    arms |= {f"without {name}": fields_of(factors, [f for f in factors if f != name]) for name in factors}
     contrasts: dict[str, Contrast] = {name: {ALL: 1.0, f"without {name}": -1.0} for name in factors}
     return arms, contrasts | _total_effect(factors)
 
 
 def add_one_in(factors: Factors) -> ArmsAndContrasts:
     """Return the baseline, and the baseline with each change; an effect is the arm with it minus the baseline."""
-    arms = {NONE: {}, ALL: merged(factors, factors)} | {f"with {name}": merged(factors, [name]) for name in factors}
+    arms = {NONE: {}, ALL: fields_of(factors, factors)} | {
+        f"with {name}": fields_of(factors, [name]) for name in factors
+    }
     contrasts: dict[str, Contrast] = {name: {f"with {name}": 1.0, NONE: -1.0} for name in factors}
     return arms, contrasts | _total_effect(factors)
 
@@ -81,7 +83,7 @@ def cumulative(factors: Factors) -> ArmsAndContrasts:
     """Return the baseline with the first change, with the first two, and so on; an effect is of one more change."""
     names = list(factors)
     labels = [NONE, *(f"+ {name}" for name in names)]
-    arms = {label: merged(factors, names[:i]) for i, label in enumerate(labels)}
+    arms = {label: fields_of(factors, names[:i]) for i, label in enumerate(labels)}
     contrasts: dict[str, Contrast] = {name: {labels[i + 1]: 1.0, labels[i]: -1.0} for i, name in enumerate(names)}
     return arms, contrasts | ({"all together": {labels[-1]: 1.0, NONE: -1.0}} if len(names) > 1 else {})
 
@@ -99,7 +101,7 @@ def factorial(factors: Factors) -> ArmsAndContrasts:
         raise Problem(f"--design factorial: {error}; --factor NAME=FIELD,FIELD combines changes into one") from None
     included = [[name for name, sign in zip(names, signs, strict=True) if sign > 0] for signs in runs]
     labels = [" + ".join(group) or NONE for group in included]
-    arms = {label: merged(factors, group) for label, group in zip(labels, included, strict=True)}
+    arms = {label: fields_of(factors, group) for label, group in zip(labels, included, strict=True)}
     contrasts: dict[str, Contrast] = {
         name: {labels[r]: w for r, w in weights.items()} for name, weights in factorial_contrasts(names).items()
     }
@@ -114,7 +116,7 @@ DESIGNS: dict[str, Callable[[Factors], ArmsAndContrasts]] = {
 }
 
 
-def merged(factors: Factors, names: Sequence[str] | Factors) -> dict[str, Any]:
+def fields_of(factors: Factors, names: Sequence[str] | Factors) -> dict[str, Any]:
     """Return the fields of the named factors as one mapping."""
     return {path: value for name in names for path, value in factors[name].items()}
 

@@ -22,7 +22,7 @@ from hpo.evidence.claims.results import (
 )
 from hpo.evidence.claims.run import run_claim
 from hpo.evidence.claims.runner import TUNING_SEEDS, ClaimSkipped
-from hpo.evidence.claims.schema import ArmsTest, Claim, Ledger
+from hpo.evidence.claims.schema import ArmsTest, Ledger, LedgerClaim
 from hpo.launcher.supervisor import LaunchOptions, resolve_workers
 from hpo.runs.run_dir import write_file
 
@@ -86,7 +86,7 @@ def run_claims(request: ClaimsRequest, options: LaunchOptions, format: Format) -
 
 
 def _test_claims(
-    ledger: Ledger, claims: Mapping[str, Claim], request: ClaimsRequest, options: LaunchOptions, path: Path
+    ledger: Ledger, claims: Mapping[str, LedgerClaim], request: ClaimsRequest, options: LaunchOptions, path: Path
 ) -> list[str]:
     """Run the arms of the verdicts, then the other arms unless they are excluded; return the claims without a verdict.
 
@@ -143,12 +143,12 @@ def _run_and_save(
     return result
 
 
-def _has_other_arms(claim: Claim) -> bool:
+def _has_other_arms(claim: LedgerClaim) -> bool:
     """Return whether a claim has arms that do not enter its verdict."""
     return isinstance(claim.test, ArmsTest) and len(claim.test.compared_arms()) > len(claim.test.arms_run_first())
 
 
-def select_claims(ledger: Ledger, names: Sequence[str]) -> dict[str, Claim]:
+def select_claims(ledger: Ledger, names: Sequence[str]) -> dict[str, LedgerClaim]:
     """Return the claims with these ids or of these reports; all claims if there are no names.
 
     Raises:
@@ -168,7 +168,7 @@ def _unknown(name: str, known: Sequence[str], reports: Sequence[str]) -> str:
     return f"IDS: no claim or report {name!r:.60}{suggestion} ({known_reports})"
 
 
-def run_order(claims: Mapping[str, Claim]) -> list[str]:
+def run_order(claims: Mapping[str, LedgerClaim]) -> list[str]:
     """Return the claims in the order in which they are tested: calculations, then the largest claimed effects first."""
 
     def rank(name: str) -> tuple[int, float]:
@@ -180,13 +180,13 @@ def run_order(claims: Mapping[str, Claim]) -> list[str]:
     return sorted(claims, key=rank)
 
 
-def default_seeds(claim: Claim) -> int:
+def default_seeds(claim: LedgerClaim) -> int:
     """Return the number of pairs of runs that the ledger requests for a claim."""
     return claim.test.seeds if isinstance(claim.test, ArmsTest) else 0
 
 
 def listing_record(
-    name: str, claim: Claim, seeds: int | None, results: ClaimResults, verdict_arms_only: bool = False
+    name: str, claim: LedgerClaim, seeds: int | None, results: ClaimResults, verdict_arms_only: bool = False
 ) -> dict[str, Any]:
     """Return the runs, tokens and hours of one worker that a claim needs.
 
@@ -206,7 +206,7 @@ def listing_record(
     }
 
 
-def claim_cost(claim: Claim, seeds: int, verdict_arms_only: bool = False) -> tuple[int, int]:
+def claim_cost(claim: LedgerClaim, seeds: int, verdict_arms_only: bool = False) -> tuple[int, int]:
     """Return the number of runs of a claim, including the runs that tune its arms, and of their tokens.
 
     verdict_arms_only: count only the arms that enter the verdict.
@@ -221,7 +221,7 @@ def claim_cost(claim: Claim, seeds: int, verdict_arms_only: bool = False) -> tup
     return len(runs), sum(tokens[arm] for arm in runs)
 
 
-def _seconds_per_token(claim: Claim, results: ClaimResults) -> float | None:
+def _seconds_per_token(claim: LedgerClaim, results: ClaimResults) -> float | None:
     """Return the mean seconds per token of all runs of the claim's base so far, None if there are none."""
     if not isinstance(claim.test, ArmsTest):
         return None

@@ -10,7 +10,7 @@ from hpo.config.files import load_base
 from hpo.config.validation import messages
 from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
-from hpo.evidence.claims.schema import ArmsTest, Claim, Ledger
+from hpo.evidence.claims.schema import ArmsTest, Ledger, LedgerClaim
 from hpo.study.arms import common_align
 from model.config import TrainConfig
 from model.data.corpus_base import TRAINING_FIELDS
@@ -63,7 +63,7 @@ def arm_configurations(test: ArmsTest) -> dict[str, TrainConfig]:
     return {name: updated(config, {"run.align": align}) for name, config in configs.items()}
 
 
-def _problems(name: str, claim: Claim) -> list[str]:
+def _problems(name: str, claim: LedgerClaim) -> list[str]:
     """Return the mistakes in a claim that has the form of one, each as a line that starts with the key."""
     own = [] if claim.report == f"S{name[1:4]}" else [f"report: must be S{name[1:4]}, got {claim.report}"]
     return own + (_arm_problems(claim.test) if isinstance(claim.test, ArmsTest) else [])

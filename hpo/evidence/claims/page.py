@@ -50,12 +50,12 @@ def claims_page(ledger: Ledger, results: ClaimResults) -> str:
     arms = [
         arm for name, claim in ledger.claims.items() for arm in arm_records(name, claim, results.result_of(name, claim))
     ]
-    parts += [f"{ARMS}\n{_table(arms)}\n"] if arms else []
+    parts += [f"{ARMS_HEAD}\n{_table(arms)}\n"] if arms else []
     return "\n".join([*parts, _machines(results, ledger)])
 
 
 COLUMNS = ("id", "claim", "claimed", "measured", "n", "tokens", "scale", "verdict", "command")
-ARMS = """## All arms
+ARMS_HEAD = """## All arms
 
 The first arm of a claim is its reference. A star marks the arms that the claim is about. The other arms test what else
 could explain an effect, and do not enter the verdict.

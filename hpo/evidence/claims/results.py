@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from hpo.config.validation import messages
 from hpo.console import number
 from hpo.errors import Problem
-from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, Claim, Ledger
+from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, Ledger, LedgerClaim
 from hpo.evidence.claims.verdict import ClaimVerdict, ScoresByArm, decide_verdict
 from hpo.runs.run_dir import write_file
 from model.section import Section
@@ -57,13 +57,13 @@ class ClaimResults(Section):
 
     claims: dict[str, ClaimResult] = Field(default_factory=dict)
 
-    def result_of(self, name: str, claim: Claim) -> ClaimResult | None:
+    def result_of(self, name: str, claim: LedgerClaim) -> ClaimResult | None:
         """Return the result of a claim, or None if its test in the ledger has changed since."""
         result = self.claims.get(name)
         return result if result is not None and result.test == stored_test(claim) else None
 
 
-def stored_test(claim: Claim) -> dict[str, Any]:
+def stored_test(claim: LedgerClaim) -> dict[str, Any]:
     """Return the test of a claim as data, without the fields that can change while the test stays the same."""
     return claim.test.model_dump(mode="json", exclude={"seeds", "computation"})
 
@@ -111,7 +111,7 @@ def scores_by_arm(runs: Iterable[ClaimRun]) -> ScoresByArm:
     return scores
 
 
-def verdict_on(claim: Claim, result: ClaimResult | None) -> ClaimVerdict:
+def verdict_on(claim: LedgerClaim, result: ClaimResult | None) -> ClaimVerdict:
     """Return the verdict on a claim from its stored result; None: the claim was not tested yet."""
     if isinstance(claim.test, ArithmeticTest):
         outcome = claim.test.shows if result is not None and result.passed else "not run yet"
@@ -132,7 +132,7 @@ def effect_text(verdict: ClaimVerdict) -> str:
     return f"{effect}{unit} ({low} to {high})"
 
 
-def verdict_record(name: str, claim: Claim, result: ClaimResult | None) -> dict[str, Any]:
+def verdict_record(name: str, claim: LedgerClaim, result: ClaimResult | None) -> dict[str, Any]:
     """Return one row of the table of verdicts."""
     verdict, test = verdict_on(claim, result), claim.test
     by_calculation = isinstance(test, ArithmeticTest)
@@ -162,7 +162,7 @@ def scale_text(test: ArmsTest | ArithmeticTest, result: ClaimResult | None) -> s
     return test.base + (f", {size_range} parameters" if sizes else "")
 
 
-def arm_records(name: str, claim: Claim, result: ClaimResult | None) -> list[dict[str, Any]]:
+def arm_records(name: str, claim: LedgerClaim, result: ClaimResult | None) -> list[dict[str, Any]]:
     """Return one record per arm of a claim: the number of its runs, their mean and standard deviation."""
     if result is None or isinstance(claim.test, ArithmeticTest):
         return []
@@ -182,6 +182,6 @@ def arm_records(name: str, claim: Claim, result: ClaimResult | None) -> list[dic
     return records
 
 
-def verdict_records(claims: Mapping[str, Claim], results: ClaimResults) -> list[dict[str, Any]]:
+def verdict_records(claims: Mapping[str, LedgerClaim], results: ClaimResults) -> list[dict[str, Any]]:
     """Return the table of verdicts on these claims."""
     return [verdict_record(name, claim, results.result_of(name, claim)) for name, claim in claims.items()]

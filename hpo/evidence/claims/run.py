@@ -9,7 +9,7 @@ from hpo.errors import Problem, WorkFailed
 from hpo.evidence.claims.ledger import arm_configurations
 from hpo.evidence.claims.results import ClaimResult, stored_test
 from hpo.evidence.claims.runner import ClaimRunner, ClaimSkipped, distinct_machines
-from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, Claim
+from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, LedgerClaim
 from hpo.launcher.supervisor import LaunchOptions
 from hpo.runs import datasets
 from model.config import TrainConfig
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]  # of the project, where its tests are
 
 
 def run_claim(
-    name: str, claim: Claim, seeds: int, options: LaunchOptions, verdict_arms_only: bool = False
+    name: str, claim: LedgerClaim, seeds: int, options: LaunchOptions, verdict_arms_only: bool = False
 ) -> ClaimResult:
     """Test a claim and return its result; runs that the storage already holds are not repeated.
 
@@ -67,7 +67,7 @@ def _checked_base(test: ArmsTest) -> TrainConfig:
     return updated(base, {"run.align": flat(next(iter(arm_configurations(test).values())))["run.align"]})
 
 
-def run_arithmetic(name: str, claim: Claim, test: ArithmeticTest) -> ClaimResult:
+def run_arithmetic(name: str, claim: LedgerClaim, test: ArithmeticTest) -> ClaimResult:
     """Run the pytest test that a claim names.
 
     Raises:

@@ -186,7 +186,7 @@ ClaimTest = Annotated[
 ]
 
 
-class Claim(Section):
+class LedgerClaim(Section):
     """One claim of a report, and its test."""
 
     claim: Sentence
@@ -200,7 +200,7 @@ class Claim(Section):
 class Ledger(Section):
     """A ledger: claims by id."""
 
-    claims: dict[ClaimId, Claim] = Field(min_length=1)
+    claims: dict[ClaimId, LedgerClaim] = Field(min_length=1)
 
     def summary(self) -> str:
         """Return the number of claims, of arms and of calculations, as one line."""

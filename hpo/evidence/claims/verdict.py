@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hpo.analysis.statistics import interval
-from hpo.evidence.claims.schema import ArmsTest, Claim
+from hpo.evidence.claims.schema import ArmsTest, LedgerClaim
 
 ScoresByArm = Mapping[str, Mapping[int, float | None]]  # arm -> seed -> score of the run; None: the run diverged
 Outcome = Literal["holds", "holds in part", "not shown", "refuted", "not run yet"]
@@ -39,7 +39,7 @@ def better_sign(test: ArmsTest) -> int:
     return -1 if _metric(test) in LOWER_IS_BETTER else 1
 
 
-def decide_verdict(claim: Claim, scores_of: ScoresByArm) -> ClaimVerdict:
+def decide_verdict(claim: LedgerClaim, scores_of: ScoresByArm) -> ClaimVerdict:
     """Return the verdict on a claim that is tested by runs.
 
     The confidence interval of the mean paired effect is Student's (Student 1908).
@@ -76,7 +76,7 @@ def _metric(test: ArmsTest) -> str:
     return test.metric_of(next(iter(test.all_arms()))).removeprefix("ema_")
 
 
-def _claimed_sign(claim: Claim, test: ArmsTest) -> int:
+def _claimed_sign(claim: LedgerClaim, test: ArmsTest) -> int:
     """Return the sign of the claimed effect, or of an improvement if the claim gives no value."""
     value = claim.effect.value
     return int(math.copysign(1, value)) if value else better_sign(test)
@@ -103,7 +103,7 @@ def _unchanged(low: float, high: float, within: float) -> Outcome:
     return "refuted" if low > within or high < -within else "not shown"
 
 
-def _level_verdict(claim: Claim, scores: Mapping[int, float | None]) -> ClaimVerdict:
+def _level_verdict(claim: LedgerClaim, scores: Mapping[int, float | None]) -> ClaimVerdict:
     """Return the verdict on a claim that a value is reached, from the claimed arm alone."""
     if len(scores) < MIN_PAIRS:
         return _too_few(len(scores), "level")

@@ -1,6 +1,7 @@
 """Workers on two Ray nodes, which are two raylets of this machine with processes of their own."""
 
 import importlib.util
+import json
 import os
 import re
 import secrets
@@ -17,10 +18,13 @@ from pathlib import Path
 import pytest
 
 from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.config.yaml import dump_yaml
 from hpo.errors import Problem
+from hpo.evidence.claims.results import load_results
 from hpo.launcher.ray_cluster import check_ray_options
 from hpo.storage.engine import open_readonly
-from tests.support.command import environment, run_in_process
+from tests.hpo.evidence.claims.test_ledger import BASE, claim
+from tests.support.command import environment, run_in_process, write_base
 from tests.support.planted import planted_study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
 
@@ -203,6 +207,29 @@ def test_ctrl_c_reaches_workers_with_a_place_and_those_without(server: Postgres,
     complete, *others, running, waiting = numbers(url)
     assert (*others, running, complete + waiting) == (0, 0, 0, 400)
     assert until(lambda: not left_over(tmp_path)), left_over(tmp_path)
+
+
+def test_claims_run_one_study_after_the_other_on_the_same_cluster(
+    server: Postgres, nodes: Nodes, tmp_path: Path
+) -> None:
+    write_base(tmp_path, "mine", BASE)
+    claims = {"C009-01": claim({"arms": {"a": {}, "b": {"optimizer.lr": 1e-2}, "c": {"optimizer.lr": 1e-1}}})}
+    (tmp_path / "mine.yaml").write_text(dump_yaml({"claims": claims}))
+    place = ["--on", "ray", "--address", nodes.address, "--workers", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hpo", "claims", "--ledger", "mine.yaml", "--format", "json", "--plain", *place],
+        cwd=tmp_path,
+        env=environment(HPO_STORAGE=server.url(server.database(), tcp=True), **nodes.env),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (verdict,) = json.loads(done.stdout)
+    assert (verdict["id"], verdict["n"]) == ("C009-01", 3)
+    result = load_results(tmp_path / "runs" / "claims.json").claims["C009-01"]
+    assert {run.study for run in result.runs} == {"claim-C009-01", "claim-C009-01-2"}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hpo.evidence.claims import results
 from hpo.evidence.claims.command import claim_cost, listing_record
 from hpo.evidence.claims.ledger import load_ledger
 from hpo.evidence.claims.results import ClaimResults
-from hpo.evidence.claims.schema import Claim
+from hpo.evidence.claims.schema import LedgerClaim
 from hpo.evidence.claims.scoring import metrics_at_equal_seconds, run_score
 from hpo.runs.run_dir import append_metrics
 from hpo.storage.engine import open_readonly
@@ -63,7 +63,7 @@ def kept(folder: Path) -> ClaimResults:
     return results.load_results(folder / "runs" / "claims.json")
 
 
-def mine(folder: Path) -> dict[str, Claim]:
+def mine(folder: Path) -> dict[str, LedgerClaim]:
     with contextlib.chdir(folder):
         return load_ledger(Path("mine.yaml")).claims
 

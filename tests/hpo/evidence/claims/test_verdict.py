@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from hpo.evidence.claims.schema import ArmsTest, Claim
+from hpo.evidence.claims.schema import ArmsTest, LedgerClaim
 from hpo.evidence.claims.verdict import ClaimVerdict, decide_verdict
 
 
-def claim(effect: dict[str, Any] | None = None, **test: Any) -> Claim:
+def claim(effect: dict[str, Any] | None = None, **test: Any) -> LedgerClaim:
     arms = {} if "factors" in test else {"arms": {"a": {}, "b": {"optimizer.lr": 1e-2}, "c": {"optimizer.lr": 1e-1}}}
-    return Claim.model_validate({
+    return LedgerClaim.model_validate({
         "claim": "b is better",
         "report": "S009",
         "effect": {"text": "much"} | (effect or {}),
