@@ -23,9 +23,8 @@ from hpo.storage.retry import transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store
 from hpo.storage.trials import State, Trial, study_attrs, study_ids
-from hpo.study.checks import FIXED
+from hpo.study.comparable import incomparable_reason
 from hpo.study.spec import DEFAULT_CONFIG, Study
-from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat
 
 RETRIABLE = ("oom", "timeout", "diverged", "invalid")  # ends of pruned trials that a retry may avoid
@@ -167,12 +166,10 @@ def chosen_config(study: Study, overrides: Sequence[str]) -> tuple[dict[str, Any
 
 def _incomparable(study: Study, path: str) -> str:
     """Return what makes trials with different values of a field incomparable, "" for a field that may differ."""
-    section, _, leaf = path.partition(".")
+    section = path.partition(".")[0]
     if study.file.config != DEFAULT_CONFIG or {path, f"{section}.name"} & study.file.space.keys():
         return ""
-    if section == "tokenizer" or (section == "data" and leaf not in TRAINING_FIELDS):
-        return {"tokenizer": "tokenizers", "data": "data"}[section]
-    return FIXED.get(path, "")
+    return incomparable_reason(path, study.file.objective)
 
 
 def outside_space(study: Study, config: BaseModel) -> dict[str, Any]:

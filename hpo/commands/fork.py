@@ -19,6 +19,7 @@ from hpo.storage.attributes import END_REASON, FIXED_VALUES, FORKED, IS_FEASIBLE
 from hpo.storage.locks import creation_lock
 from hpo.storage.store import Store
 from hpo.storage.trials import study_ids
+from hpo.study.comparable import different_measures
 from hpo.study.load import load_study
 from hpo.study.spec import NAME, Study, from_spec
 from model.section import flat
@@ -82,19 +83,10 @@ def _check_comparable(old: StoredStudy, new: Study, data_hash: str | None) -> No
     Raises:
         Problem: some keys differ; the message names all of them.
     """
-    before, after = old.study, new
-    pairs = {
-        "train": (before.file.train, after.file.train),
-        "config": (before.file.config, after.file.config),
-        "objective": (before.file.objective, after.file.objective),
-        "rungs": (before.rungs, after.rungs),
-        "tokens of a rung": (before.rung_tokens, after.rung_tokens),
-    }
     problems = [
-        f"{new.source}: {key}: must be the same as in study {before.name}, {old_value!r}, because otherwise their "
+        f"{new.source}: {key}: must be the same as in study {old.study.name}, {old_value!r}, because otherwise their "
         f"trials cannot be compared; got {new_value!r}"
-        for key, (old_value, new_value) in pairs.items()
-        if old_value != new_value
+        for key, (old_value, new_value) in different_measures(old.study, new).items()
     ]
     if problems:
         raise Problem(*problems)

@@ -11,8 +11,8 @@ from hpo.analysis.snapshot import Snapshot
 from hpo.config.files import read_config
 from hpo.config.validation import messages, nearest
 from hpo.errors import Problem
+from hpo.study.comparable import incomparable_reason
 from hpo.study.spec import Study, seed_path
-from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat, updated
 
 Factors = dict[str, dict[str, Any]]  # name -> dotted field -> its value in the target
@@ -83,12 +83,11 @@ def _check_data(old: Mapping[str, Any], new: Mapping[str, Any], changed: Mapping
     Raises:
         Problem: they are not.
     """
-    free = {f"data.{field}" for field in TRAINING_FIELDS}
     problems = [
         f"--to: {path}: must equal that of --from, {old.get(path)!r}, since losses on different data cannot be "
         f"compared, got {new[path]!r}"
         for path in changed
-        if path.startswith("data.") and path not in free
+        if incomparable_reason(path, "val_bpb") == "data"
     ]
     if problems:
         raise Problem(*problems)

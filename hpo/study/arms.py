@@ -12,8 +12,8 @@ from hpo.errors import Problem
 from hpo.search.pruners import Nothing
 from hpo.search.ranges import Choices
 from hpo.search.samplers import Random
+from hpo.study.comparable import incomparable_fields, training_lengths
 from hpo.study.spec import DEFAULT_CONFIG, ONLY_SEARCHED, Study, StudyFile, seed_path
-from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat, updated
 
 Equal = Literal["tokens", "updates", "seconds"]
@@ -159,27 +159,22 @@ def _arm_problems(file: StudyFile, base: BaseModel, seed: str) -> list[str]:
 
 
 def _incomparable(file: StudyFile, name: str, config: Any, first: Any) -> list[str]:
-    """Return in what an arm differs from the first one so that their losses cannot be compared."""
-    mine, its = flat(config), flat(first)
-    free = {f"data.{field}" for field in TRAINING_FIELDS}
-    found = [
-        f"arms.{name}.{key}: must be that of the first arm, since losses on different data cannot be compared, "
-        f"got {mine.get(key)!r} and {its.get(key)!r}"
-        for key in sorted(mine.keys() | its.keys())
-        if key.startswith("data.") and key not in free and mine.get(key) != its.get(key)
+    """Return the problems of an arm whose losses cannot be compared with those of the first arm."""
+    fields, first_fields = flat(config), flat(first)
+    reasons = incomparable_fields(config, first, file.objective)
+    problems = [
+        f"arms.{name}.{path}: must be that of the first arm, because losses on different data cannot be compared, "
+        f"got {fields.get(path)!r} and {first_fields.get(path)!r}"
+        for path, why in sorted(reasons.items())
+        if why == "data"
     ]
-    if not file.objective.endswith("val_bpb") and config.tokenizer != first.tokenizer:
-        found.append(f"objective: must be val_bpb, since arms.{name} has another tokenizer, got {file.objective}")
-    if mine["run.rungs"] != its["run.rungs"]:
-        found.append(f"arms.{name}.run.rungs: must be that of the first arm, {its['run.rungs']}")
-    for what, one, other in _lengths(file.equal, config, first):
-        # Where no mark suits all arms, each is trained to its first update past it.
-        slack = (
-            0 if what == "updates" or flat(config)["run.align"] > 1 else max(c.update_tokens() for c in (config, first))
-        )
-        if abs(one - other) > slack:
-            found.append(_unequal(name, what, one, other))
-    return found
+    if "tokenizers" in reasons.values():
+        problems.append(f"objective: must be val_bpb, because arms.{name} has another tokenizer, got {file.objective}")
+    if "run.rungs" in reasons:
+        problems.append(f"arms.{name}.run.rungs: must be that of the first arm, {first_fields['run.rungs']}")
+    if lengths := training_lengths(config, first, file.equal):
+        problems.append(_unequal(name, file.equal, *lengths))
+    return problems
 
 
 def _unequal(name: str, what: str, one: float, other: float) -> str:
@@ -193,16 +188,6 @@ def _length(config: BaseModel) -> float:
     """Return the tokens between two rungs of a configuration of the user's own, 0 where it counts none."""
     measure = getattr(config, "rung_tokens", None)
     return float(measure()) if measure else 0.0
-
-
-def _lengths(equal: str, config: Any, first: Any) -> list[tuple[str, int, int]]:
-    one, other = config.marks()[-1], first.marks()[-1]
-    match equal:
-        case "tokens":
-            return [("tokens", one * config.update_tokens(), other * first.update_tokens())]
-        case "updates":
-            return [("updates", one, other)]
-    return []
 
 
 def arm_of(file: StudyFile, values: Mapping[str, Any], seed: str) -> str | None:

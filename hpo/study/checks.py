@@ -6,8 +6,8 @@ from hpo.config.importer import imported
 from hpo.config.validation import got, messages, nearest
 from hpo.errors import Problem
 from hpo.search.space import check
+from hpo.study.comparable import incomparable_reason
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN, StudyFile, seed_path
-from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat, updated
 
 OBJECTIVES = ("val_loss", "val_bpb", "ema_val_loss", "ema_val_bpb")
@@ -19,18 +19,10 @@ MOST_BASELINES = 1_000  # runs of baselines, where nothing else bounds the trial
 MOST = 1_000_000  # trials of a study, each of which is a row from the start, or points of one range
 
 
-# Trials of one study must be comparable: what they are measured over is not searched.
-FIXED = {"run.tokens": "lengths", "run.rungs": "rungs", "run.align": "rungs"}
-
-
 def problems(file: StudyFile, base: BaseModel) -> list[str]:
     """Return what is wrong with a file whose keys are right."""
     problems = check(base, file.space) if file.arms is None else []
-    problems += [
-        f"space.{path}: must not be searched, since trials of different {why} cannot be compared"
-        for path, why in FIXED.items()
-        if path in file.space and file.config == DEFAULT_CONFIG
-    ]
+    problems += _incomparable_problems(file)
     for i, values in enumerate(file.baseline if file.arms is None else ()):
         problems += [
             f"baseline.{i}.{key}: must be a dotted field, such as {key}.{next(iter(value), 'name')}, got a mapping"
@@ -129,14 +121,26 @@ def _objective_problems(file: StudyFile, base: BaseModel) -> list[str]:
         return [f"objective: must be one of {', '.join(map(repr, OBJECTIVES))}, got {got(file.objective)}"]
     if file.objective.startswith("ema_") and flat(base)["regularization.ema"] is None:
         return [f"objective: needs regularization.ema in the base, which keeps the average, got {file.objective}"]
-    free = {f"data.{field}" for field in TRAINING_FIELDS}
-    varied = [path for path in file.space if path.startswith(("tokenizer.", "data.")) and path not in free]
-    if varied and not file.objective.endswith("val_bpb"):
-        return [
-            f"objective: must be val_bpb, since {varied[0]} is searched and nats per token of different "
-            f"tokens cannot be compared, got {file.objective}"
-        ]
     return []
+
+
+def _incomparable_problems(file: StudyFile) -> list[str]:
+    """Return the problems of a space whose fields would make trials incomparable."""
+    if file.config != DEFAULT_CONFIG:
+        return []
+    reasons = {path: incomparable_reason(path, file.objective) for path in file.space}
+    tokenizer = next((path for path, why in reasons.items() if why == "tokenizers"), None)
+    problems = [
+        f"space.{path}: must not be searched, because trials with different {why} cannot be compared"
+        for path, why in reasons.items()
+        if why not in ("", "tokenizers")
+    ]
+    if tokenizer is not None:
+        problems.append(
+            f"objective: must be val_bpb, because {tokenizer} is searched and nats per token of different tokenizers "
+            f"cannot be compared, got {file.objective}"
+        )
+    return problems
 
 
 def _plug_problems(file: StudyFile, base: BaseModel) -> list[str]:

@@ -12,8 +12,8 @@ from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
 from hpo.evidence.claims.schema import ArmsTest, Ledger, LedgerClaim
 from hpo.study.arms import common_align
+from hpo.study.comparable import incomparable_fields, training_lengths
 from model.config import TrainConfig
-from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat, updated
 
 # Arms must differ in more than these fields: all arms have the same seeds, and the other fields do not change losses.
@@ -113,16 +113,13 @@ def _equality(test: ArmsTest, configs: Mapping[str, TrainConfig]) -> list[str]:
 
 def _compared(test: ArmsTest, config: TrainConfig, reference: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
     """Yield each quantity that must be equal, with its values in an arm and in the reference."""
-    updates, expected = config.marks()[-1], reference.marks()[-1]
-    if test.equal == "tokens":
-        yield "tokens", updates * config.update_tokens(), expected * reference.update_tokens()
-    if test.equal == "updates":
-        yield "updates", updates, expected
+    if lengths := training_lengths(config, reference, test.equal):
+        yield test.equal, *lengths
     yield "rungs", config.run.rungs, reference.run.rungs
-    fields = flat(reference)
-    for key in fields:
-        if key.startswith("data.") and key[5:] not in TRAINING_FIELDS:
-            yield key, flat(config).get(key), fields[key]
+    fields, expected = flat(config), flat(reference)
+    for key, reason in incomparable_fields(config, reference, "val_bpb").items():
+        if reason == "data":
+            yield key, fields.get(key), expected.get(key)
 
 
 def _measurable(test: ArmsTest, configs: Mapping[str, TrainConfig]) -> list[str]:

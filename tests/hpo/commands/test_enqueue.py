@@ -179,7 +179,7 @@ def test_enqueue_refuses_a_trial_that_could_not_be_compared_with_the_others(here
             ("tokenizer.name=chars", "tokenizers"),
             ("data.split_seed=1", "data"),
         ):
-            with pytest.raises(Problem, match=f"trials of different {why} cannot be compared"):
+            with pytest.raises(Problem, match=f"trials with different {why} cannot be compared"):
                 enqueue_trial(store, "a", [override])
         with pytest.raises(Problem, match="--set optimizer: must be a dotted field, such as"):
             enqueue_trial(store, "a", ["optimizer={name: sgd}"])

@@ -151,8 +151,8 @@ def test_arms_of_several_batches_are_scored_after_the_same_tokens(here: Path) ->
     [
         ({"run.tokens": 2048}, "must be trained on as many tokens as the first arm"),
         ({"run.rungs": 1}, "run.rungs: must be that of the first arm"),
-        ({"data.name": "python-docs"}, "data.name: must be that of the first arm, since losses on different data"),
-        ({"tokenizer.name": "chars"}, "objective: must be val_bpb, since arms.b has another tokenizer, got val_loss"),
+        ({"data.name": "python-docs"}, "data.name: must be that of the first arm, because losses on different data"),
+        ({"tokenizer.name": "chars"}, "objective: must be val_bpb, because arms.b has another tokenizer, got val_loss"),
     ],
     ids=["tokens", "rungs", "data", "tokenizer"],
 )

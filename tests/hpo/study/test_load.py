@@ -74,7 +74,7 @@ def valid(tree: dict[str, Any] | None = None, *overrides: str) -> Study:
 
 
 RANGE = {"low": 1e-3, "high": 1e-2}
-COMPARED = "must not be searched, since trials of different"
+COMPARED = "must not be searched, because trials with different"
 MESSAGES: list[tuple[str, Any, list[str]]] = [
     # keys
     ("spaces", {}, ["spaces: no such field; did you mean space?"]),
@@ -150,15 +150,13 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
         "so that every rung has an update, got 8192"
     ]),
     ("space/data.max_documents", {"choices": [100, 200]}, [
-        "objective: must be val_bpb, since data.max_documents is searched and nats per token of different tokens "
-        "cannot be compared, got val_loss"
+        f"space.data.max_documents: {COMPARED} data cannot be compared"
     ]),
     ("space/data.split_seed", {"low": 0, "high": 3}, [
-        "objective: must be val_bpb, since data.split_seed is searched and nats per token of different tokens "
-        "cannot be compared, got val_loss"
+        f"space.data.split_seed: {COMPARED} data cannot be compared"
     ]),
     ("space/tokenizer.name", {"choices": ["bytes", "chars"]}, [
-        "objective: must be val_bpb, since tokenizer.name is searched and nats per token of different tokens "
+        "objective: must be val_bpb, because tokenizer.name is searched and nats per token of different tokenizers "
         "cannot be compared, got val_loss"
     ]),
     (
