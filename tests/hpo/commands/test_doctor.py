@@ -156,3 +156,31 @@ def test_disk_without_room_is_wrong(here: Path, monkeypatch: pytest.MonkeyPatch)
     results = list(hpo.commands.doctor_checks._check_disks(f"sqlite:///{here}/x.db", Path("runs")))
     assert {f.state for f in results} == {"error"}
     assert len(results) == 3
+
+
+def test_states_of_version_0_1_are_printed_on_request_with_a_note(here: Path) -> None:
+    url = f"sqlite:///{here}/hpo.db"
+    open_store(url, create=True).close()
+
+    def printed(format: str, setting: str, status: int = 0) -> tuple[str, str]:
+        done = command(
+            "doctor", "--storage", url, "--format", format, cwd=here, status=status, HPO_DOCTOR_STATES=setting
+        )
+        return done.stdout, done.stderr
+
+    old, note = printed("json", "0.1")
+    assert {row["state"] for row in json.loads(old)} <= {"fine", "look"}
+    assert note == (
+        "note: version 0.3.0 removes HPO_DOCTOR_STATES=0.1; read the states ok, warning, error, fixed instead\n"
+    )
+    new, note = printed("json", "")
+    assert {row["state"] for row in json.loads(new)} <= {"ok", "warning"}
+    assert note == (
+        "note: fine is now ok, look is now warning, wrong is now error, mended is now fixed; "
+        "HPO_DOCTOR_STATES=0.1 prints the old states, HPO_DOCTOR_STATES=0.2 hides this note\n"
+    )
+    assert [list(row) for row in json.loads(new)] == [["check", "state", "found", "remedy"]] * len(json.loads(new))
+    assert printed("json", "0.2")[1] == ""
+    table, note = printed("table", "")
+    assert (table.split()[0], note) == ("ok", "")
+    assert "HPO_DOCTOR_STATES: must be 0.1 or 0.2, got 'x'" in printed("json", "x", status=2)[1]
