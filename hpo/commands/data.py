@@ -74,6 +74,8 @@ def training_documents(study: str | None, overrides: Sequence[str], count: int) 
     split, vocabulary = data.splits["train"], data.vocabulary()
     if split.n_synthetic:
         n_synthetic = f"{split.n_synthetic} of {split.n_documents} documents"
-        say(f"the last {n_synthetic} are synthetic: sampled from a {config.data.synthetic_n()}-gram model of the others")
+        say(
+            f"the last {n_synthetic} are synthetic: sampled from a {config.data.synthetic_n()}-gram model of the others"
+        )
     bounds = split.starts[: count + 1].tolist()
     return [vocabulary.decode(np.asarray(split.tokens[a:b], np.int64)) for a, b in pairwise(bounds)]
