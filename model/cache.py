@@ -2,9 +2,9 @@
 
 import fcntl
 import os
-import tempfile
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model.errors import CacheError
@@ -37,24 +37,38 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def write_whole(target: Path, pieces: Iterable[bytes]) -> Path:
-    """Write a file beside its place and rename it, so that nobody ever sees half of it.
+@contextmanager
+def atomic_write(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` for writing, and rename it to `target` at the end of the block.
+
+    Other processes see the old file or the complete new one. If the block raises, the path is removed and `target`
+    stays as it is. This is the only place where hpo and model replace a file.
 
     Raises:
-        CacheError: the folder cannot be written to.
+        OSError: The file cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        yield part
+        part.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(target: Path, pieces: Iterable[bytes]) -> Path:
+    """Write a file of the cache from pieces of its content, completely or not at all, and return its path.
+
+    Raises:
+        CacheError: The folder cannot be written to.
     """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as file:
-            try:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.chmod(file.name, 0o644)  # a temporary file is private, a cache may be shared
-                os.replace(file.name, target)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with atomic_write(target) as part:
+            with part.open("wb") as file:
+                file.writelines(pieces)
+            part.chmod(0o644)  # several users may share a cache
     except OSError as error:
         raise CacheError(f"data: cannot write {target}: {error.strerror}; set HPO_CACHE") from None
     return target

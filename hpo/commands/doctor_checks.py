@@ -20,6 +20,7 @@ from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.resources import available_cores, list_gpus
 from hpo.runs.run_dir import is_writable, trial_folder
 from hpo.storage.attributes import SPEC
+from hpo.storage.connections import read_connections
 from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.migrate import schema_problem, update_schema
 from hpo.storage.retry import transact
@@ -124,11 +125,11 @@ def _check_gpus() -> CheckResult:
 
 
 def _check_connections(store: Reader) -> CheckResult:
-    with store.engine.connect() as connection:
-        total = int(connection.exec_driver_sql("SELECT current_setting('max_connections')::int").scalar_one())
-        used = int(connection.exec_driver_sql("SELECT count(*) FROM pg_stat_activity").scalar_one())
-    n_workers = max(0, (total - used - 10) // 2)  # a worker holds two connections; ten stay free for other programs
-    message = f"{used} of {total} connections are in use; {n_workers} more workers can connect"
+    connections = read_connections(store)
+    n_workers = connections.n_workers
+    message = (
+        f"{connections.used} of {connections.allowed} connections are in use; {n_workers} more workers can connect"
+    )
     return CheckResult(
         "connections", "ok" if n_workers else "warning", message, "" if n_workers else "raise max_connections"
     )

@@ -23,9 +23,10 @@ from hpo.queue.registry import StoredStudy, register_study
 from hpo.runs.datasets import describe_data
 from hpo.runs.resources import available_cores, check_gpus, thread_environment
 from hpo.runs.run_dir import study_folder, write_file
+from hpo.storage.connections import check_connections
 from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.retry import PATIENCE, limit_patience
-from hpo.storage.store import check_connections, open_store
+from hpo.storage.store import open_store
 from hpo.storage.url import has_no_password, normalise_url
 from hpo.study.spec import Study, as_file
 from hpo.worker.events import Event

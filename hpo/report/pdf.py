@@ -1,13 +1,13 @@
 """A page as PDF, printed by a Chromium of this machine."""
 
-import contextlib
 import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from hpo.errors import Problem, Unwritable, WorkFailed
+from hpo.errors import Problem, WorkFailed
+from hpo.runs.run_dir import copy_file
 
 CHROMIUM = "HPO_CHROMIUM"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -65,17 +65,4 @@ def write_pdf(page: str, path: Path) -> None:
         if not target.is_file() or not target.stat().st_size:
             said = [line for line in done.stderr.splitlines() if line.strip()]
             raise WorkFailed(f"--pdf: {chromium} made none: {said[-1] if said else f'status {done.returncode}'}")
-        _put(target, path)
-
-
-def _put(made: Path, path: Path) -> None:
-    """Copy a file to where it was asked for, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(made, part)
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
+        copy_file(target, path)

@@ -1,14 +1,17 @@
-"""Files of a study: runs/<study>/{study.yaml, best.yaml, trials/0007/{config.yaml, metrics.jsonl, ...}}."""
+"""Folders and files of a study: runs/<study>/{study.yaml, best.yaml, trials/0007/{config.yaml, metrics.jsonl, ...}}."""
 
 import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hpo.errors import Unwritable
+from model.cache import atomic_write
 
 
 def study_folder(out: Path, study: str) -> Path:
@@ -19,25 +22,64 @@ def trial_folder(out: Path, study: str, number: int) -> Path:
     return study_folder(out, study) / "trials" / f"{number:04d}"
 
 
+def artifact_folder(out: Path) -> Path:
+    """Return the folder of the files that `hpo report` attaches to studies and trials."""
+    return out / "artifacts"
+
+
 def write_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
+    """Replace the content of a file, completely or not at all.
 
     Raises:
-        Unwritable: the message names it.
+        Unwritable: The file cannot be written; the message names it.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writable(path), atomic_write(path) as part:
         part.write_text(text, "utf-8")
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file, completely or not at all.
+
+    Raises:
+        Unwritable: The file cannot be written; the message names it.
+    """
+    with _writable(path), atomic_write(path) as part:
+        shutil.copyfile(source, part)
+
+
+def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Append the metrics of a rung as one line of JSON. NaN and infinity become null.
+
+    Raises:
+        Unwritable: The file cannot be written; the message names it.
+    """
+    line = json.dumps({key: to_json_value(value) for key, value in metrics.items()}) + "\n"
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the metrics of each rung, up to the first line that is incomplete because its writer was interrupted."""
+    if not path.is_file():
+        return
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def truncate_metrics(path: Path, rungs: int) -> None:
+    """Remove the metrics of all rungs after the first `rungs`, because a resumed run trains and writes them again."""
+    lines = [json.dumps(row) + "\n" for row in read_metrics(path) if row.get("rung", 0) <= rungs]
+    if path.is_file():
+        write_file(path, "".join(lines))
 
 
 def is_writable(folder: Path, n_bytes: int = 2**20) -> bool:
-    """Return whether a folder has room for so many bytes, and may be written."""
+    """Return whether a file of this size can be written into a folder."""
     probe = folder / f".probe.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,40 +92,8 @@ def is_writable(folder: Path, n_bytes: int = 2**20) -> bool:
             probe.unlink(missing_ok=True)
 
 
-def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Add one line of JSON; numbers that JSON has not are null.
-
-    Raises:
-        Unwritable: the message names it.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: to_json_value(value) for key, value in metrics.items()}) + "\n")
-    except OSError as error:
-        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a metrics file; a last line cut short is left out."""
-    if not path.is_file():
-        return
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
-
-
-def truncate_metrics(path: Path, rungs: int) -> None:
-    """Cut a metrics file back to its first rungs: a resumed run writes the rest again."""
-    kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line.get("rung", 0) <= rungs]
-    if path.is_file():
-        write_file(path, "".join(kept))
-
-
 def to_json_value(value: Any) -> Any:
-    """Return a value as JSON can hold it: no nan, no infinity, no numbers of other libraries."""
+    """Convert a value to one that JSON can hold: NaN and infinity become None, numbers of other libraries floats."""
     if isinstance(value, bool | str | int) or value is None:
         return value
     if isinstance(value, Mapping):
@@ -96,6 +106,10 @@ def to_json_value(value: Any) -> Any:
     return str(value)
 
 
-def artifact_folder(out: Path) -> Path:
-    """Return the folder of the files that `hpo report` attaches to studies and trials."""
-    return out / "artifacts"
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Turn an OSError into the error that users see."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None

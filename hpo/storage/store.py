@@ -103,30 +103,6 @@ def _check_writable(url: str) -> None:
             raise StorageError(f"storage: {path} cannot be written: {os.strerror(why)}")
 
 
-def check_connections(store: Store, workers: int) -> None:
-    """Check that the server has connections left for so many workers (2 each) and 10 for everything else.
-
-    Raises:
-        StorageError: it has not.
-    """
-    if store.engine.name == "sqlite":
-        return
-    total, used = store.retry(_connections, store.engine)
-    if workers * 2 + 10 > total - used:
-        raise StorageError(
-            f"storage: {workers} workers need {workers} x 2 + 10 = {workers * 2 + 10} connections, "
-            f"the server allows {total} and {used} are in use; "
-            f"start at most {max(0, (total - used - 10) // 2)} workers, or raise max_connections"
-        )
-
-
-def _connections(engine: sa.Engine) -> tuple[int, int]:
-    count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
-    with engine.begin() as connection:
-        total = connection.exec_driver_sql("SELECT current_setting('max_connections')::int").scalar_one()
-        return int(total), int(connection.exec_driver_sql(count).scalar_one())
-
-
 def _opened(url: str) -> RDBStorage:
     options = engine_options(url)
     rdb = RDBStorage(optuna_url(url), options, skip_compatibility_check=True, skip_table_creation=True)

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.cache import atomic_write
 from model.config import TrainConfig
 
 FILE = "state.safetensors"
@@ -34,17 +34,13 @@ def save(
     Raises:
         OSError: the file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     state = {"config": config.model_dump(mode="json"), "data_hash": data_hash, "progress": dict(progress)}
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    part = folder / f"{FILE}.{os.getpid()}"
     try:
-        save_file(copies, part, metadata={"state": json.dumps(state)})
-        part.replace(folder / FILE)
+        with atomic_write(folder / FILE) as part:
+            save_file(copies, part, metadata={"state": json.dumps(state)})
     except SafetensorError as error:  # safetensors raises its own error when the disk is full
-        raise OSError(errno.ENOSPC, f"checkpoint not written: {error}", str(part)) from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise OSError(errno.ENOSPC, f"checkpoint not written: {error}", str(folder / FILE)) from error
 
 
 def load(folder: Path, config: TrainConfig, data_hash: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -17,9 +17,10 @@ from hpo.errors import StorageError
 from hpo.queue.budget import fill_slots
 from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.slots import Slots
+from hpo.storage.connections import check_connections, read_connections
 from hpo.storage.engine import open_readonly
 from hpo.storage.retry import retry
-from hpo.storage.store import Store, check_connections, open_store
+from hpo.storage.store import Store, open_store
 from hpo.storage.trials import read_trials
 from hpo.storage.url import default_url, masked_url, normalise_url
 from tests.support.postgres import MISSING, Postgres, binaries
@@ -312,8 +313,13 @@ def test_calls_go_on_after_a_restart_of_the_server(server: Postgres, remote: Sto
 
 def test_more_workers_than_connections_are_refused_with_the_numbers(remote: Store, tmp_path: Path) -> None:
     check_connections(remote, 2)
-    with pytest.raises(StorageError, match=r"64 workers need 64 x 2 \+ 10 = 138 connections.* allows 30 "):
+    with pytest.raises(StorageError, match=r"64 workers need 64 x 2 \+ 10 = 138 connections.* allows 27 "):
         check_connections(remote, 64)
+    assert read_connections(remote).allowed == 30 - 3, "the server reserves three connections for superusers"
+    n_workers = read_connections(remote).n_workers
+    check_connections(remote, n_workers)
+    with pytest.raises(StorageError, match=f"start at most {n_workers} workers"):
+        check_connections(remote, n_workers + 1)
     with open_store(f"{tmp_path}/hpo.db", create=True) as file:
         check_connections(file, 64)
 
