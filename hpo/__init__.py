@@ -1,1 +1,1 @@
-"""Hyperparameter search over training runs. Never imports torch."""
+"""Hyperparameter search over training runs. This package does not import torch."""

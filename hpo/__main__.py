@@ -1,4 +1,4 @@
-"""python -m hpo is hpo."""
+"""Run the command line with `python -m hpo`."""
 
 from hpo.cli.main import main
 

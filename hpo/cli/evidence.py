@@ -91,10 +91,16 @@ def ablate(
 ) -> None:
     """Measure which changes between two configurations matter.
 
-    Designs: leave-one-out runs the target without each change. add-one-in runs the baseline with each change.
-    cumulative adds one change after the other. factorial runs all combinations of up to five changes, or a fraction of
-    the combinations of up to 16 changes, and estimates the interactions of pairs. All combinations run on the same
-    seeds. An effect is a mean difference between runs of the same seed.
+    The design says which combinations of the changes run:
+
+    \b
+    leave-one-out  all changes except one
+    add-one-in     one change
+    cumulative     the first change, the first two changes, and so on
+    factorial      all combinations of up to 5 changes, a fraction of the
+                   combinations of up to 16; estimates interactions of pairs
+
+    All combinations run on the same seeds. An effect is a mean difference between runs of the same seed.
     """
     from hpo.evidence.ablate import AblateRequest, run_ablation
 

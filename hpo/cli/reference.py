@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from textwrap import indent
 from types import NoneType
 from typing import Any, get_args
 
@@ -35,7 +36,7 @@ class Command:
     panel: str
     """The title under which `hpo --help` lists the command."""
     help: str
-    """Paragraphs, the first of which starts with a one-sentence summary."""
+    """Paragraphs, the first of which starts with a one-sentence summary. Indented lines keep their line breaks."""
     example: str
     """A complete command line."""
     arguments: tuple[Parameter, ...]
@@ -60,11 +61,17 @@ def _walk(command: Any, path: tuple[str, ...], panel: str) -> Iterator[Command]:
     yield Command(
         name=" ".join(path),
         panel=panel,
-        help=inspect.cleandoc(command.help),
+        help=_paragraphs(command.help),
         example=command.epilog.removeprefix("Example: "),
         arguments=tuple(_parameter(p, of) for p, of in shown if p.param_type_name == "argument"),
         options=tuple(_parameter(p, of) for p, of in shown if p.param_type_name == "option"),
     )
+
+
+def _paragraphs(text: str) -> str:
+    """Return a help text, with the blocks that typer must not wrap, marked by a backspace, indented by four spaces."""
+    blocks = [inspect.cleandoc(block) for block in inspect.cleandoc(text).split("\n\n")]
+    return "\n\n".join(indent(block.removeprefix("\b\n"), "    ") if block.startswith("\b") else block for block in blocks)
 
 
 def _parameter(parameter: Any, annotation: Any) -> Parameter:

@@ -38,6 +38,7 @@ def test_reference_has_the_order_of_the_help_and_is_stable() -> None:
 @pytest.mark.parametrize("command", commands(), ids=lambda command: command.name)
 def test_every_command_has_help_and_an_example_that_typer_accepts(command: Command) -> None:
     assert command.help.split("\n\n")[0].endswith(".")
+    assert "\b" not in command.help
     words = shlex.split(command.example)
     path = command.name.split()
     assert words[: 1 + len(path)] == ["hpo", *path]
