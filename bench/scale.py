@@ -81,12 +81,12 @@ def looks(url: str, repeats: int = 5) -> None:
 
 FRESH = """
 import sys, resource, time
-from hpo.register import load
-from hpo.storage import connect
-with connect(sys.argv[1]) as store:
-    at = load(store, "crowd")
+from hpo.queue.registry import load_stored_study
+from hpo.storage.store import open_store
+with open_store(sys.argv[1]) as store:
+    stored = load_stored_study(store, "crowd")
     before, began, spent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), time.process_time()
-    at.optuna.get_trials(deepcopy=False)
+    stored.optuna.get_trials(deepcopy=False)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{time.perf_counter() - began:.1f} s, CPU {time.process_time() - spent:.1f} s, {grown:.0f} MB")
 """

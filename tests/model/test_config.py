@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 import os
@@ -272,6 +273,7 @@ def unreachable(knob: str) -> bool:
 
 
 @cache
+@functools.cache  # many fields are changed from the same configuration
 def fingerprint(config: TrainConfig) -> list[float]:
     """Train and return what was seen, rung by rung."""
     from model.train.trainer import Trainer

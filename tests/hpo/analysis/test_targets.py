@@ -298,7 +298,7 @@ def test_aims_are_read_from_the_storage_alone(here: Path, store: Store) -> None:
     work(began(store, here, targets={"tier1": 2.0}, budget={"target": "tier1"}, milestones={"0.5": 1.0}))
     program = """
 import sys
-from hpo.cli import main
+from hpo.cli.main import main
 sys.argv = ["hpo", "status", "--storage", sys.argv[1]]
 try:
     main()

@@ -331,7 +331,7 @@ def test_of_a_long_study_only_the_best_trial_is_read(here: Path) -> None:
 
 LOOK = """
 import sys
-from hpo.cli import main
+from hpo.cli.main import main
 sys.argv = ["hpo", "status", "--storage", sys.argv[1]]
 try:
     main()

@@ -24,6 +24,7 @@ from hpo.report.importance import (
 from hpo.search.ranges import Choices, Range
 from hpo.storage.store import Store, open_store
 from hpo.study.load import load_study
+from tests.support.cases import exhaustive
 from tests.support.comparisons import run_search, run_study
 from tests.support.planted import planted_study
 
@@ -74,13 +75,14 @@ def test_an_interaction_with_a_choice_is_found() -> None:
     assert 0.5 < first.explained < 1
 
 
-def test_where_nothing_interacts_hardly_any_pair_is_called_so() -> None:
+@pytest.mark.parametrize("n", [12, exhaustive(40)])
+def test_where_nothing_interacts_hardly_any_pair_is_called_so(n: int) -> None:
     random = np.random.default_rng(4)
     found = [
         interactions_at_rung(planted(random, 50, lambda at: at["a"] + at["b"] ** 2), AXES, 1).pairs[0].p < 0.05
-        for _ in range(40)
+        for _ in range(n)
     ]
-    assert sum(found) <= 2 + 3 * math.sqrt(40 * 0.05 * 0.95)
+    assert sum(found) <= 0.05 * n + 3 * math.sqrt(n * 0.05 * 0.95)
 
 
 def test_one_run_that_went_wrong_hides_no_interaction() -> None:

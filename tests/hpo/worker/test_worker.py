@@ -284,14 +284,14 @@ def test_trial_killed_between_report_and_checkpoint_or_tell_ends_with_the_same_c
 KILLED = """
 import os, hpo.worker.worker
 from pathlib import Path
-from hpo.register import load
-from hpo.engine import look
-from hpo.storage import connect
-with connect(os.environ["HPO_STORAGE"]) as store:
+from hpo.queue.registry import load_stored_study
+from hpo.storage.engine import open_readonly
+from hpo.storage.store import open_store
+with open_store(os.environ["HPO_STORAGE"]) as store:
     def die(event):
         if event["event"] == "rung":
             os.kill(os.getpid(), 9)
-    hpo.worker.worker.Worker(load(store, None), Path("runs"), 1, die).work()
+    hpo.worker.worker.Worker(load_stored_study(store, None), Path("runs"), 1, die).work()
 """
 
 
