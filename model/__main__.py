@@ -10,10 +10,10 @@ from model.section import updated
 
 
 def main(arguments: list[str]) -> int:
-    """Train a run and print a line a rung; return the exit status."""
+    """Train a run and print one line per rung. Return the exit status."""
     try:
-        if wrong := [argument for argument in arguments if "=" not in argument]:
-            raise ConfigError(f"must be path=value, such as optimizer.lr=3e-4, got {wrong[0]}")
+        if malformed := [argument for argument in arguments if "=" not in argument]:
+            raise ConfigError(f"must be path=value, such as optimizer.lr=3e-4, got {malformed[0]}")
         config = updated(TrainConfig(), dict(argument.split("=", 1) for argument in arguments))
         from model.train.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""The cache folder: its place, its locks, files written whole."""
+"""The cache directory: its location, locks and atomic writes."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ from model.errors import CacheError
 
 
 def cache_root() -> Path:
-    """Return the folder of prepared and downloaded data: $HPO_CACHE, else the user's cache folder."""
+    """Return the directory of prepared and downloaded data: $HPO_CACHE, or hpo in the user's cache directory."""
     if os.environ.get("HPO_CACHE"):
         return Path(os.environ["HPO_CACHE"]).expanduser().absolute()
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -20,17 +20,17 @@ def cache_root() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the machine-wide lock on making `path`; it goes with the process, however that ends.
+    """Hold a machine-wide lock on the creation of `path`. The system releases it when the process ends.
 
     Raises:
-        CacheError: the folder cannot be written to.
+        CacheError: the directory is not writable.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path.parent / f".{path.name}.lock", "w")  # noqa: SIM115
     except OSError as error:
         raise CacheError(
-            f"data: cannot write in {path.parent}: {error.strerror}; set HPO_CACHE to a folder that can be written to"
+            f"data: cannot write in {path.parent}: {error.strerror}; set HPO_CACHE to a writable directory"
         ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -45,7 +45,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
     stays as it is. This is the only place where hpo and model replace a file.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: the file cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
@@ -58,17 +58,21 @@ def atomic_write(target: Path) -> Iterator[Path]:
         raise
 
 
-def write_whole(target: Path, pieces: Iterable[bytes]) -> Path:
-    """Write a file of the cache from pieces of its content, completely or not at all, and return its path.
+def write_whole(target: Path, chunks: Iterable[bytes]) -> Path:
+    """Write a file of the cache atomically and return its path.
+
+    chunks: content of the file, in order.
 
     Raises:
-        CacheError: The folder cannot be written to.
+        CacheError: the directory is not writable.
     """
     try:
         with atomic_write(target) as part:
             with part.open("wb") as file:
-                file.writelines(pieces)
+                file.writelines(chunks)
             part.chmod(0o644)  # several users may share a cache
     except OSError as error:
-        raise CacheError(f"data: cannot write {target}: {error.strerror}; set HPO_CACHE") from None
+        raise CacheError(
+            f"data: cannot write {target}: {error.strerror}; set HPO_CACHE to a writable directory"
+        ) from None
     return target

@@ -1,4 +1,4 @@
-"""What a failed run died of: too little memory, or a device that is of no more use to this process. Without torch."""
+"""Exceptions of configuration and cache, and the causes of failed runs: out of memory or a device fault. No torch."""
 
 import re
 from collections.abc import Iterator
@@ -16,27 +16,27 @@ _DEVICE = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error, or what caused it, is that memory of the GPU or of the machine ran out."""
-    return any(_ran_out(cause) for cause in _causes(error))
+    """Return whether an error, or one of its causes, is that the GPU or the machine ran out of memory."""
+    return any(_is_memory_error(cause) for cause in _causes(error))
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Return whether an error, or what caused it, leaves the GPU unusable for this process; no lack of memory."""
+    """Return whether an error, or one of its causes, makes the GPU unusable for this process, unlike out of memory."""
     runtime = (cause for cause in _causes(error) if isinstance(cause, RuntimeError))
     return not is_out_of_memory(error) and any(
         type(cause).__name__ == "AcceleratorError" or _DEVICE.search(str(cause)) for cause in runtime
     )
 
 
-def _ran_out(error: BaseException) -> bool:
-    # torch.OutOfMemoryError, also known as torch.cuda.OutOfMemoryError, by its name: torch is not to be imported.
+def _is_memory_error(error: BaseException) -> bool:
+    # torch.OutOfMemoryError, by its name, because this module must not import torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, and what it was raised from."""
+    """Yield an error, then the error that it was raised from, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -45,8 +45,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 class ConfigError(ValueError):
-    """A user's mistake that shows only when a run is prepared; the message names the key."""
+    """A wrong configuration that is detected only when a run is prepared. The message names the key."""
 
 
 class CacheError(ConfigError):
-    """The folder of prepared data cannot be written: this machine's doing, not the configuration's."""
+    """The cache directory is not writable. The cause is the machine, not the configuration."""

@@ -1,4 +1,4 @@
-"""Base class of every configuration section, dotted paths into them, and the number types that fields share."""
+"""Base class of all configuration sections, dotted paths to their fields, and shared number types."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]  # coefficient of a moving average, such as beta1
+Decay = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average, such as beta1
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
@@ -15,13 +15,13 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """A frozen group of hyperparameters; an unknown key is an error, never ignored."""
+    """A frozen group of hyperparameters. An unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def flat(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """Return the fields by dotted path, such as {"optimizer.lr": 0.001}."""
+    """Return all fields by dotted path, such as {"optimizer.lr": 0.001}."""
     fields: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
@@ -33,16 +33,16 @@ def flat(section: BaseModel, prefix: str = "") -> dict[str, Any]:
 
 
 def updated(section: M, values: Mapping[str, Any]) -> M:
-    """Return a copy with dotted fields replaced, such as {"optimizer.lr": 3e-4}.
+    """Return a copy with fields replaced by dotted path, such as {"optimizer.lr": 3e-4}.
 
-    Another `name` puts another component in place: what was said explicitly stays where the new
-    component has that field, the rest takes the new component's defaults.
+    A new `name` switches the component. Explicitly set fields keep their values if the new component has them; all
+    other fields take the defaults of the new component.
 
     Raises:
         pydantic.ValidationError: the result is not a valid configuration.
     """
     tree = section.model_dump(exclude_unset=True)
-    # Explicit defaults of a component must travel with its name.
+    # model_dump(exclude_unset=True) leaves out a name that is the default.
     for path, value in flat(section).items():
         if path.endswith(".name"):
             _set(tree, path, value)
@@ -55,30 +55,30 @@ def updated(section: M, values: Mapping[str, Any]) -> M:
 
 
 def component(section: BaseModel, key: str, name: Any) -> type[BaseModel] | None:
-    """Return the class that `name` stands for in the union at the field `key`, None for no such class."""
-    field = type(section).model_fields.get(key)  # None: no such field, which the model's own check says
+    """Return the class with this `name` in the union of the field `key`, or None if there is no such class."""
+    field = type(section).model_fields.get(key)  # None: no such field, which validation reports
     kinds = getattr(field.annotation, "__args__", ()) if field else ()
     for kind in kinds:
-        if isinstance(kind, type) and name in _words(kind):
+        if isinstance(kind, type) and name in _names(kind):
             return kind
     return None
 
 
-def _words(kind: type) -> tuple[Any, ...]:
+def _names(kind: type) -> tuple[Any, ...]:
     if not issubclass(kind, BaseModel) or "name" not in kind.model_fields:
         return ()
     return getattr(kind.model_fields["name"].annotation, "__args__", ())
 
 
 def _rename(section: BaseModel, tree: dict[str, Any], path: str, name: Any) -> None:
-    """Switch one component, keeping the explicit fields that the new one has too."""
+    """Switch a component and keep the explicitly set fields that the new component has too."""
     key = path.removesuffix(".name")
     old = tree.get(key, {})
     if old.get("name") == name:
         return
     kind = component(section, key, name) if "." not in key else None
-    kept = {k: v for k, v in old.items() if kind and k in kind.model_fields}
-    tree[key] = kept | {"name": name}
+    common = {k: v for k, v in old.items() if kind and k in kind.model_fields}
+    tree[key] = common | {"name": name}
 
 
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:
@@ -86,5 +86,5 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            return  # the model's own check names the key that is not a section
+            return  # validation reports the key that is not a section
     tree[leaf] = value

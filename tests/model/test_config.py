@@ -404,8 +404,8 @@ def test_messages_say_the_rule_and_the_value():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"optimizer.head_lr": 0.1}, "optimizer.head_lr: a tied model has no head of its own.*got 0.1"),
-        ({"optimizer.head_decay": 0.1}, "optimizer.head_decay: a tied model has no head of its own.*got 0.1"),
+        ({"optimizer.head_lr": 0.1}, "optimizer.head_lr: has no effect on a tied head.*got 0.1"),
+        ({"optimizer.head_decay": 0.1}, "optimizer.head_decay: has no effect on a tied head.*got 0.1"),
         (
             {"schedule.name": "onecycle", "schedule.beta1_dip": 0.8, "optimizer.name": "sgd"},
             "schedule.beta1_dip: sgd has no beta1.*got 0.8",
@@ -441,9 +441,12 @@ def test_messages_say_the_rule_and_the_value():
                 "optimizer.embedding_lr": 0.1,
                 "optimizer.scalar_lr": 0.1,
             },
-            "optimizer.adam_lr: every group has a rate of its own.*got 0.1",
+            "optimizer.adam_lr: has no effect if every group has its own rate.*got 0.1",
         ),
-        ({"model.name": "moe", "run.compile": "on"}, "run.compile: the experts' shares change.*got on"),
+        (
+            {"model.name": "moe", "run.compile": "on"},
+            "run.compile: must be auto or off for a mixture of experts.*got on",
+        ),
         ({"run.attention": "explicit", "regularization.dropout": 0.1}, "run.attention: .*leave it auto, got explicit"),
     ],
     ids=str,

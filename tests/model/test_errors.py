@@ -67,7 +67,7 @@ def test_the_cause_of_an_error_counts():
 def test_memory_that_really_runs_out_is_known(program):
     code = f"""
 import resource, torch
-from model.faults import is_device_fault, is_out_of_memory
+from model.errors import is_device_fault, is_out_of_memory
 resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
 try:
     {program}
