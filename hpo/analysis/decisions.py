@@ -1,4 +1,4 @@
-"""hpo why: one sentence for each decision about a trial, from the records that were made with the decisions."""
+"""Explain each decision about a trial in one sentence, from the record that was stored with the decision."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,37 +19,36 @@ from hpo.storage.attributes import (
 )
 from hpo.storage.trials import State, Trial
 
-LISTED = 12  # peers that a sentence names
-WHOLE = {"baseline": "a baseline", "seed": "a baseline", "arm": "an arm"}  # kinds that no rule may prune
+MAX_PEERS = 12  # longest list of trial numbers in a sentence; more trials are counted instead
+NEVER_PRUNED = {"baseline": "baselines", "seed": "baselines", "arm": "arms"}  # kind -> what the sentence calls it
 
 
 def decisions(snapshot: Snapshot, number: int) -> list[dict[str, Any]]:
-    """Return the decisions about a trial in their order: each in a word, in a sentence, and as it was recorded."""
+    """Return the decisions about a trial in order: each as a word, as a sentence, and as it was recorded."""
     trial = find_trial(snapshot, number)
-    found = [("suggested", f"trial {number} {_suggested(snapshot, trial)}", trial.user_attrs.get(SUGGESTED_BY))]
-    # The last attempt is the one that ended it.
-    found += [
-        ("interrupted", f"attempt {attempt} ended without it: {said}", None)
-        for attempt, said, _ in trial.user_attrs.get(ATTEMPTS, ())
-        if attempt < trial.user_attrs["attempt"]
+    made = [("suggested", f"trial {number} {_suggested(snapshot, trial)}", trial.user_attrs.get(SUGGESTED_BY))]
+    made += [
+        ("interrupted", f"attempt {attempt} was interrupted: {reason}", None)
+        for attempt, reason, _ in trial.user_attrs.get(ATTEMPTS, ())
+        if attempt < trial.user_attrs["attempt"]  # the last attempt ended the trial
     ]
-    found.append(
+    made.append(
         (trial_status(snapshot, trial), f"it {_ended(snapshot, trial)}", trial.user_attrs.get(PRUNING_DECISION))
     )
-    if (again := recompute(snapshot, trial)) is not None and not again.prunes:
-        a, b = distinct_text(again.value, again.threshold)
-        found.append(
-            ("recomputed", f"the stored curves do not give this decision again: {a} is held against {b}", None)
+    if (repeated := recompute(snapshot, trial)) is not None and not repeated.prunes:
+        a, b = distinct_text(repeated.value, repeated.threshold)
+        made.append(
+            ("recomputed", f"the stored curves do not reproduce this decision: they compare {a} with {b}", None)
         )
     return [
         {"trial": number, "decision": decision, "sentence": sentence, "record": record or {}}
-        for decision, sentence, record in found
+        for decision, sentence, record in made
     ]
 
 
 def recompute(snapshot: Snapshot, trial: Trial) -> Comparison | None:
-    """Return the comparison that pruned a trial, made again from the stored curves; None where none was recorded."""
-    record = _pruning(trial)
+    """Repeat the comparison that pruned a trial, from the stored curves; None where no comparison was recorded."""
+    record = _pruning_record(trial)
     if record is None:
         return None
     own = {rung: v for rung, v in trial.intermediate_values.items() if rung <= record["rung"]}
@@ -57,125 +56,127 @@ def recompute(snapshot: Snapshot, trial: Trial) -> Comparison | None:
     return compare(snapshot.spec["pruner"], own, peers)
 
 
-def _pruning(trial: Trial) -> Mapping[str, Any] | None:
-    """Return the record of what pruned a trial, None where something else ended it or none was kept."""
+def _pruning_record(trial: Trial) -> Mapping[str, Any] | None:
+    """Return the recorded comparison that pruned a trial, None where the pruner did not end it or left no record."""
     if trial.state != State.PRUNED or trial.user_attrs.get(END_REASON) != "pruned":
         return None
-    found: Mapping[str, Any] | None = trial.user_attrs.get(PRUNING_DECISION)
-    return found
+    record: Mapping[str, Any] | None = trial.user_attrs.get(PRUNING_DECISION)
+    return record
 
 
 def distinct_text(a: float, b: float) -> tuple[str, str]:
     """Return two numbers as text, with as many digits as show that they differ."""
-    told = number(a), number(b)
+    texts = number(a), number(b)
     for digits in range(5, 18):
-        x, y = (float(text.replace(",", "")) for text in told)
+        x, y = (float(text.replace(",", "")) for text in texts)
         if x != y or a == b:
             break
-        told = f"{a:.{digits}g}", f"{b:.{digits}g}"
-    return told
+        texts = f"{a:.{digits}g}", f"{b:.{digits}g}"
+    return texts
 
 
 def _suggested(snapshot: Snapshot, trial: Trial) -> str:
-    """Return what a trial's parameters come from, as the rest of a sentence about it."""
+    """Return where the parameters of a trial come from, as the predicate of a sentence."""
     attrs = trial.user_attrs
     if attrs.get("kind") == FORKED:
         study, _, origin = str(attrs["forked_from"]).rpartition("/")
-        return f"was carried over from study {study}, where it was trial {origin}"
+        return f"was copied from trial {origin} of study {study}"
     record = attrs.get(SUGGESTED_BY)
     if record is None:
-        return "was suggested before records of it were kept"
-    given = ", ".join(f"{path}={as_text(v)}" for path, v in (attrs.get(FIXED_VALUES) or {}).items())
+        return "has no record of how its parameters were chosen"
+    values = ", ".join(f"{path}={as_text(v)}" for path, v in (attrs.get(FIXED_VALUES) or {}).items())
     match record["by"]:
         case "baseline":
-            return f"is a baseline: {given or 'the base of the study as it stands'}"
+            return f"is a baseline: {values or 'the base configuration'}"
         case "seed":
-            return f"is the baseline again with another seed, to see what chance does: {given}"
+            return f"repeats the baseline with another seed, to measure the noise: {values}"
         case "arm":
             return f"is the run of arm {attrs.get(ARM)} with seed {attrs.get(SEED)}"
         case "enqueued":
-            return f"was enqueued by hand: {given}"
+            return f"was enqueued by the user: {values}"
         case "retry":
-            return f"tries trial {record['of']} again, which ended as {trial_status(snapshot, find_trial(snapshot, record['of']))}"
+            status = trial_status(snapshot, find_trial(snapshot, record["of"]))
+            return f"retries trial {record['of']}, which ended with status {status}"
     return _sampled(record)
 
 
 def _sampled(record: Mapping[str, Any]) -> str:
-    """Return what a sampler had to go by."""
-    by = record["by"]
+    """Return how a sampler chose parameters, and from how many trials, as the predicate of a sentence."""
+    sampler = record["by"]
     if "point" in record:
-        return f"is point {record['point']} of the {record['of']:,} of sampler {by}"
+        return f"is point {record['point']} of the {record['of']:,} points of sampler {sampler}"
     if "finished" not in record:
-        return (
-            "was drawn at random" if by == "random" else f"is the next point of sampler {by}, which looks at no trial"
-        )
+        independent = f"is the next point of sampler {sampler}, which does not depend on other trials"
+        return "was drawn at random" if sampler == "random" else independent
     finished, running = record["finished"], f"{record['running']} running"
     if (first := record.get("random_until")) is None:
-        return f"was suggested by {by} from {finished:,} finished trials, {running}"
+        return f"was suggested by {sampler} from {finished:,} finished trials, {running}"
     if finished < first:
-        return f"was drawn at random, since {by} waits for {first} finished trials and knew {finished}, {running}"
-    return f"was drawn at random by {by}, which knew {finished:,} finished trials, {running}"
+        return f"was drawn at random, because {sampler} needs {first} finished trials and had {finished:,} ({running})"
+    return f"was drawn at random by {sampler}, which had {finished:,} finished trials ({running})"
 
 
 def _ended(snapshot: Snapshot, trial: Trial) -> str:
-    """Return how a trial ended or where it stands, as the rest of a sentence about it."""
-    ended, at = trial_status(snapshot, trial), f"at rung {trial.last_step or 0} of {snapshot.rungs}"
-    error = str(trial.user_attrs.get(ERROR, "")).strip().splitlines()
-    reason = f": {error[-1]}" if error else ""
-    if ended == "complete":
-        whole = WHOLE.get(str(snapshot.kind(trial)))
-        spared = f", as no rule may prune {whole}" if whole else ""
-        return f"ran to its end, rung {snapshot.rungs}{spared}: {snapshot.objective} {as_text(trial_value(trial))}"
-    if ended == "pruned":
+    """Return how a trial ended, or its status while it has not ended, as the predicate of a sentence."""
+    status, at = trial_status(snapshot, trial), f"at rung {trial.last_step or 0} of {snapshot.rungs}"
+    if status == "complete":
+        kind = NEVER_PRUNED.get(str(snapshot.kind(trial)))
+        reason = f" ({kind} are never pruned)" if kind else ""
+        return f"completed all {snapshot.rungs} rungs{reason}: {snapshot.objective} {as_text(trial_value(trial))}"
+    if status == "pruned":
         return _pruned(snapshot, trial)
-    told = {
+    error = str(trial.user_attrs.get(ERROR, "")).strip().splitlines()
+    cause = f": {error[-1]}" if error else ""
+    predicates = {
         "running": f"is running, {at}",
         "waiting": "waits for a worker",
-        "interrupted": f"was interrupted {at}; the next worker goes on with it",
-        "diverged": f"diverged {at}: its {snapshot.objective} there was no finite number",
-        "invalid": f"was not begun, since its values do not go together{reason}",
-        "oom": f"was ended {at}, since it needs more memory than there is{reason}",
-        "timeout": f"was ended {at}, since it took too long{reason}",
-        "killed": f"was killed by hand {at}",
-        "lost": f"was given up {at}{reason}",
+        "interrupted": f"was interrupted {at}; the next worker resumes it",
+        "diverged": f"diverged {at}: its {snapshot.objective} is not finite",
+        "invalid": f"did not start, because its values are invalid together{cause}",
+        "oom": f"was stopped {at}, because it needs more memory than is available{cause}",
+        "timeout": f"was stopped {at}, because it exceeded its time limit{cause}",
+        "killed": f"was killed by the user {at}",
+        "lost": f"was abandoned {at}{cause}",
     }
-    return told.get(ended, f"failed {at}{reason}")
+    return predicates.get(status, f"failed {at}{cause}")
 
 
 def _pruned(snapshot: Snapshot, trial: Trial) -> str:
-    record = _pruning(trial)
+    """Return why the pruner stopped a trial, as the predicate of a sentence."""
+    record = _pruning_record(trial)
     if record is None:
-        return f"was pruned at rung {trial.last_step} of {snapshot.rungs}; what it was compared with was not kept"
-    rule = snapshot.spec["pruner"]
+        return f"was pruned at rung {trial.last_step} of {snapshot.rungs}; the comparison was not recorded"
+    return f"was pruned at rung {record['rung']} of {snapshot.rungs}: {_comparison(snapshot, record)}"
+
+
+def _comparison(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
+    """Return the comparison of a pruning rule as a clause: the value of the trial, then the threshold."""
+    rule, objective, peers = snapshot.spec["pruner"], snapshot.objective, _peer_text(record)
     a, b = distinct_text(record["value"], record["threshold"])
-    peers = _named(record)
     match rule["name"]:
         case "median":
-            said = f"its best {snapshot.objective} so far, {a}, was above {b}, the median of {peers} there"
+            return f"its best {objective} so far, {a}, was above {b}, the median of {peers} at that rung"
         case "percentile":
-            share = f"{rule['percentile']:g} %"
-            said = (
-                f"its best {snapshot.objective} so far, {a}, was above {b}, below which {share} of {peers} were there"
+            return (
+                f"its best {objective} so far, {a}, was above {b}, percentile {rule['percentile']:g} of {peers} there"
             )
         case "halving" | "hyperband":
             n = record["n"] + 1
-            kept, marked = place(n, rule["factor"]), f"with {peers} it made {n} at that mark"
-            said = f"its {snapshot.objective} there, {a}, was above {b}: {marked}, of which the best {kept} go on"
+            best = f"only the best {place(n, rule['factor'])} of {n} trials continue"
+            return f"its {objective}, {a}, was above {b}; {best} (compared with {peers})"
         case "patient":
-            least = f" and {rule['min_delta']:g}" if rule["min_delta"] else ""
-            last = f"the last {rule['patience'] + 1} rungs"
-            said = f"its best {snapshot.objective} of {last}, {a}, was above {b}, its best before{least}"
+            margin = f" plus {rule['min_delta']:g}" if rule["min_delta"] else ""
+            recent = f"the last {rule['patience'] + 1} rungs"
+            return f"its best {objective} of {recent}, {a}, was above {b}, its best before{margin}"
         case "threshold":
             side = "above" if record["value"] > record["threshold"] else "below"
-            said = f"its {snapshot.objective} there, {a}, was {side} {b}, where the study's threshold is"
-        case _:
-            said = f"its curve was worse than that of {peers}, then the best: p = {a}, below {b}, in a signed-rank test"
-    return f"was pruned at rung {record['rung']} of {snapshot.rungs}: {said}"
+            return f"its {objective}, {a}, was {side} the study's threshold, {b}"
+    return f"its curve was worse than that of {peers}, the best trial then: p = {a}, below {b}, in a signed-rank test"
 
 
-def _named(record: Mapping[str, Any]) -> str:
-    """Return the peers of a decision, by number where they are few."""
+def _peer_text(record: Mapping[str, Any]) -> str:
+    """Return the trials of a comparison by number, or only their count above `MAX_PEERS`."""
     numbers = unfolded(record["peers"])
-    if len(numbers) > LISTED:
+    if len(numbers) > MAX_PEERS:
         return f"{len(numbers):,} trials"
     return f"trial{'s' if len(numbers) != 1 else ''} {', '.join(map(str, numbers)) or 'none'}"

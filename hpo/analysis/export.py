@@ -1,4 +1,4 @@
-"""The configuration of a trial, complete and trainable, with where it comes from."""
+"""Export the complete configuration of a trial, with its provenance, as a YAML file that `hpo train` accepts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,23 +15,31 @@ from model.section import flat
 
 
 def select_trial(snapshot: Snapshot, number: int | None) -> Trial:
-    """Return trial `number`, the best one where it is None."""
+    """Return the trial with this number, or the best trial for None.
+
+    Raises:
+        NothingFeasible: no trial is complete.
+        Problem: the study has no such trial, or the trial has no configuration yet.
+    """
     if number is None:
         return best_trial(snapshot)
     trial = find_trial(snapshot, number)
     if not trial.params and FIXED_VALUES not in trial.user_attrs:
-        raise Problem(f"trial: {number} has no configuration yet; it is {trial.state.value}")
+        raise Problem(f"trial: {number} has no configuration yet; its state is {trial.state.value}")
     return trial
 
 
 def configuration(study: Study, trial: Trial) -> BaseModel:
-    """Return what a trial trained."""
+    """Return the configuration that a trial trained."""
     fixed: Mapping[str, Any] | None = trial.user_attrs.get(FIXED_VALUES)
     return study.configured(trial.params if fixed is None else fixed)
 
 
 def provenance(snapshot: Snapshot, trial: Trial, known: str = "") -> dict[str, Any]:
-    """Return study, trial, value, seeds, versions, commit and data hash."""
+    """Return study, trial, value, seeds, versions, commit and data hash.
+
+    known: a phrase that says how far the result is confirmed.
+    """
     return {
         "study": snapshot.name,
         "trial": trial.number,
@@ -49,14 +57,13 @@ def provenance(snapshot: Snapshot, trial: Trial, known: str = "") -> dict[str, A
 
 
 def export_text(snapshot: Snapshot, trial: Trial, known: str = "") -> str:
-    """Return the YAML file of a trial; known: in words, what makes it the one to keep."""
+    """Return the YAML file of a trial; known: as in `provenance`."""
     return config_text(configuration(from_spec(snapshot.spec), trial), provenance(snapshot, trial, known))
 
 
 def changed_fields(snapshot: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:
-    """Return (field, baseline's value, this trial's value) for each field of the configuration that differs."""
+    """Return field, value of the first baseline and value of the trial for each field that differs."""
     study = from_spec(snapshot.spec)
-    first = study.file.baseline[0] if study.file.baseline else {}
-    before, after = flat(study.configured(first)), flat(configuration(study, trial))
+    before, after = flat(study.configured(study.file.first_baseline)), flat(configuration(study, trial))
     paths = [path for path in after if path in study.file.space] + [p for p in after if p not in study.file.space]
     return [(path, before.get(path), after[path]) for path in paths if before.get(path) != after[path]]

@@ -1,4 +1,4 @@
-"""What a study has done so far, read from the storage alone: no model, no torch, so it answers at once."""
+"""Read the state of a study from the storage, without loading the model, torch or Optuna."""
 
 import math
 from collections import Counter
@@ -30,7 +30,12 @@ from hpo.storage.trials import State, Trial, read_trials, resolve_study_name, st
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A study and its trials at one moment."""
+    """The definition, the trials and the slots of a study as the storage holds them at one moment.
+
+    spec: the study file as stored. slots: kind of a trial -> number of slots; a slot is one trial of the budget.
+    leased: slots that a live worker holds. anchors: losses of the unigram and bigram models. elapsed: seconds since
+    the first launch.
+    """
 
     name: str
     spec: Mapping[str, Any]
@@ -42,7 +47,7 @@ class Snapshot:
     slots: Mapping[str, int]
     leased: frozenset[int]
     state: str = "active"
-    happened: Sequence[SlotEvent] = ()
+    events: Sequence[SlotEvent] = ()
     reached: Mapping[str, targets.TargetReached] = field(default_factory=dict)
 
     @property
@@ -55,93 +60,105 @@ class Snapshot:
 
     @property
     def rung_tokens(self) -> float | None:
-        found: float | None = self.spec.get("rung_tokens")
-        return found
+        """Tokens between two rungs, None for a training function that does not count tokens."""
+        tokens: float | None = self.spec.get("rung_tokens")
+        return tokens
 
     @cached_property
     def own(self) -> list[Trial]:
-        """The trials that this study ran itself: not those that `hpo fork` carried over, or another program made."""
+        """The trials that workers of this study ran: none that `hpo fork` copied or that another program added."""
         return [t for t in self.trials if "slot" in t.user_attrs and t.user_attrs.get("kind") != FORKED]
 
     @cached_property
     def feasible(self) -> list[Trial]:
-        """The finished trials, one of which is the best: they meet their constraints.
+        """The complete trials that meet their constraints; the best trial is one of them.
 
-        The baseline with another seed is none of them: it is the same configuration with more luck.
+        Repeats of the baseline with other seeds are left out, because they are the same configuration with other luck.
         """
-        finished = [t for t in self.in_state(State.COMPLETE) if all(c <= 0 for c in t.constraints.values())]
-        return [t for t in finished if self.kind(t) != "seed"]
+        complete = [t for t in self.in_state(State.COMPLETE) if all(c <= 0 for c in t.constraints.values())]
+        return [t for t in complete if self.kind(t) != "seed"]
 
     @cached_property
-    def repeats(self) -> list[Trial]:
-        """The finished runs of the first baseline, the one of the base's own seed first."""
+    def baseline_runs(self) -> list[Trial]:
+        """The complete runs of the first baseline: the run with the seed of the study file, then its repeats."""
         first = self.baseline()
-        again = [t for t in self.own if self.kind(t) == "seed"]
-        return [t for t in ([first] if first else []) + again if t.state == State.COMPLETE]
+        repeats = [t for t in self.own if self.kind(t) == "seed"]
+        return [t for t in ([first] if first else []) + repeats if t.state == State.COMPLETE]
 
     @cached_property
     def noise(self) -> Noise | None:
-        """The noise floor of those runs, None for fewer than two."""
-        return noise_floor(self.repeats)
+        """The noise floor of the runs of the first baseline, None for fewer than two complete runs."""
+        return noise_floor(self.baseline_runs)
 
     @cached_property
     def target(self) -> str | None:
-        """The name of the target that ends the study, None where it goes by other things or is not reached."""
+        """The name of the target that ended the study, None where no target did."""
         name = self.budget.get("target")
         return name if name in self.reached else None
 
     def kind(self, trial: Trial) -> str | None:
-        """Return what a trial is; one that is tried again is what it was before."""
+        """Return the kind of a trial, such as baseline, seed, arm or search; a retry has the kind of its trial."""
         return trial.user_attrs.get(RETRIED, trial.user_attrs.get("kind"))
 
     def in_state(self, *states: State) -> list[Trial]:
         return [t for t in self.trials if t.state in states]
 
     def best(self) -> Trial | None:
-        """Return the finished trial with the smallest objective, among those that meet their constraints."""
+        """Return the complete trial with the lowest objective among the trials that meet their constraints."""
         return self._best
 
     def baseline(self) -> Trial | None:
-        """Return the first baseline trial, finished or not."""
+        """Return the trial of the first baseline in the study file, in any state.
+
+        Where that trial failed and a retry is complete, return the retry.
+        """
         return self._baseline
 
-    @cached_property  # the live view asks four times a second
+    @property
+    def baseline_value(self) -> float | None:
+        """The objective of the first baseline, None while no run of it is complete."""
+        first = self.baseline()
+        return first.values[0] if first is not None and first.state == State.COMPLETE else None
+
+    @cached_property  # the live table reads it four times per second
     def _best(self) -> Trial | None:
         return min(self.feasible, key=lambda t: t.values[0], default=None)
 
     @cached_property
     def _baseline(self) -> Trial | None:
-        found = [t for t in self.trials if self.kind(t) == "baseline"]
-        first = min(found, key=lambda t: int(t.user_attrs["slot"]), default=None)
+        baselines = [t for t in self.trials if self.kind(t) == "baseline"]
+        first = min(baselines, key=lambda t: int(t.user_attrs["slot"]), default=None)
         if first is None or first.state == State.COMPLETE:
             return first
-        tries = [t for t in found if t.user_attrs.get(FIXED_VALUES) == first.user_attrs.get(FIXED_VALUES)]
+        tries = [t for t in baselines if t.user_attrs.get(FIXED_VALUES) == first.user_attrs.get(FIXED_VALUES)]
         return next((t for t in tries if t.state == State.COMPLETE), first)
 
     @cached_property
     def _counts(self) -> dict[str, int]:
-        begun = {t.user_attrs["slot"] for t in self.own}
+        started = {t.user_attrs["slot"] for t in self.own}
         states = Counter(t.state for t in self.own)
-        waiting = states[State.WAITING]  # interrupted, to be gone on with
+        waiting = states[State.WAITING]  # interrupted trials, which a worker resumes
         if self.budget.get("trials"):
-            waiting += max(0, sum(self.slots.values()) - len(begun))
+            waiting += max(0, sum(self.slots.values()) - len(started))
         return {state.value: states[state] for state in _SHOWN} | {"waiting": waiting}
 
+
+GIVEN_KINDS = ("baseline", "seed", "arm")  # kinds of trials whose values the study file gives
 
 _SHOWN = (State.COMPLETE, State.PRUNED, State.FAIL, State.RUNNING)
 
 
 def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
-    """Read a study.
+    """Read a study; name: None for the only study of the storage.
 
     Raises:
-        Problem: there is none of that name, or it was not made by us.
+        Problem: the storage has no such study, several studies and no name, or a study of another program.
     """
     name = resolve_study_name(store, name)
     study_id = study_ids(store)[name]
     attrs = study_attrs(store, study_id)
     if SPEC not in attrs:
-        raise Problem(f"--study: {name!r} was not made by `hpo launch`")
+        raise Problem(f"--study: {name!r} was not created by `hpo launch`")
     slots, spec = SlotTable(store, study_id), with_current_addresses(attrs[SPEC])
     return Snapshot(
         name=name,
@@ -154,7 +171,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
         slots=slots.counts(),
         leased=frozenset(lease.slot for lease in slots.owners() if lease.seconds > 0),
         state=attrs.get(STUDY_STATE, "active"),
-        happened=slots.events(),
+        events=slots.events(),
         reached=targets.targets_reached(store, study_id, spec.get("targets") or {}),
     )
 
@@ -167,20 +184,22 @@ def best_trial(snapshot: Snapshot) -> Trial:
     """
     best = snapshot.best()
     if best is None:
-        raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` says how far it is")
+        raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` shows the progress")
     return best
 
 
 def trial_counts(snapshot: Snapshot) -> dict[str, int]:
-    """Return trials by state; waiting are slots that nobody began."""
+    """Return the number of trials by state; waiting includes the slots whose trial no worker has started."""
     return dict(snapshot._counts)
 
 
 def has_ended(snapshot: Snapshot) -> bool:
-    """Return whether a study has nothing left to do."""
+    """Return whether a study has used its budget or reached its target, and no trial is running or interrupted."""
     n, budget = trial_counts(snapshot), snapshot.budget
     over = bool(budget.get("hours")) and snapshot.elapsed >= 3600 * float(budget["hours"])
-    if budget.get("tokens") and snapshot.rung_tokens:  # what is left does not pay for a whole trial
+    if (
+        budget.get("tokens") and snapshot.rung_tokens
+    ):  # a trial starts only if the rest of the budget pays for all of it
         spent = sum(t.last_step or 0 for t in snapshot.own)
         over = over or spent + snapshot.rungs > math.ceil(budget["tokens"] / snapshot.rung_tokens)
     over = over or snapshot.target is not None
@@ -189,8 +208,20 @@ def has_ended(snapshot: Snapshot) -> bool:
     return over or (bool(budget.get("trials")) and not n["waiting"])
 
 
+def searched_trials(snapshot: Snapshot) -> list[Trial]:
+    """Return the trials that competed for the best: those that ended complete or pruned, without the baselines.
+
+    A run that diverged counts as pruned. Left out are:
+
+    * baselines, their repeats with other seeds, and arms, because no search chose their values;
+    * trials that failed, and trials stopped because their values are invalid or exceed a limit of memory or time.
+    """
+    ended = [t for t in snapshot.in_state(State.COMPLETE, State.PRUNED) if snapshot.kind(t) not in GIVEN_KINDS]
+    return [t for t in ended if trial_status(snapshot, t) in ("complete", "pruned", "diverged")]
+
+
 def token_counts(snapshot: Snapshot) -> dict[str, int | None]:
-    """Return tokens trained, and those that pruned trials were spared; None where a run has no tokens."""
+    """Return the tokens trained and the tokens saved by pruning, None where the training function counts no tokens."""
     if snapshot.rung_tokens is None:
         return {"trained": None, "saved_by_pruning": None}
     trained = sum(t.last_step or 0 for t in snapshot.own)
@@ -199,15 +230,15 @@ def token_counts(snapshot: Snapshot) -> dict[str, int | None]:
 
 
 def trial_value(trial: Trial) -> float | None:
-    """Return a trial's result, or the last finite value of one that has none."""
-    if trial.values:  # of a pruned trial, the worker tells the last finite one
+    """Return the objective of a trial, or its last finite intermediate value where it has no result."""
+    if trial.values:  # the worker reports the last finite value of a pruned trial as its result
         return float(trial.values[0])
     finite = [v for _, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)]
     return finite[-1] if finite else None
 
 
 def trial_status(snapshot: Snapshot, trial: Trial) -> str:
-    """Return in one word where a trial stands: running, interrupted, complete, or why it ended."""
+    """Return the status of a trial in one word: running, interrupted, complete, or the reason why it ended."""
     if trial.state == State.WAITING or (
         trial.state == State.RUNNING and trial.user_attrs.get("slot") not in snapshot.leased
     ):
@@ -219,10 +250,10 @@ def find_trial(snapshot: Snapshot, number: int) -> Trial:
     """Return a trial by number.
 
     Raises:
-        Problem: there is none.
+        Problem: the study has no such trial.
     """
     for trial in snapshot.trials:
         if trial.number == number:
             return trial
-    held = f"0 to {len(snapshot.trials) - 1}" if snapshot.trials else "none yet"
-    raise Problem(f"trial: study {snapshot.name} has no trial {number}; it has {held}")
+    existing = f"it has trials 0 to {len(snapshot.trials) - 1}" if snapshot.trials else "it has no trials yet"
+    raise Problem(f"trial: study {snapshot.name} has no trial {number}; {existing}")

@@ -1,20 +1,24 @@
-"""What a study is to reach: targets, the first of which to be met may end it, and milestones on the way of one run."""
+"""Targets of a study and milestones of a run.
+
+A target is a value of the objective that any trial of the study may reach. A milestone is a value that one run is
+expected to reach by a share of its length.
+"""
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpo.console import Rounded, number
 from hpo.storage.targets import TargetReached
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Milestone:
-    """What was expected of a run by a share of it, and its value at the first rung there, None where it has none."""
+    """One milestone of a run.
+
+    rung: the first rung at or after `share` of the run. value: the objective there, None where it is not known.
+    """
 
     share: float
     rung: int
@@ -22,59 +26,61 @@ class Milestone:
     value: float | None
 
     @property
-    def by(self) -> float | None:
-        """By how much it was met; below 0: missed."""
+    def margin(self) -> float | None:
+        """The expected value minus the value, which is negative for a missed milestone."""
         return None if self.value is None else self.expected - self.value
 
     def record(self) -> dict[str, Any]:
-        """Return it as a program reads it."""
-        met = self.by is not None and self.by >= 0
-        return {"rung": self.rung, "expected": self.expected, "value": self.value, "by": self.by, "met": met}
+        """Return the milestone as `--format json` prints it."""
+        met = self.margin is not None and self.margin >= 0
+        return {"rung": self.rung, "expected": self.expected, "value": self.value, "by": self.margin, "met": met}
 
-    def told(self, decimals: int | None) -> str:
-        """Return it as a person reads it.
+    def text(self, decimals: int | None) -> str:
+        """Return the milestone as `hpo status` prints it.
 
-        decimals: of the objective's values, None for as many as usual.
+        decimals: for values of the objective, None for the default of `number`.
         """
-
-        def said(value: float) -> str:
-            return number(value if decimals is None else Rounded(value, decimals))
-
-        what = f"{self.expected:g} by {self.share * 100:g} %"
-        if self.value is None or self.by is None:
-            return f"{what} not come to (rung {self.rung})"
-        return f"{what} {'met' if self.by >= 0 else 'missed'} by {said(abs(self.by))} (rung {self.rung})"
+        goal = f"{self.expected:g} by {self.share * 100:g} %"
+        if self.margin is None:
+            return f"{goal} not reached yet (rung {self.rung})"
+        distance = abs(self.margin)
+        by = number(distance if decimals is None else Rounded(distance, decimals))
+        return f"{goal} {'met' if self.margin >= 0 else 'missed'} by {by} (rung {self.rung})"
 
 
 def target_records(
-    wanted: Mapping[str, float], found: Mapping[str, TargetReached], rung_tokens: float | None
+    targets: Mapping[str, float], reached: Mapping[str, TargetReached], rung_tokens: float | None
 ) -> dict[str, dict[str, Any]]:
-    """Return targets by name, and by which trial each was reached first, after how many tokens, as programs read it."""
+    """Return by name each target, the trial that first reached it, and the tokens trained by then.
+
+    targets: name -> value. reached: the targets that a trial reached. rung_tokens: tokens between two rungs, None
+    for a training function that does not count tokens.
+    """
     records = {}
-    for name, value in wanted.items():
-        at = found.get(name)
+    for name, value in targets.items():
+        first = reached.get(name)
         records[name] = {
             "target": value,
-            **{key: at and getattr(at, key) for key in ("trial", "rung", "value")},
-            "tokens": round(at.rung * rung_tokens) if at and rung_tokens else None,
-            "study_tokens": round(at.rungs * rung_tokens) if at and rung_tokens else None,
+            **{key: first and getattr(first, key) for key in ("trial", "rung", "value")},
+            "tokens": round(first.rung * rung_tokens) if first and rung_tokens else None,
+            "study_tokens": round(first.rungs * rung_tokens) if first and rung_tokens else None,
         }
     return records
 
 
 def milestones(expected: Mapping[Any, float], rungs: int, curve: Mapping[int, float]) -> list[Milestone]:
-    """Return how a run of so many rungs fares against what is expected of it, the earliest share first.
+    """Return the milestones of a run, the earliest first.
 
-    expected: share of the run -> loss. A share is read at the first rung at or after it.
+    expected: share of the run -> value of the objective. rungs: number of rungs of a run. curve: rung -> value.
     """
-    found = []
-    for share, loss in sorted((float(share), loss) for share, loss in expected.items()):
+    result = []
+    for share, target in sorted((float(share), value) for share, value in expected.items()):
         rung = max(1, math.ceil(share * rungs - 1e-9))  # 0.07 * 100 is 7.000000000000001
         value = curve.get(rung)
-        found.append(Milestone(share, rung, loss, value if value is not None and math.isfinite(value) else None))
-    return found
+        result.append(Milestone(share, rung, target, value if value is not None and math.isfinite(value) else None))
+    return result
 
 
-def milestone_records(found: Iterable[Milestone]) -> dict[str, dict[str, Any]]:
-    """Return milestones by their share, as programs read them."""
-    return {f"{m.share:g}": m.record() for m in found}
+def milestone_records(run: Iterable[Milestone]) -> dict[str, dict[str, Any]]:
+    """Return the milestones of a run by their share, as `--format json` prints them."""
+    return {f"{milestone.share:g}": milestone.record() for milestone in run}

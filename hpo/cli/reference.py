@@ -71,7 +71,9 @@ def _walk(command: Any, path: tuple[str, ...], panel: str) -> Iterator[Command]:
 def _paragraphs(text: str) -> str:
     """Return a help text, with the blocks that typer must not wrap, marked by a backspace, indented by four spaces."""
     blocks = [inspect.cleandoc(block) for block in inspect.cleandoc(text).split("\n\n")]
-    return "\n\n".join(indent(block.removeprefix("\b\n"), "    ") if block.startswith("\b") else block for block in blocks)
+    return "\n\n".join(
+        indent(block.removeprefix("\b\n"), "    ") if block.startswith("\b") else block for block in blocks
+    )
 
 
 def _parameter(parameter: Any, annotation: Any) -> Parameter:

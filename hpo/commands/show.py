@@ -93,11 +93,11 @@ def _status_text(snapshot: Snapshot) -> str:
 
 def _event_lines(snapshot: Snapshot) -> list[str]:
     """Return the counts of unusual events, such as lost workers, and one line for each of the latest events."""
-    if not snapshot.happened:
+    if not snapshot.events:
         return []
-    n = Counter(event.event_type for event in snapshot.happened)
+    n = Counter(event.event_type for event in snapshot.events)
     title = "events: " + ", ".join(f"{count} {word}" for word, count in n.items()) + "; the latest:"
-    latest = snapshot.happened[:MAX_EVENTS]
+    latest = snapshot.events[:MAX_EVENTS]
     return [title, *(f"  {clock(e.seconds_ago)} ago: {e.event_type}{_event_details(snapshot, e)}" for e in latest)]
 
 
@@ -169,7 +169,7 @@ def _interruptions(snapshot: Snapshot, trial: Trial) -> list[str]:
     slot = trial.user_attrs.get("slot")
     events = [
         event
-        for event in reversed(snapshot.happened)
+        for event in reversed(snapshot.events)
         if slot is not None and event.slot == slot and event.event_type != trial_status(snapshot, trial)
     ]
     return [f"attempt {event.attempt}: {event.event_type}" for event in events]

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import Snapshot, read_snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot, searched_trials
 from hpo.analysis.statistics import Test, min_pairs
 from hpo.console import Format, number, rows, say
 from hpo.errors import NothingFeasible, Problem
@@ -24,7 +24,7 @@ from hpo.evidence.paired import ArmComparison, compare_arms, comparison_record
 from hpo.launcher.supervisor import LaunchOptions, run_study
 from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.engine import open_readonly
-from hpo.storage.trials import State, Trial
+from hpo.storage.trials import Trial
 from hpo.study.arms import Compared, study_of
 from hpo.study.spec import Study, from_spec, seed_path
 from model.section import flat
@@ -102,13 +102,13 @@ def plan_confirmation(snapshot: Snapshot, name: str, request: ConfirmRequest, fi
             f"baseline, however large, is significant in a {test} test; got {n}"
         )
     names = {f"trial {t.number}": t for t in best}
-    baseline: Mapping[str, Any] = next(iter(search.file.baseline), {})
+    baseline: Mapping[str, Any] = search.file.first_baseline
     arms = {BASELINE: baseline} | {arm: t.user_attrs.get(FIXED_VALUES, t.params) for arm, t in names.items()}
     about = {
         "confirms": snapshot.name,
         "trials": {arm: t.number for arm, t in names.items()},
-        "found": {arm: t.values[0] for arm, t in names.items()} | {BASELINE: _baseline_value(snapshot)},
-        "among": len(snapshot.feasible),
+        "found": {arm: t.values[0] for arm, t in names.items()} | {BASELINE: snapshot.baseline_value},
+        "among": len(searched_trials(snapshot)),
         "test": test,
         "searched_tokens": flat(search.base).get("run.tokens"),
     }
@@ -122,7 +122,7 @@ def ranked_trials(snapshot: Snapshot, study: Study) -> list[Trial]:
     Of trials with the same configuration, only the best is returned.
     """
     seed = seed_path(study.base)
-    seen = [_without_seed(study, next(iter(study.file.baseline), {}), seed)]
+    seen = [_without_seed(study, study.file.first_baseline, seed)]
     ranked = []
     for trial in sorted(snapshot.feasible, key=lambda t: t.values[0]):
         config = _without_seed(study, trial.user_attrs.get(FIXED_VALUES, trial.params), seed)
@@ -141,11 +141,6 @@ def _newer_best_trials(snapshot: Snapshot, study: Study) -> list[int]:
 
 def _without_seed(study: Study, values: Mapping[str, Any], seed: str | None) -> BaseModel:
     return study.configured({key: value for key, value in values.items() if key != seed})
-
-
-def _baseline_value(snapshot: Snapshot) -> float | None:
-    baseline = snapshot.baseline()
-    return baseline.values[0] if baseline is not None and baseline.state == State.COMPLETE else None
 
 
 def _requested_and_stored(study: Study, request: ConfirmRequest) -> dict[str, tuple[Any, Any]]:

@@ -38,7 +38,7 @@ def named_configuration(snapshot: Snapshot, study: Study, name: str, option: str
         Problem: there is no such configuration.
     """
     if name == "baseline":
-        return study.configured(next(iter(study.file.baseline), {}))
+        return study.configured(study.file.first_baseline)
     if name == "best" or name.isdecimal():
         return configuration(study, select_trial(snapshot, None if name == "best" else int(name)))
     if not name.endswith((".yaml", ".yml")):

@@ -76,7 +76,7 @@ def read_report(store: OpenStorage, name: str | None) -> ReportData:
     """
     snapshot = read_snapshot(store, name)
     if not snapshot.in_state(State.COMPLETE, State.PRUNED, State.FAIL):
-        raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` says how far it is")
+        raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` shows the progress")
     confirmed, ablated = (related_studies(store, snapshot.name, key) for key in ("confirms", "ablates"))
     return ReportData(snapshot, verdict(snapshot, confirmed), confirmed, ablated)
 

@@ -16,7 +16,7 @@ def memory_problem(study: Study, config: BaseModel, corpora: PreparedDatasets) -
     limit = study.file.limits.memory_gb
     if study.file.train != DEFAULT_TRAIN or not isinstance(config, TrainConfig):
         return None
-    if limit is None and config.pack_key() == study.configured(_first(study)).pack_key():  # type: ignore[attr-defined]
+    if limit is None and config.pack_key() == study.configured(study.file.first_baseline).pack_key():  # type: ignore[attr-defined]
         return None
     # Loaded only here: the estimate goes through torch's fake tensors, which take two seconds to load.
     from model.memory.capacity import free_memory
@@ -39,12 +39,7 @@ def calibrate_estimate(study: Study, corpora: PreparedDatasets, measured: int) -
     from model.memory.estimate import estimate_memory
     from model.train.device import resolve
 
-    config = study.configured(_first(study))
+    config = study.configured(study.file.first_baseline)
     assert isinstance(config, TrainConfig)
     vocab_size = corpora.training_arguments(config)["prepared"].vocab_size
     capacity.record_measurement(estimate_memory(config, vocab_size).total, measured, resolve(config).run.device)
-
-
-def _first(study: Study) -> dict[str, object]:
-    """Return the values of the first baseline."""
-    return dict(next(iter(study.file.baseline), {}))

@@ -108,6 +108,11 @@ class StudyFile(Section):
     def _current_address(cls, address: str) -> str:
         return current_address(address)
 
+    @property
+    def first_baseline(self) -> dict[str, Any]:
+        """The values of the first baseline: dotted field -> value; {} for the base, also without any baseline."""
+        return dict(next(iter(self.baseline), {}))
+
     @model_validator(mode="after")
     def _something_to_run(self) -> Self:
         if not self.space and self.arms is None:
@@ -152,7 +157,7 @@ class Study:
         if self.file.arms is not None:
             return [("arm", {**arm, path: seed}) for seed in self.file.seeds for arm in self.file.arms.values()]
         wanted: list[tuple[str, dict[str, Any] | None]] = [("baseline", dict(b)) for b in self.file.baseline]
-        wanted += [("seed", {**self.file.baseline[0], path: seed}) for seed in self.noise_seeds()]
+        wanted += [("seed", {**self.file.first_baseline, path: seed}) for seed in self.noise_seeds()]
         points = self.file.sampler.combinations(self.base, self.file.space)
         # Without a limit in trials, rows enough that hours or tokens end the study first.
         n = (self.file.budget.trials or 10_000) - len(wanted)
@@ -165,7 +170,7 @@ class Study:
         path = seed_path(self.base)
         if self.file.baseline_seeds < 2 or path is None:
             return []
-        first = flat(self.configured(self.file.baseline[0]))[path]
+        first = flat(self.configured(self.file.first_baseline))[path]
         return [first + i for i in range(1, self.file.baseline_seeds)]
 
     def spec(self) -> dict[str, Any]:

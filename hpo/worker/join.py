@@ -70,7 +70,7 @@ def preflight(stored: StoredStudy, corpora: PreparedDatasets) -> None:
         return
     from model.memory.dry_run import dry_run
 
-    config = stored.study.configured(next(iter(stored.study.file.baseline), {}))
+    config = stored.study.configured(stored.study.file.first_baseline)
     assert isinstance(config, TrainConfig)
     try:
         calibrate_estimate(stored.study, corpora, dry_run(config, **corpora.training_arguments(config)).peak_bytes)

@@ -95,7 +95,7 @@ def test_a_decision_that_the_stored_curves_do_not_give_is_told(sqlite: Store, he
     trial = next(t for t in snapshot.trials if PRUNING_DECISION in t.user_attrs)
     for peer in unfolded(trial.user_attrs[PRUNING_DECISION]["peers"]):
         snapshot.trials[peer].intermediate_values[trial.last_step or 0] = 99.0
-    assert sentences(snapshot, trial.number)[-1].startswith("the stored curves do not give this decision again: ")
+    assert sentences(snapshot, trial.number)[-1].startswith("the stored curves do not reproduce this decision: ")
 
 
 def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: Path) -> None:
@@ -107,24 +107,24 @@ def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: 
     snapshot = read_snapshot(sqlite, "planted")
     assert sentences(snapshot, 0) == [
         "trial 0 is a baseline: x=0.5000",
-        "it ran to its end, rung 4, as no rule may prune a baseline: val_loss 1.5000",
+        "it completed all 4 rungs (baselines are never pruned): val_loss 1.5000",
     ]
     assert sentences(snapshot, 9) == [
-        "trial 9 is point 5 of the 5 of sampler grid",
+        "trial 9 is point 5 of the 5 points of sampler grid",
         "it was pruned at rung 2 of 4: its best val_loss so far, 2.00004, was above 2, the median of trials "
-        "0, 1, 2, 3, 4, 5, 6, 7, 8 there",
+        "0, 1, 2, 3, 4, 5, 6, 7, 8 at that rung",
     ]
 
 
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ({"name": "percentile", "percentile": 75}, "below which 75 % of 20 trials were there"),
-        ({"name": "halving", "factor": 4}, "with 20 trials it made 21 at that mark, of which the best 5 go on"),
-        ({"name": "patient", "patience": 2, "min_delta": 0.5}, "its best before and 0.5"),
+        ({"name": "percentile", "percentile": 75}, "percentile 75 of 20 trials there"),
+        ({"name": "halving", "factor": 4}, "only the best 5 of 21 trials continue (compared with 20 trials)"),
+        ({"name": "patient", "patience": 2, "min_delta": 0.5}, "its best before plus 0.5"),
         ({"name": "patient", "patience": 2, "min_delta": 0.0}, "its best before"),
-        ({"name": "threshold", "lower": 0.0, "upper": 1.9}, "where the study's threshold is"),
-        ({"name": "wilcoxon", "p_threshold": 0.1}, "was worse than that of 20 trials, then the best: p = 2.1"),
+        ({"name": "threshold", "lower": 0.0, "upper": 1.9}, "above the study's threshold"),
+        ({"name": "wilcoxon", "p_threshold": 0.1}, "was worse than that of 20 trials, the best trial then: p = 2.1"),
     ],
 )  # fmt: skip
 def test_each_rule_has_its_sentence(sqlite: Store, here: Path, rule: dict[str, Any], said: str) -> None:
@@ -155,14 +155,14 @@ def ended(stored: StoredStudy, state: TrialState, word: str, rungs: int = 2, **a
 @pytest.mark.parametrize(
     ("state", "word", "error", "said"),
     [
-        (TrialState.COMPLETE, "complete", "", "it ran to its end, rung 4: val_loss 2.5000"),
-        (TrialState.PRUNED, "pruned", "", "it was pruned at rung 2 of 4; what it was compared with was not kept"),
-        (TrialState.PRUNED, "diverged", "", "it diverged at rung 2 of 4: its val_loss there was no finite number"),
-        (TrialState.PRUNED, "invalid", "x: must be at most 1", "its values do not go together: x: must be at most 1"),
-        (TrialState.PRUNED, "oom", "Traceback\nno room", "since it needs more memory than there is: no room"),
-        (TrialState.PRUNED, "timeout", "limits.seconds: allows 5", "since it took too long: limits.seconds: allows 5"),
-        (TrialState.FAIL, "killed", "", "it was killed by hand at rung 2 of 4"),
-        (TrialState.FAIL, "lost", "5 attempts", "it was given up at rung 2 of 4: 5 attempts"),
+        (TrialState.COMPLETE, "complete", "", "it completed all 4 rungs: val_loss 2.5000"),
+        (TrialState.PRUNED, "pruned", "", "it was pruned at rung 2 of 4; the comparison was not recorded"),
+        (TrialState.PRUNED, "diverged", "", "it diverged at rung 2 of 4: its val_loss is not finite"),
+        (TrialState.PRUNED, "invalid", "x: must be at most 1", "because its values are invalid together: x: must be at most 1"),
+        (TrialState.PRUNED, "oom", "Traceback\nno room", "because it needs more memory than is available: no room"),
+        (TrialState.PRUNED, "timeout", "limits.seconds: allows 5", "because it exceeded its time limit: limits.seconds: allows 5"),
+        (TrialState.FAIL, "killed", "", "it was killed by the user at rung 2 of 4"),
+        (TrialState.FAIL, "lost", "5 attempts", "it was abandoned at rung 2 of 4: 5 attempts"),
         (TrialState.FAIL, "error", "Traceback\nZeroDivisionError: 0", "failed at rung 2 of 4: ZeroDivisionError: 0"),
     ],
 )  # fmt: skip
@@ -172,7 +172,7 @@ def test_each_end_has_its_sentence_and_a_trial_without_a_record_says_so(
     stored = create_study(sqlite, here)
     ended(stored, state, word, **({ERROR: error} if error else {}))
     first, last = sentences(read_snapshot(sqlite, "planted"), 0)
-    assert first == "trial 0 was suggested before records of it were kept"
+    assert first == "trial 0 has no record of how its parameters were chosen"
     assert said in last
 
 
@@ -185,12 +185,12 @@ def test_what_came_by_hand_from_another_study_or_on_a_seed_says_so(sqlite: Store
     assert run_worker(stored) == 0
     snapshot = read_snapshot(sqlite, "planted")
     assert sorted(sentences(snapshot, n)[0].partition(" ")[2].partition(" ")[2] for n in range(1, 7)) == [
-        "is a baseline: the base of the study as it stands",
-        "is the baseline again with another seed, to see what chance does: seed=1",
-        "is the next point of sampler qmc, which looks at no trial",
-        "tries trial 0 again, which ended as error",
-        "was carried over from study old/one, where it was trial 7",
-        "was enqueued by hand: x=0.3000",
+        "is a baseline: the base configuration",
+        "repeats the baseline with another seed, to measure the noise: seed=1",
+        "is the next point of sampler qmc, which does not depend on other trials",
+        "retries trial 0, which ended with status error",
+        "was copied from trial 7 of study old/one",
+        "was enqueued by the user: x=0.3000",
     ]
 
 
@@ -203,7 +203,7 @@ def test_an_arm_and_a_random_draw_say_so(sqlite: Store, here: Path) -> None:
     assert run_worker(register_study(sqlite, load_study("arms.yaml"), None, {})) == 0
     assert sentences(read_snapshot(sqlite, "arms"), 1) == [
         "trial 1 is the run of arm b with seed 3",
-        "it ran to its end, rung 4, as no rule may prune an arm: val_loss 1.1000",
+        "it completed all 4 rungs (arms are never pruned): val_loss 1.1000",
     ]
 
 
@@ -222,7 +222,7 @@ def test_a_sampler_draws_at_random_until_it_knows_enough_trials_and_says_what_it
     assert run_worker(stored) == 0
     of, name = read_snapshot(sqlite, "planted"), sampler["name"]
     told = [sentences(of, number)[0] for number in range(1, 6)]
-    assert told[1] == f"trial 2 was drawn at random, since {name} waits for 3 finished trials and knew 2, 0 running"
+    assert told[1] == f"trial 2 was drawn at random, because {name} needs 3 finished trials and had 2 (0 running)"
     assert told[4] == f"trial 5 was suggested by {name} from 5 finished trials, 0 running"
     assert [" at random" in text for text in told] == [True, True, False, False, False]
 
@@ -247,8 +247,8 @@ def test_a_draw_and_its_record_are_those_of_one_attempt(sqlite: Store, here: Pat
     snapshot = read_snapshot(sqlite, "planted")
     assert (snapshot.trials[0].user_attrs[SUGGESTED_BY], snapshot.trials[0].params) == before
     assert sentences(snapshot, 0)[1:] == [
-        "attempt 1 ended without it: preempted",
-        f"it ran to its end, rung 4: val_loss {snapshot.trials[0].values[0]:.4f}",
+        "attempt 1 was interrupted: preempted",
+        f"it completed all 4 rungs: val_loss {snapshot.trials[0].values[0]:.4f}",
     ]
 
 
@@ -268,8 +268,8 @@ def test_the_command_prints_sentences_for_people_and_records_for_programs(sqlite
     assert run_worker(stored) == 0
     words = ["why", "0", "--storage", f"sqlite:///{here}/why.db"]
     assert typed(*words, cwd=here) == (
-        "trial 0 is a baseline: the base of the study as it stands\n"
-        "it ran to its end, rung 4, as no rule may prune a baseline: val_loss 1.5000\n"
+        "trial 0 is a baseline: the base configuration\n"
+        "it completed all 4 rungs (baselines are never pruned): val_loss 1.5000\n"
     )
     found = json.loads(typed(*words, "--format", "json", cwd=here))
     assert [(line["trial"], line["decision"], line["record"]) for line in found] == [
@@ -283,7 +283,7 @@ def test_a_trial_that_has_not_ended_says_where_it_stands(sqlite: Store, here: Pa
     interrupt_trial(stored)
     snapshot = read_snapshot(sqlite, "planted")
     assert snapshot.trials[0].state == State.WAITING
-    assert sentences(snapshot, 0)[-1] == "it was interrupted at rung 1 of 4; the next worker goes on with it"
+    assert sentences(snapshot, 0)[-1] == "it was interrupted at rung 1 of 4; the next worker resumes it"
     claim = stored.slots.claim("other", 60)
     assert claim is not None
     open_trial(stored, claim, "other", 1)

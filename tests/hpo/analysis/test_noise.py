@@ -69,7 +69,7 @@ def test_sigma_is_the_unbiased_one_of_the_runs_of_the_baseline(here: Path, store
     for rung in (1, 2, 3, 4):
         at_rung = [t.intermediate_values[rung] for t in runs]
         assert floor.curve[rung] == pytest.approx((np.mean(at_rung), np.std(at_rung, ddof=1) / c4))
-    assert noise_floor(of.repeats) == floor
+    assert noise_floor(of.baseline_runs) == floor
 
 
 def test_noise_includes_each_run_of_the_baseline_as_soon_as_it_ends(here: Path, store: Store) -> None:
@@ -126,7 +126,7 @@ def test_run_that_failed_and_its_retry_are_one_run_of_the_baseline(here: Path, s
     add_slots(stored.slots, [("retry", {"x": 0.5, "seed": 77}, lucky.number)])
     work(stored)
     retried = seen(store).trials[-1]
-    assert (retried.user_attrs["kind"], len(seen(store).repeats)) == ("retry", 5)
+    assert (retried.user_attrs["kind"], len(seen(store).baseline_runs)) == ("retry", 5)
     assert [t.number for t in seen(store).feasible] == [0], "more luck is not a better configuration"
     assert store.optuna.get_n_trials(study_id, TrialState.COMPLETE) == 5
 

@@ -85,7 +85,7 @@ def test_target_is_told_with_the_trial_the_rung_and_the_tokens_that_it_took(here
     assert (
         f"after {found['b']['tokens']:,} tokens of its own and {found['b']['study_tokens']:,} of the study" in told[1]
     )
-    assert told[2:] == ["target c (1): not reached yet; the best is 0.1000 above it"]
+    assert told[2:] == ["target c (1): not reached yet; the best trial is 0.1000 above it"]
 
 
 def test_first_in_time_reached_a_target_though_its_number_is_higher_and_it_runs_still(here: Path, store: Store) -> None:
@@ -130,7 +130,7 @@ def test_once_the_target_is_reached_no_trial_is_begun_and_those_that_run_go_on_t
     assert snapshot.trials[reach.trial].state == State.COMPLETE, "which went on to its own end"
     assert stored.is_over(stored.read_state())
     assert not has_ended(snapshot), "one still runs"
-    assert goal_lines(snapshot)[-1].endswith("; 1 that run go on to their end")
+    assert goal_lines(snapshot)[-1].endswith("; trials still running: 1")
     stored.slots.release(slow, "elsewhere")
     assert work(stored) == 0
     snapshot = read_snapshot(store, "planted")
@@ -146,7 +146,7 @@ def test_several_workers_end_a_study_at_its_target_and_a_further_launch_begins_n
         process = launch("--study", str(path), "--workers", "3")
         stdout, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
-        assert "ended by its target tier1: no further trial is begun" in stdout
+        assert "ended by its target tier1: no further trials start" in stdout
         assert ("trial 0: started" in stderr) == (turn == 0)
         with open_readonly("runs/hpo.db") as store:
             snapshot = read_snapshot(store, "planted")
@@ -166,7 +166,7 @@ def test_trials_end_a_study_that_does_not_reach_its_target(here: Path, store: St
     assert work(stored) == 0
     snapshot = read_snapshot(store, "planted")
     assert (len(snapshot.trials), has_ended(snapshot), snapshot.target) == (3, True, None)
-    assert goal_lines(snapshot)[-1].startswith("target tier1 (0.5): not reached yet; the best is")
+    assert goal_lines(snapshot)[-1].startswith("target tier1 (0.5): not reached yet; the best trial is")
 
 
 def test_target_alone_is_a_budget_of_many_trials(here: Path) -> None:
@@ -240,7 +240,7 @@ CURVE = {1: 5.0, 2: 4.5, 3: math.nan, 4: 3.0}
         (0.25, 1, 5.0, "5.1 by 25 % met by 0.1 (rung 1)"),
         (0.26, 2, 4.5, "5.1 by 26 % met by 0.6000 (rung 2)"),
         (0.01, 1, 5.0, "5.1 by 1 % met by 0.1 (rung 1)"),
-        (0.7, 3, None, "5.1 by 70 % not come to (rung 3)"),
+        (0.7, 3, None, "5.1 by 70 % not reached yet (rung 3)"),
         (1.0, 4, 3.0, "5.1 by 100 % met by 2.1000 (rung 4)"),
     ],
 )
@@ -248,7 +248,7 @@ def test_milestone_is_read_at_the_first_rung_at_or_after_its_share(
     share: float, rung: int, value: float | None, said: str
 ) -> None:
     (found,) = milestones({share: 5.1}, 4, CURVE)
-    assert (found.rung, found.value, found.told(None)) == (rung, value, said)
+    assert (found.rung, found.value, found.text(None)) == (rung, value, said)
 
 
 def test_share_that_is_a_whole_number_of_rungs_is_read_there_whatever_its_fractions() -> None:

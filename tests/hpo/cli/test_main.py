@@ -80,7 +80,7 @@ def test_status_3_where_no_trial_is_complete(tmp_path: Path) -> None:
     )
     said = "study trivial: no trial is complete; `hpo trials` and `hpo show N` say why"
     assert said in hpo("launch", "--study", "trivial.yaml", cwd=tmp_path, status=3).stderr
-    nothing = "study trivial: no trial is complete yet; `hpo status` says how far it is"
+    nothing = "study trivial: no trial is complete yet; `hpo status` shows the progress"
     failed = hpo("best", cwd=tmp_path, status=3)
     assert (failed.stderr, failed.stdout) == (f"hpo: {nothing}\n", "")
     with pytest.raises(NothingFeasible, match=nothing):
@@ -200,7 +200,7 @@ def test_study_that_another_program_made_is_refused(storage_url: str, tmp_path: 
     assert "the storage holds a study 'trivial' that another program made; use another --storage" in failed.stderr
     assert contents(storage_url) == before
     for command in ("status", "best", "trials", "worker"):
-        with pytest.raises(Problem, match="'trivial' was not made by `hpo launch`"):
+        with pytest.raises(Problem, match="'trivial' was not created by `hpo launch`"):
             run_in_process(command, "--study", "trivial", "--storage", storage_url, cwd=tmp_path)
     assert run_in_process("studies", "--format", "json", "--storage", storage_url, cwd=tmp_path) == "[]\n"
 
@@ -348,7 +348,7 @@ def test_reader_that_stops_reading_gets_no_traceback(done: Path) -> None:
 def test_trial_that_is_not_there_is_told_which_are(done: Path, command: list[str], number: str) -> None:
     with pytest.raises(Problem) as caught:
         run_in_process(*command, number, cwd=done)
-    assert str(caught.value) == f"trial: study trivial has no trial {number}; it has 0 to 3"
+    assert str(caught.value) == f"trial: study trivial has no trial {number}; it has trials 0 to 3"
 
 
 def documented(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

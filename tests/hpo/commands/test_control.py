@@ -199,5 +199,5 @@ def test_kill_refuses_a_trial_that_has_ended_or_is_not_there(here: Path, store: 
     assert "trial 0: must be running or interrupted to be killed; in study planted it is complete" in refused(
         store.url, "kill", "0"
     )
-    assert "has no trial 7; it has 0 to 0" in refused(store.url, "kill", "7")
+    assert "has no trial 7; it has trials 0 to 0" in refused(store.url, "kill", "7")
     assert "no study 'other'" in refused(store.url, "kill", "0", "--study", "other")

@@ -67,10 +67,10 @@ def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Pat
     with open_readonly("runs/hpo.db") as store:
         snapshot = read_snapshot(store, "planted")
         assert trial_counts(snapshot)["complete"] == len(snapshot.trials) == 5
-        assert [h.event_type for h in snapshot.happened] == ["restarted", "lost"], (
+        assert [h.event_type for h in snapshot.events] == ["restarted", "lost"], (
             "a function of one's own starts again"
         )
-        assert "signal 9" in (snapshot.happened[1].text or "")
+        assert "signal 9" in (snapshot.events[1].text or "")
 
 
 def test_worker_that_crashes_three_times_in_a_row_is_not_started_again(here: Path) -> None:

@@ -169,7 +169,7 @@ def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: 
     [
         ({"seeds": 2}, "--seeds: must be at least 3, or confidence intervals are too wide to be useful, got 2"),
         ({"after": "0"}, "the two configurations must differ; --from and --to choose others"),
-        ({"after": "7"}, "has no trial 7; it has 0 to 1"),
+        ({"after": "7"}, "has no trial 7; it has trials 0 to 1"),
         ({"after": "there"}, "--to: must be baseline, best, the number of a trial, or a YAML file, got 'there'"),
         ({"before": "none.yaml"}, "no such file: none.yaml"),
         ({"order": ["aa"]}, "--order: no factor 'aa'; did you mean a"),

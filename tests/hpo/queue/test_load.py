@@ -105,6 +105,6 @@ def test_many_workers_on_postgres_end_exactly_the_budget_without_an_error(here: 
             assert (n["failed"], n["running"], n["waiting"]) == (0, 0, 0)
             assert len({trial.user_attrs["slot"] for trial in snapshot.trials}) == 160
             assert len({trial.user_attrs["worker"] for trial in snapshot.trials}) > workers / 2, "the work was shared"
-            assert {h.event_type for h in snapshot.happened} <= {"invalid"}
+            assert {h.event_type for h in snapshot.events} <= {"invalid"}
     finally:
         server.remove()

@@ -119,7 +119,7 @@ def test_follower_survives_a_server_that_is_away(here: Path) -> None:
             assert until(ended(store, "long"))
             assert process.poll() is None
             snapshot = read_snapshot(store, "long")
-            assert "away" in {happening.event_type for happening in snapshot.happened}, (
+            assert "away" in {happening.event_type for happening in snapshot.events}, (
                 "and the outage is explained by a word"
             )
         assert trial_counts(snapshot)["complete"] == len(snapshot.trials) == 4
