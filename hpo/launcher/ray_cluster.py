@@ -86,7 +86,8 @@ def _init(address: str, failed: list[BaseException]) -> None:
     try:
         import ray
 
-        ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
+        # `hpo claims` joins the cluster to check its options, and again for its first study.
+        ray.init(address=address, ignore_reinit_error=True, logging_level=logging.CRITICAL, log_to_driver=False)
     except BaseException as error:
         failed.append(error)
 

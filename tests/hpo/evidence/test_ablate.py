@@ -102,13 +102,13 @@ def test_design_runs_its_arms_and_finds_the_planted_effects(here: Path, store: S
     snapshot = ablated(store, search(store, here, TARGET), design)
     arms, effects = WANTED[design]
     assert list(snapshot.spec["arms"]) == arms
-    found = {e.name: e for e in estimate_effects(snapshot)}
-    assert list(found) == list(effects)
+    estimated = {e.name: e for e in estimate_effects(snapshot)}
+    assert list(estimated) == list(effects)
     for name, wanted in effects.items():
-        assert found[name].mean == pytest.approx(wanted, abs=0.04), name
-        assert found[name].n == 5
-    assert found["a"].verdict == "lowers"
-    assert found["c"].verdict == "not distinguishable from noise"
+        assert estimated[name].mean == pytest.approx(wanted, abs=0.04), name
+        assert estimated[name].n == 5
+    assert estimated["a"].verdict == "lowers"
+    assert estimated["c"].verdict == "not distinguishable from noise"
 
 
 def test_effects_are_paired_by_seed_and_have_student_s_interval(here: Path, store: Store) -> None:
@@ -116,10 +116,10 @@ def test_effects_are_paired_by_seed_and_have_student_s_interval(here: Path, stor
     value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in snapshot.trials}
     differences = [value["with a", s] - value["baseline", s] for s in snapshot.spec["seeds"]]
     wanted = stats.ttest_1samp(differences, 0.0)
-    found = next(e for e in estimate_effects(snapshot) if e.name == "a")
-    assert found.mean == pytest.approx(np.mean(differences))
-    assert (found.low, found.high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
-    assert found.p >= wanted.pvalue, "corrected for the number of effects"
+    effect = next(e for e in estimate_effects(snapshot) if e.name == "a")
+    assert effect.mean == pytest.approx(np.mean(differences))
+    assert (effect.low, effect.high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
+    assert effect.p >= wanted.pvalue, "corrected for the number of effects"
 
 
 def test_cumulative_design_goes_in_the_order_asked_for(here: Path, store: Store) -> None:
@@ -146,13 +146,13 @@ def test_a_single_change_is_a_comparison_of_two(here: Path, store: Store, design
 
 
 def test_a_change_that_loses_runs_is_told_beside_the_others(here: Path, store: Store) -> None:
-    of = search(store, here, TARGET)
+    snapshot = search(store, here, TARGET)
     edit(here, "yield 1, 3.0", "yield 1, float('nan') if config.c and config.seed else 3.0")
-    found = {e.name: e for e in estimate_effects(ablated(store, of, "add-one-in"))}
-    assert list(found) == ["a", "b", "c", "all together"]
-    assert (found["c"].n, found["c"].lost, found["c"].mean) == (0, (5, 0), None)
-    assert found["c"].verdict == "5 runs lost with it, 0 without"
-    assert found["a"].verdict == "lowers"
+    effects = {e.name: e for e in estimate_effects(ablated(store, snapshot, "add-one-in"))}
+    assert list(effects) == ["a", "b", "c", "all together"]
+    assert (effects["c"].n, effects["c"].lost, effects["c"].mean) == (0, (5, 0), None)
+    assert effects["c"].verdict == "5 runs lost with it, 0 without"
+    assert effects["a"].verdict == "lowers"
 
 
 def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: Store) -> None:
@@ -165,7 +165,7 @@ def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: 
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"seeds": 2}, "--seeds: must be at least 3, or confidence intervals are too wide to be useful, got 2"),
         ({"after": "0"}, "the two configurations must differ; --from and --to choose others"),
@@ -198,22 +198,22 @@ def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: 
         "unchanged",
     ],
 )
-def test_mistake_is_named(here: Path, store: Store, keys: dict[str, Any], said: str) -> None:
-    of = search(store, here, TARGET)
-    with pytest.raises(Problem, match=said.replace("(", r"\(")):
-        plan_ablation(of, "p", request("add-one-in", **keys), 1000)
+def test_mistake_is_named(here: Path, store: Store, keys: dict[str, Any], message: str) -> None:
+    snapshot = search(store, here, TARGET)
+    with pytest.raises(Problem, match=message.replace("(", r"\(")):
+        plan_ablation(snapshot, "p", request("add-one-in", **keys), 1000)
 
 
 def test_more_factors_than_a_design_holds_are_refused(here: Path, store: Store) -> None:
     names = [f"k{i}" for i in range(17)]
-    of = search(store, here, TARGET)
+    snapshot = search(store, here, TARGET)
     (here / "curves.py").write_text(
         MODULE.replace("    seed:", "".join(f"    {n}: float = 0.0\n" for n in names) + "    seed:")
     )
     sys.modules.pop("curves")
     (here / "to.yaml").write_text(dump_yaml(dict.fromkeys(names, 1.0)))
     with pytest.raises(Problem, match="--design factorial: must be at most 16 factors, got 17; --factor"):
-        plan_ablation(of, "p", request("factorial", after="to.yaml"), 1000)
+        plan_ablation(snapshot, "p", request("factorial", after="to.yaml"), 1000)
 
 
 def test_configurations_of_different_data_are_refused(here: Path) -> None:

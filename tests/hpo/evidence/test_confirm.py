@@ -58,16 +58,16 @@ def test_the_best_and_the_baseline_are_run_again_with_equal_seeds_that_the_searc
     here: Path, store: Store
 ) -> None:
     snapshot = run_search(store, here, {}, baseline_seeds=3)
-    found = confirmed(store, snapshot, top=2, seeds=4)
+    confirmation = confirmed(store, snapshot, top=2, seeds=4)
     best = sorted((t for t in snapshot.trials if t.user_attrs["kind"] == "search"), key=lambda t: t.values[0])[:2]
-    assert found.spec["arms"] == {"baseline": {}} | {f"trial {t.number}": t.params for t in best}
-    assert found.spec["seeds"] == [1000, 1001, 1002, 1003]
+    assert confirmation.spec["arms"] == {"baseline": {}} | {f"trial {t.number}": t.params for t in best}
+    assert confirmation.spec["seeds"] == [1000, 1001, 1002, 1003]
     used = {t.user_attrs["hpo:set"]["seed"] for t in snapshot.trials if t.user_attrs["kind"] == "seed"}
     assert used == {1, 2}
-    assert [(t.user_attrs["arm"], t.user_attrs["seed"]) for t in found.trials[:3]] == [
-        (arm, 1000) for arm in found.spec["arms"]
+    assert [(t.user_attrs["arm"], t.user_attrs["seed"]) for t in confirmation.trials[:3]] == [
+        (arm, 1000) for arm in confirmation.spec["arms"]
     ]
-    assert {t.state for t in found.trials} == {State.COMPLETE}
+    assert {t.state for t in confirmation.trials} == {State.COMPLETE}
 
 
 def test_a_second_confirmation_has_seeds_of_its_own(here: Path, store: Store) -> None:
@@ -94,8 +94,8 @@ def test_an_arm_of_which_too_few_runs_are_left_is_never_better(here: Path, store
     snapshot = run_search(store, here, {})
     failing = "if config.seed > 1001 and config.x != 0.5:\n        1 / 0\n    for rung in"
     edit(here, "for rung in", failing)
-    found = confirmed(store, snapshot, top=1, seeds=8)
-    baseline, arm = compare_arms(found)
+    confirmation = confirmed(store, snapshot, top=1, seeds=8)
+    baseline, arm = compare_arms(confirmation)
     assert (baseline.lost, arm.n, arm.lost, arm.verdict) == (0, 2, 6, "worse: runs lost")
     assert "not find better" in trial_to_export(store, snapshot)[1]
 
@@ -128,21 +128,21 @@ def test_what_was_suggested_twice_and_the_baseline_itself_are_confirmed_once(her
 
 def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(here: Path, store: Store) -> None:
     snapshot = run_search(store, here, {"noise": 0.05})
-    found = confirmed(store, snapshot, top=1, seeds=6)
-    arm = list(found.spec["arms"])[1]
-    value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in found.trials}
-    pairs = [value[arm, s] - value["baseline", s] for s in found.spec["seeds"]]
-    (row,) = compare_arms(found)[1:]
+    confirmation = confirmed(store, snapshot, top=1, seeds=6)
+    arm = list(confirmation.spec["arms"])[1]
+    value = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.values[0] for t in confirmation.trials}
+    pairs = [value[arm, s] - value["baseline", s] for s in confirmation.spec["seeds"]]
+    (row,) = compare_arms(confirmation)[1:]
     assert row.difference is not None
     assert row.difference.mean == pytest.approx(np.mean(pairs))
     best, baseline = snapshot.best(), snapshot.baseline()
     assert best is not None
     assert baseline is not None
     gain = best.values[0] - baseline.values[0]
-    (said,) = confirmation_verdicts(found)
-    assert said.startswith(f"{arm}: better: paired difference {np.mean(pairs):.4f} from the baseline (95 % ")
-    assert f"the difference in the search was {gain:.4f}, of which {np.mean(pairs) / gain:.0%} remains" in said
-    assert [record["search"] for record in confirmation_table(found)] == [baseline.values[0], best.values[0]]
+    (sentence,) = confirmation_verdicts(confirmation)
+    assert sentence.startswith(f"{arm}: better: paired difference {np.mean(pairs):.4f} from the baseline (95 % ")
+    assert f"the difference in the search was {gain:.4f}, of which {np.mean(pairs) / gain:.0%} remains" in sentence
+    assert [record["search"] for record in confirmation_table(confirmation)] == [baseline.values[0], best.values[0]]
 
 
 def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: Store) -> None:
@@ -152,9 +152,9 @@ def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: St
     from hpo.study.load import load_study
 
     snapshot = run_study(store, load_study(str(path)))
-    found = confirmed(store, snapshot, top=3, seeds=5)
-    assert {row.verdict for row in compare_arms(found)[1:]} == {"no difference shown"}
-    luckiest = confirmation_table(found)[1]
+    confirmation = confirmed(store, snapshot, top=3, seeds=5)
+    assert {row.verdict for row in compare_arms(confirmation)[1:]} == {"no difference shown"}
+    luckiest = confirmation_table(confirmation)[1]
     assert luckiest["search"] < luckiest["mean"], "the minimum of noisy values is biased"
 
 
@@ -165,7 +165,7 @@ def test_nothing_to_confirm_is_status_3(here: Path, store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"seeds": 2}, "--seeds: must be at least 3, or no difference between 2 configurations"),
         ({"seeds": 6, "test": "wilcoxon"}, "--seeds: must be at least 7, .* significant in a wilcoxon test; got 6"),
@@ -174,19 +174,19 @@ def test_nothing_to_confirm_is_status_3(here: Path, store: Store) -> None:
     ids=["t", "wilcoxon", "tokens"],
 )
 def test_what_cannot_be_shown_is_refused_with_what_is_needed(
-    here: Path, store: Store, keys: dict[str, Any], said: str
+    here: Path, store: Store, keys: dict[str, Any], message: str
 ) -> None:
     snapshot = run_search(store, here, {})
-    with pytest.raises(Problem, match=said):
+    with pytest.raises(Problem, match=message):
         plan_confirmation(snapshot, "c", request(top=2, **keys), 1000)
 
 
 def test_a_comparison_is_no_search_to_confirm(here: Path, store: Store) -> None:
-    found = confirmed(store, run_search(store, here, {}), top=1, seeds=3)
+    confirmation = confirmed(store, run_search(store, here, {}), top=1, seeds=3)
     with pytest.raises(
         Problem, match="--study: must be a search, got planted-confirm, whose arms are already compared"
     ):
-        plan_confirmation(found, "c", request(), 1000)
+        plan_confirmation(confirmation, "c", request(), 1000)
 
 
 def test_a_name_that_is_taken_by_another_study_is_refused(here: Path, store: Store) -> None:
@@ -207,9 +207,9 @@ def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_p
     with open_store(storage_url) as store:
         assert until(lambda: _complete(store, "planted-confirm") >= 2, 60)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "hpo launch --study planted-confirm" in said
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "hpo launch --study planted-confirm" in stderr
     page = hpo("report", "--study", "planted", "--json", "r.json", "--no-publish", *common, cwd=here)
     assert "not ended" in (here / "r.json").read_text(), page.stderr
     other = hpo("confirm", "--study", "planted", "--seeds", "9", *common, cwd=here, status=2)
@@ -242,9 +242,9 @@ def test_gpt_is_confirmed_at_full_length_on_both_splits(here: Path) -> None:
     done = hpo(
         "confirm", "--tokens", str(length), "--seeds", "3", "--top", "1", "--format", "json", "--study", "g", cwd=here
     )
-    baseline, found = json.loads(done.stdout)
+    baseline, best = json.loads(done.stdout)
     assert baseline["test_loss"] != baseline["mean"]
-    assert found["test_loss difference"] == pytest.approx(found["test_loss"] - baseline["test_loss"])
+    assert best["test_loss difference"] == pytest.approx(best["test_loss"] - baseline["test_loss"])
     assert "on the test split" in done.stderr
     assert f"at {length // 2:,} tokens" in done.stderr or "the difference in the search" not in done.stderr
     assert _spec("g-confirm")["base"]["run"]["tokens"] == length
@@ -274,9 +274,9 @@ def test_export_prefers_what_was_confirmed_and_says_of_which_kind_it_is(here: Pa
     hpo("confirm", "--study", "planted", "--seeds", "3", "--quiet", cwd=here)
     again = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here)
     assert "confirmed better than the baseline by planted-confirm; next: hpo train best.yaml" in again.stderr
-    found = parse_yaml((here / "best.yaml").read_text())
-    assert found["x"] == 0.1
-    assert found["provenance"]["known"] == "confirmed better than the baseline by planted-confirm"
+    exported = parse_yaml((here / "best.yaml").read_text())
+    assert exported["x"] == 0.1
+    assert exported["provenance"]["known"] == "confirmed better than the baseline by planted-confirm"
     assert "x: 0.9" in hpo("export", "--trial", "1", "--study", "planted", cwd=here).stdout
 
 
@@ -290,5 +290,5 @@ def test_export_says_that_nothing_was_confirmed(here: Path) -> None:
     path = planted(here, base={"noise": 0.1}, space={"x": {"low": 0.499, "high": 0.501}}, budget={"trials": 6})
     hpo("launch", "--study", str(path), "--quiet", cwd=here)
     hpo("confirm", "--study", "planted", "--seeds", "6", "--top", "1", "--quiet", cwd=here)
-    said = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here).stderr
-    assert "not confirmed: best of the search, which planted-confirm did not find better than the baseline" in said
+    message = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here).stderr
+    assert "not confirmed: best of the search, which planted-confirm did not find better than the baseline" in message

@@ -28,18 +28,18 @@ def test_design_is_balanced_and_no_main_effect_is_mixed_up_with_another_or_with_
 def test_contrasts_are_the_coefficients_of_least_squares(n: int) -> None:
     runs, draw = np.array(two_level_design(n)), np.random.default_rng(n)
     values = draw.normal(size=len(runs))
-    found = {
+    estimates = {
         name: sum(w * values[r] for r, w in weights.items()) for name, weights in factorial_contrasts(NAMES[:n]).items()
     }
     columns = {NAMES[i]: runs[:, i] for i in range(n)}
-    for name in found:
+    for name in estimates:
         if " x " in name:
             a, b = name.split(" = ")[0].split(" x ")
             columns[name] = columns[a] * columns[b]
-    matrix = np.stack([np.ones(len(runs)), *(columns[name] for name in found)], axis=1)
+    matrix = np.stack([np.ones(len(runs)), *(columns[name] for name in estimates)], axis=1)
     coefficients = np.linalg.lstsq(matrix, values)[0][1:]
     # a factor goes from -1 to +1, so its effect is twice its coefficient
-    assert list(found.values()) == pytest.approx(list(2 * coefficients))
+    assert list(estimates.values()) == pytest.approx(list(2 * coefficients))
 
 
 def test_interactions_that_the_runs_cannot_tell_apart_bear_all_their_names() -> None:
@@ -56,8 +56,8 @@ def test_interactions_that_the_runs_cannot_tell_apart_bear_all_their_names() -> 
 def test_interaction_is_half_of_what_one_factor_does_with_the_other_less_without() -> None:
     values = {(-1, -1): 3.0, (1, -1): 2.8, (-1, 1): 3.1, (1, 1): 2.5}
     weights = factorial_contrasts("AB")["A x B"]
-    found = sum(w * values[two_level_design(2)[r]] for r, w in weights.items())
-    assert found == pytest.approx(((2.5 - 3.1) - (2.8 - 3.0)) / 2)
+    estimates = sum(w * values[two_level_design(2)[r]] for r, w in weights.items())
+    assert estimates == pytest.approx(((2.5 - 3.1) - (2.8 - 3.0)) / 2)
 
 
 def test_more_than_sixteen_factors_are_refused() -> None:

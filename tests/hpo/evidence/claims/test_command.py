@@ -31,15 +31,15 @@ def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> N
 
     test = SHIPPED.claims["C002-08"].test
     assert isinstance(test, ArmsTest)
-    found = runs(a=[1.0, 1.0, None], b=[3.0, 3.0, 3.0], c=[2.0, 2.0, 3.0], d=[0.0, 0.0], e=[None, None, None])
-    assert best_level(test, ["a", "b", "c", "d", "e"], found) == "c"
-    assert best_level(test, ["a", "d", "e"], found) == "a"
-    assert best_level(test.model_copy(update={"metric": "tokens_per_second"}), ["b", "c"], found) == "b"
+    tuning_runs = runs(a=[1.0, 1.0, None], b=[3.0, 3.0, 3.0], c=[2.0, 2.0, 3.0], d=[0.0, 0.0], e=[None, None, None])
+    assert best_level(test, ["a", "b", "c", "d", "e"], tuning_runs) == "c"
+    assert best_level(test, ["a", "d", "e"], tuning_runs) == "a"
+    assert best_level(test.model_copy(update={"metric": "tokens_per_second"}), ["b", "c"], tuning_runs) == "b"
     with pytest.raises(WorkFailed, match="has all its runs"):
-        best_level(test, ["d"], found)
+        best_level(test, ["d"], tuning_runs)
 
 
-@pytest.mark.parametrize(("unit", "ends", "said"), [
+@pytest.mark.parametrize(("unit", "ends", "message"), [
     ("share", (-0.1, -0.124841, -0.075159), "-10.0 % (-12.5 to -7.5)"),
     ("share", (1e-7, -3e-7, 5e-7), "+0.000010 % (-0.000030 to +0.000050)"),
     ("share", (0.0, 0.0, 0.0), "+0.00 % (+0.00 to +0.00)"),
@@ -49,9 +49,9 @@ def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> N
     ("share", (None, None, None), ""),
 ])  # fmt: skip
 def test_effect_has_as_many_digits_as_its_interval_lets_one_know(
-    unit: EffectUnit, ends: tuple[float | None, float | None, float | None], said: str
+    unit: EffectUnit, ends: tuple[float | None, float | None, float | None], message: str
 ) -> None:
-    assert effect_text(ClaimVerdict(*ends, n=3, unit=unit, verdict="holds")) == said
+    assert effect_text(ClaimVerdict(*ends, n=3, unit=unit, verdict="holds")) == message
 
 
 def test_largest_claimed_effects_come_first_and_sums_before_them() -> None:
@@ -74,14 +74,14 @@ def test_findings_survive_the_file_and_others_stay(tmp_path: Path) -> None:
     save_result(path, SHIPPED, "C000-01", ClaimResult(test={}, command="y", passed=True))
     save_result(path, SHIPPED, "C001-01", one.model_copy(update={"command": "z"}))
     held = load_results(path).claims
-    assert {name: found.command for name, found in held.items()} == {"C000-01": "y", "C001-01": "z"}
+    assert {name: result.command for name, result in held.items()} == {"C000-01": "y", "C001-01": "z"}
     assert held["C001-01"].runs == (run,)
     assert json.loads(path.read_text())["C001-01"]["runs"][0]["trial"] == 3
     (line,) = [line for line in path.read_text().splitlines() if '"seed"' in line]
     assert json.loads(line.strip()) == run.model_dump()
 
 
-@pytest.mark.parametrize(("words", "said"), [
+@pytest.mark.parametrize(("words", "message"), [
     (["C01-02"], "IDS: no claim or report 'C01-02'; did you mean C001-02? (reports are S000, "),
     (["c001-02"], "did you mean C001-02?"),
     (["S009", "x"], "IDS: no claim or report 'S009'; did you mean S00"),
@@ -93,12 +93,12 @@ def test_findings_survive_the_file_and_others_stay(tmp_path: Path) -> None:
     (["C000-01", "--write", "x.md"], "--write: writes all claims, so IDS must be left out, got C000-01"),
     (["C000-14", "--gpus", "99"], "--gpus"),
 ])  # fmt: skip
-def test_mistake_on_the_command_line_is_named(words: list[str], said: str, tmp_path: Path) -> None:
+def test_mistake_on_the_command_line_is_named(words: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text('{"C000-01": {"runs": 3}}')
     with pytest.raises(Problem) as caught:
         run_in_process("claims", *words, cwd=tmp_path)
     assert caught.value.status == 2
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_fewer_seeds_than_the_rule_judges_by_are_refused(tmp_path: Path) -> None:

@@ -54,16 +54,16 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "studies" / "bases" / "away.yaml").write_text(dump_yaml(gone))
     (folder / "mine.yaml").write_text(dump_yaml({"claims": CLAIMS}))
     done = hpo("claims", "--ledger", "mine.yaml", "--plain", cwd=folder, status=1)
-    (folder / "said").write_text(done.stderr)
-    (folder / "told").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    (folder / "stdout").write_text(done.stdout)
     return folder
 
 
-def kept(folder: Path) -> ClaimResults:
+def stored_results(folder: Path) -> ClaimResults:
     return results.load_results(folder / "runs" / "claims.json")
 
 
-def mine(folder: Path) -> dict[str, LedgerClaim]:
+def ledger_claims(folder: Path) -> dict[str, LedgerClaim]:
     with contextlib.chdir(folder):
         return load_ledger(Path("mine.yaml")).claims
 
@@ -81,11 +81,11 @@ def studies(folder: Path) -> dict[str, int]:
 
 def of(folder: Path, study: str) -> Snapshot:
     with open_readonly(f"sqlite:///{folder}/runs/hpo.db") as store:
-        found = read_snapshot(store, study)
-        for trial in found.trials:  # read while the storage is open
+        snapshot = read_snapshot(store, study)
+        for trial in snapshot.trials:  # read while the storage is open
             assert trial.user_attrs["slot"] is not None
             assert dict(trial.user_attrs)
-        return found
+        return snapshot
 
 
 def test_each_arm_is_run_with_each_seed_and_what_is_tuned_before_on_seeds_of_its_own(ran: Path) -> None:
@@ -99,60 +99,60 @@ def test_each_arm_is_run_with_each_seed_and_what_is_tuned_before_on_seeds_of_its
         "claim-C009-03": 3,
         "claim-C009-04": 6,
     }
-    found = kept(ran).claims
-    assert list(found) == [f"C009-0{i}" for i in (1, 2, 3, 4)]
-    assert {(run.arm, run.seed) for run in found["C009-01"].runs} == {
+    stored = stored_results(ran).claims
+    assert list(stored) == [f"C009-0{i}" for i in (1, 2, 3, 4)]
+    assert {(run.arm, run.seed) for run in stored["C009-01"].runs} == {
         (arm, seed) for arm in "abc" for seed in (0, 1, 2)
     }
-    assert {run.seed for run in found["C009-02"].tuning} == {100, 101, 102}
-    assert {run.seed for run in found["C009-02"].runs} == {0, 1, 2}
+    assert {run.seed for run in stored["C009-02"].tuning} == {100, 101, 102}
+    assert {run.seed for run in stored["C009-02"].runs} == {0, 1, 2}
 
 
 def test_finding_holds_what_the_runs_were_and_the_command_that_repeats_them(ran: Path) -> None:
-    found = kept(ran).claims["C009-01"]
+    result = stored_results(ran).claims["C009-01"]
     trial = of(ran, "claim-C009-01").trials[0]
-    first = found.runs[0]
+    first = result.runs[0]
     assert (first.arm, first.seed, first.study, first.trial) == ("a", 0, "claim-C009-01", 0)
     assert first.value == trial.values[0]
     assert first.tokens == 2048
-    assert found.command == "hpo claims C009-01 --seeds 3"
-    assert found.base == "mine"
-    assert found.machines[0]["versions"]["torch"]
+    assert result.command == "hpo claims C009-01 --seeds 3"
+    assert result.base == "mine"
+    assert result.machines[0]["versions"]["torch"]
     width = 16  # embedding and head of 257 ids, positions, two norms and a last one, attention, mlp
-    assert set(found.parameters) == {"a", "b"}
-    assert found.parameters["a"] > 4 * width**2
+    assert set(result.parameters) == {"a", "b"}
+    assert result.parameters["a"] > 4 * width**2
 
 
 def test_verdict_is_printed_with_effect_and_interval(ran: Path) -> None:
-    told, said = (ran / "told").read_text(), (ran / "said").read_text()
-    judged = results.verdict_on(mine(ran)["C009-01"], kept(ran).claims["C009-01"])
-    assert judged.effect is not None
-    assert judged.effect < 0
-    assert judged.verdict == "holds in part"  # lower, and by less than half
-    assert results.effect_text(judged) in told
-    assert f"C009-01: holds in part; {results.effect_text(judged)}" in said
+    stdout, stderr = (ran / "stdout").read_text(), (ran / "stderr").read_text()
+    verdict = results.verdict_on(ledger_claims(ran)["C009-01"], stored_results(ran).claims["C009-01"])
+    assert verdict.effect is not None
+    assert verdict.effect < 0
+    assert verdict.verdict == "holds in part"  # lower, and by less than half
+    assert results.effect_text(verdict) in stdout
+    assert f"C009-01: holds in part; {results.effect_text(verdict)}" in stderr
 
 
 def test_level_that_serves_an_arm_best_goes_on(ran: Path) -> None:
-    found = kept(ran).claims["C009-02"]
-    assert found.chosen == {f"clip={c}": f"clip={c}, optimizer.lr=0.01" for c in ("norm", "none", "small")}
+    result = stored_results(ran).claims["C009-02"]
+    assert result.chosen == {f"clip={c}": f"clip={c}, optimizer.lr=0.01" for c in ("norm", "none", "small")}
     spec = of(ran, "claim-C009-02").spec
     assert {arm["optimizer.lr"] for arm in spec["arms"].values()} == {0.01}
 
 
 def test_run_that_is_scored_in_two_ways_is_trained_once(ran: Path) -> None:
-    found = kept(ran).claims["C009-03"]
-    assert {run.arm: run.trial for run in found.runs if run.seed == 1}["a"] == {
-        run.arm: run.trial for run in found.runs if run.seed == 1
+    result = stored_results(ran).claims["C009-03"]
+    assert {run.arm: run.trial for run in result.runs if run.seed == 1}["a"] == {
+        run.arm: run.trial for run in result.runs if run.seed == 1
     }["b"]
-    values = results.scores_by_arm(found.runs)
+    values = results.scores_by_arm(result.runs)
     assert values["a"][0] != values["b"][0]
     trial = of(ran, "claim-C009-03").trials[0]
     assert trial.user_attrs["hpo:metrics"]["ema_val_loss"] == values["b"][0]
 
 
 def test_at_equal_seconds_the_longer_arm_is_read_where_the_shorter_one_ended(ran: Path) -> None:
-    values = results.scores_by_arm(kept(ran).claims["C009-04"].runs)
+    values = results.scores_by_arm(stored_results(ran).claims["C009-04"].runs)
     trials = of(ran, "claim-C009-04").trials
     last = {(t.user_attrs["arm"], t.user_attrs["seed"]): t.user_attrs["hpo:metrics"] for t in trials}
     for seed in (0, 1, 2):
@@ -174,15 +174,15 @@ def test_curve_is_read_between_rungs_and_not_before_the_first(ran: Path, tmp_pat
             path = tmp_path / study.name / "trials" / f"{arms[arm][seed].number:04d}" / "metrics.jsonl"
             append_metrics(path, {"seconds": seconds, "val_loss": loss, "ema_val_loss": None})
     read = metrics_at_equal_seconds(study, arms, tmp_path)
-    found = {(arm, seed): read[arms[arm][seed].number] for arm, seed in curves}
-    assert found["a", 0] == {"seconds": 2.5, "val_loss": pytest.approx(3.5)}
-    assert found["b", 0] == {"seconds": 2.5, "val_loss": 1.0}
-    assert found["a", 1] is None
-    assert [found[arm, 2] for arm in "ab"] == [{"seconds": 2, "val_loss": 4.0}, {"seconds": 2, "val_loss": 2.0}]
+    metrics = {(arm, seed): read[arms[arm][seed].number] for arm, seed in curves}
+    assert metrics["a", 0] == {"seconds": 2.5, "val_loss": pytest.approx(3.5)}
+    assert metrics["b", 0] == {"seconds": 2.5, "val_loss": 1.0}
+    assert metrics["a", 1] is None
+    assert [metrics[arm, 2] for arm in "ab"] == [{"seconds": 2, "val_loss": 4.0}, {"seconds": 2, "val_loss": 2.0}]
 
 
 def test_run_that_diverges_is_scored_by_nothing_but_that(ran: Path) -> None:
-    values = results.scores_by_arm(kept(ran).claims["C009-01"].runs)
+    values = results.scores_by_arm(stored_results(ran).claims["C009-01"].runs)
     assert values["c"] == {0: None, 1: None, 2: None}
     assert all(value is not None for value in values["a"].values())
     ended = [t for study in ("claim-C009-01", "claim-C009-01-2") for t in of(ran, study).trials]
@@ -190,12 +190,13 @@ def test_run_that_diverges_is_scored_by_nothing_but_that(ran: Path) -> None:
 
 
 def test_claim_that_cannot_be_tested_here_is_left_out_with_the_reason(ran: Path) -> None:
-    said = (ran / "said").read_text()
+    stderr = (ran / "stderr").read_text()
     assert (
-        "C009-05: skipped: needs tests/test_nowhere.py::test_it of the project's tests, which are not installed" in said
+        "C009-05: skipped: needs tests/test_nowhere.py::test_it of the project's tests, which are not installed"
+        in stderr
     )
-    assert re.search("^C009-06: skipped: .*gone.txt", said, re.M)
-    assert "no result: C009-05, C009-06" in said
+    assert re.search("^C009-06: skipped: .*gone.txt", stderr, re.M)
+    assert "no result: C009-05, C009-06" in stderr
 
 
 def test_what_is_done_is_not_run_again_and_more_seeds_are_a_further_study(ran: Path) -> None:
@@ -207,10 +208,10 @@ def test_what_is_done_is_not_run_again_and_more_seeds_are_a_further_study(ran: P
     more = ["claims", "C009-01", "--seeds", "4", "--ledger", "mine.yaml", "--data", "more.json"]
     hpo(*more, "--weighed", cwd=ran)
     assert studies(ran) == before | {"claim-C009-01-3": 2}
-    found, few = results.load_results(ran / "more.json").claims["C009-01"], kept(ran).claims["C009-01"]
-    assert set(few.runs) < set(found.runs)
-    assert {(run.arm, run.seed) for run in set(found.runs) - set(few.runs)} == {("a", 3), ("b", 3)}
-    assert found.command.endswith("--seeds 4")
+    more_runs, few = results.load_results(ran / "more.json").claims["C009-01"], stored_results(ran).claims["C009-01"]
+    assert set(few.runs) < set(more_runs.runs)
+    assert {(run.arm, run.seed) for run in set(more_runs.runs) - set(few.runs)} == {("a", 3), ("b", 3)}
+    assert more_runs.command.endswith("--seeds 4")
     hpo(*more, cwd=ran)
     assert studies(ran) == before | {"claim-C009-01-3": 2, "claim-C009-01-4": 1}
     assert len(results.load_results(ran / "more.json").claims["C009-01"].runs) == 12
@@ -228,8 +229,8 @@ def test_page_is_written_from_the_data_alone(ran: Path, tmp_path: Path) -> None:
     write_base(tmp_path, "mine", BASE)
     for name in ("mine.yaml", "studies/bases/away.yaml"):
         (tmp_path / name).write_text((ran / name).read_text())
-    (tmp_path / "kept.json").write_text((ran / "runs" / "claims.json").read_text())
-    hpo("claims", "--ledger", "mine.yaml", "--data", "kept.json", "--write", "page.md", cwd=tmp_path)
+    (tmp_path / "stored.json").write_text((ran / "runs" / "claims.json").read_text())
+    hpo("claims", "--ledger", "mine.yaml", "--data", "stored.json", "--write", "page.md", cwd=tmp_path)
     written = (tmp_path / "page.md").read_text()
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in verdicts_of(written)}
     assert list(lines) == list(CLAIMS)
@@ -238,7 +239,9 @@ def test_page_is_written_from_the_data_alone(ran: Path, tmp_path: Path) -> None:
     assert "| 3 | 4,096 to 8,192 | mine, " in lines["C009-04"]
     assert lines["C009-05"].endswith("| not run yet | `hpo claims C009-05` |")
     assert "| not run yet | 2 |" in written
-    scores = [run.value for run in kept(ran).claims["C009-01"].runs if run.arm == "b" and run.value is not None]
+    scores = [
+        run.value for run in stored_results(ran).claims["C009-01"].runs if run.arm == "b" and run.value is not None
+    ]
     mean, sd = number(statistics.fmean(scores)), number(statistics.stdev(scores))
     assert f"| C009-01 | b * |  | 3 |  | val_loss | {mean} | {sd} |" in written
     assert "| C009-01 | c |  | 3 | 3 | val_loss |  |  |" in written
@@ -246,7 +249,7 @@ def test_page_is_written_from_the_data_alone(ran: Path, tmp_path: Path) -> None:
 
 
 def test_finding_of_another_test_than_the_ledger_has_now_counts_as_none(ran: Path) -> None:
-    claims, held = mine(ran), kept(ran)
+    claims, held = ledger_claims(ran), stored_results(ran)
     assert held.result_of("C009-01", claims["C009-01"]) is not None
     assert held.result_of("C009-02", claims["C009-01"]) is None
     more = claims["C009-01"].model_copy(update={"test": claims["C009-01"].test.model_copy(update={"seeds": 9})})
@@ -255,23 +258,23 @@ def test_finding_of_another_test_than_the_ledger_has_now_counts_as_none(ran: Pat
 
 def test_arms_of_the_verdict_are_run_first_and_counted_apart(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ran)
-    said = (ran / "said").read_text()
-    verdicts = [found.start() for found in re.finditer("^C009-0[1-4]: (holds|not shown|refuted)", said, re.M)]
+    stderr = (ran / "stderr").read_text()
+    verdicts = [match.start() for match in re.finditer("^C009-0[1-4]: (holds|not shown|refuted)", stderr, re.M)]
     assert len(verdicts) == 4
-    assert max(verdicts) < said.index("C009-01: the arms that do not enter the verdict")
-    assert "C009-04: the arms that" not in said
-    claims = mine(ran)
+    assert max(verdicts) < stderr.index("C009-01: the arms that do not enter the verdict")
+    assert "C009-04: the arms that" not in stderr
+    claims = ledger_claims(ran)
     assert claim_cost(claims["C009-02"], 5) == (3 * 2 * 3 + 3 * 5, 2048 * 33)
     assert claim_cost(claims["C009-02"], 5, verdict_arms_only=True) == (2 * 2 * 3 + 2 * 5, 2048 * 22)
 
 
 def test_hours_are_estimated_from_runs_of_the_same_base(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ran)  # where the base is
-    claims = mine(ran)
-    found = listing_record("C009-02", claims["C009-02"], 5, kept(ran))
-    assert found["runs"] == 6 * 3 + 3 * 5
-    assert found["tokens"] == 2048 * 33
-    assert found["hours"] is not None
+    claims = ledger_claims(ran)
+    record = listing_record("C009-02", claims["C009-02"], 5, stored_results(ran))
+    assert record["runs"] == 6 * 3 + 3 * 5
+    assert record["tokens"] == 2048 * 33
+    assert record["hours"] is not None
     assert listing_record("C009-02", claims["C009-02"], 5, ClaimResults())["hours"] is None
     assert claim_cost(claims["C009-05"], 3) == (0, 0)
 

@@ -52,16 +52,16 @@ TENTH = [-0.1, -0.124841, -0.075159]
     (share(0, 0.07), "refuted"),  # outside
 ])  # fmt: skip
 def test_interval_that_excludes_zero_is_judged_by_side_and_size(effect: dict[str, Any], verdict: str) -> None:
-    found = decide_verdict(claim(effect), LOWER)
-    assert ends(found) == pytest.approx(TENTH, abs=1e-6)
-    assert (found.n, found.unit, found.verdict, found.note) == (3, "share", verdict, "")
+    result = decide_verdict(claim(effect), LOWER)
+    assert ends(result) == pytest.approx(TENTH, abs=1e-6)
+    assert (result.n, result.unit, result.verdict, result.note) == (3, "share", verdict, "")
 
 
 def test_interval_that_contains_zero_shows_nothing_whatever_its_size() -> None:
     # shares -0.2, 0, -0.1: mean -0.1, standard deviation 0.1, half 0.24841
-    found = decide_verdict(claim(share(-0.1)), runs(a=[1.0, 1.0, 1.0], b=[0.8, 1.0, 0.9]))
-    assert ends(found) == pytest.approx([-0.1, -0.348414, 0.148414], abs=1e-6)
-    assert found.verdict == "not shown"
+    result = decide_verdict(claim(share(-0.1)), runs(a=[1.0, 1.0, 1.0], b=[0.8, 1.0, 0.9]))
+    assert ends(result) == pytest.approx([-0.1, -0.348414, 0.148414], abs=1e-6)
+    assert result.verdict == "not shown"
 
 
 @pytest.mark.parametrize(("metric", "verdict"), [
@@ -69,30 +69,30 @@ def test_interval_that_contains_zero_shows_nothing_whatever_its_size() -> None:
     ("tokens_per_second", "holds"), ("finished", "holds"),
 ])  # fmt: skip
 def test_without_a_value_the_better_direction_is_claimed(metric: str, verdict: str) -> None:
-    found = decide_verdict(claim(metric=metric), runs(a=[1.0, 1.0, 1.0], b=[2.0, 2.1, 1.9]))
-    assert found.verdict == verdict
-    assert found.effect == pytest.approx(1.0)
+    result = decide_verdict(claim(metric=metric), runs(a=[1.0, 1.0, 1.0], b=[2.0, 2.1, 1.9]))
+    assert result.verdict == verdict
+    assert result.effect == pytest.approx(1.0)
 
 
 def test_kurtosis_and_what_may_be_zero_are_compared_by_differences() -> None:
     # differences -1, -2, -3: mean -2, standard deviation 1, half 4.30265 / sqrt(3) = 2.484138
-    found = decide_verdict(claim(metric="kurtosis"), runs(a=[0.0, 1.0, 10.0], b=[-1.0, -1.0, 7.0]))
-    assert ends(found) == pytest.approx([-2, -4.484138, 0.484138], abs=1e-6)
-    assert (found.unit, found.verdict) == ("difference", "not shown")
+    result = decide_verdict(claim(metric="kurtosis"), runs(a=[0.0, 1.0, 10.0], b=[-1.0, -1.0, 7.0]))
+    assert ends(result) == pytest.approx([-2, -4.484138, 0.484138], abs=1e-6)
+    assert (result.unit, result.verdict) == ("difference", "not shown")
 
 
 def test_equal_differences_are_an_interval_of_no_width() -> None:
-    found = decide_verdict(claim(metric="finished"), runs(a=[0.0, 0.0, 0.0], b=[1.0, 1.0, 1.0]))
-    assert (ends(found), found.verdict) == ([1, 1, 1], "holds")
-    found = decide_verdict(claim(metric="finished"), runs(a=[1.0, 1.0, 1.0], b=[1.0, 1.0, 1.0]))
-    assert (ends(found), found.verdict) == ([0, 0, 0], "not shown")
+    result = decide_verdict(claim(metric="finished"), runs(a=[0.0, 0.0, 0.0], b=[1.0, 1.0, 1.0]))
+    assert (ends(result), result.verdict) == ([1, 1, 1], "holds")
+    result = decide_verdict(claim(metric="finished"), runs(a=[1.0, 1.0, 1.0], b=[1.0, 1.0, 1.0]))
+    assert (ends(result), result.verdict) == ([0, 0, 0], "not shown")
 
 
 def test_where_runs_diverged_those_that_finish_are_compared() -> None:
     lost = runs(a=[None, None, None], b=[3.0, 3.0, 3.0], c=[3.0, None, 3.0])
-    found = decide_verdict(claim(share(-0.1)), lost)
-    assert (ends(found), found.unit, found.verdict) == ([1, 1, 1], "finished", "holds")
-    assert found.note == "runs that diverged, of 3 per arm: 3 of a; the verdict compares which runs finish"
+    result = decide_verdict(claim(share(-0.1)), lost)
+    assert (ends(result), result.unit, result.verdict) == ([1, 1, 1], "finished", "holds")
+    assert result.note == "runs that diverged, of 3 per arm: 3 of a; the verdict compares which runs finish"
     assert (
         decide_verdict(claim(share(0.1)), lost).verdict == "refuted"
     )  # a rise is claimed, and the other arm rose without end
@@ -101,9 +101,9 @@ def test_where_runs_diverged_those_that_finish_are_compared() -> None:
         == "refuted"
     )
     # finished 0, 0, -1: mean -1/3, standard deviation 1/sqrt(3), half 4.30265 / 3 = 1.434218
-    found = decide_verdict(claim(share(-0.1), claimed="c"), runs(a=[4.0] * 3, b=[None] * 3, c=[3.0, 3.0, None]))
-    assert ends(found) == pytest.approx([-1 / 3, -1.767551, 1.100884], abs=1e-6)
-    assert found.verdict == "not shown"
+    result = decide_verdict(claim(share(-0.1), claimed="c"), runs(a=[4.0] * 3, b=[None] * 3, c=[3.0, 3.0, None]))
+    assert ends(result) == pytest.approx([-1 / 3, -1.767551, 1.100884], abs=1e-6)
+    assert result.verdict == "not shown"
 
 
 def test_runs_of_other_arms_that_diverged_do_not_enter() -> None:
@@ -123,14 +123,14 @@ def test_nothing_changes_where_no_arm_diverged_or_both_did_alike() -> None:
     (2.27, "refuted"), (1.9, "refuted"),
 ])  # fmt: skip
 def test_level_is_judged_by_the_claimed_arm_alone(value: float, verdict: str) -> None:
-    found = decide_verdict(claim({"value": value, "unit": "level"}), runs(a=[None] * 3, b=[2.30, 2.32, 2.34]))
-    assert ends(found) == pytest.approx([2.32, 2.270317, 2.369683], abs=1e-6)
-    assert (found.unit, found.verdict) == ("level", verdict)
+    result = decide_verdict(claim({"value": value, "unit": "level"}), runs(a=[None] * 3, b=[2.30, 2.32, 2.34]))
+    assert ends(result) == pytest.approx([2.32, 2.270317, 2.369683], abs=1e-6)
+    assert (result.unit, result.verdict) == ("level", verdict)
 
 
 def test_level_of_runs_that_diverged_is_not_shown() -> None:
-    found = decide_verdict(claim({"value": 9.0, "unit": "level"}), runs(a=[1.0] * 3, b=[2.0, None, 2.0]))
-    assert (found.effect, found.verdict, found.note) == (
+    result = decide_verdict(claim({"value": 9.0, "unit": "level"}), runs(a=[1.0] * 3, b=[2.0, None, 2.0]))
+    assert (result.effect, result.verdict, result.note) == (
         None,
         "not shown",
         "1 of 3 runs diverged, so there is no level to compare",
@@ -148,17 +148,17 @@ BOTH, MIDDLE = "optimizer.lr=0.2, clip=none", "optimizer.lr=0.3, clip=norm"
 def test_interaction_is_all_at_their_last_levels_less_what_each_does_alone() -> None:
     # alone -0.1 and -0.2, together -0.5, -0.51, -0.49: the interaction is -0.2, -0.21, -0.19, half 0.024841
     scores = {FIRST: [2.0, 1.0, 1.0], LR: [1.8, 0.9, 0.9], CLIP: [1.6, 0.8, 0.8], BOTH: [1.0, 0.49, 0.51]}
-    found = decide_verdict(claim(**CROSSED), runs(**scores, **{MIDDLE: [None, None, None]}))  # type: ignore[arg-type]
-    assert ends(found) == pytest.approx([-0.2, -0.224841, -0.175159], abs=1e-6)
-    assert found.verdict == "holds"
+    result = decide_verdict(claim(**CROSSED), runs(**scores, **{MIDDLE: [None, None, None]}))  # type: ignore[arg-type]
+    assert ends(result) == pytest.approx([-0.2, -0.224841, -0.175159], abs=1e-6)
+    assert result.verdict == "holds"
     assert decide_verdict(claim(**CROSSED), runs(**scores | {BOTH: [1.4, 0.71, 0.69]})).verdict == "not shown"  # type: ignore[arg-type]
     assert decide_verdict(claim(**CROSSED), runs(**scores | {BOTH: [1.8, 0.91, 0.9]})).verdict == "refuted"  # type: ignore[arg-type]
 
 
 def test_interaction_of_runs_that_diverged_is_one_of_those_that_finish() -> None:
     lost: Any = {FIRST: [1.0] * 3, LR: [1.0] * 3, CLIP: [1.0] * 3, BOTH: [None] * 3}
-    found = decide_verdict(claim(**CROSSED), runs(**lost))
-    assert (ends(found), found.unit, found.verdict) == ([-1, -1, -1], "finished", "refuted")
+    result = decide_verdict(claim(**CROSSED), runs(**lost))
+    assert (ends(result), result.unit, result.verdict) == ([-1, -1, -1], "finished", "refuted")
 
 
 def test_factors_that_are_tuned_are_no_part_of_the_names_that_are_judged() -> None:
@@ -179,8 +179,8 @@ def test_fewer_than_three_pairs_are_not_judged(n: int) -> None:
 
 
 def test_pairs_are_runs_of_one_seed() -> None:
-    found = decide_verdict(claim(), {"a": {0: 1.0, 1: 2.0, 2: 4.0, 9: 1.0}, "b": {2: 2.0, 1: 1.0, 0: 0.5, 8: 7.0}})
-    assert (ends(found), found.n) == ([-0.5, -0.5, -0.5], 3)
+    result = decide_verdict(claim(), {"a": {0: 1.0, 1: 2.0, 2: 4.0, 9: 1.0}, "b": {2: 2.0, 1: 1.0, 0: 0.5, 8: 7.0}})
+    assert (ends(result), result.n) == ([-0.5, -0.5, -0.5], 3)
 
 
 def slow(value: float | None, within: float | None, one: list[float], other: list[float]) -> str:
@@ -208,7 +208,7 @@ def test_verdicts_are_those_of_the_rule_walked_through_slowly() -> None:
         other = [a * (1 + shift + drawn.gauss(0, 0.02)) for a in one]
         value, within = drawn.choice([(None, None), (-0.05, None), (-0.15, None), (0.05, None), (0, 0.03), (0, 0.08)])
         effect = {} if value is None else share(value, within)
-        found = decide_verdict(claim(effect), {"a": dict(enumerate(one)), "b": dict(enumerate(other))})
-        assert found.verdict == slow(value, within, one, other), (effect, one, other)
-        seen.add(found.verdict)
+        result = decide_verdict(claim(effect), {"a": dict(enumerate(one)), "b": dict(enumerate(other))})
+        assert result.verdict == slow(value, within, one, other), (effect, one, other)
+        seen.add(result.verdict)
     assert seen == {"holds", "holds in part", "not shown", "refuted"}
