@@ -25,7 +25,7 @@ from tests.support.tiny import corpus
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a study that is over."""
+    """A folder with a study that has ended."""
     folder = tmp_path_factory.mktemp("done")
     trivial(folder)
     hpo("launch", "--study", "trivial.yaml", cwd=folder)
@@ -142,7 +142,7 @@ def test_status_2_where_the_runs_cannot_be_written(tmp_path: Path) -> None:
 
 
 def made(folder: Path, url: str, name: str = "trivial", trials: int = 4) -> None:
-    """Make a study that nobody works on yet."""
+    """Create a study without workers."""
     trivial(folder, name)
     with contextlib.chdir(folder), open_store(url, create=True) as store:
         register_study(store, load_study(f"{name}.yaml", budget={"trials": trials}), None, {})
@@ -168,7 +168,7 @@ def test_study_may_be_left_out_where_there_is_one(tmp_path: Path) -> None:
 
 
 def contents(url: str) -> list[Any]:
-    """Return all that Optuna knows of the studies of a storage."""
+    """Return the names, attributes and trial counts of the studies of a storage."""
     with open_store(url) as store:
         found = optuna.get_all_study_summaries(storage=store.optuna)
         return [(s.study_name, s.user_attrs, s.n_trials) for s in found]

@@ -1,4 +1,4 @@
-"""Acting on a running study through the storage alone: pause, resume, stop, kill."""
+"""`hpo pause`, `resume`, `stop` and `kill` act on a running study through the storage alone."""
 
 import time
 from pathlib import Path

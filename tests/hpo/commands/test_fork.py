@@ -1,4 +1,4 @@
-"""A new study that starts with the trials of another one."""
+"""`hpo fork` creates a study that starts with trials of another study."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""hpo launch as a person meets it: whole processes, signals, what is left behind."""
+"""`hpo launch` as a user runs it: separate processes, signals, and the files that remain."""
 
 import os
 import signal

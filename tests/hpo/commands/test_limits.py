@@ -1,3 +1,5 @@
+"""`hpo limits` finds the largest batch size by trial runs in separate processes."""
+
 import json
 import os
 import signal
@@ -10,24 +12,22 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from hpo.commands.batch_search import MAX_TRIAL_RUNS, BatchSearch, largest_that_fits
 from hpo.commands.limits import largest_useful_batch, read_train_config, trial_run
 from hpo.config.yaml import dump_yaml
 from hpo.errors import WorkFailed
 from model.data.prepare import prepare
-from model.memory.capacity import MIN_ESTIMATE
 from model.section import updated
 from tests.support.command import environment, hpo
 from tests.support.tiny import corpus, tiny
 
 GB = 10**9
-# About half a megabyte a sequence
+# About half a megabyte for each sequence
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "context": 128}
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache of its own, where nothing was measured yet."""
+    """An empty cache, without earlier measurements."""
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("HPO_CACHE", str(tmp_path / "cache"))
 
@@ -44,43 +44,6 @@ def written(folder: Path, **more) -> Path:
     path = folder / "config.yaml"
     path.write_text(dump_yaml(tree | more))
     return path
-
-
-def planted(room: int, cap: int, a_sequence: int) -> BatchSearch:
-    """Return a search whose estimates are known."""
-    search = BatchSearch(tiny(), 257, 1, "cpu", room, cap)
-    search.estimates = {batch: a_sequence * batch for batch in range(1, cap + 1)}
-    return search
-
-
-@pytest.mark.parametrize("cap", [1, 2, 3, 7, 64, 100])
-@pytest.mark.parametrize("limit", [0, 1, 2, 3, 31, 64, 99, 1000])
-def test_doubling_and_halving_find_what_counting_finds(cap, limit):
-    wanted = max([1, *(n for n in range(1, cap + 1) if n <= limit)])
-    assert largest_that_fits(lambda batch: batch <= limit, cap) == wanted
-
-
-@pytest.mark.parametrize("a_sequence", [1000, MIN_ESTIMATE])  # with and without learning from what was measured
-@pytest.mark.parametrize("off", [0.3, 0.7, 1.0, 1.1, 1.5, 4.0])
-@pytest.mark.parametrize("cap", [1, 2, 100, 5000])
-def test_the_limit_is_found_however_far_off_the_estimate(cache, cap, off, a_sequence):
-    search = planted(80 * a_sequence, cap, a_sequence)
-    while (batch := search.next()) is not None:
-        assert search.best < batch < search.worst
-        needed = round(off * a_sequence * batch)
-        search.add(batch, {"peak_bytes": needed} if needed <= search.room else {"out_of_memory": "no more"})
-    true = min(cap, int(80 / off))
-    assert len(search.results) <= MAX_TRIAL_RUNS
-    assert search.best <= true < search.worst
-    assert search.best >= 0.9 * true - 1
-
-
-def test_what_ran_in_too_much_does_not_fit(cache):
-    search = planted(100, 50, 10)
-    search.add(5, {"peak_bytes": 101, "tokens_per_second": 1.0})
-    assert (search.best, search.worst) == (0, 5)
-    (tried,) = [row for row in search.table() if row["batch_size"] == 5]
-    assert not tried["fits"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +77,7 @@ def test_the_largest_batch_is_found_by_trying(tmp_path, cache):
     assert "does not fit: can't allocate memory" in done.stderr
     assert done.stderr.splitlines()[-1] == f"use: --set run.batch_size={best}"
     assert [row["batch_size"] for row in found] == sorted(row["batch_size"] for row in found)
-    assert 10 < best < 300  # of 512 that a rung leaves room for
+    assert 10 < best < 300  # the rung allows up to 512
 
 
 def test_where_all_fit_the_reason_for_the_end_is_said(tmp_path, cache):
@@ -166,18 +129,18 @@ def children(pid: int) -> list[int]:
 
 
 def ended(pid: int) -> bool:
-    """Return whether a process is no more, or but a name that its parent has not asked for."""
+    """Return whether a process has ended; its parent may not have read the exit status yet."""
     status = Path(f"/proc/{pid}/status")
     return not status.exists() or "State:\tZ" in status.read_text()
 
 
-def awaited(condition, what: str):
-    """Return the condition's value as soon as it is true."""
+def awaited(condition, subject: str):
+    """Wait until a condition is true and return its value."""
     end = time.monotonic() + 60
-    while not (found := condition()):
-        assert time.monotonic() < end, f"there is still no {what}"
+    while not (value := condition()):
+        assert time.monotonic() < end, f"there is still no {subject}"
         time.sleep(0.05)
-    return found
+    return value
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -194,7 +157,7 @@ def test_a_signal_ends_the_try_too(tmp_path, number):
 
 
 def test_a_try_that_the_system_kills_does_not_fit():
-    answers, others = [], set(children(os.getpid()))  # such as the server of other tests
+    answers, others = [], set(children(os.getpid()))  # for example the server of other tests
     trying = threading.Thread(target=lambda: answers.append(trial_run(tiny(), 1, GB)))
     trying.start()
     (child,) = awaited(lambda: set(children(os.getpid())) - others, "try")
