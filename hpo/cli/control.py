@@ -4,12 +4,12 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.options import Number, Set, Storage, Study, storage_url
+from hpo.cli.options import Set, Storage, StudyName, TrialNumber, storage_url
 from hpo.cli.panels import CONTROL
 from hpo.console import say
 from hpo.errors import Problem
 
-commands = typer.Typer()
+control_commands = typer.Typer()
 
 Reason = Annotated[
     str,
@@ -17,8 +17,8 @@ Reason = Annotated[
 ]
 
 
-@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo pause --study beta2_sweep")
-def pause(study: Study = None, storage: Storage = None, because: Reason = "") -> None:
+@control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo pause --study beta2_sweep")
+def pause(study: StudyName = None, storage: Storage = None, because: Reason = "") -> None:
     """Pause a study: its workers release their trials and wait.
 
     Each worker first finishes its rung. `hpo resume` continues the study.
@@ -26,8 +26,8 @@ def pause(study: Study = None, storage: Storage = None, because: Reason = "") ->
     _set_state(storage, study, "paused", because)
 
 
-@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo resume --study beta2_sweep")
-def resume(study: Study = None, storage: Storage = None, because: Reason = "") -> None:
+@control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo resume --study beta2_sweep")
+def resume(study: StudyName = None, storage: Storage = None, because: Reason = "") -> None:
     """Resume a paused study.
 
     Waiting workers continue within seconds. A stopped study becomes active too, and new workers can join it.
@@ -35,8 +35,8 @@ def resume(study: Study = None, storage: Storage = None, because: Reason = "") -
     _set_state(storage, study, "active", because)
 
 
-@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo stop --study beta2_sweep")
-def stop(study: Study = None, storage: Storage = None, because: Reason = "") -> None:
+@control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo stop --study beta2_sweep")
+def stop(study: StudyName = None, storage: Storage = None, because: Reason = "") -> None:
     """Stop a study: its workers release their trials and exit.
 
     Each worker first finishes its rung. `hpo launch` of the same study continues it.
@@ -44,8 +44,8 @@ def stop(study: Study = None, storage: Storage = None, because: Reason = "") -> 
     _set_state(storage, study, "stopped", because)
 
 
-@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo kill 7")
-def kill(number: Number, study: Study = None, storage: Storage = None) -> None:
+@control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo kill 7")
+def kill(number: TrialNumber, study: StudyName = None, storage: Storage = None) -> None:
     """Stop one trial and mark it as failed.
 
     A running trial stops at its next rung. An interrupted trial fails at once.
@@ -57,13 +57,13 @@ def kill(number: Number, study: Study = None, storage: Storage = None) -> None:
         say(kill_trial(store, study, number))
 
 
-@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo retry --failed")
+@control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo retry --failed")
 def retry(
     number: Annotated[int | None, typer.Argument(help="Number of the trial.")] = None,
     failed: Annotated[
         bool, typer.Option("--failed", help="Retry every failed trial that was not retried before.")
     ] = False,
-    study: Study = None,
+    study: StudyName = None,
     storage: Storage = None,
 ) -> None:
     """Run a failed trial again with the same parameters.
@@ -77,8 +77,8 @@ def retry(
         say("\n".join(retry_trials(store, study, number, failed)))
 
 
-@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo enqueue --set optimizer.lr=3e-3")
-def enqueue(overrides: Set = None, study: Study = None, storage: Storage = None) -> None:
+@control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo enqueue --set optimizer.lr=3e-3")
+def enqueue(overrides: Set = None, study: StudyName = None, storage: Storage = None) -> None:
     """Add a trial with parameters that you choose.
 
     The trial runs before the next trial of the search and does not count in the budget.
@@ -90,7 +90,7 @@ def enqueue(overrides: Set = None, study: Study = None, storage: Storage = None)
         say("\n".join(enqueue_trial(store, study, overrides or [])))
 
 
-@commands.command(rich_help_panel=CONTROL, epilog="Example: hpo fork new.yaml --from beta2_sweep")
+@control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo fork new.yaml --from beta2_sweep")
 def fork(
     file: Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or path of a study file.")],
     origin: Annotated[str, typer.Option("--from", metavar="NAME", help="Study whose trials to copy.")],

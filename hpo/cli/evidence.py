@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from hpo.cli.groups import RunOptions, expand_groups
-from hpo.cli.options import OutputFormat, Study, exit_with, split_names, valid_path
+from hpo.cli.options import OutputFormat, StudyName, exit_with, split_names, valid_path
 from hpo.cli.panels import EVIDENCE
 from hpo.console import Format, say
 
-commands = typer.Typer()
+evidence_commands = typer.Typer()
 
 
 class TestName(StrEnum):
@@ -31,21 +31,41 @@ class DesignName(StrEnum):
 
 
 Tokens = Annotated[int | None, typer.Option(min=1, help="Tokens of each run. Default: as many as in the search.")]
-Name = Annotated[str | None, typer.Option("--as", metavar="NAME", help="Name of the study that holds these runs.")]
+ComparisonName = Annotated[
+    str | None, typer.Option("--as", metavar="NAME", help="Name of the study that holds these runs.")
+]
+
+Factors = Annotated[
+    list[str] | None,
+    typer.Option("--factor", metavar="NAME=FIELD,FIELD", help="Make these changes together, as one factor."),
+]
+Order = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME,NAME", help="Order of the changes in a cumulative design. Default: the order of the space."
+    ),
+]
+ResultsFile = Annotated[
+    Path | None,
+    typer.Option(
+        callback=valid_path,
+        help="File of the results. Default: claims.json in ./docs if that folder exists, otherwise in ./runs.",
+    ),
+]
 
 
-@commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo confirm --study beta2_sweep --workers 4")
+@evidence_commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo confirm --study beta2_sweep --workers 4")
 @expand_groups
 def confirm(
     *,
-    study: Study = None,
+    study: StudyName = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Number of trials to re-run, from the best down. Default: 3.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each configuration. Default: 8.")] = None,
     tokens: Tokens = None,
     test: Annotated[TestName | None, typer.Option(help="Test of the paired differences. Default: t.")] = None,
-    name: Name = None,
+    name: ComparisonName = None,
     run: RunOptions,
     format: OutputFormat = Format.table,
 ) -> None:
@@ -61,11 +81,11 @@ def confirm(
     exit_with(run_confirmation(request, run.launch_options(), format))
 
 
-@commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo ablate --study beta2_sweep --workers 4")
+@evidence_commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo ablate --study beta2_sweep --workers 4")
 @expand_groups
 def ablate(
     *,
-    study: Study = None,
+    study: StudyName = None,
     before: Annotated[
         str, typer.Option("--from", metavar="baseline|N|FILE", help="Configuration without the changes.")
     ] = "baseline",
@@ -73,19 +93,11 @@ def ablate(
     design: Annotated[
         DesignName, typer.Option(help="Which combinations of the changes to run.")
     ] = DesignName.leave_one_out,
-    groups: Annotated[
-        list[str] | None,
-        typer.Option("--factor", metavar="NAME=FIELD,FIELD", help="Make these changes together, as one factor."),
-    ] = None,
-    order: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME,NAME", help="Order of the changes in a cumulative design. Default: the order of the space."
-        ),
-    ] = "",
+    groups: Factors = None,
+    order: Order = "",
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each combination. Default: 5.")] = None,
     tokens: Tokens = None,
-    name: Name = None,
+    name: ComparisonName = None,
     run: RunOptions,
     format: OutputFormat = Format.table,
 ) -> None:
@@ -108,7 +120,7 @@ def ablate(
     exit_with(run_ablation(request, run.launch_options(), format))
 
 
-@commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo claims S002 --workers 4")
+@evidence_commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo claims S002 --workers 4")
 @expand_groups
 def claims(
     *,
@@ -127,13 +139,7 @@ def claims(
     weighed: Annotated[
         bool, typer.Option("--weighed", hidden=True, help="Old name of --verdict-arms-only, until version 0.3.0.")
     ] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            callback=valid_path,
-            help="File of the results. Default: claims.json in ./docs if that folder exists, otherwise in ./runs.",
-        ),
-    ] = None,
+    data: ResultsFile = None,
     write: Annotated[
         Path | None, typer.Option(callback=valid_path, help="Write the page of all verdicts to this file, then exit.")
     ] = None,

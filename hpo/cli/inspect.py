@@ -5,14 +5,24 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.options import RUNS, Number, Out, OutputFormat, Storage, Study, open_to_read, storage_url, valid_path
+from hpo.cli.options import (
+    RUNS,
+    Out,
+    OutputFormat,
+    Storage,
+    StudyName,
+    TrialNumber,
+    open_to_read,
+    storage_url,
+    valid_path,
+)
 from hpo.cli.panels import INSPECT
 from hpo.console import Format, say
 
-commands = typer.Typer()
+inspect_commands = typer.Typer()
 
 
-@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo studies")
+@inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo studies")
 def studies(storage: Storage = None, format: OutputFormat = Format.table) -> None:
     """List the studies of a storage."""
     from hpo.commands.show import study_records
@@ -22,9 +32,9 @@ def studies(storage: Storage = None, format: OutputFormat = Format.table) -> Non
         rows(study_records(store), format)
 
 
-@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo status --study beta2_sweep --watch")
+@inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo status --study beta2_sweep --watch")
 def status(
-    study: Study = None,
+    study: StudyName = None,
     storage: Storage = None,
     format: OutputFormat = Format.table,
     watch: Annotated[
@@ -38,8 +48,8 @@ def status(
         show_status(store, study, format, watch)
 
 
-@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo trials --format csv")
-def trials(study: Study = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
+@inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo trials --format csv")
+def trials(study: StudyName = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
     """List the trials of a study."""
     from hpo.analysis.snapshot import read_snapshot
     from hpo.analysis.summary import trial_row
@@ -50,8 +60,10 @@ def trials(study: Study = None, storage: Storage = None, format: OutputFormat = 
         rows([trial_row(snapshot, trial) for trial in snapshot.trials], format)
 
 
-@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo show 7")
-def show(number: Number, study: Study = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
+@inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo show 7")
+def show(
+    number: TrialNumber, study: StudyName = None, storage: Storage = None, format: OutputFormat = Format.table
+) -> None:
     """Show one trial: parameters, value per rung, final state."""
     from hpo.analysis.snapshot import read_snapshot
     from hpo.commands.show import trial_record
@@ -61,8 +73,10 @@ def show(number: Number, study: Study = None, storage: Storage = None, format: O
         record(trial_record(read_snapshot(store, study), number), format)
 
 
-@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo why 7")
-def why(number: Number, study: Study = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
+@inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo why 7")
+def why(
+    number: TrialNumber, study: StudyName = None, storage: Storage = None, format: OutputFormat = Format.table
+) -> None:
     """Explain why a trial was suggested and why it ended.
 
     The command prints one sentence for each decision of the sampler and the pruner.
@@ -80,10 +94,10 @@ def why(number: Number, study: Study = None, storage: Storage = None, format: Ou
         print(decision["sentence"])
 
 
-@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo logs 7")
+@inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo logs 7")
 def logs(
-    number: Number,
-    study: Study = None,
+    number: TrialNumber,
+    study: StudyName = None,
     storage: Storage = None,
     out: Out = RUNS,
     format: OutputFormat = Format.table,
@@ -100,8 +114,8 @@ def logs(
         show_logs(snapshot, find_trial(snapshot, number), out, format)
 
 
-@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo best --format json")
-def best(study: Study = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
+@inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo best --format json")
+def best(study: StudyName = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
     """Show the best trial of a study."""
     from hpo.analysis.snapshot import best_trial, read_snapshot
     from hpo.commands.show import trial_record
@@ -112,14 +126,14 @@ def best(study: Study = None, storage: Storage = None, format: OutputFormat = Fo
         record(trial_record(snapshot, best_trial(snapshot).number), format)
 
 
-@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo export -o best.yaml")
+@inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo export -o best.yaml")
 def export(
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="File to write. Default: standard output.", callback=valid_path),
     ] = None,
     trial: Annotated[int | None, typer.Option(help="Number of the trial. Default: the best trial.")] = None,
-    study: Study = None,
+    study: StudyName = None,
     storage: Storage = None,
 ) -> None:
     """Write the complete configuration of the best trial.
@@ -146,9 +160,9 @@ def export(
     say(f"{output}: {origin}; next: hpo train {output}")
 
 
-@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo report --study beta2_sweep --html report.html")
+@inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo report --study beta2_sweep --html report.html")
 def report(
-    study: Study = None,
+    study: StudyName = None,
     storage: Storage = None,
     out: Out = RUNS,
     html: Annotated[Path | None, typer.Option(callback=valid_path, help="Write the HTML page to this file.")] = None,
@@ -183,7 +197,7 @@ def report(
     write_report(storage_url(storage), study, out, Files(html, pdf, csv, json), publish)
 
 
-@commands.command(rich_help_panel=INSPECT, epilog="Example: hpo dashboard --port 8080")
+@inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo dashboard --port 8080")
 def dashboard(
     storage: Storage = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

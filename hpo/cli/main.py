@@ -7,8 +7,12 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli import control, evidence, inspect, run, setup
+from hpo.cli.control import control_commands
+from hpo.cli.evidence import evidence_commands
+from hpo.cli.inspect import inspect_commands
 from hpo.cli.panels import PanelGroup
+from hpo.cli.run import run_commands
+from hpo.cli.setup import setup_commands
 from hpo.console import say
 from hpo.errors import Problem
 
@@ -20,8 +24,8 @@ app = typer.Typer(
     help="Hyperparameter search for GPT training, built on Optuna.",
     epilog="`hpo COMMAND --help` shows the options of a command and an example.",
 )
-for part in (run, inspect, control, evidence, setup):
-    app.add_typer(part.commands)
+for commands in (run_commands, inspect_commands, control_commands, evidence_commands, setup_commands):
+    app.add_typer(commands)
 
 
 def _print_version(requested: bool) -> None:

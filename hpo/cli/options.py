@@ -22,7 +22,7 @@ def valid_path(path: Path | None) -> Path | None:
     return path
 
 
-Study = Annotated[
+StudyName = Annotated[
     str | None, typer.Option(help="Name of the study. Can be omitted if the storage holds exactly one study.")
 ]
 Storage = Annotated[
@@ -41,7 +41,7 @@ Config = Annotated[
         help="Configuration file as `hpo export` writes it, or the name of a base configuration.", callback=valid_path
     ),
 ]
-Number = Annotated[int, typer.Argument(help="Number of the trial.")]
+TrialNumber = Annotated[int, typer.Argument(help="Number of the trial.")]
 RUNS = Path("runs")
 
 

@@ -14,7 +14,7 @@ from hpo.cli.options import (
     Pack,
     Set,
     Storage,
-    Study,
+    StudyName,
     exit_with,
     split_names,
     storage_url,
@@ -23,10 +23,10 @@ from hpo.cli.options import (
 from hpo.cli.panels import RUN
 from hpo.errors import Problem
 
-commands = typer.Typer()
+run_commands = typer.Typer()
 
 
-@commands.command(rich_help_panel=RUN, epilog="Example: hpo launch --study beta2_sweep --workers 4")
+@run_commands.command(rich_help_panel=RUN, epilog="Example: hpo launch --study beta2_sweep --workers 4")
 @expand_groups
 def launch(
     *,
@@ -51,9 +51,9 @@ def launch(
     exit_with(launch_study(run.launch_options(study, overrides or [], seed, {"trials": trials, "hours": hours})))
 
 
-@commands.command(rich_help_panel=RUN, epilog="Example: hpo worker --study beta2_sweep")
+@run_commands.command(rich_help_panel=RUN, epilog="Example: hpo worker --study beta2_sweep")
 def worker(
-    study: Study = None,
+    study: StudyName = None,
     storage: Storage = None,
     pack: Pack = 1,
     gpus: Annotated[str, typer.Option(help="Number of the GPU to use.")] = "",
@@ -80,7 +80,7 @@ def worker(
     exit_with(join_study(storage_url(storage), study, pack, out))
 
 
-@commands.command(rich_help_panel=RUN, epilog="Example: hpo train best.yaml")
+@run_commands.command(rich_help_panel=RUN, epilog="Example: hpo train best.yaml")
 def train(
     config: Config,
     overrides: Set = None,
@@ -97,7 +97,7 @@ def train(
     exit_with(train_config(config, overrides or [], out, resume))
 
 
-@commands.command(rich_help_panel=RUN, epilog='Example: hpo sample runs/train/best --prompt "The "')
+@run_commands.command(rich_help_panel=RUN, epilog='Example: hpo sample runs/train/best --prompt "The "')
 def sample(
     run: Annotated[Path, typer.Argument(help="Folder of a run, as `hpo train` prints it.", callback=valid_path)],
     prompt: Annotated[str, typer.Option(help="Text that the run continues.")] = "",

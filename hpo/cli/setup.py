@@ -8,17 +8,19 @@ from hpo.cli.options import RUNS, Config, Out, OutputFormat, Pack, Set, Storage,
 from hpo.cli.panels import SETUP
 from hpo.console import Format
 
-commands = typer.Typer()
+setup_commands = typer.Typer()
 datasets = typer.Typer(no_args_is_help=True, help="Prepare, list and show the datasets of training runs.")
 checks = typer.Typer()
-commands.add_typer(datasets, name="data", rich_help_panel=SETUP, epilog="Example: hpo data list")
-commands.add_typer(checks)
+setup_commands.add_typer(datasets, name="data", rich_help_panel=SETUP, epilog="Example: hpo data list")
+setup_commands.add_typer(checks)
 
-StudyFile = Annotated[str | None, typer.Option(help="Name of a study, or path of a study file, whose dataset to use.")]
+DatasetStudy = Annotated[
+    str | None, typer.Option(help="Name of a study, or path of a study file, whose dataset to use.")
+]
 
 
 @datasets.command("prepare", epilog="Example: hpo data prepare --study beta2_sweep")
-def data_prepare(study: StudyFile = None, overrides: Set = None, format: OutputFormat = Format.table) -> None:
+def data_prepare(study: DatasetStudy = None, overrides: Set = None, format: OutputFormat = Format.table) -> None:
     """Read, split and tokenize a dataset before any run does."""
     from hpo.commands.data import prepare_dataset
     from hpo.console import record
@@ -37,7 +39,7 @@ def data_list(format: OutputFormat = Format.table) -> None:
 
 @datasets.command("show", epilog="Example: hpo data show --study beta2_sweep --documents 1")
 def data_show(
-    study: StudyFile = None,
+    study: DatasetStudy = None,
     overrides: Set = None,
     documents: Annotated[int, typer.Option(min=1, help="Number of documents to print.")] = 3,
 ) -> None:

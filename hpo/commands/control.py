@@ -14,7 +14,7 @@ from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.store import Store
 from hpo.storage.trials import State, Trial, resolve_study_name, study_attrs, study_ids
 
-EVENTS = {"active": "resumed", "paused": "paused", "stopped": "stopped"}  # state of a study -> type of the event
+STATE_EVENTS = {"active": "resumed", "paused": "paused", "stopped": "stopped"}  # state of a study -> type of the event
 
 
 def set_study_state(store: Store, name: str | None, state: str, reason: str = "") -> str:
@@ -34,7 +34,7 @@ def set_study_state(store: Store, name: str | None, state: str, reason: str = ""
     if before == state:
         return f"{name}: is already {state}"
     slots = Slots(store, study_id)
-    slots.log(EVENTS[state], reason)  # first, so that the history shows it before the events of the workers
+    slots.log(STATE_EVENTS[state], reason)  # first, so that the history shows it before the events of the workers
     store.optuna.set_study_user_attr(study_id, STUDY_STATE, state)
     return f"{name}: {_consequence(name, before, state, slots)}"
 
