@@ -30,6 +30,19 @@ def memory_problem(study: Study, config: BaseModel, corpora: PreparedDatasets) -
         return None
 
 
+def dry_run_baseline(study: Study, datasets: PreparedDatasets) -> None:
+    """Train the first two updates of the baseline, and correct later memory estimates by the measured peak.
+
+    Raises:
+        Exception: the updates fail.
+    """
+    from model.memory.dry_run import rehearse
+
+    config = study.configured(_first(study))
+    assert isinstance(config, TrainConfig)
+    calibrate_estimate(study, datasets, rehearse(config, **datasets.training_arguments(config)).peak_bytes)
+
+
 def calibrate_estimate(study: Study, corpora: PreparedDatasets, measured: int) -> None:
     """Let what the baseline took correct later estimates on this machine, where there will be any."""
     shapes = ("model.", "tokenizer.", "run.batch_size")

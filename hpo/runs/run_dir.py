@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import Unwritable
-from model.cache import atomic_write
+from model.cache import atomic_write, cache_root
 
 
 def study_folder(out: Path, study: str) -> Path:
@@ -90,6 +90,11 @@ def is_writable(folder: Path, n_bytes: int = 2**20) -> bool:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
+
+
+def cache_is_writable() -> bool:
+    """Return whether the folder of prepared data is writable and has room."""
+    return is_writable(cache_root())
 
 
 def to_json_value(value: Any) -> Any:

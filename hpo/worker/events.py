@@ -1,58 +1,64 @@
-"""Events that a worker reports, and how they read as a line."""
+"""Events that a worker reports, and their form as lines of text."""
 
 import json
 import os
 from collections.abc import Callable
 from typing import Any
 
+# An event is a JSON object. The key "event" holds its type: "start", "rung", one of ENDS, ...
+# Launchers and workers may run different versions, so event types and keys keep their form.
 Event = dict[str, Any]
+EventListener = Callable[[Event], None]
 
-
+# Types of events that end a trial.
 ENDS = ("complete", "pruned", "diverged", "invalid", "error", "oom", "timeout", "killed", "lost")
 
+# Environment variable: if its value is "json", a worker prints its events as lines of JSON.
+EVENTS = "HPO_EVENTS"
 
-EVENTS = "HPO_EVENTS"  # environment: a worker that finds "json" here prints its events as lines of JSON
 
+def event_printer(rungs: int, prefix: str = "") -> EventListener:
+    """Return a function that prints a worker's events: as JSON for a launcher, otherwise as lines of text."""
 
-def event_printer(rungs: int, prefix: str = "") -> Callable[[dict[str, Any]], None]:
-    """Return what prints a worker's events: as JSON to a launcher, as lines to a person."""
-
-    def tell(event: dict[str, Any]) -> None:
+    def print_event(event: Event) -> None:
         if os.environ.get(EVENTS) == "json":
             print(json.dumps(event), flush=True)
         elif text := event_line(event, rungs):
             print(f"{prefix}{text}", flush=True)
 
-    return tell
+    return print_event
 
 
 def event_line(event: Event, rungs: int, digits: int = 4) -> str:
-    """Return an event as one line of text, "" for one that needs none."""
-    trial, kind = event.get("trial"), event["event"]
-    if kind == "start":
-        return f"trial {trial}: started{' (baseline)' if event['kind'] == 'baseline' else ''}" + _again(event)
-    if kind == "rung":
-        rate = event.get("tokens_per_second")
-        return f"trial {trial}: rung {event['rung']}/{rungs}, {_loss(event, digits)}" + (
-            f", {rate:,.0f} tokens/s" if rate else ""
-        )
-    if kind in ENDS:
-        told = f": {event['error']}" if event.get("error") else f", {_loss(event, digits)}"
-        return f"trial {trial}: {kind} at rung {event['rung']}/{rungs}{told}"
-    if kind == "requeued":
-        return f"trial {trial}: given back after rung {event['rung']} ({event['text']})"
-    if kind == "taken":
-        return f"trial {trial}: its lease ran out; another worker goes on with it"
-    if kind == "joined":
-        return ""
-    if kind == "exit":
-        return f"ended with status {event['status']}" if event["status"] else ""
-    return str(event.get("text", kind))
+    """Return an event as one line of text, or "" for an event that is not shown.
+
+    rungs: number of rungs of a trial. digits: decimals of the loss.
+    """
+    trial, event_type = event.get("trial"), event["event"]
+    match event_type:
+        case "start":
+            return f"trial {trial}: started{' (baseline)' if event['kind'] == 'baseline' else ''}" + _attempt(event)
+        case "rung":
+            rate = event.get("tokens_per_second")
+            speed = f", {rate:,.0f} tokens/s" if rate else ""
+            return f"trial {trial}: rung {event['rung']}/{rungs}, {_loss(event, digits)}{speed}"
+        case "requeued":
+            return f"trial {trial}: requeued after rung {event['rung']} ({event['text']})"
+        case "taken":
+            return f"trial {trial}: its lease expired; another worker resumes the trial"
+        case "joined":
+            return ""
+        case "exit":
+            return f"exited with status {event['status']}" if event["status"] else ""
+    if event_type in ENDS:
+        result = f": {event['error']}" if event.get("error") else f", {_loss(event, digits)}"
+        return f"trial {trial}: {event_type} at rung {event['rung']}/{rungs}{result}"
+    return str(event.get("text", event_type))
 
 
-def _again(event: Event) -> str:
+def _attempt(event: Event) -> str:
     return f", attempt {event['attempt']}" if event.get("attempt", 1) > 1 else ""
 
 
-def _loss(event: dict[str, Any], digits: int) -> str:
+def _loss(event: Event, digits: int) -> str:
     return "no finite loss" if event.get("value") is None else f"{event['value']:.{digits}f}"

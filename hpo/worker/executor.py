@@ -1,13 +1,12 @@
-"""The trials in a worker's hands: claimed, ended, given back, and what is made of a failure."""
+"""Claim, prepare, finish and requeue the trials of one worker, and react to their failures."""
 
 import gc
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from optuna.trial import TrialState
 from pydantic import ValidationError
@@ -28,199 +27,220 @@ from hpo.search.pruning import Decider
 from hpo.storage.attributes import FORKED
 from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.retry import limit_patience
+from hpo.worker.events import EventListener
 from hpo.worker.failures import CircuitBreaker, classify_failure
 from hpo.worker.reporter import UNREACHABLE_WAIT_S, Reporter, last_line
 from hpo.worker.trial import RunningTrial, open_trial, trial_config
 
-EventListener = Callable[[dict[str, Any]], None]
-EVENT_TYPES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "error"}
+# State of a trial -> reason under which its slot is closed, if an earlier attempt finished the trial.
+END_REASONS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "error"}
 
 
 class TrialExecutor:
-    """What one owner has claimed and not ended, training or waiting for a pack of its shape."""
+    """Holds the trials that one owner has claimed: they are being trained, or wait for a pack of their shape.
+
+    quarantine: kind and message of the failures that this machine repeats, None while the machine is trusted.
+    """
 
     def __init__(
-        self, stored: StoredStudy, owner: str, keeper: LeaseRenewer, out: Path, lease_s: float, tell: EventListener
+        self, stored: StoredStudy, owner: str, renewer: LeaseRenewer, out: Path, lease_s: float, emit: EventListener
     ) -> None:
-        self.stored, self.owner, self.keeper, self.out, self.lease_s, self.tell = (
-            stored,
-            owner,
-            keeper,
-            out,
-            lease_s,
-            tell,
-        )
-        self.teller = Reporter(stored, owner, keeper, lease_s)
-        self.judge = Decider(stored.optuna, stored.study.file.pruner.build(stored.study.rungs), stored.study.rungs)
-        self.corpora = PreparedDatasets()
-        self.breaker = CircuitBreaker()
-        self.held: list[RunningTrial] = []
-        self.quarantine: tuple[str, str] | None = None  # kind and text of the failures that this machine repeats
+        """Create an executor without trials.
 
-    def claim(self, pack: int) -> bool:
-        """Claim a trial for a pack of so many and find out what it is to train; False where there is none."""
-        now = self.teller.now()
-        claim = self.stored.slots.claim(self.owner, self.lease_s, self.stored.is_over(now), now.rungs)
+        out: folder of the runs. lease_s: seconds until a lease expires. emit: receives the worker's events.
+        """
+        self.stored, self.owner, self.renewer, self.out = stored, owner, renewer, out
+        self.lease_s, self.emit = lease_s, emit
+        self.reporter = Reporter(stored, owner, renewer, lease_s)
+        self.decider = Decider(stored.optuna, stored.study.file.pruner.build(stored.study.rungs), stored.study.rungs)
+        self.datasets = PreparedDatasets()
+        self.breaker = CircuitBreaker()
+        self.trials: list[RunningTrial] = []
+        self.quarantine: tuple[str, str] | None = None
+
+    def claim_trial(self, pack: int) -> bool:
+        """Claim a trial and prepare its configuration; return False if there is no free slot.
+
+        pack: number of trials that the worker trains side by side.
+        """
+        state = self.reporter.study_state()
+        claim = self.stored.slots.claim(self.owner, self.lease_s, self.stored.is_over(state), state.rungs)
         if claim is None:
             return False
-        self.keeper.hold(claim)
+        self.renewer.hold(claim)
         try:
-            trial = open_trial(self.stored, claim, self.owner, pack)
-            job = RunningTrial(claim, trial, self.stored.study.base, self._folder(trial.number))
-            self.held.append(job)
-            self._take(job, pack)
+            frozen = open_trial(self.stored, claim, self.owner, pack)
+            trial = RunningTrial(claim, frozen, self.stored.study.base, self._folder(frozen.number))
+            self.trials.append(trial)
+            self._prepare(trial, pack)
         except LeaseLost:
-            self.let_go(claim)
+            self.drop_lost(claim)
         except Exception as error:
-            held = [job for job in self.held if job.claim == claim]
-            if not held:
-                self.keeper.drop(claim)
+            trials = [trial for trial in self.trials if trial.claim == claim]
+            if not trials:
+                self.renewer.drop(claim)
                 self.stored.slots.release(claim, self.owner, "interrupted", str(error), failed=True)
                 raise
-            self.failed(error, held)  # its own failure, whoever trains beside it
+            self.handle_failure(error, trials)
         return True
 
-    def _take(self, job: RunningTrial, pack: int) -> None:
-        """Find out what a trial is to train; end it where that is clear already."""
-        claim = job.claim
-        if job.trial.state.is_finished():  # an earlier attempt ended it, but not its slot
-            self.held.remove(job)
-            self.teller.close(job, EVENT_TYPES[job.trial.state])
+    def _prepare(self, trial: RunningTrial, pack: int) -> None:
+        """Set the configuration of a trial, or end the trial if its result is already known."""
+        claim = trial.claim
+        if trial.frozen.state.is_finished():  # an earlier attempt finished the trial, but did not close its slot
+            self.trials.remove(trial)
+            self.reporter.close_slot(trial, END_REASONS[trial.frozen.state])
             return
-        self.tell({"event": "start", "trial": job.number, "kind": claim.kind, "attempt": claim.attempt})
+        self.emit({"event": "start", "trial": trial.number, "kind": claim.kind, "attempt": claim.attempt})
         if claim.requested_action == "kill":
-            self.end(job, TrialState.FAIL, "killed")
+            self.end(trial, TrialState.FAIL, "killed")
             return
         if claim.failures >= MAX_FAILURES:
-            why = f"{claim.failures} attempts in a row ended without a rung; the trial may be what ends its workers"
-            self.end(job, TrialState.FAIL, "lost", why)
+            error = f"{claim.failures} attempts in a row ended without a new rung; the trial may crash its workers"
+            self.end(trial, TrialState.FAIL, "lost", error)
             return
-        # Fields that are fine one by one may not go together, as n_head and n_embd, or leave too little text. Pruned,
-        # not failed: the sampler forgets a failed trial and would come back.
+        if not self._configure(trial, pack):
+            return
+        last = trial.frozen.intermediate_values.get(self.stored.study.rungs)
+        if last is not None and math.isfinite(last):  # the last attempt reported its last rung, but not its end
+            trial.metrics = next(iter(reversed(list(read_metrics(trial.folder / "metrics.jsonl")))), {})
+            self.complete(trial, last)
+
+    def _configure(self, trial: RunningTrial, pack: int) -> bool:
+        """Set the configuration of a trial and write it; end the trial and return False if it cannot be trained.
+
+        Values that are valid one by one may be invalid together, as n_head and n_embd, or leave too little text. Such
+        a trial is pruned. The sampler ignores failed trials, so it would suggest the same values again.
+        """
         try:
-            with fenced(self.stored.slots.held(claim, self.owner)):
-                job.config = trial_config(self.stored, claim, job.trial)
-            data_hash = self.corpora.data_hash(job.config)
+            with fenced(self.stored.slots.held(trial.claim, self.owner)):
+                trial.config = trial_config(self.stored, trial.claim, trial.frozen)
+            data_hash = self.datasets.data_hash(trial.config)
         except ValidationError as error:
-            self.end(job, TrialState.PRUNED, "invalid", "; ".join(messages(error, type(self.stored.study.base))))
-            return
+            problems = "; ".join(messages(error, type(self.stored.study.base)))
+            self.end(trial, TrialState.PRUNED, "invalid", problems)
+            return False
         except Unwritable:
             raise
         except Problem as problem:
-            self.end(job, TrialState.PRUNED, "invalid", str(problem))
-            return
-        job.trial = self.stored.store.optuna.get_trial(
-            get_trial_id(job.trial)
-        )  # a copy of our own, parameters included
-        if reason := memory_problem(self.stored.study, job.config, self.corpora):
-            self.end(job, TrialState.PRUNED, "oom", reason)
-            return
-        self._write_config(job, data_hash, pack)
-        last = job.trial.intermediate_values.get(self.stored.study.rungs)
-        if last is not None and math.isfinite(last):  # the last attempt ended between its last report and telling so
-            job.metrics = next(iter(reversed(list(read_metrics(job.folder / "metrics.jsonl")))), {})
-            self.finish(job, last)
+            self.end(trial, TrialState.PRUNED, "invalid", str(problem))
+            return False
+        trial.frozen = self.stored.store.optuna.get_trial(get_trial_id(trial.frozen))  # now with its parameters
+        if reason := memory_problem(self.stored.study, trial.config, self.datasets):
+            self.end(trial, TrialState.PRUNED, "oom", reason)
+            return False
+        self._write_config(trial, data_hash, pack)
+        return True
 
-    def verdict(self, job: RunningTrial) -> str:
-        """Return what becomes of a trial; while the storage is away, nothing is known that would end it."""
+    def decide(self, trial: RunningTrial) -> str:
+        """Return the pruner's decision: "continue", "prune" or "diverged".
+
+        While the storage is unreachable, the decision is "continue".
+        """
         try:
             with limit_patience(UNREACHABLE_WAIT_S):
-                verdict = self.judge.verdict(job.trial, job.spared)
+                decision = self.decider.verdict(trial.frozen, trial.never_prune)
         except StorageError as error:
             if not error.passing:
                 raise
             return "continue"
-        if verdict == "prune":
-            job.pruned = self.judge.record(self.stored.study.file.pruner, job.trial)
-        return verdict
+        if decision == "prune":
+            trial.pruning_decision = self.decider.record(self.stored.study.file.pruner, trial.frozen)
+        return decision
 
-    def finish(self, job: RunningTrial, value: float) -> None:
-        """End a trial that reached its last rung, and keep checkpoints of the best trials alone."""
-        self.end(job, TrialState.COMPLETE, "complete", value=value)
+    def complete(self, trial: RunningTrial, value: float) -> None:
+        """End a trial that reached its last rung, and remove the checkpoints of all but the best trials."""
+        self.end(trial, TrialState.COMPLETE, "complete", value=value)
         complete = self.stored.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        own = [trial for trial in complete if trial.user_attrs.get("kind") != FORKED]
-        ranked = sorted(own, key=lambda trial: trial.values[0])
-        checkpoints.remove_all_checkpoints(
-            self._folder(trial.number) for trial in ranked[self.stored.study.file.keep_best :]
-        )
+        own = [frozen for frozen in complete if frozen.user_attrs.get("kind") != FORKED]
+        ranked = sorted(own, key=lambda frozen: frozen.values[0])
+        others = ranked[self.stored.study.file.keep_best :]
+        checkpoints.remove_all_checkpoints(self._folder(frozen.number) for frozen in others)
 
-    def end(self, job: RunningTrial, state: TrialState, word: str, error: str = "", value: float | None = None) -> None:
-        """Tell the study how a trial ended, and close its slot."""
+    def end(
+        self, trial: RunningTrial, state: TrialState, reason: str, error: str = "", value: float | None = None
+    ) -> None:
+        """Report the end of a trial and close its slot. The arguments are those of `Reporter.report_end`."""
         try:
-            values = self.teller.end(job, state, word, error, value)
+            values = self.reporter.report_end(trial, state, reason, error, value)
         except LeaseLost:
-            self.let_go(job.claim)
+            self.drop_lost(trial.claim)
             return
-        self.held.remove(job)
-        self.judge.look_again()
+        self.trials.remove(trial)
+        self.decider.look_again()
         if state != TrialState.FAIL:
-            self.breaker.well()
-        checkpoints.remove_checkpoints(job.folder, all_of_them=state != TrialState.COMPLETE)
-        told = {"event": word, "trial": job.number, "rung": job.rung, "value": values[0] if values else None}
-        self.tell(told | ({"error": last_line(error)} if error else {}))
+            self.breaker.reset()
+        checkpoints.remove_checkpoints(trial.folder, all_of_them=state != TrialState.COMPLETE)
+        event = {"event": reason, "trial": trial.number, "rung": trial.rung, "value": values[0] if values else None}
+        self.emit(event | ({"error": last_line(error)} if error else {}))
 
-    def let_go(self, claim: Claim) -> None:
-        """Forget a trial whose lease another worker took: nothing more is written of it."""
-        self.keeper.drop(claim)
-        for job in [job for job in self.held if job.claim == claim]:
-            self.held.remove(job)
-            self.tell({"event": "taken", "trial": job.number})
+    def drop_lost(self, claim: Claim) -> None:
+        """Drop a trial whose lease another worker holds. Nothing more is written to it."""
+        self.renewer.drop(claim)
+        for trial in [trial for trial in self.trials if trial.claim == claim]:
+            self.trials.remove(trial)
+            self.emit({"event": "taken", "trial": trial.number})
 
-    def requeue(self, jobs: Sequence[RunningTrial], word: str, text: str = "", failed: bool = False) -> None:
-        """Give trials back, their slots free, for whoever claims them next."""
-        for job in list(jobs):
-            self.held.remove(job)
-            if self.teller.requeue(job, word, text, failed):
-                self.tell({"event": "requeued", "trial": job.number, "rung": job.rung, "text": word})
+    def requeue(self, trials: Sequence[RunningTrial], reason: str, error: str = "", failed: bool = False) -> None:
+        """Set trials to WAITING and free their slots, so that any worker can resume them."""
+        for trial in list(trials):
+            self.trials.remove(trial)
+            if self.reporter.requeue(trial, reason, error, failed):
+                self.emit({"event": "requeued", "trial": trial.number, "rung": trial.rung, "text": reason})
 
-    def failed(self, error: Exception, jobs: Sequence[RunningTrial]) -> int | None:
-        """Do what a failure asks for; return the lanes that a pack may have from now on, None for as many as before.
+    def handle_failure(self, error: Exception, trials: Sequence[RunningTrial]) -> int | None:
+        """End or requeue the trials of a failed run; return the new size of packs, or None if it does not change.
 
         Raises:
-            Exception: the failure itself, where it is no trial's and not this machine's.
+            Exception: the failure itself, if neither the trials nor this machine caused it.
         """
         text = "".join(traceback.format_exception(error))
         match classify_failure(error):
-            case "ours":
+            case "external":
                 raise error
-            case "disk" | "device" as word:
-                # A disk is no trial's doing; what fails a device may be, since a configuration can ask for nonsense.
-                self.requeue(jobs, word, last_line(text), failed=word == "device")
-                if self.breaker.failed(word):
-                    self.quarantine = word, last_line(text)
+            case "disk" | "device" as kind:
+                # A trial cannot cause a disk failure. It may cause a device failure by an invalid operation.
+                self.requeue(trials, kind, last_line(text), failed=kind == "device")
+                if self.breaker.record_failure(kind):
+                    self.quarantine = kind, last_line(text)
                 else:
-                    time.sleep(1.0)  # what passes by itself has a moment to do so
+                    time.sleep(1.0)  # a transient failure may pass
             case "oom":
-                gc.collect()
-                if len(jobs) > 1:  # which of them is too large shows when fewer train side by side
-                    self.log("oom", f"{len(jobs)} trials do not fit side by side: {last_line(text)}")
-                    return len(jobs) // 2
-                self.end(jobs[0], TrialState.PRUNED, "oom", text)
+                return self._handle_oom(trials, text)
             case _:
-                for job in jobs:
+                for trial in trials:
                     with suppress(OSError):
-                        (job.folder / "stderr.log").write_text(text, "utf-8")
-                    self.end(job, TrialState.FAIL, "error", text)
+                        (trial.folder / "stderr.log").write_text(text, "utf-8")
+                    self.end(trial, TrialState.FAIL, "error", text)
         return None
 
-    def log(self, word: str, text: str) -> None:
-        """Write down what happened to this worker; a storage that is away is not waited for."""
-        self.tell({"event": "note", "text": f"{word}: {text}"})
+    def _handle_oom(self, trials: Sequence[RunningTrial], text: str) -> int | None:
+        """Prune a trial that ran out of memory. Of several trials in a pack, train half as many side by side."""
+        gc.collect()
+        if len(trials) == 1:
+            self.end(trials[0], TrialState.PRUNED, "oom", text)
+            return None
+        self.log_event("oom", f"{len(trials)} trials do not fit into memory side by side: {last_line(text)}")
+        return len(trials) // 2
+
+    def log_event(self, event_type: str, text: str) -> None:
+        """Store an event of this worker, unless the storage is unreachable for longer than UNREACHABLE_WAIT_S."""
+        self.emit({"event": "note", "text": f"{event_type}: {text}"})
         with suppress(StorageError), limit_patience(UNREACHABLE_WAIT_S):
-            self.stored.slots.log(word, text, self.owner)
+            self.stored.slots.log(event_type, text, self.owner)
 
     def _folder(self, number: int) -> Path:
         return trial_folder(self.out, self.stored.study.name, number)
 
-    def _write_config(self, job: RunningTrial, data_hash: str | None, pack: int) -> None:
+    def _write_config(self, trial: RunningTrial, data_hash: str | None, pack: int) -> None:
         provenance = {
             "study": self.stored.study.name,
-            "trial": job.number,
-            "kind": job.claim.kind,
+            "trial": trial.number,
+            "kind": trial.claim.kind,
             "data_hash": data_hash,
             "train": self.stored.study.file.train,
             "config": self.stored.study.file.config,
             "pack": pack,
             **describe_machine(),
         }
-        write_file(job.folder / "config.yaml", config_text(job.config, provenance))
+        write_file(trial.folder / "config.yaml", config_text(trial.config, provenance))

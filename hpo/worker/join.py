@@ -1,4 +1,4 @@
-"""hpo worker: join a study that is there, from any machine that reaches its storage."""
+"""hpo worker: join an existing study, from any machine that can reach its storage."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ from hpo.console import say
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.queue.registry import StoredStudy, check_data_hash, load_stored_study
 from hpo.runs.datasets import PreparedDatasets
-from hpo.runs.memory import calibrate_estimate
+from hpo.runs.memory import dry_run_baseline
 from hpo.runs.resources import available_cores, set_thread_environment
 from hpo.storage.retry import PATIENCE
 from hpo.storage.store import open_store
@@ -23,31 +23,35 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def join_study(storage: str, name: str | None, pack: int, out: Path) -> int:
-    """Work on a study until its budget is spent; return the exit status.
+    """Run trials of a study until its budget is spent; return the exit status.
+
+    name: the study, or None for the only study of the storage. pack: number of trials to train side by side.
+    out: folder of the runs.
 
     Raises:
-        Problem: there is no such study, or the data here are not its own.
+        Problem: the study does not exist, or the data on this machine differs from the study's data.
         WorkFailed: this machine cannot train the study's baseline.
     """
-    # A worker by itself has the whole machine; a launcher divides it up beforehand.
+    # A launcher divides the cores among its workers and sets these variables. A worker alone uses all cores.
     set_thread_environment(available_cores())
-    from hpo.worker.worker import Worker
+    from hpo.worker.worker import Worker  # after the variables are set, because torch reads them at its import
 
     with open_store(storage, patience=PATIENCE) as store:
         stored = load_stored_study(store, name)
-        if stored.read_state().state != "active":
-            say(f"study {stored.study.name} is {stored.read_state().state}; `hpo resume` lets its workers go on")
+        state = stored.read_state().state
+        if state != "active":
+            say(f"study {stored.study.name} is {state}; `hpo resume` resumes it")
         preflight(stored, PreparedDatasets())
         stored.raise_protocol()
         launched = os.environ.get(EVENTS) == "json"
-        parent = _with_parent() if launched else None
+        parent = _stop_with_parent() if launched else None
         return Worker(stored, out.absolute(), pack, event_printer(stored.study.rungs), parent).work()
 
 
-def _with_parent() -> int:
-    """Have this process asked to leave when its parent dies, at once and not only at its next rung; return the parent.
+def _stop_with_parent() -> int:
+    """Ask Linux to send SIGTERM to this process when its parent ends; return the parent's process id.
 
-    Linux has a call for it; elsewhere the worker looks for its parent at each rung.
+    On other systems the worker checks for its parent at each rung.
     """
     parent = os.getppid()
     if sys.platform == "linux":
@@ -55,27 +59,23 @@ def _with_parent() -> int:
     return parent
 
 
-def preflight(stored: StoredStudy, corpora: PreparedDatasets) -> None:
-    """Check that this machine has the study's data and can train its baseline: the first two updates are tried.
+def preflight(stored: StoredStudy, datasets: PreparedDatasets) -> None:
+    """Check that this machine has the study's data and can train the first two updates of its baseline.
 
-    Otherwise every trial would fail in the same way. A training function of the user's own is not tried, since a
-    call of it may do more than train.
+    Without this check every trial could fail in the same way. A user's own training function is not called, because a
+    call may have other effects than training.
 
     Raises:
-        Problem: the data are others.
-        WorkFailed: the baseline's first updates fail, with the cause.
+        Problem: the data differs from the study's data.
+        WorkFailed: the first updates of the baseline fail; the message contains the cause.
     """
-    check_data_hash(stored.optuna, corpora.data_hash(stored.study.base))
+    check_data_hash(stored.optuna, datasets.data_hash(stored.study.base))
     if stored.study.file.train != DEFAULT_TRAIN or not isinstance(stored.study.base, TrainConfig):
         return
-    from model.memory.dry_run import dry_run
-
-    config = stored.study.configured(stored.study.file.first_baseline)
-    assert isinstance(config, TrainConfig)
     try:
-        calibrate_estimate(stored.study, corpora, dry_run(config, **corpora.training_arguments(config)).peak_bytes)
+        dry_run_baseline(stored.study, datasets)
     except (Problem, StorageError):
         raise
     except Exception as error:
         cause = f"{type(error).__name__}: {error}{place(error)}"
-        raise WorkFailed(f"pre-flight: the first two updates of the baseline failed here: {cause}") from None
+        raise WorkFailed(f"pre-flight: the first two updates of the baseline failed on this machine: {cause}") from None

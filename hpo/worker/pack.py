@@ -1,4 +1,7 @@
-"""One pack of trials, trained side by side from rung to rung, its lanes refilled as they come free."""
+"""Train a pack: several trials side by side, from rung to rung, on one device.
+
+Each trial of a pack has a lane. When a trial ends, its lane is refilled with another trial.
+"""
 
 import contextlib
 import time
@@ -17,182 +20,193 @@ from hpo.worker.trial import RunningTrial
 
 
 class PackRunner:
-    """Trains the first job that is held and all that fit beside it, until none of that shape is left."""
+    """Trains the executor's first trial, and the trials of the same shape, until no such trial is left."""
 
-    def __init__(self, jobs: TrialExecutor, size: int, alarm: SignalHandler) -> None:
-        self.jobs, self.alarm = jobs, alarm
-        self.study = jobs.stored.study
-        self.key = pack_key(jobs.held[0].config)
-        fitting = [job for job in jobs.held if not job.alone and pack_key(job.config) == self.key]
-        self.fitting = [jobs.held[0]] if jobs.held[0].alone else fitting[:size]
+    def __init__(self, executor: TrialExecutor, size: int, signals: SignalHandler) -> None:
+        """Choose the trials of the pack. size: number of lanes at most."""
+        self.executor, self.signals = executor, signals
+        self.study = executor.stored.study
+        first = executor.trials[0]
+        self.key = pack_key(first.config)
+        same_shape = [trial for trial in executor.trials if not trial.alone and pack_key(trial.config) == self.key]
+        self.first_trials = [first] if first.alone else same_shape[:size]
         self.lanes: dict[int, RunningTrial] = {}
-        self.begun = False
+        self.started = False
 
-    def run(self, leaving: Callable[[], bool], refill: Callable[[], None]) -> int | None:
-        """Train; return the lanes that a pack may have from now on, None for as many as before.
+    def run(self, should_stop: Callable[[], bool], refill: Callable[[], None]) -> int | None:
+        """Train the pack; return the new size of packs, or None if it does not change.
 
-        leaving: whether to stop at this rung. refill: claims trials for lanes that came free.
+        should_stop: returns whether to stop at this rung. refill: claims trials for the free lanes.
         """
         try:
             self._start()
-            self._train(leaving, refill)
+            self._train(should_stop, refill)
         except TrialTimeout:
-            self._end_overdue()
-        except Exception as error:  # whatever a configuration or a user's function does must not end the worker
-            at_fault = [job for job in self.lanes.values() if job in self.jobs.held]
-            if not at_fault:
+            self._end_timed_out()
+        except Exception as error:  # neither a configuration nor a user's function may end the worker
+            trials = [trial for trial in self.lanes.values() if trial in self.executor.trials]
+            if not trials:
                 raise
-            if len(at_fault) > 1 and not self.begun and classify_failure(error) == "error":
-                for job in at_fault:  # one of them: which one shows when each is begun by itself
-                    job.alone = True
+            if len(trials) > 1 and not self.started and classify_failure(error) == "error":
+                for trial in trials:  # to find out which trial has failed, each is started in a pack of its own
+                    trial.alone = True
                 return None
-            return self.jobs.failed(error, at_fault)
+            return self.executor.handle_failure(error, trials)
         finally:
-            self.alarm.off()
+            self.signals.cancel_timeout()
         return None
 
     def _start(self) -> None:
-        """Build the runs and set each to where it goes on."""
-        self.lanes = dict(enumerate(self.fitting))
-        given = self.jobs.corpora.training_arguments(self.fitting[0].config)
-        self.runs = build_runs(self.study.file.train, [job.config for job in self.fitting], **given)
-        for lane, job in self.lanes.items():
-            self._begin(lane, job)
-        self.begun = True
+        """Build the runs and resume each from its checkpoint."""
+        self.lanes = dict(enumerate(self.first_trials))
+        arguments = self.executor.datasets.training_arguments(self.first_trials[0].config)
+        self.runs = build_runs(self.study.file.train, [trial.config for trial in self.first_trials], **arguments)
+        for lane, trial in self.lanes.items():
+            self._resume(lane, trial)
+        self.started = True
 
-    def _train(self, leaving: Callable[[], bool], refill: Callable[[], None]) -> None:
-        """Drive the pack from rung to rung."""
-        self._set_alarm()
+    def _train(self, should_stop: Callable[[], bool], refill: Callable[[], None]) -> None:
+        """Train from rung to rung, and report each rung of each lane."""
+        self._start_timeout()
         for _, reports in self.runs:
-            self.alarm.off()  # what is told at a rung is told whole
+            self.signals.cancel_timeout()  # a timeout must not interrupt the reports of a rung
             for lane, metrics in reports.items():
-                if self._beat(lane, self.lanes[lane], metrics):
+                if self._report(lane, self.lanes[lane], metrics):
                     del self.lanes[lane]
             self._drop_lost()
-            if leaving():
+            if should_stop():
                 return
             refill()
-            self._fill()
-            self._set_alarm()
-        for job in list(self.lanes.values()):
-            self.jobs.end(job, TrialState.FAIL, "error", "the training function ended before its last rung")
+            self._fill_lanes()
+            self._start_timeout()
+        for trial in list(self.lanes.values()):
+            self.executor.end(trial, TrialState.FAIL, "error", "the training function ended before its last rung")
 
-    def _set_alarm(self) -> None:
+    def _start_timeout(self) -> None:
         limit = self.study.file.limits.seconds
         if self.lanes and limit is not None:
-            self.alarm.overdue_in(limit - max(job.spent() for job in self.lanes.values()))
+            self.signals.start_timeout(limit - max(trial.seconds() for trial in self.lanes.values()))
 
-    def _begin(self, lane: int, job: RunningTrial) -> None:
-        """Go on from the newest checkpoint that can be read, or from the start where there is none, and say so."""
-        log = job.folder / "metrics.jsonl"
+    def _resume(self, lane: int, trial: RunningTrial) -> None:
+        """Resume a trial from its newest readable checkpoint, or start it again if there is none."""
+        log = trial.folder / "metrics.jsonl"
         rows = {row["rung"]: row for row in read_metrics(log) if "rung" in row}
-        told = job.trial.intermediate_values
-        rung, why = self._resumed(lane, job, {*rows, *told}) if job.claim.attempt > 1 or job.rung else (0, "")
-        if not rung and job.rung:
-            self.jobs.log("restarted", f"trial {job.number} starts again: {why}")
-        for r in range(1, rung + 1):  # trained while the storage was away, by an attempt that then ended
-            if r not in told:
-                found = rows[r].get(self.study.file.objective)
-                job.add(r, float("nan") if found is None else float(found))
-        job.seconds = float(rows.get(rung, {}).get("seconds") or 0.0)
-        job.began = time.monotonic()
+        reported = trial.frozen.intermediate_values
+        rung, reason = 0, ""
+        if trial.claim.attempt > 1 or trial.rung:
+            rung, reason = self._load_checkpoint(lane, trial, {*rows, *reported})
+        if not rung and trial.rung:
+            self.executor.log_event("restarted", f"trial {trial.number} restarts from its first rung: {reason}")
+        for r in range(1, rung + 1):  # the storage was unreachable, and the attempt ended before it reported these
+            if r not in reported:
+                value = rows[r].get(self.study.file.objective)
+                trial.add_value(r, float("nan") if value is None else float(value))
+        trial.earlier_seconds = float(rows.get(rung, {}).get("seconds") or 0.0)
+        trial.started_at = time.monotonic()
         truncate_metrics(log, rung)
 
-    def _resumed(self, lane: int, job: RunningTrial, known: set[int]) -> tuple[int, str]:
-        """Set a lane to the newest checkpoint whose curve is known; return its rung, 0 with the reason for none."""
-        why = "it had left no checkpoint"
-        for folder in checkpoints.resumable_checkpoints(job.folder):
+    def _load_checkpoint(self, lane: int, trial: RunningTrial, known: set[int]) -> tuple[int, str]:
+        """Load the newest checkpoint of which all rungs are known; return its rung, or 0 and the reason.
+
+        known: rungs whose values are in the study or in metrics.jsonl.
+        """
+        reason = "there is no checkpoint"
+        for folder in checkpoints.resumable_checkpoints(trial.folder):
             try:
                 rung = self.runs.resume(lane, folder)
             except (ValueError, OSError) as error:
-                why = str(error)
+                reason = str(error)
                 continue
             if known >= set(range(1, rung + 1)):
                 return rung, ""
-            why = "values of its first rungs are missing"
+            reason = "values of its first rungs are missing"
             self.runs.stop(lane)
-            self.runs.start(lane, job.config)
-        return 0, why
+            self.runs.start(lane, trial.config)
+        return 0, reason
 
-    def _beat(self, lane: int, job: RunningTrial, metrics: Any) -> bool:
-        """Report one rung of one trial; return whether the trial ended."""
+    def _report(self, lane: int, trial: RunningTrial, metrics: Any) -> bool:
+        """Report one rung of a trial; return whether the trial has left its lane."""
         try:
-            rung, value, job.metrics = read_report(metrics, self.study.file.objective)
-        except Exception as error:  # one function's failure is not its neighbours'
+            rung, value, trial.metrics = read_report(metrics, self.study.file.objective)
+        except Exception as error:  # this trial alone has failed, not its pack
             self.runs.stop(lane)
-            self.jobs.failed(error, [job])
+            self.executor.handle_failure(error, [trial])
             return True
-        known = job.rung
-        job.add(rung, value)
-        standing = self.jobs.teller.values(job, wait=rung >= self.study.rungs)
-        if standing == "lost":
+        last_rung = trial.rung
+        trial.add_value(rung, value)
+        status = self.executor.reporter.report_values(trial, wait=rung >= self.study.rungs)
+        if status == "lost":
             self.runs.stop(lane)
-            self.jobs.let_go(job.claim)
+            self.executor.drop_lost(trial.claim)
             return True
-        append_metrics(job.folder / "metrics.jsonl", job.metrics)
-        shown = {key: to_json_value(v) for key, v in job.metrics.items()}
-        self.jobs.tell({"event": "rung", "trial": job.number, "rung": rung, "value": to_json_value(value), **shown})
-        # A rung that an earlier attempt has reported was decided on then.
-        verdict = self.jobs.verdict(job) if rung >= known else "continue"
-        if standing == "killed":
-            verdict = "killed"
-        elif job.overdue(self.study.file.limits.seconds) and rung < self.study.rungs:
-            verdict = "timeout"
-        if verdict == "continue":
-            self._keep(lane, job, rung, value)
+        append_metrics(trial.folder / "metrics.jsonl", trial.metrics)
+        shown = {key: to_json_value(v) for key, v in trial.metrics.items()}
+        event = {"event": "rung", "trial": trial.number, "rung": rung, "value": to_json_value(value)}
+        self.executor.emit({**event, **shown})
+        # An earlier attempt has already decided about a rung that it reported.
+        decision = self.executor.decide(trial) if rung >= last_rung else "continue"
+        if status == "killed":
+            decision = "killed"
+        elif trial.is_over(self.study.file.limits.seconds) and rung < self.study.rungs:
+            decision = "timeout"
+        if decision == "continue":
+            self._save_checkpoints(lane, trial, rung, value)
             if rung < self.study.rungs:
                 return False
         self.runs.stop(lane)
-        self._end(job, verdict, value)
+        self._end(trial, decision, value)
         return True
 
-    def _keep(self, lane: int, job: RunningTrial, rung: int, value: float) -> None:
-        best = value <= min(job.trial.intermediate_values.values())
-        with contextlib.suppress(ValueError):  # a pack whose marks fall apart: it goes on from an earlier checkpoint
-            checkpoints.save_checkpoints(self.runs, lane, job.config, job.folder, rung, best)
+    def _save_checkpoints(self, lane: int, trial: RunningTrial, rung: int, value: float) -> None:
+        best = value <= min(trial.frozen.intermediate_values.values())
+        # ValueError: the lanes are at different steps. The trial then resumes from an earlier checkpoint.
+        with contextlib.suppress(ValueError):
+            checkpoints.save_checkpoints(self.runs, lane, trial.config, trial.folder, rung, best)
 
-    def _end(self, job: RunningTrial, verdict: str, value: float) -> None:
-        match verdict:
+    def _end(self, trial: RunningTrial, decision: str, value: float) -> None:
+        match decision:
             case "continue":
-                self.jobs.finish(job, value)
+                self.executor.complete(trial, value)
             case "killed":
-                self.jobs.end(job, TrialState.FAIL, "killed")
+                self.executor.end(trial, TrialState.FAIL, "killed")
             case "timeout":
-                self.jobs.end(job, TrialState.PRUNED, "timeout", self._overdue(job))
+                self.executor.end(trial, TrialState.PRUNED, "timeout", self._timeout_problem(trial))
             case "prune":
-                self.jobs.end(job, TrialState.PRUNED, "pruned")
+                self.executor.end(trial, TrialState.PRUNED, "pruned")
             case _:
-                self.jobs.end(job, TrialState.PRUNED, verdict)
+                self.executor.end(trial, TrialState.PRUNED, decision)
 
-    def _end_overdue(self) -> None:
-        """End the trials whose time is over in the middle of a rung; the others go on from their last one."""
+    def _end_timed_out(self) -> None:
+        """End the trials that timed out in the middle of a rung. The other trials resume from their last rung."""
         limit = self.study.file.limits.seconds
-        for job in [job for job in self.lanes.values() if job in self.jobs.held and job.overdue(limit)]:
-            self.jobs.end(job, TrialState.PRUNED, "timeout", self._overdue(job))
+        for trial in list(self.lanes.values()):
+            if trial in self.executor.trials and trial.is_over(limit):
+                self.executor.end(trial, TrialState.PRUNED, "timeout", self._timeout_problem(trial))
 
-    def _overdue(self, job: RunningTrial) -> str:
-        return f"limits.seconds: allows {self.study.file.limits.seconds:g}, the trial took {job.spent():.1f}"
+    def _timeout_problem(self, trial: RunningTrial) -> str:
+        limit = self.study.file.limits.seconds
+        return f"limits.seconds: allows {limit:g}, the trial took {trial.seconds():.1f}"
 
-    def _fill(self) -> None:
-        """Put trials of the pack's shape into lanes that came free; others wait for a pack of their own."""
-        taken = list(self.lanes.values())
-        held = [job for job in self.jobs.held if job not in taken and not job.alone]
-        waiting = [job for job in held if pack_key(job.config) == self.key]
-        free = [lane for lane in range(len(self.fitting)) if lane not in self.lanes]
-        for lane, job in zip(free, waiting, strict=False):
+    def _fill_lanes(self) -> None:
+        """Start claimed trials of the pack's shape in the free lanes. Other trials wait for another pack."""
+        running = list(self.lanes.values())
+        candidates = [trial for trial in self.executor.trials if trial not in running and not trial.alone]
+        waiting = [trial for trial in candidates if pack_key(trial.config) == self.key]
+        free = [lane for lane in range(len(self.first_trials)) if lane not in self.lanes]
+        for lane, trial in zip(free, waiting, strict=False):
             try:
-                self.runs.start(lane, job.config)
-                self._begin(lane, job)
-                self.lanes[lane] = job
-            except Exception as error:  # its own failure, not its neighbours'
-                with contextlib.suppress(KeyError):  # it may not have come so far
+                self.runs.start(lane, trial.config)
+                self._resume(lane, trial)
+                self.lanes[lane] = trial
+            except Exception as error:  # this trial alone has failed, not its pack
+                with contextlib.suppress(KeyError):  # the run may have failed before it was added
                     self.runs.stop(lane)
-                self.jobs.failed(error, [job])
+                self.executor.handle_failure(error, [trial])
 
     def _drop_lost(self) -> None:
-        """Let go of the trials that the keeper found lost."""
-        for lane, job in list(self.lanes.items()):
-            if (job.claim.slot, job.claim.attempt) in self.jobs.keeper.lost:
+        """Drop the trials whose leases the LeaseRenewer found lost."""
+        for lane, trial in list(self.lanes.items()):
+            if (trial.claim.slot, trial.claim.attempt) in self.executor.renewer.lost:
                 self.runs.stop(lane)
-                self.jobs.let_go(job.claim)
+                self.executor.drop_lost(trial.claim)
                 del self.lanes[lane]

@@ -1,4 +1,7 @@
-"""What a worker writes of its trials into the study: fenced by the lease, patient with the storage."""
+"""Report a worker's trials to the study.
+
+Every write is fenced by the trial's lease, and is retried while the storage is unreachable.
+"""
 
 import math
 import time
@@ -26,118 +29,136 @@ from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.retry import limit_patience
 from hpo.worker.trial import RunningTrial
 
-STATE_REFRESH_S = 0.1  # between looks at what may change while a study runs: rungs may be shorter than that
-UNREACHABLE_WAIT_S = 3.0  # for which a training waits for the storage at a rung; then it goes on, and tells later
-LEAVING_WAIT_S = 5.0  # the same for a worker that is asked to leave
-MAX_ERROR_LINES = 40  # of a traceback: the end says what happened
+# Minimum seconds between two reads of the study's state, because rungs can be shorter than a read.
+STATE_REFRESH_S = 0.1
+# Seconds that training waits at a rung for an unreachable storage. Then it continues and reports the values later.
+UNREACHABLE_WAIT_S = 3.0
+# The same for a worker that was asked to stop.
+LEAVING_WAIT_S = 5.0
+# Lines of a traceback that are stored. The last lines name the error.
+MAX_ERROR_LINES = 40
 
-TrialStatus = Literal["held", "lost", "killed", "away"]
+LeaseStatus = Literal["held", "lost", "killed", "unreachable"]
 
 
 class Reporter:
-    """Writes values, ends and requeues of the trials that one owner holds."""
+    """Reports values, ends and requeues of the trials that one owner holds."""
 
-    def __init__(self, stored: StoredStudy, owner: str, keeper: LeaseRenewer, lease_s: float) -> None:
-        self.stored, self.owner, self.keeper, self.lease_s = stored, owner, keeper, lease_s
-        self._now, self._look_at = StudyState("active", False, None), -math.inf
+    def __init__(self, stored: StoredStudy, owner: str, renewer: LeaseRenewer, lease_s: float) -> None:
+        self.stored, self.owner, self.renewer, self.lease_s = stored, owner, renewer, lease_s
+        self._state, self._refresh_at = StudyState("active", False, None), -math.inf
 
-    def now(self) -> StudyState:
-        """Return how the study stood at most `LOOK_S` ago; while the storage is away, how it stood before."""
-        if time.monotonic() < self._look_at:
-            return self._now
+    def study_state(self) -> StudyState:
+        """Return the study's state, at most STATE_REFRESH_S old; the last known one if the storage is unreachable."""
+        if time.monotonic() < self._refresh_at:
+            return self._state
         try:
             with limit_patience(UNREACHABLE_WAIT_S):
-                self._now = self.stored.read_state()
-                self._look_at = time.monotonic() + STATE_REFRESH_S
+                self._state = self.stored.read_state()
+                self._refresh_at = time.monotonic() + STATE_REFRESH_S
         except StorageError as error:
             if not error.passing:
                 raise
-        return self._now
+        return self._state
 
-    def values(self, job: RunningTrial, wait: bool) -> TrialStatus:
-        """Write what the study has not got of a trial's curve; return how the trial stands.
+    def report_values(self, trial: RunningTrial, wait: bool) -> LeaseStatus:
+        """Write the unreported values of a trial and renew its lease; return the status of the lease.
 
-        wait: for a storage that is away, as long as the worker's patience lasts; otherwise not longer than `AWAY_S`.
+        wait: whether to wait for an unreachable storage as long as the worker's patience lasts, instead of
+            UNREACHABLE_WAIT_S.
+
+        Raises:
+            StorageError: the storage is unusable, or still unreachable after the worker's patience.
         """
         try:
             with limit_patience(math.inf if wait else UNREACHABLE_WAIT_S):
-                wish = self._write(job)
-        except LeaseLost:  # another attempt goes on with it
+                action = self._write_values(trial)
+        except LeaseLost:  # another attempt has resumed the trial
             return "lost"
-        except UpdateFinishedTrialError:  # another program has ended it
-            self.close(job, "ended")
+        except UpdateFinishedTrialError:  # another program has finished the trial
+            self.close_slot(trial, "ended")
             return "lost"
         except StorageError as error:
             if wait or not error.passing:
                 raise
-            return "away"
-        return "killed" if wish == "kill" else "held"
+            return "unreachable"
+        return "killed" if action == "kill" else "held"
 
-    def _write(self, job: RunningTrial) -> str:
-        """Write the values that the study has not got, each with a renewal of the lease; return the wish found.
+    def _write_values(self, trial: RunningTrial) -> str:
+        """Write the unreported values, each together with a renewal of the lease; return the requested action.
 
         Raises:
-            Lost: the lease is another attempt's.
+            LeaseLost: another attempt holds the lease.
         """
         slots, storage = self.stored.slots, self.stored.store.optuna
-        if not job.unsent:
-            wish = slots.renew_at_rung(job.claim, self.owner, self.lease_s, job.rung)
-            if wish is None:
+        if not trial.unreported:
+            action = slots.renew_at_rung(trial.claim, self.owner, self.lease_s, trial.rung)
+            if action is None:
                 raise LeaseLost
-            return wish
-        with fenced(slots.renewal(job.claim, self.owner, self.lease_s, job.rung)) as fence:
-            for rung in sorted(job.unsent):
-                storage.set_trial_intermediate_value(get_trial_id(job.trial), rung, job.unsent[rung])
-                del job.unsent[rung]
+            return action
+        with fenced(slots.renewal(trial.claim, self.owner, self.lease_s, trial.rung)) as fence:
+            for rung in sorted(trial.unreported):
+                storage.set_trial_intermediate_value(get_trial_id(trial.frozen), rung, trial.unreported[rung])
+                del trial.unreported[rung]
         return str(fence.found[0] or "") if fence.found is not None else ""
 
-    def end(
-        self, job: RunningTrial, state: TrialState, word: str, error: str = "", value: float | None = None
+    def report_end(
+        self, trial: RunningTrial, state: TrialState, reason: str, error: str = "", value: float | None = None
     ) -> list[float]:
-        """Tell the study how a trial ended, then close its slot; return the value that it ended with.
+        """Write the end of a trial and close its slot; return the trial's values.
+
+        reason: the type of the event, one of `events.ENDS`. error: a message or a traceback.
+        value: the objective of a trial with state COMPLETE.
 
         Raises:
-            Lost: another attempt goes on with the trial; nothing was written.
+            LeaseLost: another attempt has resumed the trial. Nothing was written.
         """
-        finite = [v for v in job.trial.intermediate_values.values() if math.isfinite(v)]
+        finite = [v for v in trial.frozen.intermediate_values.values() if math.isfinite(v)]
         values = [value] if value is not None else finite[-1:] if state == TrialState.PRUNED else []
         error = "\n".join(error.strip().splitlines()[-MAX_ERROR_LINES:])
-        attrs: dict[str, Any] = {METRICS: {k: to_json_value(v) for k, v in job.metrics.items()}, END_REASON: word}
-        attrs |= {ERROR: error} if error else {}
-        attrs |= {PRUNING_DECISION: job.pruned} if word == "pruned" else {}
-        attrs |= {IS_FEASIBLE: False} if word in LIMIT_CONSTRAINTS else {}
-        attrs |= {ATTEMPTS: self.stored.slots.attempts(job.claim.slot)} if job.claim.attempt > 1 else {}
-        storage, trial_id = self.stored.store.optuna, get_trial_id(job.trial)
+        storage, trial_id = self.stored.store.optuna, get_trial_id(trial.frozen)
+        attrs = self._end_attrs(trial, reason, error)
         try:
-            with fenced(self.stored.slots.held(job.claim, self.owner)):
-                for rung, found in sorted(job.unsent.items()):  # what it reached while the storage was away
-                    storage.set_trial_intermediate_value(trial_id, rung, found)
-                for key, found in attrs.items():
-                    storage.set_trial_user_attr(trial_id, key, found)
-                if word in LIMIT_CONSTRAINTS:
-                    optuna.Trial(self.stored.optuna, trial_id).set_constraint(LIMIT_CONSTRAINTS[word], 1.0)
+            with fenced(self.stored.slots.held(trial.claim, self.owner)):
+                for rung, unreported in sorted(trial.unreported.items()):
+                    storage.set_trial_intermediate_value(trial_id, rung, unreported)
+                for key, attr in attrs.items():
+                    storage.set_trial_user_attr(trial_id, key, attr)
+                if reason in LIMIT_CONSTRAINTS:
+                    optuna.Trial(self.stored.optuna, trial_id).set_constraint(LIMIT_CONSTRAINTS[reason], 1.0)
                 storage.set_trial_state_values(trial_id, state, values or None)
         except UpdateFinishedTrialError:
-            pass  # an earlier attempt told the same: runs are deterministic
-        self.close(job, word, error)
+            pass  # an earlier attempt reported the same end: runs are deterministic
+        self.close_slot(trial, reason, error)
         return values
 
-    def close(self, job: RunningTrial, word: str, text: str = "") -> None:
-        """Close the slot of a trial that has been told."""
-        self.keeper.drop(job.claim)
-        self.stored.slots.done(job.claim, self.owner, job.rung, word, last_line(text))
+    def _end_attrs(self, trial: RunningTrial, reason: str, error: str) -> dict[str, Any]:
+        """Return the user attributes of a trial that ends."""
+        attrs: dict[str, Any] = {METRICS: {k: to_json_value(v) for k, v in trial.metrics.items()}, END_REASON: reason}
+        attrs |= {ERROR: error} if error else {}
+        attrs |= {PRUNING_DECISION: trial.pruning_decision} if reason == "pruned" else {}
+        attrs |= {IS_FEASIBLE: False} if reason in LIMIT_CONSTRAINTS else {}
+        return attrs | ({ATTEMPTS: self.stored.slots.attempts(trial.claim.slot)} if trial.claim.attempt > 1 else {})
 
-    def requeue(self, job: RunningTrial, word: str, text: str = "", failed: bool = False) -> bool:
-        """Give a trial back, WAITING, its slot free, for whoever claims it next; False if the storage is away."""
-        self.keeper.drop(job.claim)
+    def close_slot(self, trial: RunningTrial, reason: str, error: str = "") -> None:
+        """Mark the slot of a finished trial as done."""
+        self.renewer.drop(trial.claim)
+        self.stored.slots.done(trial.claim, self.owner, trial.rung, reason, last_line(error))
+
+    def requeue(self, trial: RunningTrial, reason: str, error: str = "", failed: bool = False) -> bool:
+        """Set a trial to WAITING and free its slot; return False if the storage is unreachable.
+
+        failed: whether this attempt counts as a failure of the trial.
+        """
+        self.renewer.drop(trial.claim)
         try:
             with limit_patience(LEAVING_WAIT_S):
-                self.stored.slots.release(job.claim, self.owner, word, text, failed)
+                self.stored.slots.release(trial.claim, self.owner, reason, error, failed)
         except StorageError:
-            return False  # its lease runs out, and whoever keeps leases then frees it
+            return False  # the lease expires, and then any LeaseRenewer frees the slot
         return True
 
 
 def last_line(text: str) -> str:
-    """Return the line of a traceback that says what happened."""
+    """Return the last line of a traceback, which names the error."""
     return text.strip().splitlines()[-1] if text.strip() else ""

@@ -1,22 +1,34 @@
-"""Signals of a worker: the first asks it to leave at the end of its rung, the second or too long a rung ends it now."""
+"""Signals of a worker.
+
+The first SIGINT or SIGTERM stops the worker at the end of its rung. A second signal, or a rung that takes longer than
+the grace period, stops it immediately.
+"""
 
 import signal
-from typing import Any
+from types import FrameType
 
-GRACE_S = 10.0  # that a rung has to end in, once the worker is asked to leave
-_STOP = (signal.SIGINT, signal.SIGTERM)
+GRACE_S = 10.0  # time that a rung has to end after the first signal
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracePeriodExpired(BaseException):
-    """The rung did not end in time after the worker was asked to leave. No `except Exception` of a user's holds it."""
+    """The rung did not end within the grace period.
+
+    This is a BaseException, so that `except Exception` in a user's training function does not catch it.
+    """
 
 
 class TrialTimeout(BaseException):
-    """A trial took longer than its study allows."""
+    """A trial took longer than `limits.seconds` of its study."""
 
 
 class SignalHandler:
-    """While it is entered, this process's signals are ours. `signal`: the first that asked to leave."""
+    """A context manager that handles SIGINT, SIGTERM and SIGALRM of this process.
+
+    One timer serves two purposes: the timeout of a trial, and after a stop signal the grace period.
+
+    signal: the number of the first stop signal, None before it.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -24,50 +36,53 @@ class SignalHandler:
 
     def __enter__(self) -> "SignalHandler":
         self._depth += 1
-        if self._depth > 1:  # a worker inside of one that follows several studies
+        if self._depth > 1:  # `hpo worker --follow` enters it, and so does each worker that it runs
             return self
-        self._before = {n: signal.signal(n, self._on_stop) for n in _STOP}
-        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
+        self._previous = {n: signal.signal(n, self._on_stop) for n in _STOP_SIGNALS}
+        self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth:
             return
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for n, handler in self._before.items():
+        self.cancel_timer()
+        for n, handler in self._previous.items():
             signal.signal(n, handler)
 
-    def ask(self, number: int) -> None:
-        """Ask to leave, as a signal would."""
+    def request_stop(self, number: int) -> None:
+        """Stop the worker as the first signal of this number would, and start the grace period."""
         if self.signal is None:
             self.signal = number
-            signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+            _set_timer(GRACE_S)
 
-    def overdue_in(self, seconds: float) -> None:
-        """Raise Overdue after so many seconds, unless it is turned off before."""
-        if self.signal is not None:
-            return
-        signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
-        if self.signal is not None:  # asked in between
-            signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+    def start_timeout(self, seconds: float) -> None:
+        """Raise TrialTimeout after this time, unless `cancel_timeout` is called before."""
+        if self.signal is None:
+            self._set_timer_unless_stopping(max(0.001, seconds))
 
-    def off(self) -> None:
-        """Forget about a trial that would be overdue."""
-        if self.signal is not None:
-            return
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        if self.signal is not None:  # asked in between
-            signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+    def cancel_timeout(self) -> None:
+        """Cancel the timeout of a trial; a grace period continues."""
+        if self.signal is None:
+            self._set_timer_unless_stopping(0)
 
-    def rest(self) -> None:
-        """Let what is left to do take the time that it takes."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    def cancel_timer(self) -> None:
+        """Cancel the timeout and the grace period, so that the remaining work is not interrupted."""
+        _set_timer(0)
 
-    def _on_stop(self, number: int, _: Any) -> None:
+    def _set_timer_unless_stopping(self, seconds: float) -> None:
+        _set_timer(seconds)
+        if self.signal is not None:  # the signal arrived just before the timer was set, which replaced the grace period
+            _set_timer(GRACE_S)
+
+    def _on_stop(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None:
             raise KeyboardInterrupt
-        self.ask(number)
+        self.request_stop(number)
 
-    def _on_alarm(self, number: int, _: Any) -> None:
+    def _on_alarm(self, number: int, _: FrameType | None) -> None:
         raise TrialTimeout if self.signal is None else GracePeriodExpired
+
+
+def _set_timer(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, seconds)

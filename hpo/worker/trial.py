@@ -1,4 +1,4 @@
-"""One trial in the hands of a worker: its slot, its Optuna trial, its folder."""
+"""A trial that a worker runs: its claim, its Optuna trial, its configuration and its folder."""
 
 import contextlib
 import time
@@ -26,159 +26,165 @@ from hpo.study.arms import arm_of
 from hpo.study.spec import seed_path
 from model.seeds import derive
 
-INDEPENDENT_SAMPLERS = ("random", "qmc")  # samplers that look at no trial
+INDEPENDENT_SAMPLERS = ("random", "qmc")  # samplers whose suggestions do not depend on other trials
 
 
 @dataclass
 class RunningTrial:
-    """A trial that this worker runs; `trial` is the worker's own copy, to which it adds each value.
+    """A trial that this worker has claimed. It is being trained, or waits for a pack.
 
-    alone: whether to train it without neighbours, to see whose failure a pack's was.
-    unsent: values by rung that the storage has not got yet, since it was away.
-    pruned: the comparison that ends it, once one does.
-    seconds: what its earlier attempts took; began: when this one did, by this process's clock.
+    frozen: the worker's own copy of the Optuna trial. The worker adds each new value to it.
+    alone: whether to train the trial in a pack of its own, to find out which trial of a pack has failed.
+    unreported: values by rung that the storage does not have yet, because it was unreachable.
+    pruning_decision: the comparison by which the pruner ended the trial.
+    earlier_seconds: training time of earlier attempts. started_at: when this attempt started, by time.monotonic().
     """
 
     claim: Claim
-    trial: FrozenTrial
+    frozen: FrozenTrial
     config: BaseModel
     folder: Path
     metrics: dict[str, Any] = field(default_factory=dict)
     alone: bool = False
-    unsent: dict[int, float] = field(default_factory=dict)
-    pruned: dict[str, Any] | None = None
-    seconds: float = 0.0
-    began: float = field(default_factory=time.monotonic)
+    unreported: dict[int, float] = field(default_factory=dict)
+    pruning_decision: dict[str, Any] | None = None
+    earlier_seconds: float = 0.0
+    started_at: float = field(default_factory=time.monotonic)
 
-    def add(self, rung: int, value: float) -> None:
-        """Add a value that is to be told to the study; one that the study has stays as it is."""
-        if rung not in self.trial.intermediate_values:
-            self.trial.intermediate_values[rung] = self.unsent[rung] = value
+    def add_value(self, rung: int, value: float) -> None:
+        """Add a value that must be reported. A value that the study already has does not change."""
+        if rung not in self.frozen.intermediate_values:
+            self.frozen.intermediate_values[rung] = self.unreported[rung] = value
 
-    def spent(self) -> float:
-        """Return the seconds of all attempts."""
-        return self.seconds + time.monotonic() - self.began
+    def seconds(self) -> float:
+        """Return the training time of all attempts."""
+        return self.earlier_seconds + time.monotonic() - self.started_at
 
-    def overdue(self, limit: float | None) -> bool:
-        """Return whether it took longer than so many seconds."""
-        return limit is not None and self.spent() >= limit
+    def is_over(self, limit: float | None) -> bool:
+        """Return whether the training time has reached a limit in seconds."""
+        return limit is not None and self.seconds() >= limit
 
     @property
     def number(self) -> int:
-        return self.trial.number
+        return self.frozen.number
 
     @property
-    def spared(self) -> bool:
-        """Whether it is never pruned, since others are measured against it."""
-        return self.trial.user_attrs.get(RETRIED, self.claim.kind) in ("baseline", "seed", "arm")
+    def never_prune(self) -> bool:
+        """Whether no pruner may end the trial, because other trials are compared with it."""
+        return self.frozen.user_attrs.get(RETRIED, self.claim.kind) in ("baseline", "seed", "arm")
 
     @property
     def rung(self) -> int:
-        return self.trial.last_step or 0
+        return self.frozen.last_step or 0
 
 
 def open_trial(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
-    """Return the trial of a claimed slot: the one that an earlier attempt began, else a new one.
+    """Return the trial of a claimed slot: the trial of an earlier attempt if there is one, otherwise a new trial.
+
+    pack: number of trials that the worker trains side by side.
 
     Raises:
-        Lost: the claim is lost.
+        LeaseLost: the claim is lost.
     """
     if claim.trial_id is None:
-        return _new(stored, claim, owner, pack)
-    _meet(stored)
+        return _create_trial(stored, claim, owner, pack)
+    _fill_optuna_cache(stored)
+    attrs = {"attempt": claim.attempt, "worker": owner, MACHINE: {**describe_machine(), "pack": pack}}
     with fenced(stored.slots.held(claim, owner)):
-        for key, value in {
-            "attempt": claim.attempt,
-            "worker": owner,
-            MACHINE: {**describe_machine(), "pack": pack},
-        }.items():
+        for key, value in attrs.items():
             with contextlib.suppress(UpdateFinishedTrialError):
                 stored.store.optuna.set_trial_user_attr(claim.trial_id, key, value)
     return stored.store.optuna.get_trial(claim.trial_id)
 
 
-def _new(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
-    """Make the trial's row, slot and attempt in it, and note it in the slot, all in one transaction."""
-    fixed = _holdable(stored, claim)
-    template = create_trial(
+def _create_trial(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
+    """Create the Optuna trial of a slot and store its id in the slot, in one transaction."""
+    template = _trial_template(stored, claim, owner, pack)
+
+    def create() -> int:
+        try:
+            with fenced(stored.slots.held(claim, owner), stored.slots.link(claim, owner)):
+                return stored.store.create_new_trial(get_study_id(stored.optuna), template)
+        except LeaseLost:
+            # Either an earlier call created the trial and its answer was lost, or another attempt holds the lease.
+            trial_id = stored.slots.trial_id(claim.slot)
+            if trial_id is None:
+                raise
+            _fill_optuna_cache(stored)
+            return trial_id
+
+    return stored.store.optuna.get_trial(stored.store.retry(create))
+
+
+def _trial_template(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
+    """Return a new trial of a slot, with its attributes and the parameters that the slot fixes."""
+    fixed = _fixed_params(stored, claim)
+    return create_trial(
         state=TrialState.RUNNING,
         params={path: value for path, (value, _) in fixed.items()},
-        distributions={path: kind for path, (_, kind) in fixed.items()},
+        distributions={path: distribution for path, (_, distribution) in fixed.items()},
         user_attrs={
             "slot": claim.slot,
             "attempt": claim.attempt,
             "kind": claim.kind,
             "worker": owner,
-            **({} if claim.fixed is None else {FIXED_VALUES: claim.fixed, SUGGESTED_BY: _given(stored, claim)}),
-            **_arm(stored, claim),
+            **({} if claim.fixed is None else {FIXED_VALUES: claim.fixed, SUGGESTED_BY: _fixed_by(stored, claim)}),
+            **_arm_attrs(stored, claim),
             **({} if claim.origin is None else {"retry_of": claim.origin, RETRIED: _first_kind(stored, claim.origin)}),
             MACHINE: {**describe_machine(), "pack": pack},
         },
     )
 
-    def make() -> int:
-        try:
-            with fenced(stored.slots.held(claim, owner), stored.slots.link(claim, owner)):
-                return stored.store.create_new_trial(get_study_id(stored.optuna), template)
-        except LeaseLost:
-            made = stored.slots.trial_id(claim.slot)  # made before, and its answer was lost, or another attempt's
-            if made is None:
-                raise
-            _meet(stored)
-            return made
-
-    return stored.store.optuna.get_trial(stored.store.retry(make))
-
 
 def _first_kind(stored: StoredStudy, number: int) -> str:
-    """Return the kind of the trial that is tried again; of a try of a try, that of the first."""
+    """Return the kind of the trial that is retried. For a retry of a retry, return the kind of the first trial."""
     (attrs,) = (t.user_attrs for t in stored.optuna.get_trials(deepcopy=False) if t.number == number)
     return str(attrs.get(RETRIED, attrs.get("kind")))
 
 
-def _given(stored: StoredStudy, claim: Claim) -> dict[str, Any]:
-    """Return where the values of a fixed slot come from."""
+def _fixed_by(stored: StoredStudy, claim: Claim) -> dict[str, Any]:
+    """Return the origin of the values of a fixed slot, as it is stored."""
     file = stored.study.file
     if claim.kind == "retry":
         return {"by": claim.kind, "of": claim.origin}
     if claim.kind != "search":
         return {"by": claim.kind}
-    before = len(file.baseline) + len(stored.study.noise_seeds())
+    n_baselines = len(file.baseline) + len(stored.study.noise_seeds())
     return {
         "by": file.sampler.name,
-        "point": claim.slot - before + 1,
+        "point": claim.slot - n_baselines + 1,
         "of": len(file.sampler.combinations(stored.study.base, file.space) or ()),
     }
 
 
-def _arm(stored: StoredStudy, claim: Claim) -> dict[str, Any]:
-    """Return arm and seed of a trial that is one of an arm's."""
+def _arm_attrs(stored: StoredStudy, claim: Claim) -> dict[str, Any]:
+    """Return arm and seed of a trial, or nothing if the trial does not belong to an arm."""
     path, fixed = seed_path(stored.study.base), claim.fixed
     if path is None or fixed is None or (name := arm_of(stored.study.file, fixed, path)) is None:
         return {}
     return {ARM: name, SEED: fixed[path]}
 
 
-def _meet(stored: StoredStudy) -> None:
-    """Have Optuna's cache see every trial: it takes no parameter of one that it never saw."""
+def _fill_optuna_cache(stored: StoredStudy) -> None:
+    """Read all trials into Optuna's cache, which rejects parameters of a trial that it does not contain."""
     stored.optuna.get_trials(deepcopy=False)
 
 
-def _holdable(stored: StoredStudy, claim: Claim) -> dict[str, tuple[Any, BaseDistribution]]:
-    """Return the parameters of a fixed slot that Optuna can hold; none where its values do not go together."""
+def _fixed_params(stored: StoredStudy, claim: Claim) -> dict[str, tuple[Any, BaseDistribution]]:
+    """Return the parameters of a fixed slot that Optuna can store; none if the values are not a valid configuration."""
     if claim.fixed is None:
         return {}
     try:
         return held(stored.study.configured(claim.fixed), stored.study.file.space)
-    except Exception:  # said where the trial is configured, when it has a row to be told in
+    except Exception:  # `trial_config` raises it again, when the trial exists and the error can be stored with it
         return {}
 
 
-def trial_config(stored: StoredStudy, claim: Claim, trial: FrozenTrial) -> BaseModel:
-    """Return what a trial is to train: the slot's fixed values, else what the sampler suggests.
+def trial_config(stored: StoredStudy, claim: Claim, frozen: FrozenTrial) -> BaseModel:
+    """Return the configuration of a trial: the slot's fixed values, otherwise the values that the sampler suggests.
 
     Raises:
-        pydantic.ValidationError: the values do not go together.
+        pydantic.ValidationError: the values are not a valid configuration.
     """
     if claim.fixed is not None:
         return stored.study.configured(claim.fixed)
@@ -186,22 +192,28 @@ def trial_config(stored: StoredStudy, claim: Claim, trial: FrozenTrial) -> BaseM
     study_seed = derive(stored.study.file.seed, "sampler") % 2**32
     file = stored.study.file
     stored.optuna.sampler = sampler = seeded(file.sampler, stored.study.base, file.space, seed, study_seed)
-    opened = optuna.Trial(stored.optuna, get_trial_id(trial))
-    if not trial.params:  # first, so that no parameter is ever there without it
-        stored.store.optuna.set_trial_user_attr(get_trial_id(trial), SUGGESTED_BY, _drawn(stored, sampler, opened))
-    # What an earlier attempt was suggested is in the row, and suggested again.
-    return stored.study.configured(suggest(opened, stored.study.base, file.space))
+    trial = optuna.Trial(stored.optuna, get_trial_id(frozen))
+    if not frozen.params:  # before the first suggestion, so that every parameter has a stored origin
+        suggested_by = _suggested_by(stored, sampler, trial)
+        stored.store.optuna.set_trial_user_attr(get_trial_id(frozen), SUGGESTED_BY, suggested_by)
+    # Parameters that an earlier attempt was given are stored in the trial, and Optuna suggests them again.
+    return stored.study.configured(suggest(trial, stored.study.base, file.space))
 
 
-def _drawn(stored: StoredStudy, sampler: BaseSampler, trial: optuna.Trial) -> dict[str, Any]:
-    """Return what a sampler knew when it was asked: the trials that it was shown, and whether it uses them yet."""
-    own = stored.study.file.sampler
-    if own.name in INDEPENDENT_SAMPLERS:
-        return {"by": own.name}
+def _suggested_by(stored: StoredStudy, sampler: BaseSampler, trial: optuna.Trial) -> dict[str, Any]:
+    """Return what the sampler knows at a suggestion, as it is stored.
+
+    The dictionary holds the number of finished and running trials that the sampler reads, and whether the sampler
+    still draws at random.
+    """
+    spec = stored.study.file.sampler
+    if spec.name in INDEPENDENT_SAMPLERS:
+        return {"by": spec.name}
     assert isinstance(sampler, Mirror)
-    shown = sampler.view(stored.optuna, sampler.joint).get_trials(deepcopy=False)  # read for the draw too, and once
-    finished = sum(other.state.is_finished() for other in shown)
-    running = sum(o.state == TrialState.RUNNING and o.number != trial.number for o in shown)
-    first = getattr(own, "startup_trials", getattr(own, "population", 0))
+    # The sampler reads the same view for its suggestion, and keeps it, so the trials are read only once.
+    trials = sampler.view(stored.optuna, sampler.joint).get_trials(deepcopy=False)
+    finished = sum(other.state.is_finished() for other in trials)
+    running = sum(o.state == TrialState.RUNNING and o.number != trial.number for o in trials)
+    first = getattr(spec, "startup_trials", getattr(spec, "population", 0))
     random = not trial.relative_params if sampler.joint else finished < first
-    return {"by": own.name, "finished": finished, "running": running} | ({"random_until": first} if random else {})
+    return {"by": spec.name, "finished": finished, "running": running} | ({"random_until": first} if random else {})

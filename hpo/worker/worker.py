@@ -1,4 +1,4 @@
-"""The worker: claim trials of a study, train them, until its budget is spent or somebody says stop."""
+"""The worker: claim trials of a study and train them, until the budget is spent or the worker is asked to stop."""
 
 import functools
 import math
@@ -9,140 +9,158 @@ import socket
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 from hpo.errors import WorkFailed
 from hpo.queue.heartbeat import LEASE_S, LeaseRenewer
 from hpo.queue.registry import StoredStudy, StudyState
-from hpo.runs.run_dir import is_writable
+from hpo.runs.run_dir import cache_is_writable, is_writable
 from hpo.storage.retry import outages
-from hpo.worker.executor import EventListener, TrialExecutor
+from hpo.worker.events import Event, EventListener
+from hpo.worker.executor import TrialExecutor
+from hpo.worker.failures import MAX_FAILURES_IN_A_ROW
 from hpo.worker.pack import PackRunner
 from hpo.worker.signals import GracePeriodExpired, SignalHandler
-from model.cache import cache_root
 
-POLL_S = (0.5, 3.0)  # between looks for a slot that came free, while others still work: at first, and at most
-PROBE_S = 10.0  # between looks at a disk that was full
-OUTAGE_S = 2.0  # for which the storage did not answer, from when on it is written down
-RESTART_STATUS = 75  # exit status of a worker whose device failed: a new process may find it well
+# Seconds between two attempts to claim a slot while no slot is free: (first, longest).
+POLL_S = (0.5, 3.0)
+# Seconds between two tests of a disk that was full.
+PROBE_S = 10.0
+# Outages of the storage of at least this many seconds are stored as events.
+OUTAGE_S = 2.0
+# Exit status of a worker whose device failed. The launcher starts a new process, in which the device may work again.
+RESTART_STATUS = 75
 
 
 class Worker:
-    """Works on one study."""
+    """Runs trials of one study."""
 
     def __init__(
         self, stored: StoredStudy, out: Path, pack: int, listener: EventListener, parent: int | None = None
     ) -> None:
-        """Join a study.
+        """Create a worker of a study.
 
-        out: folder of the runs. listener: is told what happens. parent: the process without which not to go on.
+        out: folder of the runs. pack: number of trials to train side by side. listener: receives the worker's events.
+        parent: id of the parent process. The worker stops when this process ends.
         """
         self.stored, self.out, self.pack, self.listener, self.parent = stored, out, pack, listener, parent
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self.keeper = LeaseRenewer(stored.slots, self.owner, LEASE_S)
-        self.alarm = SignalHandler()
-        self.jobs = TrialExecutor(stored, self.owner, self.keeper, out, LEASE_S, self.tell)
-        self.now = StudyState("active", False, None)
-        self.claimed = 0
+        self.renewer = LeaseRenewer(stored.slots, self.owner, LEASE_S)
+        self.signals = SignalHandler()
+        self.executor = TrialExecutor(stored, self.owner, self.renewer, out, LEASE_S, self.emit)
+        self.state = StudyState("active", False, None)
+        self.n_claimed = 0
 
-    def work(self, turns: float = math.inf) -> int:
-        """Run trials; return 0 when there is nothing left to do, else 128 + the signal that ended the work.
+    def work(self, max_trials: float = math.inf) -> int:
+        """Run trials; return 0 when no work is left, or 128 + the number of the signal that stopped the worker.
 
-        turns: how many trials to take at most.
+        max_trials: number of trials to claim at most. If it is finite, the worker does not wait for trials of others.
+
+        Raises:
+            WorkFailed: the worker is quarantined.
         """
-        self.tell({"event": "joined", "owner": self.owner})
-        word = "interrupted"
-        with self.keeper, self.alarm:
+        self.emit({"event": "joined", "owner": self.owner})
+        reason = "interrupted"
+        with self.renewer, self.signals:
             try:
-                self._work(turns)
-                word = "preempted" if self.alarm.signal else self.now.state
-            except (GracePeriodExpired, KeyboardInterrupt):  # each trial goes on from its last rung
-                if self.alarm.signal is None:
+                self._run_trials(max_trials)
+                reason = "preempted" if self.signals.signal else self.state.state
+            except (GracePeriodExpired, KeyboardInterrupt):  # each trial resumes later from its last rung
+                if self.signals.signal is None:
                     raise
-                word = "preempted"
+                reason = "preempted"
             finally:
-                self.alarm.rest()
-                self.jobs.requeue(self.jobs.held, word)
-        return 128 + self.alarm.signal if self.alarm.signal else 0
+                self.signals.cancel_timer()
+                self.executor.requeue(self.executor.trials, reason)
+        return 128 + self.signals.signal if self.signals.signal else 0
 
-    def _work(self, turns: float) -> None:
+    def _run_trials(self, max_trials: float) -> None:
         pause = POLL_S[0]
-        while not self._leaving():
-            if self.jobs.quarantine:
-                self._recover(*self.jobs.quarantine, turns)
-            elif self.now.state == "paused":
-                self.jobs.requeue(self.jobs.held, "paused")
-                if turns < math.inf or self._spent():  # there are other studies; there is nothing to wait for
+        waits = max_trials == math.inf  # otherwise the worker serves several studies, and another one may have work
+        while not self._should_stop():
+            if self.executor.quarantine:
+                self._recover(*self.executor.quarantine, waits=waits)
+            elif self.state.state == "paused":
+                self.executor.requeue(self.executor.trials, "paused")
+                if not waits or self._is_spent():
                     return
                 time.sleep(POLL_S[0])
             else:
-                self._claim(turns)
-                if self.jobs.held:
+                self._claim_trials(max_trials)
+                if self.executor.trials:
                     pause = POLL_S[0]
-                    refill = functools.partial(self._claim, turns)
-                    lanes = PackRunner(self.jobs, self.pack, self.alarm).run(self._leaving_pack, refill)
-                    self.pack = max(1, lanes or self.pack)
-                elif turns < math.inf or self._spent():
+                    self._run_pack(max_trials)
+                elif not waits or self._is_spent():
                     return
-                elif not self.jobs.quarantine:
+                elif not self.executor.quarantine:
                     time.sleep(random.uniform(0.7, 1.0) * pause)
                     pause = min(1.5 * pause, POLL_S[1])
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def _run_pack(self, max_trials: float) -> None:
+        """Train one pack; after it ran out of memory, later packs are smaller."""
+        refill = functools.partial(self._claim_trials, max_trials)
+        size = PackRunner(self.executor, self.pack, self.signals).run(self._pack_should_stop, refill)
+        self.pack = max(1, size or self.pack)
+
+    def emit(self, event: Event) -> None:
+        """Pass an event to the listener; stop the worker if the launcher that reads the events has ended."""
         try:
             self.listener(event)
-        except BrokenPipeError:  # whoever listened is gone
+        except BrokenPipeError:
             self.listener = lambda event: None
-            self.alarm.ask(signal.SIGTERM)
+            self.signals.request_stop(signal.SIGTERM)
 
-    def _leaving(self) -> bool:
-        """Return whether to leave: on a signal, without the process that started this worker, or where told to."""
+    def _should_stop(self) -> bool:
+        """Return whether to stop: after a signal, if the parent process has ended, or if the study is stopped."""
         if self.parent is not None and os.getppid() != self.parent:
-            self.alarm.ask(signal.SIGTERM)
-        if self.alarm.signal is None:
-            self.now = self.jobs.teller.now()
+            self.signals.request_stop(signal.SIGTERM)
+        if self.signals.signal is None:
+            self.state = self.executor.reporter.study_state()
             for seconds in outages.pop_durations():
                 if seconds >= OUTAGE_S:
-                    self.jobs.log("away", f"the storage did not answer for {seconds:.0f} s")
-        return self.alarm.signal is not None or self.now.state == "stopped"
+                    self.executor.log_event("away", f"the storage was unreachable for {seconds:.0f} s")
+        return self.signals.signal is not None or self.state.state == "stopped"
 
-    def _leaving_pack(self) -> bool:
-        return self._leaving() or self.now.state == "paused" or self.jobs.quarantine is not None
+    def _pack_should_stop(self) -> bool:
+        return self._should_stop() or self.state.state == "paused" or self.executor.quarantine is not None
 
-    def _claim(self, turns: float) -> None:
-        """Take trials until there is one for each lane of the pack."""
-        while len(self.jobs.held) < self.pack and self.claimed < turns and self.jobs.quarantine is None:
-            if self._leaving() or self.now.state != "active" or not self.jobs.claim(self.pack):
+    def _claim_trials(self, max_trials: float) -> None:
+        """Claim trials until the pack is full or no slot is free."""
+        while len(self.executor.trials) < self.pack and self.n_claimed < max_trials and not self.executor.quarantine:
+            if self._should_stop() or self.state.state != "active" or not self.executor.claim_trial(self.pack):
                 return
-            self.claimed += 1
+            self.n_claimed += 1
 
-    def _spent(self) -> bool:
-        if self.stored.slots.n_unfinished(only_started=self.stored.is_over(self.now)) == 0:
+    def _is_spent(self) -> bool:
+        """Return whether the study's budget leaves no work for this worker, now or later."""
+        slots = self.stored.slots
+        if slots.n_unfinished(only_started=self.stored.is_over(self.state)) == 0:
             return True
-        # Tokens that do not pay for another trial; one that is running may end early and leave enough.
-        limit = self.now.rungs
-        return (
-            limit is not None
-            and self.stored.slots.rungs() + limit[0] > limit[1]
-            and not self.stored.slots.n_unfinished(True)
-        )
+        if self.state.rungs is None:
+            return False
+        # The remaining tokens do not pay for another trial. A running trial may be pruned and leave enough, so the
+        # worker waits until none is running.
+        trial_rungs, budget_rungs = self.state.rungs
+        return slots.rungs() + trial_rungs > budget_rungs and not slots.n_unfinished(only_started=True)
 
-    def _recover(self, kind: str, text: str, turns: float) -> None:
-        """Take no trials until this machine is well again.
+    def _recover(self, kind: str, text: str, waits: bool) -> None:
+        """Requeue all trials and wait until this machine works again.
+
+        kind, text: kind and message of the failures. waits: whether to wait in this process for a disk.
 
         Raises:
-            WorkFailed: only another process may find it so, or there are other studies to serve meanwhile.
+            WorkFailed: a new process is needed, or the worker has other studies to serve.
         """
-        self.jobs.quarantine = None
-        self.jobs.log("quarantined", f"three failures in a row: {text}")
-        self.jobs.requeue(self.jobs.held, kind)
-        if kind != "disk" or turns < math.inf:
-            failed = WorkFailed(f"quarantined after three failures in a row: {text}")
+        self.executor.quarantine = None
+        failures = f"{MAX_FAILURES_IN_A_ROW} failures in a row: {text}"
+        self.executor.log_event("quarantined", failures)
+        self.executor.requeue(self.executor.trials, kind)
+        if kind != "disk" or not waits:
+            failed = WorkFailed(f"worker quarantined after {failures}; repair the {kind} of this machine")
             failed.status = RESTART_STATUS
             raise failed
-        while not self._leaving() and not self._spent():
-            if is_writable(self.out) and is_writable(cache_root()):
-                self.jobs.breaker.half()
-                self.jobs.log("released", "there is room again")
+        while not self._should_stop() and not self._is_spent():
+            if is_writable(self.out) and cache_is_writable():
+                self.executor.breaker.half_open()
+                self.executor.log_event("released", "the disk is writable again")
                 return
             time.sleep(PROBE_S)

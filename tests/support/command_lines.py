@@ -142,8 +142,8 @@ def prepare_workspace(parent: Path) -> Workspace:
     with contextlib.chdir(folder), open_store("sqlite:///runs/hpo.db") as store:
         register_study(store, load_study(str(trivial(folder, "fresh"))), None, {})
         held = register_study(store, load_study(str(trivial(folder, "held"))), None, {})
-        worker = Worker(held, Path("runs"), 1, lambda told: None)
-        worker.listener = lambda told: worker.alarm.ask(signal.SIGINT) if told["event"] == "rung" else None
+        worker = Worker(held, Path("runs"), 1, lambda event: None)
+        worker.listener = lambda event: worker.signals.request_stop(signal.SIGINT) if event["event"] == "rung" else None
         assert worker.work() == 128 + signal.SIGINT
     shutil.copytree(folder, folder.parent / "copy")
     found = Workspace(folder, folder.parent / "copy")

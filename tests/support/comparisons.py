@@ -16,7 +16,7 @@ from tests.support.planted import planted_study as planted
 def run_study(store: Store, study: Study) -> Snapshot:
     """Run a study with one worker; return how it stands."""
     stored = register_study(store, study, None, {})
-    assert Worker(stored, Path("runs"), 1, lambda told: None).work() == 0
+    assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
     return read_snapshot(store, study.name)
 
 

@@ -83,7 +83,7 @@ def create_study(store: Store, here: Path, **keys: Any) -> StoredStudy:
 def run_worker(stored: StoredStudy, until_event: Callable[[dict[str, Any]], bool] = lambda event: False) -> int:
     """Work on a study in this process; a signal to leave arrives with the first event of which that is true."""
     worker = Worker(stored, Path("runs"), 1, lambda event: None)
-    worker.listener = lambda event: worker.alarm.ask(2) if until_event(event) else None
+    worker.listener = lambda event: worker.signals.request_stop(2) if until_event(event) else None
     return worker.work()
 
 

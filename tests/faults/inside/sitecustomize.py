@@ -48,21 +48,21 @@ def after(owner, name, when, act=die):
 def first_report():
     from hpo.worker.reporter import Reporter
 
-    before(Reporter, "values")
+    before(Reporter, "report_values")
 
 
 def report():
     """After the value was written, before the checkpoint."""
     from hpo.worker.reporter import Reporter
 
-    after(Reporter, "values", lambda self, job, wait: job.rung == 2)
+    after(Reporter, "report_values", lambda self, trial, wait: trial.rung == 2)
 
 
 def checkpoint():
     """After the checkpoint of the second rung."""
     from hpo.runs import checkpoints
 
-    after(checkpoints, "keep", lambda runs, lane, config, folder, rung, best: rung == 2)
+    after(checkpoints, "save_checkpoints", lambda runs, lane, config, folder, rung, best: rung == 2)
 
 
 def tell():
@@ -79,14 +79,14 @@ def told():
     """Between the trial's end and its slot's."""
     from hpo.worker.reporter import Reporter
 
-    before(Reporter, "close")
+    before(Reporter, "close_slot")
 
 
 def closed():
     """After the slot's end, before the worker has noted it."""
     from hpo.worker.reporter import Reporter
 
-    after(Reporter, "close", lambda *_, **__: True)
+    after(Reporter, "close_slot", lambda *_, **__: True)
 
 
 def claimed():

@@ -88,7 +88,7 @@ def test_worker_that_has_other_studies_does_not_wait_at_a_paused_one(
     stored = create_study(store, here, pruner={"name": "none"}, budget={"trials": 2})
     worker = Worker(stored, Path("runs"), 1, lambda event: None)
     worker.listener = lambda event: set_study_state(store, None, "paused") if event["event"] == "rung" else None
-    assert worker.work(turns=1) == 0
+    assert worker.work(max_trials=1) == 0
     assert states(store) == {State.WAITING: 1}
     assert get_trial(store, 0).last_step == 1
 

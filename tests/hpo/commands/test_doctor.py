@@ -32,7 +32,7 @@ def store(storage_url: str, here: Path) -> Iterator[Store]:
         stored = register_study(
             store, load_study(str(planted(here, budget={"trials": 2}, pruner={"name": "none"}))), None, {}
         )
-        Worker(stored, Path("runs"), 1, lambda event: None).work(turns=1)
+        Worker(stored, Path("runs"), 1, lambda event: None).work(max_trials=1)
         yield store
 
 

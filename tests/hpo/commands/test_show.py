@@ -32,7 +32,9 @@ def test_status_names_what_happened_and_to_whom(
     with open_store(storage_url, create=True) as store:
         stored = register_study(store, load_study(str(path)), None, {})
         worker = Worker(stored, Path("runs"), 1, lambda event: None)
-        worker.listener = lambda event: worker.alarm.ask(signal.SIGTERM) if event["event"] == "rung" else None
+        worker.listener = lambda event: (
+            worker.signals.request_stop(signal.SIGTERM) if event["event"] == "rung" else None
+        )
         assert worker.work() == 143
         claim = stored.slots.claim("machine:7:abc", 60)
         assert claim is not None
@@ -67,9 +69,7 @@ def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Pat
     with open_readonly("runs/hpo.db") as store:
         snapshot = read_snapshot(store, "planted")
         assert trial_counts(snapshot)["complete"] == len(snapshot.trials) == 5
-        assert [h.event_type for h in snapshot.events] == ["restarted", "lost"], (
-            "a function of one's own starts again"
-        )
+        assert [h.event_type for h in snapshot.events] == ["restarted", "lost"], "a function of one's own starts again"
         assert "signal 9" in (snapshot.events[1].text or "")
 
 

@@ -94,7 +94,7 @@ def test_machine_that_cannot_train_the_baseline_is_told_the_cause_before_the_fir
         preflight(stored, PreparedDatasets())
         monkeypatch.setattr("model.train.trainer.Trainer._train", broken)
         with pytest.raises(
-            WorkFailed, match=r"pre-flight: the first two updates of the baseline failed here: .*no kernel"
+            WorkFailed, match=r"pre-flight: the first two updates of the baseline failed on this machine: .*no kernel"
         ):
             preflight(stored, PreparedDatasets())
         assert read_snapshot(store, "wide").trials == []

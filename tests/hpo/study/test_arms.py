@@ -95,7 +95,7 @@ def test_run_that_is_tried_again_counts_as_its_last_try(here: Path, store: Store
     sys.modules.pop("curves")
     retry_trials(store, snapshot.name, None, failed=True)
     stored = register_study(store, load_study(str(path)), None, {})
-    assert Worker(stored, Path("runs"), 1, lambda told: None).work() == 0
+    assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
     snapshot = read_snapshot(store, snapshot.name)
     assert runs_by_arm(snapshot)["lower"][4].state == State.COMPLETE
     assert [row.n for row in compare_arms(snapshot)] == [4, 4, 4]

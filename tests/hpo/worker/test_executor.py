@@ -1,4 +1,4 @@
-"""What a worker makes of failures: whose they are, and what they cost."""
+"""How a worker classifies failures, and what each of them costs."""
 
 import signal
 import time
@@ -31,12 +31,12 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture
 def store(here: Path) -> Iterator[Store]:
-    with open_store(f"sqlite:///{here}/jobs.db", create=True) as store:
+    with open_store(f"sqlite:///{here}/executor.db", create=True) as store:
         yield store
 
 
-def began(store: Store, folder: Path, code: str = "", **keys: Any) -> StoredStudy:
-    """Register a planted study whose module has some more code; no baseline, no pruning."""
+def create_study(store: Store, folder: Path, code: str = "", **keys: Any) -> StoredStudy:
+    """Register a planted study without baseline and pruning; `code` is appended to its module."""
     path = planted(folder, **{"pruner": {"name": "none"}, "baseline": [], **keys})
     with (folder / "curves.py").open("a") as module:
         module.write(code)
@@ -47,7 +47,7 @@ def work(stored: StoredStudy, pack: int = 1) -> int:
     return Worker(stored, Path("runs"), pack, lambda event: None).work()
 
 
-# 1 / 0 is no answer of pydantic's: whatever a class of the user's own raises
+# pydantic does not turn ZeroDivisionError into a ValidationError, as any error that a user's class may raise.
 ODD = """
 from pydantic import field_validator
 
@@ -97,7 +97,7 @@ POINTS = {"space": {"x": {"choices": [0.1, 0.35, 0.5, 0.7, 0.9]}}, "sampler": {"
 @pytest.mark.parametrize("pack", [1, 2, 5])
 def test_failure_to_configure_is_of_that_trial_alone(store: Store, here: Path, pack: int) -> None:
     space = {"x": {"low": 0.0, "high": 1.0}}
-    stored = began(store, here, ODD, config="curves:Odd", **POINTS | {"space": space})
+    stored = create_study(store, here, ODD, config="curves:Odd", **POINTS | {"space": space})
     assert work(stored, pack) == 0
     snapshot = read_snapshot(store, "planted")
     bad = [t for t in snapshot.trials if t.state == State.FAIL]
@@ -108,8 +108,8 @@ def test_failure_to_configure_is_of_that_trial_alone(store: Store, here: Path, p
 
 
 @pytest.mark.parametrize("pack", [1, 2, 5])
-def test_failure_to_begin_is_of_that_trial_alone(store: Store, here: Path, pack: int) -> None:
-    stored = began(store, here, ODD, train="curves:Fussy", **POINTS)
+def test_failure_to_start_is_of_that_trial_alone(store: Store, here: Path, pack: int) -> None:
+    stored = create_study(store, here, ODD, train="curves:Fussy", **POINTS)
     assert work(stored, pack) == 0
     snapshot = read_snapshot(store, "planted")
     assert {t.values[0] for t in snapshot.trials if t.state == State.COMPLETE} == {
@@ -118,21 +118,23 @@ def test_failure_to_begin_is_of_that_trial_alone(store: Store, here: Path, pack:
     assert ["not this one" in t.user_attrs[ERROR] for t in snapshot.trials if t.state == State.FAIL] == [True]
 
 
-def test_trial_that_lost_its_worker_before_its_parameters_is_drawn_by_a_fresh_process(store: Store, here: Path) -> None:
-    stored = began(store, here, budget={"trials": 1}, sampler={"name": "random"})
+def test_trial_that_lost_its_worker_before_its_parameters_is_suggested_by_a_new_process(
+    store: Store, here: Path
+) -> None:
+    stored = create_study(store, here, budget={"trials": 1}, sampler={"name": "random"})
     claim = stored.slots.claim("gone", 60)
     assert claim is not None
     assert open_trial(stored, claim, "gone", 1).params == {}
     free_leases_of(store, "gone")
-    with open_store(store.url) as fresh:  # whose cache knows no trial
+    with open_store(store.url) as fresh:  # a cache without trials
         again = register_study(fresh, load_study(str(here / "planted.yaml")), None, {})
         assert work(again) == 0
     assert [t.state for t in read_snapshot(store, "planted").trials] == [State.COMPLETE]
 
 
 def test_lost_answer_to_a_commit_makes_a_trial_once(store: Store, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Optuna itself tries again, inside its own method."""
-    stored = began(store, here, budget={"trials": 2})
+    """Optuna retries inside its own method."""
+    stored = create_study(store, here, budget={"trials": 2})
     commit, broken = sqlalchemy.orm.Session.commit, []
 
     def commit_and_break(session: Any) -> None:
@@ -152,8 +154,8 @@ def test_lost_answer_to_a_commit_makes_a_trial_once(store: Store, here: Path, mo
     assert [t.user_attrs["slot"] for t in snapshot.trials] == [0, 1]
 
 
-def test_rung_that_was_told_before_is_no_progress(store: Store, here: Path) -> None:
-    slots = began(store, here, budget={"trials": 1}).slots
+def test_rung_that_was_reported_before_is_no_progress(store: Store, here: Path) -> None:
+    slots = create_study(store, here, budget={"trials": 1}).slots
     for failures in range(3):
         claim = slots.claim(f"owner {failures}", 60)
         assert claim is not None
@@ -162,8 +164,8 @@ def test_rung_that_was_told_before_is_no_progress(store: Store, here: Path) -> N
         free_leases_of(store, f"owner {failures}")
 
 
-def test_lease_that_ran_out_after_the_moment_of_judgement_is_left(store: Store, here: Path) -> None:
-    slots = began(store, here, budget={"trials": 1}).slots
+def test_lease_that_expired_after_the_given_time_is_not_freed(store: Store, here: Path) -> None:
+    slots = create_study(store, here, budget={"trials": 1}).slots
     before = slots.now()
     assert slots.claim("frozen with the server", 0.01)
     time.sleep(0.05)
@@ -171,8 +173,8 @@ def test_lease_that_ran_out_after_the_moment_of_judgement_is_left(store: Store, 
     assert [lease.slot for lease in free_expired_leases(store)] == [0]
 
 
-def test_trial_whose_workers_end_five_times_without_a_rung_is_given_up(store: Store, here: Path) -> None:
-    stored = began(store, here, budget={"trials": 2})
+def test_trial_whose_workers_end_five_times_without_a_rung_fails(store: Store, here: Path) -> None:
+    stored = create_study(store, here, budget={"trials": 2})
     for i in range(5):
         assert stored.slots.claim(f"owner {i}", 60)
         free_leases_of(store, f"owner {i}")
@@ -182,16 +184,16 @@ def test_trial_whose_workers_end_five_times_without_a_rung_is_given_up(store: St
         (State.FAIL, "lost"),
         (State.COMPLETE, "complete"),
     ]
-    assert "5 attempts in a row ended without a rung" in snapshot.trials[0].user_attrs[ERROR]
+    assert "5 attempts in a row ended without a new rung" in snapshot.trials[0].user_attrs[ERROR]
 
 
-def test_worker_leaves_with_its_signal_though_giving_back_takes_longer_than_the_grace(
+def test_worker_exits_with_its_signal_though_requeueing_takes_longer_than_the_grace_period(
     store: Store, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hpo.worker.signals, "GRACE_S", 0.3)
-    stored = began(store, here, budget={"trials": 3})
+    stored = create_study(store, here, budget={"trials": 3})
     worker = Worker(stored, Path("runs"), 3, lambda event: None)
-    worker.listener = lambda event: worker.alarm.ask(signal.SIGTERM) if event["event"] == "rung" else None
+    worker.listener = lambda event: worker.signals.request_stop(signal.SIGTERM) if event["event"] == "rung" else None
     release = stored.slots.release
 
     def slowly(*arguments: Any, **keys: Any) -> bool:
@@ -203,20 +205,20 @@ def test_worker_leaves_with_its_signal_though_giving_back_takes_longer_than_the_
     assert stored.slots.counts() == {"free": 3, "leased": 0, "done": 0, "expired": 0}
 
 
-def test_quarantined_worker_leaves_when_others_have_ended_the_study(
+def test_quarantined_worker_exits_when_others_have_ended_the_study(
     store: Store, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.runs.run_dir.takes", lambda folder: False)
+    monkeypatch.setattr("hpo.worker.worker.is_writable", lambda folder: False)
     monkeypatch.setattr("hpo.worker.worker.PROBE_S", 0.05)
     full = "\n\ndef failing(config):\n    raise OSError(28, 'No space left on device')\n    yield\n"
-    stored = began(store, here, full, train="curves:failing", budget={"trials": 1})
+    stored = create_study(store, here, full, train="curves:failing", budget={"trials": 1})
     other = Slots(store, stored.optuna._study_id)
 
     def end_elsewhere(event: dict[str, Any]) -> None:
         if "quarantined" in event.get("text", ""):
             claim = other.claim("elsewhere", 60)
             assert claim is not None
-            assert claim.failures == 0, "a full disk is no trial's doing"
+            assert claim.failures == 0, "a trial cannot cause a full disk"
             other.done(claim, "elsewhere")
 
     assert Worker(stored, Path("runs"), 1, end_elsewhere).work() == 0
@@ -224,7 +226,7 @@ def test_quarantined_worker_leaves_when_others_have_ended_the_study(
 
 
 def test_trial_of_another_program_in_our_study_is_not_counted(store: Store, here: Path) -> None:
-    stored = began(store, here, budget={"trials": 2})
+    stored = create_study(store, here, budget={"trials": 2})
     store.optuna.create_new_trial(stored.optuna._study_id, create_trial(state=TrialState.WAITING))
     assert trial_counts(read_snapshot(store, "planted"))["waiting"] == 2
     assert work(stored) == 0
@@ -234,7 +236,7 @@ def test_trial_of_another_program_in_our_study_is_not_counted(store: Store, here
 
 
 def test_slots_of_a_deleted_study_are_not_those_of_the_next(store: Store, here: Path) -> None:
-    stored = began(store, here, budget={"trials": 3})
+    stored = create_study(store, here, budget={"trials": 3})
     assert work(stored) == 0
     store.optuna.delete_study(stored.optuna._study_id)
     again = register_study(store, load_study(str(here / "planted.yaml")), None, {})

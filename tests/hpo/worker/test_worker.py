@@ -37,13 +37,13 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 def run(url: str, path: Path, pack: int = 1, **budget: Any) -> tuple[StoredStudy, list[dict[str, Any]]]:
-    """Work on a study in this process; return it and what the worker told."""
-    told: list[dict[str, Any]] = []
+    """Run a study in this process; return the study and the events of the worker."""
+    events: list[dict[str, Any]] = []
     with open_store(url, create=True) as store:
         stored = register_study(store, load_study(str(path), budget=budget), None, {})
-        assert Worker(stored, Path("runs"), pack, told.append).work() == 0
+        assert Worker(stored, Path("runs"), pack, events.append).work() == 0
         stored.optuna.trials  # noqa: B018, read while the storage is open
-        return stored, told
+        return stored, events
 
 
 def sqlite(folder: Path) -> str:
@@ -93,7 +93,7 @@ def test_pruning_kills_a_planted_bad_trial_and_never_the_planted_best(here: Path
     with open_readonly(sqlite(here)) as store:
         state = {t.params.get("x", 0.5): t.state for t in read_snapshot(store, "planted").trials}
     assert state[0.01] == State.COMPLETE
-    if pack == 1:  # in a pack of four, the bad ones start before five are complete
+    if pack == 1:  # in a pack of four, the bad trials start before five are complete
         assert state[0.99] == state[0.95] == State.PRUNED
 
 
@@ -104,7 +104,7 @@ def test_baseline_is_never_pruned_though_it_is_the_worst(here: Path) -> None:
         pruner={"name": "median", "startup_trials": 3, "min_trials": 3, "warmup_rungs": 0},
         budget={"trials": 6},
     )
-    _at, _ = run(sqlite(here), path)
+    run(sqlite(here), path)
     with open_readonly(sqlite(here)) as store:
         assert trial_counts(read_snapshot(store, "planted"))["complete"] == 6
 
@@ -113,9 +113,9 @@ def test_eight_processes_finish_exactly_the_budget_with_the_baseline_once(here: 
     path = planted(here, train="curves:noted", budget={"trials": 40}, pruner={"name": "none"})
     with open_store(storage_url, create=True) as store:
         register_study(store, load_study(str(path)), None, {})
-    asked = [sys.executable, "-m", "hpo", "worker", "--study", "planted"]
+    command = [sys.executable, "-m", "hpo", "worker", "--study", "planted"]
     env = {**os.environ, "HPO_STORAGE": storage_url, "OMP_NUM_THREADS": "1"}
-    workers = [subprocess.Popen(asked, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(8)]
+    workers = [subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(8)]
     for worker in workers:
         _, stderr = worker.communicate(timeout=120)
         assert (worker.returncode, stderr) == (0, b"")
@@ -131,8 +131,8 @@ def test_eight_processes_finish_exactly_the_budget_with_the_baseline_once(here: 
 
 def test_one_worker_and_one_seed_suggest_the_same_sequence_again(here: Path) -> None:
     path = planted(here, sampler={"name": "tpe", "startup_trials": 4})
-    _first, _ = run(f"sqlite:///{here}/a.db", path)
-    _second, _ = run(f"sqlite:///{here}/b.db", path)
+    run(f"sqlite:///{here}/a.db", path)
+    run(f"sqlite:///{here}/b.db", path)
     sequences = []
     for name in ("a", "b"):
         with open_readonly(f"sqlite:///{here}/{name}.db") as store:
@@ -140,16 +140,16 @@ def test_one_worker_and_one_seed_suggest_the_same_sequence_again(here: Path) -> 
     assert sequences[0] == sequences[1]
 
 
-def test_diverged_trial_is_pruned_with_that_reason_and_the_pack_goes_on(here: Path) -> None:
+def test_diverged_trial_is_pruned_with_that_reason_and_the_pack_continues(here: Path) -> None:
     path = gpt_study(
         here / "wild.yaml",
         space={"optimizer.lr": {"choices": [1e-3, 1e30, 2e-3]}},
         sampler={"name": "brute-force"},
     )
-    told: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     with open_store(sqlite(here), create=True) as store:
-        at = register_gpt(store, path)
-        assert Worker(at, Path("runs"), 3, told.append).work() == 0
+        stored = register_gpt(store, path)
+        assert Worker(stored, Path("runs"), 3, events.append).work() == 0
         snapshot = read_snapshot(store, "wild")
         trials = {t.params["optimizer.lr"]: t for t in snapshot.trials if "optimizer.lr" in t.params}
     assert trials[1e30].state == State.PRUNED
@@ -167,8 +167,8 @@ def test_values_that_do_not_go_together_end_the_trial_not_the_worker(here: Path)
         budget={"trials": 5},
     )
     with open_store(sqlite(here), create=True) as store:
-        at = register_gpt(store, path)
-        assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
+        stored = register_gpt(store, path)
+        assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
         snapshot = read_snapshot(store, "odd")
         assert trial_counts(snapshot)["running"] == trial_counts(snapshot)["waiting"] == 0
         invalid = [t for t in snapshot.trials if t.user_attrs[END_REASON] == "invalid"]
@@ -184,8 +184,8 @@ def test_trials_of_several_shapes_each_find_their_pack(here: Path) -> None:
         budget={"trials": 5},
     )
     with open_store(sqlite(here), create=True) as store:
-        at = register_gpt(store, path)
-        assert Worker(at, Path("runs"), 3, lambda event: None).work() == 0
+        stored = register_gpt(store, path)
+        assert Worker(stored, Path("runs"), 3, lambda event: None).work() == 0
         snapshot = read_snapshot(store, "shapes")
         assert trial_counts(snapshot)["complete"] == 5
         steps = {tuple(sorted(t.intermediate_values)) for t in snapshot.trials}
@@ -197,18 +197,18 @@ def test_trials_of_several_shapes_each_find_their_pack(here: Path) -> None:
     assert len(marks) == 1, "every trial is scored at the same tokens"
 
 
-def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: Path) -> None:
+def test_interrupted_trial_resumes_as_the_same_trial_with_the_same_curve(here: Path) -> None:
     path = gpt_study(here / "broken.yaml", budget={"trials": 2})
     whole, parts = f"sqlite:///{here}/whole.db", f"sqlite:///{here}/parts.db"
     with open_store(whole, create=True) as store:
         Worker(register_gpt(store, path), Path("whole"), 1, lambda event: None).work()
     with open_store(parts, create=True) as store:
-        at = register_gpt(store, path)
-        worker = Worker(at, Path("parts"), 1, lambda event: None)
+        stored = register_gpt(store, path)
+        worker = Worker(stored, Path("parts"), 1, lambda event: None)
 
         def stop_at_first_rung(event: dict[str, Any]) -> None:
             if event["event"] == "rung":
-                worker.alarm.ask(2)
+                worker.signals.request_stop(2)
 
         worker.listener = stop_at_first_rung
         assert worker.work() == 130
@@ -219,8 +219,8 @@ def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: P
             "running": 0,
             "waiting": 2,
         }
-        assert at.slots.counts()["leased"] == 0
-        assert Worker(at, Path("parts"), 1, lambda event: None).work() == 0
+        assert stored.slots.counts()["leased"] == 0
+        assert Worker(stored, Path("parts"), 1, lambda event: None).work() == 0
         assert len(read_snapshot(store, "broken").trials) == 2
     clock = ("seconds", "tokens_per_second")
     for number in ("0000", "0001"):
@@ -235,14 +235,14 @@ def test_interrupted_trial_goes_on_as_the_same_trial_with_the_same_curve(here: P
         assert curves[0] == curves[1]
 
 
-def test_trial_of_a_killed_worker_is_taken_over_when_its_lease_runs_out(here: Path, storage_url: str) -> None:
+def test_trial_of_a_killed_worker_is_resumed_when_its_lease_expires(here: Path, storage_url: str) -> None:
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"}, base={"pause": 0.05})
     with open_store(storage_url, create=True) as store:
         register_study(store, load_study(str(path)), None, {})
         stored = register_study(store, load_study(str(path)), None, {})
         env = {**os.environ, "HPO_STORAGE": storage_url, "HPO_LEASE_S": "2"}
-        asked = [sys.executable, "-c", KILLED]
-        assert subprocess.run(asked, env=env, timeout=60, check=False).returncode == -9
+        command = [sys.executable, "-c", KILLED]
+        assert subprocess.run(command, env=env, timeout=60, check=False).returncode == -9
         assert stored.slots.counts()["leased"] == 1
         deadline = time.monotonic() + 30
         while not free_expired_leases(store) and time.monotonic() < deadline:
@@ -254,23 +254,23 @@ def test_trial_of_a_killed_worker_is_taken_over_when_its_lease_runs_out(here: Pa
 
 
 @pytest.mark.parametrize("when", ["after the report", "after the last report"])
-def test_trial_killed_between_report_and_checkpoint_or_tell_ends_with_the_same_curve(here: Path, when: str) -> None:
+def test_trial_killed_between_report_and_checkpoint_or_end_has_the_same_curve(here: Path, when: str) -> None:
     path = gpt_study(here / "torn.yaml", budget={"trials": 1})
     whole = f"sqlite:///{here}/whole.db"
     with open_store(whole, create=True) as store:
         Worker(register_gpt(store, path), Path("whole"), 1, lambda event: None).work()
     with open_store(f"sqlite:///{here}/torn.db", create=True) as store:
-        at = register_gpt(store, path)
-        worker = Worker(at, Path("torn"), 1, lambda event: None)
+        stored = register_gpt(store, path)
+        worker = Worker(stored, Path("torn"), 1, lambda event: None)
 
         def die(event: dict[str, Any]) -> None:
             if event["event"] == "rung" and event["rung"] == (2 if when == "after the report" else 3):
-                raise KeyboardInterrupt  # as abrupt as a signal: nothing is saved after it
+                raise KeyboardInterrupt  # like SIGKILL: nothing is saved after it
 
         worker.listener = die
         with pytest.raises(KeyboardInterrupt):
             worker.work()
-        assert Worker(at, Path("torn"), 1, lambda event: None).work() == 0
+        assert Worker(stored, Path("torn"), 1, lambda event: None).work() == 0
         trial = read_snapshot(store, "torn").trials[0]
         assert (trial.state, len(read_snapshot(store, "torn").trials)) == (State.COMPLETE, 1)
     curves = [
@@ -282,16 +282,16 @@ def test_trial_killed_between_report_and_checkpoint_or_tell_ends_with_the_same_c
 
 
 KILLED = """
-import os, hpo.worker.worker
+import os
 from pathlib import Path
 from hpo.queue.registry import load_stored_study
-from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
+from hpo.worker.worker import Worker
 with open_store(os.environ["HPO_STORAGE"]) as store:
     def die(event):
         if event["event"] == "rung":
             os.kill(os.getpid(), 9)
-    hpo.worker.worker.Worker(load_stored_study(store, None), Path("runs"), 1, die).work()
+    Worker(load_stored_study(store, None), Path("runs"), 1, die).work()
 """
 
 
@@ -299,32 +299,32 @@ def test_worker_that_lost_its_lease_writes_nothing_more_and_takes_other_work(her
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"})
     with open_store(storage_url, create=True) as store:
         stored = register_study(store, load_study(str(path)), None, {})
-        told: list[dict[str, Any]] = []
+        events: list[dict[str, Any]] = []
         taken: list[Claim | None] = []
-        worker = Worker(stored, Path("runs"), 1, told.append)
+        worker = Worker(stored, Path("runs"), 1, events.append)
 
         def lose_the_first(event: dict[str, Any]) -> None:
-            told.append(event)
+            events.append(event)
             if event["event"] == "rung" and event["trial"] == 0 and not taken:
                 free_leases_of(store, worker.owner)
                 taken.append(stored.slots.claim("thief", 600))
             elif event["event"] == "complete" and event["trial"] == 2:
                 assert taken[0]
-                stored.slots.done(taken[0], "thief")  # so that the worker has nothing to wait for
+                stored.slots.done(taken[0], "thief")  # so that no trial is left to wait for
 
         worker.listener = lose_the_first
         assert worker.work() == 0
         first = read_snapshot(store, "planted").trials[0]
-        assert first.state == State.RUNNING, "as the thief left it"
+        assert first.state == State.RUNNING, "the other owner still holds the trial"
         assert list(first.intermediate_values) == [1]
         assert trial_counts(read_snapshot(store, "planted"))["complete"] == 2
         assert [word for _, word, _ in stored.slots.attempts(0)] == ["lost", "complete"]
-    assert {"event": "taken", "trial": 0} in told
+    assert {"event": "taken", "trial": 0} in events
 
 
 @pytest.mark.parametrize("write", ["value", "end", "parameter"])
 def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: str, write: str) -> None:
-    """The lease is lost between the look at it and the write."""
+    """The lease is lost between its check and the write."""
     path = planted(here, budget={"trials": 1}, pruner={"name": "none"}, baseline=[])
     with open_store(storage_url, create=True) as store:
         stored = register_study(store, load_study(str(path)), None, {})
@@ -339,7 +339,7 @@ def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: s
 
         def rob(*arguments: Any) -> Any:
             if not taken:
-                thread = threading.Thread(target=steal)  # a thread of its own has no fence
+                thread = threading.Thread(target=steal)  # another thread has no fence
                 thread.start()
                 thread.join()
             return real(*arguments)
@@ -349,7 +349,7 @@ def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: s
             taken.append(stored.slots.claim("thief", 600))
 
         setattr(store.optuna, calls[write], rob)
-        worker.work(turns=1)
+        worker.work(max_trials=1)
         found = read_snapshot(store, "planted").trials[0]
         assert taken[0] is not None
         assert found.state == State.RUNNING
@@ -357,8 +357,8 @@ def test_no_write_of_a_lost_attempt_reaches_the_study(here: Path, storage_url: s
         assert list(found.params) == ([] if write == "parameter" else ["x"])
 
 
-def test_lost_answer_to_the_making_of_a_trial_makes_it_once(here: Path, storage_url: str) -> None:
-    """The row is committed, but the connection breaks before the worker hears of it."""
+def test_lost_answer_to_the_creation_of_a_trial_creates_it_once(here: Path, storage_url: str) -> None:
+    """The row is committed, but the connection breaks before the worker receives the answer."""
     path = planted(here, budget={"trials": 3}, pruner={"name": "none"})
     with open_store(storage_url, create=True) as store:
         stored = register_study(store, load_study(str(path)), None, {})
@@ -378,7 +378,7 @@ def test_lost_answer_to_the_making_of_a_trial_makes_it_once(here: Path, storage_
         assert [t.state for t in snapshot.trials] == [State.COMPLETE] * 3
 
 
-def test_trial_that_another_ended_is_let_go_and_its_neighbour_in_the_pack_goes_on(here: Path) -> None:
+def test_trial_that_another_program_finished_is_dropped_and_its_pack_continues(here: Path) -> None:
     path = planted(here, budget={"trials": 2}, pruner={"name": "none"})
     with open_store(sqlite(here), create=True) as store:
         stored = register_study(store, load_study(str(path)), None, {})
@@ -400,7 +400,7 @@ def test_interrupted_trial_is_finished_though_the_hours_are_over(here: Path) -> 
 
         def stop(event: dict[str, Any]) -> None:
             if event["event"] == "rung":
-                worker.alarm.ask(2)
+                worker.signals.request_stop(2)
 
         worker.listener = stop
         assert worker.work() == 130
@@ -429,22 +429,22 @@ def test_full_disk_quarantines_the_worker_until_there_is_room_and_costs_no_trial
     monkeypatch.setattr(hpo.worker.worker, "PROBE_S", 0.05)
     path = gpt_study(here / "full.yaml", budget={"trials": 3})
     with small_disk(here / "small", "32k"), open_store(sqlite(here), create=True) as store:
-        at = register_gpt(store, path)
-        told: list[str] = []
-        assert Worker(at, here / "small", 1, make_room(here / "small", told)).work() == 0
+        stored = register_gpt(store, path)
+        event_types: list[str] = []
+        assert Worker(stored, here / "small", 1, make_room(here / "small", event_types)).work() == 0
         assert trial_counts(read_snapshot(store, "full")) | {"pruned": 0} == {
             "complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0
         }  # fmt: skip
-        assert [word for _, word, _ in at.slots.attempts(0)] == ["disk", "disk", "disk", "complete"]
-    assert [word for word in told if word in ("quarantined", "released")] == ["quarantined", "released"]
+        assert [word for _, word, _ in stored.slots.attempts(0)] == ["disk", "disk", "disk", "complete"]
+    assert [t for t in event_types if t in ("quarantined", "released")] == ["quarantined", "released"]
 
 
-def make_room(disk: Path, told: list[str]) -> Callable[[dict[str, Any]], None]:
-    """Return a listener that enlarges a disk when the worker is quarantined; it keeps what it is told."""
+def make_room(disk: Path, event_types: list[str]) -> Callable[[dict[str, Any]], None]:
+    """Return a listener that enlarges a disk when the worker is quarantined, and appends to `event_types`."""
 
     def listen(event: dict[str, Any]) -> None:
-        told.append(event.get("text", event["event"]).partition(":")[0])
-        if told[-1] == "quarantined":
+        event_types.append(event.get("text", event["event"]).partition(":")[0])
+        if event_types[-1] == "quarantined":
             resize(disk, "64m")
 
     return listen
@@ -460,16 +460,16 @@ def test_full_disk_for_the_data_of_a_trial_is_not_the_trial_s_fault(
     path = gpt_study(here / "cache.yaml", base=base, objective="val_bpb", budget={"trials": 2}, **keys)
     monkeypatch.setenv("HPO_CACHE", str(cache))
     with small_disk(cache, "64m"), open_store(sqlite(here), create=True) as store:
-        at = register_gpt(store, path)
+        stored = register_gpt(store, path)
         resize(cache, f"{used(cache) // 1024 + 4}k")
-        told: list[str] = []
-        assert Worker(at, Path("runs"), 1, make_room(cache, told)).work() == 0
+        event_types: list[str] = []
+        assert Worker(stored, Path("runs"), 1, make_room(cache, event_types)).work() == 0
         assert [t.state for t in read_snapshot(store, "cache").trials] == [State.COMPLETE] * 2
-        assert [word for _, word, _ in at.slots.attempts(1)] == ["disk", "disk", "disk", "complete"]
-    assert "released" in told
+        assert [word for _, word, _ in stored.slots.attempts(1)] == ["disk", "disk", "disk", "complete"]
+    assert "released" in event_types
 
 
-def test_checkpoints_of_the_best_trials_alone_are_kept(here: Path) -> None:
+def test_only_checkpoints_of_the_best_trials_are_saved(here: Path) -> None:
     path = gpt_study(here / "kept.yaml", budget={"trials": 4}, keep_best=2)
     with open_store(sqlite(here), create=True) as store:
         assert Worker(register_gpt(store, path), Path("runs"), 1, lambda event: None).work() == 0
@@ -478,7 +478,7 @@ def test_checkpoints_of_the_best_trials_alone_are_kept(here: Path) -> None:
     assert {int(file.parents[1].name) for file in Path("runs").glob("**/state.safetensors")} == numbers
 
 
-def test_trial_that_diverges_while_the_storage_is_away_leaves_its_whole_curve(
+def test_trial_that_diverges_while_the_storage_is_unreachable_has_its_whole_curve(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = planted(here, baseline=[], budget={"trials": 1}, pruner={"name": "none"})
@@ -489,18 +489,18 @@ def test_trial_that_diverges_while_the_storage_is_away_leaves_its_whole_curve(
         stored = register_study(store, load_study(str(path)), None, {})
         real, calls = store.optuna.set_trial_intermediate_value, []
 
-        def away(*arguments: Any) -> Any:
+        def unreachable(*arguments: Any) -> Any:
             calls.append(arguments[1])
             if len(calls) <= 3:  # at each of three rungs
-                raise StorageError("away", passing=True)
+                raise StorageError("unreachable", passing=True)
             return real(*arguments)
 
-        monkeypatch.setattr(store.optuna, "set_trial_intermediate_value", away)
+        monkeypatch.setattr(store.optuna, "set_trial_intermediate_value", unreachable)
         assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
         found = read_snapshot(store, "planted").trials[0]
         assert found.user_attrs[END_REASON] == "diverged"
         assert list(found.intermediate_values) == [1, 2, 3]
-        assert calls == [1, 1, 1, 1, 2, 3], "each rung begins with what is owed"
+        assert calls == [1, 1, 1, 1, 2, 3], "each rung first writes the unreported values"
 
 
 def test_launching_again_resumes_and_a_larger_budget_extends(here: Path) -> None:
@@ -535,8 +535,8 @@ def test_study_ends_when_its_hours_are_over(here: Path, monkeypatch: pytest.Monk
 def test_study_ends_when_its_tokens_are_trained(here: Path) -> None:
     path = gpt_study(here / "tokens.yaml", budget={"tokens": 3000})
     with open_store(sqlite(here), create=True) as store:
-        at = register_gpt(store, path)
-        Worker(at, Path("runs"), 1, lambda event: None).work()
+        stored = register_gpt(store, path)
+        Worker(stored, Path("runs"), 1, lambda event: None).work()
         found = summary(read_snapshot(store, "tokens"))
     assert found["trials"]["complete"] == 2  # 1,536 tokens each
     assert found["tokens"]["trained"] == 2 * 1536
@@ -550,8 +550,8 @@ def test_worker_with_other_data_refuses_to_join(here: Path) -> None:
     with open_store(sqlite(here), create=True) as store:
         register_gpt(store, path)
     text.write_text(text.read_text().replace("Paragraph 7", "Paragraph 8"))
-    asked = [sys.executable, "-m", "hpo", "worker", "--storage", sqlite(here)]
-    found = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-m", "hpo", "worker", "--storage", sqlite(here)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert found.returncode == 2
     assert "its data has the hash" in found.stderr
     assert "Traceback" not in found.stderr
