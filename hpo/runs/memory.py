@@ -36,11 +36,11 @@ def dry_run_baseline(study: Study, datasets: PreparedDatasets) -> None:
     Raises:
         Exception: the updates fail.
     """
-    from model.memory.dry_run import rehearse
+    from model.memory.dry_run import dry_run
 
-    config = study.configured(_first(study))
+    config = study.configured(study.file.first_baseline)
     assert isinstance(config, TrainConfig)
-    calibrate_estimate(study, datasets, rehearse(config, **datasets.training_arguments(config)).peak_bytes)
+    calibrate_estimate(study, datasets, dry_run(config, **datasets.training_arguments(config)).peak_bytes)
 
 
 def calibrate_estimate(study: Study, corpora: PreparedDatasets, measured: int) -> None:
