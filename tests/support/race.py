@@ -1,4 +1,4 @@
-"""Eight processes that begin the same thing at the same moment."""
+"""Run a function in eight processes at the same time, to test for race conditions."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -15,13 +15,13 @@ def _set_up(barrier: Barrier) -> None:
     _barrier = barrier
 
 
-def _begin(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    _barrier.wait(120)  # nobody begins before all processes run
+def _run_at_barrier(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    _barrier.wait(120)  # until all processes are ready
     return function(*args)
 
 
 class Race:
-    """The processes, started once and used for several races."""
+    """Eight processes that are started once and used for several races."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -30,11 +30,11 @@ class Race:
         )
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Run function(i, *args) in process i, all at once, and return what each returned.
+        """Run function(i, *args) in process i, all at the same time; return the results in order.
 
-        The function is at the top level of a test module.
+        The function must be defined at the top level of a test module, so that it can be pickled.
         """
-        futures = [self._pool.submit(_begin, function, (i, *args)) for i in range(N_PROCESSES)]
+        futures = [self._pool.submit(_run_at_barrier, function, (i, *args)) for i in range(N_PROCESSES)]
         return [future.result(timeout=120) for future in futures]
 
     def close(self) -> None:

@@ -23,11 +23,11 @@ def server() -> Iterator[Postgres]:
 
 
 def system() -> tuple[object, ...]:
-    """Return the users and the owners and modes of the folders that a careless server would open."""
+    """Return the users, and the owners and modes of the folders that a server could change."""
     users = subprocess.run(["getent", "passwd"], capture_output=True, text=True, check=True).stdout
-    found = binaries()
-    assert found
-    folders = [Path("/"), Path("/tmp"), Path.home(), found, *found.parents]
+    folder = binaries()
+    assert folder
+    folders = [Path("/"), Path("/tmp"), Path.home(), folder, *folder.parents]
     return users, [(path, os.stat(path).st_mode, os.stat(path).st_uid) for path in folders]
 
 
@@ -43,7 +43,7 @@ def processes() -> dict[int, str]:
 
 
 @pytest.mark.skipif(not binaries(), reason=MISSING)
-def test_a_server_leaves_the_system_as_it_was() -> None:
+def test_server_leaves_the_system_unchanged() -> None:
     before = system()
     server = Postgres().start()
     open_store(server.url(), create=True).close()
@@ -60,15 +60,15 @@ def test_a_server_listens_on_its_socket_only(server: Postgres) -> None:
     assert len(bytes(server.folder / f".s.PGSQL.{server.port}")) < 108
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT])
-def test_a_server_keeps_its_data_over_a_restart(server: Postgres, how: signal.Signals) -> None:
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGQUIT])
+def test_a_server_keeps_its_data_over_a_restart(server: Postgres, signal_: signal.Signals) -> None:
     name = server.database()
-    server.stop(how)
+    server.stop(signal_)
     server.start()
     assert server.sql(f"SELECT datname FROM pg_database WHERE datname = '{name}'") == [(name,)]
 
 
-def test_binaries_may_be_named_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_environment_variable_selects_the_binaries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "initdb").touch(mode=0o755)
     monkeypatch.setenv("HPO_PG_BINDIR", str(tmp_path))
     assert binaries() == tmp_path
@@ -77,16 +77,16 @@ def test_binaries_may_be_named_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_a_server_starts_from_binaries_that_nobody_may_not_reach(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found = binaries()
-    if os.geteuid() != 0 or not found or "pgserver" not in str(found):
+    folder = binaries()
+    if os.geteuid() != 0 or not folder or "pgserver" not in str(folder):
         pytest.skip("needs root and the wheel's binaries")
-    package = tmp_path / found.parents[1].name
+    package = tmp_path / folder.parents[1].name
     package.mkdir()
-    (package / found.parent.name).symlink_to(found.parent)
-    libraries = found.parents[1].with_name(f"{found.parents[1].name}.libs")
+    (package / folder.parent.name).symlink_to(folder.parent)
+    libraries = folder.parents[1].with_name(f"{folder.parents[1].name}.libs")
     (tmp_path / libraries.name).symlink_to(libraries)
     tmp_path.chmod(0o700)
-    monkeypatch.setenv("HPO_PG_BINDIR", str(package / found.parent.name / "bin"))
+    monkeypatch.setenv("HPO_PG_BINDIR", str(package / folder.parent.name / "bin"))
     server = Postgres()
     try:
         assert server.start().sql("SELECT 1") == [(1,)]

@@ -1,4 +1,4 @@
-"""The tiny run: 30 kB of made-up text, one layer of width 16, some dozens of updates, about 50 ms."""
+"""The tiny run: 30 kB of generated text, one layer of width 16, 24 updates, about 50 ms."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ UPDATE = 4 * 16  # tokens of one update: batch x context
 
 
 def text(seed: int = 0, lines: int = 1000) -> str:
-    """Return lines of words, some frequent and some rare, with an empty line after each tenth."""
+    """Return lines of frequent and rare words, with an empty line after every tenth line."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("etaoinshrdlué"))
     words = ["".join(rng.choice(letters, rng.integers(2, 8))) for _ in range(80)]
@@ -23,7 +23,7 @@ def text(seed: int = 0, lines: int = 1000) -> str:
 
 
 def corpus(name: str = "tiny.txt", seed: int = 0) -> str:
-    """Return the path of a text file in the tests' own cache folder."""
+    """Return the path of a file with such text in the cache folder of the tests."""
     path = Path(os.environ["HPO_CACHE"]) / name
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}")
@@ -33,7 +33,7 @@ def corpus(name: str = "tiny.txt", seed: int = 0) -> str:
 
 
 def tiny(values: dict[str, Any] | None = None) -> TrainConfig:
-    """Return the tiny run with some dotted fields replaced: three rungs of eight updates."""
+    """Return the configuration of the tiny run: three rungs of eight updates. values: dotted fields to replace."""
     base = {
         "data.name": "text",
         "data.path": corpus(),
@@ -51,19 +51,19 @@ def tiny(values: dict[str, Any] | None = None) -> TrainConfig:
 
 
 def timeless(m: Metrics) -> Metrics:
-    """Return metrics without what the clock says."""
+    """Return metrics without the measured times."""
     return m._replace(tokens_per_second=0.0, seconds=0.0)
 
 
 def curves(trainer: Trainer) -> dict[int, list[Metrics]]:
-    """Train to the end; return the metrics of each lane, rung by rung."""
-    found: dict[int, list[Metrics]] = {}
+    """Train all runs to their end; return the metrics of each lane, rung by rung."""
+    by_lane: dict[int, list[Metrics]] = {}
     for _, metrics in trainer:
         for lane, m in metrics.items():
-            found.setdefault(lane, []).append(timeless(m))
-    return found
+            by_lane.setdefault(lane, []).append(timeless(m))
+    return by_lane
 
 
 def alone(config: TrainConfig) -> list[Metrics]:
-    """Train one run by itself; return its metrics, rung by rung."""
+    """Train one run without a pack; return its metrics, rung by rung."""
     return curves(Trainer([config]))[0]

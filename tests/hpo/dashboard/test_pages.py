@@ -83,8 +83,8 @@ def test_browser_with_the_password_watches_the_curves_of_a_running_study_grow(ru
         browser.wait(READY)
     assert shown > first
     assert browser.errors == []
-    assert {status for status in browser.answers.values() if status != 304} == {200}
-    assert [url for url in browser.asked if not url.startswith((address, "data:", "blob:"))] == []
+    assert {status for status in browser.statuses.values() if status != 304} == {200}
+    assert [url for url in browser.requests if not url.startswith((address, "data:", "blob:"))] == []
     assert count(running, "trials WHERE state = 'FAIL'") == 0
 
 
@@ -98,8 +98,8 @@ def test_browser_without_the_password_is_shown_nothing(running: str, tmp_path: P
             with Browser(tmp_path, password) as browser:
                 browser.open(page)
                 browser.screenshot(tmp_path / "refused.png")
-                assert browser.answers.pop(page) == 401
-                assert set(browser.answers.values()) <= {401}  # the icon
+                assert browser.statuses.pop(page) == 401
+                assert set(browser.statuses.values()) <= {401}  # the icon
                 assert "password is needed" in browser.evaluate("document.body.innerText")
                 assert browser.evaluate(PLOTS) == 0
 
@@ -152,5 +152,5 @@ def test_page_of_another_site_can_neither_read_nor_change_a_study(tmp_path: Path
             asked = f"fetch('{address}{path}', {{method: '{method}', mode: 'no-cors'}})"
             browser.evaluate(f"{asked}.then(() => window.sent = '{path}')")
             browser.wait(f"window.sent == '{path}'")
-            assert browser.answers[address + path] == 403
+            assert browser.statuses[address + path] == 403
     assert count(url, "studies WHERE study_name = 'study'") == 1

@@ -64,7 +64,7 @@ def test_page_draws_all_its_figures_and_asks_for_nothing(
     assert set(figures) <= set(drawn)
     assert (empty, canvases, wide) == (0, 0, 0)
     assert browser.errors == []
-    assert [url for url in browser.asked if url != page and not url.startswith("data:")] == []
+    assert [url for url in browser.requests if url != page and not url.startswith("data:")] == []
     assert not [title for title in titles if "&" in title and "&'c'" not in title]  # names are not escaped twice
 
 
@@ -115,4 +115,4 @@ def test_dashboard_shows_the_note_and_the_figures(folder: Path, tmp_path: Path) 
     assert artifact["filename"] == "report.html"
     assert advised  # where the dashboard lets no script run, the page says so
     assert [error for error in browser.errors if "sandbox" not in error and "Content Security" not in error] == []
-    assert [asked for asked in browser.asked if not asked.startswith((address, "data:", "blob:"))] == []
+    assert [asked for asked in browser.requests if not asked.startswith((address, "data:", "blob:"))] == []

@@ -7,7 +7,14 @@ from model.data.tokenizer import END
 from model.nn.architecture import GPT
 from model.nn.attention import document_mask
 from model.nn.gpt import Network, build_network
-from tests.support.packs import alone, assert_nan_stays_with_its_run, assert_same, random, shaken, together
+from tests.support.packs import (
+    assert_nan_stays_with_its_run,
+    assert_same,
+    packed_pass,
+    perturbed,
+    random_tensor,
+    single_pass,
+)
 
 VOCAB = 31
 SHAPE = GPT(n_layer=2, n_head=2, n_embd=12, context=8)
@@ -16,7 +23,7 @@ ROWS = torch.tensor([[5, 6, END, 7, 8, 9, END, 4], [END, 5, 5, 5, END, 6, 7, 8],
 
 
 def built(seed: int = 0, **values) -> Network:
-    return shaken(build_network(SHAPE.model_copy(update={"document_mask": True} | values), VOCAB, seed))
+    return perturbed(build_network(SHAPE.model_copy(update={"document_mask": True} | values), VOCAB, seed))
 
 
 def pieces(row: torch.Tensor) -> list[torch.Tensor]:
@@ -30,11 +37,11 @@ def pieces(row: torch.Tensor) -> list[torch.Tensor]:
 def test_masked_documents_equal_a_pass_for_each_with_all_gradients(position, explicit):
     network = built(position=position)
     network.explicit = explicit
-    found = alone(network, ROWS)
+    found = single_pass(network, ROWS)
     logits = [torch.cat([network(piece[None])[0] for piece in pieces(row)]) for row in ROWS]
     wanted = torch.stack(logits)
     torch.testing.assert_close(found.logits, wanted, rtol=1e-5, atol=1e-5)
-    grads = torch.autograd.grad((wanted * random(*wanted.shape)).sum(), list(network.parameters()))
+    grads = torch.autograd.grad((wanted * random_tensor(*wanted.shape)).sum(), list(network.parameters()))
     for grad, (name, a) in zip(grads, found.grads.items(), strict=True):
         torch.testing.assert_close(a, grad, rtol=1e-4, atol=1e-4, msg=name)
 
@@ -55,9 +62,9 @@ def test_masked_documents_side_by_side_equal_a_run_alone(explicit, position, sam
     for network in networks:
         network.explicit = explicit
     x = torch.stack([ROWS, ROWS.flip(1), ROWS.roll(3, 1)])
-    seen = together(networks, ROWS if same_tokens else x)
+    seen = packed_pass(networks, ROWS if same_tokens else x)
     for k, network in enumerate(networks):
-        assert_same(seen[k], alone(network, ROWS if same_tokens else x[k]))
+        assert_same(seen[k], single_pass(network, ROWS if same_tokens else x[k]))
 
 
 def test_a_run_of_nan_leaves_every_bit_of_its_neighbours():
@@ -81,9 +88,9 @@ def test_explicit_attention_equals_fused_attention(dropout):
     network = built(document_mask=False)
     network.active = frozenset({"residual_dropout"})
     network.residual_dropout.fill_(dropout)
-    fused = alone(network, ROWS)
+    fused = single_pass(network, ROWS)
     network.explicit = True
-    assert_same(alone(network, ROWS), fused)
+    assert_same(single_pass(network, ROWS), fused)
 
 
 def test_explicit_attention_calls_no_fused_kernel(monkeypatch):
@@ -142,7 +149,7 @@ def test_notes_change_no_bit_of_the_logits_and_are_the_same_side_by_side():
     networks = [built(seed, skips="additive").eval() for seed in range(2)]
     for network in networks:
         assert torch.equal(network(ROWS), network(ROWS, {key: [] for key in keys}))
-    for seen, network in zip(together(networks, ROWS, keys), networks, strict=True):
-        assert_same(seen, alone(network, ROWS, keys))
-        assert [len(seen.notes[key]) for key in keys] == [2, 2]
-        assert not any(note.requires_grad for key in keys for note in seen.notes[key])
+    for seen, network in zip(packed_pass(networks, ROWS, keys), networks, strict=True):
+        assert_same(seen, single_pass(network, ROWS, keys))
+        assert [len(seen.diagnostics[key]) for key in keys] == [2, 2]
+        assert not any(note.requires_grad for key in keys for note in seen.diagnostics[key])

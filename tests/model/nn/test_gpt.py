@@ -10,7 +10,14 @@ from model.nn.attention import rotate
 from model.nn.context import ForwardContext
 from model.nn.gpt import Network, Norm, build_network, excess_kurtosis
 from model.nn.regularization import Regularization
-from tests.support.packs import alone, assert_nan_stays_with_its_run, assert_same, random, shaken, together
+from tests.support.packs import (
+    assert_nan_stays_with_its_run,
+    assert_same,
+    packed_pass,
+    perturbed,
+    random_tensor,
+    single_pass,
+)
 
 VOCAB = 31
 DROPOUTS = [name for name in Regularization().numbers() if name.endswith("_dropout")]
@@ -43,7 +50,7 @@ def count(network) -> int:
 
 @pytest.mark.parametrize("values", ALL, ids=lambda v: "-".join(map(str, v.values())))
 def test_a_later_token_changes_no_earlier_logit(values):
-    network, x = shaken(built(**values)).eval(), tokens()
+    network, x = perturbed(built(**values)).eval(), tokens()
     before = network(x)
     assert before.shape == (2, 8, VOCAB)
     for t in (1, 4, 7):
@@ -133,7 +140,7 @@ def test_rope_turns_pair_i_by_position_over_theta_to_the_2i_over_d():
 @pytest.mark.parametrize("eps", [1e-5, 0.5])
 @pytest.mark.parametrize("kind", KINDS["norm"])
 def test_a_norm_equals_its_formula(kind, eps):
-    norm = shaken(built(norm=kind, norm_eps=eps, bias=True)).norm
+    norm = perturbed(built(norm=kind, norm_eps=eps, bias=True)).norm
     x = torch.randn(3, 12, generator=torch.Generator().manual_seed(0)) * 0.5
     if kind == "layernorm":
         centred = x - x.mean(-1, keepdim=True)
@@ -154,14 +161,14 @@ def test_a_norm_equals_its_formula(kind, eps):
     ],
 )
 def test_an_mlp_equals_its_formula(kind, activation):
-    network = shaken(built(mlp=kind, bias=True)).eval()
+    network = perturbed(built(mlp=kind, bias=True)).eval()
     mlp, x = network.blocks[0].mlp, torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
     wanted = activation(x @ mlp.fc.weight.T + mlp.fc.bias) @ mlp.proj.weight.T + mlp.proj.bias
     torch.testing.assert_close(mlp(x, passing(network)), wanted)
 
 
 def test_swiglu_equals_its_formula():
-    network = shaken(built(mlp="swiglu")).eval()
+    network = perturbed(built(mlp="swiglu")).eval()
     mlp, x = network.blocks[0].mlp, torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
     gate = x @ mlp.gate.weight.T
     wanted = (gate * torch.sigmoid(gate) * (x @ mlp.fc.weight.T)) @ mlp.proj.weight.T
@@ -186,8 +193,8 @@ def test_a_first_loss_is_that_of_a_uniform_guess():
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", KINDS["norm"])
 def test_a_norm_with_one_gain_or_none_equals_its_formula(kind, bias, gain):
-    norm = shaken(built(norm=kind, norm_gain=gain, norm_eps=0.1, bias=bias)).norm
-    x = random(2, 3, 12)
+    norm = perturbed(built(norm=kind, norm_gain=gain, norm_eps=0.1, bias=bias)).norm
+    x = random_tensor(2, 3, 12)
     centred = x - x.mean(-1, keepdim=True) if kind == "layernorm" else x
     wanted = centred / (centred.pow(2).mean(-1, keepdim=True) + 0.1).sqrt()
     if gain == "scalar":
@@ -204,12 +211,12 @@ def test_norms_compute_in_fp32(kind, gain):
     norm = Norm(SHAPE.model_copy(update={"norm": kind, "norm_gain": gain}))
     for p in norm.parameters():
         torch.nn.init.ones_(p)
-    x = (random(4, 12) * 300).half()  # its squares overflow half precision
+    x = (random_tensor(4, 12) * 300).half()  # its squares overflow half precision
     with torch.autocast("cpu", torch.float16):
         found = norm(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, norm(x.float()))
-    tiny = (random(4, 12) * 1e-6).half()
+    tiny = (random_tensor(4, 12) * 1e-6).half()
     assert norm(tiny).isfinite().all()
 
 
@@ -219,7 +226,7 @@ def embedded(network, x):
 
 
 def test_embeddings_are_scaled_placed_projected_and_normalised_in_this_order():
-    network, x = shaken(built(scale_embedding=True, embedding_projection=True, embedding_norm=True)), tokens()
+    network, x = perturbed(built(scale_embedding=True, embedding_projection=True, embedding_norm=True)), tokens()
     wanted = network.wte.weight[x] * math.sqrt(12) + network.wpe.weight[:8]
     wanted = wanted @ network.embedding_projection.weight.T
     torch.testing.assert_close(embedded(network, x), network.embedding_norm(wanted))
@@ -228,7 +235,7 @@ def test_embeddings_are_scaled_placed_projected_and_normalised_in_this_order():
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("final_norm", [False, True])
 def test_the_head_sees_the_stream_normalised_then_projected(final_norm, tied):
-    network, x = shaken(built(final_norm=final_norm, embedding_projection=True, tied=tied)), tokens()
+    network, x = perturbed(built(final_norm=final_norm, embedding_projection=True, tied=tied)), tokens()
     stream = network.run(embedded(network, x), passing(network))
     stream = network.norm(stream) if final_norm else stream
     head = network.wte.weight if tied else network.head.weight
@@ -238,7 +245,7 @@ def test_the_head_sees_the_stream_normalised_then_projected(final_norm, tied):
 @pytest.mark.parametrize("L", [2, 4, 8])
 @pytest.mark.parametrize("skips", ["additive", "convex"])
 def test_skips_equal_the_loop_written_out(skips, L):
-    network, x = shaken(built(n_layer=L, skips=skips)), tokens()
+    network, x = perturbed(built(n_layer=L, skips=skips)), tokens()
     stream, kept = embedded(network, x), {}
     for i in range(L // 2):
         kept[i] = stream = network.blocks[i](stream, passing(network))
@@ -251,7 +258,7 @@ def test_skips_equal_the_loop_written_out(skips, L):
             stream = (1 - torch.sigmoid(a)) * stream + torch.sigmoid(a) * kept[s]
     wanted = network.norm(stream) @ network.wte.weight.T
     torch.testing.assert_close(network(x), wanted)
-    probe, named = random(2, 8, VOCAB), list(network.parameters())
+    probe, named = random_tensor(2, 8, VOCAB), list(network.parameters())
     found = torch.autograd.grad((network(x) * probe).sum(), named)
     for a, b in zip(found, torch.autograd.grad((wanted * probe).sum(), named), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -278,19 +285,19 @@ NUMBERS = list(Regularization().numbers())
 @pytest.mark.parametrize("values", OPTIONS, ids=lambda values: "-".join(values))
 @pytest.mark.parametrize("active", [(), *((name,) for name in NUMBERS), tuple(NUMBERS)], ids=lambda a: "-".join(a[:1]))
 def test_a_run_side_by_side_equals_the_run_alone_and_a_zero_is_exactly_nothing(values, active):
-    networks = [shaken(built(seed, **values)) for seed in range(3)]
+    networks = [perturbed(built(seed, **values)) for seed in range(3)]
     for k, network in enumerate(networks):
         network.active = frozenset(active)
         network.key.fill_(7 * k)
         for name in active:
             network.get_buffer(name).fill_([0.5, 0.1, 0.0][k])
     x, notes = torch.stack([tokens(), tokens().flip(1), tokens()]), ("kurtosis", "attention_entropy")
-    for k, seen in enumerate(together(networks, x, notes)):
-        assert_same(seen, alone(networks[k], x[k], notes), 2e-5)
+    for k, seen in enumerate(packed_pass(networks, x, notes)):
+        assert_same(seen, single_pass(networks[k], x[k], notes), 2e-5)
     exact = active != ("attention_dropout",) and len(active) < 2  # with it, attention is written out
-    before = alone(networks[2], x[2])
+    before = single_pass(networks[2], x[2])
     networks[2].active = frozenset()
-    after = alone(networks[2], x[2])
+    after = single_pass(networks[2], x[2])
     assert_same(before, after)
     if exact:
         assert torch.equal(before.logits, after.logits)
@@ -298,7 +305,7 @@ def test_a_run_side_by_side_equals_the_run_alone_and_a_zero_is_exactly_nothing(v
 
 
 def test_a_run_of_nan_leaves_every_bit_of_its_neighbours():
-    networks = [shaken(built(seed, skips="convex")) for seed in range(3)]
+    networks = [perturbed(built(seed, skips="convex")) for seed in range(3)]
     for network in networks:
         network.active = frozenset(NUMBERS)
         for name in NUMBERS:
@@ -347,10 +354,10 @@ def test_masked_tokens_are_replaced_in_the_input_in_training_alone(monkeypatch):
 
 
 def test_kurtosis_is_that_of_the_stream_after_each_block():
-    x = random(200, 1000)
+    x = random_tensor(200, 1000)
     assert excess_kurtosis(x).item() == pytest.approx(0, abs=5 * math.sqrt(24 / x.numel()))
     assert excess_kurtosis(torch.linspace(-3, 7, 100_001)).item() == pytest.approx(-1.2, abs=1e-3)  # uniform
-    network, notes, streams = shaken(built(n_layer=4, skips="additive")), {"kurtosis": []}, []
+    network, notes, streams = perturbed(built(n_layer=4, skips="additive")), {"kurtosis": []}, []
     network.norm.register_forward_hook(lambda module, inputs, output: streams.append(inputs[0]))
     network(tokens(), notes)
     assert len(notes["kurtosis"]) == 4
@@ -361,7 +368,7 @@ def test_kurtosis_is_that_of_the_stream_after_each_block():
 
 @pytest.mark.parametrize("name", DROPOUTS)
 def test_each_site_drops_in_training_and_nothing_drops_in_evaluation(name):
-    network, x = shaken(built()), tokens()
+    network, x = perturbed(built()), tokens()
     network.active = frozenset({name})
     getattr(network, name).fill_(0.5)
     dropped = network.train()(x)

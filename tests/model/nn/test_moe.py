@@ -10,7 +10,7 @@ from model.nn.architecture import MoE
 from model.nn.gpt import Network, build_network
 from model.nn.moe import Experts
 from model.train.trainer import Trainer
-from tests.support.packs import alone, assert_same, random, shaken, together
+from tests.support.packs import assert_same, packed_pass, perturbed, random_tensor, single_pass
 from tests.support.tiny import alone as trained
 from tests.support.tiny import curves, tiny
 
@@ -25,7 +25,7 @@ ACTIVATIONS = {
 
 
 def built(seed: int = 0, **values) -> Network:
-    return shaken(build_network(SHAPE.model_copy(update=values), VOCAB, seed))
+    return perturbed(build_network(SHAPE.model_copy(update=values), VOCAB, seed))
 
 
 def tokens(K: int = 1) -> torch.Tensor:
@@ -52,7 +52,7 @@ def slow(layer: Experts, x: torch.Tensor) -> torch.Tensor:
 
 
 def gradients(y, x, layer):
-    return torch.autograd.grad((y * random(*y.shape, seed=9)).sum(), [x, *layer.parameters()])
+    return torch.autograd.grad((y * random_tensor(*y.shape, seed=9)).sum(), [x, *layer.parameters()])
 
 
 CASES = [("silu", 2), ("silu", 1), ("swiglu", 2), ("swiglu", 4), ("relu2", 3), ("gelu", 2)]
@@ -61,7 +61,7 @@ CASES = [("silu", 2), ("silu", 1), ("swiglu", 2), ("swiglu", 4), ("relu2", 3), (
 @pytest.mark.parametrize(("mlp", "top_k"), CASES)
 def test_a_mixture_equals_a_loop_over_tokens_and_experts_with_all_gradients(mlp, top_k):
     network = built(mlp=mlp, top_k=top_k).eval()
-    layer, x = network.blocks[0].mlp, random(2, 8, C).requires_grad_()
+    layer, x = network.blocks[0].mlp, random_tensor(2, 8, C).requires_grad_()
     found, wanted = layer(x, network.context(8)), slow(layer, x)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     pairs = zip(gradients(found, x, layer), gradients(wanted, x, layer), strict=True)
@@ -74,14 +74,14 @@ def test_a_mixture_equals_a_loop_over_tokens_and_experts_with_all_gradients(mlp,
 def test_mixtures_side_by_side_equal_the_loop_with_all_gradients(mlp, top_k):
     networks = [built(seed, mlp=mlp, top_k=top_k).eval() for seed in range(3)]
     layers = [network.blocks[0].mlp for network in networks]
-    x = random(3, 2, 8, C).requires_grad_()
+    x = random_tensor(3, 2, 8, C).requires_grad_()
     leaves = {
         name: torch.stack([layer.get_parameter(name).detach() for layer in layers]).requires_grad_()
         for name, _ in layers[0].named_parameters()
     }
     now = networks[0].context(8)
     found = vmap(lambda leaves, x: functional_call(layers[0], leaves, (x, now)))(leaves, x)
-    probe = random(2, 8, C, seed=9)
+    probe = random_tensor(2, 8, C, seed=9)
     grads = torch.autograd.grad((found * probe).sum(), [x, *leaves.values()])
     for k, layer in enumerate(layers):
         own = x[k].detach().requires_grad_()
@@ -99,9 +99,9 @@ def test_each_expert_computes_its_own_tokens_and_no_others(top_k, K):
     leaves = {name: p.detach().expand(K, *p.shape) for name, p in layer.named_parameters()}
     with torch.no_grad(), counter:
         if K == 1:
-            layer(random(2, 8, C), now)
+            layer(random_tensor(2, 8, C), now)
         else:
-            vmap(lambda leaves, x: functional_call(layer, leaves, (x, now)))(leaves, random(K, 2, 8, C))
+            vmap(lambda leaves, x: functional_call(layer, leaves, (x, now)))(leaves, random_tensor(K, 2, 8, C))
     experts = 2 * (2 * N * top_k * C * 4 * C)  # two matrices, a multiplication and an addition each
     assert counter.get_total_flops() == K * (2 * N * C * E + experts)
 
@@ -111,7 +111,7 @@ def test_an_expert_without_tokens_is_no_trouble():
     layer = network.blocks[0].mlp
     with torch.no_grad():
         layer.router.weight.zero_()[1:3] = 1.0
-    x = random(2, 8, C).abs().requires_grad_()
+    x = random_tensor(2, 8, C).abs().requires_grad_()
     y = layer(x, network.context(8))
     torch.testing.assert_close(y, slow(layer, x), rtol=1e-5, atol=1e-5)
     _, _, fc, _ = gradients(y, x, layer)
@@ -128,12 +128,12 @@ def test_a_mixture_side_by_side_equals_itself_alone(values, active):
         for name in active:  # the last run has none of it
             network.get_buffer(name).fill_([0.3, 0.1, 0.0][k])
     x, notes = tokens(3), ("balance", "expert_load")
-    for k, seen in enumerate(together(networks, x, notes)):
-        assert_same(seen, alone(networks[k], x[k], notes))
+    for k, seen in enumerate(packed_pass(networks, x, notes)):
+        assert_same(seen, single_pass(networks[k], x[k], notes))
     networks[2].active = frozenset()
-    calm = alone(networks[2], x[2], notes)
+    calm = single_pass(networks[2], x[2], notes)
     networks[2].active = frozenset(active)
-    still = alone(networks[2], x[2], notes)
+    still = single_pass(networks[2], x[2], notes)
     assert torch.equal(calm.logits, still.logits)
     assert all(torch.equal(calm.grads[name], still.grads[name]) for name in calm.grads)
 
@@ -176,7 +176,7 @@ def test_the_balance_loss_is_experts_times_load_times_probability(top_k):
     network = built(top_k=top_k)
     network.active = frozenset({"balance"})
     network.balance.fill_(0.25)
-    layer, x = network.blocks[0].mlp, random(2, 8, C)
+    layer, x = network.blocks[0].mlp, random_tensor(2, 8, C)
     notes = {"balance": [], "expert_load": []}
     layer(x, network.context(8, diagnostics=notes))
     probabilities = F.linear(x.flatten(0, 1), layer.router.weight).softmax(-1).detach()
@@ -196,11 +196,11 @@ def test_the_balance_loss_is_its_weight_where_all_is_even_and_more_where_it_is_n
     layer, notes = network.blocks[0].mlp, {"balance": []}
     with torch.no_grad():
         layer.router.weight.zero_()
-    layer(random(2, 8, C), network.context(8, diagnostics=notes))
+    layer(random_tensor(2, 8, C), network.context(8, diagnostics=notes))
     assert notes["balance"][0].item() == pytest.approx(0.01)
     with torch.no_grad():
         layer.router.weight[0] = 10.0
-    layer(random(2, 8, C).abs(), network.context(8, diagnostics=notes))
+    layer(random_tensor(2, 8, C).abs(), network.context(8, diagnostics=notes))
     assert notes["balance"][1].item() == pytest.approx(0.02, rel=1e-3)  # half of all assignments, all the probability
 
 
@@ -225,7 +225,7 @@ def test_the_balance_loss_spreads_the_tokens():
     network = built(n_layer=1)
     network.active = frozenset({"balance"})
     network.balance.fill_(1.0)
-    layer, x = network.blocks[0].mlp, random(8, 8, C) + 1
+    layer, x = network.blocks[0].mlp, random_tensor(8, 8, C) + 1
     found = []
     for _ in range(200):
         notes = {"balance": [], "expert_load": []}
@@ -240,7 +240,7 @@ def test_the_balance_loss_spreads_the_tokens():
 
 def test_the_router_computes_in_fp32_under_autocast():
     network = built().eval()
-    layer, x = network.blocks[0].mlp, random(2, 8, C)
+    layer, x = network.blocks[0].mlp, random_tensor(2, 8, C)
     with torch.autocast("cpu", torch.bfloat16):
         half = layer.route(x.flatten(0, 1), network.context(8))
     full = layer.route(x.flatten(0, 1), network.context(8))
