@@ -8,7 +8,8 @@ MINUTES ?= 30
 BIN := .venv/bin
 
 
-.PHONY: launch test exhaustive generated evidence lint bench chaos clean
+
+.PHONY: launch test exhaustive generated evidence lint docs bench chaos clean
 
 launch: .venv/.installed
 	$(BIN)/hpo launch --study $(STUDY) --workers $(WORKERS)
@@ -33,6 +34,11 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The generated pages and the documentation site in site/, in strict mode.
+docs: .venv/.installed-dev
+	$(BIN)/python -m docs.generate
+	$(BIN)/mkdocs build --strict --quiet
+
 bench: .venv/.installed-dev
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
@@ -41,7 +47,7 @@ chaos: .venv/.installed-dev
 	PYTHONPATH=. $(BIN)/python -m tests.faults.chaos --minutes $(MINUTES)
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

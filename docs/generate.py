@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from hpo.cli.reference import Parameter, commands
 from hpo.config.yaml import parse_yaml
 from hpo.search.ranges import Choices, Range
 from hpo.study.spec import Budget, Limits, StudyFile
@@ -183,6 +184,33 @@ def configuration() -> str:
     return GENERATED + "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
+def option_row(parameter: Parameter) -> tuple[str, ...]:
+    """Return the cells of an option: spellings, type, default, meaning."""
+    default = f"`{parameter.default}`" if parameter.default else ""
+    names = ", ".join(f"`{name}`" for name in parameter.names)
+    return names, parameter.type, "required" if parameter.required else default, parameter.help
+
+
+def command_page() -> str:
+    """Return docs/cli.md."""
+    parts = [
+        "# Command reference",
+        "Data goes to standard output, everything else to standard error. Commands that print data take "
+        "`--format table|json|yaml|csv`. Exit status: 0 success, 1 the work failed, 2 invalid usage or configuration, "
+        "3 no feasible trial, 4 storage unreachable, 130 or 143 after a signal.",
+    ]
+    panel = ""
+    for command in commands():
+        if command.panel != panel:
+            panel = command.panel
+            parts.append(f"## {panel}")
+        parts += [f"### `hpo {command.name}`", command.help, f"```bash\n{command.example}\n```"]
+        rows = [option_row(parameter) for parameter in (*command.arguments, *command.options)]
+        head = ["| option | value | default | meaning |", "|---|---|---|---|"]
+        parts.append("\n".join([*head, *("| " + " | ".join(map(cell, row)) + " |" for row in rows)]) if rows else "")
+    return GENERATED + "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
 def floors(table: dict[str, set[str]]) -> list[list[str]]:
     """Return packages by floor: every package stands above all that it imports."""
     level: dict[str, int] = {}
@@ -244,6 +272,7 @@ def pages() -> dict[Path, str]:
     """Return the text of every generated file."""
     table = parse_yaml((DOCS / "packages.yaml").read_text("utf-8"))
     return {
+        DOCS / "cli.md": command_page(),
         DOCS / "configuration.md": configuration(),
         DOCS / "packages.md": packages(table),
         DOCS / "packages.svg": drawing(table),
