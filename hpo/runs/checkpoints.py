@@ -1,4 +1,4 @@
-"""Which checkpoints a run leaves on disk, and from which one it goes on."""
+"""The checkpoints in the folder of a run: which are saved, resumed and removed."""
 
 import shutil
 from collections.abc import Iterable
@@ -8,14 +8,14 @@ from pydantic import BaseModel
 
 from hpo.runs.trainable import Runs
 
-KEPT = "checkpoint"  # what run.keep_checkpoints asks for
-INTERRUPTED = "interrupted"  # where an interrupted run goes on, whatever run.keep_checkpoints says
+KEPT = "checkpoint"  # folder of the checkpoints that run.keep_checkpoints asks for
+INTERRUPTED = "interrupted"  # folder of the checkpoint from which an interrupted run resumes, if KEPT has no such one
 
 
 def save_checkpoints(runs: Runs, lane: int, config: BaseModel, folder: Path, rung: int, best: bool) -> None:
-    """Leave the checkpoints in a run's folder that its run.keep_checkpoints asks for, and one to go on from.
+    """Save what run.keep_checkpoints asks for, and in any case one checkpoint from which the run can resume.
 
-    best: no rung of the run was better than this one.
+    folder: of the run. best: whether the run has its lowest loss at this rung.
     """
     policy = getattr(getattr(config, "run", None), "keep_checkpoints", "none")
     if policy == "last" or (best and policy == "best"):
@@ -27,20 +27,20 @@ def save_checkpoints(runs: Runs, lane: int, config: BaseModel, folder: Path, run
 
 
 def resumable_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a run's folder, the newest first."""
-    found = sorted(folder.glob("**/state.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
-    return [file.parent for file in found]
+    """Return the folders of the checkpoints of a run, the newest first."""
+    files = sorted(folder.glob("**/state.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [file.parent for file in files]
 
 
 def remove_checkpoints(folder: Path, all_of_them: bool = False) -> None:
-    """Remove what an interruption would need, since the run has ended; with `all_of_them`, every checkpoint."""
+    """Remove the checkpoint for an interruption of an ended run, or with `all_of_them` every checkpoint of the run."""
     shutil.rmtree(folder / INTERRUPTED, ignore_errors=True)
     if all_of_them:
         shutil.rmtree(folder / KEPT, ignore_errors=True)
 
 
 def remove_all_checkpoints(folders: Iterable[Path]) -> None:
-    """Remove the checkpoints of finished runs that are not among the best."""
+    """Remove all checkpoints from the folders of these runs."""
     for folder in folders:
         if (folder / KEPT).is_dir():
             remove_checkpoints(folder, all_of_them=True)

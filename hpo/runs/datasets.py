@@ -1,4 +1,4 @@
-"""The text of a study's configurations, prepared once and checked against what the study was begun with."""
+"""Prepare the text of a study's configurations, and check that a configuration can be trained on it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +15,13 @@ Progress = Callable[[str, float], None]
 
 
 def prepare_data(config: TrainConfig, progress: Progress | None = None) -> PreparedData:
-    """Return the data of a configuration, made now if this machine has not got it.
+    """Return the prepared data of a configuration. The first call on a machine prepares and caches them.
+
+    progress: called with a step and the fraction of it that is done; None: progress is printed to standard error.
 
     Raises:
-        Problem: the text cannot be used.
-        Unwritable: there is no room for what is made of it.
+        Problem: The text cannot be used.
+        Unwritable: The cache folder cannot hold the prepared data.
     """
     try:
         return prepare(config.data, config.tokenizer, progress or stderr_progress())
@@ -30,24 +32,31 @@ def prepare_data(config: TrainConfig, progress: Progress | None = None) -> Prepa
 
 
 def describe_data(config: BaseModel) -> tuple[str | None, dict[str, float]]:
-    """Return hash and anchors of a configuration's data; none for a configuration of the user's own."""
+    """Return the hash of a configuration's data and its anchors, the losses of a unigram and a bigram model.
+
+    The result is (None, {}) for a configuration class of the user.
+
+    Raises:
+        Problem: The text cannot be used with this configuration, or the requested device is not available.
+        Unwritable: The cache folder cannot hold the prepared data.
+    """
     if not isinstance(config, TrainConfig):
         return None, {}
     _check_device(config)
-    found = prepare_data(config)
-    _check_context(found, config)
-    return found.hash, anchors(found)
+    data = prepare_data(config)
+    _check_context(data, config)
+    return data.hash, anchors(data)
 
 
 def _check_device(config: TrainConfig) -> None:
-    """Refuse a device asked for by name that is not here.
+    """Check that this machine has the device that the configuration names.
 
     Raises:
-        Problem: it is not.
+        Problem: It does not.
     """
     if config.run.device in ("auto", "cpu"):
         return
-    from model.train.device import resolve  # loads torch, which no other study needs before its workers start
+    from model.train.device import resolve  # imports torch, which other studies do not need before workers start
 
     try:
         resolve(config)
@@ -55,37 +64,38 @@ def _check_device(config: TrainConfig) -> None:
         raise Problem(str(error)) from None
 
 
-def _check_context(found: PreparedData, config: TrainConfig) -> None:
-    """Refuse text shorter than one context before any trial is spent on it.
+def _check_context(data: PreparedData, config: TrainConfig) -> None:
+    """Check that every split is at least one context long, before any trial is spent on it.
 
     Raises:
-        Problem: some split is too short.
+        Problem: A split is too short.
     """
     from model.data.batches import SequenceDataset, TrainingBatches
 
     try:
-        TrainingBatches(found.splits["train"], config.data, config.model.context, config.run.seed)
+        TrainingBatches(data.splits["train"], config.data, config.model.context, config.run.seed)
         for split in ("val", "test") if config.run.test else ("val",):
-            SequenceDataset(found.splits[split], config.data.layout, config.model.context)
+            SequenceDataset(data.splits[split], config.data.layout, config.model.context)
     except ConfigError as error:
         raise Problem(str(error)) from None
 
 
 class PreparedDatasets:
-    """The prepared data of the configurations that a worker meets, each read once."""
+    """The prepared data of a worker's configurations. Each dataset is loaded once."""
 
     def __init__(self) -> None:
-        self._held: dict[str, PreparedData] = {}
+        self._datasets: dict[str, PreparedData] = {}
 
     def training_arguments(self, config: BaseModel) -> dict[str, Any]:
-        """Return what a training function is given beside its configurations."""
+        """Return the keyword arguments that a training class receives in addition to its configurations."""
         return {"prepared": self._of(config)} if isinstance(config, TrainConfig) else {}
 
     def data_hash(self, config: BaseModel) -> str | None:
+        """Return the hash of a configuration's data, None for a configuration class of the user."""
         return self._of(config).hash if isinstance(config, TrainConfig) else None
 
     def _of(self, config: TrainConfig) -> PreparedData:
         key = f"{config.data.preparation_fields()} {config.tokenizer}"
-        if key not in self._held:
-            self._held[key] = prepare_data(config)
-        return self._held[key]
+        if key not in self._datasets:
+            self._datasets[key] = prepare_data(config)
+        return self._datasets[key]

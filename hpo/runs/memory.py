@@ -1,4 +1,4 @@
-"""Whether a trial can fit into memory, asked before anything of it is spent."""
+"""Estimate whether a trial fits into memory before it starts."""
 
 from pydantic import BaseModel
 
@@ -8,25 +8,26 @@ from model.config import TrainConfig
 from model.errors import ConfigError
 
 
-def memory_problem(study: Study, config: BaseModel, corpora: PreparedDatasets) -> str | None:
-    """Return why a trial does not fit by estimate, None where it does, or where it was shown to.
+def memory_problem(study: Study, config: BaseModel, datasets: PreparedDatasets) -> str | None:
+    """Return why a trial does not fit into memory by estimate, None if it fits.
 
-    The baseline was tried before the first trial, so what has its shape fits, unless the study sets a limit of its own.
+    Workers train the first updates of the baseline before the first trial. A configuration with the baseline's shapes
+    therefore fits, unless the study sets limits.memory_gb.
     """
     limit = study.file.limits.memory_gb
     if study.file.train != DEFAULT_TRAIN or not isinstance(config, TrainConfig):
         return None
     if limit is None and config.pack_key() == study.configured(study.file.first_baseline).pack_key():  # type: ignore[attr-defined]
         return None
-    # Loaded only here: the estimate goes through torch's fake tensors, which take two seconds to load.
+    # Imported here, because the estimate uses torch's fake tensors, whose import takes two seconds.
     from model.memory.capacity import free_memory
     from model.memory.estimate import memory_shortage
     from model.train.device import resolve
 
     try:
         allowed = int(limit * 1e9) if limit is not None else free_memory(resolve(config).run.device)
-        return memory_shortage(config, corpora.training_arguments(config)["prepared"].vocab_size, 1, allowed)
-    except (ConfigError, ValueError):  # said when the run is built
+        return memory_shortage(config, datasets.training_arguments(config)["prepared"].vocab_size, 1, allowed)
+    except (ConfigError, ValueError):  # reported when the run is built
         return None
 
 
@@ -34,7 +35,7 @@ def dry_run_baseline(study: Study, datasets: PreparedDatasets) -> None:
     """Train the first two updates of the baseline, and correct later memory estimates by the measured peak.
 
     Raises:
-        Exception: the updates fail.
+        Exception: The updates fail.
     """
     from model.memory.dry_run import dry_run
 
@@ -43,10 +44,15 @@ def dry_run_baseline(study: Study, datasets: PreparedDatasets) -> None:
     calibrate_estimate(study, datasets, dry_run(config, **datasets.training_arguments(config)).peak_bytes)
 
 
-def calibrate_estimate(study: Study, corpora: PreparedDatasets, measured: int) -> None:
-    """Let what the baseline took correct later estimates on this machine, where there will be any."""
-    shapes = ("model.", "tokenizer.", "run.batch_size")
-    if study.file.limits.memory_gb is None and not any(path.startswith(shapes) for path in study.file.space):
+def calibrate_estimate(study: Study, datasets: PreparedDatasets, measured: int) -> None:
+    """Correct later estimates on this machine by the measured peak memory of the baseline.
+
+    Does nothing if the study makes no estimates, because no trial can need more memory than the baseline.
+
+    measured: in bytes.
+    """
+    paths = ("model.", "tokenizer.", "run.batch_size")  # fields on which the memory depends
+    if study.file.limits.memory_gb is None and not any(path.startswith(paths) for path in study.file.space):
         return
     from model.memory import capacity
     from model.memory.estimate import estimate_memory
@@ -54,5 +60,5 @@ def calibrate_estimate(study: Study, corpora: PreparedDatasets, measured: int) -
 
     config = study.configured(study.file.first_baseline)
     assert isinstance(config, TrainConfig)
-    vocab_size = corpora.training_arguments(config)["prepared"].vocab_size
+    vocab_size = datasets.training_arguments(config)["prepared"].vocab_size
     capacity.record_measurement(estimate_memory(config, vocab_size).total, measured, resolve(config).run.device)

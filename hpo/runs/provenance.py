@@ -1,4 +1,4 @@
-"""Versions, threads and commit that a run's last bits depend on."""
+"""Describe the software and machine on which the last bits of a run's losses depend."""
 
 import platform
 import subprocess
@@ -12,7 +12,7 @@ PACKAGES = ("hpo", "torch", "optuna", "numpy", "tokenizers")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what a run's last bits may depend on: versions, threads, commit."""
+    """Return the versions, the number of threads and the git commit that a run uses."""
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "threads": threads_in_use(),
@@ -21,12 +21,12 @@ def describe_machine() -> dict[str, Any]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Return the commit that a checkout is at, "-dirty" behind it where files differ; None for anything else."""
+    """Return the commit of a git checkout, followed by "-dirty" if files differ; None if it is not a checkout."""
     if not (folder / ".git").exists():
-        return None  # installed, and what git finds further up is not ours
+        return None  # an installed package: a checkout in a parent folder is not that of hpo
     try:
-        asked = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        found = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
+        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None

@@ -1,4 +1,7 @@
-"""A machine's cores and GPUs, shared out as environment: torch reads it once, when it is imported."""
+"""The cores and GPUs of this machine.
+
+Threads are set by environment variables, which torch reads once, when it is imported.
+"""
 
 import os
 import shutil
@@ -9,28 +12,27 @@ from hpo.errors import Problem
 
 
 def available_cores() -> int:
-    """Return the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """Return the environment of a process that computes with so many threads.
+    """Return the environment variables of a process that computes with this number of threads.
 
-    PASSIVE: by default threads wait for each other in a loop that burns the core. Two processes of two
-    threads on two cores then train at a small fraction of the speed that they have when waiting threads sleep
-    (bench/cores.py).
+    OMP_WAIT_POLICY is PASSIVE because waiting threads use their core by default. Two processes with two threads each
+    on two cores then train at a small fraction of their speed with PASSIVE (bench/cores.py).
     """
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def threads_in_use() -> int:
-    """Return the threads that this process computes with: the first level of OMP_NUM_THREADS, else all cores."""
+    """Return the number of threads of this process: the first number in OMP_NUM_THREADS, else all cores."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdigit() and int(first) > 0 else available_cores()
 
 
 def set_thread_environment(threads: int) -> None:
-    """Set this process's environment, leaving alone what the user has set."""
+    """Set the thread variables of this process. Variables that the user has set keep their value."""
     if os.environ.get("OMP_NUM_THREADS"):
         threads = threads_in_use()
     for name, value in thread_environment(threads).items():
@@ -38,19 +40,21 @@ def set_thread_environment(threads: int) -> None:
 
 
 def list_gpus() -> list[str]:
-    """Return the numbers of this machine's NVIDIA GPUs, without torch."""
+    """Return the numbers of this machine's NVIDIA GPUs. Uses nvidia-smi instead of torch, which loads slowly."""
     smi = shutil.which("nvidia-smi")
-    listed = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False).stdout if smi else ""
-    return [row.split(":")[0].removeprefix("GPU ").strip() for row in listed.splitlines() if row.startswith("GPU ")]
+    output = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False).stdout if smi else ""
+    return [row.split(":")[0].removeprefix("GPU ").strip() for row in output.splitlines() if row.startswith("GPU ")]
 
 
-def check_gpus(wanted: Sequence[str]) -> None:
-    """Check that GPUs of these numbers are here.
+def check_gpus(requested: Sequence[str]) -> None:
+    """Check that this machine has GPUs with these numbers.
 
     Raises:
-        Problem: one is not.
+        Problem: It lacks one.
     """
-    have = list_gpus() if wanted else []
-    if any(gpu not in have for gpu in wanted):
-        there = f"GPUs {', '.join(have)}" if have else "no NVIDIA GPU"
-        raise Problem(f"--gpus: this machine has {there}, got {','.join(wanted)}; leave --gpus out to train on the CPU")
+    gpus = list_gpus() if requested else []
+    if any(gpu not in gpus for gpu in requested):
+        has = f"GPUs {', '.join(gpus)}" if gpus else "no NVIDIA GPU"
+        raise Problem(
+            f"--gpus: this machine has {has}, got {','.join(requested)}; leave --gpus out to train on the CPU"
+        )

@@ -1,109 +1,128 @@
-"""Training functions: what a worker drives, be it the GPT's trainer or a user's own generator.
+"""The interface between a worker and a training function.
 
-A user's function takes a configuration and yields (rung, value) or (rung, metrics), rung 1, 2, ...; metrics is a
-mapping or a named tuple that holds the study's objective by name. A class that trains several configurations side by
-side, as model.train.Trainer does, is used as it is.
+A worker trains a pack: several configurations side by side. Each run of the pack has a lane, its position 0, 1, ...
+The pack is an object with the methods of `Runs`. `build_runs` creates it from the study's `train`:
+
+- A class with these methods, such as model.train.trainer.Trainer, is used as it is.
+- A function of the user takes a configuration and yields (rung, value) or (rung, metrics) for rung 1, 2, ...
+  `GeneratorRuns` advances the generators of a pack one after the other. metrics is a mapping or a named tuple that
+  contains the study's objective by name.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
 from hpo.config.importer import imported
 from hpo.errors import Problem
 
-RungReports = tuple[int, dict[int, Any]]
+RungReports = tuple[int, dict[int, Any]]  # rung, and by lane what the run reports: see `read_report`
 
 
 @runtime_checkable
 class Runs(Protocol):
-    """Runs side by side, each in its lane; iterating trains them from rung to rung."""
+    """A pack of runs. Iterating trains all of them to their next rung and yields their reports by lane."""
 
     def __iter__(self) -> Iterator[RungReports]: ...
-    def start(self, lane: int, config: Any) -> None: ...
-    def stop(self, lane: int) -> None: ...
-    def save(self, lane: int, folder: Path) -> None: ...
-    def resume(self, lane: int, folder: Path) -> int: ...
+
+    def start(self, lane: int, config: Any) -> None:
+        """Start a new run in a free lane."""
+
+    def stop(self, lane: int) -> None:
+        """End the run of a lane. Iteration ends when no run is left."""
+
+    def save(self, lane: int, folder: Path) -> None:
+        """Write a checkpoint of a run into a folder."""
+
+    def resume(self, lane: int, folder: Path) -> int:
+        """Set the run of a lane to a checkpoint and return its rung.
+
+        Raises:
+            ValueError: The checkpoint cannot be used.
+            OSError: The checkpoint cannot be read.
+        """
 
 
 class GeneratorRuns:
-    """A user's generators, one a lane, each advanced by one report a beat."""
+    """Runs of a user's training function. One generator per lane; each iteration takes one report from each."""
 
     def __init__(self, train: Any, configs: Sequence[BaseModel]) -> None:
         self.train = train
-        self.lanes: dict[int, Iterator[tuple[int, Any]]] = {}
+        self.generators: dict[int, Iterator[tuple[int, Any]]] = {}
         for lane, config in enumerate(configs):
             self.start(lane, config)
 
     def start(self, lane: int, config: BaseModel) -> None:
-        self.lanes[lane] = iter(self.train(config))
+        self.generators[lane] = iter(self.train(config))
 
     def stop(self, lane: int) -> None:
-        close = getattr(self.lanes.pop(lane, None), "close", None)
+        close = getattr(self.generators.pop(lane, None), "close", None)
         if close is not None:
             close()
 
     def save(self, lane: int, folder: Path) -> None:
-        """Keep nothing: only the user's function knows its state. An interrupted trial starts again."""
+        """Save nothing, because only the user's function knows its state. An interrupted trial starts again."""
 
     def resume(self, lane: int, folder: Path) -> int:
-        raise ValueError("a training function of one's own starts again")
+        raise ValueError("a training function of the user has no checkpoints, so its trial starts again")
 
     def __iter__(self) -> Iterator[RungReports]:
-        while self.lanes:
-            found: dict[int, Any] = {}
+        while self.generators:
+            reports: dict[int, Any] = {}
             rung = 0
-            for lane, generator in list(self.lanes.items()):
+            for lane, generator in list(self.generators.items()):
                 try:
-                    rung, value = _checked(next(generator))
-                    found[lane] = _Reported(rung, value)
+                    rung, value = _checked_item(next(generator))
+                    reports[lane] = _GeneratorReport(rung, value)
                 except StopIteration:
-                    del self.lanes[lane]
-                except Exception as error:  # told to whoever reads the report, so that its neighbours go on
-                    found[lane] = error
-            if found:
-                yield rung, found
+                    del self.generators[lane]
+                except Exception as error:  # `read_report` raises it, so that the other lanes continue
+                    reports[lane] = error
+            if reports:
+                yield rung, reports
 
 
-class _Reported(tuple[int, Any]):
-    """(rung, what was yielded) of a user's generator."""
+class _GeneratorReport(NamedTuple):
+    """What a user's generator has yielded."""
 
-    def __new__(cls, rung: int, found: Any) -> "_Reported":
-        return super().__new__(cls, (rung, found))
+    rung: int
+    value: Any  # the objective, or metrics
 
 
-def _checked(item: Any) -> tuple[int, Any]:
+def _checked_item(item: Any) -> tuple[int, Any]:
     if not isinstance(item, tuple) or len(item) != 2 or type(item[0]) is not int or item[0] < 1:
         raise TypeError(f"a training function must yield (rung, value), rung = 1, 2, ..., got {item!r}")
     return item
 
 
-def read_report(metrics: Any, objective: str) -> tuple[int, float, dict[str, Any]]:
-    """Return rung, value of the objective and all metrics of one report.
+def read_report(report: Any, objective: str) -> tuple[int, float, dict[str, Any]]:
+    """Return rung, value of the objective and all metrics from the report of one run.
 
     Raises:
-        TypeError: the metrics do not hold the objective.
-        Exception: what the training function raised instead of reporting.
+        TypeError: The metrics do not contain the objective.
+        Exception: The exception that the training function raised instead of a report.
     """
-    if isinstance(metrics, Exception):
-        raise metrics
-    if isinstance(metrics, _Reported):
-        rung, found = metrics
-        if isinstance(found, int | float) or hasattr(found, "__float__"):
-            return rung, float(found), {"rung": rung, objective: float(found)}
-        fields = _fields(found)
-        if objective not in fields:
-            raise TypeError(f"metrics must hold the objective, {objective}, got {', '.join(map(str, fields))}")
-        return rung, float(fields[objective]), {**fields, "rung": rung}
-    fields = _fields(metrics)
-    if objective not in fields:
-        raise TypeError(f"metrics must hold the objective, {objective}, got {', '.join(map(str, fields))}")
-    return int(fields["rung"]), float(fields[objective]), fields
+    if isinstance(report, Exception):
+        raise report
+    if not isinstance(report, _GeneratorReport):
+        metrics = _as_dict(report)
+        return int(metrics["rung"]), _objective(metrics, objective), metrics
+    rung, value = report
+    if isinstance(value, int | float) or hasattr(value, "__float__"):
+        return rung, float(value), {"rung": rung, objective: float(value)}
+    metrics = _as_dict(value)
+    return rung, _objective(metrics, objective), {**metrics, "rung": rung}
 
 
-def _fields(metrics: Any) -> dict[str, Any]:
+def _objective(metrics: Mapping[str, Any], objective: str) -> float:
+    if objective not in metrics:
+        raise TypeError(f"metrics must hold the objective, {objective}, got {', '.join(map(str, metrics))}")
+    return float(metrics[objective])
+
+
+def _as_dict(metrics: Any) -> dict[str, Any]:
     if isinstance(metrics, Mapping):
         return dict(metrics)
     if hasattr(metrics, "_asdict"):
@@ -111,21 +130,27 @@ def _fields(metrics: Any) -> dict[str, Any]:
     raise TypeError(f"metrics must be a number, a mapping or a named tuple, got {metrics!r}")
 
 
-def build_runs(target: str, configs: Sequence[BaseModel], **given: Any) -> Runs:
-    """Return the runs of these configurations under the training function `module:name`.
+def build_runs(train: str, configs: Sequence[BaseModel], **arguments: Any) -> Runs:
+    """Return a pack of these configurations under the training function `train` (`module:name`).
 
-    given: passed on to a class that trains side by side.
+    arguments: keyword arguments for a class with the methods of `Runs`; see `PreparedDatasets.training_arguments`.
+
+    Raises:
+        Problem: The training function cannot be imported or called.
     """
-    train = imported(target, "train")
-    if isinstance(train, type) and issubclass(train, Runs):
-        build: Callable[..., Runs] = train
-        return build(configs, **given)
-    if not callable(train):
-        raise Problem(f"train: must be a function, got {target}")
-    return GeneratorRuns(train, configs)
+    target = imported(train, "train")
+    if isinstance(target, type) and issubclass(target, Runs):
+        build: Callable[..., Runs] = target
+        return build(configs, **arguments)
+    if not callable(target):
+        raise Problem(f"train: must be a function, got {train}")
+    return GeneratorRuns(target, configs)
 
 
 def pack_key(config: BaseModel) -> str:
-    """Return what configurations must share to train side by side; a user's own may always."""
+    """Return a text that is equal for configurations that can train in one pack. Users' own configurations always can.
+
+    The runs of a pack share one batched computation, so for the GPT all shapes must be equal.
+    """
     own = getattr(config, "pack_key", None)
     return str(own()) if own else ""

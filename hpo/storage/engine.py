@@ -1,11 +1,15 @@
-"""The database's address and how it is opened: SQLite serves one machine, Postgres several.
+"""Open a storage for reading, and the engine options that all connections share.
 
-Commands that only look need no more than this: not Optuna, whose import alone would take half of their time.
+SQLite serves the workers of one machine. Its file uses write-ahead logging, so readers do not block the writer, and
+one write transaction runs at a time. Postgres serves several machines. Each worker holds at most two connections.
+
+This module does not import Optuna, whose import takes half the time of a command such as `hpo status`.
 """
 
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -13,26 +17,24 @@ import sqlalchemy as sa
 from hpo.errors import StorageError
 from hpo.storage.retry import QUICK, patience_limit, retry
 from hpo.storage.schema import missing_columns
-from hpo.storage.url import NETWORK_FILE_SYSTEMS, masked_url, normalise_url, sqlite_file
+from hpo.storage.url import masked_url, normalise_url, sqlite_file
 
-NETWORK_FILE_SYSTEMS |= {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs"}
-
-BUSY_TIMEOUT_S = 60.0  # for which SQLite waits for another process's lock
-
+BUSY_TIMEOUT_S = 60.0  # how long SQLite waits for the lock of another process
+IDLE_TIMEOUT_MS = 60_000  # a suspended worker must not hold its locks, so Postgres ends its transaction
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A storage opened to look at: it takes no write lock, so looking never slows a worker."""
+    """A storage opened for reading. It takes no write lock, so it never slows down a worker."""
 
     url: str
     engine: sa.Engine
     patience: float
 
     def retry(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call with this reader's patience; see `patience.retry`."""
+        """Call with the patience of this reader; see `hpo.storage.retry.retry`."""
         return retry(call, *args, patience=self.patience, url=self.url, **kwargs)
 
     def __enter__(self) -> "Reader":
@@ -43,10 +45,12 @@ class Reader:
 
 
 def open_readonly(url: str, patience: float = QUICK) -> Reader:
-    """Open the storage to look at it; writes are refused.
+    """Open a storage for reading. The database refuses writes.
+
+    patience: seconds for which this call and later ones retry.
 
     Raises:
-        StorageError: there is no such storage, or it does not answer.
+        StorageError: There is no such storage, or it does not answer.
     """
     url = normalise_url(url)
     check_tables(url, patience)
@@ -57,38 +61,51 @@ def open_readonly(url: str, patience: float = QUICK) -> Reader:
 
 
 def engine_options(url: str, readonly: bool = False) -> dict[str, Any]:
+    """Return the arguments of `sqlalchemy.create_engine`."""
     if sqlite_file(url):
         return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-    # A worker that is stopped inside a transaction must not hold its locks against the others.
-    options = "-c timezone=UTC -c idle_in_transaction_session_timeout=60000"
+    options = f"-c timezone=UTC -c idle_in_transaction_session_timeout={IDLE_TIMEOUT_MS}"
     options += " -c default_transaction_read_only=on" if readonly else ""
-    given = sa.make_url(url).query.get("options", "")
+    own_options = sa.make_url(url).query.get("options", "")
     connect_args = {
         "connect_timeout": 5,
         "application_name": "hpo",
-        "options": f"{given} {options}".strip(),
+        "options": f"{own_options} {options}".strip(),
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
-        "tcp_user_timeout": 15000,  # ms; keepalives say nothing while sent data wait for their answer
+        "tcp_user_timeout": 15000,  # ms; keepalives do not detect a lost peer while sent data is unacknowledged
     }
     # One connection for the work and one for the thread that renews leases.
     return {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0, "connect_args": connect_args}
 
 
 def unpooled_options(url: str) -> dict[str, Any]:
-    """Return the options of an engine that keeps no connection open."""
+    """Return the arguments of `sqlalchemy.create_engine` for an engine that keeps no connection open."""
     return {"connect_args": engine_options(url)["connect_args"], "poolclass": sa.NullPool}
 
 
+def no_storage(file: Path) -> StorageError:
+    return StorageError(f"no storage at {file}; `hpo launch` creates it", passing=True)
+
+
+def no_tables(url: str) -> StorageError:
+    return StorageError(f"no study in {masked_url(url)}; `hpo launch` creates the tables", passing=True)
+
+
 def check_tables(url: str, patience: float) -> None:
+    """Check that a storage has all tables and columns of hpo.
+
+    Raises:
+        StorageError: It lacks some, there is no such storage, or it does not answer.
+    """
     file = sqlite_file(url)
     if file and not file.is_file():
-        raise StorageError(f"no storage at {file}; `hpo launch` creates it", passing=True)
+        raise no_storage(file)
     engine = sa.create_engine(url, **unpooled_options(url))
     missing = retry(missing_columns, engine, patience=patience, url=url)
     if missing is None:
-        raise StorageError(f"no study in {masked_url(url)}; `hpo launch` creates the tables", passing=True)
+        raise no_tables(url)
     if missing:
         raise StorageError(
             f"{masked_url(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}; "
@@ -97,9 +114,9 @@ def check_tables(url: str, patience: float) -> None:
 
 
 def set_up_sqlite(engine: sa.Engine, readonly: bool = False) -> None:
-    """Begin every SQLite transaction IMMEDIATE.
+    """Use write-ahead logging, and begin every write transaction with BEGIN IMMEDIATE.
 
-    A deferred one that reads and then writes lets two processes both take the same trial: 42 of 200 measured.
+    A deferred transaction that reads and then writes lets two processes claim the same trial: 42 of 200 measured.
     """
 
     @sa.event.listens_for(engine, "connect")
@@ -113,7 +130,7 @@ def set_up_sqlite(engine: sa.Engine, readonly: bool = False) -> None:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        # SQLite waits for a lock inside one call, where nothing else can end the wait.
-        wait = min(BUSY_TIMEOUT_S, patience_limit())
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(1000 * wait)}")
+        # SQLite waits for a lock inside one call, which nothing else can interrupt.
+        timeout = min(BUSY_TIMEOUT_S, patience_limit())
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(1000 * timeout)}")
         connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")

@@ -9,15 +9,15 @@ import sqlalchemy as sa
 
 
 class LeaseLost(Exception):
-    """A write of an attempt that no longer holds its lease; nothing of it was written."""
+    """An attempt tried to write after it had lost its lease. Nothing was written."""
 
 
 class _Fence(threading.local):
-    """What must hold at the beginning of each transaction of this thread, and what is written at its end."""
+    """The statements that this thread adds to each of its transactions, and the last row that `check` returned."""
 
     check: sa.Executable | None = None
     link: sa.Executable | None = None
-    found: sa.Row[Any] | None = None
+    row: sa.Row[Any] | None = None
 
 
 _fence = _Fence()
@@ -25,28 +25,30 @@ _fence = _Fence()
 
 @contextmanager
 def fenced(check: sa.Executable, link: sa.Executable | None = None) -> Iterator[_Fence]:
-    """Let this thread write only while `check` finds a row, which stays locked to the end of each transaction.
+    """Let this thread write only while `check` returns a row, which stays locked until the transaction ends.
 
-    link: made part of each transaction, so that it is written with it or not at all; it must change a row. The row
-    found last is yielded as `found`.
+    check: runs at the start of each transaction in the block. The block receives its last row as `row`.
+    link: runs at the end of each transaction, and must change a row.
 
     Raises:
-        Lost: it finds none.
+        LeaseLost: `check` returned no row, or `link` changed none. The transaction is rolled back.
     """
-    _fence.check, _fence.link, _fence.found = check, link, None
+    _fence.check, _fence.link, _fence.row = check, link, None
     try:
         yield _fence
     finally:
         _fence.check = _fence.link = None
 
 
-def check_fence(connection: sa.Connection) -> None:
+def run_check(connection: sa.Connection) -> None:
+    """Run the check of this thread's fence. The engine calls this function when a transaction begins."""
     if _fence.check is not None:
-        _fence.found = connection.execute(_fence.check).first()
-        if _fence.found is None:
+        _fence.row = connection.execute(_fence.check).first()
+        if _fence.row is None:
             raise LeaseLost
 
 
-def write_link(connection: sa.Connection) -> None:
+def run_link(connection: sa.Connection) -> None:
+    """Run the link of this thread's fence. The engine calls this function before a transaction is committed."""
     if _fence.link is not None and not connection.execute(_fence.link).rowcount:
         raise LeaseLost

@@ -1,4 +1,4 @@
-"""The lock under which tables and studies are created."""
+"""The lock that a process holds while it creates tables or studies."""
 
 import fcntl
 from collections.abc import Iterator
@@ -11,16 +11,19 @@ from hpo.storage.engine import unpooled_options
 from hpo.storage.retry import retry
 from hpo.storage.url import sqlite_file
 
-_LOCK = 0x68706F  # "hpo": the key of the advisory lock under which tables are created
+_LOCK = 0x68706F  # "hpo": key of the advisory lock on Postgres
 
 
 @contextmanager
 def creation_lock(url: str, patience: float) -> Iterator[None]:
-    """Hold the lock under which tables and studies are created; without it processes that do so at once fail."""
+    """Hold the lock for creating tables and studies, which fail if two processes create them at the same time.
+
+    On SQLite the lock is on a file beside the database, on Postgres it is an advisory lock.
+    """
     file = sqlite_file(url)
     if file is None:
         engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", **unpooled_options(url))
-        with retry(_locked, engine, patience=patience, url=url):
+        with retry(_connect_locked, engine, patience=patience, url=url):
             yield  # closing the connection frees the lock
         return
     try:
@@ -33,7 +36,7 @@ def creation_lock(url: str, patience: float) -> Iterator[None]:
         yield
 
 
-def _locked(engine: sa.Engine) -> sa.Connection:
+def _connect_locked(engine: sa.Engine) -> sa.Connection:
     """Return a connection that holds the lock."""
     connection = engine.connect()
     try:

@@ -1,10 +1,10 @@
-"""Tables created and updated."""
+"""Create and update the tables of a storage."""
 
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from hpo.errors import StorageError
-from hpo.storage.engine import unpooled_options
+from hpo.storage.engine import no_storage, no_tables, unpooled_options
 from hpo.storage.locks import creation_lock
 from hpo.storage.retry import QUICK, retry
 from hpo.storage.schema import OURS, missing_columns
@@ -12,56 +12,55 @@ from hpo.storage.url import masked_url, sqlite_file
 
 
 def optuna_url(url: str) -> str:
-    """Return the URL as Optuna wants it: it fills in {SCHEMA_VERSION}, so braces are doubled."""
+    """Return the URL for RDBStorage, which replaces {SCHEMA_VERSION}; all other braces must be doubled."""
     return url.replace("{", "{{").replace("}", "}}")
 
 
 def create_tables(url: str) -> None:
-    """Create what is missing of Optuna's tables and ours, and check that Optuna's are of this version."""
+    """Create the missing tables and columns of Optuna and hpo.
+
+    Raises:
+        StorageError: The tables belong to another version of Optuna.
+    """
     try:
         rdb = RDBStorage(optuna_url(url), engine_kwargs=unpooled_options(url))
-    except RuntimeError as error:  # tables of another version of Optuna
+    except RuntimeError as error:  # the tables are of another version of Optuna
         raise StorageError(f"{masked_url(url)}: {error}") from error
     OURS.create_all(rdb.engine)
     add_columns(rdb.engine)
 
 
 def schema_problem(url: str, patience: float = QUICK) -> str | None:
-    """Return what is wrong with the tables of a storage that is there, None where nothing is.
+    """Return what is wrong with the tables of an existing storage, None if nothing is wrong.
 
     Raises:
-        StorageError: there is no storage, or it does not answer.
+        StorageError: There is no storage, or it does not answer.
     """
     file = sqlite_file(url)
     if file and not file.is_file():
-        raise StorageError(f"no storage at {file}; `hpo launch` creates it")
+        raise no_storage(file)
     engine = sa.create_engine(url, **unpooled_options(url))
     missing = retry(missing_columns, engine, patience=patience, url=url)
     if missing is None:
-        raise StorageError(f"no study in {masked_url(url)}; `hpo launch` creates the tables")
+        raise no_tables(url)
     if missing:
         return f"{masked_url(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}"
+    options = unpooled_options(url)
     try:
-        retry(
-            RDBStorage,
-            optuna_url(url),
-            engine_kwargs=unpooled_options(url),
-            skip_table_creation=True,
-            patience=patience,
-        )
-    except RuntimeError as error:  # Optuna's tables are of another version
+        retry(RDBStorage, optuna_url(url), engine_kwargs=options, skip_table_creation=True, patience=patience)
+    except RuntimeError as error:  # the tables are of another version of Optuna
         return f"{masked_url(url)}: {error}"
     return None
 
 
 def update_schema(url: str) -> None:
-    """Add what our tables lack; Optuna's own are for `optuna storage upgrade`."""
+    """Create the tables and columns that a storage lacks. `optuna storage upgrade` updates Optuna's own tables."""
     with creation_lock(url, QUICK):
         retry(create_tables, url, patience=QUICK, url=url)
 
 
 def add_columns(engine: sa.Engine) -> None:
-    """Add what tables of an earlier version lack."""
+    """Add the columns that tables of an earlier version of hpo lack."""
     for column in missing_columns(engine) or []:
         kind = column.type.compile(engine.dialect)
         default = f" DEFAULT {column.server_default.arg}" if isinstance(column.server_default, sa.DefaultClause) else ""

@@ -1,4 +1,9 @@
-"""Patience with a storage: passing faults are waited for, others said at once, no password ever shown."""
+"""Retry calls of a storage while it is temporarily unavailable.
+
+Retried: a locked or busy SQLite file and I/O errors on it; on Postgres lost or refused connections, deadlocks, too few
+resources, and a server that shuts down or restarts. Not retried: a wrong password, a missing database, an invalid
+statement, or a violated constraint. No error message contains a password.
+"""
 
 import itertools
 import logging
@@ -20,20 +25,22 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from hpo.errors import StorageError
 from hpo.storage.url import masked_url
 
-PATIENCE = 300.0  # seconds that a worker waits for a storage that is away, such as a server being restarted
+PATIENCE = 300.0  # seconds for which a worker retries, for example while a server restarts
 QUICK = 5.0  # the same for commands that a person waits for
 
-# What time or an administrator cures: busy, locked, nomem, ioerr, full, cantopen, protocol.
-_SQLITE_PASSING = {5, 6, 7, 10, 13, 14, 15}
-# Classes of SQLSTATE: connection, transaction rollback, resources, in use, operator intervention, system.
-_POSTGRES_PASSING = {"08", "40", "53", "55", "57", "58"}
-_FROZEN = "25P03"  # this process stood still inside a transaction, and the server ended that
-# A refused connection carries no SQLSTATE, only libpq's words.
+# SQLite result codes of errors that end by themselves or by an administrator's action:
+# SQLITE_BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN, PROTOCOL. https://www.sqlite.org/rescode.html
+_SQLITE_TEMPORARY = {5, 6, 7, 10, 13, 14, 15}
+# Classes of SQLSTATE: connection exception, transaction rollback, insufficient resources, object not in prerequisite
+# state, operator intervention, system error. PostgreSQL documentation, appendix "PostgreSQL Error Codes".
+_POSTGRES_TEMPORARY = {"08", "40", "53", "55", "57", "58"}
+_IDLE_IN_TRANSACTION = "25P03"  # this process was suspended inside a transaction, and the server ended the session
+# A refused connection has no SQLSTATE, only the message of libpq.
 _REFUSED = re.compile(
     r"authentication failed|no password|does not exist|pg_hba\.conf|not permitted|invalid (port|conn)"
 )
 
-_DRIVER = (PoolTimeout, sqlite3.Error)
+_DRIVER_ERRORS = (PoolTimeout, sqlite3.Error)
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,13 +54,13 @@ _limit = _Limit()
 
 
 def patience_limit() -> float:
-    """Return how many seconds this thread may wait for a storage, whatever its patience."""
+    """Return for how many seconds a call of this thread may retry at most, regardless of its patience."""
     return _limit.seconds
 
 
 @contextmanager
 def limit_patience(seconds: float) -> Iterator[None]:
-    """Have this thread wait no longer than this for a storage, in each call inside."""
+    """Limit the time for which each call of this thread retries inside the block."""
     before, _limit.seconds = _limit.seconds, min(seconds, _limit.seconds)
     try:
         yield
@@ -62,88 +69,94 @@ def limit_patience(seconds: float) -> Iterator[None]:
 
 
 class _Outages:
-    """How long a storage did not answer this process, whichever of its threads asked."""
+    """Periods in which the storage did not answer this process, across all of its threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._since: float | None = None
-        self._over: list[float] = []
+        self._durations: list[float] = []
 
     def start(self) -> None:
+        """Note that a call has failed."""
         with self._lock:
             self._since = self._since or time.monotonic()
 
     def end(self) -> None:
+        """Note that a call has succeeded."""
         if self._since is not None:
             with self._lock:
-                self._over += [time.monotonic() - self._since] if self._since is not None else []
+                self._durations += [time.monotonic() - self._since] if self._since is not None else []
                 self._since = None
 
     def pop_durations(self) -> list[float]:
-        """Return the seconds of each outage that has ended since this was last asked."""
+        """Return the duration of each outage that has ended since the last call, in seconds."""
         with self._lock:
-            found, self._over = self._over, []
-        return found
+            durations, self._durations = self._durations, []
+        return durations
 
 
 outages = _Outages()
 
 
 def retry(call: Callable[..., T], *args: Any, patience: float = PATIENCE, url: str = "", **kwargs: Any) -> T:
-    """Call until the storage answers, at most for `patience` seconds. Every storage call goes through here.
+    """Call until the storage answers. Every call of a storage goes through this function.
 
-    A call may have taken effect although its answer was lost, so it may be made twice.
+    A call may take effect although its answer is lost. The retry then takes effect a second time, so a call must
+    tolerate this.
+
+    patience: seconds after which to give up; see also `limit_patience`. url: of the storage, for messages.
 
     Raises:
-        StorageError: the failure is one that does not pass, or it did not pass in time.
+        StorageError: The error is permanent, or it lasted longer than `patience`.
     """
     deadline = time.monotonic() + min(patience, patience_limit())
     for attempt in itertools.count():
         try:
-            found = call(*args, **kwargs)
+            result = call(*args, **kwargs)
             outages.end()
-            return found
-        except _faults() as error:
+            return result
+        except _storage_errors() as error:
             cause = _cause(error)
-            # jitter: workers that lost the server together must not come back together
+            # Random, so that workers that lost the server at the same time do not reconnect at the same time.
             pause = random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(attempt, 10))
-            passing = _passes(cause)
-            if passing:
+            temporary = _is_temporary(cause)
+            if temporary:
                 outages.start()
-            if not passing or time.monotonic() + pause > deadline:
-                raise StorageError(_explanation(cause, url), passing) from error
+            if not temporary or time.monotonic() + pause > deadline:
+                raise StorageError(_explanation(cause, url), temporary) from error
             if attempt == 5:
                 _log.warning("%s; trying again for %.0f s", _explanation(cause, url), deadline - time.monotonic())
             time.sleep(pause)
     raise AssertionError
 
 
-def _faults() -> tuple[type[Exception], ...]:
-    """Return what a storage raises. Optuna's own error only where Optuna is in use: importing it takes 0.3 s."""
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that a storage raises; Optuna's only if it is imported, because its import takes 0.3 s."""
+    errors = (DBAPIError, PoolTimeout, sqlite3.Error)
     optuna = sys.modules.get("optuna.exceptions")
-    ours = (DBAPIError, PoolTimeout, sqlite3.Error)
-    return (*ours, optuna.StorageInternalError) if optuna else ours
+    return (*errors, optuna.StorageInternalError) if optuna else errors
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the driver's own error from under SQLAlchemy's and Optuna's."""
+    """Return the error of the database driver that SQLAlchemy and Optuna wrap."""
     if isinstance(error, DBAPIError) and error.orig:
         return error.orig
-    if not isinstance(error, _DRIVER) and error.__cause__:
-        return _cause(error.__cause__)  # Optuna's StorageInternalError
+    if not isinstance(error, _DRIVER_ERRORS) and error.__cause__:
+        return _cause(error.__cause__)  # of Optuna's StorageInternalError
     return error
 
 
-def _passes(cause: BaseException) -> bool:
-    """Tell whether trying again may help."""
+def _is_temporary(cause: BaseException) -> bool:
+    """Return whether a retry may help."""
     if isinstance(cause, sqlite3.Error):
-        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_PASSING
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_TEMPORARY
     if state := getattr(cause, "sqlstate", None):
-        return state[:2] in _POSTGRES_PASSING or state == _FROZEN
+        return state[:2] in _POSTGRES_TEMPORARY or state == _IDLE_IN_TRANSACTION
     return not _REFUSED.search(str(cause))
 
 
 def _explanation(cause: BaseException, url: str) -> str:
+    """Return the message of an error without passwords."""
     text = " ".join(str(cause).split())
     if url:
         parsed = sa.make_url(url)
@@ -153,7 +166,7 @@ def _explanation(cause: BaseException, url: str) -> str:
 
 
 class OpenStorage(Protocol):
-    """A storage that is open, to look at or to work with."""
+    """An open storage: a `Reader` for reading, or a `Store` for reading and writing."""
 
     @property
     def url(self) -> str: ...
@@ -166,7 +179,10 @@ class OpenStorage(Protocol):
 
 
 def transact(store: OpenStorage, work: Callable[[sa.Connection], T], patience: float | None = None) -> T:
-    """Do some work in one transaction, made again while the storage is away."""
+    """Call `work` in a transaction, and again in a new one while the storage is unavailable.
+
+    patience: as of `retry`; None: that of the store.
+    """
 
     def once() -> T:
         with store.engine.begin() as connection:

@@ -1,6 +1,7 @@
-"""The database that all workers share: opened safely, every call retried, no password ever shown.
+"""Open a storage for reading and writing with Optuna.
 
-SQLite serves one machine, Postgres several. Optuna's tables and one of ours (`SLOT`) share the database.
+Optuna's tables and the tables of hpo share one database. Every call is retried while the storage is unavailable; see
+`hpo.storage.retry`.
 """
 
 import errno
@@ -19,23 +20,28 @@ from optuna.trial import FrozenTrial
 from hpo.errors import StorageError
 from hpo.optuna_internals import cached_storage
 from hpo.storage.engine import check_tables, engine_options, set_up_sqlite
-from hpo.storage.fencing import check_fence, write_link
+from hpo.storage.fencing import run_check, run_link
 from hpo.storage.locks import creation_lock
 from hpo.storage.migrate import create_tables, optuna_url
 from hpo.storage.retry import QUICK, patience_limit, retry
 from hpo.storage.schema import SLOT
 from hpo.storage.url import network_file_system, normalise_url, sqlite_file
 
-# Optuna tells on standard error of every study made, opened and every trial.
+# At its default level Optuna prints a line for each study and each trial.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+DASHBOARD_IDLE_TIMEOUT_MS = 300_000  # Optuna may take longer than a worker's limit to read thousands of trials
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Store:
-    """An open storage: `optuna` for Optuna's objects, retrying by itself; `engine` for our own table."""
+    """An open storage.
+
+    rdb: Optuna's storage without retries. optuna: the same with retries and a cache of finished trials; pass it to
+    Optuna's functions.
+    """
 
     url: str
     rdb: RDBStorage
@@ -44,17 +50,17 @@ class Store:
 
     @property
     def engine(self) -> sa.Engine:
-        """Return the engine that Optuna's storage works on."""
+        """Return the engine that Optuna's storage uses; the tables of hpo are on it too."""
         return self.rdb.engine
 
     def retry(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call with this storage's patience; see `retry`."""
+        """Call with the patience of this storage; see `hpo.storage.retry.retry`."""
         return retry(call, *args, patience=self.patience, url=self.url, **kwargs)
 
     def create_new_trial(self, study_id: int, template: FrozenTrial) -> int:
-        """Make a trial's row as Optuna's method does, with no patience but its own: the caller knows what to retry."""
-        made: int = type(self.optuna).create_new_trial(self.optuna, study_id, template)
-        return made
+        """Create a trial as Optuna's method does, without a retry: the caller retries a larger unit."""
+        trial_id: int = type(self.optuna).create_new_trial(self.optuna, study_id, template)
+        return trial_id
 
     def close(self) -> None:
         """Close all connections."""
@@ -69,12 +75,13 @@ class Store:
 
 
 def open_store(url: str, create: bool = False, patience: float = QUICK) -> Store:
-    """Open the storage; `create` makes missing tables, also when several processes do so at once.
+    """Open a storage for reading and writing.
 
-    patience: seconds for which this call and each later one wait for a storage that is away.
+    create: create missing tables. Several processes may do so at the same time.
+    patience: seconds for which this call and each later one retry while the storage is unavailable.
 
     Raises:
-        StorageError: there is no such storage, it does not answer, or it cannot be written.
+        StorageError: There is no such storage, it does not answer, or it is not writable.
     """
     url = normalise_url(url)
     if (file := sqlite_file(url)) is not None and (kind := network_file_system(file)):
@@ -85,8 +92,8 @@ def open_store(url: str, create: bool = False, patience: float = QUICK) -> Store
     else:
         _check_writable(url)
         check_tables(url, patience)
-    rdb = retry(_opened, url, patience=patience, url=url)
-    retry(_write_probe, rdb.engine, patience=patience, url=url)
+    rdb = retry(_open_rdb, url, patience=patience, url=url)
+    retry(_probe_write, rdb.engine, patience=patience, url=url)
     cached = cached_storage(rdb)
     for name, method in vars(BaseStorage).items():
         if callable(method) and not name.startswith("_"):
@@ -95,35 +102,36 @@ def open_store(url: str, create: bool = False, patience: float = QUICK) -> Store
 
 
 def _check_writable(url: str) -> None:
-    """Refuse a file on a read-only disk at once: SQLite says of it what it says of a file that is away for a moment."""
+    """Check the permissions of a SQLite file, because SQLite reports missing ones like a temporary failure."""
     file = sqlite_file(url)
     for path in (file.parent, file) if file and file.is_file() else ():
         if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-            why = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
-            raise StorageError(f"storage: {path} cannot be written: {os.strerror(why)}")
+            reason = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+            raise StorageError(f"storage: {path} cannot be written: {os.strerror(reason)}")
 
 
-def _opened(url: str) -> RDBStorage:
+def _open_rdb(url: str) -> RDBStorage:
+    """Return Optuna's storage, with the fences of hpo on its transactions."""
     options = engine_options(url)
     rdb = RDBStorage(optuna_url(url), options, skip_compatibility_check=True, skip_table_creation=True)
     if rdb.engine.name == "postgresql":
         sa.event.listen(rdb.engine, "begin", _limit_statements)
     if rdb.engine.name == "sqlite":
-        rdb.engine.dispose()  # Optuna's constructor has used it, and opens a second connection inside a transaction
+        rdb.engine.dispose()  # Optuna's constructor has opened a connection, which lacks our settings
         set_up_sqlite(rdb.engine)
-    sa.event.listen(rdb.engine, "begin", check_fence)
-    sa.event.listen(rdb.engine, "commit", write_link)
+    sa.event.listen(rdb.engine, "begin", run_check)
+    sa.event.listen(rdb.engine, "commit", run_link)
     return rdb
 
 
 def _limit_statements(connection: sa.Connection) -> None:
-    """Have the server end what waits longer than this thread may, such as for a lock."""
+    """Let the server cancel a statement, for example one that waits for a lock, at the thread's limit of patience."""
     if patience_limit() < math.inf:
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(1000 * patience_limit()))}")
 
 
-def _write_probe(engine: sa.Engine) -> None:
-    """Write without a change, so that a full disk or missing rights show now and not after a training."""
+def _probe_write(engine: sa.Engine) -> None:
+    """Write without a change, so that a full disk or a missing permission is reported now and not after a training."""
     with engine.begin() as connection:
         if engine.name == "sqlite":
             version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
@@ -133,18 +141,19 @@ def _write_probe(engine: sa.Engine) -> None:
 
 
 def open_dashboard(url: str, patience: float = QUICK) -> Store:
-    """Open the storage with Optuna's objects to look at it: no write lock is taken, writes are refused.
+    """Open a storage for reading with Optuna. It takes no write lock, and the database refuses writes.
 
     Raises:
-        StorageError: there is no such storage, or it does not answer.
+        StorageError: There is no such storage, or it does not answer.
     """
     url = normalise_url(url)
     check_tables(url, patience)
     options = engine_options(url, readonly=True)
-    if not sqlite_file(url):  # thousands of trials take Optuna longer than a worker may be idle, and block nobody
-        options["connect_args"]["options"] += " -c idle_in_transaction_session_timeout=300000"
+    if not sqlite_file(url):
+        idle = f" -c idle_in_transaction_session_timeout={DASHBOARD_IDLE_TIMEOUT_MS}"
+        options["connect_args"]["options"] += idle
     rdb = RDBStorage(optuna_url(url), options, skip_compatibility_check=True, skip_table_creation=True)
     if rdb.engine.name == "sqlite":
-        rdb.engine.dispose()  # as in _opened
+        rdb.engine.dispose()  # as in _open_rdb
         set_up_sqlite(rdb.engine, readonly=True)
     return Store(url, rdb, cached_storage(rdb), patience)

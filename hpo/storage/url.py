@@ -1,4 +1,4 @@
-"""The URL of a storage."""
+"""Parse the URL of a storage."""
 
 import os
 import re
@@ -9,29 +9,30 @@ from sqlalchemy.exc import ArgumentError
 
 from hpo.errors import StorageError
 
+# Types in /proc/mounts of file systems on another machine, where SQLite's locks do not work.
 NETWORK_FILE_SYSTEMS = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "glusterfs",
     "9p",
     "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "fuse.ceph",
+    "fuse.glusterfs",
+    "fuse.s3fs",
+    "fuse.sshfs",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "nfs",
+    "nfs4",
+    "smb3",
+    "smbfs",
 }
 
-
 _FILES = (".db", ".sqlite", ".sqlite3")
-
-
 _POSTGRES = {"postgres", "postgresql"} | {f"postgresql+{driver}" for driver in ("psycopg", "psycopg2", "psycopg2cffi")}
 
-
-# Storages that Optuna knows and that cannot carry leases, each with its reason.
+# Storages that Optuna supports and hpo does not, and the reason.
 _REFUSED = {
     "grpc": "Optuna's gRPC proxy has no transactions for leases, and one process does the work of all workers",
     "journal": "Optuna's journal storage has no transactions for leases, and a torn line makes its file unreadable",
@@ -41,27 +42,22 @@ _REFUSED = {
 }
 
 
-def _of_file(url: str) -> str | None:
-    """Return why a file that Optuna would take for a journal is refused."""
-    return _REFUSED["journal"] if url.endswith((".log", ".journal", ".jsonl")) else None
-
-
 def default_url(flag: str | None) -> str:
-    """Return the URL from the command line, else from HPO_STORAGE, else the file of this folder."""
+    """Return the URL from the command line, or from HPO_STORAGE, or of the file runs/hpo.db in the current folder."""
     return flag or os.environ.get("HPO_STORAGE") or "sqlite:///runs/hpo.db"
 
 
 def normalise_url(url: str) -> str:
-    """Return the URL with the driver that we use; a path that ends in .db, .sqlite or .sqlite3 is a file.
+    """Return the URL with the driver that hpo uses. A path that ends in .db, .sqlite or .sqlite3 becomes a SQLite URL.
 
     Raises:
-        StorageError: the URL names another kind of storage.
+        StorageError: The URL names a storage that hpo does not support.
     """
     if "://" not in url and url.endswith(_FILES):
         return sa.URL.create("sqlite", database=str(Path(url).expanduser())).render_as_string()
     try:
         parsed = sa.make_url(url)
-    except (ArgumentError, ValueError):  # a port that is no number, perhaps half of a password
+    except (ArgumentError, ValueError):  # for example a port that is not a number
         parsed = sa.URL.create("unknown")
     if parsed.drivername in _POSTGRES:
         return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
@@ -69,7 +65,7 @@ def normalise_url(url: str) -> str:
         if parsed.database in (None, "", ":memory:"):
             raise StorageError(f"storage: must be a file that workers can share, got {masked_url(url)}")
         return parsed.set(drivername="sqlite").render_as_string()
-    if reason := _REFUSED.get(url.partition(":")[0].partition("+")[0].lower()) or _of_file(url):
+    if reason := _refusal(url):
         raise StorageError(
             f"storage: {reason}, got {masked_url(url)}; use SQLite on one machine, Postgres between machines"
         )
@@ -79,6 +75,13 @@ def normalise_url(url: str) -> str:
     )
 
 
+def _refusal(url: str) -> str | None:
+    """Return why hpo does not support a storage that Optuna supports."""
+    if reason := _REFUSED.get(url.partition(":")[0].partition("+")[0].lower()):
+        return reason
+    return _REFUSED["journal"] if url.endswith((".log", ".journal", ".jsonl")) else None
+
+
 def sqlite_file(url: str) -> Path | None:
     """Return the file of a SQLite URL, None for a server."""
     parsed = sa.make_url(url)
@@ -86,10 +89,10 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def network_file_system(file: Path) -> str | None:
-    """Return the kind of file system a file lies on where it is another machine's, as /proc/mounts says."""
+    """Return the type of the network file system that holds a file, None for a local disk. Needs /proc/mounts."""
     try:
         mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:  # not a Linux
+    except OSError:  # not Linux
         return None
     path = str(file.absolute().resolve())
     under = [(folder, kind) for folder, kind in mounts if path == folder or path.startswith(folder.rstrip("/") + "/")]
@@ -98,12 +101,12 @@ def network_file_system(file: Path) -> str | None:
 
 
 def masked_url(url: str) -> str:
-    """Return the URL without its passwords."""
-    # up to the last @, since a password may hold an unescaped one
+    """Return the URL with *** instead of its passwords."""
+    # Up to the last @, because a password may contain one.
     url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
     return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
 
 
 def has_no_password(url: str) -> bool:
-    """Return whether a URL may be printed as it is: it holds no password."""
+    """Return whether a URL contains no password, so that it may be printed."""
     return masked_url(url) == url

@@ -100,7 +100,7 @@ class Reporter:
             for rung in sorted(trial.unreported):
                 storage.set_trial_intermediate_value(get_trial_id(trial.frozen), rung, trial.unreported[rung])
                 del trial.unreported[rung]
-        return str(fence.found[0] or "") if fence.found is not None else ""
+        return str(fence.row[0] or "") if fence.row is not None else ""
 
     def report_end(
         self, trial: RunningTrial, state: TrialState, reason: str, error: str = "", value: float | None = None
