@@ -84,7 +84,7 @@ def _train_to_end(runs: trainable.Runs, config: BaseModel, folder: Path, objecti
     value = best = math.nan
     with _collected_signals() as signals:
         for _, reports in runs:
-            rung, value, metrics = trainable.read_report(reports[0], objective)
+            rung, value, metrics = trainable.parse_report(reports[0], objective)
             if math.isnan(best):  # the first rung of this process
                 truncate_metrics(log, rung - 1)
                 best = min((row[objective] for row in read_metrics(log)), default=math.inf)

@@ -15,7 +15,7 @@ from hpo.optuna_internals import FINISHED, RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.inspect import Lease
 from hpo.queue.slots import Claim, Slots, insert_event, set_trial_states
 from hpo.storage.retry import OpenStorage, limit_patience, transact
-from hpo.storage.schema import SLOT, clock
+from hpo.storage.schema import SLOT, database_clock
 
 LEASE_S = float(os.environ.get("HPO_LEASE_S", "60"))  # length of a lease; must be equal in all processes of a study
 RETRY_S = 1.0  # pause after a failed renewal; short, so that living workers renew first once the storage is back
@@ -29,7 +29,7 @@ def free_expired_leases(store: OpenStorage, before: float | None = None) -> list
 
     before: compare with this time of the database's clock instead of the current time.
     """
-    limit = clock(store.engine) if before is None else before
+    limit = database_clock(store.engine) if before is None else before
     return _free(store, _c.lease_until < limit)
 
 
@@ -43,7 +43,7 @@ def free_leases_of(store: OpenStorage, owner: str, text: str = "") -> list[Lease
 
 def _free(store: OpenStorage, condition: sa.ColumnElement[bool], text: str = "") -> list[Lease]:
     """Free the leased slots that meet a condition. A slot whose trial has finished becomes done instead."""
-    now = clock(store.engine)
+    now = database_clock(store.engine)
     finished = sa.exists().where(TRIALS.c.trial_id == _c.trial_id, state_name().in_(FINISHED))
     values = {"state": sa.case((finished, "done"), else_="free"), "failures": _c.failures + 1}
     free = sa.update(SLOT).where(_c.state == "leased", condition).values(values)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from hpo.storage.retry import OpenStorage, transact
-from hpo.storage.schema import EVENT, SLOT, clock
+from hpo.storage.schema import EVENT, SLOT, database_clock
 
 _LOCK = 0x68706F  # "hpo": with a study's id, the key of an advisory lock
 
@@ -52,7 +52,7 @@ class SlotTable:
     def __init__(self, store: OpenStorage, study_id: int) -> None:
         self.store = store
         self.study_id = study_id
-        self.clock = clock(store.engine)
+        self.clock = database_clock(store.engine)
         self.of_study = _c.study_id == study_id
 
     def now(self) -> float:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from hpo.config.importer import imported
 from hpo.errors import Problem
 
-RungReports = tuple[int, dict[int, Any]]  # rung, and by lane what the run reports: see `read_report`
+RungReports = tuple[int, dict[int, Any]]  # rung, and by lane what the run reports: see `parse_report`
 
 
 @runtime_checkable
@@ -78,7 +78,7 @@ class GeneratorRuns:
                     reports[lane] = _GeneratorReport(rung, value)
                 except StopIteration:
                     del self.generators[lane]
-                except Exception as error:  # `read_report` raises it, so that the other lanes continue
+                except Exception as error:  # `parse_report` raises it, so that the other lanes continue
                     reports[lane] = error
             if reports:
                 yield rung, reports
@@ -97,7 +97,7 @@ def _checked_item(item: Any) -> tuple[int, Any]:
     return item
 
 
-def read_report(report: Any, objective: str) -> tuple[int, float, dict[str, Any]]:
+def parse_report(report: Any, objective: str) -> tuple[int, float, dict[str, Any]]:
     """Return rung, value of the objective and all metrics from the report of one run.
 
     Raises:

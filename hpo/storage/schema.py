@@ -63,6 +63,6 @@ _NOW = {
 }
 
 
-def clock(engine: sa.Engine) -> sa.ColumnElement[float]:
+def database_clock(engine: sa.Engine) -> sa.ColumnElement[float]:
     """Return the database's clock in seconds since 1970, for use in a statement."""
     return sa.literal_column(_NOW[engine.name], sa.Double)

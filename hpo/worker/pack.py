@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from hpo.runs import checkpoints
 from hpo.runs.run_dir import append_metrics, read_metrics, to_json_value, truncate_metrics
-from hpo.runs.trainable import build_runs, pack_key, read_report
+from hpo.runs.trainable import build_runs, pack_key, parse_report
 from hpo.worker.executor import TrialExecutor
 from hpo.worker.failures import classify_failure
 from hpo.worker.signals import SignalHandler, TrialTimeout
@@ -127,7 +127,7 @@ class PackRunner:
     def _report(self, lane: int, trial: RunningTrial, metrics: Any) -> bool:
         """Report one rung of a trial; return whether the trial has left its lane."""
         try:
-            rung, value, trial.metrics = read_report(metrics, self.study.file.objective)
+            rung, value, trial.metrics = parse_report(metrics, self.study.file.objective)
         except Exception as error:  # this trial alone has failed, not its pack
             self.runs.stop(lane)
             self.executor.handle_failure(error, [trial])

@@ -15,7 +15,7 @@ from hpo.storage.store import Store, open_store
 from tests.support.race import N_PROCESSES, Race
 
 SEARCH: tuple[str, None] = ("search", None)
-EXPIRED = -1.0  # a lease that has run out when it is given
+EXPIRED = -1.0  # length of a lease that has expired from the start
 
 
 @pytest.fixture
@@ -60,9 +60,9 @@ def test_filling_again_changes_nothing_and_a_larger_budget_adds(slots: Slots) ->
 
 
 def test_a_smaller_budget_deletes_only_slots_that_nobody_claimed(slots: Slots) -> None:
-    given_back = [claim(slots) for _ in range(3)]
-    assert slots.done(given_back[0], "me")
-    assert slots.release(given_back[2], "me")
+    claims = [claim(slots) for _ in range(3)]
+    assert slots.done(claims[0], "me")
+    assert slots.release(claims[2], "me")
     fill_slots(slots, [SEARCH])
     assert slots.counts() == {"free": 1, "leased": 1, "done": 1, "expired": 0}
 
@@ -150,50 +150,50 @@ def test_a_time_zone_does_not_move_a_lease(slots: Slots, storage_url: str, monke
 
 
 def test_a_renewed_lease_outlives_its_length(slots: Slots) -> None:
-    with LeaseRenewer(slots, "me", lease_s=0.4) as keeper:
+    with LeaseRenewer(slots, "me", lease_s=0.4) as renewer:
         held = claim(slots, "me", 0.4)
-        keeper.hold(held)
+        renewer.hold(held)
         time.sleep(1.0)
         assert holds(slots, held)
         assert slots.counts()["expired"] == 0
-        assert keeper.lost == set()
+        assert renewer.lost == set()
 
 
-def test_the_keeper_survives_a_storage_that_is_away(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_renewer_survives_an_unreachable_storage(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
     back = threading.Event()
     renew, failures = slots.renew, []
 
-    def away(*args: Any) -> set[tuple[int, int]]:
+    def unreachable(*args: Any) -> set[tuple[int, int]]:
         if len(failures) < 3:
             failures.append(1)
-            raise StorageError("away")
+            raise StorageError("unreachable")
         back.set()
         return renew(*args)
 
-    monkeypatch.setattr(slots, "renew", away)
+    monkeypatch.setattr(slots, "renew", unreachable)
     held = claim(slots, "me", 0.2)
-    with LeaseRenewer(slots, "me", lease_s=0.2) as keeper:
-        keeper.hold(held)
+    with LeaseRenewer(slots, "me", lease_s=0.2) as renewer:
+        renewer.hold(held)
         assert back.wait(30)
-        assert keeper.lost == set()
+        assert renewer.lost == set()
 
 
-def test_the_keeper_tells_which_claim_another_owner_took(slots: Slots) -> None:
+def test_the_renewer_reports_the_claim_that_another_owner_took(slots: Slots) -> None:
     kept, lost = claim(slots, "me"), claim(slots, "me", EXPIRED)
     free_expired_leases(slots.store)
     assert claim(slots, "other").slot == lost.slot
-    with LeaseRenewer(slots, "me", lease_s=0.2) as keeper:
-        keeper.hold(lost)
-        keeper.hold(kept)
+    with LeaseRenewer(slots, "me", lease_s=0.2) as renewer:
+        renewer.hold(lost)
+        renewer.hold(kept)
         deadline = time.monotonic() + 30
-        while not keeper.lost and time.monotonic() < deadline:
+        while not renewer.lost and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert keeper.lost == {(lost.slot, lost.attempt)}
-        keeper.drop(lost)
-        assert keeper.lost == set()
+        assert renewer.lost == {(lost.slot, lost.attempt)}
+        renewer.drop(lost)
+        assert renewer.lost == set()
 
 
-def test_keeper_frees_what_ran_out_though_nobody_asks_for_work(slots: Slots) -> None:
+def test_renewer_frees_expired_leases_though_no_worker_claims(slots: Slots) -> None:
     claim(slots, "dead", EXPIRED)
     with LeaseRenewer(slots, "launch", lease_s=0.4):
         deadline = time.monotonic() + 30

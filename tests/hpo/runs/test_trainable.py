@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hpo.errors import Problem
-from hpo.runs.trainable import GeneratorRuns, build_runs, read_report
+from hpo.runs.trainable import GeneratorRuns, build_runs, parse_report
 from tests.support.command import ROOT, hpo, run_in_process
 
 MODULE = """
@@ -165,7 +165,7 @@ def test_what_is_no_pair_of_rung_and_value_is_refused(item: Any) -> None:
 
     (_, reports) = next(iter(GeneratorRuns(train, [None])))
     with pytest.raises(TypeError, match=r"must yield \(rung, value\), rung = 1, 2, \.\.\., got"):
-        read_report(reports[0], "loss")
+        parse_report(reports[0], "loss")
 
 
 @pytest.mark.parametrize("value", ["0.5", None, [0.5], object()])
@@ -175,7 +175,7 @@ def test_value_that_is_no_number_is_refused(value: Any) -> None:
 
     ((_, reports),) = GeneratorRuns(train, [None])
     with pytest.raises(TypeError, match="metrics must be a number, a mapping or a named tuple, got"):
-        read_report(reports[0], "loss")
+        parse_report(reports[0], "loss")
 
 
 def test_generators_go_on_while_a_neighbour_ends_or_is_stopped() -> None:
@@ -186,7 +186,7 @@ def test_generators_go_on_while_a_neighbour_ends_or_is_stopped() -> None:
     together = GeneratorRuns(train, [1, 3, 3])
     found = []
     for _, reports in together:
-        found.append({lane: read_report(report, "loss")[:2] for lane, report in reports.items()})
+        found.append({lane: parse_report(report, "loss")[:2] for lane, report in reports.items()})
         if len(found) == 1:
             together.stop(1)
     assert found == [{0: (1, 1.0), 1: (1, 3.0), 2: (1, 3.0)}, {2: (2, 3.0)}, {2: (3, 3.0)}]

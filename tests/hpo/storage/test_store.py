@@ -331,8 +331,8 @@ def test_a_worker_holds_at_most_two_connections(server: Postgres, remote: Store)
     claim = slots.claim("me", 60)
     assert claim
     count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hpo'"
-    with LeaseRenewer(slots, "me", lease_s=0.05) as keeper:
-        keeper.hold(claim)
+    with LeaseRenewer(slots, "me", lease_s=0.05) as renewer:
+        renewer.hold(claim)
         for _ in range(10):
             study.tell(study.ask(), 1.0)
             assert server.sql(count)[0][0] <= 2
