@@ -206,7 +206,7 @@ def test_what_is_done_is_not_run_again_and_more_seeds_are_a_further_study(ran: P
     assert studies(ran) == before
     assert (ran / "runs" / "claims.json").read_text() == text
     more = ["claims", "C009-01", "--seeds", "4", "--ledger", "mine.yaml", "--data", "more.json"]
-    hpo(*more, "--weighed", cwd=ran)
+    hpo(*more, "--verdict-arms-only", cwd=ran)
     assert studies(ran) == before | {"claim-C009-01-3": 2}
     more_runs, few = results.load_results(ran / "more.json").claims["C009-01"], stored_results(ran).claims["C009-01"]
     assert set(few.runs) < set(more_runs.runs)
