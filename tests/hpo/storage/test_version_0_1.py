@@ -23,7 +23,7 @@ from hpo.storage.attributes import PROTOCOL, SPEC
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.study.spec import DEFAULT_TRAIN, fingerprint, from_spec
-from tests.support.command import here, hpo
+from tests.support.command import hpo, run_in_process
 from tests.support.tiny import text
 
 WRITTEN = Path(__file__).parent / "version_0_1"
@@ -60,16 +60,16 @@ def expected(number: int) -> dict[int, float]:
 
 
 def test_commands_read_the_study(folder: Path) -> None:
-    status = json.loads(here("status", "--format", "json", cwd=folder))
+    status = json.loads(run_in_process("status", "--format", "json", cwd=folder))
     assert {state: n for state, n in status["trials"].items() if n} == {"complete": 6, "waiting": 1}
     assert status["best"]["number"] == 5
-    rows: list[dict[str, Any]] = json.loads(here("trials", "--format", "json", cwd=folder))
+    rows: list[dict[str, Any]] = json.loads(run_in_process("trials", "--format", "json", cwd=folder))
     assert [row["rung"] for row in rows] == [6] * 6 + [3]
     assert [row["val_loss"] for row in rows[:6]] == [expected(n)[6] for n in range(6)]
-    assert "trial 5" in here("why", "5", cwd=folder)
-    here("export", "-o", "out.yaml", cwd=folder)
+    assert "trial 5" in run_in_process("why", "5", cwd=folder)
+    run_in_process("export", "-o", "out.yaml", cwd=folder)
     assert f"train: {DEFAULT_TRAIN}\n" in (folder / "out.yaml").read_text()
-    here("report", "--html", "report.html", cwd=folder)
+    run_in_process("report", "--html", "report.html", cwd=folder)
     assert "legacy" in (folder / "report.html").read_text()
 
 
