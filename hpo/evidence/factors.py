@@ -12,7 +12,6 @@ from hpo.config.files import read_config
 from hpo.config.validation import messages, nearest
 from hpo.errors import Problem
 from hpo.study.comparable import incomparable_reason
-from hpo.study.comparable import incomparable_reason
 from hpo.study.spec import Study, seed_path
 from model.section import flat, updated
 

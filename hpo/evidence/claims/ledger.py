@@ -12,7 +12,6 @@ from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
 from hpo.evidence.claims.schema import ArmsTest, Ledger, LedgerClaim
 from hpo.study.arms import common_align
-from hpo.study.comparable import incomparable_reason
 from hpo.study.comparable import incomparable_fields, training_lengths
 from model.config import TrainConfig
 from model.section import flat, updated
