@@ -21,12 +21,12 @@ def split(tmp_path, monkeypatch):
 
 
 def plain(layout="stream"):
-    """Return a corpus that asks for nothing else of the order."""
+    """Return a corpus with the default order of training."""
     return Lines(path="unread", layout=layout)
 
 
 def numbered(n_targets):
-    """A split whose token at position p is p, so that a row shows where it was cut."""
+    """Return a split whose token at position p is p, so that a row shows where it was cut."""
     starts = np.array([0, n_targets])
     return Split("train", np.arange(n_targets + 1, dtype=np.uint32), starts, n_targets, 1, 0)
 
@@ -38,7 +38,7 @@ def test_rows_hold_every_target_once_whatever_the_context(split, layout, context
     x, y = windows.gather(np.arange(len(windows)))
     assert x.shape == y.shape == (len(windows), context)
     assert x.dtype == y.dtype == np.int64
-    # rows in order, masks dropped, are the stream itself
+    # The unmasked targets of all rows in order are the stream itself.
     np.testing.assert_array_equal(y[y >= 0], split.tokens[1:])
     np.testing.assert_array_equal(x[y >= 0], split.tokens[:-1])
     assert not x[y < 0].any()

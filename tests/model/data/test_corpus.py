@@ -28,7 +28,7 @@ def folders(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
-    """A real server: /whole answers, /torn stops half way."""
+    """Run an HTTP server: /whole is complete, /torn stops half way, /missing has status 404."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -41,7 +41,7 @@ def server():
             pass
 
     class Server(ThreadingHTTPServer):
-        daemon_threads = False  # closing it waits for the answers
+        daemon_threads = False  # close() waits for the open requests
 
     with Server(("127.0.0.1", 0), Handler) as http:
         thread = threading.Thread(target=http.serve_forever)

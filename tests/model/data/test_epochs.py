@@ -37,13 +37,13 @@ def split_of(documents):
 
 @pytest.fixture(scope="module")
 def split():
-    """300 documents; the first token of each is its own number, so that a stream shows who is in it."""
+    """Return a split of 300 documents. The first token of a document is its number + 1000."""
     rng = np.random.default_rng(0)
     return split_of([[1000 + i, *rng.zipf(1.5, rng.integers(1, 39)).clip(1, 250)] for i in range(300)])
 
 
 def seen(tokens):
-    """Return the documents of a stream, in its order."""
+    """Return the numbers of the documents of a stream in their order."""
     return [int(t) - 1000 for t in tokens if t >= 1000]
 
 
@@ -63,7 +63,7 @@ def all_of(order, epoch):
     ],
 )
 def test_the_plain_order_never_changes(layout, seed, expected):
-    """Recorded when there was no other order than this."""
+    """Compare with hashes that were recorded before other orders existed."""
     starts = np.concatenate([[0], np.cumsum(np.random.default_rng(0).integers(2, 40, 300))])
     tokens = (np.arange(starts[-1] + 1) * 7919 % 250 + 1).astype(np.uint16)
     tokens[starts] = 0
@@ -85,7 +85,7 @@ def test_a_batch_is_the_same_whatever_its_size_and_wherever_training_went_on(spl
         for at in range(first, first + 20, 4):
             for whole, part in zip((x, y), later.batch(at, 4), strict=True):
                 np.testing.assert_array_equal(whole[at : at + 4], part)
-    # back again, as after a rollback
+    # An earlier batch again, as after a rollback.
     np.testing.assert_array_equal(order.batch(5, 7)[0], x[5:12])
     assert (TrainingBatches(split, how(**fields), 16, seed=4).batch(1000, 300)[0] != x[1000:1300]).any()
 
@@ -130,17 +130,17 @@ def test_each_epoch_leaves_out_other_documents_and_the_share_asked_for(split, la
         x, y = all_of(order, epoch)
         found = set(seen(x.flatten())) | set(seen(y.flatten()))
         assert found <= kept[epoch]
-        if layout == "documents":  # every target of the kept ones once
+        if layout == "documents":  # every target of the selected documents once
             assert found == kept[epoch]
             assert (y >= 0).sum() == sum(np.diff(split.starts)[i] for i in kept[epoch])
-        else:  # all but what fills no window
+        else:  # all but the targets that fill no window
             assert len(found) > 200
 
 
 def test_dropped_documents_are_drawn_evenly(split):
     documents = DocumentSampler(split, how(drop_documents=0.5), seed=0)
     kept = np.bincount(np.concatenate([documents.documents(epoch) for epoch in range(400)]), minlength=300)
-    # a fair coin has a standard deviation of 10 over 400 throws
+    # The standard deviation of 400 fair coin flips is 10.
     assert (kept.min() > 155, kept.max() < 245, kept.mean()) == (True, True, 200)
 
 
@@ -179,7 +179,7 @@ def test_documents_keep_their_order_unless_they_are_to_be_shuffled(split):
 
 
 def costs(split, kind):
-    """Return what a curriculum goes by, document for document, written out."""
+    """Return the score by which a curriculum sorts, for each document, computed the slow way."""
     documents = [split.tokens[a + 1 : b + 1].tolist() for a, b in pairwise(split.starts)]
     if kind == "short":
         return [len(d) for d in documents]
@@ -190,7 +190,7 @@ def costs(split, kind):
 @pytest.mark.parametrize("kind", ["short", "easy"])
 def test_the_first_epoch_of_a_curriculum_ascends_and_the_next_does_not(split, kind):
     cost = costs(split, kind)
-    expected = sorted(range(300), key=lambda i: cost[i])  # stable: equal ones by number
+    expected = sorted(range(300), key=lambda i: cost[i])  # stable: equal documents stay in order of their number
     order = TrainingBatches(split, how(curriculum=kind), 16, seed=0)
     x, _ = all_of(order, 0)
     begin = order._epoch(0).first[0]

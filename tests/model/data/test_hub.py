@@ -1,4 +1,4 @@
-"""A data set of the hub, tested on small local copies of the same form."""
+"""Test datasets of the Hub on small local folders that the datasets library can load."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def posts():
 
 
 def texts(corpus):
-    """Return the documents; blank ones are none."""
+    """Return the documents that are not blank."""
     return [text for text in corpus.documents() if text]
 
 
@@ -80,7 +80,7 @@ def test_it_is_fetched_once_and_never_asked_for_again(posts, folders, monkeypatc
     Path("posts").rename("elsewhere")
     assert texts(posts) == before
     assert prepare(posts, Bytes()).splits["val"].n_documents == 2
-    # the same file where the user's own data lies
+    # The same file in $HPO_DATA is used too.
     Path("mine").mkdir()
     written.rename(Path("mine") / written.name)
     monkeypatch.setenv("HPO_DATA", "mine")
@@ -120,10 +120,10 @@ def test_no_more_rows_are_read_than_asked_for(monkeypatch):
 
 
 def test_two_at_once_fetch_once(monkeypatch):
-    begun = []
+    calls = []
 
     def slow(*_, **__):
-        begun.append(1)
+        calls.append(1)
         threading.Event().wait(0.1)
         return [{"text": "a"}]
 
@@ -134,7 +134,7 @@ def test_two_at_once_fetch_once(monkeypatch):
         thread.start()
     for thread in both:
         thread.join()
-    assert len(begun) == 1
+    assert len(calls) == 1
 
 
 def test_an_unreachable_hub_is_named_with_what_to_put_where(monkeypatch, folders):
@@ -150,7 +150,7 @@ def test_an_unreachable_hub_is_named_with_what_to_put_where(monkeypatch, folders
     )
     assert said.endswith('.jsonl, one line {"text": "the text"} per document')
     assert not list(folders.glob("*.jsonl"))
-    # what it says works
+    # The remedy in the message works.
     name = said.partition("$HPO_DATA/")[2].partition(",")[0]
     jsonl(f"mine/{name}", [{"text": "mine"}])
     monkeypatch.setenv("HPO_DATA", "mine")

@@ -26,7 +26,7 @@ def corpus(tmp_path):
 
 
 def slow_anchors(train, val, V):
-    """The two formulas, written out with dictionaries."""
+    """Compute both models the slow way, with dictionaries."""
     unigram = dict.fromkeys(range(V), 1)
     for w in train[1:]:
         unigram[w] += 1
@@ -88,10 +88,10 @@ def test_a_folder_that_cannot_be_written_does_no_harm(corpus):
 def test_millions_of_tokens_and_16k_ids_take_seconds():
     rng = np.random.default_rng(0)
     train = (rng.pareto(1.0, 3_000_000) * 3).astype(np.int64) % 16_384
-    begun = time.monotonic()
+    start = time.monotonic()
     unigram = unigram_probabilities(train, 16_384)
     bigram_probabilities(train, unigram, train[:-1], train[1:])
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.data

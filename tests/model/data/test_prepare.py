@@ -127,7 +127,7 @@ def test_fields_that_only_order_the_training_share_the_prepared_data(corpus, fie
 
 
 def test_prepared_data_has_the_hash_it_always_had(corpus):
-    """Recorded before there were other fields than layout, fractions, seed and number of documents."""
+    """Compare with hashes that were recorded before corpora had more fields."""
     assert prepare(corpus, Bytes()).hash.startswith("37b1478f6a4e3e84")
     assert prepare(corpus, Chars()).hash.startswith("bec4c2b779286148")
 

@@ -166,7 +166,7 @@ def test_the_layers_of_a_network_have_noise_of_their_own(monkeypatch):
 
     network, sites = built(), []
     network.active = frozenset({"router_noise"})
-    monkeypatch.setattr(model.nn.moe, "normal", lambda n, key, site: sites.append(site) or torch.zeros(n))
+    monkeypatch.setattr(model.nn.moe, "random_normal", lambda n, key, site: sites.append(site) or torch.zeros(n))
     network(tokens()[0])
     assert sites == [131_072, 131_073]
 

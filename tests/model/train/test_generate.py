@@ -77,7 +77,7 @@ def test_the_first_token_of_many_seeds_follows_the_probabilities(run):
 
 
 def chi2_p(counts, probabilities):
-    """Return the p-value of the counts; what is expected less than five times is one class."""
+    """Return the p-value of the counts. Tokens with an expected count below five form one class."""
     expected = probabilities / probabilities.sum() * counts.sum()
     rare = expected < 5
     observed = np.append(counts[~rare], counts[rare].sum())
@@ -100,7 +100,9 @@ def test_a_temperature_near_zero_is_greedy_and_finite():
 
 
 def test_the_context_slides():
-    network = build_network(tiny({"model.init_std": 0.5}).model, 257, 0).eval()  # far from trained: every token matters
+    network = build_network(
+        tiny({"model.init_std": 0.5}).model, 257, 0
+    ).eval()  # large weights, so that every token of the context matters
     ids = [END, *range(1, 10)]
     found = list(islice(generate_tokens(network, ids, Sampling(0.0)), 40))
     for token in found:

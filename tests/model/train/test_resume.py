@@ -1,4 +1,4 @@
-"""A resumed run equals one that was never interrupted, bit for bit, whatever it trains with."""
+"""A resumed run equals an uninterrupted run bit for bit, for every component that has state."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +23,7 @@ def names(union: Any) -> list[str]:
 
 
 OPTIMIZERS, CLIPS, SCHEDULES = names(Optimizer), names(Clip), names(Schedule)
-# What keeps a state of its own: averages, streams of random numbers, a position in the data, the last good step.
+# Components with state: averages, streams of random numbers, a position in the data, the last good step.
 STATEFUL: list[dict[str, Any]] = [
     {"regularization.ema": 0.9},
     {"regularization.dropout": 0.2},
@@ -55,14 +55,14 @@ def rename_to_version_0_1(folder: Path) -> None:
 
 
 def differences(values: dict[str, Any], folder: Path, packed: bool, old_names: bool = False) -> list[str]:
-    """Stop a run at its first rung and go on elsewhere; return what differs from the run left alone."""
+    """Resume a run from its first rung in another trainer; return what differs from the uninterrupted run."""
     config = tiny({"optimizer.lr": 3e-3} | values)
     neighbour = tiny({"optimizer.lr": 1e-3, "run.seed": 5} | values)
-    whole = Trainer([config, neighbour] if packed else [config])
+    uninterrupted = Trainer([config, neighbour] if packed else [config])
     expected, ends = [], {}
-    for _, metrics in whole:
+    for _, metrics in uninterrupted:
         expected.append(timeless(metrics[0]))
-        ends = weights(whole, 0)
+        ends = weights(uninterrupted, 0)
     assert len(expected) == 3
 
     first = Trainer([config, neighbour] if packed else [config])

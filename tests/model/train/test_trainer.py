@@ -18,7 +18,7 @@ from model.train.run_state import RunState
 from model.train.trainer import Trainer
 from tests.support.tiny import UPDATE, alone, curves, timeless, tiny
 
-# What may differ between the runs of a pack. Marks are rounded to the update of grad_accum 4.
+# Hyperparameters in which the runs of a pack may differ. Marks are rounded to the update of grad_accum 4.
 MIXED = [
     {"optimizer.lr": 3e-3, "run.grad_accum": 1},
     {"optimizer.lr": 1e-2, "run.grad_accum": 2, "optimizer.beta2": 0.999, "run.seed": 1, "schedule.name": "wsd"},
@@ -35,7 +35,7 @@ no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
 def mixed(dropout: float, values: dict | None = None) -> list[TrainConfig]:
     common = {"run.align": 4 * UPDATE, "regularization.dropout": dropout} | (values or {})
     configs = [tiny(common | own) for own in MIXED]
-    if dropout:  # which sites drop may differ too, but for attention: fused or not is part of the shape
+    if dropout:  # The dropout sites may differ too, except attention: fused attention is part of the shape.
         configs[1] = updated(configs[1], {"regularization.residual_dropout": 0.0})
         configs[2] = updated(configs[2], {"regularization.dropout": 0.3})
     return configs
@@ -81,7 +81,7 @@ def test_a_diverging_run_changes_no_bit_of_its_neighbours():
 @pytest.mark.parametrize(
     "values", [DIVERGING, DIVERGING | {"optimizer.name": "sgd", "optimizer.lr": 1e12}], ids=["adamw", "sgd"]
 )
-def test_a_diverging_run_alone_is_told_at_once(values):
+def test_a_diverging_run_alone_is_reported_at_once(values):
     found = alone(tiny(values))
     assert len(found) == 1
     assert found[0].rung == 1
@@ -90,7 +90,7 @@ def test_a_diverging_run_alone_is_told_at_once(values):
         assert math.isnan(value)
 
 
-def test_the_place_of_a_diverged_run_can_be_given_to_another():
+def test_the_lane_of_a_diverged_run_can_be_given_to_another():
     trainer = Trainer([tiny(DIVERGING), tiny()])
     found = []
     for _, metrics in trainer:
@@ -210,7 +210,7 @@ def test_a_refilled_lane_gives_the_curve_of_the_run_alone(lane):
     assert_close(found[lane][1:], alone(late))
 
 
-def test_an_empty_place_changes_nothing_for_the_others():
+def test_an_empty_lane_changes_nothing_for_the_others():
     configs = [tiny({"run.seed": seed}) for seed in range(3)]
     trainer = Trainer(configs)
     found = []
@@ -222,7 +222,7 @@ def test_an_empty_place_changes_nothing_for_the_others():
     assert_close(found, alone(configs[2]))
 
 
-def test_iteration_ends_when_no_place_is_left():
+def test_iteration_ends_when_no_run_is_left():
     trainer = Trainer([tiny(), tiny({"run.seed": 1})])
     rungs = []
     for rung, _ in trainer:
@@ -261,7 +261,7 @@ def test_training_lowers_the_loss_below_the_unigram_table():
 def test_the_average_of_the_weights_is_scored_beside_them(decay):
     config = tiny({"regularization.ema": decay, "optimizer.lr": 1e-2})
     trainer, plain = Trainer([config]), alone(updated(config, {"regularization.ema": None}))
-    trainer.validation.evaluate()  # leaves no trace
+    trainer.validation.evaluate()  # changes no state
     average = trainer.pack.params.weights.clone()
     for t in range(1, 9):
         trainer._train(1)
@@ -287,9 +287,9 @@ def test_gradients_and_updates_are_measured_by_group_at_the_last_update_of_a_run
     before, grads = trainer.pack.params.weights.clone(), []
     update = trainer.pack.params.update
 
-    def spy(*given):
+    def spy(*arguments):
         grads.append(trainer.pack.params.grads.clone())  # before clipping
-        return update(*given)
+        return update(*arguments)
 
     trainer.pack.params.update = spy
     _, metrics = next(iter(trainer))
@@ -370,10 +370,10 @@ def test_metrics_are_plain_numbers():
     for by_group in (numbers.pop("grad_norms"), numbers.pop("update_ratios")):
         assert set(by_group) == {"matrix", "embedding", "scalar"}
         assert {type(value) for value in by_group.values()} == {float}
-    asked = {"ema_val_loss", "ema_val_bpb", "attention_entropy", "expert_load", "kurtosis"}
-    asked |= {"test_loss", "test_bpb", "ema_test_loss", "ema_test_bpb"}
-    assert {key for key, value in numbers.items() if value is None} == asked
-    assert {type(value) for key, value in numbers.items() if key not in asked} == {int, float}
+    optional = {"ema_val_loss", "ema_val_bpb", "attention_entropy", "expert_load", "kurtosis"}
+    optional |= {"test_loss", "test_bpb", "ema_test_loss", "ema_test_bpb"}
+    assert {key for key, value in numbers.items() if value is None} == optional
+    assert {type(value) for key, value in numbers.items() if key not in optional} == {int, float}
     assert metrics[0].seconds > 0
     assert metrics[0].tokens_per_second > 0
 
