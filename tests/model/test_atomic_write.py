@@ -1,0 +1,27 @@
+"""A file is replaced completely or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from model.cache import atomic_write
+
+
+def test_file_is_replaced_at_the_end_of_the_block(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file"
+    for content in ("old", "new"):
+        with atomic_write(target) as part:
+            part.write_text(content)
+            assert part.parent == target.parent
+        assert target.read_text() == content
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(target) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
