@@ -20,8 +20,13 @@ def test_file_is_replaced_at_the_end_of_the_block(tmp_path: Path) -> None:
 def test_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")
-    with pytest.raises(RuntimeError), atomic_write(target) as part:
-        part.write_text("half")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with atomic_write(target) as part:
+            part.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
