@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hpo.config.yaml import dump_yaml
+from model.section import flatten
 
 
 class Format(StrEnum):
@@ -57,7 +58,7 @@ def rows(found: Sequence[Mapping[str, Any]], format: Format) -> None:
     if format is Format.yaml:
         print(dump_yaml([plain(record) for record in found]), end="")
         return
-    leaves = [dict(_flat(record)) for record in found]
+    leaves = [_columns(record) for record in found]
     columns = list(dict.fromkeys(key for record in leaves for key in record))
     if format is Format.csv:
         print(_csv(columns, leaves), end="")
@@ -72,7 +73,7 @@ def record(found: Mapping[str, Any], format: Format) -> None:
     elif format is Format.yaml:
         print(dump_yaml(plain(found)), end="")
     else:
-        leaves = dict(_flat(found))
+        leaves = _columns(found)
         if format is Format.csv:
             print(_csv(list(leaves), [leaves]), end="")
             return
@@ -121,12 +122,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", None if value == {} else value
+def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the leaves of a record by dotted path; an empty mapping is None."""
+    return {path: None if value == {} else value for path, value in flatten(record).items()}
 
 
 def _csv(columns: Sequence[str], found: Iterable[Mapping[str, Any]]) -> str:

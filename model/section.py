@@ -1,6 +1,7 @@
 """Base class of all configuration sections, dotted paths to their fields, and shared number types."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,6 +31,25 @@ def flat(section: BaseModel, prefix: str = "") -> dict[str, Any]:
         else:
             fields[prefix + name] = value
     return fields
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested mapping by dotted path; an empty mapping is a leaf."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        leaves |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return leaves
+
+
+def close_match(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that a misspelled word most likely means, None if no word is similar.
+
+    A word that begins with the misspelled word comes before words with similar letters.
+    """
+    words = list(known)
+    starts = [other for other in words if word and other.startswith(word)]
+    return next(iter(starts or difflib.get_close_matches(word, words, n=1)), None)
 
 
 def updated(section: M, values: Mapping[str, Any]) -> M:

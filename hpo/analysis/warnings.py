@@ -1,13 +1,14 @@
 """What a reader of a study's result should know: an edge, a knob that does nothing, a best value that is luck."""
 
 import math
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 from hpo.analysis.noise import expected_minimum, rounded
 from hpo.analysis.snapshot import Snapshot, has_ended, trial_status
 from hpo.console import as_text, number
+from hpo.search.ranges import unit_position
 from hpo.storage.attributes import ARM, FIXED_VALUES, SEED
 from hpo.storage.trials import State, Trial
 
@@ -127,14 +128,8 @@ def position(entry: Mapping[str, Any], value: Any) -> float | None:
     step = entry.get("step") or (1 if isinstance(value, int) else 0)
     if step and (high - low) / step < 2:
         return None
-    scale = _scale(entry)
-    return (scale(value) - scale(low)) / (scale(high) - scale(low))
-
-
-def _scale(entry: Mapping[str, Any]) -> Callable[[float], float]:
-    if entry.get("log"):
-        return math.log
-    return (lambda x: -math.log(1 - x)) if entry.get("complement_log") else float
+    scales = {scale: bool(entry.get(scale)) for scale in ("log", "complement_log")}
+    return unit_position(value, low, high, **scales)
 
 
 def _ends(entry: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -1,10 +1,10 @@
 """Where studies, bases and ledgers of claims lie: in the current folder, in ./studies, in the package."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpo.config.validation import nearest
 from hpo.errors import Problem
 
 LEDGER = re.compile(r"^claims:", re.M)
@@ -78,18 +78,13 @@ def _bases() -> list[str]:
 def _found(kind: str, name: str, key: str, folders: Sequence[Path], names: Sequence[str]) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         if not _is_file(Path(name)):
-            raise Problem(f"{key}: no such file: {name}{_meant(Path(name).stem, names)}")
+            raise Problem(f"{key}: no such file: {name}{nearest(Path(name).stem, names)}")
         return Path(name)
     for folder in folders:
         if name and _is_file(folder / f"{name}.yaml"):
             return folder / f"{name}.yaml"
     there = f"there are {', '.join(names)}; or give the path of a file"
-    raise Problem(f"{key}: no {kind} {name!r}{_meant(name, names)} ({there})")
-
-
-def _meant(word: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    raise Problem(f"{key}: no {kind} {name!r}{nearest(name, names)} ({there})")
 
 
 def _is_file(path: Path) -> bool:

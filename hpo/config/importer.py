@@ -1,6 +1,5 @@
 """What `module:name` in a study file stands for."""
 
-import difflib
 import importlib
 import sys
 import traceback
@@ -10,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hpo.config.addresses import current_address
+from hpo.config.validation import nearest
 from hpo.errors import Problem
 
 
@@ -31,9 +31,7 @@ def imported(target: str, key: str) -> Any:
     except (Exception, SystemExit) as error:  # whatever a module of the user's own does when it is imported
         raise Problem(f"{key}: {module} cannot be imported, {type(error).__name__}: {error}{place(error)}") from None
     if not hasattr(found, name):
-        like = difflib.get_close_matches(name, dir(found), n=1)
-        near = f"; did you mean {like[0]}?" if like else ""
-        raise Problem(f"{key}: module {module} has no {name!r}{near}")
+        raise Problem(f"{key}: module {module} has no {name!r}{nearest(name, dir(found))}")
     return getattr(found, name)
 
 

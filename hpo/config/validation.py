@@ -1,13 +1,14 @@
 """pydantic's errors in our words: the key as the user wrote it, the rule, the value, the remedy."""
 
 import contextlib
-import difflib
 import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
+
+from model.section import close_match
 
 Kind = type[BaseModel]
 LONGEST = 200  # characters of a value in a message
@@ -60,24 +61,23 @@ def messages(error: ValidationError, kind: Kind, prefix: str = "") -> list[str]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the known word most like this one, nothing where none is like it."""
-    words = sorted(known, key=lambda w: not w.startswith(word))
-    found = [w for w in words if w.startswith(word)] or difflib.get_close_matches(word, words)
-    return f"; did you mean {found[0]}?" if word and found else ""
+    """Return "; did you mean X?" for the known word most similar to a word, "" if no word is similar."""
+    match = close_match(word, known)
+    return f"; did you mean {match}?" if match else ""
 
 
 def nearest_path(path: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the known field most like this one.
+    """Return "; did you mean X?" for the known field most similar to a dotted path, "" if no field is similar.
 
-    A slip is looked for in one part of the path at a time: common first parts would make all fields alike.
+    Only one part of the path may be misspelled: with a common first part, all fields look similar.
     """
     section, _, leaf = path.rpartition(".")
     split = [other.rpartition(".") for other in known]
-    siblings = {name: f"{there}{dot}{name}" for there, dot, name in split if there == section}
-    namesakes = {there: f"{there}{dot}{name}" for there, dot, name in split if name == leaf}
-    for word, found in (leaf, siblings), (section, namesakes):
-        for like in difflib.get_close_matches(word, found, n=1):
-            return f"; did you mean {found[like]}?"
+    siblings = {name: f"{parent}{dot}{name}" for parent, dot, name in split if parent == section}
+    namesakes = {parent: f"{parent}{dot}{name}" for parent, dot, name in split if name == leaf}
+    for word, candidates in (leaf, siblings), (section, namesakes):
+        if (match := close_match(word, candidates)) is not None:
+            return f"; did you mean {candidates[match]}?"
     return f"; did you mean {next(iter(namesakes.values()))}?" if namesakes else ""
 
 

@@ -18,6 +18,7 @@ from hpo.storage.store import Store
 from hpo.storage.targets import target_reached
 from hpo.storage.trials import resolve_study_name
 from hpo.study.spec import Budget, Study, fingerprint, from_spec
+from model.section import flatten
 
 # Version of what the workers of a study share: tables, attributes, the meaning of a slot, checkpoints.
 # 1: hpo 0.1.0. 2: `train` holds the address model.train.trainer:Trainer, and checkpoints name optimizer state as
@@ -204,7 +205,7 @@ def check_data_hash(study: optuna.Study, data_hash: str | None) -> None:
 def _check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
     if fingerprint(stored) == fingerprint(spec):
         return
-    before, after = _leaves({**stored, "budget": None}), _leaves({**spec, "budget": None})
+    before, after = flatten({**stored, "budget": None}), flatten({**spec, "budget": None})
     lines = [
         f"{study.source}: {key}: the study in the storage has {old}, here it is {new}"
         for key in sorted(before.keys() | after.keys())
@@ -215,15 +216,6 @@ def _check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any]
         "creates another study with the trials that fit its definition; or give the file another name"
     )
     raise Problem(*lines, remedy)
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of a nested mapping by dotted key."""
-    if isinstance(tree, Mapping) and tree:
-        return {
-            k: v for key, value in tree.items() for k, v in _leaves(value, f"{prefix}.{key}" if prefix else key).items()
-        }
-    return {prefix: tree}
 
 
 def _as_json(leaves: Mapping[str, Any], key: str) -> str:

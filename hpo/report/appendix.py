@@ -14,6 +14,7 @@ from hpo.report.verdict import Related
 from hpo.storage.attributes import END_REASON, ERROR, FIXED_VALUES, MACHINE
 from hpo.storage.trials import State, Trial
 from hpo.study.spec import as_file
+from model.section import flatten
 
 ACROSS = 6  # parameters in one table
 LISTED = 15  # trials in the page's table; the CSV has all
@@ -108,25 +109,17 @@ def origin_section(snapshot: Snapshot, related: Sequence[Related]) -> Iterator[s
     if best is not None and not snapshot.spec.get("arms"):
         yield paragraph(f"Configuration of the best trial, {best.number}, where it differs from the base:")
         fixed: Mapping[str, Any] = best.user_attrs.get(FIXED_VALUES) or best.params
-        base = flat(snapshot.spec["base"])
+        base = flatten(snapshot.spec["base"])
         changed = [{"field": k, "base": base.get(k), "best": v} for k, v in fixed.items() if base.get(k) != v]
         yield html_table(changed) or paragraph("It is the base.")
     if file:
         yield heading("The study file") + code_block(dump_yaml(plain(as_file(snapshot.spec, snapshot.budget))), "long")
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the fields of a configuration by dotted path."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
 def _seeds(snapshot: Snapshot) -> list[int]:
     if snapshot.spec.get("arms"):
         return list(snapshot.spec["seeds"])
-    base = flat(snapshot.spec["base"])
+    base = flatten(snapshot.spec["base"])
     first = base.get("run.seed", base.get("seed"))
     repeats = [t.user_attrs.get(FIXED_VALUES) or {} for t in snapshot.own if snapshot.kind(t) == "seed"]
     found = {v for values in repeats for k, v in values.items() if k.rpartition(".")[2] == "seed"}
@@ -166,7 +159,7 @@ def _commands(snapshot: Snapshot, related: Sequence[Related]) -> list[str]:
 def _compared(snapshot: Snapshot, source: str) -> str:
     """Return the command that makes the same comparison of a study again."""
     about, seeds = snapshot.spec["about"], ["--seeds", str(len(snapshot.spec["seeds"]))]
-    length = flat(snapshot.spec["base"]).get("run.tokens")
+    length = flatten(snapshot.spec["base"]).get("run.tokens")
     seeds += ["--tokens", str(length)] if length is not None else []
     if "confirms" in about:
         top = ["--top", str(len(snapshot.spec["arms"]) - 1), "--test", about["test"]]

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hpo.analysis.snapshot import Snapshot
-from hpo.search.ranges import Choices, Entry, Space
+from hpo.search.ranges import Choices, Entry, Space, unit_position
 from hpo.storage.trials import Trial
 
 LONGEST = 18  # letters of a name on an axis
@@ -46,14 +46,8 @@ class Axis:
         if isinstance(self.entry, Choices):
             n = len(self.entry.choices)
             return self.entry.choices.index(value) / (n - 1) if n > 1 else 0.5
-        low, high, x = (self._scaled(v) for v in (self.entry.low, self.entry.high, value))
-        return (x - low) / (high - low)
-
-    def _scaled(self, value: float) -> float:
-        assert not isinstance(self.entry, Choices)
-        if self.entry.log:
-            return math.log(value)
-        return -math.log(1 - value) if self.entry.complement_log else float(value)
+        entry = self.entry
+        return unit_position(value, entry.low, entry.high, log=entry.log, complement_log=entry.complement_log)
 
     def ticks(self) -> tuple[list[float], list[str]]:
         """Return places between 0 and 1, and what to write there."""

@@ -1,5 +1,6 @@
 """The ranges of a search space: an interval on some scale, or a list of choices."""
 
+import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Self
@@ -158,6 +159,18 @@ def discrete(entry: Entry, kind: type) -> Sequence[Any] | None:
     return [float(low + k * step) for k in range(int((_decimal(entry.high) - low) / step) + 1)]
 
 
+def unit_position(value: float, low: float, high: float, *, log: bool = False, complement_log: bool = False) -> float:
+    """Return the position of a value between the ends of a range: 0 at `low` and 1 at `high`, on the range's scale."""
+    scaled_value, scaled_low, scaled_high = (_scaled(x, log, complement_log) for x in (value, low, high))
+    return (scaled_value - scaled_low) / (scaled_high - scaled_low)
+
+
+def _scaled(value: float, log: bool, complement_log: bool) -> float:
+    if log:
+        return math.log(value)
+    return -math.log(1 - value) if complement_log else float(value)
+
+
 def values(entry: Entry, points: int, kind: type = float) -> list[Any]:
     """Return `points` values, evenly spaced on the scale of the range and with both its ends; all choices."""
     if isinstance(entry, Choices):
@@ -166,11 +179,12 @@ def values(entry: Entry, points: int, kind: type = float) -> list[Any]:
     if grid is not None and not entry.log:
         n = min(points, len(grid))
         return [grid[round(i * (len(grid) - 1) / max(1, n - 1))] for i in range(n)]
-    spaced = [_between(entry, i / (points - 1)) for i in range(points)]
+    spaced = [_value_at(entry, i / (points - 1)) for i in range(points)]
     return list(dict.fromkeys(round(x) for x in spaced)) if kind is int else spaced
 
 
-def _between(entry: Range, t: float) -> float:
+def _value_at(entry: Range, t: float) -> float:
+    """Return the value at a position in [0, 1]: the inverse of `unit_position`."""
     low, high = float(entry.low), float(entry.high)
     if t in (0, 1):
         return high if t else low  # exactly, where the formulas below may round

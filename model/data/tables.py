@@ -1,6 +1,5 @@
 """Read documents from text files by line, or from table files by column. Every error names the key and the file."""
 
-import difflib
 import json
 import warnings
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 from model.data.text_files import read_text
 from model.errors import ConfigError
+from model.section import close_match
 
 
 def read_texts(paths: list[Path], key: str) -> Iterator[str]:
@@ -105,8 +105,8 @@ def check_column(path: Path | str, column: str, columns: list[str]) -> None:
     """
     if column in columns:
         return
-    near = difflib.get_close_matches(column, columns, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ";"
+    near = close_match(column, columns)
+    hint = f"; did you mean {near}?" if near else ";"
     raise ConfigError(f"data.column: no column {column!r} in {path}{hint} columns: {', '.join(columns)}")
 
 

@@ -1,12 +1,12 @@
 """`hpo claims`: select claims of a ledger, test them, and print or write the verdicts."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpo.config.discovery import find_ledger
+from hpo.config.validation import nearest
 from hpo.console import Format, rows, say
 from hpo.errors import Problem, WorkFailed
 from hpo.evidence.claims.ledger import arm_configurations, load_ledger
@@ -162,8 +162,7 @@ def select_claims(ledger: Ledger, names: Sequence[str]) -> dict[str, LedgerClaim
 
 def _unknown(name: str, known: Sequence[str], reports: Sequence[str]) -> str:
     """Return the message for a name that is neither a claim nor a report."""
-    near = difflib.get_close_matches(name.upper(), known, n=1)
-    suggestion = f"; did you mean {near[0]}?" if near else ""
+    suggestion = nearest(name.upper(), known)
     known_reports = f"reports are {', '.join(reports)}; `hpo claims --list` lists all claims"
     return f"IDS: no claim or report {name!r:.60}{suggestion} ({known_reports})"
 
