@@ -1,19 +1,23 @@
 """What the documents say to type works, and what they name exists."""
 
+import contextlib
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from hpo.config.yaml import parse_yaml
+from hpo.cli.reference import commands
+from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.study.spec import StudyFile
 from model.config import TrainConfig
-from tests.support.tiny import text
+from tests.support.command import environment, hpo, write_base
+from tests.support.tiny import text, tiny
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -64,13 +68,94 @@ def test_the_study_in_the_readme_is_the_shipped_one() -> None:
     assert parse_yaml(quoted[0]) == parse_yaml(shipped)
 
 
-def test_every_component_is_named_in_the_readme() -> None:
+def test_every_component_has_a_row_in_the_documents() -> None:
+    reference = (ROOT / "docs/configuration.md").read_text("utf-8")
     for field in ("sampler", "pruner"):
         names = [kind.model_fields["name"].default for kind in StudyFile.model_fields[field].annotation.__args__]  # type: ignore[union-attr]
-        assert [name for name in names if f"`{name}`" not in README] == []
-    for field in TrainConfig.model_fields.values():
+        assert [name for name in names if f"`{name}`" not in README or f"name: {name}`" not in reference] == []
+    for key, field in TrainConfig.model_fields.items():
         kinds = get_args(field.annotation)
-        assert [kind for kind in kinds if f"`{kind.model_fields['name'].default}`" not in README] == []
+        names = [kind.model_fields["name"].default for kind in kinds]
+        assert [name for name in names if f"### `{key}.name: {name}`" not in reference] == []
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    command = [sys.executable, "-m", "docs.generate", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# A study under the name that the examples use, which trains in no time
+SWEEP_MODULE = """
+from pydantic import BaseModel
+
+
+class Optimizer(BaseModel):
+    lr: float = 0.1
+
+
+class Config(BaseModel):
+    optimizer: Optimizer = Optimizer()
+    seed: int = 0
+
+
+def train(config):
+    for rung in 1, 2, 3:
+        yield rung, (config.optimizer.lr - 0.3) ** 2 + config.seed % 7 / 100 + 1 / rung
+"""
+SWEEP = {
+    "train": "sweep:train",
+    "config": "sweep:Config",
+    "objective": "loss",
+    "rungs": 3,
+    "space": {"optimizer.lr": {"low": 0.0, "high": 1.0}},
+    "pruner": {"name": "none"},
+    "budget": {"trials": 9},
+}
+# What an example needs to end in seconds here, and the status of those whose trial has ended already
+SHORTER = {"confirm": ["--seeds", "3", "--top", "1"], "ablate": ["--seeds", "3"], "claims": ["--list"]}
+STATUS = {"kill": 2, "retry": 2}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """A folder in which every example of the command reference can run."""
+    write_base(tmp_path, "mainrun-small", tiny().model_dump(mode="json"))
+    (tmp_path / "sweep.py").write_text(SWEEP_MODULE)
+    for name in ("beta2_sweep", "new"):
+        (tmp_path / f"{name}.yaml").write_text(dump_yaml(SWEEP))
+    return tmp_path
+
+
+def test_every_example_of_the_command_reference_runs(sweep: Path) -> None:
+    examples = [shlex.split(command.example)[1:] for command in commands()]
+    # Data and configurations of a GPT: the sweep has none.
+    gpt = [words for words in examples if words[0] in ("data", "train", "sample", "limits")]
+    served = [words for words in examples if words[0] == "dashboard"]
+    for words in [words for words in examples if words not in gpt + served]:
+        hpo(*words, *SHORTER.get(words[0], []), cwd=sweep, status=STATUS.get(words[0], 0))
+    (sweep / "beta2_sweep.yaml").unlink()
+    study = {"base": {"from": "mainrun-small"}, "space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2}}}
+    (sweep / "beta2_sweep.yaml").write_text(dump_yaml(study))
+    (sweep / "best.yaml").write_text((sweep / "studies/bases/mainrun-small.yaml").read_text())
+    for words in sorted(gpt, key=lambda words: words[0] == "sample"):
+        assert hpo(*words, cwd=sweep).stdout
+    for words in served:
+        with served_dashboard(sweep, words) as line:
+            assert "http://127.0.0.1" in line
+
+
+@contextlib.contextmanager
+def served_dashboard(folder: Path, words: list[str]) -> Iterator[str]:
+    """Start the dashboard as a person does; yield its first line."""
+    command = [sys.executable, "-m", "hpo", *words[:1], "--port", "0"]
+    process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr
+        yield process.stderr.readline()
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
 
 
 def test_every_shipped_study_and_base_is_named_in_the_readme() -> None:
