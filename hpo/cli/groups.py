@@ -12,7 +12,7 @@ import typer
 from hpo.cli.options import RUNS, Out, Pack, Storage, split_names, storage_url
 
 if TYPE_CHECKING:
-    from hpo.launcher.supervisor import LaunchOptions
+    from hpo.launcher.options import LaunchOptions
 
 
 class Where(StrEnum):
@@ -76,7 +76,7 @@ class RunOptions:
 
         study: "" for a command that names its study itself, such as `hpo confirm`.
         """
-        from hpo.launcher.supervisor import LaunchOptions
+        from hpo.launcher.options import LaunchOptions
 
         place, display = self.placement, self.display
         return LaunchOptions(

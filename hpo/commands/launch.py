@@ -12,7 +12,8 @@ from hpo.console import Format, as_text, clock, rows, say
 from hpo.errors import NothingFeasible, Problem, StorageError
 from hpo.evidence.comparison import conclude_comparison
 from hpo.evidence.preferred import UNCONFIRMED
-from hpo.launcher.supervisor import LaunchOptions, run_study, storage_option
+from hpo.launcher.options import LaunchOptions, storage_option
+from hpo.launcher.supervisor import run_study
 from hpo.runs.run_dir import write_file
 from hpo.storage.attributes import BUDGET, SPEC
 from hpo.storage.engine import open_readonly

@@ -21,7 +21,8 @@ from hpo.evidence.comparison import (
 from hpo.evidence.designs import ALL, DESIGNS, NONE, ArmsAndContrasts, Contrast, fields_of
 from hpo.evidence.factors import find_factors, named_configuration, order_factors, with_run_settings_of
 from hpo.evidence.paired import ended_without_value, final_score, runs_by_arm
-from hpo.launcher.supervisor import LaunchOptions, run_study
+from hpo.launcher.options import LaunchOptions
+from hpo.launcher.supervisor import run_study
 from hpo.storage.engine import open_readonly
 from hpo.study.arms import Compared, study_of
 from hpo.study.spec import Study

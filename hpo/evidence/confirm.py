@@ -21,7 +21,8 @@ from hpo.evidence.comparison import (
     search_study,
 )
 from hpo.evidence.paired import ArmComparison, compare_arms, comparison_record
-from hpo.launcher.supervisor import LaunchOptions, run_study
+from hpo.launcher.options import LaunchOptions
+from hpo.launcher.supervisor import run_study
 from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import Trial

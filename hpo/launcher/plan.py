@@ -1,4 +1,4 @@
-"""What is about to be run, for a person to check."""
+"""Describe a study before its launch, so that the user can check it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,31 +8,31 @@ from hpo.study.spec import Study
 
 
 def describe_plan(study: Study, anchors: Mapping[str, float]) -> str:
-    """Return what is about to be run, for a person to check."""
+    """Return a description of a study: search space or arms, budget, targets, rungs and anchors."""
     file, budget = study.file, study.file.budget.model_dump(exclude_none=True)
-    told = [f"{study.name}  ({study.source})"]
+    lines = [f"{study.name}  ({study.source})"]
     if file.arms is not None:
-        told += [f"  {name:28} {_values(values)}" for name, values in file.arms.items()]
-        told.append(f"  {len(file.arms)} arms x {len(file.seeds)} seeds, objective {file.objective}")
+        lines += [f"  {name:28} {_values(values)}" for name, values in file.arms.items()]
+        lines.append(f"  {len(file.arms)} arms x {len(file.seeds)} seeds, objective {file.objective}")
     else:
-        told += [f"  {path:28} {_range(entry.model_dump(exclude_defaults=True))}" for path, entry in file.space.items()]
-        told.append(
+        lines += [
+            f"  {path:28} {_range(entry.model_dump(exclude_defaults=True))}" for path, entry in file.space.items()
+        ]
+        lines.append(
             f"  budget {', '.join(_amount(k, v) for k, v in budget.items())}; sampler {file.sampler.name}, "
             f"pruner {file.pruner.name}, objective {file.objective}"
         )
     if file.targets:
-        told.append("  targets " + ", ".join(f"{name} {number(value)}" for name, value in file.targets.items()))
+        lines.append("  targets " + ", ".join(f"{name} {number(value)}" for name, value in file.targets.items()))
     if file.milestones:
-        by = sorted(file.milestones.items())
-        told.append("  milestones " + ", ".join(f"{number(value)} by {share * 100:g} %" for share, value in by))
+        shares = sorted(file.milestones.items())
+        lines.append("  milestones " + ", ".join(f"{number(value)} by {share * 100:g} %" for share, value in shares))
     if study.rung_tokens:
-        marks = [f"{round(i * study.rung_tokens):,}" for i in (1, 2)]
-        told.append(
-            f"  {study.rungs} rungs, at {marks[0]}, {marks[1]}, ... {round(study.rungs * study.rung_tokens):,} tokens"
-        )
+        first, second, last = (f"{round(i * study.rung_tokens):,}" for i in (1, 2, study.rungs))
+        lines.append(f"  {study.rungs} rungs, at {first}, {second}, ... {last} tokens")
     if anchors:
-        told.append("  anchors: " + ", ".join(f"{name} {number(value)}" for name, value in anchors.items()))
-    return "\n".join([*told, ""])
+        lines.append("  anchors: " + ", ".join(f"{name} {number(value)}" for name, value in anchors.items()))
+    return "\n".join([*lines, ""])
 
 
 def _amount(key: str, value: Any) -> str:

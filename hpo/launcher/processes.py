@@ -1,4 +1,4 @@
-"""A group of worker processes on this machine, their events, and their end."""
+"""A group of worker processes on this machine: start, restart, signal and stop them, and read their events."""
 
 import contextlib
 import json
@@ -17,17 +17,23 @@ from pathlib import Path
 from hpo.queue.slots import MAX_FAILURES
 from hpo.worker.events import ENDS, EVENTS, Event
 
-# Ends of one worker in a row after which it is not started again: of one that never joined its study; of one that
-# reached no rung in between, which is more than it takes for the trial that ends its workers to be given up.
+# Consecutive crashes after which a worker is not restarted. BEFORE_JOIN: of a worker that never joined its study.
+# AFTER_JOIN: of a worker that reached no rung in between. This number is larger than MAX_FAILURES, so that a trial that
+# crashes its workers fails first.
 MAX_CRASHES_BEFORE_JOIN, MAX_CRASHES_AFTER_JOIN = 3, MAX_FAILURES + 1
-RESTART_STATUSES = (75,)  # exit status: the device failed, and a new process may find it well
+# Exit statuses after which a worker is restarted: its device failed, and may work again in a new process.
+RESTART_STATUSES = (75,)
 
 
 @dataclass
 class WorkerProcess:
-    """One worker, whatever process it runs in; its standard error goes to `log`.
+    """One worker of a group.
 
-    owner: under which its process holds leases. ends: how often in a row it ended though there was work.
+    process: the current process; for a worker on a Ray cluster, an object with the same methods.
+    log: file that receives the worker's standard error.
+    owner: name under which the process holds leases, None before it has joined its study.
+    n_crashes: consecutive crashes without a new rung.
+    restart_at: when to restart the process, by time.monotonic(); infinity: never.
     """
 
     number: int
@@ -35,53 +41,58 @@ class WorkerProcess:
     log: Path
     environment: Mapping[str, str]
     owner: str | None = None
-    ends: int = 0
-    start_at: float | None = None  # when to start it again, by this process's clock
+    n_crashes: int = 0
+    restart_at: float | None = None
 
-    def crashed(self) -> bool:
-        """Return whether its process ended in a way that a new one may not: by a signal, or with a failed device."""
+    def has_crashed(self) -> bool:
+        """Return whether the process ended by a signal or with a failed device, so that a new one may succeed."""
         status = self.process.poll()
         return status is not None and (status < 0 or status in RESTART_STATUSES)
 
-    def given_up(self) -> bool:
-        """Return whether starting it again has not helped."""
-        return self.ends >= (MAX_CRASHES_BEFORE_JOIN if self.owner is None else MAX_CRASHES_AFTER_JOIN)
+    def is_given_up(self) -> bool:
+        """Return whether the worker has crashed too often to be restarted."""
+        return self.n_crashes >= (MAX_CRASHES_BEFORE_JOIN if self.owner is None else MAX_CRASHES_AFTER_JOIN)
 
-    def outlook(self) -> str:
-        """Return how its process ended, and whether there will be another."""
-        how = self.end().splitlines()[0].partition(" ended ")[2]
-        if self.given_up():
-            return f"ended {how.rstrip(':')}, {self.ends} times in a row; it is not started again"
-        return f"ended {how.rstrip(':')}; it is started again"
+    def describe_crash(self) -> str:
+        """Return how the process ended, and whether it is restarted."""
+        if self.is_given_up():
+            return f"ended with {self._exit()}, {self.n_crashes} times in a row; it is not restarted (see {self.log})"
+        return f"ended with {self._exit()}; it is restarted"
 
-    def end(self) -> str:
-        """Return how its process ended, and what it said last."""
+    def describe_exit(self) -> str:
+        """Return how the process ended, and the last lines of its log."""
+        return f"worker {self.number} ended with {self._exit()}:\n{self._last_log_lines()}".strip()
+
+    def _exit(self) -> str:
         status = self.process.returncode
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        return f"worker {self.number} ended with {how}:\n{self.last_words()}".strip()
+        return f"signal {-status}" if status < 0 else f"status {status}"
 
-    def last_words(self, lines: int = 15) -> str:
+    def _last_log_lines(self, n_lines: int = 15) -> str:
         with contextlib.suppress(OSError):
-            return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
+            return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-n_lines:])
         return ""
 
 
 class WorkerGroup:
-    """Starts workers, hands on what they tell, and leaves none behind."""
+    """Starts workers, collects their events, restarts those that crash, and stops all of them at the end."""
 
     def __init__(self, arguments: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path) -> None:
+        """Start one worker for each environment.
+
+        arguments: those of `hpo worker`. environments: variables added to this process's. folder: folder of the logs.
+        """
         self._events: queue.Queue[Event] = queue.Queue()
-        self._arguments, self._ending = arguments, False
+        self._arguments, self._stopping = arguments, False
         folder.mkdir(parents=True, exist_ok=True)
-        self.members = []
+        self.workers = []
         for number, environment in enumerate(environments, 1):
             log = folder / f"worker-{number}.log"
             log.write_bytes(b"")
-            member = WorkerProcess(number, self._process(log, environment), log, environment)
-            self.members.append(member)
-            self._listen_to(member)
+            worker = WorkerProcess(number, self._start_process(log, environment), log, environment)
+            self.workers.append(worker)
+            self._start_reader(worker)
 
-    def _process(self, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    def _start_process(self, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
         with log.open("a") as stderr:
             return subprocess.Popen(
                 [sys.executable, "-m", "hpo", "worker", *self._arguments],
@@ -90,77 +101,71 @@ class WorkerGroup:
                 stderr=stderr,
                 text=True,
                 env={**os.environ, **environment, EVENTS: "json"},
-                # Ctrl-C is the launcher's to pass on; otherwise each worker would get it twice.
+                # The launcher passes Ctrl-C on. In its own session a worker does not receive Ctrl-C a second time.
                 start_new_session=True,
             )
 
-    def _listen_to(self, member: WorkerProcess) -> None:
-        threading.Thread(target=self._listen, args=(member, member.process), daemon=True).start()
+    def _start_reader(self, worker: WorkerProcess) -> None:
+        threading.Thread(target=self._read_events, args=(worker, worker.process), daemon=True).start()
 
-    def _listen(self, member: WorkerProcess, process: subprocess.Popen[str]) -> None:
+    def _read_events(self, worker: WorkerProcess, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             with contextlib.suppress(json.JSONDecodeError):
                 event = json.loads(line)
                 if event["event"] == "joined":
-                    member.owner = event["owner"]
+                    worker.owner = event["owner"]
                 elif event["event"] in (*ENDS, "rung"):
-                    member.ends = 0
-                self._events.put({**event, "worker": member.number})
-        self._events.put({"event": "exit", "worker": member.number, "status": process.wait()})
+                    worker.n_crashes = 0
+                self._events.put({**event, "worker": worker.number})
+        self._events.put({"event": "exit", "worker": worker.number, "status": process.wait()})
 
-    def tend(self) -> Iterator[WorkerProcess]:
-        """Start again what has crashed, after a pause that grows; yield each that has just been found so.
-
-        One that ends three times in a row without ending a trial stays away: starting it again does not help.
-        """
-        for member in self.members:
-            if self._ending or not member.crashed():
+    def restart_crashed(self) -> Iterator[WorkerProcess]:
+        """Yield each worker that has just crashed, and restart it after a pause that doubles with each crash."""
+        for worker in self.workers:
+            if self._stopping or not worker.has_crashed():
                 continue
-            if member.start_at is None:
-                member.ends += 1
-                again = time.monotonic() + 2.0 ** (member.ends - 1)
-                member.start_at = math.inf if member.given_up() else again
-                yield member
-            elif time.monotonic() >= member.start_at:
-                member.process, member.owner, member.start_at = (
-                    self._process(member.log, member.environment),
-                    None,
-                    None,
-                )
-                self._listen_to(member)
+            if worker.restart_at is None:
+                worker.n_crashes += 1
+                restart_at = time.monotonic() + 2.0 ** (worker.n_crashes - 1)
+                worker.restart_at = math.inf if worker.is_given_up() else restart_at
+                yield worker
+            elif time.monotonic() >= worker.restart_at:
+                worker.process = self._start_process(worker.log, worker.environment)
+                worker.owner, worker.restart_at = None, None
+                self._start_reader(worker)
 
     def events(self, wait: float) -> Iterator[Event]:
-        """Yield what has been told; wait at most so many seconds for the first."""
+        """Yield the events that have arrived; wait at most this many seconds for the first one."""
         with contextlib.suppress(queue.Empty):
             yield self._events.get(timeout=wait)
             while True:
                 yield self._events.get_nowait()
 
-    def alive(self) -> bool:
-        """Return whether a worker runs, is about to be started again, or has told something that was not read."""
-        again = [m for m in self.members if m.crashed() and m.start_at != math.inf and not self._ending]
-        return bool(again) or any(m.process.poll() is None for m in self.members) or not self._events.empty()
+    def is_active(self) -> bool:
+        """Return whether a worker runs, will be restarted, or has sent events that are not read yet."""
+        restarting = any(w.has_crashed() and w.restart_at != math.inf for w in self.workers) and not self._stopping
+        return restarting or any(w.process.poll() is None for w in self.workers) or not self._events.empty()
 
     def failed(self) -> list[WorkerProcess]:
-        """Return the workers that ended otherwise than by seeing the budget spent."""
-        return [member for member in self.members if member.process.poll() not in (None, 0)]
+        """Return the workers that ended with another status than 0."""
+        return [worker for worker in self.workers if worker.process.poll() not in (None, 0)]
 
-    def send(self, number: signal.Signals) -> None:
-        """Signal all workers; none is started again from now on."""
-        self._ending = True
-        for member in self.members:
-            if member.process.poll() is None:
-                member.process.send_signal(number)
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to all workers. None of them is restarted afterwards."""
+        self._stopping = True
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.process.send_signal(number)
 
-    def end(self, patience: float = 10.0) -> None:
-        """End whatever still runs."""
-        self.send(signal.SIGTERM)
+    def stop(self, patience: float = 10.0) -> None:
+        """Stop all workers: SIGTERM, and after `patience` seconds SIGKILL."""
+        self.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + patience
-        for member in self.members:
+        for worker in self.workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                member.process.wait(max(0.1, deadline - time.monotonic()))
-        for member in self.members:
-            if member.process.poll() is None:
-                os.killpg(member.process.pid, signal.SIGKILL)
-                member.process.wait()
+                worker.process.wait(max(0.1, deadline - time.monotonic()))
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                os.killpg(worker.process.pid, signal.SIGKILL)
+                worker.process.wait()

@@ -1,4 +1,4 @@
-"""What a launch looks like while it runs: a live table on a terminal, a line an event elsewhere."""
+"""Progress of a launch: a live table in a terminal, otherwise one line per event."""
 
 import time
 
@@ -14,7 +14,7 @@ from hpo.worker.events import ENDS, Event, event_line
 
 
 class EventLog:
-    """A line an event, for logs and pipes."""
+    """Prints one line per event, for logs and pipes."""
 
     def __init__(self, snapshot: Snapshot, quiet: bool = False) -> None:
         self.snapshot, self.quiet = snapshot, quiet
@@ -25,24 +25,26 @@ class EventLog:
     def __exit__(self, *_: object) -> None: ...
 
     def show(self, event: Event) -> None:
+        """Print an event."""
         if not self.quiet and (text := event_line(event, self.snapshot.rungs, objective_decimals(self.snapshot))):
-            who = f"worker {event['worker']}: " if "worker" in event else ""
-            stderr().print(f"{who}{text}", markup=False)
+            prefix = f"worker {event['worker']}: " if "worker" in event else ""
+            stderr().print(f"{prefix}{text}", markup=False)
 
     def refresh(self, snapshot: Snapshot) -> None:
+        """Use a newer snapshot of the study."""
         self.snapshot = snapshot
 
 
 class LiveTable:
-    """One line a worker, best so far against baseline and anchors, progress, time left."""
+    """Shows one row per worker, the best trial against baseline and anchors, the progress, and the remaining time."""
 
     def __init__(self, snapshot: Snapshot, workers: int) -> None:
         self.snapshot = snapshot
-        self.workers: dict[int, Event] = {i: {"event": "waking"} for i in range(1, workers + 1)}
-        self.rates: dict[int, float] = {}
-        self.begun = time.monotonic()
-        self.done_before = _done(snapshot)
-        self.told = self._standing(snapshot)
+        self.events: dict[int, Event] = {i: {"event": "starting"} for i in range(1, workers + 1)}  # the last of each
+        self.rates: dict[int, float] = {}  # tokens per second of each worker
+        self.started_at = time.monotonic()
+        self.finished_before = _n_finished(snapshot)
+        self.summary = self._summary(snapshot)
         self.live = Live(console=Console(stderr=True), refresh_per_second=4, get_renderable=self.render)
 
     def __enter__(self) -> "LiveTable":
@@ -54,59 +56,61 @@ class LiveTable:
         self.live.stop()
 
     def show(self, event: Event) -> None:
+        """Show an event in its worker's row, or above the table if no worker sent it."""
         worker = event.get("worker", 0)
-        if worker in self.workers:
-            self.workers[worker] = {"event": "ended"} if event["event"] == "exit" else event
+        if worker in self.events:
+            self.events[worker] = {"event": "ended"} if event["event"] == "exit" else event
             if event.get("tokens_per_second"):
                 self.rates[worker] = event["tokens_per_second"]
         elif text := event_line(event, self.snapshot.rungs, objective_decimals(self.snapshot)):
             self.live.console.print(text, markup=False, highlight=False)
 
     def refresh(self, snapshot: Snapshot) -> None:
-        self.told = self._standing(snapshot)  # once, not each time the table is drawn
+        """Use a newer snapshot of the study."""
+        self.summary = self._summary(snapshot)  # here and not in `render`, which runs four times per second
         self.snapshot = snapshot
 
     def render(self) -> RenderableType:
+        """Return the table and the lines below it."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("worker", "trial", "rung", self.snapshot.objective, "tokens/s", ""):
             table.add_column(column, justify="left" if column == "" else "right", min_width=6)
-        for worker, event in self.workers.items():
+        for worker, event in self.events.items():
             table.add_row(*self._row(worker, event))
-        told = [self._progress(), *self.told]
-        return Group(Text(self.snapshot.name, style="bold"), table, *map(Text, told))
+        lines = [self._progress(), *self.summary]
+        return Group(Text(self.snapshot.name, style="bold"), table, *map(Text, lines))
 
     def _row(self, worker: int, event: Event) -> tuple[str, ...]:
         if "trial" not in event:
             return str(worker), "", "", "", "", str(event["event"])
         loss, rate = event.get("value"), self.rates.get(worker)
-        word = event["event"] if event["event"] in (*ENDS, "requeued", "taken") else ""
         return (
             str(worker),
             str(event["trial"]),
             f"{event.get('rung', 0)}/{self.snapshot.rungs}",
             "" if loss is None else objective_text(self.snapshot, loss),
             "" if rate is None else f"{rate:,.0f}",
-            word,
+            event["event"] if event["event"] in (*ENDS, "requeued", "taken") else "",
         )
 
     def _progress(self) -> str:
         n = trial_counts(self.snapshot)
-        ended = _done(self.snapshot)
+        n_finished = _n_finished(self.snapshot)
         text = f"{n['complete']} complete, {n['pruned']} pruned, {n['failed']} failed, {n['running']} running"
         total = self.snapshot.budget.get("trials")
         if not total:
             return text
-        left, fresh = total - ended, ended - self.done_before
+        left, newly_finished = total - n_finished, n_finished - self.finished_before
         text += f", {n['waiting']} waiting of {total}"
-        if fresh and left > 0:
-            text += f"; about {clock((time.monotonic() - self.begun) / fresh * left)} left"
+        if newly_finished and left > 0:
+            text += f"; about {clock((time.monotonic() - self.started_at) / newly_finished * left)} left"
         return text
 
     @staticmethod
-    def _standing(snapshot: Snapshot) -> list[str]:
+    def _summary(snapshot: Snapshot) -> list[str]:
         return [best_summary(snapshot) or "no trial complete yet", *goal_lines(snapshot)]
 
 
-def _done(snapshot: Snapshot) -> int:
+def _n_finished(snapshot: Snapshot) -> int:
     n = trial_counts(snapshot)
     return n["complete"] + n["pruned"] + n["failed"]

@@ -1,4 +1,4 @@
-"""A worker's place on a node of a Ray cluster: a process of its own, watched and signalled from the launcher."""
+"""The Ray actor that runs one worker process on a node of the cluster, and passes signals of the launcher on."""
 
 import importlib.metadata
 import os
@@ -16,49 +16,53 @@ from typing import IO, Any
 from hpo.errors import Problem
 from hpo.worker.events import EVENTS
 
-WATCH_S = 0.25  # between looks at the node's raylet
+WATCH_S = 0.25  # seconds between two checks of the node's raylet, the process by which Ray manages the node
 
 
 class RayWorker:
-    """What Ray puts on a node, as an actor: it runs one worker process there."""
+    """A Ray actor that runs one worker process on its node."""
 
     def __init__(self) -> None:
-        self._told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._output: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._process: subprocess.Popen[str] | None = None
-        self._asked: int | None = None
+        self._requested_signal: int | None = None
         self._lock = threading.Lock()
-        self._node = os.getppid()  # the node's raylet
-        self._lost = False
+        self._raylet = os.getppid()
+        self._raylet_ended = False
 
     def run(
         self, version: str, arguments: Sequence[str], environment: Mapping[str, str], folder: str
     ) -> Iterator[tuple[str, Any]]:
-        """Run a worker; yield ("on", where), ("out", line), ("err", line) and at last ("exit", status).
+        """Run a worker; yield ("on", node), ("out", line), ("err", line) and finally ("exit", status).
 
-        The status of a worker that had to leave because its node was lost is None.
+        The status is None if the worker had to stop because the node was lost.
+
+        version: of hpo in the launcher. arguments: those of `hpo worker`. folder: working directory of the launcher.
         """
         import ray
 
         yield "on", f"{socket.gethostname()}, node {ray.get_runtime_context().get_node_id()[:8]}"
-        if version != (here := importlib.metadata.version("hpo")):
-            yield "err", f"hpo: this node has version {here}, the launcher {version}; install the same on all nodes\n"
+        node_version = importlib.metadata.version("hpo")
+        if version != node_version:
+            rule = f"hpo: must have the launcher's version {version} on all nodes, this node has {node_version}"
+            yield "err", f"{rule}; install {version} here\n"
             yield "exit", Problem.status
             return
         process = self._start([sys.executable, "-m", "hpo", "worker", *arguments], environment, folder)
-        for task in (self._listen, self._leave):
+        for task in (self._read_output, self._watch_raylet):
             threading.Thread(target=task, args=(process,), daemon=True).start()
         while True:
-            kind, what = self._told.get()
-            yield kind, what
+            kind, value = self._output.get()
+            yield kind, value
             if kind == "exit":
                 return
 
-    def send(self, number: int) -> None:
-        """Signal the worker, or have it signalled as soon as it is there; SIGKILL is for all that it started."""
-        # Ray's processes block SIGINT, and so do those that they start; to a worker the two say the same.
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the worker as soon as its process has started. SIGKILL also ends its child processes."""
+        # Ray's processes block SIGINT, and their child processes inherit this. A worker handles both signals alike.
         number = signal.SIGTERM if number == signal.SIGINT else number
         with self._lock:
-            self._asked = number
+            self._requested_signal = number
             if self._process is None or self._process.poll() is not None:
                 return
             if number == signal.SIGKILL:
@@ -75,16 +79,16 @@ class RayWorker:
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
-                # The launcher's folder, where there is one: a study's own training function is found from there.
+                # A study's own training function is imported from the launcher's folder, if the node has this folder.
                 cwd=folder if Path(folder).is_dir() else None,
                 env={**os.environ, **environment, EVENTS: "json"},
                 start_new_session=True,
             )
-        if self._asked is not None:
-            self.send(self._asked)
+        if self._requested_signal is not None:
+            self.send_signal(self._requested_signal)
         return self._process
 
-    def _listen(self, process: subprocess.Popen[str]) -> None:
+    def _read_output(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout
         assert process.stderr
         pipes = {"out": process.stdout, "err": process.stderr}
@@ -93,22 +97,22 @@ class RayWorker:
             reader.start()
         status = process.wait()
         for reader in readers:
-            reader.join(2.0)  # what the worker started may hold its pipes open
-        self._told.put(("exit", None if self._lost else status))
+            reader.join(2.0)  # not longer: child processes of the worker may hold its pipes open
+        self._output.put(("exit", None if self._raylet_ended else status))
 
-    def _leave(self, process: subprocess.Popen[str]) -> None:
-        """Ask the worker to leave as soon as the node's raylet is gone.
+    def _watch_raylet(self, process: subprocess.Popen[str]) -> None:
+        """Stop the worker as soon as the node's raylet has ended.
 
-        Ray ends this process seconds later, perhaps after the launcher has freed what the worker held and while it
-        holds something new, which would then wait for its lease to run out.
+        Ray ends this process some seconds later. In the meantime the launcher may have freed the worker's trials, and
+        the worker may have claimed others, which would then wait until their leases expire.
         """
         while process.poll() is None:
-            if os.getppid() != self._node:
-                self._lost = True
-                self.send(signal.SIGTERM)
+            if os.getppid() != self._raylet:
+                self._raylet_ended = True
+                self.send_signal(signal.SIGTERM)
                 return
             time.sleep(WATCH_S)
 
     def _read(self, kind: str, pipe: IO[str]) -> None:
         for line in pipe:
-            self._told.put((kind, line))
+            self._output.put((kind, line))

@@ -1,13 +1,12 @@
-"""Workers on the nodes of a Ray cluster: Ray finds the room, each worker is a process of its own on its node.
+"""Workers on the nodes of a Ray cluster. Ray chooses the nodes, and each worker is a process on its node.
 
-Everything but the place is as on one machine: the leases in the storage decide who trains what, the launcher's
-`Group` starts lost workers again, and Ray puts them where there is room.
+Everything else works as on one machine: leases in the storage decide which worker trains which trial, and the
+launcher's WorkerGroup restarts lost workers, which Ray places on nodes with free resources.
 """
 
 import importlib.metadata
 import importlib.util
 import io
-import json
 import logging
 import os
 import signal
@@ -26,21 +25,23 @@ from hpo.console import say
 from hpo.errors import Problem, WorkFailed
 from hpo.launcher.processes import WorkerGroup, WorkerProcess
 from hpo.launcher.ray_actor import RayWorker
+from hpo.launcher.ray_process import LOST, RemoteProcess
 from hpo.storage.url import masked_url, normalise_url
 from hpo.worker.events import Event
 
-CPUS = 1  # of a worker; cores beyond one speed up a small GPT less than another worker does
-CONNECT_TIMEOUT_S = 5.0  # for which the head's port may take to answer
-JOIN_TIMEOUT_S = 20.0  # for which joining the cluster may take; Ray by itself would try for ever
-PLACEMENT_WAIT_S = 10.0  # after which a worker without a place is spoken of
-LOST = -signal.SIGKILL  # exit status, as of a process, of a worker that was lost with its node
+CPUS = 1  # cores of a worker: another worker uses a core better than more threads of a small GPT do
+CONNECT_TIMEOUT_S = 5.0  # seconds that the port of the cluster's head may take to answer
+JOIN_TIMEOUT_S = 20.0  # seconds that joining the cluster may take, because Ray itself has no limit
+PLACEMENT_WAIT_S = 10.0  # seconds after which a worker without a node is reported
 
 
 def check_ray_options(storage: str, gpus: float) -> None:
-    """Check what can be checked without a cluster.
+    """Check the options that do not need a cluster.
+
+    gpus: GPUs of each worker.
 
     Raises:
-        Problem: Ray is not installed, or workers on other nodes could not work.
+        Problem: Ray is not installed, workers on other nodes cannot reach the storage, or `gpus` is not valid.
     """
     if importlib.util.find_spec("ray") is None:
         raise Problem("--on ray: needs Ray, which is not installed; pip install 'hpo[ray]'")
@@ -55,17 +56,20 @@ def check_ray_options(storage: str, gpus: float) -> None:
 
 
 def join_cluster(address: str, storage: str, gpus: float) -> None:
-    """Join a running cluster as a driver; warn where its nodes may not reach the storage.
+    """Join a running cluster as a driver, and warn if its nodes may not reach the storage.
+
+    address: HOST:PORT of the head, or "" for RAY_ADDRESS or the cluster of this machine.
 
     Raises:
-        WorkFailed: it does not answer. Problem: none of its nodes could ever hold a worker.
+        WorkFailed: the cluster does not answer.
+        Problem: no node of the cluster is large enough for a worker.
     """
     address = address or os.environ.get("RAY_ADDRESS", "") or "auto"
     if address != "auto":
-        _reach(address)
+        _check_connection(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     failed: list[BaseException] = []
-    # a thread: from the main one Ray would take SIGTERM, and nothing could end its waiting
+    # In the main thread Ray would replace the handler of SIGTERM, and a join without a limit could not be ended.
     thread = threading.Thread(target=_init, args=(address, failed), daemon=True)
     thread.start()
     thread.join(JOIN_TIMEOUT_S)
@@ -92,11 +96,12 @@ def _init(address: str, failed: list[BaseException]) -> None:
         failed.append(error)
 
 
-def _reach(address: str) -> None:
-    """Check that something listens there, since Ray tries for ever.
+def _check_connection(address: str) -> None:
+    """Check that a server listens at an address, because Ray itself would retry without a limit.
 
     Raises:
-        Problem: it is no HOST:PORT. WorkFailed: nothing does.
+        Problem: the address is not HOST:PORT.
+        WorkFailed: no server listens.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
@@ -110,170 +115,83 @@ def _reach(address: str) -> None:
 
 
 def _check_nodes(storage: str, gpus: float) -> None:
+    """Check that a worker fits on a node, and warn if the storage's address is local to this machine."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    have = [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in nodes]
-    if not any(cpu >= CPUS and gpu >= gpus for cpu, gpu in have):
+    resources = [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in nodes]
+    if not any(cpu >= CPUS and gpu >= gpus for cpu, gpu in resources):
         raise Problem(
             f"--gpus-per-worker: must fit on a node beside {CPUS} CPU, got {gpus:g}; "
-            f"the cluster's nodes have {', '.join(f'{cpu:g} CPUs and {gpu:g} GPUs' for cpu, gpu in have)}"
+            f"the cluster's nodes have {', '.join(f'{cpu:g} CPUs and {gpu:g} GPUs' for cpu, gpu in resources)}"
         )
     hosts = {node["NodeManagerHostname"] for node in nodes}
     url = sa.make_url(normalise_url(storage))
-    named = str(url.host or url.query.get("host") or "/")
-    if len(hosts) > 1 and (named.startswith(("/", "127.")) or named in ("localhost", "::1")):
-        say(
-            f"note: {masked_url(storage)} is this machine's own; workers on the other {len(hosts) - 1} hosts cannot reach it"
-        )
-
-
-class RemoteProcess:
-    """A worker on some node, with what `Group` asks of a process. `on`: where it is, None before it has a place."""
-
-    def __init__(self, actor: Any, log: Path, given: Sequence[Any]) -> None:
-        self.returncode: int | None = None
-        self.on: str | None = None
-        self.asked_at = time.monotonic()
-        self._actor, self._log = actor, log
-        self._ended = threading.Event()
-        # The URL with its password is an argument: Ray shows environments and names, never arguments.
-        self._told = actor.run.options(num_returns="streaming").remote(*given)
-        self.stdout = self._lines()
-
-    def poll(self) -> int | None:
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        if not self._ended.wait(timeout):
-            raise subprocess.TimeoutExpired("hpo worker", timeout or 0.0)
-        assert self.returncode is not None
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        """Signal the worker from another thread: this is called by signal handlers, which must not wait for Ray."""
-        threading.Thread(target=self._send, args=(number,), daemon=True).start()
-
-    def give_up(self, status: int) -> None:
-        """End with this status, with all that runs on the node."""
-        import ray
-
-        self.returncode = status if self.returncode is None else self.returncode
-        with suppress(Exception):  # it may be gone
-            if self.on is not None:
-                ray.get(self._actor.send.remote(signal.SIGKILL), timeout=2.0)
-            ray.kill(self._actor)
-        self._ended.set()
-
-    def _send(self, number: int) -> None:
-        if self.on is None:
-            self.give_up(128 + number)
-        else:
-            with suppress(Exception):
-                self._actor.send.remote(int(number))
-
-    def _lines(self) -> Iterator[str]:
-        """Yield what the worker prints, and an event of its place; what it says on standard error goes to the log."""
-        import ray
-        from ray.exceptions import RayTaskError
-
-        status = LOST
-        try:
-            for reference in self._told:
-                kind, what = ray.get(reference)
-                if kind == "out":
-                    yield what
-                elif kind == "err":
-                    self._note(what)
-                elif kind == "on":
-                    self.on = what
-                    self._note(f"placed on {what}\n")
-                    yield json.dumps({"event": "placed", "text": f"placed on {what}"})
-                elif what is None:
-                    yield self._lost("the node's raylet is gone")
-                else:
-                    status = what
-        except Exception as error:  # lost with its node, or the node cannot run it
-            status = 1 if isinstance(error, RayTaskError) else LOST
-            if self.returncode is None:
-                yield self._lost(str(error).strip().splitlines()[-1].strip())
-        self._over(status)
-
-    def _lost(self, why: str) -> str:
-        text = f"lost on {self.on}: {why}" if self.on else f"not placed: {why}"
-        self._note(f"{text}\n")
-        return json.dumps({"event": "note", "text": text})
-
-    def _over(self, status: int) -> None:
-        import ray
-
-        self.returncode = status if self.returncode is None else self.returncode
-        with suppress(Exception):
-            ray.kill(self._actor)  # its room is for others
-        self._ended.set()
-
-    def _note(self, text: str) -> None:
-        with self._log.open("a") as file:
-            file.write(text)
+    host = str(url.host or url.query.get("host") or "/")
+    if len(hosts) > 1 and (host.startswith(("/", "127.")) or host in ("localhost", "::1")):
+        others = f"workers on the other {len(hosts) - 1} hosts cannot reach it"
+        say(f"note: --storage: {masked_url(storage)} is an address of this machine only; {others}")
 
 
 class RayWorkerGroup(WorkerGroup):
-    """A group whose workers are on a Ray cluster that this process has joined."""
+    """A group of workers on the Ray cluster that this process has joined."""
 
     def __init__(
         self, gpus: float, arguments: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path
     ) -> None:
+        """Start one worker for each environment. gpus: GPUs of each worker; the other arguments: see WorkerGroup."""
         import ray
 
-        # spread: a worker that finds a node's cores taken by others is slow, one that is alone is not
-        room = {"num_cpus": CPUS, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+        # SPREAD, because workers that share a node's cores with other processes are slow.
+        resources = {"num_cpus": CPUS, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
         actors: Any = ray.remote(RayWorker)
-        self._places = actors.options(**room, max_concurrency=4)  # a place listens while its worker runs
-        self._waiting = 0
-        self._aside = ExitStack()
-        # Ray prints what befalls the cluster on standard output, which is for data.
-        self._aside.enter_context(redirect_stdout(io.StringIO()))
+        # max_concurrency: the actor must answer send_signal while run is active.
+        self._actors = actors.options(**resources, max_concurrency=4)
+        self._n_waiting = 0
+        self._stack = ExitStack()
+        # Ray prints events of the cluster on standard output, which hpo reserves for data.
+        self._stack.enter_context(redirect_stdout(io.StringIO()))
         super().__init__(arguments, environments, folder)
 
-    def _process(self, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-        given = (importlib.metadata.version("hpo"), list(self._arguments), dict(environment), os.getcwd())
-        return cast("subprocess.Popen[str]", RemoteProcess(self._places.remote(), log, given))
+    def _start_process(self, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+        arguments = (importlib.metadata.version("hpo"), list(self._arguments), dict(environment), os.getcwd())
+        return cast("subprocess.Popen[str]", RemoteProcess(self._actors.remote(), log, arguments))
 
     def events(self, wait: float) -> Iterator[Event]:
-        """Yield what has been told, and that workers wait for room, each time that more do."""
+        """Yield the events that have arrived, and a note when more workers than before wait for resources."""
         yield from super().events(wait)
         late = time.monotonic() - PLACEMENT_WAIT_S
-        running = [remote for remote in map(_remote, self.members) if remote.poll() is None]
-        waiting = sum(remote.on is None and remote.asked_at < late for remote in running)
-        if waiting > self._waiting:
-            placed = sum(remote.on is not None for remote in running)
-            text = f"waiting for room: {placed} of {len(self.members)} workers placed"
+        running = [remote for remote in map(_remote, self.workers) if remote.poll() is None]
+        n_waiting = sum(remote.node is None and remote.requested_at < late for remote in running)
+        if n_waiting > self._n_waiting:
+            n_placed = sum(remote.node is not None for remote in running)
+            text = f"waiting for free resources: {n_placed} of {len(self.workers)} workers are placed"
             yield {"event": "note", "text": text}
-        self._waiting = waiting
+        self._n_waiting = n_waiting
 
-    def alive(self) -> bool:
-        """Return whether a worker runs or will; where one saw the budget spent, the others need no place any more."""
-        remotes = [_remote(member) for member in self.members]
+    def is_active(self) -> bool:
+        """Return whether a worker runs or will run. After one has found the budget spent, the others need no node."""
+        remotes = [_remote(worker) for worker in self.workers]
         if any(remote.poll() == 0 for remote in remotes):
             for remote in remotes:
-                if remote.on is None and remote.poll() is None:
-                    remote.give_up(0)
-        return super().alive()
+                if remote.node is None and remote.poll() is None:
+                    remote.kill(0)
+        return super().is_active()
 
-    def end(self, patience: float = 10.0) -> None:
-        """End whatever still runs, and leave the cluster."""
+    def stop(self, patience: float = 10.0) -> None:
+        """Stop all workers, and leave the cluster."""
         import ray
 
-        self.send(signal.SIGTERM)
+        self.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + patience
-        for remote in map(_remote, self.members):
+        for remote in map(_remote, self.workers):
             with suppress(subprocess.TimeoutExpired):
                 remote.wait(max(0.1, deadline - time.monotonic()))
             if remote.poll() is None:
-                remote.give_up(LOST)
+                remote.kill(LOST)
         ray.shutdown()
-        self._aside.close()
+        self._stack.close()
 
 
-def _remote(member: WorkerProcess) -> RemoteProcess:
-    return cast(RemoteProcess, member.process)
+def _remote(worker: WorkerProcess) -> RemoteProcess:
+    return cast(RemoteProcess, worker.process)

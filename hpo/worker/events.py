@@ -49,7 +49,7 @@ def event_line(event: Event, rungs: int, digits: int = 4) -> str:
         case "joined":
             return ""
         case "exit":
-            return f"exited with status {event['status']}" if event["status"] else ""
+            return f"ended with status {event['status']}" if event["status"] else ""
     if event_type in ENDS:
         result = f": {event['error']}" if event.get("error") else f", {_loss(event, digits)}"
         return f"trial {trial}: {event_type} at rung {event['rung']}/{rungs}{result}"

@@ -23,7 +23,8 @@ from hpo.evidence.claims.results import (
 from hpo.evidence.claims.run import run_claim
 from hpo.evidence.claims.runner import TUNING_SEEDS, ClaimSkipped
 from hpo.evidence.claims.schema import ArmsTest, Ledger, LedgerClaim
-from hpo.launcher.supervisor import LaunchOptions, resolve_workers
+from hpo.launcher.options import LaunchOptions
+from hpo.launcher.placement import resolve_workers
 from hpo.runs.run_dir import write_file
 
 TABLE_COLUMNS = ("id", "claimed", "measured", "n", "tokens", "scale", "verdict")

@@ -10,7 +10,7 @@ from hpo.evidence.claims.ledger import arm_configurations
 from hpo.evidence.claims.results import ClaimResult, stored_test
 from hpo.evidence.claims.runner import ClaimRunner, ClaimSkipped, distinct_machines
 from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, LedgerClaim
-from hpo.launcher.supervisor import LaunchOptions
+from hpo.launcher.options import LaunchOptions
 from hpo.runs import datasets
 from model.config import TrainConfig
 from model.nn.gpt import build_network

@@ -16,7 +16,8 @@ from hpo.evidence.claims.schema import ArmsTest
 from hpo.evidence.claims.scoring import metrics_at_equal_seconds, run_score
 from hpo.evidence.claims.verdict import better_sign
 from hpo.evidence.paired import runs_by_arm
-from hpo.launcher.supervisor import LaunchOptions, run_study
+from hpo.launcher.options import LaunchOptions
+from hpo.launcher.supervisor import run_study
 from hpo.storage.attributes import MACHINE, METRICS, SPEC
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import State, study_attrs, study_ids

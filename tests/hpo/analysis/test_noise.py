@@ -224,7 +224,7 @@ def test_live_view_tells_values_with_the_digits_that_the_noise_leaves(here: Path
     assert floor is not None
     told = f"{1.23456789:.{decimals(floor.sigma)}f}"
     assert screen._row(1, event)[3] == told
-    assert screen.told[0] == best_summary(of)
+    assert screen.summary[0] == best_summary(of)
     assert event_line(event, 4, decimals(floor.sigma)) == f"trial 3: rung 2/4, {told}"
     assert event_line(event, 4) == "trial 3: rung 2/4, 1.2346"
 

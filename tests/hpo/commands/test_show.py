@@ -65,7 +65,7 @@ def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Pat
     assert until(lambda: set(workers(here)) - set(before), 60)
     _, said = process.communicate(timeout=90)
     assert process.returncode == 0
-    assert "ended with signal 9; it is started again" in said
+    assert "ended with signal 9; it is restarted" in said
     with open_readonly("runs/hpo.db") as store:
         snapshot = read_snapshot(store, "planted")
         assert trial_counts(snapshot)["complete"] == len(snapshot.trials) == 5
@@ -84,7 +84,7 @@ def test_worker_that_crashes_three_times_in_a_row_is_not_started_again(here: Pat
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.count("it is started again") == 2
-    assert "ended with signal 9, 3 times in a row; it is not started again" in done.stderr
+    assert done.stderr.count("it is restarted") == 2
+    assert "ended with signal 9, 3 times in a row; it is not restarted" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - began > 3, "with a pause that grows in between"

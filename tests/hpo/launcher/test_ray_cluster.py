@@ -182,9 +182,9 @@ def test_a_study_on_two_nodes_ends_complete_though_one_is_lost(server: Postgres,
         process.kill()
     told = log.read_text()
     assert process.returncode == 0, told
-    assert stdout.startswith("best: trial")  # and nothing of Ray's own
+    assert stdout.startswith("best: trial")  # and no line of Ray
     assert len(re.findall(r"worker \d: lost on .* node \w+: ", told)) == 2, told
-    assert len(re.findall(r"worker \d: ended with signal 9; it is started again", told)) == 2
+    assert len(re.findall(r"worker \d: ended with signal 9; it is restarted", told)) == 2
     assert numbers(url) == (40, 0, 0, 0, 0)
     assert until(lambda: not left_over(tmp_path)), left_over(tmp_path)
     for path in [log, *(tmp_path / "runs").rglob("worker-*.log"), *nodes.folder.rglob("*")]:
@@ -192,18 +192,18 @@ def test_a_study_on_two_nodes_ends_complete_though_one_is_lost(server: Postgres,
             assert server.password.encode() not in path.read_bytes(), path
 
 
-def test_ctrl_c_reaches_workers_with_a_place_and_those_without(server: Postgres, nodes: Nodes, tmp_path: Path) -> None:
+def test_ctrl_c_reaches_workers_with_and_without_a_node(server: Postgres, nodes: Nodes, tmp_path: Path) -> None:
     url = server.url(server.database(), tcp=True)
     file = planted(tmp_path, base={"pause": 0.3}, budget={"trials": 400}, pruner={"name": "none"})
     process, log = launch(url, nodes, tmp_path, "--study", str(file), "--workers", "5"), tmp_path / "launch.log"
     try:
-        assert until(lambda: "waiting for room: " in log.read_text() and ": complete" in log.read_text())
+        assert until(lambda: "waiting for free resources: " in log.read_text() and ": complete" in log.read_text())
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, log.read_text()
-    assert f"--on ray --address {nodes.address}" in log.read_text()  # of the command that goes on
+    assert f"--on ray --address {nodes.address}" in log.read_text()  # in the command that resumes the study
     complete, *others, running, waiting = numbers(url)
     assert (*others, running, complete + waiting) == (0, 0, 0, 400)
     assert until(lambda: not left_over(tmp_path)), left_over(tmp_path)
@@ -236,7 +236,7 @@ def test_claims_run_one_study_after_the_other_on_the_same_cluster(
     ("arguments", "message", "status"),
     [
         (["--on", "ray"], "--storage: must be Postgres with --on ray, since workers on other nodes cannot reach", 2),
-        (["--on", "ray", "--gpus", "0"], "--gpus: must be left out with --on ray, which finds GPUs by --gpus-per", 2),
+        (["--on", "ray", "--gpus", "0"], "--gpus: must be left out with --on ray; use --gpus-per-worker", 2),
         (["--gpus-per-worker", "0.5"], "--gpus-per-worker: must be left out without --on ray", 2),
         (["--address", "127.0.0.1:1"], "--address: must be left out without --on ray", 2),
         (["--on", "ray", "--storage", POSTGRES, "--gpus-per-worker", "1.5"], "--gpus-per-worker: must be a frac", 2),
@@ -262,9 +262,9 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         check_ray_options(POSTGRES, 0)
 
 
-def test_a_server_that_is_no_ray_cluster_is_given_up() -> None:
+def test_a_server_that_is_no_ray_cluster_is_an_error() -> None:
     program = """
-import hpo.cluster, sys
+import hpo.launcher.ray_cluster, sys
 hpo.launcher.ray_cluster.JOIN_TIMEOUT_S = 2.0
 try:
     hpo.launcher.ray_cluster.join_cluster(sys.argv[1], "", 0)
