@@ -226,7 +226,7 @@ def test_configurations_of_different_data_are_refused(here: Path) -> None:
     (here / "to.yaml").write_text(dump_yaml(tree | {"data": {"name": "python-docs"}}))
     done = hpo("ablate", "--study", "g", "--to", "to.yaml", cwd=here, status=2)
     assert (
-        "--to: data.name: must equal that of --from, 'synthetic', since losses on different data cannot be compared"
+        "--to: data.name: must equal that of --from, 'text', since losses on different data cannot be compared"
         in done.stderr
     )
 
