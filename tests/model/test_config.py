@@ -30,7 +30,7 @@ def members(annotation: Any) -> list[type[BaseModel]]:
 SECTIONS = {key: members(field.annotation) for key, field in TrainConfig.model_fields.items()}
 
 
-def knobs() -> list[str]:
+def hyperparameters() -> list[str]:
     """Return "section.field", or "section[member].field" where the section is a union, for every field there is."""
     return [
         f"{key}[{kind.model_fields['name'].default}].{name}" if len(kinds) > 1 else f"{key}.{name}"
@@ -95,7 +95,7 @@ def hub(seed: int) -> str:
 
 
 def cases() -> dict[str, tuple[dict[str, Any], Any]]:
-    """Return for each knob the other settings under which it is in force, and another value for it."""
+    """Return for each hyperparameter the other settings under which it is in force, and another value for it."""
     found: dict[str, tuple[dict[str, Any], Any]] = {
         "tokenizer[bytes].name": ({}, "chars"),
         "tokenizer[chars].name": ({"tokenizer.name": "chars"}, "bpe"),
@@ -176,7 +176,11 @@ def model_cases() -> dict[str, tuple[dict[str, Any], Any]]:
         for field, other in changes.items():
             more = {"model.n_layer": 2} if field == "skips" else {"optimizer.lr": 0.1}
             found[f"model[{name}].{field}"] = (base | more, other)
-    return {knob: case for knob, case in found.items() if knob in knobs() and knob not in IMMUNE}
+    return {
+        hyperparameter: case
+        for hyperparameter, case in found.items()
+        if hyperparameter in hyperparameters() and hyperparameter not in IMMUNE
+    }
 
 
 def optimizer_cases() -> dict[str, tuple[dict[str, Any], Any]]:
@@ -228,7 +232,7 @@ def schedule_cases() -> dict[str, tuple[dict[str, Any], Any]]:
 
 
 def clip_cases() -> dict[str, tuple[dict[str, Any], Any]]:
-    """Return the knobs of the clipping rules, under settings in which each clips much of a run of 24 updates."""
+    """Return the hyperparameters of the clipping rules, with settings that clip many of the 24 updates."""
     settings: dict[str, dict[str, Any]] = {
         "norm": {"max_norm": 0.1},
         "none": {},
@@ -252,7 +256,7 @@ def clip_cases() -> dict[str, tuple[dict[str, Any], Any]]:
 
 
 def recovery_cases() -> dict[str, tuple[dict[str, Any], Any]]:
-    """Return the knobs of recovery, on a run whose every sixth update is a fault."""
+    """Return the hyperparameters of recovery, on a run whose every sixth update is a fault."""
     faults = {"run.spike_every": 6, "run.spike_scale": 1e38, "clip.name": "none"}
     spikes = {"run.spike_every": 21, "run.spike_scale": 50.0}
     found: dict[str, tuple[dict[str, Any], Any]] = {}
@@ -266,9 +270,9 @@ def recovery_cases() -> dict[str, tuple[dict[str, Any], Any]]:
     return found
 
 
-def unreachable(knob: str) -> bool:
-    """Return whether a knob belongs to a corpus that is not on every machine; `text` has the same fields."""
-    key, _, field = knob.partition(".")
+def unreachable(hyperparameter: str) -> bool:
+    """Return whether a hyperparameter belongs to a corpus that is not on every machine; `text` has the same fields."""
+    key, _, field = hyperparameter.partition(".")
     return key.startswith("data[") and (field == "name" or field in CorpusBase.model_fields)
 
 
@@ -284,21 +288,21 @@ def fingerprint(config: TrainConfig) -> list[float]:
     return numbers
 
 
-def test_every_knob_is_a_case_or_has_a_reason_not_to_be():
-    missing = [k for k in knobs() if k not in cases() and k not in IMMUNE and not unreachable(k)]
+def test_every_hyperparameter_is_a_case_or_has_a_reason_not_to_be():
+    missing = [k for k in hyperparameters() if k not in cases() and k not in IMMUNE and not unreachable(k)]
     assert missing == [], "a new field needs a case in cases(), or a reason in IMMUNE"
-    assert [k for k in [*cases(), *IMMUNE] if k not in knobs()] == []
+    assert [k for k in [*cases(), *IMMUNE] if k not in hyperparameters()] == []
 
 
-@pytest.mark.parametrize("knob", [k for k in knobs() if k not in IMMUNE])
-def test_turning_a_knob_changes_the_run(knob, tmp_path, monkeypatch):
-    if knob not in cases():
-        assert unreachable(knob)
+@pytest.mark.parametrize("hyperparameter", [k for k in hyperparameters() if k not in IMMUNE])
+def test_changing_a_hyperparameter_changes_the_run(hyperparameter, tmp_path, monkeypatch):
+    if hyperparameter not in cases():
+        assert unreachable(hyperparameter)
         assert set(CorpusBase.model_fields) <= set(Text.model_fields)
         return
-    settings, other = cases()[knob]
+    settings, other = cases()[hyperparameter]
     before = tiny(settings)
-    path = knob.partition("[")[0].partition(".")[0] + "." + knob.rpartition(".")[2]
+    path = hyperparameter.partition("[")[0].partition(".")[0] + "." + hyperparameter.rpartition(".")[2]
     if path == "data.path" and not Path(other).is_dir():  # the same name in another folder, with another text
         (tmp_path / other).write_text(Path(before.data.path).read_text("utf-8").replace("e", "a").replace("o", "u"))
         monkeypatch.chdir(tmp_path)

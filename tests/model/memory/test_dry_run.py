@@ -24,16 +24,16 @@ def data(config):
     return prepare(config.data, config.tokenizer)
 
 
-def asked(config, limit, updates=2):
-    """Ask the program; return its answer."""
-    question = {"config": config.model_dump(mode="json"), "updates": updates, "runs": 1, "limit": limit}
+def request(config, limit, updates=2):
+    """Run the program on a request and return its result."""
+    body = {"config": config.model_dump(mode="json"), "updates": updates, "runs": 1, "limit": limit}
     command = [sys.executable, "-m", "model.memory.dry_run"]
-    done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, check=True)
-    assert not done.stderr
-    return json.loads(done.stdout)
+    process = subprocess.run(command, input=json.dumps(body), capture_output=True, text=True, check=True)
+    assert not process.stderr
+    return json.loads(process.stdout)
 
 
-def test_a_rehearsal_leaves_the_run_as_it_is():
+def test_a_dry_run_leaves_the_run_as_it_is():
     config = tiny({"regularization.dropout": 0.1, "regularization.ema": 0.9})
     before = alone(config)
     assert isinstance(dry_run(config, data(config)), DryRun)
@@ -75,8 +75,8 @@ def test_a_long_validation_split_is_not_scored_whole(monkeypatch):
     monkeypatch.setattr(Trainer, "__init__", spy)
     monkeypatch.setattr("model.memory.dry_run.EVAL_TOKENS", 512)
     dry_run(config, data(config))
-    whole = data(config).splits["val"]
-    assert whole.n_targets > 2000
+    full = data(config).splits["val"]
+    assert full.n_targets > 2000
     assert seen[0].n_targets == 512
     assert seen[0].starts[-1] == 512
 
@@ -89,21 +89,21 @@ def test_what_cannot_be_trained_is_said():
 
 def test_the_peak_is_about_what_was_estimated():
     config = tiny(LARGE)
-    found = asked(config, 4 * GB)
+    result = request(config, 4 * GB)
     needed = estimate_memory(config, 257).total
-    assert 0.9 * needed < found["peak_bytes"] < needed + 200e6  # libraries load more of themselves
+    assert 0.9 * needed < result["peak_bytes"] < needed + 200e6  # libraries load more of themselves
 
 
 def test_too_little_memory_is_an_answer():
     config = tiny(LARGE)
-    assert "out_of_memory" in asked(config, estimate_memory(config, 257).total // 2)
+    assert "out_of_memory" in request(config, estimate_memory(config, 257).total // 2)
 
 
 def test_an_error_of_the_set_up_is_an_answer():
     config = tiny({"data.path": os.devnull})
-    assert asked(config, GB)["error"].startswith("data")
+    assert request(config, GB)["error"].startswith("data")
 
 
 def test_a_loss_that_is_not_finite_is_null():
     config = tiny({"optimizer.lr": 1e30, "clip.max_norm": 1e30, "schedule.warmup": 0.0})
-    assert asked(config, GB, updates=3)["loss"] is None
+    assert request(config, GB, updates=3)["loss"] is None

@@ -49,7 +49,7 @@ def config(values=None):
 
 
 def allocated(run, runs):
-    """Train to the end; return the most bytes that tensors had at once, as torch's profiler was told of them."""
+    """Train to the end; return the most bytes that tensors had at once, as torch's profiler records them."""
     gc.collect()  # what an earlier run left would be freed in the middle of this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         assert len(list(Trainer([run] * runs))) == 1
@@ -98,17 +98,17 @@ def test_activations_are_what_the_real_forward_pass_keeps(name):
     run = config({"model.name": name, "regularization.dropout": 0.1})
     pack = Pack(run, V, 1, torch.device("cpu"))
     pack.initialize(0, run)
-    kept = {}
+    saved = {}
 
     def note(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     x = torch.randint(V, (1, 32, 32))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         pack.accumulate_grads(x, x, [1], [1.0], [1.0])
-    kept.pop(pack.params.weights.untyped_storage().data_ptr(), None)
-    assert estimate_memory(run, V).activations == pytest.approx(sum(kept.values()), rel=0.02)
+    saved.pop(pack.params.weights.untyped_storage().data_ptr(), None)
+    assert estimate_memory(run, V).activations == pytest.approx(sum(saved.values()), rel=0.02)
 
 
 @pytest.mark.parametrize("field", ["run.batch_size", "model.context", "model.n_layer", "model.n_embd"])
@@ -181,7 +181,7 @@ def test_what_was_measured_corrects_what_fits():
 def test_shapes_that_were_seen_are_not_gone_through_again(monkeypatch):
     run = config({"model.n_embd": 48})
     first = memory_shortage(run, V, 2, 0)
-    monkeypatch.setattr("model.memory.estimate.estimate_memory", lambda *given: pytest.fail("gone through again"))
+    monkeypatch.setattr("model.memory.estimate.estimate_memory", lambda *args: pytest.fail("estimated again"))
     assert memory_shortage(updated(run, {"optimizer.lr": 0.5, "run.seed": 3}), V, 2, 0) == first
 
 

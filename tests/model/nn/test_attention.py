@@ -95,7 +95,7 @@ def test_explicit_attention_equals_fused_attention(dropout):
 
 def test_explicit_attention_calls_no_fused_kernel(monkeypatch):
     network, calls = built(), []
-    monkeypatch.setattr("model.nn.attention.attend", lambda *given: calls.append(1) or given[0])
+    monkeypatch.setattr("model.nn.attention.attend", lambda *args: calls.append(1) or args[0])
     network(ROWS)
     assert len(calls) == 2
     network.explicit = True

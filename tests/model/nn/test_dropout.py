@@ -102,7 +102,7 @@ def test_normal_numbers_have_the_distribution_that_they_claim(key, site):
 
 def test_the_ends_of_the_hash_give_finite_normal_numbers(monkeypatch):
     monkeypatch.setattr(
-        "model.nn.dropout.random_bits", lambda *given: torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32)
+        "model.nn.dropout.random_bits", lambda *args: torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32)
     )
     low, high = random_normal(2, torch.tensor(0), 0).tolist()
     assert low == -high

@@ -145,8 +145,8 @@ def test_router_noise_is_gaussian_of_its_size_and_acts_in_training_alone(monkeyp
     with torch.no_grad():
         network.blocks[0].mlp.router.weight.zero_()
     seen = []
-    whole = torch.Tensor.topk
-    monkeypatch.setattr(torch.Tensor, "topk", lambda x, k: (seen.append(x), whole(x, k))[1])
+    topk = torch.Tensor.topk
+    monkeypatch.setattr(torch.Tensor, "topk", lambda x, k: (seen.append(x), topk(x, k))[1])
     x = torch.randint(VOCAB, (500, 8))
     network(x)
     noise = seen[-1].detach().flatten()

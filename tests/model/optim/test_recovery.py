@@ -50,15 +50,15 @@ def test_rolling_back_takes_weights_and_optimizer_state_of_the_last_rung_and_cut
     steps = iter(trainer)
     next(steps)  # six updates
     weights = trainer.pack.params
-    kept = {name: block.clone() for name, block in weights.blocks().items()}
+    saved = {name: block.clone() for name, block in weights.blocks().items()}
     usual = trainer.runs[0].health.mean_norm
     trainer._train(3)
     assert trainer.runs[0].health.mean_norm != usual
-    assert not torch.equal(weights.weights, kept["weights"])
+    assert not torch.equal(weights.weights, saved["weights"])
     taken = trainer.runs[0].steps
     trainer._train(1)
     for name, block in weights.blocks().items():
-        assert torch.equal(block, kept[name]), name
+        assert torch.equal(block, saved[name]), name
     assert trainer.runs[0].health.mean_norm == usual  # what is usual for those weights
     assert (taken, trainer.runs[0].steps) == (9, 6)  # Adam's correction for its zero start goes back too
     before = config.schedule.multiplier(9.5 / 18) * config.optimizer.lr
@@ -98,9 +98,9 @@ def test_a_loss_that_is_not_finite_is_a_failed_step(name, accum, monkeypatch):
     trainer = Trainer([tiny({"recovery.name": name, "run.grad_accum": accum})])
     accumulate_grads, calls = trainer.pack.accumulate_grads, []
 
-    def faulty(*given):
+    def faulty(*args):
         calls.append(None)
-        nats = accumulate_grads(*given)
+        nats = accumulate_grads(*args)
         if len(calls) == 10 * accum - accum + 1:  # the first micro-step of an update
             trainer.pack.params.grads[0, 5] = math.nan
             return nats * math.nan
@@ -140,7 +140,7 @@ def test_a_run_that_recovers_in_a_pack_equals_the_run_alone(name):
 def test_a_resumed_run_knows_its_failures(name, tmp_path):
     values = FAULT | {"run.spike_every": 4, "recovery.name": name, "recovery.spike": 3.0, "recovery.at_most": 9}
     config = tiny(values | {"clip.name": "zclip", "clip.warmup": 3, "regularization.ema": 0.95})
-    whole = alone(config)
+    uninterrupted = alone(config)
     trainer = Trainer([config])
     for rung, metrics in trainer:
         if rung == 2:
@@ -149,7 +149,7 @@ def test_a_resumed_run_knows_its_failures(name, tmp_path):
             break
     later = Trainer([config])
     assert later.resume(0, tmp_path) == 2
-    assert [timeless(m) for _, ms in later for m in ms.values()] == whole[2:]
+    assert [timeless(m) for _, ms in later for m in ms.values()] == uninterrupted[2:]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -174,8 +174,8 @@ def test_an_fp16_run_whose_every_step_fails_ends(name, monkeypatch):
     trainer = Trainer([tiny({"run.precision": "fp16", "recovery.name": name, "run.rungs": 1})])
     accumulate_grads = trainer.pack.accumulate_grads
 
-    def faulty(*given):
-        nats = accumulate_grads(*given)
+    def faulty(*args):
+        nats = accumulate_grads(*args)
         trainer.pack.params.grads.fill_(math.inf)
         return nats
 
@@ -187,9 +187,9 @@ def test_one_loss_of_fp16_that_is_not_finite_costs_one_update(monkeypatch):
     trainer = Trainer([tiny({"run.precision": "fp16", "recovery.name": "rollback"})])
     accumulate_grads, calls = trainer.pack.accumulate_grads, []
 
-    def faulty(*given):
+    def faulty(*args):
         calls.append(None)
-        nats = accumulate_grads(*given)
+        nats = accumulate_grads(*args)
         if len(calls) == 5:
             trainer.pack.params.grads[0, 5] = math.nan
             return nats * math.nan
@@ -214,9 +214,9 @@ def test_a_last_update_that_breaks_the_weights_is_a_failure_of_its_rung(name, ru
     trainer = Trainer([tiny({"recovery.name": name, "regularization.ema": 0.5})])
     update, calls = trainer.pack.params.update, []
 
-    def breaking(*given):
+    def breaking(*args):
         calls.append(None)
-        found = update(*given)
+        found = update(*args)
         if len(calls) == 16:  # the end of the second rung
             trainer.pack.params.weights.fill_(size)  # 1e38: finite weights that have no finite loss
         return found
