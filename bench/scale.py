@@ -24,7 +24,7 @@ from hpo.optuna_internals import get_study_id
 from hpo.queue.registry import StoredStudy, load_stored_study, register_study
 from hpo.queue.slots import Claim
 from hpo.search.pruners import Pruner
-from hpo.search.pruning import Decider
+from hpo.search.pruning import CachedPruner
 from hpo.search.samplers import Sampler
 from hpo.storage.store import open_store
 from hpo.worker.trial import trial_config
@@ -126,12 +126,12 @@ def ask(stored: StoredStudy) -> tuple[float, float]:
 def decisions(stored: StoredStudy, name: str, number: int) -> Iterator[tuple[float, float]]:
     """Yield what each decision of one trial costs after the first, which reads the trials."""
     pruner = TypeAdapter(Pruner).validate_python({"name": name})
-    judge = Decider(stored.optuna, pruner.build(stored.study.rungs), stored.study.rungs, refresh_s=1e9)
+    pruner = CachedPruner(stored.optuna, pruner.build(stored.study.rungs), stored.study.rungs, refresh_s=1e9)
     own: FrozenTrial = create_trial(state=TrialState.RUNNING)
     own.number = number
     for rung, value in train(Config()):
         own.intermediate_values[rung] = value
-        found = timed(lambda: judge.verdict(own))
+        found = timed(lambda: pruner.decide(own))
         if rung > 1:
             yield found
 

@@ -58,14 +58,14 @@ def share(url: str) -> None:
 
     from hpo.analysis.snapshot import read_snapshot
     from hpo.queue.registry import load_stored_study
-    from hpo.search.pruning import Decider
+    from hpo.search.pruning import CachedPruner
     from hpo.storage.store import open_store
 
     with open_store(url) as store:
         stored = load_stored_study(store, None)
         trials = [t.duration.total_seconds() for t in read_snapshot(store, None).trials if t.duration]
         rungs = stored.study.rungs
-        judge = Decider(stored.optuna, stored.study.file.pruner.build(rungs), rungs)
+        pruner = CachedPruner(stored.optuna, stored.study.file.pruner.build(rungs), rungs)
         costs = []
         for _ in range(REPEATS):
             trial_id = store.optuna.create_new_trial(
@@ -76,7 +76,7 @@ def share(url: str) -> None:
             for rung in range(1, rungs + 1):
                 store.optuna.set_trial_intermediate_value(trial_id, rung, 4.0)
                 own.intermediate_values[rung] = 4.0
-                judge.verdict(own)
+                pruner.decide(own)
             costs.append(time.perf_counter() - began)
             store.optuna.set_trial_state_values(trial_id, TrialState.FAIL)
     print(f"{f'{rungs} reports and decisions':28} {median_and_range(costs, 's')}")

@@ -5,7 +5,7 @@ from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, find_trial, trial_status, trial_value
 from hpo.console import as_text, number
-from hpo.search.pruning_rules import Comparison, compare, place, unfolded
+from hpo.search.pruning_rules import Comparison, compare_at_last_rung, n_promoted, parse_spans
 from hpo.storage.attributes import (
     ARM,
     ATTEMPTS,
@@ -52,8 +52,8 @@ def recompute(snapshot: Snapshot, trial: Trial) -> Comparison | None:
     if record is None:
         return None
     own = {rung: v for rung, v in trial.intermediate_values.items() if rung <= record["rung"]}
-    peers = [find_trial(snapshot, number).intermediate_values for number in unfolded(record["peers"])]
-    return compare(snapshot.spec["pruner"], own, peers)
+    peers = [find_trial(snapshot, number).intermediate_values for number in parse_spans(record["peers"])]
+    return compare_at_last_rung(snapshot.spec["pruner"], own, peers)
 
 
 def _pruning_record(trial: Trial) -> Mapping[str, Any] | None:
@@ -162,7 +162,7 @@ def _comparison(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
             )
         case "halving" | "hyperband":
             n = record["n"] + 1
-            best = f"only the best {place(n, rule['factor'])} of {n} trials continue"
+            best = f"only the best {n_promoted(n, rule['factor'])} of {n} trials continue"
             return f"its {objective}, {a}, was above {b}; {best} (compared with {peers})"
         case "patient":
             margin = f" plus {rule['min_delta']:g}" if rule["min_delta"] else ""
@@ -176,7 +176,7 @@ def _comparison(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
 
 def _peer_text(record: Mapping[str, Any]) -> str:
     """Return the trials of a comparison by number, or only their count above `MAX_PEERS`."""
-    numbers = unfolded(record["peers"])
+    numbers = parse_spans(record["peers"])
     if len(numbers) > MAX_PEERS:
         return f"{len(numbers):,} trials"
     return f"trial{'s' if len(numbers) != 1 else ''} {', '.join(map(str, numbers)) or 'none'}"

@@ -15,7 +15,7 @@ from hpo.errors import Problem
 from hpo.queue.budget import ADDED, add_slots
 from hpo.queue.registry import load_stored_study
 from hpo.queue.slots import Slots
-from hpo.search.ranges import inside
+from hpo.search.ranges import is_inside
 from hpo.search.space import applies, field_type
 from hpo.storage.attributes import FIXED_VALUES, STUDY_STATE
 from hpo.storage.locks import creation_lock
@@ -176,7 +176,7 @@ def outside_space(study: Study, config: BaseModel) -> dict[str, Any]:
     """Return the values of a configuration that are outside the ranges of the space, by path."""
     values = {path: flat(config)[path] for path in study.file.space if applies(config, path)}
     ranges = {path: study.file.space[path].distribution(field_type(config, path)) for path in values}
-    return {path: value for path, value in values.items() if not inside(ranges[path], value)}
+    return {path: value for path, value in values.items() if not is_inside(ranges[path], value)}
 
 
 def added_slots(slots: Slots) -> list[AddedSlot]:

@@ -14,7 +14,7 @@ from hpo.optuna_internals import get_study_id
 from hpo.queue.budget import delete_slots
 from hpo.queue.registry import StoredStudy, check_data_hash, load_stored_study, register_study
 from hpo.runs.datasets import describe_data
-from hpo.search.space import held
+from hpo.search.space import params_in_range
 from hpo.storage.attributes import END_REASON, FIXED_VALUES, FORKED, IS_FEASIBLE, LIMIT_CONSTRAINTS, MACHINE, METRICS
 from hpo.storage.locks import creation_lock
 from hpo.storage.store import Store
@@ -115,7 +115,7 @@ def _copy_or_reason(old: Study, new: Study, trial: FrozenTrial) -> FrozenTrial |
     differs = next((path for path in {**after, **before} if after.get(path) != before.get(path)), None)
     if differs is not None:
         return f"different {differs}"
-    params = held(config, new.file.space)
+    params = params_in_range(config, new.file.space)
     outside = next((path for path in new.file.space if path in after and path not in params), None)
     if outside is not None:
         return f"{outside} outside its range"

@@ -13,21 +13,23 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.optuna_internals import get_sampler_trials, get_trial_id
-from hpo.search.ranges import inside
-from hpo.search.study_view import View
+from hpo.search.ranges import is_inside
+from hpo.search.study_view import StudyView
 
 Distributions = dict[str, BaseDistribution]
 
-Rank = tuple[float, bool, float, float]  # the smaller, the better
-_TOLD = (TrialState.COMPLETE, TrialState.PRUNED)  # samplers ignore failed trials
-Ended = dict[int, tuple[FrozenTrial, Rank]]
+TrialRank = tuple[float, bool, float, float]  # the smaller, the better
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)  # samplers ignore failed trials
+FinishedTrials = dict[int, tuple[FrozenTrial, TrialRank]]
 
 # Finished trials in the inner sampler's scale, by what is mirrored and by id: they change no more, and to copy 5,000
 # of them for each ask took 200 ms.
-_ENDED: weakref.WeakKeyDictionary[optuna.Study, dict[frozenset[str], Ended]] = weakref.WeakKeyDictionary()
+_FINISHED_TRIALS: weakref.WeakKeyDictionary[optuna.Study, dict[frozenset[str], FinishedTrials]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-class Mirror(optuna.samplers.BaseSampler):
+class ComplementLogSampler(optuna.samplers.BaseSampler):
     """Shows a sampler the study with x mirrored to 1 - x, and maps its answers back.
 
     The storage holds the plain x under a plain range; a search with log scale is what the inner sampler sees.
@@ -87,7 +89,7 @@ class Mirror(optuna.samplers.BaseSampler):
         """Reseed the inner sampler."""
         self.inner.reseed_rng()
 
-    def view(self, study: optuna.Study, needed: Distributions) -> View:
+    def view(self, study: optuna.Study, needed: Distributions) -> StudyView:
         """Return the study as the inner sampler may see it: finished trials with all `needed`, in its scale."""
 
         def read(use_cache: bool) -> list[FrozenTrial]:
@@ -96,18 +98,18 @@ class Mirror(optuna.samplers.BaseSampler):
                 self._seen[key] = self._read(study, key)
             return self._seen[key]
 
-        return View(study, read)
+        return StudyView(study, read)
 
     def _read(self, study: optuna.Study, needed: frozenset[str]) -> list[FrozenTrial]:
-        ended = _ENDED.setdefault(study, {}).setdefault(self.mirrored, {})
+        ended = _FINISHED_TRIALS.setdefault(study, {}).setdefault(self.mirrored, {})
         trials = get_sampler_trials(study)
         for trial in trials:
-            if trial.state in _TOLD and get_trial_id(trial) not in ended:
+            if trial.state in _FINISHED and get_trial_id(trial) not in ended:
                 ended[get_trial_id(trial)] = self._flipped(trial), _rank(trial)
         # GP and NSGA-II look every parameter up in every finished trial; TPE skips those that lack one.
         ids = [get_trial_id(trial) for trial in trials]
         fit = [i for i in ids if i in ended and needed <= ended[i][0].params.keys()]
-        kept = set(fit if self.history is None else recalled(fit, ended, self.history))
+        kept = set(fit if self.history is None else select_history(fit, ended, self.history))
         return [
             ended[i][0] if trial.state.is_finished() else self._flipped(trial)
             for i, trial in zip(ids, trials, strict=True)
@@ -116,7 +118,7 @@ class Mirror(optuna.samplers.BaseSampler):
 
     def _flipped(self, trial: FrozenTrial) -> FrozenTrial:
         """Return a copy of a trial in the inner sampler's scale, without values outside their ranges."""
-        kinds = {n: k for n, k in trial.distributions.items() if inside(k, trial.params[n])}
+        kinds = {n: k for n, k in trial.distributions.items() if is_inside(k, trial.params[n])}
         flipped = copy.copy(trial)
         flipped.params = {n: 1 - trial.params[n] if n in self.mirrored else trial.params[n] for n in kinds}
         flipped.distributions = {n: self._flipped_kind(n, kind) for n, kind in kinds.items()}
@@ -135,7 +137,7 @@ class Mirror(optuna.samplers.BaseSampler):
         return min(max(1 - value, kind.low), kind.high)  # 1 - (1 - 0.999) is not 0.999
 
 
-def recalled(ids: Sequence[int], ended: Ended, history: int) -> Sequence[int]:
+def select_history(ids: Sequence[int], ended: FinishedTrials, history: int) -> Sequence[int]:
     """Return the ids of so many finished trials: half of them the best, the others the latest.
 
     TPE takes at most 25 trials for good, so these are the true ones whatever it is shown; what it forgets are old bad
@@ -149,7 +151,7 @@ def recalled(ids: Sequence[int], ended: Ended, history: int) -> Sequence[int]:
     return [*best, *itertools.islice(latest, history - len(best))]
 
 
-def _rank(trial: FrozenTrial) -> Rank:
+def _rank(trial: FrozenTrial) -> TrialRank:
     """Order finished trials as TPE does: feasible ones first, then complete ones, then by step and value."""
     excess = sum(c for c in trial.constraints.values() if c > 0)
     if trial.state == TrialState.COMPLETE:

@@ -9,14 +9,14 @@ from typing import Any, overload
 from pydantic import BaseModel
 
 from hpo.search.ranges import Choices, Entry, Space
-from hpo.search.space import applies, field_type, order
+from hpo.search.space import applies, components_first, field_type
 from model.section import updated
 
 Axis = Callable[[Entry, type], Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class Grid(Sequence[dict[str, Any]]):
+class GridCombinations(Sequence[dict[str, Any]]):
     """Combinations by number: a grid of a million is a million numbers, not a million dictionaries.
 
     blocks: one for each set of components, since these decide which fields there are to vary.
@@ -59,7 +59,7 @@ def _combination(block: dict[str, Sequence[Any]], number: int) -> dict[str, Any]
     return dict(reversed(found.items()))
 
 
-def grid(base: BaseModel, space: Space, axis: Axis) -> Grid:
+def build_grid(base: BaseModel, space: Space, axis: Axis) -> GridCombinations:
     """Return the combinations of a space; `axis` gives the values of one range for a type of field."""
     names = {
         path: entry.choices for path, entry in space.items() if isinstance(entry, Choices) and path.endswith(".name")
@@ -68,7 +68,7 @@ def grid(base: BaseModel, space: Space, axis: Axis) -> Grid:
     for combination in itertools.product(*names.values()):
         chosen = dict(zip(names, combination, strict=True))
         config = updated(base, chosen)
-        rest = [path for path in order(space) if path not in names and applies(config, path)]
+        rest = [path for path in components_first(space) if path not in names and applies(config, path)]
         block = {path: (value,) for path, value in chosen.items()}
         blocks.append(block | {path: axis(space[path], field_type(config, path)) for path in rest})
-    return Grid(tuple(blocks))
+    return GridCombinations(tuple(blocks))

@@ -8,10 +8,10 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.search.pruning_rules import place
+from hpo.search.pruning_rules import n_promoted
 
 
-class Brackets(BasePruner):
+class HalvingPruner(BasePruner):
     """Successive halving from the reported values alone.
 
     Optuna's own pruners note each mark passed in the storage, from inside the decision: a write that no fence
@@ -34,7 +34,7 @@ class Brackets(BasePruner):
         sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
         value = sign * trial.intermediate_values[rung]
         values = [sign * rival.intermediate_values[rung] for rival in self.rivals(study, trial)]
-        return value > sorted([*values, value])[place(len(values) + 1, self.factor) - 1]
+        return value > sorted([*values, value])[n_promoted(len(values) + 1, self.factor) - 1]
 
     def rivals(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
         """Return the other trials of a trial's bracket that have a value at its rung."""

@@ -7,7 +7,7 @@ import optuna
 from optuna.pruners import BasePruner
 from pydantic import Field, model_validator
 
-from hpo.search.halving import Brackets
+from hpo.search.halving import HalvingPruner
 from hpo.search.study_view import experimental
 from model.section import Count, NonNegative, Section
 
@@ -26,7 +26,7 @@ class Warmup(Section):
         return 1 + (math.floor(rungs / 4 + 0.5) if self.warmup_rungs is None else self.warmup_rungs)
 
 
-class Rank(Warmup):
+class RankBased(Warmup):
     """What pruners that compare a trial with the finished ones at the same rung have in common."""
 
     startup_trials: Annotated[int, Field(ge=0)] = 5
@@ -37,7 +37,7 @@ class Rank(Warmup):
     """Rungs from one decision to the next."""
 
 
-class Median(Rank):
+class Median(RankBased):
     """Keep a trial whose best value so far is no worse than the median of the finished ones (Golovin et al. 2017)."""
 
     name: Literal["median"] = "median"
@@ -49,7 +49,7 @@ class Median(Rank):
         )
 
 
-class Percentile(Rank):
+class Percentile(RankBased):
     """Keep a trial whose best value so far is among the best so many percent of the finished ones."""
 
     name: Literal["percentile"] = "percentile"
@@ -78,7 +78,7 @@ class Halving(Section):
 
     def build(self, rungs: int) -> BasePruner:
         """Return the pruner for trials of so many rungs."""
-        return Brackets(self.min_rungs, self.factor, n_brackets=1)
+        return HalvingPruner(self.min_rungs, self.factor, n_brackets=1)
 
 
 class Hyperband(Section):
@@ -95,7 +95,7 @@ class Hyperband(Section):
         n_brackets = 1
         while self.min_rungs * self.factor**n_brackets <= rungs:
             n_brackets += 1
-        return Brackets(self.min_rungs, self.factor, n_brackets)
+        return HalvingPruner(self.min_rungs, self.factor, n_brackets)
 
 
 class Patient(Section):
@@ -151,7 +151,7 @@ class Wilcoxon(Warmup):
             return optuna.pruners.WilcoxonPruner(p_threshold=self.p_threshold, n_startup_steps=self.first_rung(rungs))
 
 
-class Nothing(Section):
+class NoPruning(Section):
     """Run every trial to its end."""
 
     name: Literal["none"] = "none"
@@ -162,6 +162,6 @@ class Nothing(Section):
 
 
 Pruner = Annotated[
-    Median | Percentile | Halving | Hyperband | Patient | Threshold | Wilcoxon | Nothing,
+    Median | Percentile | Halving | Hyperband | Patient | Threshold | Wilcoxon | NoPruning,
     Field(discriminator="name"),
 ]

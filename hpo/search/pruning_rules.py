@@ -20,7 +20,7 @@ class Comparison(NamedTuple):
     prunes: bool
 
 
-def compare(rule: Mapping[str, Any], own: Curve, peers: Sequence[Curve]) -> Comparison:
+def compare_at_last_rung(rule: Mapping[str, Any], own: Curve, peers: Sequence[Curve]) -> Comparison:
     """Return the comparison that a pruner makes at the last rung of a curve.
 
     rule: the keys of a study's `pruner`. peers: the curves that it looks at, each with a value at that rung.
@@ -40,7 +40,7 @@ def compare(rule: Mapping[str, Any], own: Curve, peers: Sequence[Curve]) -> Comp
     raise AssertionError(rule["name"])
 
 
-def place(n: int, factor: int) -> int:
+def n_promoted(n: int, factor: int) -> int:
     """Return which of n values at a mark, counted from the best, is the last that goes on."""
     return max(1, n // factor)
 
@@ -61,7 +61,7 @@ def _rank(own: Curve, peers: Sequence[float], percentile: float) -> Comparison:
 
 
 def _kept(value: float, rivals: Sequence[float], factor: int) -> float:
-    return sorted([*rivals, value])[place(len(rivals) + 1, factor) - 1]
+    return sorted([*rivals, value])[n_promoted(len(rivals) + 1, factor) - 1]
 
 
 def _patient(own: Curve, patience: int, min_delta: float) -> Comparison:
@@ -87,7 +87,7 @@ def _signed_ranks(own: Curve, best: Curve, p_threshold: float) -> Comparison:
     return Comparison(p, p_threshold, p < p_threshold and mean > best_mean)
 
 
-def spans(numbers: Iterable[int]) -> str:
+def format_spans(numbers: Iterable[int]) -> str:
     """Return numbers as text, such as "0, 2-4": a list of a thousand of them would be read with every trial."""
     found = sorted(numbers)
     breaks = [i for i, (a, b) in enumerate(pairwise(found), 1) if b != a + 1]
@@ -95,7 +95,7 @@ def spans(numbers: Iterable[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def unfolded(text: str) -> list[int]:
+def parse_spans(text: str) -> list[int]:
     """Return the numbers that `spans` wrote."""
     ends = [[int(end) for end in span.split("-")] for span in text.split(", ") if span]
     return [number for span in ends for number in range(span[0], span[-1] + 1)]

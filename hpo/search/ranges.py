@@ -15,17 +15,17 @@ from model.section import Section
 Number = Annotated[int, Strict()] | Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Choice = None | Annotated[bool, Strict()] | Number | Annotated[str, Strict()]
 
-MOST_STEPS = 1_000_000  # of a range: some samplers try each of them
+MAX_STEPS = 1_000_000  # of a range: some samplers try each of them
 
 # What W&B calls a distribution, in our words.
-SWEEP: dict[str, dict[str, Any]] = {
+SWEEP_DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     "uniform": {},
     "int_uniform": {},
     "q_uniform": {},
     "log_uniform_values": {"log": True},
     "categorical": {},
 }
-WORDS = {"min": "low", "max": "high", "values": "choices", "q": "step"}
+SWEEP_KEYS = {"min": "low", "max": "high", "values": "choices", "q": "step"}
 
 
 class Range(Section):
@@ -67,8 +67,8 @@ class Range(Section):
         if step <= 0:
             raise ValueError(f"step must be greater than 0, got {step}")
         width = _decimal(self.high) - _decimal(self.low)
-        if width / step > MOST_STEPS:
-            raise ValueError(f"step must make at most {MOST_STEPS:,} steps from low to high, got {step}")
+        if width / step > MAX_STEPS:
+            raise ValueError(f"step must make at most {MAX_STEPS:,} steps from low to high, got {step}")
         if rest := width % step:
             raise ValueError(f"high must be low plus whole steps, got {self.high}; write {_decimal(self.high) - rest}")
 
@@ -115,14 +115,16 @@ def _from_sweep(given: Mapping[str, Any]) -> dict[str, Any]:
     """Put W&B's words for a range in ours."""
     if "value" in given:
         raise ValueError("value is not a range; put it in base")
-    for theirs, ours_too in WORDS.items():
+    for theirs, ours_too in SWEEP_KEYS.items():
         if theirs in given and ours_too in given:
             raise ValueError(f"{theirs} and {ours_too} are one word in two languages; keep one")
-    ours = {WORDS.get(key, key): value for key, value in given.items()}
+    ours = {SWEEP_KEYS.get(key, key): value for key, value in given.items()}
     word = ours.pop("distribution", "uniform")
-    if not isinstance(word, str) or word not in SWEEP:
-        raise ValueError(f"distribution must be one of {', '.join(SWEEP)}, got {word!r}{nearest(str(word), SWEEP)}")
-    return ours | SWEEP[word]
+    if not isinstance(word, str) or word not in SWEEP_DISTRIBUTIONS:
+        raise ValueError(
+            f"distribution must be one of {', '.join(SWEEP_DISTRIBUTIONS)}, got {word!r}{nearest(str(word), SWEEP_DISTRIBUTIONS)}"
+        )
+    return ours | SWEEP_DISTRIBUTIONS[word]
 
 
 def _word(given: Any) -> str:
@@ -136,7 +138,7 @@ Entry = Range | Choices
 Space = dict[str, Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_word)]]
 
 
-def inside(distribution: BaseDistribution, value: Any) -> bool:
+def is_inside(distribution: BaseDistribution, value: Any) -> bool:
     """Return whether a distribution can yield this value."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
@@ -147,7 +149,7 @@ def inside(distribution: BaseDistribution, value: Any) -> bool:
     return distribution.step is None or abs(steps - round(steps)) < 1e-8
 
 
-def discrete(entry: Entry, kind: type) -> Sequence[Any] | None:
+def discrete_values(entry: Entry, kind: type) -> Sequence[Any] | None:
     """Return all values of a discrete range, None for a continuous one."""
     if isinstance(entry, Choices):
         return entry.choices
@@ -171,11 +173,11 @@ def _scaled(value: float, log: bool, complement_log: bool) -> float:
     return -math.log(1 - value) if complement_log else float(value)
 
 
-def values(entry: Entry, points: int, kind: type = float) -> list[Any]:
+def spaced_values(entry: Entry, points: int, kind: type = float) -> list[Any]:
     """Return `points` values, evenly spaced on the scale of the range and with both its ends; all choices."""
     if isinstance(entry, Choices):
         return list(entry.choices)
-    grid = discrete(entry, kind)
+    grid = discrete_values(entry, kind)
     if grid is not None and not entry.log:
         n = min(points, len(grid))
         return [grid[round(i * (len(grid) - 1) / max(1, n - 1))] for i in range(n)]

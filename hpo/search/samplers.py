@@ -10,18 +10,18 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, Field
 
-from hpo.search.complement_log import Distributions, Mirror
-from hpo.search.grid import grid
-from hpo.search.ranges import Entry, Range, Space, discrete, values
-from hpo.search.space import contexts, field_type, unconditional
-from hpo.search.study_view import View, experimental
+from hpo.search.complement_log import ComplementLogSampler, Distributions
+from hpo.search.grid import build_grid
+from hpo.search.ranges import Entry, Range, Space, discrete_values, spaced_values
+from hpo.search.space import configs_with_field, field_type, unconditional
+from hpo.search.study_view import StudyView, experimental
 from model.section import Count, Section
 
 Combinations = Sequence[dict[str, Any]]
 History = Annotated[int, Field(ge=100)]
 
 
-class Proposer(Section):
+class SamplerConfig(Section):
     """What samplers have in common; by default points are not listed beforehand and all parameters drawn jointly."""
 
     def recall(self) -> int | None:
@@ -49,7 +49,7 @@ class Proposer(Section):
         return []
 
 
-class TPE(Proposer):
+class TPE(SamplerConfig):
     """Tree-structured Parzen estimator (Bergstra et al. 2011; Watanabe 2023, arXiv:2304.11127)."""
 
     name: Literal["tpe"] = "tpe"
@@ -80,7 +80,7 @@ class TPE(Proposer):
         return distributions if self.multivariate else {}
 
 
-class Random(Proposer):
+class Random(SamplerConfig):
     """Independent random draws (Bergstra & Bengio 2012)."""
 
     name: Literal["random"] = "random"
@@ -89,34 +89,37 @@ class Random(Proposer):
         return {}
 
 
-class Grid(Proposer):
+class Grid(SamplerConfig):
     """Every combination of evenly spaced values, by slot: workers neither repeat nor miss one."""
 
-    name: Literal["grid"] = "grid"
+    name: Literal["build_grid"] = "grid"
     points: Annotated[int, Field(ge=2)] = 5
     """Values of each continuous or longer range, evenly spaced on its own scale, both ends included."""
 
     def combinations(self, base: BaseModel, space: Space) -> Combinations:
-        return grid(base, space, lambda entry, kind: values(entry, self.points, kind))
+        return build_grid(base, space, lambda entry, kind: spaced_values(entry, self.points, kind))
 
 
-class BruteForce(Proposer):
+class BruteForce(SamplerConfig):
     """Every combination of a discrete space, by slot: workers neither repeat nor miss one."""
 
     name: Literal["brute-force"] = "brute-force"
 
     def combinations(self, base: BaseModel, space: Space) -> Combinations:
-        return grid(base, space, _all)
+        return build_grid(base, space, _all)
 
     def problems(self, base: BaseModel, space: Space) -> list[str]:
         return [
             f"space.{path}: must be choices or have a step, since sampler brute-force tries every value"
             for path, entry in space.items()
-            if any(discrete(entry, field_type(config, path)) is None for config in contexts(base, space, path))
+            if any(
+                discrete_values(entry, field_type(config, path)) is None
+                for config in configs_with_field(base, space, path)
+            )
         ]
 
 
-class GP(Proposer):
+class GP(SamplerConfig):
     """Gaussian process; for up to a few hundred trials that are dear enough to wait a second for each."""
 
     name: Literal["gp"] = "gp"
@@ -129,10 +132,10 @@ class GP(Proposer):
         return self.history
 
     def build(self, seed: int, study_seed: int) -> BaseSampler:
-        return Process(seed=seed, n_startup_trials=self.startup_trials, warn_independent_sampling=False)
+        return GPWithPrunedTrials(seed=seed, n_startup_trials=self.startup_trials, warn_independent_sampling=False)
 
 
-class CMAES(Proposer):
+class CMAES(SamplerConfig):
     """Covariance matrix adaptation (Hansen 2016, arXiv:1604.00772) over the numbers; choices are drawn at random."""
 
     name: Literal["cmaes"] = "cmaes"
@@ -167,14 +170,14 @@ class CMAES(Proposer):
         return ["sampler.name: must be another one than cmaes, since no number varies in every trial"]
 
 
-class QMC(Proposer):
+class QMC(SamplerConfig):
     """Scrambled Sobol points, which fill the space more evenly than random ones."""
 
     name: Literal["qmc"] = "qmc"
 
     def build(self, seed: int, study_seed: int) -> BaseSampler:
         with experimental():
-            return Sobol(
+            return SobolByTrialNumber(
                 seed=study_seed,
                 scramble=True,  # the second point of the plain sequence is the lower corner of the space
                 independent_sampler=optuna.samplers.RandomSampler(seed=seed),
@@ -182,7 +185,7 @@ class QMC(Proposer):
             )
 
 
-class NSGA2(Proposer):
+class NSGA2(SamplerConfig):
     """A genetic algorithm (Deb et al. 2002): crossover and mutation of the best finished trials."""
 
     name: Literal["nsga2"] = "nsga2"
@@ -193,7 +196,7 @@ class NSGA2(Proposer):
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=self.population)
 
 
-class Process(optuna.samplers.GPSampler):
+class GPWithPrunedTrials(optuna.samplers.GPSampler):
     """Optuna's sampler with a pruned trial for one that ended at its last value.
 
     Optuna leaves pruned trials out: of where they were the process knows nothing, and proposes the same again.
@@ -201,11 +204,11 @@ class Process(optuna.samplers.GPSampler):
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
         """Return the joint draw."""
-        told = _told(study.get_trials(deepcopy=False))
-        return super().sample_relative(View(study, lambda _: told), trial, search_space)
+        told = _as_complete(study.get_trials(deepcopy=False))
+        return super().sample_relative(StudyView(study, lambda _: told), trial, search_space)
 
 
-def _told(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials, a pruned one with its last value for result, the worst of all where it has none."""
     known = [t.values[0] for t in trials if t.state.is_finished() and t.values]
     found = []
@@ -218,7 +221,7 @@ def _told(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return found
 
 
-class Sobol(optuna.samplers.QMCSampler):
+class SobolByTrialNumber(optuna.samplers.QMCSampler):
     """Optuna's sampler with the trial's number as the number of the point.
 
     Optuna counts points in a study attribute, read and written apart: two workers at once get the same point.
@@ -234,16 +237,16 @@ class Sobol(optuna.samplers.QMCSampler):
 
 
 def _all(entry: Entry, kind: type) -> Sequence[Any]:
-    found = discrete(entry, kind)
+    found = discrete_values(entry, kind)
     assert found is not None, "problems() refuses continuous ranges"
     return found
 
 
-def seeded(sampler: Proposer, base: BaseModel, space: Space, seed: int, study_seed: int) -> BaseSampler:
+def build_sampler(sampler: SamplerConfig, base: BaseModel, space: Space, seed: int, study_seed: int) -> BaseSampler:
     """Return a study's sampler for one trial, to be set as `study.sampler` before the trial is opened."""
     mirrored = frozenset(p for p, entry in space.items() if isinstance(entry, Range) and entry.complement_log)
     joint = sampler.joint(unconditional(base, space))
-    return Mirror(sampler.build(seed, study_seed), joint, mirrored, sampler.recall())
+    return ComplementLogSampler(sampler.build(seed, study_seed), joint, mirrored, sampler.recall())
 
 
 Sampler = Annotated[TPE | Random | Grid | BruteForce | GP | CMAES | QMC | NSGA2, Field(discriminator="name")]

@@ -7,13 +7,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from pydantic import BaseModel, ValidationError
 
 from hpo.config.validation import explain, members, nearest_path, number_remedy, paths
-from hpo.search.ranges import Choices, Entry, Space, inside
+from hpo.search.ranges import Choices, Entry, Space, is_inside
 from model.section import flat, updated
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def order(space: Space) -> list[str]:
+def components_first(space: Space) -> list[str]:
     """Return the paths, components first: what a component's name is decides which of its fields exist."""
     return sorted(space, key=lambda path: not path.endswith(".name"))
 
@@ -53,7 +53,7 @@ def _unknown(config: BaseModel, path: str) -> str:
     return "no such field" + nearest_path(path, known)
 
 
-def contexts(base: BaseModel, space: Space, path: str) -> list[BaseModel]:
+def configs_with_field(base: BaseModel, space: Space, path: str) -> list[BaseModel]:
     """Return the base under each choice of a field's component, where it has the field."""
     name = f"{path.rpartition('.')[0]}.name"
     entry = space.get(name)
@@ -74,20 +74,20 @@ def _with(base: BaseModel, path: str, value: Any) -> BaseModel | None:
 def unconditional(base: BaseModel, space: Space) -> dict[str, BaseDistribution]:
     """Return the distributions of the parameters that every trial has, whatever its components are."""
     found = {}
-    for path in order(space):
+    for path in components_first(space):
         name = space.get(f"{path.rpartition('.')[0]}.name")
         n_components = len(name.choices) if isinstance(name, Choices) and not path.endswith(".name") else 1
-        configs = contexts(base, space, path)
+        configs = configs_with_field(base, space, path)
         if len(configs) == n_components:
             found[path] = space[path].distribution(field_type(configs[0], path))
     return found
 
 
-def check(base: BaseModel, space: Space) -> list[str]:
+def space_problems(base: BaseModel, space: Space) -> list[str]:
     """Return what is wrong with a space: the configuration is built at both ends of every range."""
     problems: list[str] = []
-    for path in order(space):
-        configs = contexts(base, space, path)
+    for path in components_first(space):
+        configs = configs_with_field(base, space, path)
         kinds = {field_type(config, path) for config in configs}
         if not configs:
             problems.append(f"space.{path}: {_unknown(base, path)}")
@@ -132,7 +132,7 @@ def _check_ends(config: BaseModel, path: str, entry: Entry) -> list[str]:
     return problems
 
 
-def closed(base: BaseModel, space: Space) -> dict[str, list[str]]:
+def closed_ends(base: BaseModel, space: Space) -> dict[str, list[str]]:
     """Return the ends of ranges, low or high, beyond which the field itself has no values: nobody can search there."""
     found: dict[str, list[str]] = {}
     for path, entry in space.items():
@@ -140,7 +140,7 @@ def closed(base: BaseModel, space: Space) -> dict[str, list[str]]:
         if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
             continue
         low, high = min(numbers), max(numbers)  # type: ignore[type-var]
-        for config in contexts(base, space, path)[:1]:
+        for config in configs_with_field(base, space, path)[:1]:
             step = 1 if field_type(config, path) is int else 1e-9
             beyond = {"low": low - step, "high": high + step}  # type: ignore[operator]
             if ends := [end for end, value in beyond.items() if _with(config, path, value) is None]:
@@ -148,10 +148,10 @@ def closed(base: BaseModel, space: Space) -> dict[str, list[str]]:
     return found
 
 
-def suggest(trial: optuna.Trial, base: BaseModel, space: Space) -> dict[str, Any]:
+def suggest_values(trial: optuna.Trial, base: BaseModel, space: Space) -> dict[str, Any]:
     """Return a value for each field of the space that applies, by dotted path."""
     config, values = base, {}
-    for path in order(space):
+    for path in components_first(space):
         if not applies(config, path):
             continue
         values[path] = _draw(trial, path, space[path].distribution(field_type(config, path)))
@@ -171,11 +171,13 @@ def _draw(trial: optuna.Trial, path: str, distribution: BaseDistribution) -> Any
     raise AssertionError(distribution)
 
 
-def held(config: BaseModel, space: Space) -> dict[str, tuple[Any, BaseDistribution]]:
+def params_in_range(config: BaseModel, space: Space) -> dict[str, tuple[Any, BaseDistribution]]:
     """Return the parameters of a given configuration that Optuna can hold: those inside their ranges.
 
     A baseline may lie outside the space; what Optuna does not hold stays in its configuration.
     """
     fields = flat(config)
-    found = {p: (fields[p], space[p].distribution(field_type(config, p))) for p in order(space) if p in fields}
-    return {path: (value, kind) for path, (value, kind) in found.items() if inside(kind, value)}
+    found = {
+        p: (fields[p], space[p].distribution(field_type(config, p))) for p in components_first(space) if p in fields
+    }
+    return {path: (value, kind) for path, (value, kind) in found.items() if is_inside(kind, value)}

@@ -14,7 +14,7 @@ from hpo.optuna_internals import share_study_state
 Read = Callable[[bool], list[FrozenTrial]]  # True: the list that this trial has read already will do
 
 
-class View(optuna.Study):
+class StudyView(optuna.Study):
     """A study whose list of trials is what `read` returns; all else is the study's own."""
 
     def __init__(self, study: optuna.Study, read: Read) -> None:

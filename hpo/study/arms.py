@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from hpo.config.validation import messages
 from hpo.errors import Problem
-from hpo.search.pruners import Nothing
+from hpo.search.pruners import NoPruning
 from hpo.search.ranges import Choices
 from hpo.search.samplers import Random
 from hpo.study.comparable import incomparable_fields, training_lengths
@@ -59,7 +59,7 @@ def arranged(file: StudyFile, base: BaseModel) -> StudyFile:
             "space": {**space, path: Choices(choices=file.seeds)},
             "baseline": (),
             "sampler": Random(),
-            "pruner": Nothing(),
+            "pruner": NoPruning(),
             "budget": file.budget.model_copy(update={"trials": len(given) * len(file.seeds)}),
         }
     )

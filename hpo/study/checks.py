@@ -5,7 +5,7 @@ from pydantic import BaseModel, ValidationError
 from hpo.config.importer import imported
 from hpo.config.validation import got, messages, nearest
 from hpo.errors import Problem
-from hpo.search.space import check
+from hpo.search.space import space_problems
 from hpo.study.comparable import incomparable_reason
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN, StudyFile, seed_path
 from model.section import flat, updated
@@ -21,7 +21,7 @@ MOST = 1_000_000  # trials of a study, each of which is a row from the start, or
 
 def problems(file: StudyFile, base: BaseModel) -> list[str]:
     """Return what is wrong with a file whose keys are right."""
-    problems = check(base, file.space) if file.arms is None else []
+    problems = space_problems(base, file.space) if file.arms is None else []
     problems += _incomparable_problems(file)
     for i, values in enumerate(file.baseline if file.arms is None else ()):
         problems += [

@@ -15,7 +15,7 @@ from hpo.config.overrides import overridden
 from hpo.config.validation import messages
 from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
-from hpo.search.ranges import Space, discrete
+from hpo.search.ranges import Space, discrete_values
 from hpo.study import arms, checks
 from hpo.study.spec import DEFAULT_CONFIG, Study, StudyFile
 from model.section import flat, updated
@@ -105,7 +105,7 @@ def align(base: BaseModel, space: Space) -> int:
     factors = []
     for path in ("run.batch_size", "run.grad_accum", "model.context"):
         entry = space.get(path)
-        values = discrete(entry, int) if entry else [flat(base)[path]]
+        values = discrete_values(entry, int) if entry else [flat(base)[path]]
         # not len(), which fails for a range of more than 2**63 values
         if not values or values[1000:] or not all(isinstance(v, int) and v > 0 for v in values):
             return 1

@@ -15,7 +15,7 @@ from hpo.config.importer import imported
 from hpo.search.pruners import Median, Pruner
 from hpo.search.ranges import Space
 from hpo.search.samplers import TPE, Sampler
-from hpo.search.space import closed
+from hpo.search.space import closed_ends
 from model.section import Count, Positive, Section, flat, updated
 
 M = TypeVar("M", bound=BaseModel)
@@ -177,7 +177,7 @@ class Study:
         """Return all that a worker elsewhere needs, as JSON values."""
         tree: dict[str, Any] = self.file.model_dump(mode="json", exclude={"base"})
         derived = {"name": self.name, "rungs": self.rungs, "rung_tokens": self.rung_tokens}
-        derived["closed"] = closed(self.base, self.file.space)
+        derived["closed"] = closed_ends(self.base, self.file.space)
         return tree | {"base": self.base.model_dump(mode="json")} | derived
 
 

@@ -23,7 +23,7 @@ from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.memory import memory_problem
 from hpo.runs.provenance import describe_machine
 from hpo.runs.run_dir import read_metrics, trial_folder, write_file
-from hpo.search.pruning import Decider
+from hpo.search.pruning import CachedPruner
 from hpo.storage.attributes import FORKED
 from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.retry import limit_patience
@@ -52,7 +52,7 @@ class TrialExecutor:
         self.stored, self.owner, self.renewer, self.out = stored, owner, renewer, out
         self.lease_s, self.emit = lease_s, emit
         self.reporter = Reporter(stored, owner, renewer, lease_s)
-        self.decider = Decider(stored.optuna, stored.study.file.pruner.build(stored.study.rungs), stored.study.rungs)
+        self.pruner = CachedPruner(stored.optuna, stored.study.file.pruner.build(stored.study.rungs), stored.study.rungs)
         self.datasets = PreparedDatasets()
         self.breaker = CircuitBreaker()
         self.trials: list[RunningTrial] = []
@@ -139,13 +139,13 @@ class TrialExecutor:
         """
         try:
             with limit_patience(UNREACHABLE_WAIT_S):
-                decision = self.decider.verdict(trial.frozen, trial.never_prune)
+                decision = self.pruner.decide(trial.frozen, trial.never_prune)
         except StorageError as error:
             if not error.passing:
                 raise
             return "continue"
         if decision == "prune":
-            trial.pruning_decision = self.decider.record(self.stored.study.file.pruner, trial.frozen)
+            trial.pruning_decision = self.pruner.describe(self.stored.study.file.pruner, trial.frozen)
         return decision
 
     def complete(self, trial: RunningTrial, value: float) -> None:
@@ -167,7 +167,7 @@ class TrialExecutor:
             self.drop_lost(trial.claim)
             return
         self.trials.remove(trial)
-        self.decider.look_again()
+        self.pruner.refresh()
         if state != TrialState.FAIL:
             self.breaker.reset()
         checkpoints.remove_checkpoints(trial.folder, all_of_them=state != TrialState.COMPLETE)

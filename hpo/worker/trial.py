@@ -17,9 +17,9 @@ from hpo.optuna_internals import get_study_id, get_trial_id
 from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import Claim
 from hpo.runs.provenance import describe_machine
-from hpo.search.complement_log import Mirror
-from hpo.search.samplers import seeded
-from hpo.search.space import held, suggest
+from hpo.search.complement_log import ComplementLogSampler
+from hpo.search.samplers import build_sampler
+from hpo.search.space import params_in_range, suggest_values
 from hpo.storage.attributes import ARM, FIXED_VALUES, MACHINE, RETRIED, SEED, SUGGESTED_BY
 from hpo.storage.fencing import LeaseLost, fenced
 from hpo.study.arms import arm_of
@@ -175,7 +175,7 @@ def _fixed_params(stored: StoredStudy, claim: Claim) -> dict[str, tuple[Any, Bas
     if claim.fixed is None:
         return {}
     try:
-        return held(stored.study.configured(claim.fixed), stored.study.file.space)
+        return params_in_range(stored.study.configured(claim.fixed), stored.study.file.space)
     except Exception:  # `trial_config` raises it again, when the trial exists and the error can be stored with it
         return {}
 
@@ -191,13 +191,13 @@ def trial_config(stored: StoredStudy, claim: Claim, frozen: FrozenTrial) -> Base
     seed = derive(stored.study.file.seed, f"sampler/{claim.slot}/{claim.attempt}") % 2**32
     study_seed = derive(stored.study.file.seed, "sampler") % 2**32
     file = stored.study.file
-    stored.optuna.sampler = sampler = seeded(file.sampler, stored.study.base, file.space, seed, study_seed)
+    stored.optuna.sampler = sampler = build_sampler(file.sampler, stored.study.base, file.space, seed, study_seed)
     trial = optuna.Trial(stored.optuna, get_trial_id(frozen))
     if not frozen.params:  # before the first suggestion, so that every parameter has a stored origin
         suggested_by = _suggested_by(stored, sampler, trial)
         stored.store.optuna.set_trial_user_attr(get_trial_id(frozen), SUGGESTED_BY, suggested_by)
     # Parameters that an earlier attempt was given are stored in the trial, and Optuna suggests them again.
-    return stored.study.configured(suggest(trial, stored.study.base, file.space))
+    return stored.study.configured(suggest_values(trial, stored.study.base, file.space))
 
 
 def _suggested_by(stored: StoredStudy, sampler: BaseSampler, trial: optuna.Trial) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _suggested_by(stored: StoredStudy, sampler: BaseSampler, trial: optuna.Trial
     spec = stored.study.file.sampler
     if spec.name in INDEPENDENT_SAMPLERS:
         return {"by": spec.name}
-    assert isinstance(sampler, Mirror)
+    assert isinstance(sampler, ComplementLogSampler)
     # The sampler reads the same view for its suggestion, and keeps it, so the trials are read only once.
     trials = sampler.view(stored.optuna, sampler.joint).get_trials(deepcopy=False)
     finished = sum(other.state.is_finished() for other in trials)

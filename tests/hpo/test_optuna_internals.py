@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from packaging.version import Version
 
 from hpo import optuna_internals as internals
-from hpo.search.study_view import View
+from hpo.search.study_view import StudyView
 
 
 def test_the_installed_version_has_the_major_version_that_the_module_was_written_for() -> None:
@@ -72,7 +72,7 @@ def test_stored_parameter_is_what_was_suggested(distribution: FloatDistribution,
 def test_a_view_has_every_attribute_that_the_constructor_of_a_study_sets() -> None:
     study = optuna.create_study()
     assert set(vars(study)) == set(internals.STUDY_ATTRIBUTES)
-    view = View(study, lambda _: [])
+    view = StudyView(study, lambda _: [])
     assert set(vars(study)) <= set(vars(view))
     assert internals.get_study_id(view) == internals.get_study_id(study)
 

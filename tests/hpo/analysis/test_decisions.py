@@ -18,7 +18,7 @@ from hpo.commands.enqueue import enqueue_trial, retry_trials
 from hpo.config.yaml import dump_yaml
 from hpo.queue.heartbeat import free_leases_of
 from hpo.queue.registry import StoredStudy, register_study
-from hpo.search.pruning_rules import spans, unfolded
+from hpo.search.pruning_rules import format_spans, parse_spans
 from hpo.storage.attributes import END_REASON, ERROR, FIXED_VALUES, PRUNING_DECISION, SUGGESTED_BY
 from hpo.storage.engine import open_readonly
 from hpo.storage.fencing import LeaseLost, fenced
@@ -93,7 +93,7 @@ def test_a_decision_that_the_stored_curves_do_not_give_is_told(sqlite: Store, he
     assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
     snapshot = read_snapshot(sqlite, "planted")
     trial = next(t for t in snapshot.trials if PRUNING_DECISION in t.user_attrs)
-    for peer in unfolded(trial.user_attrs[PRUNING_DECISION]["peers"]):
+    for peer in parse_spans(trial.user_attrs[PRUNING_DECISION]["peers"]):
         snapshot.trials[peer].intermediate_values[trial.last_step or 0] = 99.0
     assert sentences(snapshot, trial.number)[-1].startswith("the stored curves do not reproduce this decision: ")
 
@@ -300,5 +300,5 @@ def test_two_numbers_that_differ_are_printed_differently_and_in_their_order(a: f
 
 @given(st.lists(st.integers(0, 60), unique=True))
 def test_numbers_folded_to_text_unfold_again(numbers: list[int]) -> None:
-    assert unfolded(spans(numbers)) == sorted(numbers)
-    assert spans([0, 2, 3, 4, 9]) == "0, 2-4, 9"
+    assert parse_spans(format_spans(numbers)) == sorted(numbers)
+    assert format_spans([0, 2, 3, 4, 9]) == "0, 2-4, 9"

@@ -13,10 +13,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import TypeAdapter, ValidationError
 
 from hpo.config.validation import explain
-from hpo.search.halving import Brackets
+from hpo.search.halving import HalvingPruner
 from hpo.search.pruners import Pruner
-from hpo.search.pruning import Decider
-from hpo.search.pruning_rules import compare, unfolded
+from hpo.search.pruning import CachedPruner
+from hpo.search.pruning_rules import compare_at_last_rung, parse_spans
 from model.section import Section
 
 R = 12
@@ -45,13 +45,13 @@ def running(values: dict[int, float], number: int = 1000) -> FrozenTrial:
     return trial
 
 
-def end(judge: Decider, values: dict[int, float], number: int = 1000, baseline: bool = False) -> tuple[str, int]:
-    """Live a trial's life in a worker: add a value, ask, until told to stop. Returns verdict and rung."""
+def end(cached: CachedPruner, values: dict[int, float], number: int = 1000, baseline: bool = False) -> tuple[str, int]:
+    """Live a trial's life in a worker: add a value, ask, until told to stop. Returns decision and rung."""
     trial = running({}, number)
     for rung, value in values.items():
         trial.intermediate_values[rung] = value
-        if (verdict := judge.verdict(trial, baseline)) != "continue":
-            return verdict, rung
+        if (decision := cached.decide(trial, baseline)) != "continue":
+            return decision, rung
     return "continue", max(values)
 
 
@@ -70,39 +70,39 @@ def crowd(study: optuna.Study) -> optuna.Study:
 
 @pytest.mark.parametrize("name", ["median", "percentile", "halving", "threshold", "wilcoxon"])
 def test_planted_bad_trial_is_pruned_and_the_planted_best_never(crowd: optuna.Study, name: str) -> None:
-    judge = Decider(crowd, pruner(name).build(R), R)
+    cached = CachedPruner(crowd, pruner(name).build(R), R)
     bad, best = dict.fromkeys(range(1, R + 1), 5.0), curve(1.0)
-    verdict, rung = end(judge, bad)
-    assert verdict == "prune"
+    decision, rung = end(cached, bad)
+    assert decision == "prune"
     assert rung < R
-    assert end(judge, best) == ("continue", R)
+    assert end(cached, best) == ("continue", R)
 
 
 def test_hyperband_prunes_a_bad_trial_in_every_bracket_that_has_rivals(study: optuna.Study) -> None:
     for i in range(60):
         study.add_trial(finished(curve(2.0 + i / 100)))
-    judge = Decider(study, pruner("hyperband").build(R), R)
-    ends = {end(judge, dict.fromkeys(range(1, R + 1), 5.0), number) for number in range(100, 140)}
+    cached = CachedPruner(study, pruner("hyperband").build(R), R)
+    ends = {end(cached, dict.fromkeys(range(1, R + 1), 5.0), number) for number in range(100, 140)}
     assert ends == {("prune", 1), ("prune", 3), ("prune", 9)}
-    assert {end(judge, curve(1.0), number) for number in range(100, 140)} == {("continue", R)}
+    assert {end(cached, curve(1.0), number) for number in range(100, 140)} == {("continue", R)}
 
 
 def test_patient_stops_a_trial_that_no_longer_improves(study: optuna.Study) -> None:
-    judge = Decider(study, pruner("patient", patience=2).build(R), R)
-    assert end(judge, {1: 3.0, 2: 2.0} | dict.fromkeys(range(3, R + 1), 2.5)) == ("prune", 5)
-    assert end(judge, curve(1.0)) == ("continue", R)
+    cached = CachedPruner(study, pruner("patient", patience=2).build(R), R)
+    assert end(cached, {1: 3.0, 2: 2.0} | dict.fromkeys(range(3, R + 1), 2.5)) == ("prune", 5)
+    assert end(cached, curve(1.0)) == ("continue", R)
 
 
 def test_none_prunes_nothing(crowd: optuna.Study) -> None:
-    judge = Decider(crowd, pruner("none").build(R), R)
-    assert end(judge, dict.fromkeys(range(1, R + 1), 99.0)) == ("continue", R)
+    cached = CachedPruner(crowd, pruner("none").build(R), R)
+    assert end(cached, dict.fromkeys(range(1, R + 1), 99.0)) == ("continue", R)
 
 
 @pytest.mark.parametrize("name", ["median", "percentile", "threshold", "wilcoxon"])
 @pytest.mark.parametrize("warmup", [0, 1, 2, 5])
 def test_warmup_of_w_rungs_prunes_first_at_rung_w_plus_1(crowd: optuna.Study, name: str, warmup: int) -> None:
-    judge = Decider(crowd, pruner(name, warmup_rungs=warmup).build(R), R)
-    first = end(judge, {rung: 5.0 + rung for rung in range(1, R + 1)})
+    cached = CachedPruner(crowd, pruner(name, warmup_rungs=warmup).build(R), R)
+    first = end(cached, {rung: 5.0 + rung for rung in range(1, R + 1)})
     # The signed-rank test has p < 0.1 from its fourth pair on.
     assert first == ("prune", max(warmup + 1, 4) if name == "wilcoxon" else warmup + 1)
 
@@ -113,23 +113,23 @@ def test_warmup_left_out_is_a_quarter_of_the_rungs(rungs: int, warmup: int) -> N
 
 
 def test_interval_decides_at_every_second_rung_after_warmup(crowd: optuna.Study) -> None:
-    judge = Decider(crowd, pruner("median", warmup_rungs=2, interval=3).build(R), R)
+    cached = CachedPruner(crowd, pruner("median", warmup_rungs=2, interval=3).build(R), R)
     late = {rung: (0.5 if rung < 4 else 9.0) for rung in range(1, R + 1)}
-    asked = [r for r in range(1, R) if judge.pruner.prune(judge._view, running(dict.fromkeys(range(1, r + 1), 9.0)))]
+    asked = [r for r in range(1, R) if cached.pruner.prune(cached._view, running(dict.fromkeys(range(1, r + 1), 9.0)))]
     assert asked == [3, 6, 9]
-    assert end(judge, late) == ("continue", R)
+    assert end(cached, late) == ("continue", R)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_trial_is_pruned_at_the_last_rung(crowd: optuna.Study, name: str) -> None:
-    judge = Decider(crowd, pruner(name).build(1), 1)
-    assert end(judge, {1: 99.0}) == ("continue", 1)
+    cached = CachedPruner(crowd, pruner(name).build(1), 1)
+    assert end(cached, {1: 99.0}) == ("continue", 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_baseline_is_never_pruned(crowd: optuna.Study, name: str) -> None:
-    judge = Decider(crowd, pruner(name).build(R), R)
-    assert end(judge, {rung: 5.0 + rung for rung in range(1, R + 1)}, baseline=True) == ("continue", R)
+    cached = CachedPruner(crowd, pruner(name).build(R), R)
+    assert end(cached, {rung: 5.0 + rung for rung in range(1, R + 1)}, baseline=True) == ("continue", R)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -137,19 +137,19 @@ def test_baseline_is_never_pruned(crowd: optuna.Study, name: str) -> None:
 def test_value_that_is_not_finite_is_diverged_whatever_the_pruner_says(
     crowd: optuna.Study, value: float, baseline: bool
 ) -> None:
-    judge = Decider(crowd, pruner("median").build(R), R)
-    assert end(judge, {1: 1.0, 2: 50.0, 3: value}, baseline=baseline) == ("diverged", 3)
-    assert end(judge, curve(1.0) | {R: value}) == ("diverged", R)
-    assert not judge.prune(running({1: value}))
+    cached = CachedPruner(crowd, pruner("median").build(R), R)
+    assert end(cached, {1: 1.0, 2: 50.0, 3: value}, baseline=baseline) == ("diverged", 3)
+    assert end(cached, curve(1.0) | {R: value}) == ("diverged", R)
+    assert not cached.prune(running({1: value}))
 
 
 def test_too_few_finished_trials_are_no_measure(study: optuna.Study) -> None:
-    judge = Decider(study, pruner("median", startup_trials=0).build(R), R, refresh_s=0)
+    cached = CachedPruner(study, pruner("median", startup_trials=0).build(R), R, refresh_s=0)
     bad = dict.fromkeys(range(1, R + 1), 99.0)
     for i in range(5):
-        assert end(judge, bad) == ("continue", R), i
+        assert end(cached, bad) == ("continue", R), i
         study.add_trial(finished(curve(2.0)))
-    assert end(judge, bad) == ("prune", 4)
+    assert end(cached, bad) == ("prune", 4)
 
 
 def random_curves(seed: int, n: int) -> list[dict[int, float]]:
@@ -167,21 +167,21 @@ def random_curves(seed: int, n: int) -> list[dict[int, float]]:
 def test_decisions_equal_should_prune_on_the_same_trials(study: optuna.Study, stock: Any) -> None:
     name = "median" if isinstance(stock, optuna.pruners.MedianPruner) else "percentile"
     study.pruner = stock
-    judge = Decider(study, pruner(name).build(R), R, refresh_s=0)
-    verdicts = []
+    cached = CachedPruner(study, pruner(name).build(R), R, refresh_s=0)
+    decisions = []
     for values in random_curves(0, 14):
         trial = study.ask()
         own = running({}, trial.number)
         for rung, value in values.items():
             trial.report(value, rung)
             own.intermediate_values[rung] = value
-            verdicts.append(judge.prune(own))
-            assert verdicts[-1] == (trial.should_prune() and rung < R)
-            if verdicts[-1]:
+            decisions.append(cached.prune(own))
+            assert decisions[-1] == (trial.should_prune() and rung < R)
+            if decisions[-1]:
                 break
-        state = TrialState.PRUNED if verdicts[-1] else TrialState.COMPLETE
-        study.tell(trial, None if verdicts[-1] else values[R], state=state)
-    assert 0 < sum(verdicts) < 14
+        state = TrialState.PRUNED if decisions[-1] else TrialState.COMPLETE
+        study.tell(trial, None if decisions[-1] else values[R], state=state)
+    assert 0 < sum(decisions) < 14
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_decisions_equal_should_prune_on_the_same_trials(study: optuna.Study, st
 def test_halving_decides_as_optunas_without_writing(name: str, stock: Callable[[], Any], direction: str) -> None:
     theirs = optuna.create_study(study_name="s", pruner=stock(), direction=direction)
     ours = optuna.create_study(study_name="s", direction=direction)
-    judge = Decider(ours, pruner(name).build(R), R, refresh_s=0)
+    cached = CachedPruner(ours, pruner(name).build(R), R, refresh_s=0)
     n_pruned = 0
     for values in random_curves(1, 60):
         trial, own = theirs.ask(), ours.ask()
@@ -205,7 +205,7 @@ def test_halving_decides_as_optunas_without_writing(name: str, stock: Callable[[
             trial.report(value, rung)
             own.report(value, rung)
             copy.intermediate_values[rung] = value
-            pruned = judge.prune(copy)
+            pruned = cached.prune(copy)
             assert pruned == (trial.should_prune() and rung < R)
             if pruned:
                 break
@@ -221,20 +221,20 @@ def test_best_trial_of_the_judges_list_is_the_studys(direction: str) -> None:
     study = optuna.create_study(direction=direction)
     for last in 2.0, 1.0, 3.0:
         study.add_trial(finished(curve(last)))
-    judge = Decider(study, pruner("none").build(R), R)
-    assert judge._view.best_trial.number == study.best_trial.number
+    cached = CachedPruner(study, pruner("none").build(R), R)
+    assert cached._view.best_trial.number == study.best_trial.number
 
 
 def test_failed_trials_are_no_rivals_in_halving(study: optuna.Study) -> None:
     for _ in range(9):
         study.add_trial(finished({1: 0.1}, TrialState.FAIL))
-    judge = Decider(study, pruner("halving").build(R), R)
-    assert end(judge, curve(2.0)) == ("continue", R)
+    cached = CachedPruner(study, pruner("halving").build(R), R)
+    assert end(cached, curve(2.0)) == ("continue", R)
 
 
 def test_list_of_trials_is_read_once_in_the_refresh_time(study: optuna.Study) -> None:
-    lazy = Decider(study, pruner("median").build(R), R, refresh_s=math.inf)
-    eager = Decider(study, pruner("median").build(R), R, refresh_s=0)
+    lazy = CachedPruner(study, pruner("median").build(R), R, refresh_s=math.inf)
+    eager = CachedPruner(study, pruner("median").build(R), R, refresh_s=0)
     bad = dict.fromkeys(range(1, R + 1), 99.0)
     assert end(lazy, bad) == end(eager, bad) == ("continue", R)
     for i in range(8):
@@ -244,16 +244,16 @@ def test_list_of_trials_is_read_once_in_the_refresh_time(study: optuna.Study) ->
 
 
 def test_judging_reads_no_table_between_refreshes(crowd: optuna.Study) -> None:
-    judge = Decider(crowd, pruner("wilcoxon").build(R), R, refresh_s=math.inf)
-    judge.prune(running(curve(3.0, 2)))
+    cached = CachedPruner(crowd, pruner("wilcoxon").build(R), R, refresh_s=math.inf)
+    cached.prune(running(curve(3.0, 2)))
     statements: list[str] = []
     engine = crowd._storage._backend.engine  # type: ignore[attr-defined]
     sqlalchemy.event.listen(engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
     for name in NAMES:
-        judge.pruner = pruner(name).build(R)
-        end(judge, curve(3.0))
+        cached.pruner = pruner(name).build(R)
+        end(cached, curve(3.0))
         if name != "none":
-            judge.record(pruner(name), running(curve(3.0, 4)))
+            cached.describe(pruner(name), running(curve(3.0, 4)))
     assert statements == []
     crowd.get_trials(deepcopy=False)
     assert statements != []
@@ -279,13 +279,13 @@ def test_pruner_that_cannot_be_is_refused(given: dict[str, Any], rule: str) -> N
 
 
 def test_a_rival_whose_value_is_no_number_changes_no_decision_in_halving(study: optuna.Study) -> None:
-    judge = Decider(study, pruner("halving").build(R), R, refresh_s=0)
+    cached = CachedPruner(study, pruner("halving").build(R), R, refresh_s=0)
     for value in (3.0, 1.0, 2.0, 4.0):
         study.add_trial(finished({1: value}, TrialState.PRUNED))
-    alone = [judge.prune(running({1: value})) for value in (0.5, 1.5, 2.5)]
+    alone = [cached.prune(running({1: value})) for value in (0.5, 1.5, 2.5)]
     for _ in range(3):
         study.add_trial(finished({1: math.nan}, TrialState.PRUNED))
-    assert [judge.prune(running({1: value})) for value in (0.5, 1.5, 2.5)] == alone == [False, True, True]
+    assert [cached.prune(running({1: value})) for value in (0.5, 1.5, 2.5)] == alone == [False, True, True]
 
 
 LOOSE: dict[str, dict[str, Any]] = {  # each decides from the first rung and the first peer on
@@ -309,41 +309,41 @@ def odd_curve(chance: random.Random, rungs: int, with_nan: bool) -> dict[int, fl
 @pytest.mark.parametrize("name", LOOSE)
 def test_the_recorded_comparison_is_that_of_the_pruner_with_ties_and_values_that_are_no_numbers(name: str) -> None:
     rule, chance = pruner(name, **LOOSE[name]), random.Random(name)
-    verdicts, parted = [], 0
+    decisions, parted = [], 0
     for _ in range(120):
         study = optuna.create_study(study_name="s")
         for i in range(chance.randint(1, 9)):
             state = TrialState.COMPLETE if i == 0 else chance.choice([*TrialState][1:4])
             study.add_trial(finished(odd_curve(chance, R, with_nan=name != "wilcoxon" and i > 0), state))
-        judge = Decider(study, rule.build(R), R, refresh_s=0)
+        cached = CachedPruner(study, rule.build(R), R, refresh_s=0)
         own = running(odd_curve(chance, chance.choice((4, 5, 7, 8, 8, 8)), with_nan=name != "wilcoxon"))
-        decision = judge.prune(own)
-        record = judge.record(rule, own) if decision or decides(judge, own) else None
+        decision = cached.prune(own)
+        record = cached.describe(rule, own) if decision or decides(cached, own) else None
         if record is None:
             continue
         held = study.get_trials(deepcopy=False)
-        peers = [held[number].intermediate_values for number in unfolded(record["peers"])]
-        again = compare(rule.model_dump(), own.intermediate_values, peers)
+        peers = [held[number].intermediate_values for number in parse_spans(record["peers"])]
+        again = compare_at_last_rung(rule.model_dump(), own.intermediate_values, peers)
         assert again.prunes == decision
         assert (record["value"], record["threshold"], record["n"]) == (again.value, again.threshold, len(peers))
-        verdicts.append(decision)
+        decisions.append(decision)
         parted += not math.isclose(again.value, again.threshold)
-    assert 0.05 < sum(verdicts) / len(verdicts) < 0.95
+    assert 0.05 < sum(decisions) / len(decisions) < 0.95
     assert parted > 5
 
 
-def decides(judge: Decider, trial: FrozenTrial) -> bool:
+def decides(cached: CachedPruner, trial: FrozenTrial) -> bool:
     """Tell whether a rung is one at which the pruner compares at all."""
-    brackets = judge.pruner
-    return not isinstance(brackets, Brackets) or brackets.is_mark(
-        trial.last_step or 0, brackets.bracket(judge._study, trial.number)
+    brackets = cached.pruner
+    return not isinstance(brackets, HalvingPruner) or brackets.is_mark(
+        trial.last_step or 0, brackets.bracket(cached._study, trial.number)
     )
 
 
 def test_the_record_is_of_the_list_that_the_pruner_read_though_a_trial_has_ended_since(crowd: optuna.Study) -> None:
     rule = pruner("median")
-    judge = Decider(crowd, rule.build(R), R, refresh_s=0)
+    cached = CachedPruner(crowd, rule.build(R), R, refresh_s=0)
     bad = running(dict.fromkeys(range(1, 5), 5.0))
-    assert judge.prune(bad)
+    assert cached.prune(bad)
     crowd.add_trial(finished(curve(1.0)))
-    assert judge.record(rule, bad)["peers"] == "0-7"
+    assert cached.describe(rule, bad)["peers"] == "0-7"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hpo.search.ranges import Range, unit_position, values
+from hpo.search.ranges import Range, spaced_values, unit_position
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from hpo.search.ranges import Range, unit_position, values
     ids=["linear", "log", "complement_log"],
 )
 def test_evenly_spaced_values_are_at_evenly_spaced_positions(entry: Range) -> None:
-    points = values(entry, 5)
+    points = spaced_values(entry, 5)
     positions = [
         unit_position(x, entry.low, entry.high, log=entry.log, complement_log=entry.complement_log) for x in points
     ]

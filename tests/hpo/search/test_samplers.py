@@ -14,10 +14,10 @@ from optuna.samplers._tpe.sampler import _split_trials, default_gamma
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import Field, TypeAdapter
 
-from hpo.search.complement_log import Mirror
-from hpo.search.ranges import Space, inside
-from hpo.search.samplers import Sampler, _told, seeded
-from hpo.search.space import check, held, suggest, unconditional
+from hpo.search.complement_log import ComplementLogSampler
+from hpo.search.ranges import Space, is_inside
+from hpo.search.samplers import Sampler, _as_complete, build_sampler
+from hpo.search.space import params_in_range, space_problems, suggest_values, unconditional
 from model.section import Count, Decay, Fraction, Positive, Section, updated
 
 
@@ -91,9 +91,9 @@ def search(study: optuna.Study, kind: Any, varied: Space, n_trials: int, study_s
     """What a worker does, without the training."""
     found = []
     for slot in range(n_trials):
-        study.sampler = seeded(kind, BASE, varied, seed=1000 * study_seed + slot, study_seed=study_seed)
+        study.sampler = build_sampler(kind, BASE, varied, seed=1000 * study_seed + slot, study_seed=study_seed)
         trial = study.ask()
-        found.append(suggest(trial, BASE, varied))
+        found.append(suggest_values(trial, BASE, varied))
         study.tell(trial, loss(found[-1]))
     return found
 
@@ -106,7 +106,7 @@ def study(tmp_path: Path) -> optuna.Study:
 def test_random_draws_are_log_uniform_in_one_minus_x() -> None:
     study = optuna.create_study()
     kind = FloatDistribution(0.8, 0.9999)
-    mirror = seeded(sampler("random"), BASE, TWO, seed=1, study_seed=0)
+    mirror = build_sampler(sampler("random"), BASE, TWO, seed=1, study_seed=0)
     trial = create_trial(state=TrialState.RUNNING)
     draws = [1 - mirror.sample_independent(study, trial, "optimizer.beta2", kind) for _ in range(2000)]
     exact = scipy.stats.loguniform(1 - 0.9999, 1 - 0.8)
@@ -117,11 +117,11 @@ def test_random_draws_are_log_uniform_in_one_minus_x() -> None:
 @pytest.mark.parametrize("name", DRAWING)
 def test_stored_value_is_the_plain_one_under_the_plain_range(study: optuna.Study, name: str) -> None:
     found = search(study, quick(name), MIXED, 7)
-    assert check(BASE, MIXED) == []
+    assert space_problems(BASE, MIXED) == []
     for trial, values in zip(study.get_trials(), found, strict=True):
         assert trial.params == values
         assert trial.distributions["run.decay"] == FloatDistribution(0.8, 0.9999)
-        assert all(inside(kind, trial.params[path]) for path, kind in trial.distributions.items())
+        assert all(is_inside(kind, trial.params[path]) for path, kind in trial.distributions.items())
         assert ("optimizer.beta2" in values) == (values["optimizer.name"] == "adamw")
         updated(BASE, values)
     assert len({v["run.decay"] for v in found[:4]}) == 4
@@ -143,7 +143,7 @@ def test_adaptive_samplers_beat_random_draws_on_the_mirrored_scale(name: str, n_
 
 
 def test_upper_end_is_reached_exactly_and_never_passed() -> None:
-    mirror = Mirror(Fixed(0.0009999999999), {}, frozenset({"x"}))
+    mirror = ComplementLogSampler(Fixed(0.0009999999999), {}, frozenset({"x"}))
     kind = FloatDistribution(0.8, 0.999)
     found = mirror.sample_independent(optuna.create_study(), create_trial(state=TrialState.RUNNING), "x", kind)
     assert found == 0.999
@@ -164,13 +164,13 @@ def test_running_trials_are_seen_before_their_parameters_are_stored(study: optun
     search(study, quick("tpe"), TWO, 12)
     opened = []
     for slot in range(6):  # six workers that have drawn jointly and stored nothing yet
-        study.sampler = seeded(quick("tpe"), BASE, TWO, seed=slot, study_seed=0)
+        study.sampler = build_sampler(quick("tpe"), BASE, TWO, seed=slot, study_seed=0)
         opened.append(study.ask())
         assert opened[-1].relative_params.keys() == TWO.keys()
     assert not any(trial.params for trial in opened)
 
     def next_draw() -> dict[str, Any]:
-        study.sampler = seeded(quick("tpe"), BASE, TWO, seed=99, study_seed=0)
+        study.sampler = build_sampler(quick("tpe"), BASE, TWO, seed=99, study_seed=0)
         trial = study.ask()
         drawn = dict(trial.relative_params)
         study.tell(trial, state=TrialState.FAIL)
@@ -183,7 +183,7 @@ def test_running_trials_are_seen_before_their_parameters_are_stored(study: optun
 
 
 def test_baseline_that_carries_less_leaves_the_others_sampled_jointly(study: optuna.Study) -> None:
-    partial = held(updated(BASE, {"optimizer.beta2": 0.5, "optimizer.lr": 0.01}), TWO)
+    partial = params_in_range(updated(BASE, {"optimizer.beta2": 0.5, "optimizer.lr": 0.01}), TWO)
     assert partial.keys() == {"optimizer.lr"}
     study.add_trial(
         create_trial(
@@ -193,11 +193,11 @@ def test_baseline_that_carries_less_leaves_the_others_sampled_jointly(study: opt
         )
     )
     search(study, quick("tpe"), TWO, 8)
-    for ours in seeded(quick("tpe"), BASE, TWO, 1, 1), optuna.samplers.TPESampler(seed=1, n_startup_trials=3):
+    for ours in build_sampler(quick("tpe"), BASE, TWO, 1, 1), optuna.samplers.TPESampler(seed=1, n_startup_trials=3):
         study.sampler = ours
         trial = study.ask()
         joint = trial.relative_params.keys()
-        assert joint == (TWO.keys() if isinstance(ours, Mirror) else {"optimizer.lr"})
+        assert joint == (TWO.keys() if isinstance(ours, ComplementLogSampler) else {"optimizer.lr"})
         study.tell(trial, state=TrialState.FAIL)
 
 
@@ -213,17 +213,17 @@ def test_baseline_outside_the_space_does_not_stop_a_sampler(study: optuna.Study,
 def test_trials_opened_and_ended_without_ask_and_tell_see_what_has_finished(study: optuna.Study) -> None:
     kind = sampler("tpe", startup_trials=3)
     for slot in range(5):
-        study.sampler = seeded(kind, BASE, TWO, slot, 0)
+        study.sampler = build_sampler(kind, BASE, TWO, slot, 0)
         trial = optuna.Trial(study, study._storage.create_new_trial(study._study_id))
         assert bool(trial.relative_params) == (slot >= 3)
-        values = suggest(trial, BASE, TWO)
+        values = suggest_values(trial, BASE, TWO)
         study._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [loss(values)])
 
 
 def test_univariate_tpe_draws_nothing_jointly(study: optuna.Study) -> None:
     kind = sampler("tpe", startup_trials=2, multivariate=False)
     search(study, kind, TWO, 4)
-    study.sampler = seeded(kind, BASE, TWO, 1, 0)
+    study.sampler = build_sampler(kind, BASE, TWO, 1, 0)
     assert study.ask().relative_params == {}
 
 
@@ -231,8 +231,8 @@ def test_univariate_tpe_draws_nothing_jointly(study: optuna.Study) -> None:
 def test_four_workers_started_together_draw_distinct_first_points(study: optuna.Study, name: str) -> None:
     found = []
     for slot in range(4):
-        study.sampler = seeded(sampler(name), BASE, TWO, seed=slot, study_seed=5)
-        found.append(tuple(suggest(study.ask(), BASE, TWO).values()))
+        study.sampler = build_sampler(sampler(name), BASE, TWO, seed=slot, study_seed=5)
+        found.append(tuple(suggest_values(study.ask(), BASE, TWO).values()))
     assert len({beta2 for beta2, _ in found}) == len({lr for _, lr in found}) == 4
 
 
@@ -327,7 +327,7 @@ def crowd(n: int) -> optuna.Study:
 
 
 def shown(study: optuna.Study, history: int | None) -> list[FrozenTrial]:
-    mirror = Mirror(optuna.samplers.TPESampler(seed=0), {}, frozenset(), history)
+    mirror = ComplementLogSampler(optuna.samplers.TPESampler(seed=0), {}, frozenset(), history)
     return mirror.view(study, {"x": FloatDistribution(0.0, 1.0)}).get_trials(deepcopy=False)
 
 
@@ -362,12 +362,12 @@ def test_cmaes_draws_the_same_whether_it_is_shown_all_trials_or_the_last_ones() 
     def drawn(history: int | None) -> list[dict[str, Any]]:
         study, found, opened = optuna.create_study(study_name="s"), [], []
         for slot in range(150):
-            mirror = seeded(sampler("cmaes"), BASE, TWO, slot, 0)
-            assert isinstance(mirror, Mirror)
+            mirror = build_sampler(sampler("cmaes"), BASE, TWO, slot, 0)
+            assert isinstance(mirror, ComplementLogSampler)
             mirror.history = history
             study.sampler = mirror
             opened.append(study.ask())
-            found.append(suggest(opened[-1], BASE, TWO))
+            found.append(suggest_values(opened[-1], BASE, TWO))
             if len(opened) > 4:
                 study.tell(trial := opened.pop(slot % 3), loss(trial.params))
         return found
@@ -387,7 +387,7 @@ def test_process_goes_away_from_where_a_trial_was_pruned(ours: bool, stays: bool
         inner = sampler("gp", startup_trials=2).build(seed, 0)
         if not ours:
             inner = optuna.samplers.GPSampler(seed=seed, n_startup_trials=2)
-        study.sampler = Mirror(inner, kind, frozenset())
+        study.sampler = ComplementLogSampler(inner, kind, frozenset())
         trial = study.ask()
         found.append(trial.suggest_float("x", 0.0, 1.0))
         trial.report(1.0, 1)
@@ -403,7 +403,7 @@ def test_process_is_told_the_worst_value_of_a_trial_pruned_without_one() -> None
     study.add_trial(create_trial(state=TrialState.PRUNED))
     study.add_trial(create_trial(state=TrialState.FAIL))
     study.ask()
-    told = _told(study.get_trials())
+    told = _as_complete(study.get_trials())
     assert [t.values and t.values[0] for t in told] == [1.0, 3.0, 2.0, 3.0, None, None]
     assert [t.state for t in told] == [TrialState.COMPLETE] * 4 + [TrialState.FAIL, TrialState.RUNNING]
     assert [t.state for t in study.trials][2:4] == [TrialState.PRUNED] * 2

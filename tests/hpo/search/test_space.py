@@ -11,8 +11,16 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pydantic import Field, TypeAdapter, ValidationError
 
 from hpo.config.validation import explain
-from hpo.search.ranges import Choices, Entry, Range, Space, discrete, inside, values
-from hpo.search.space import applies, check, field_type, held, order, suggest, unconditional
+from hpo.search.ranges import Choices, Entry, Range, Space, discrete_values, is_inside, spaced_values
+from hpo.search.space import (
+    applies,
+    components_first,
+    field_type,
+    params_in_range,
+    space_problems,
+    suggest_values,
+    unconditional,
+)
 from hpo.study.spec import StudyFile
 from model.section import Count, Decay, Fraction, Positive, Section, flat, updated
 
@@ -173,19 +181,19 @@ def test_unknown_field_is_refused_with_the_nearest_one(path: str, rule: str) -> 
     ],
 )
 def test_check_builds_the_configuration_at_both_ends_of_every_range(entries: dict[str, Any], problem: str) -> None:
-    assert check(Config(), space(**entries)) == [problem]
+    assert space_problems(Config(), space(**entries)) == [problem]
 
 
 def test_check_reports_all_problems_together() -> None:
     bad = space(optimizer__lrr=BETA2, run__dropout={"low": -1.0, "high": 2.0})
-    assert len(check(Config(), bad)) == 3
+    assert len(space_problems(Config(), bad)) == 3
 
 
 def test_field_of_another_component_is_accepted_where_its_name_is_a_choice() -> None:
     both = space(optimizer__momentum={"low": 0.0, "high": 0.9}, optimizer__name=NAMES, optimizer__beta2=BETA2)
-    assert check(Config(), both) == []
+    assert space_problems(Config(), both) == []
     del both["optimizer.name"]
-    assert check(Config(), both) == ["space.optimizer.momentum: no such field while optimizer.name is 'adamw'"]
+    assert space_problems(Config(), both) == ["space.optimizer.momentum: no such field while optimizer.name is 'adamw'"]
 
 
 def test_unconditional_parameters_are_those_that_every_component_has() -> None:
@@ -204,12 +212,12 @@ def test_components_are_suggested_first_and_their_fields_only_where_they_exist(t
     varied = space(
         optimizer__beta2=BETA2, optimizer__momentum={"low": 0.0, "high": 0.9}, optimizer__name=NAMES, run__wait=BETA2
     )
-    assert order(varied)[0] == "optimizer.name"
+    assert components_first(varied)[0] == "optimizer.name"
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/hpo.db", sampler=optuna.samplers.RandomSampler(seed=0))
     seen = set()
     for _ in range(12):
         trial = study.ask()
-        found = suggest(trial, Config(), varied)
+        found = suggest_values(trial, Config(), varied)
         config = updated(Config(), found)
         assert all(applies(config, path) and flat(config)[path] == value for path, value in found.items())
         assert study.trials[trial.number].params == found
@@ -222,7 +230,7 @@ def test_components_are_suggested_first_and_their_fields_only_where_they_exist(t
 
 def test_suggested_whole_number_is_an_int() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    found = suggest(study.ask(), Config(), space(run__batch_size={"low": 1, "high": 64, "log": True}))
+    found = suggest_values(study.ask(), Config(), space(run__batch_size={"low": 1, "high": 64, "log": True}))
     assert isinstance(found["run.batch_size"], int)
 
 
@@ -233,7 +241,7 @@ def test_held_leaves_out_what_lies_outside_the_space() -> None:
         run__batch_size={"choices": [1, 2]},
         optimizer__momentum={"low": 0.0, "high": 0.9},
     )
-    assert {path: value for path, (value, _) in held(Config(), varied).items()} == {"optimizer.beta2": 0.95}
+    assert {path: value for path, (value, _) in params_in_range(Config(), varied).items()} == {"optimizer.beta2": 0.95}
 
 
 @pytest.mark.parametrize(
@@ -250,13 +258,13 @@ def test_held_leaves_out_what_lies_outside_the_space() -> None:
     ],
 )
 def test_inside_agrees_with_what_a_distribution_can_yield(kind: Any, value: Any, expected: bool) -> None:
-    assert inside(kind, value) is expected
+    assert is_inside(kind, value) is expected
 
 
 def test_values_are_evenly_spaced_on_the_ranges_own_scale_with_both_ends() -> None:
-    linear = values(Range(low=0.0, high=1.0), 5)
-    log = values(Range(low=1e-4, high=1e-2, log=True), 5)
-    complement = values(Range(low=0.9, high=0.999, complement_log=True), 5)
+    linear = spaced_values(Range(low=0.0, high=1.0), 5)
+    log = spaced_values(Range(low=1e-4, high=1e-2, log=True), 5)
+    complement = spaced_values(Range(low=0.9, high=0.999, complement_log=True), 5)
     assert linear == [0.0, 0.25, 0.5, 0.75, 1.0]
     for found, scale, ends in (log, math.log, (1e-4, 1e-2)), (complement, lambda x: math.log(1 - x), (0.9, 0.999)):
         assert (found[0], found[-1]) == ends
@@ -277,10 +285,10 @@ def test_values_are_evenly_spaced_on_the_ranges_own_scale_with_both_ends() -> No
     ],
 )
 def test_values_of_a_discrete_range_are_distinct_members_of_it(entry: Entry, kind: type, expected: list[Any]) -> None:
-    assert values(entry, 5, kind) == expected
+    assert spaced_values(entry, 5, kind) == expected
 
 
 def test_discrete_is_none_for_a_continuous_range_only() -> None:
-    assert discrete(Range(low=0.0, high=1.0), float) is None
-    assert list(discrete(Range(low=0.0, high=1.0, step=0.5), float) or ()) == [0.0, 0.5, 1.0]
-    assert discrete(Range(low=1, high=10**12), int) == range(1, 10**12 + 1)
+    assert discrete_values(Range(low=0.0, high=1.0), float) is None
+    assert list(discrete_values(Range(low=0.0, high=1.0, step=0.5), float) or ()) == [0.0, 0.5, 1.0]
+    assert discrete_values(Range(low=1, high=10**12), int) == range(1, 10**12 + 1)

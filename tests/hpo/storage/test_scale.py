@@ -16,7 +16,7 @@ from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.analysis.summary import summary, trial_row
 from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import Claim
-from hpo.search.pruning import Decider
+from hpo.search.pruning import CachedPruner
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.worker.trial import trial_config
@@ -162,19 +162,19 @@ def test_judge_reads_only_unfinished_trials_and_not_at_every_rung(
 ) -> None:
     with open_store(storage_url, create=True) as store:
         at = plant(store, 60, N_RUNNING)
-        judge = Decider(at.optuna, at.study.file.pruner.build(at.study.rungs), at.study.rungs, refresh_s=1e9)
+        pruner = CachedPruner(at.optuna, at.study.file.pruner.build(at.study.rungs), at.study.rungs, refresh_s=1e9)
         own = create_trial(state=TrialState.RUNNING)
         at.optuna.get_trials(deepcopy=False)
         with counted(store.engine) as statements:
             for rung in range(1, at.study.rungs):
                 own.intermediate_values[rung] = 1.0
-                judge.verdict(own)
+                pruner.decide(own)
             once = len(statements)
-            judge.look_again()
-            judge.verdict(own)
+            pruner.refresh()
+            pruner.decide(own)
         assert once > 0
         assert len(statements) == 2 * once
-        assert len(judge._trials) == 60 + N_RUNNING
+        assert len(pruner._trials) == 60 + N_RUNNING
 
 
 def test_finished_trials_are_mirrored_once(storage_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
