@@ -92,7 +92,7 @@ class Random(SamplerConfig):
 class Grid(SamplerConfig):
     """Every combination of evenly spaced values, by slot: workers neither repeat nor miss one."""
 
-    name: Literal["build_grid"] = "grid"
+    name: Literal["grid"] = "grid"
     points: Annotated[int, Field(ge=2)] = 5
     """Values of each continuous or longer range, evenly spaced on its own scale, both ends included."""
 
