@@ -1,6 +1,6 @@
-"""Statistics of paired runs: differences, intervals, tests, and what a search's best value is worth.
+"""Statistics of paired runs: mean differences, confidence intervals, tests, and the number of pairs they need.
 
-All of it is scipy's and statsmodels'; only which of their functions answers which question is decided here.
+The functions of scipy and statsmodels do the computation.
 """
 
 import math
@@ -14,14 +14,14 @@ from scipy import stats
 
 Test = Literal["t", "wilcoxon"]
 
-LEVEL = 0.95  # of every interval; a test is called significant below 1 - LEVEL
-RESAMPLES = 9_999  # of a bootstrap interval
-SEED = 0  # of its draws, so that the same runs always give the same interval
+LEVEL = 0.95  # confidence level of every interval; a test is significant at a p-value below 1 - LEVEL
+N_RESAMPLES = 9_999  # of a bootstrap interval
+SEED = 0  # of the bootstrap, so that the same runs always give the same interval
 
 
 @dataclass(frozen=True)
 class Paired:
-    """n differences of paired runs: their mean, its interval, and the p-value of no difference."""
+    """The differences of n pairs of runs: mean, ends of its confidence interval, and p-value of no difference."""
 
     n: int
     mean: float
@@ -33,17 +33,17 @@ class Paired:
 def paired(differences: Sequence[float], test: Test = "t") -> Paired:
     """Return mean, bootstrap interval and p-value of paired differences.
 
-    The interval is bias-corrected and accelerated (Efron 1987); of few pairs it is somewhat too narrow, so the
-    p-value decides.
+    The interval is bias-corrected and accelerated (Efron 1987). For few pairs it is slightly too narrow, so verdicts
+    use the p-value.
 
     Raises:
-        ValueError: fewer than two.
+        ValueError: fewer than two differences.
     """
     d = np.asarray(differences, float)
     if len(d) < 2:
-        raise ValueError(f"must be two pairs at least, got {len(d)}")
+        raise ValueError(f"must be at least two pairs, got {len(d)}")
     mean = float(d.mean())
-    if np.all(d == d[0]):  # the same to the last bit: no spread to draw from
+    if np.all(d == d[0]):  # all equal, so there is no variance to resample
         return Paired(len(d), mean, mean, mean, 1.0 if mean == 0 else 0.0)
     p = stats.wilcoxon(d).pvalue if test == "wilcoxon" else p_value(differences)
     low, high = _bootstrap(d)
@@ -51,30 +51,29 @@ def paired(differences: Sequence[float], test: Test = "t") -> Paired:
 
 
 def _bootstrap(d: np.ndarray) -> tuple[float, float]:
+    options = {"n_resamples": N_RESAMPLES, "confidence_level": LEVEL, "method": "BCa"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(
-            (d,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="BCa", rng=np.random.default_rng(SEED)
-        ).confidence_interval
-    if not math.isfinite(found.low + found.high):  # all but one value equal
-        found = stats.ttest_1samp(d, 0.0).confidence_interval(LEVEL)
-    return float(found.low), float(found.high)
+        ends = stats.bootstrap((d,), np.mean, rng=np.random.default_rng(SEED), **options).confidence_interval
+    if not math.isfinite(ends.low + ends.high):  # all values but one are equal
+        ends = stats.ttest_1samp(d, 0.0).confidence_interval(LEVEL)
+    return float(ends.low), float(ends.high)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean and the ends of Student's interval about it; the ends are infinite for one value."""
+    """Return the mean and the ends of its Student confidence interval; the ends are infinite for one value."""
     v = np.asarray(values, float)
     mean = float(v.mean())
     if len(v) < 2:
         return mean, -math.inf, math.inf
     if np.all(v == v[0]):
         return mean, mean, mean
-    found = stats.ttest_1samp(v, 0.0).confidence_interval(LEVEL)
-    return mean, float(found.low), float(found.high)
+    ends = stats.ttest_1samp(v, 0.0).confidence_interval(LEVEL)
+    return mean, float(ends.low), float(ends.high)
 
 
 def p_value(values: Sequence[float]) -> float:
-    """Return the p-value of Student's test that the mean is 0."""
+    """Return the p-value of Student's t-test that the mean is 0."""
     v = np.asarray(values, float)
     if np.all(v == v[0]):
         return 1.0 if v[0] == 0 else 0.0
@@ -82,26 +81,26 @@ def p_value(values: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm 1979)."""
+    """Return p-values corrected for the number of tests (Holm 1979)."""
     from statsmodels.stats.multitest import multipletests
 
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
 
 
 def min_pairs(test: Test, comparisons: int = 1) -> int:
-    """Return the fewest pairs with which a test can call anything significant, corrected for several comparisons.
+    """Return the smallest number of pairs with which a test can be significant.
 
-    A signed-rank test of n pairs has no p-value below 2 / 2^n. A t test needs a spread; of two pairs that is worth
-    nothing, so three.
+    comparisons: number of tests that the p-value is corrected for. A signed-rank test of n pairs has no p-value below
+    2 / 2^n. A t-test needs three pairs, because the standard deviation of two is too uncertain.
     """
     level = (1 - LEVEL) / comparisons
     return 3 if test == "t" else math.floor(1 + math.log2(1 / level)) + 1
 
 
 def required_pairs(gain: float, sigma: float, power: float = 0.9, comparisons: int = 1) -> int:
-    """Return the pairs that a t test needs to show a gain with this probability.
+    """Return the number of pairs with which a t-test detects a gain with this probability.
 
-    gain and sigma are in the same unit; sigma is that of one run, of a difference it is sqrt(2) times as large.
+    gain, sigma: in the same unit. sigma: standard deviation of one run; that of a difference is sqrt(2) times as large.
     """
     from statsmodels.stats.power import TTestPower
 

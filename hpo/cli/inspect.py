@@ -191,10 +191,9 @@ def report(
     trial against the baseline, how much of the difference may be noise, and whether the result was confirmed. Figures,
     tables and the commands that reproduce the study follow.
     """
-    from hpo.report.build import Files
-    from hpo.report.build import write_report as write_report
+    from hpo.report.build import ReportFiles, write_report
 
-    write_report(storage_url(storage), study, out, Files(html, pdf, csv, json), publish)
+    write_report(storage_url(storage), study, out, ReportFiles(html, pdf, csv, json), publish)
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo dashboard --port 8080")

@@ -1,7 +1,7 @@
-"""hpo report: a study as one page that argues: what was found, how far to believe it, and how to repeat it."""
+"""`hpo report`: write the results of a study as an HTML or PDF page, as CSV and as JSON."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ from hpo.report import appendix, sections
 from hpo.report.html import html_page, paragraph
 from hpo.report.pdf import write_pdf
 from hpo.report.tables import curves_path, write_csv, write_json
-from hpo.report.verdict import Related, Verdict, related_studies, verdict
+from hpo.report.verdict import RelatedStudy, Verdict, related_studies, verdict
 from hpo.runs.run_dir import study_folder, write_file
 from hpo.storage.engine import open_readonly
 from hpo.storage.retry import OpenStorage
@@ -22,8 +22,8 @@ from hpo.storage.trials import State
 
 
 @dataclass(frozen=True)
-class Files:
-    """What to write, and where; all None: the page, into the study's folder."""
+class ReportFiles:
+    """The files to write; if all are None, the HTML page goes into the folder of the study."""
 
     html: Path | None = None
     pdf: Path | None = None
@@ -33,43 +33,46 @@ class Files:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report of a study says."""
+    """A study, its verdict, and the studies that confirm or ablate it."""
 
     snapshot: Snapshot
     verdict: Verdict
-    confirmed: Sequence[Related]
-    ablated: Sequence[Related]
+    confirmations: Sequence[RelatedStudy]
+    ablations: Sequence[RelatedStudy]
 
 
-def write_report(storage: str, name: str | None, out: Path, files: Files, publish: bool) -> None:
-    """Write what was asked for, say where, and show the same in the dashboard.
+def write_report(storage: str, name: str | None, out: Path, files: ReportFiles, publish: bool) -> None:
+    """Write the report of a study, print the paths of its files, and show the report in the dashboard.
+
+    name: None for the only study of the storage. out: the folder of the runs. publish: whether to save note, figures
+    and files to the study, where the dashboard shows them.
 
     Raises:
         NothingFeasible: no trial has ended.
     """
     with open_readonly(storage) as store:
-        found = read_report(store, name)
-        folder = study_folder(out, found.snapshot.name)
-        where = files if any(asdict(files).values()) else Files(html=folder / "report.html")
-        made = report_page(found, out)
-        if where.html:
-            write_file(where.html, made)
-        if where.pdf:
-            write_pdf(made, where.pdf)
-        if where.csv:
-            write_csv(found.snapshot, where.csv)
-        if where.json:
-            write_json(found.snapshot, where.json, _json_fields(found))
-        written = (where.html, where.pdf, where.csv, where.csv and curves_path(where.csv), where.json)
+        data = read_report(store, name)
+        if files == ReportFiles():
+            files = ReportFiles(html=study_folder(out, data.snapshot.name) / "report.html")
+        page = report_page(data, out)
+        if files.html:
+            write_file(files.html, page)
+        if files.pdf:
+            write_pdf(page, files.pdf)
+        if files.csv:
+            write_csv(data.snapshot, files.csv)
+        if files.json:
+            write_json(data.snapshot, files.json, _json_fields(data))
+        written = (files.html, files.pdf, files.csv, files.csv and curves_path(files.csv), files.json)
         say("\n".join(f"{path}: written" for path in written if path))
         if publish:
             from hpo.report.publish import publish_report
 
-            publish_report(storage, found.snapshot, found.verdict, out, made)
+            publish_report(storage, data.snapshot, data.verdict, out, page)
 
 
 def read_report(store: OpenStorage, name: str | None) -> ReportData:
-    """Read a study and those that were made for it.
+    """Read a study and the studies that confirm or ablate it.
 
     Raises:
         NothingFeasible: no trial has ended.
@@ -77,38 +80,39 @@ def read_report(store: OpenStorage, name: str | None) -> ReportData:
     snapshot = read_snapshot(store, name)
     if not snapshot.in_state(State.COMPLETE, State.PRUNED, State.FAIL):
         raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` shows the progress")
-    confirmed, ablated = (related_studies(store, snapshot.name, key) for key in ("confirms", "ablates"))
-    return ReportData(snapshot, verdict(snapshot, confirmed), confirmed, ablated)
+    confirmations, ablations = (related_studies(store, snapshot.name, key) for key in ("confirms", "ablates"))
+    return ReportData(snapshot, verdict(snapshot, confirmations), confirmations, ablations)
 
 
-def report_page(found: ReportData, out: Path) -> str:
-    """Return the page."""
-    of = found.snapshot
-    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    body = [f"<h1>{escape(of.name)}</h1>\n", paragraph(f"{_about(of)}Report of {made}.", "small")]
-    body.append(sections.summary_section(of, found.verdict))
-    body += sections.arms_section(of, found.confirmed, found.ablated)
-    body += sections.curves_section(of)
-    body += sections.hyperparameters_section(of, out)
-    body += appendix.trials_section(of)
-    body += appendix.workers_section(of)
-    body += appendix.origin_section(of, [*found.confirmed, *found.ablated])
-    return html_page(f"{of.name}: report", "".join(body))
+def report_page(data: ReportData, out: Path) -> str:
+    """Return the report as one HTML page."""
+    snapshot = data.snapshot
+    time = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    body = [f"<h1>{escape(snapshot.name)}</h1>\n", paragraph(f"{_purpose(snapshot)}Report of {time}.", "small")]
+    body.append(sections.summary_section(snapshot, data.verdict))
+    body += sections.arms_section(snapshot, data.confirmations, data.ablations)
+    body += sections.curves_section(snapshot)
+    body += sections.hyperparameters_section(snapshot, out)
+    body += appendix.trials_section(snapshot)
+    body += appendix.workers_section(snapshot)
+    body += appendix.reproduce_section(snapshot, [*data.confirmations, *data.ablations])
+    return html_page(f"{snapshot.name}: report", "".join(body))
 
 
-def _about(snapshot: Snapshot) -> str:
-    """Return what a study was made for, "" for a search."""
+def _purpose(snapshot: Snapshot) -> str:
+    """Return the study that a confirmation or ablation belongs to as a sentence, "" for a search."""
     about = snapshot.spec.get("about") or {}
-    words = {"confirms": "Confirms", "ablates": "Takes apart"}
-    return "".join(f"{word} {about[key]}. " for key, word in words.items() if key in about)
+    titles = {"confirms": "Confirmation", "ablates": "Ablation"}
+    return "".join(f"{title} of study {about[key]}. " for key, title in titles.items() if key in about)
 
 
-def _json_fields(found: ReportData) -> dict[str, Any]:
-    floor = found.snapshot.noise
+def _json_fields(data: ReportData) -> dict[str, Any]:
+    """Return the results of the report as `--json` writes them beside trials and curves."""
+    floor = data.snapshot.noise
     return {
-        "objective": found.snapshot.objective,
-        "verdict": asdict(found.verdict),
-        "noise": {"n": floor.n, "mean": floor.mean, "sigma": floor.sigma, "curve": floor.curve} if floor else None,
-        "confirmed": [{"study": one.snapshot.name, "table": list(one.table)} for one in found.confirmed],
-        "ablated": [{"study": one.snapshot.name, "table": list(one.table)} for one in found.ablated],
+        "objective": data.snapshot.objective,
+        "verdict": data.verdict.record(),
+        "noise": floor and {"n": floor.n, "mean": floor.mean, "sigma": floor.sigma, "curve": floor.curve},
+        "confirmed": [{"study": study.snapshot.name, "table": list(study.table)} for study in data.confirmations],
+        "ablated": [{"study": study.snapshot.name, "table": list(study.table)} for study in data.ablations],
     }

@@ -1,4 +1,4 @@
-"""A page of text, tables and figures in one HTML file, which asks nothing of any network and prints on A4."""
+"""Write text, tables and figures as one HTML page that needs no network and prints on A4."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,12 +10,12 @@ from plotly.offline import get_plotlyjs
 
 from hpo.console import as_text
 
-# Whatever is not in the file itself is refused by the browser.
+# The browser refuses to load anything that is not in the file itself.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
-LONG = 30  # letters of a cell from which on it may be broken anywhere
-WHOLE = 20  # rows of a table that is printed on one page
-WIDE = 8  # columns above which a table is set smaller: what is wider than the page shrinks every page in print
+LONG_CELL = 30  # characters; a longer cell may break anywhere
+UNBROKEN_ROWS = 20  # a table of so many rows is printed on one page
+WIDE_COLUMNS = 8  # a table of more columns has a smaller font, because one wide table shrinks all pages in print
 
 _CSS = """
 @page { size: A4; margin: 15mm 15mm 17mm; }
@@ -54,19 +54,19 @@ pre.long { font-size: 10.5px; line-height: 1.35; columns: 2; break-inside: auto;
 
 
 def paragraph(words: str, kind: str = "") -> str:
-    """Return a paragraph; what stands between back ticks is code."""
+    """Return a paragraph; text between back ticks is code. kind: a class of the style sheet."""
     return f"<p{_class(kind)}>{inline(words)}</p>\n"
 
 
 def inline(words: str) -> str:
     parts = html.escape(words).split("`")
-    if len(parts) % 2 == 0:  # a back tick of the user's own
+    if len(parts) % 2 == 0:  # a single back tick in the user's text
         return html.escape(words)
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
 
 
 def bullets(lines: Iterable[str], kind: str = "") -> str:
-    """Return a list of sentences, "" for none."""
+    """Return a bullet list, "" without lines."""
     items = "".join(f"<li>{inline(line)}</li>\n" for line in lines)
     return f"<ul{_class(kind)}>\n{items}</ul>\n" if items else ""
 
@@ -80,41 +80,41 @@ def code_block(words: str, kind: str = "") -> str:
 
 
 def html_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table of records, numbers to the right; "" for none."""
+    """Return a table with one row per record, columns of numbers aligned right; "" without records."""
     columns = list(dict.fromkeys(key for record in records for key in record))
     if not columns:
         return ""
     right = {c for c in columns if all(_is_number(record.get(c)) for record in records)}
     head = "".join(f"<th{_class('n' if c in right else '')}>{_breakable(c)}</th>" for c in columns)
     rows = "".join(f"<tr>{_row(record, columns, right)}</tr>\n" for record in records)
-    kinds = (("whole", len(records) <= WHOLE), ("wide", len(columns) > WIDE))
-    kind = _class(" ".join(name for name, given in kinds if given))
+    kinds = (("whole", len(records) <= UNBROKEN_ROWS), ("wide", len(columns) > WIDE_COLUMNS))
+    kind = _class(" ".join(name for name, applies in kinds if applies))
     return f"<table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>\n"
 
 
 def _row(record: Mapping[str, Any], columns: Sequence[str], right: set[str]) -> str:
-    kinds = {c: "n" if c in right else "long" if len(str(record.get(c))) > LONG else "" for c in columns}
+    kinds = {c: "n" if c in right else "long" if len(str(record.get(c))) > LONG_CELL else "" for c in columns}
     return "".join(f"<td{_class(kinds[c])}>{_cell(record.get(c))}</td>" for c in columns)
 
 
-def definition_table(found: Mapping[str, Any]) -> str:
-    """Return a table of two columns, names and what they are."""
+def definition_table(facts: Mapping[str, Any]) -> str:
+    """Return a table of two columns, names and values."""
     row = "<tr><th>{}</th><td class='long'>{}</td></tr>\n"
-    rows = "".join(row.format(_breakable(key), _cell(value)) for key, value in found.items())
+    rows = "".join(row.format(_breakable(key), _cell(value)) for key, value in facts.items())
     return f'<table class="whole"><tbody>\n{rows}</tbody></table>\n'
 
 
 def figure_element(figure: go.Figure, name: str, caption: str) -> str:
-    """Return a figure with what is to be read from it; name: of its element, one a page."""
-    made = plotly.io.to_html(
+    """Return a figure with its caption; name: id of the element, unique in the page."""
+    drawing = plotly.io.to_html(
         figure, config={"displayModeBar": False}, full_html=False, include_plotlyjs=False, include_mathjax=False,
         div_id=name, default_width=f"{figure.layout.width}px", default_height=f"{figure.layout.height}px",
     )  # fmt: skip
-    return f"<figure>\n{made}\n<figcaption>{inline(caption)}</figcaption>\n</figure>\n"
+    return f"<figure>\n{drawing}\n<figcaption>{inline(caption)}</figcaption>\n</figure>\n"
 
 
 def html_page(title: str, body: str) -> str:
-    """Return the whole file."""
+    """Return the HTML file; body: the HTML inside its body element."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -127,8 +127,8 @@ def html_page(title: str, body: str) -> str:
 <script>{get_plotlyjs()}</script>
 </head>
 <body>
-<noscript><p class="note">The figures of this page are drawn by a script that is part of it, and scripts do not run
-here. Save the page and open the file.</p></noscript>
+<noscript><p class="note">The figures of this page need JavaScript, which is disabled here. Save the page and open
+the file.</p></noscript>
 {body}
 </body>
 </html>
@@ -136,7 +136,7 @@ here. Save the page and open the file.</p></noscript>
 
 
 def _breakable(path: str) -> str:
-    """Return the name of a column, which may go on in the next line after a dot or underscore."""
+    """Return the name of a column, which may break after a dot or an underscore."""
     return html.escape(path).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 

@@ -1,4 +1,4 @@
-"""Which hyperparameters matter, at the end and rung by rung, and which of them act together."""
+"""Estimate the importance of hyperparameters at each rung, and test which of them interact."""
 
 import itertools
 import math
@@ -14,30 +14,33 @@ from optuna.importance import PedAnovaImportanceEvaluator
 
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import LEVEL, SEED, holm
-from hpo.report.axes import Axis, axes, common, units
+from hpo.report.axes import Axis, axes, common_paths, units
 from hpo.storage.attributes import END_REASON
 from hpo.storage.trials import State, Trial
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line for each study in memory
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna logs a line for each study in memory
 
-FEWEST = 10  # trials without which no importance is told
-GOOD = 1 / 3  # of the trials; of a tenth, as is usual, a study of 60 tells less: planted effects were not found
-SHUFFLES = 59  # of the values: the third largest of 59 is exceeded by chance exactly one time in 20
-MOST = 2_000  # trials that are looked at, every so many of more: 5,000 take three times as long and say the same
-FREE = 10  # degrees of freedom that a test of interactions must have left
+MIN_TRIALS = 10  # trials at a rung without which no importance is estimated
+BEST_SHARE = 1 / 3  # of trials; with Optuna's default of 0.1, planted effects in studies of 60 trials were not found
+N_SHUFFLES = 59  # chance exceeds the third largest of 59 shuffled importances exactly one time in 20
+MAX_TRIALS = 2_000  # sampled evenly from more; 5,000 trials take three times as long and give the same result
+RESIDUAL_DOF = 10  # residual degrees of freedom that a test of interactions needs
 
 
 @dataclass(frozen=True)
 class Point:
-    """A trial at one rung: where it lies on each axis, from 0 to 1, and its value there."""
+    """A trial at one rung: its position on each axis, in [0, 1], and its value at that rung."""
 
-    place: Mapping[str, float]
+    position: Mapping[str, float]
     value: float
 
 
 @dataclass(frozen=True)
 class Importance:
-    """One hyperparameter: its share of all importance, and the share that one without effect seldom exceeds."""
+    """The share of one hyperparameter in the total importance.
+
+    chance: the share that a hyperparameter without effect exceeds one time in 20, None if not estimated.
+    """
 
     path: str
     share: float
@@ -46,9 +49,10 @@ class Importance:
 
 @dataclass(frozen=True)
 class Interaction:
-    """Two hyperparameters: the p-value of no interaction, corrected for all pairs, and the variance it explains.
+    """A pair of hyperparameters, tested for an interaction.
 
-    explained: the share of what the model without their product leaves unexplained.
+    p: p-value of no interaction, corrected for the number of pairs. explained: share of the residual variance of the
+    model without the product of the pair that the product explains.
     """
 
     first: str
@@ -58,8 +62,8 @@ class Interaction:
 
 
 @dataclass(frozen=True)
-class Interactions:
-    """The pairs, the clearest first, tested on the values of n trials at one rung; none where n is below `needed`."""
+class InteractionTests:
+    """All pairs, the most significant first, tested on n trials at one rung; none where n is below `needed`."""
 
     rung: int
     n: int
@@ -68,68 +72,70 @@ class Interactions:
 
 
 def varied_trials(snapshot: Snapshot) -> list[Trial]:
-    """Return the trials that differ in their hyperparameters: not the baseline with other seeds, nor arms."""
+    """Return the trials that differ in their hyperparameters: no failed trials, repeats of the baseline, or arms."""
     return [t for t in snapshot.trials if t.user_attrs.get("kind") not in ("seed", "arm") and t.state != State.FAIL]
 
 
 def points_at_rung(snapshot: Snapshot, rung: int) -> list[Point]:
-    """Return the trials that came to a rung, pruned ones included, and those that diverged before it.
+    """Return the trials that reached a rung, pruned ones included, and the trials that diverged before it.
 
-    Of very many, every so many. What diverged counts as the worst: of a learning rate that is too high there is
-    nothing better to say.
+    A diverged trial counts as the worst, because that is all that is known of, for example, a learning rate that is
+    too high.
     """
     of_axes = axes(snapshot)
-    found: list[tuple[Mapping[str, float], float]] = []
+    values: list[tuple[Mapping[str, float], float]] = []
     for trial in varied_trials(snapshot):
-        place = units(trial, of_axes)
+        position = units(trial, of_axes)
         value = trial.intermediate_values.get(rung)
         if value is None and trial.user_attrs.get(END_REASON) == "diverged":
             value = math.nan
-        if place and value is not None:
-            found.append((place, value))
-    finite = [value for _, value in found if math.isfinite(value)]
+        if position and value is not None:
+            values.append((position, value))
+    finite = [value for _, value in values if math.isfinite(value)]
     if not finite:
         return []
-    told = [Point(place, value if math.isfinite(value) else max(finite)) for place, value in found]
-    return told[:: -(-len(told) // MOST) or 1]
+    points = [Point(position, value if math.isfinite(value) else max(finite)) for position, value in values]
+    return points[:: -(-len(points) // MAX_TRIALS) or 1]
 
 
-def importances(found: Sequence[Point], of_axes: Mapping[str, Axis], shuffles: int = 0) -> list[Importance]:
-    """Return the hyperparameters by importance, the greatest first; none for fewer than ten trials.
+def importances(points: Sequence[Point], of_axes: Mapping[str, Axis], n_shuffles: int = 0) -> list[Importance]:
+    """Return the importance of each hyperparameter, the largest first; none for fewer than `MIN_TRIALS` points.
 
-    shuffles: how often to shuffle the values, which says how important chance alone makes a hyperparameter.
+    n_shuffles: number of times to shuffle the values, which gives `Importance.chance`.
 
-    Source: PED-ANOVA, Watanabe et al. 2023, arXiv:2304.10255, by Optuna; the better third of the trials is
-    compared with all that were tried, so that it does not mistake where the sampler looked for what mattered.
+    Source: PED-ANOVA, Watanabe et al. 2023, arXiv:2304.10255, as implemented by Optuna. It compares the best third of
+    the trials with all trials, so it does not confuse where the sampler searched with what matters.
     """
-    if len(found) < FEWEST:
+    if len(points) < MIN_TRIALS:
         return []
-    study = _study(found, of_axes)
-    values = np.array([point.value for point in found])
-    real = _raw(study, values)
-    total = sum(real.values())
+    study = _unit_study(points, of_axes)
+    values = np.array([point.value for point in points])
+    raw = _raw_importances(study, values)
+    total = sum(raw.values())
     if not total:
         return []
     random = np.random.default_rng(SEED)
-    drawn = [_raw(study, random.permutation(values)) for _ in range(shuffles)]
+    shuffled = [_raw_importances(study, random.permutation(values)) for _ in range(n_shuffles)]
     chance = {
-        path: float(np.quantile([d[path] for d in drawn], LEVEL, method="higher")) / total for path in real if drawn
+        path: float(np.quantile([one[path] for one in shuffled], LEVEL, method="higher")) / total
+        for path in raw
+        if shuffled
     }
-    told = [Importance(path, raw / total, chance.get(path)) for path, raw in real.items()]
-    return sorted(told, key=lambda weight: -weight.share)
+    ranked = [Importance(path, value / total, chance.get(path)) for path, value in raw.items()]
+    return sorted(ranked, key=lambda one: -one.share)
 
 
-def _study(found: Sequence[Point], of_axes: Mapping[str, Axis]) -> optuna.Study:
-    """Return a study in memory whose trials lie in the unit cube, with their number for a value."""
+def _unit_study(points: Sequence[Point], of_axes: Mapping[str, Axis]) -> optuna.Study:
+    """Return a study in memory with one trial per point, whose parameters are positions on the axes."""
     study = optuna.create_study()
-    kinds = {path: _distribution(axis) for path, axis in of_axes.items()}
+    distributions = {path: _distribution(axis) for path, axis in of_axes.items()}
     study.add_trials(
         optuna.create_trial(
             value=0.0,
-            params={path: _held(kinds[path], at) for path, at in point.place.items()},
-            distributions={path: kinds[path] for path in point.place},
+            params={path: _parameter(distributions[path], position) for path, position in point.position.items()},
+            distributions={path: distributions[path] for path in point.position},
         )
-        for point in found
+        for point in points
     )
     return study
 
@@ -137,107 +143,108 @@ def _study(found: Sequence[Point], of_axes: Mapping[str, Axis]) -> optuna.Study:
 def _distribution(axis: Axis) -> BaseDistribution:
     if axis.discrete:
         return CategoricalDistribution(range(len(axis.entry.choices)))  # type: ignore[union-attr]
-    return FloatDistribution(0.0, 1.0) if axis.steps is None else IntDistribution(0, axis.steps)
+    return FloatDistribution(0.0, 1.0) if axis.n_steps is None else IntDistribution(0, axis.n_steps)
 
 
-def _held(kind: BaseDistribution, at: float) -> float:
-    if isinstance(kind, CategoricalDistribution):
-        return round(at * (len(kind.choices) - 1))
-    at = min(1.0, max(0.0, at))
-    return round(at * kind.high) if isinstance(kind, IntDistribution) else at
+def _parameter(distribution: BaseDistribution, position: float) -> float:
+    if isinstance(distribution, CategoricalDistribution):
+        return round(position * (len(distribution.choices) - 1))
+    position = min(1.0, max(0.0, position))
+    return round(position * distribution.high) if isinstance(distribution, IntDistribution) else position
 
 
-def _raw(study: optuna.Study, values: np.ndarray) -> dict[str, float]:
-    """Return the unscaled importances when the trials have these values."""
+def _raw_importances(study: optuna.Study, values: np.ndarray) -> dict[str, float]:
+    """Return the unscaled importances if the trials of a study have these values."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that small values are the good ones; regimes of one trial, which count for 0
-        return PedAnovaImportanceEvaluator(target_quantile=GOOD).evaluate(
+        warnings.simplefilter("ignore")  # about the direction of values, and about regimes of one trial, which count 0
+        return PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE).evaluate(
             study, target=lambda trial: float(values[trial.number])
         )
 
 
 def importances_by_rung(snapshot: Snapshot) -> dict[int, list[Importance]]:
-    """Return importances at each rung that enough trials reached."""
+    """Return the importances at each rung that enough trials reached."""
     of_axes = axes(snapshot)
-    told = {rung: importances(points_at_rung(snapshot, rung), of_axes) for rung in range(1, snapshot.rungs + 1)}
-    return {rung: found for rung, found in told.items() if found}
+    by_rung = {rung: importances(points_at_rung(snapshot, rung), of_axes) for rung in range(1, snapshot.rungs + 1)}
+    return {rung: ranked for rung, ranked in by_rung.items() if ranked}
 
 
 def final_importances(snapshot: Snapshot) -> tuple[int, list[Importance]]:
-    """Return the last rung that enough trials reached, and the importances there, with those of chance."""
+    """Return the last rung that enough trials reached, and the importances there with those of chance."""
     of_axes = axes(snapshot)
     for rung in range(snapshot.rungs, 0, -1):
-        if found := importances(points_at_rung(snapshot, rung), of_axes, SHUFFLES):
-            return rung, found
+        if ranked := importances(points_at_rung(snapshot, rung), of_axes, N_SHUFFLES):
+            return rung, ranked
     return snapshot.rungs, []
 
 
-def interactions(snapshot: Snapshot) -> Interactions:
-    """Test all pairs at the last rung that enough trials reached."""
+def interactions(snapshot: Snapshot) -> InteractionTests:
+    """Test all pairs of hyperparameters at the last rung that enough trials reached."""
     of_axes = axes(snapshot)
-    least = Interactions(snapshot.rungs, len(points_at_rung(snapshot, snapshot.rungs)), 0, ())
+    closest = InteractionTests(snapshot.rungs, len(points_at_rung(snapshot, snapshot.rungs)), 0, ())
     for rung in range(snapshot.rungs, 0, -1):
-        tested = interactions_at_rung(points_at_rung(snapshot, rung), of_axes, rung)
-        if tested.pairs:
-            return tested
-        if not least.needed or tested.n > least.n:
-            least = tested
-    return least
+        tests = interactions_at_rung(points_at_rung(snapshot, rung), of_axes, rung)
+        if tests.pairs:
+            return tests
+        if not closest.needed or tests.n > closest.n:
+            closest = tests
+    return closest
 
 
-def interactions_at_rung(found: Sequence[Point], of_axes: Mapping[str, Axis], rung: int) -> Interactions:
-    """Test each pair: a linear model of all hyperparameters and their squares, with and without the pair's product.
+def interactions_at_rung(points: Sequence[Point], of_axes: Mapping[str, Axis], rung: int) -> InteractionTests:
+    """Test each pair of hyperparameters for an interaction.
 
-    The F test of the two models, corrected by Holm's method. Values far above the others are drawn in, since one run
-    that went wrong would decide everything.
+    An F test compares a linear model of all hyperparameters and their squares with and without the product of the
+    pair. p-values are corrected by Holm's method. Very large values are clipped, because one diverging run would
+    dominate the fit.
     """
-    paths = common([point.place for point in found], of_axes)
-    kept = [point for point in found if all(path in point.place for path in paths)]
-    places = {path: np.array([point.place[path] for point in kept]) for path in paths}
-    alone = {path: _columns(of_axes[path], at) for path, at in places.items()}
-    mains = [column for path in paths for column in alone[path] + _square(of_axes[path], places[path])]
-    wanted = list(itertools.combinations(paths, 2))
-    products = {(a, b): [x * y for x in alone[a] for y in alone[b]] for a, b in wanted}
-    needed = 1 + len(mains) + max((len(columns) for columns in products.values()), default=0) + FREE
-    if len(kept) < needed or not wanted:
-        return Interactions(rung, len(kept), needed, ())
-    values = _drawn_in(np.array([point.value for point in kept]))
-    tests = [_f_test(values, mains, products[pair]) for pair in wanted]
+    paths = common_paths([point.position for point in points], of_axes)
+    complete = [point for point in points if all(path in point.position for path in paths)]
+    positions = {path: np.array([point.position[path] for point in complete]) for path in paths}
+    terms = {path: _linear_terms(of_axes[path], position) for path, position in positions.items()}
+    mains = [term for path in paths for term in terms[path] + _square_terms(of_axes[path], positions[path])]
+    pairs = list(itertools.combinations(paths, 2))
+    products = {(a, b): [x * y for x in terms[a] for y in terms[b]] for a, b in pairs}
+    needed = 1 + len(mains) + max((len(columns) for columns in products.values()), default=0) + RESIDUAL_DOF
+    if len(complete) < needed or not pairs:
+        return InteractionTests(rung, len(complete), needed, ())
+    values = _clipped(np.array([point.value for point in complete]))
+    tests = [_f_test(values, mains, products[pair]) for pair in pairs]
     corrected = holm([p for p, _ in tests])
-    told = [Interaction(a, b, p, share) for (a, b), p, (_, share) in zip(wanted, corrected, tests, strict=True)]
-    return Interactions(rung, len(kept), needed, sorted(told, key=lambda pair: (pair.p, -pair.explained)))
+    tested = [Interaction(a, b, p, share) for (a, b), p, (_, share) in zip(pairs, corrected, tests, strict=True)]
+    return InteractionTests(rung, len(complete), needed, sorted(tested, key=lambda pair: (pair.p, -pair.explained)))
 
 
-def _columns(axis: Axis, at: np.ndarray) -> list[np.ndarray]:
-    """Return what stands for a hyperparameter in a linear model: itself, or each choice but the first."""
+def _linear_terms(axis: Axis, position: np.ndarray) -> list[np.ndarray]:
+    """Return the linear terms of a hyperparameter: its position, or one indicator for each choice except the first."""
     if not axis.discrete:
-        return [at - 0.5]
-    levels = sorted(set(at.tolist()))
-    return [(at == level).astype(float) for level in levels[1:]]
+        return [position - 0.5]
+    levels = sorted(set(position.tolist()))
+    return [(position == level).astype(float) for level in levels[1:]]
 
 
-def _square(axis: Axis, at: np.ndarray) -> list[np.ndarray]:
-    return [] if axis.discrete or len(set(at.tolist())) < 3 else [(at - 0.5) ** 2]
+def _square_terms(axis: Axis, position: np.ndarray) -> list[np.ndarray]:
+    return [] if axis.discrete or len(set(position.tolist())) < 3 else [(position - 0.5) ** 2]
 
 
-def _drawn_in(values: np.ndarray) -> np.ndarray:
-    """Return the values, none further above the upper quartile than three times the distance of the quartiles."""
+def _clipped(values: np.ndarray) -> np.ndarray:
+    """Return the values, clipped at three interquartile ranges above the upper quartile."""
     low, high = np.quantile(values, (0.25, 0.75))
     return np.minimum(values, high + 3 * (high - low))
 
 
 def _f_test(values: np.ndarray, mains: Sequence[np.ndarray], product: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Return the p-value of no product, and the share of the unexplained variance that it explains."""
-    without, with_it = _fitted(values, mains), _fitted(values, [*mains, *product])
-    if with_it.df_model <= without.df_model or without.ssr <= 1e-12 * max(1.0, float(np.var(values))):
+    """Return the p-value of no interaction, and the share of the residual variance that the product explains."""
+    without, with_product = _fit(values, mains), _fit(values, [*mains, *product])
+    if with_product.df_model <= without.df_model or without.ssr <= 1e-12 * max(1.0, float(np.var(values))):
         return 1.0, 0.0
-    _, p, _ = with_it.compare_f_test(without)
-    return (float(p) if math.isfinite(p) else 1.0), max(0.0, 1 - float(with_it.ssr / without.ssr))
+    _, p, _ = with_product.compare_f_test(without)
+    return (float(p) if math.isfinite(p) else 1.0), max(0.0, 1 - float(with_product.ssr / without.ssr))
 
 
-def _fitted(values: np.ndarray, columns: Sequence[np.ndarray]) -> Any:
+def _fit(values: np.ndarray, terms: Sequence[np.ndarray]) -> Any:
     from statsmodels.api import OLS
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that columns depend on one another, as where one choice was tried once
-        return OLS(values, np.column_stack([np.ones(len(values)), *columns])).fit()
+        warnings.simplefilter("ignore")  # about dependent columns, as where one choice was tried only once
+        return OLS(values, np.column_stack([np.ones(len(values)), *terms])).fit()

@@ -1,4 +1,4 @@
-"""A page as PDF, printed by a Chromium of this machine."""
+"""Print an HTML page to PDF with Chromium."""
 
 import os
 import shutil
@@ -11,58 +11,58 @@ from hpo.runs.run_dir import copy_file
 
 CHROMIUM = "HPO_CHROMIUM"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SECONDS = 180
+TIMEOUT_S = 180
 
-# Nothing but the page: no first-run pages, no update, no look-up of any host.
+# Chromium loads only the page: no first-run pages, no updates, no DNS queries.
 FLAGS = ["--headless", "--disable-gpu", "--no-first-run", "--disable-extensions", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND"]
-FLAGS += [
-    "--disable-dev-shm-usage",
-    "--no-pdf-header-footer",
-    "--virtual-time-budget=60000",
-]  # of its own clock: until all figures are drawn
+FLAGS += ["--disable-dev-shm-usage", "--no-pdf-header-footer"]
+FLAGS += ["--virtual-time-budget=60000"]  # milliseconds of page time, in which the scripts draw all figures
 
 
 def browser() -> str:
-    """Return the Chromium of this machine.
+    """Return the path of Chromium.
 
     Raises:
-        Problem: $HPO_CHROMIUM names none. WorkFailed: there is none.
+        Problem: $HPO_CHROMIUM is set but is no program that can be run.
+        WorkFailed: Chromium is not installed.
     """
     if named := os.environ.get(CHROMIUM):
-        if found := shutil.which(named):
-            return found
-        raise Problem(f"{CHROMIUM}: must be a Chromium that can be run, got {named}")
+        if path := shutil.which(named):
+            return path
+        raise Problem(f"{CHROMIUM}: must be the path of Chromium, got {named}")
     for name in NAMES:
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     raise WorkFailed(
-        "--pdf: needs Chromium to print the page, and there is none on this machine; install the Debian package "
-        f"chromium, or set {CHROMIUM} to one; --html needs none"
+        "--pdf: needs Chromium, which is not installed; install the Debian package chromium, or set "
+        f"{CHROMIUM} to its path; --html does not need it"
     )
 
 
 def write_pdf(page: str, path: Path) -> None:
-    """Print a page, whole or not at all.
+    """Print an HTML page to a PDF file, which is written completely or not at all.
 
     Raises:
-        WorkFailed: there is no Chromium, or it failed.
+        WorkFailed: Chromium is not installed, or it failed.
+        Unwritable: the file cannot be written.
     """
     chromium = browser()
     with tempfile.TemporaryDirectory(prefix="hpo-report-") as folder:
         source, target = Path(folder, "report.html"), Path(folder, "report.pdf")
         source.write_text(page, "utf-8")
-        # As root it refuses to start in its sandbox; the page is our own and its policy lets nothing in.
+        # Chromium does not start in its sandbox as root. The page is ours, and its policy blocks everything else.
         flags = [*FLAGS, f"--user-data-dir={folder}/profile", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        asked = [chromium, *flags, f"--print-to-pdf={target}", source.as_uri()]
-        env = os.environ | {"HOME": folder}  # a place for what it remembers
+        command = [chromium, *flags, f"--print-to-pdf={target}", source.as_uri()]
+        env = os.environ | {"HOME": folder}  # Chromium writes its settings here
         try:
-            done = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=SECONDS, env=env)
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, env=env)
         except subprocess.TimeoutExpired:
-            raise WorkFailed(f"--pdf: {chromium} did not end within {SECONDS} s") from None
+            raise WorkFailed(f"--pdf: {chromium} did not finish within {TIMEOUT_S} s") from None
         except OSError as error:
             raise WorkFailed(f"--pdf: {chromium} cannot be run: {error.strerror or error}") from None
         if not target.is_file() or not target.stat().st_size:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise WorkFailed(f"--pdf: {chromium} made none: {said[-1] if said else f'status {done.returncode}'}")
+            errors = [line for line in done.stderr.splitlines() if line.strip()]
+            cause = errors[-1] if errors else f"exit status {done.returncode}"
+            raise WorkFailed(f"--pdf: {chromium} wrote no file: {cause}")
         copy_file(target, path)

@@ -1,4 +1,4 @@
-"""How our figures look: plotly's, in SVG, few colours on white, as wide as a printed page."""
+"""The common style of all figures: Plotly, few colours on white, as wide as a printed page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ from hpo.report.axes import short
 from hpo.storage.trials import Trial
 from hpo.study.spec import DEFAULT_CONFIG
 
-WIDTH = 680  # pixels: an A4 page between its margins
+WIDTH = 680  # pixels, the width of an A4 page without its margins
 INK, FAINT, GRID = "#1f2933", "#aab4bd", "#e8ebee"
 BLUE, ORANGE, GREEN = "#1d5fa8", "#c2410c", "#2f7d4f"
 BAND = "rgba(29, 95, 168, 0.15)"
 ARMS = (INK, ORANGE, BLUE, GREEN, "#8a5aa8", "#8c6d1f", "#3b93a6", "#b04a6f")
 SHADES = [[0.0, "#0b3c73"], [0.5, "#7fa6d3"], [1.0, "#f2c48d"]]  # from low, dark, to high, light
 
-AnnotatedFigure = tuple[go.Figure, list[str]]  # a figure, and what is to be said of it
+AnnotatedFigure = tuple[go.Figure, list[str]]  # a figure, and sentences to add to its caption
 
 
 def empty_figure(x: str, y: str, height: int = 340, **layout: Any) -> go.Figure:
-    """Return a figure with nothing drawn yet, its axes labelled."""
+    """Return a figure without data; x, y: labels of the axes. layout: of Plotly."""
     axis = {"gridcolor": GRID, "zeroline": False, "showline": True, "linecolor": INK, "automargin": True}
     axis |= {"ticks": "outside", "tickcolor": INK}
     figure = go.Figure()
@@ -45,41 +45,43 @@ def empty_figure(x: str, y: str, height: int = 340, **layout: Any) -> go.Figure:
 
 
 def objective_unit(snapshot: Snapshot) -> str:
-    """Return the unit of the objective, "" for that of a training function of the user's own."""
+    """Return the unit of the objective, "" for the user's own training function."""
     if snapshot.spec["config"] != DEFAULT_CONFIG:
         return ""
     return "bits per byte" if snapshot.objective.endswith("bpb") else "nats per token"
 
 
 def objective_label(snapshot: Snapshot) -> str:
-    """Return the label of an axis of the objective."""
-    return short(snapshot.objective, 40) + (f" ({objective_unit(snapshot)})" if objective_unit(snapshot) else "")
+    """Return the label of an axis that shows the objective."""
+    unit = objective_unit(snapshot)
+    return short(snapshot.objective, 40) + (f" ({unit})" if unit else "")
 
 
 def run_axis(snapshot: Snapshot) -> tuple[str, float]:
-    """Return the label of an axis along a run, and how long a rung is on it."""
+    """Return the label of an axis along a run, and the length of one rung on that axis."""
     return ("tokens of the run", snapshot.rung_tokens) if snapshot.rung_tokens else ("rung", 1.0)
 
 
 def anchor_levels(snapshot: Snapshot) -> dict[str, float]:
-    """Return the anchors that are in the unit of the objective, by name."""
+    """Return the losses of the unigram and bigram models in the unit of the objective, by name."""
     suffix = "_bpb" if snapshot.objective.endswith("val_bpb") else ""
     names = ("unigram", "bigram") if snapshot.objective.endswith(("val_loss", "val_bpb")) else ()
     return {name: float(snapshot.anchors[name + suffix]) for name in names if name + suffix in snapshot.anchors}
 
 
-def draw_level(at: float, text: str, figure: go.Figure, colour: str = GREEN) -> None:
-    """Draw a level across a figure, named at its right end."""
-    label = {"text": text, "textposition": "end", "font": {"size": 11, "color": colour}}
-    figure.add_hline(y=at, line={"color": colour, "width": 1.2, "dash": "dash"}, label=label)
+def draw_level(level: float, name: str, figure: go.Figure, colour: str = GREEN) -> None:
+    """Draw a dashed horizontal line with a name at its right end."""
+    label = {"text": name, "textposition": "end", "font": {"size": 11, "color": colour}}
+    figure.add_hline(y=level, line={"color": colour, "width": 1.2, "dash": "dash"}, label=label)
 
 
 def zoom(
     figure: go.Figure, values: Sequence[float], also: Sequence[float] = (), results: Sequence[float] = ()
 ) -> list[str]:
-    """Leave out of a figure what lies far above all else, such as runs that diverged; say how many values do.
+    """Set the range of the y axis without values far above the others, such as those of diverged runs.
 
-    also: what must be seen. results: those of the values that decide what is far above; else all.
+    values: everything drawn. also: values that must stay visible. results: the values that decide what is far above;
+    all values by default. Returns a note on how many values are outside.
     """
     finite = [v for v in values if math.isfinite(v)]
     deciding = [v for v in results if math.isfinite(v)] or finite
@@ -93,20 +95,23 @@ def zoom(
     if top > low:
         figure.update_yaxes(range=[low - 0.06 * (top - low), top])
     n = sum(v > top for v in finite)
-    return [f"{n} values lie above the figure." if n > 1 else "One value lies above the figure."] if n else []
+    return [f"{n} values are above the figure." if n > 1 else "One value is above the figure."] if n else []
 
 
 def joined_curves(members: Sequence[tuple[Trial, Mapping[int, float]]], step: float) -> dict[str, list[Any]]:
-    """Return x, y and what is shown under the mouse for many curves as one, with gaps between them."""
+    """Return x, y and hover text of many curves as one trace, with gaps between the curves.
+
+    step: length of one rung on the x axis.
+    """
     x: list[float | None] = []
     y: list[float | None] = []
-    told: list[str] = []
+    text: list[str] = []
     for trial, curve in members:
         for rung, value in sorted(curve.items()):
             x.append(rung * step)
             y.append(value if math.isfinite(value) else None)
-            told.append(f"trial {trial.number}")
+            text.append(f"trial {trial.number}")
         x.append(None)
         y.append(None)
-        told.append("")
-    return {"x": x, "y": y, "text": told}
+        text.append("")
+    return {"x": x, "y": y, "text": text}

@@ -1,4 +1,4 @@
-"""All trials and all curves as tables: CSV and JSON, for whoever wants to check or to draw anew."""
+"""Write all trials and all curves of a study as CSV and JSON."""
 
 import json
 import math
@@ -15,32 +15,32 @@ from hpo.storage.trials import Trial
 
 
 def trials_frame(snapshot: Snapshot) -> pd.DataFrame:
-    """Return a row a trial: how it ended, its parameters, its last metrics."""
+    """Return one row per trial: its status, parameters and last metrics."""
     return pd.DataFrame([_row(snapshot, trial) for trial in snapshot.trials])
 
 
 def _row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     attrs = trial.user_attrs
-    known: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "number": trial.number,
         "state": trial_status(snapshot, trial),
         "kind": snapshot.kind(trial),
     }
-    known |= {"rung": trial.last_step or 0, snapshot.objective: trial_value(trial)}
-    known |= {
+    fields |= {"rung": trial.last_step or 0, snapshot.objective: trial_value(trial)}
+    fields |= {
         "started": trial.started,
         "ended": trial.ended,
         "seconds": trial.duration and trial.duration.total_seconds(),
     }
-    known |= {key: attrs[key] for key in ("worker", "slot", "attempt", "retry_of", ARM, SEED) if key in attrs}
+    fields |= {key: attrs[key] for key in ("worker", "slot", "attempt", "retry_of", ARM, SEED) if key in attrs}
     plain = {k: v for k, v in (attrs.get(METRICS) or {}).items() if not isinstance(v, Mapping | list)}
     metrics = {f"metrics.{key}": found for key, found in plain.items()}
-    # A config of the user's own may have a field of one of these names.
-    return known | {f"params.{k}" if k in known else k: v for k, v in trial.params.items()} | metrics
+    # The user's configuration may have a field with the name of a column.
+    return fields | {f"params.{k}" if k in fields else k: v for k, v in trial.params.items()} | metrics
 
 
 def curves_frame(snapshot: Snapshot) -> pd.DataFrame:
-    """Return a row a trial and rung."""
+    """Return one row per trial and rung."""
     rows = [
         {"number": trial.number, "rung": rung}
         | ({"tokens": round(rung * snapshot.rung_tokens)} if snapshot.rung_tokens else {})
@@ -54,25 +54,25 @@ def curves_frame(snapshot: Snapshot) -> pd.DataFrame:
 
 
 def curves_path(path: Path) -> Path:
-    """Return the file of the curves that goes with a file of trials."""
+    """Return the path of the curves for the path of the trials, such as all-curves.csv for all.csv."""
     return path.with_name(f"{path.stem}-curves{path.suffix}")
 
 
 def write_csv(snapshot: Snapshot, path: Path) -> None:
-    """Write the trials to one file and the curves to another beside it."""
+    """Write the trials to a file and the curves to `curves_path` of that file."""
     write_file(path, trials_frame(snapshot).to_csv(index=False, lineterminator="\n"))
     write_file(curves_path(path), curves_frame(snapshot).to_csv(index=False, lineterminator="\n"))
 
 
-def write_json(snapshot: Snapshot, path: Path, more: Mapping[str, Any]) -> None:
-    """Write all of a study to one file: what is given, its spec, trials and curves."""
-    tree = {"study": snapshot.name, **more, "spec": dict(snapshot.spec), "anchors": dict(snapshot.anchors)}
+def write_json(snapshot: Snapshot, path: Path, results: Mapping[str, Any]) -> None:
+    """Write the results, spec, trials and curves of a study to one file."""
+    tree = {"study": snapshot.name, **results, "spec": dict(snapshot.spec), "anchors": dict(snapshot.anchors)}
     tree |= {"trials": _records(trials_frame(snapshot)), "curves": _records(curves_frame(snapshot))}
     write_file(path, json.dumps(to_json_value(tree), indent=1) + "\n")
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows, without the cells that pandas filled in."""
+    """Return the rows without empty cells."""
     return [
         {str(key): cell for key, cell in found.items() if not (isinstance(cell, float) and math.isnan(cell))}
         for found in table.astype(object).to_dict("records")

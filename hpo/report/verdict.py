@@ -1,12 +1,13 @@
-"""What a study shows, in words: the best against the baseline, the noise, luck, confirmation, what pruning saved."""
+"""State what a study shows: the best trial against the baseline, the noise, confirmation, and the tokens saved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpo.analysis.noise import Noise, decimals, expected_minimum
-from hpo.analysis.snapshot import Snapshot, has_ended, read_snapshot, token_counts, trial_counts
-from hpo.analysis.summary import goal_lines
+from hpo.analysis.noise import Noise, expected_minimum
+from hpo.analysis.snapshot import Snapshot, has_ended, read_snapshot, searched_trials, token_counts, trial_counts
+from hpo.analysis.summary import goal_lines, objective_decimals
+from hpo.analysis.warnings import study_warnings
 from hpo.console import number
 from hpo.errors import Problem
 from hpo.evidence.paired import compare_arms, comparison_record
@@ -14,12 +15,12 @@ from hpo.storage.attributes import SPEC
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import State, Trial, study_attrs, study_ids
 
-CLEAR = 2.0  # sigmas below which a gain is called no more than noise
+CLEAR_SIGMAS = 2.0  # a smaller gain counts as noise
 
 
 @dataclass(frozen=True)
-class Related:
-    """A study of arms that was made for another one: its snapshot, its verdicts and its table."""
+class RelatedStudy:
+    """A study that `hpo confirm` or `hpo ablate` made for another study: its snapshot, verdicts and table."""
 
     snapshot: Snapshot
     verdicts: Sequence[str] = ()
@@ -28,178 +29,173 @@ class Related:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study shows: one sentence, and the sentences that say how far to believe it."""
+    """What a study shows: one sentence, the sentences that support or limit it, and warnings."""
 
     headline: str
     grounds: Sequence[str] = field(default_factory=list)
-    caveats: Sequence[str] = field(default_factory=list)
+    warnings: Sequence[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """Return the verdict as `hpo report --json` writes it."""
+        return {"headline": self.headline, "grounds": list(self.grounds), "caveats": list(self.warnings)}
 
 
-def related_studies(store: OpenStorage, name: str, key: str) -> list[Related]:
-    """Return the studies that confirm or ablate this one; key: confirms or ablates."""
-    found = []
+def related_studies(store: OpenStorage, name: str, key: str) -> list[RelatedStudy]:
+    """Return the studies made for a study; key: confirms or ablates."""
+    studies = []
     for other, study_id in sorted(study_ids(store).items()):
         spec = study_attrs(store, study_id).get(SPEC) or {}
         if (spec.get("about") or {}).get(key) == name:
-            found.append(_read(read_snapshot(store, other), key))
-    return found
+            studies.append(_interpret(read_snapshot(store, other), key))
+    return studies
 
 
-def _read(snapshot: Snapshot, key: str) -> Related:
-    """Return what a study of arms says, or why it cannot be read here."""
+def own_comparison(snapshot: Snapshot) -> RelatedStudy:
+    """Return verdicts and table of a study of arms, in the form of the command that made the study."""
+    key = next((key for key in ("confirms", "ablates") if key in snapshot.spec["about"]), None)
+    if key is not None:
+        return _interpret(snapshot, key)
+    return RelatedStudy(snapshot, _arm_verdicts(snapshot), [comparison_record(arm) for arm in compare_arms(snapshot)])
+
+
+def _interpret(snapshot: Snapshot, key: str) -> RelatedStudy:
+    """Return verdicts and table of a confirmation or ablation, or why this machine cannot compute them."""
     try:
         if key == "confirms":
             from hpo.evidence.confirm import confirmation_table, confirmation_verdicts
 
-            return Related(snapshot, confirmation_verdicts(snapshot), confirmation_table(snapshot))
-        from hpo.evidence.ablate import effect_table as effects
-        from hpo.evidence.ablate import effect_verdicts as said
+            return RelatedStudy(snapshot, confirmation_verdicts(snapshot), confirmation_table(snapshot))
+        from hpo.evidence.ablate import effect_table, effect_verdicts
 
-        return Related(snapshot, said(snapshot), effects(snapshot))
-    except Problem as problem:  # a config of the user's own that is not on this machine
-        return Related(snapshot, [f"cannot be read here: {line}" for line in problem.lines])
+        return RelatedStudy(snapshot, effect_verdicts(snapshot), effect_table(snapshot))
+    except Problem as problem:  # the user's configuration class is not on this machine
+        return RelatedStudy(snapshot, [f"cannot be read here: {line}" for line in problem.lines])
 
 
-def verdict(snapshot: Snapshot, confirmed: Sequence[Related] = ()) -> Verdict:
-    """Return what a study shows."""
-    from hpo.analysis.warnings import study_warnings
-
-    grounds = [_state(snapshot)] if not has_ended(snapshot) else []
+def verdict(snapshot: Snapshot, confirmations: Sequence[RelatedStudy] = ()) -> Verdict:
+    """Return what a study shows; confirmations: the studies that `hpo confirm` made for it."""
+    warnings = study_warnings(snapshot)
+    grounds = [] if has_ended(snapshot) else [_progress(snapshot)]
     if snapshot.spec.get("arms"):
-        return Verdict(_arms(snapshot), [*grounds, *own_comparison(snapshot).verdicts], study_warnings(snapshot))
+        return Verdict(_arms_headline(snapshot), [*grounds, *own_comparison(snapshot).verdicts], warnings)
     best = snapshot.best()
     if best is None:
         n = trial_counts(snapshot)
-        told = ", ".join(f"{n[state]} {state}" for state in ("pruned", "failed") if n[state])
-        return Verdict(
-            f"No trial of {snapshot.name} is complete: {told or 'none has ended'}.", grounds, study_warnings(snapshot)
-        )
+        ends = ", ".join(f"{n[state]} {state}" for state in ("pruned", "failed") if n[state])
+        return Verdict(f"No trial of {snapshot.name} is complete: {ends or 'none has ended'}.", grounds, warnings)
     floor = snapshot.noise
-    level = _level(snapshot, floor)
-    headline = _headline(snapshot, best, level, floor)
-    if level is not None and best.values[0] < level:
-        grounds += _noise(snapshot, best, level, floor)
-    grounds += [_confirmed(snapshot, confirmed), *goal_lines(snapshot), _pruning(snapshot)]
-    return Verdict(headline, [line for line in grounds if line], study_warnings(snapshot))
+    reference = floor.mean if floor else snapshot.baseline_value
+    if reference is not None and best.values[0] < reference:
+        grounds += _noise_sentences(snapshot, reference - best.values[0], floor)
+    grounds += [_confirmation_sentence(snapshot, confirmations), *goal_lines(snapshot), _pruning_sentence(snapshot)]
+    return Verdict(_headline(snapshot, best, reference), [line for line in grounds if line], warnings)
 
 
-def _state(snapshot: Snapshot) -> str:
+def _progress(snapshot: Snapshot) -> str:
     n = trial_counts(snapshot)
     total = f" of {sum(snapshot.slots.values())}" if snapshot.budget.get("trials") else ""
-    done = n["complete"] + n["pruned"] + n["failed"]
-    return f"The study has not ended: {done}{total} trials have, and all that follows may change."
+    ended = n["complete"] + n["pruned"] + n["failed"]
+    return f"The study is not finished: {ended}{total} trials have ended, and the results may change."
 
 
-def own_comparison(snapshot: Snapshot) -> Related:
-    """Return verdicts and table of a study of arms, as what it was made for has them."""
-    key = next((key for key in ("confirms", "ablates") if key in snapshot.spec["about"]), None)
-    return (
-        Related(snapshot, _pairwise(snapshot), [comparison_record(row) for row in compare_arms(snapshot)])
-        if key is None
-        else _read(snapshot, key)
-    )
+def _headline(snapshot: Snapshot, best: Trial, reference: float | None) -> str:
+    """Return the result of a search in one sentence; reference: what the best trial is compared with."""
+    n, d, floor = len(searched_trials(snapshot)), objective_decimals(snapshot), snapshot.noise
+    result = f"trial {best.number} with {snapshot.objective} {best.values[0]:.{d}f}"
+    searched = f"{n:,} searched trial{'s' if n != 1 else ''}"
+    if reference is None:
+        return f"Best of {searched}: {result}. No run of the baseline is complete to compare it with."
+    baseline = f"the mean of {floor.n} runs of the baseline" if floor else "the baseline"
+    if not n:
+        return f"No searched trial ended complete or pruned. The best baseline is {result}."
+    if best.values[0] >= reference or best is snapshot.baseline():
+        return f"None of {searched} is better than {baseline} ({reference:.{d}f}). The best trial is {result}."
+    gain = f"{reference - best.values[0]:.{d}f} below {baseline} ({reference:.{d}f})"
+    return f"Best of {searched}: {result}, {gain}."
 
 
-def _pairwise(snapshot: Snapshot) -> list[str]:
-    first, *others = compare_arms(snapshot)
-    told = []
-    for row in others:
-        said = f"{row.arm}: {row.verdict}"
-        if row.difference is not None and row.p is not None:
-            d = row.difference
-            said += f": {d.mean:+.4f} against {first.arm} ({d.low:+.4f} to {d.high:+.4f}, p {row.p:.2g} of {d.n} pairs)"
-        told.append(said)
-    return told
-
-
-def _arms(snapshot: Snapshot) -> str:
-    first, *others = compare_arms(snapshot)
-    if not others:
-        spread = f", sd {number(first.sd)}" if first.sd is not None else ""
-        return f"{first.arm}: {number(first.mean)}{spread}, {first.n} runs." if first.mean is not None else "No run."
-    groups: dict[str, list[str]] = {}
-    for row in others:
-        groups.setdefault(row.verdict, []).append(row.arm)
-    said = [f"{verdict}: {', '.join(names)}" for verdict, names in sorted(groups.items())]
-    return f"Against {first.arm}, on {len(snapshot.spec['seeds'])} seeds each: {'; '.join(said)}."
-
-
-def _level(snapshot: Snapshot, floor: Noise | None) -> float | None:
-    """Return what the best is measured against: the mean of the baseline's runs, or its only run."""
-    base = snapshot.baseline()
-    return floor.mean if floor else base.values[0] if base and base.state == State.COMPLETE else None
-
-
-def _digits(floor: Noise | None) -> int:
-    return decimals(floor.sigma) if floor else 4
-
-
-def _headline(snapshot: Snapshot, best: Trial, level: float | None, floor: Noise | None) -> str:
-    d = _digits(floor)
-    n = sum(trial_counts(snapshot)[state] for state in ("complete", "pruned", "failed"))
-    found = f"trial {best.number} reached {snapshot.objective} {best.values[0]:.{d}f}"
-    if level is None:
-        return f"Of {n:,} trials, {found}, the smallest; no baseline is complete to compare it with."
-    mean = f"the mean of {floor.n} runs of the baseline" if floor else "the baseline"
-    if best.values[0] >= level or best is snapshot.baseline():
-        return f"No trial beat the baseline, of {n:,}: {mean} is {level:.{d}f}, and {found}."
-    return f"Of {n:,} trials, {found}, {level - best.values[0]:.{d}f} below {mean} ({level:.{d}f})."
-
-
-def _noise(snapshot: Snapshot, best: Trial, level: float, floor: Noise | None) -> list[str]:
-    """Return what the gain is in units of the noise, and how much of it luck may explain."""
+def _noise_sentences(snapshot: Snapshot, gain: float, floor: Noise | None) -> list[str]:
+    """Return the gain in units of the noise, and the part of it that luck may explain."""
     if floor is None:
         return [
-            "How much of this is noise cannot be said: the baseline was run on one seed. With baseline_seeds: 4 in the "
-            "study file it is run on four, and their spread is the noise."
+            "The noise is unknown, because the baseline ran with one seed. Set `baseline_seeds: 4` in the study file "
+            "to run it with four seeds and measure the noise."
         ]
-    gain, d = level - best.values[0], _digits(floor)
     if floor.sigma == 0:
-        return [f"{floor.n} seeds of the baseline end alike to the last bit: here, the seed makes no noise."]
-    sigmas = gain / floor.sigma
-    said = f"Runs of one configuration differ from seed to seed by σ = {floor.sigma:.{d}f} ({floor.n} seeds); "
-    said += f"the gain is {sigmas:.1f} σ" + (", which is no more than noise." if sigmas < CLEAR else ".")
-    n = tried(snapshot)
-    luck = level - expected_minimum(n, level, floor.sigma)
-    told = f"The luckiest of {n:,} runs of the baseline itself would be expected {luck:.{d}f} below its mean, "
-    return [said, told + f"so luck may explain {'all' if luck >= gain else f'up to {luck / gain:.0%}'} of the gain."]
+        return [f"All {floor.n} runs of the baseline have equal results, so the seed causes no noise."]
+    n, d, sigmas = len(searched_trials(snapshot)), objective_decimals(snapshot), gain / floor.sigma
+    size = f"The gain is {sigmas:.1f} σ" + (", which is within the noise" if sigmas < CLEAR_SIGMAS else "")
+    noise = f"runs of the baseline with different seeds have a standard deviation of σ = {floor.sigma:.{d}f}"
+    luck = floor.mean - expected_minimum(max(1, n), floor.mean, floor.sigma)
+    share = "all" if luck >= gain else f"up to {luck / gain:.0%}"
+    return [
+        f"{size}: {noise} ({floor.n} seeds).",
+        f"The best of {n:,} runs of the baseline is expected {luck:.{d}f} below their mean, so luck may explain "
+        f"{share} of the gain.",
+    ]
 
 
-def tried(snapshot: Snapshot) -> int:
-    """Return how many trials had the chance to be the best, pruned ones included."""
-    kinds = [t.user_attrs.get("kind") for t in snapshot.in_state(State.COMPLETE, State.PRUNED)]
-    return max(1, sum(kind != "seed" for kind in kinds))
-
-
-def _confirmed(snapshot: Snapshot, found: Sequence[Related]) -> str:
-    if not found:
+def _confirmation_sentence(snapshot: Snapshot, confirmations: Sequence[RelatedStudy]) -> str:
+    if not confirmations:
         return (
-            "This is not confirmed: the best of many noisy values flatters. "
-            f"`hpo confirm --study {snapshot.name}` runs it again on fresh seeds, against the baseline."
+            "The result is not confirmed. The best of many noisy trials looks better than it is. "
+            f"`hpo confirm --study {snapshot.name}` re-runs it and the baseline on new seeds."
         )
-    return " ".join(f"Run again on fresh seeds ({one.snapshot.name}): {_short(one)}." for one in found)
+    return " ".join(f"Re-run on new seeds ({study.snapshot.name}): {_short_verdict(study)}." for study in confirmations)
 
 
-def _short(one: Related) -> str:
-    """Return the verdict on each arm in a word or two."""
-    if not has_ended(one.snapshot):
-        return f"not ended, {trial_counts(one.snapshot)['complete']} of {sum(one.snapshot.slots.values())} runs are complete"
-    told = [
+def _short_verdict(study: RelatedStudy) -> str:
+    """Return the verdict on each arm of a confirmation in a few words."""
+    snapshot = study.snapshot
+    if not has_ended(snapshot):
+        total = sum(snapshot.slots.values())
+        return f"not finished, {trial_counts(snapshot)['complete']} of {total} runs are complete"
+    phrases = [
         f"{r['arm']} is {r['verdict']}"
         + (f" by {abs(r['difference']):.4g}" if r["verdict"] in ("better", "worse") else "")
-        for r in one.table[1:]
+        for r in study.table[1:]
     ]
-    return "; ".join(told or one.verdicts) or "no verdict yet"
+    return "; ".join(phrases or study.verdicts) or "no verdict yet"
 
 
-def _pruning(snapshot: Snapshot) -> str:
+def _pruning_sentence(snapshot: Snapshot) -> str:
+    """Return how much training the pruner saved, "" where it stopped no trial."""
     pruned = [t for t in snapshot.own if t.state == State.PRUNED]
     if not pruned:
         return ""
-    spared = sum(snapshot.rungs - (t.last_step or 0) for t in pruned)
-    done = sum(t.last_step or 0 for t in snapshot.own)
-    share = spared / (spared + done) if spared + done else 0.0
-    n, spent = len(pruned), token_counts(snapshot)
-    amount = f"{spent['saved_by_pruning']:,} tokens" if spent["saved_by_pruning"] is not None else f"{spared:,} rungs"
-    trials = f"{n:,} of {len(snapshot.own):,} trials" if n > 1 else f"one of {len(snapshot.own)} trials"
-    return f"Pruning stopped {trials} early and saved {amount}, {share:.0%} of what they all would have trained."
+    saved = sum(snapshot.rungs - (t.last_step or 0) for t in pruned)
+    trained = sum(t.last_step or 0 for t in snapshot.own)
+    share = saved / (saved + trained) if saved + trained else 0.0
+    tokens = token_counts(snapshot)["saved_by_pruning"]
+    amount = f"{saved:,} rungs" if tokens is None else f"{tokens:,} tokens"
+    n, total = len(pruned), len(snapshot.own)
+    trials = f"{n:,} of {total:,} trials" if n > 1 else f"one of {total} trials"
+    return f"Pruning stopped {trials} early and saved {amount}, {share:.0%} of the training of all trials."
+
+
+def _arm_verdicts(snapshot: Snapshot) -> list[str]:
+    first, *others = compare_arms(snapshot)
+    sentences = []
+    for arm in others:
+        sentence = f"{arm.arm}: {arm.verdict}"
+        if arm.difference is not None and arm.p is not None:
+            d = arm.difference
+            sentence += (
+                f": {d.mean:+.4f} against {first.arm} ({d.low:+.4f} to {d.high:+.4f}, p {arm.p:.2g}, {d.n} pairs)"
+            )
+        sentences.append(sentence)
+    return sentences
+
+
+def _arms_headline(snapshot: Snapshot) -> str:
+    first, *others = compare_arms(snapshot)
+    if not others:
+        if first.mean is None:
+            return "No run is complete."
+        sd = f", standard deviation {number(first.sd)}" if first.sd is not None else ""
+        return f"{first.arm}: {number(first.mean)}{sd}, {first.n} runs."
+    groups: dict[str, list[str]] = {}
+    for arm in others:
+        groups.setdefault(arm.verdict, []).append(arm.arm)
+    verdicts = [f"{label}: {', '.join(names)}" for label, names in sorted(groups.items())]
+    return f"Compared with {first.arm} on {len(snapshot.spec['seeds'])} seeds each: {'; '.join(verdicts)}."

@@ -13,11 +13,15 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from bench.crowd import plant
-from hpo.analysis.snapshot import has_ended, read_snapshot
-from hpo.analysis.warnings import READ, fields_without_effect, no_effect_p_value, position, study_warnings
+from hpo.analysis.effects import no_effect_p_value, without_effect
+from hpo.analysis.snapshot import has_ended, read_snapshot, searched_trials
+from hpo.analysis.warnings import MAX_TRIALS, position, study_warnings
 from hpo.config.yaml import dump_yaml
+from hpo.evidence.confirm import ConfirmRequest, plan_confirmation
 from hpo.queue.budget import fill_slots
 from hpo.queue.registry import StoredStudy, register_study
+from hpo.report.curve_figures import study_progress
+from hpo.report.verdict import verdict
 from hpo.storage.attributes import END_REASON
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
@@ -29,6 +33,10 @@ from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
 
+WORSE_THAN_BIGRAMS = (
+    "a bigram model reaches {}, which is better. The training runs are too short or the model is too small."
+)
+BEYOND = " Values beyond it were not tried."
 SPACE = {"x": {"low": 0.0, "high": 1.0}, "pause": {"low": 0.0, "high": 10.0}}
 
 
@@ -44,7 +52,14 @@ def began(store: Store, folder: Path, anchors: Mapping[str, float] | None = None
     return register_study(store, load_study(str(path)), None, anchors or {})
 
 
-def put(stored: StoredStudy, value: float | None, kind: str = "search", pruned: bool = False, **params: Any) -> None:
+def put(
+    stored: StoredStudy,
+    value: float | None,
+    kind: str = "search",
+    pruned: bool = False,
+    reason: str = "",
+    **params: Any,
+) -> None:
     """Put a trial into the study that ended at a value, or failed."""
     slot = len(stored.optuna.get_trials(deepcopy=False))
     state = TrialState.FAIL if value is None else TrialState.PRUNED if pruned else TrialState.COMPLETE
@@ -54,7 +69,7 @@ def put(stored: StoredStudy, value: float | None, kind: str = "search", pruned: 
         value=value,
         params=params,
         distributions={path: space[path].distribution(float) for path in params},
-        user_attrs={"slot": slot, "kind": kind, "attempt": 1, END_REASON: state.name.lower()},
+        user_attrs={"slot": slot, "kind": kind, "attempt": 1, END_REASON: reason or state.name.lower()},
         intermediate_values={} if value is None else {1: value + 1, **({} if pruned else {4: value})},
     )
     stored.store.optuna.create_new_trial(stored.optuna._study_id, trial)
@@ -69,6 +84,39 @@ def over(stored: StoredStudy) -> None:
     n = len(stored.optuna.get_trials(deepcopy=False))
     stored.optuna.set_user_attr("hpo:budget", {"trials": n})
     fill_slots(stored.slots, stored.study.slots()[:n])
+
+
+# --- the trials that competed for the best
+
+
+def test_searched_trials_are_those_that_ended_complete_or_pruned_without_the_baselines(
+    store: Store, here: Path
+) -> None:
+    stored = began(store, here, baseline_seeds=3)
+    put(stored, 1.50, "baseline", x=0.5)
+    put(stored, 1.52, "seed", x=0.5)
+    put(stored, 1.48, "seed", x=0.5)
+    for i in range(11):
+        put(stored, 1.4 + i / 100, pruned=i > 6, x=i / 10)
+    snapshot = read_snapshot(store, "planted")
+    # Of these 14 trials, the warnings counted 11, the verdict of the report 12 and its figure 12.
+    assert [t.number for t in searched_trials(snapshot)] == list(range(3, 14))
+    assert list(study_progress(snapshot))[-1].searched == 11
+    assert "of 11 searched trials" in verdict(snapshot).headline
+    found = "\n".join([*verdict(snapshot).grounds, *study_warnings(snapshot)])
+    assert "11 runs of the baseline" in found
+    confirmation = plan_confirmation(snapshot, "again", ConfirmRequest("planted", 1, 3, None, None, None), 1000)
+    assert confirmation.file.about["among"] == 11
+
+
+def test_trials_that_never_competed_are_not_searched_ones(store: Store, here: Path) -> None:
+    stored = began(store, here)
+    put(stored, 1.5, "baseline", x=0.5)
+    put(stored, 1.4, x=0.4)
+    put(stored, None, x=0.3)
+    for reason in ("diverged", "invalid", "oom", "timeout"):
+        put(stored, 1.6, pruned=True, reason=reason, x=0.2)
+    assert [t.number for t in searched_trials(read_snapshot(store, "planted"))] == [1, 3]
 
 
 # --- the edge of a range
@@ -100,8 +148,11 @@ def test_a_value_lies_on_its_ranges_own_scale(entry: dict[str, Any], value: Any,
 @pytest.mark.parametrize(
     ("x", "note"),
     [
-        (0.985, "x of the best trial, 0.9850, lies at the upper end of its range, 1.0000 (1.5 % away)"),
-        (0.0, "x of the best trial, 0.0000, is the lower end of its range; beyond it nothing was tried"),
+        (
+            0.985,
+            "x of the best trial, 0.9850, is 1.5 % from the upper end of its range, 1.0000. Values",
+        ),
+        (0.0, "x of the best trial, 0.0000, is the lower end of its range. Values beyond it were not tried."),
         (0.975, None),
         (0.03, None),
     ],
@@ -136,7 +187,7 @@ def test_a_search_that_never_beat_its_baseline_says_so_and_one_that_did_does_not
     put(stored, 1.5, "baseline", x=0.0)
     for i in range(10):
         put(stored, 1.6 + i / 100, pruned=i > 3, x=0.4)
-    assert notes(stored) == ["none of the 10 trials that were searched beat the baseline, trial 0 with val_loss 1.5000"]
+    assert notes(stored) == ["none of the 10 searched trials is better than the baseline (trial 0, val_loss 1.5000)."]
     put(stored, 1.4, x=0.4)
     assert notes(stored) == []
 
@@ -145,7 +196,9 @@ def test_a_search_that_never_beat_its_baseline_says_so_and_one_that_did_does_not
 def test_a_best_trial_that_loses_to_bigrams_says_so(store: Store, here: Path, objective: str, anchor: str) -> None:
     stored = began(store, here, {anchor: 1.45, "unigram": 9.0}, objective=objective)
     put(stored, 1.5, "baseline", x=0.5)
-    assert notes(stored) == ["a table of bigrams does better (1.4500); the runs are too short or too small"]
+    assert notes(stored) == [
+        "a bigram model reaches 1.4500, which is better. The training runs are too short or the model is too small."
+    ]
     put(stored, 1.44, x=0.5)
     assert notes(stored) == []
 
@@ -164,8 +217,8 @@ def test_a_best_trial_that_luck_would_have_reached_is_inside_the_noise(store: St
     found = noisy(began(store, here, baseline_seeds=4), 1.80)
     assert len(found) == 1
     assert found[0].startswith(
-        "the best trial, val_loss 1.80, is inside the noise: the best of 20 runs of the baseline alone would be "
-        "expected to reach 1.77 (sigma 0.13 from 4 seeds)"
+        "the best trial, with val_loss 1.80, is within the noise: the best of 20 runs of the baseline is expected to "
+        "reach 1.77 by luck (sigma 0.13 from 4 seeds)"
     )
 
 
@@ -249,10 +302,8 @@ def test_two_trials_that_differ_in_one_knob_alone_with_equal_curves_show_that_it
     grid = {"x": {"choices": [0.1, 0.6]}, "pause": {"choices": [0.0, 0.001, 0.002]}}
     stored = began(store, here, space=grid, sampler={"name": "grid"}, budget={"trials": 7}, pruner={"name": "none"})
     assert run_worker(stored) == 0
-    assert fields_without_effect(read_snapshot(store, "planted")) == {"pause": (1, 3)}
-    assert notes(stored) == [
-        "pause changed nothing: trials 1 and 3 differ in it alone, and their curves are equal to the last bit"
-    ]
+    assert without_effect(read_snapshot(store, "planted")) == {"pause": (1, 3)}
+    assert notes(stored) == ["pause has no effect: trials 1 and 3 differ only in it, and their curves are equal."]
 
 
 def test_one_pair_with_other_curves_acquits_a_knob(store: Store, here: Path) -> None:
@@ -284,11 +335,13 @@ def test_a_study_that_ran_says_of_which_field_no_effect_shows_and_not_that_it_li
     for i in range(30):
         x, pause = draw.random(), 0.0 if i == 7 else 10 * draw.random()
         put(stored, 1.0 if i == 7 else 1.1 + x, x=0.2 if i == 7 else x, pause=pause)
-    assert notes(stored) == ["pause of the best trial, 0, is the lower end of its range; beyond it nothing was tried"]
+    assert notes(stored) == [
+        "pause of the best trial, 0, is the lower end of its range. Values beyond it were not tried."
+    ]
     over(stored)
     (note,) = notes(stored)
-    assert note.startswith("30 trials show no effect of pause (p = 0.")
-    assert note.endswith("); if there is one, it is smaller than they can show")
+    assert note.startswith("pause has no measurable effect in these 30 trials (p = 0.")
+    assert note.endswith(").")
 
 
 # --- arms, and what it costs
@@ -303,8 +356,8 @@ def test_arms_with_the_same_curves_on_every_seed_are_named(store: Store, here: P
     assert notes(stored) == []
     assert run_worker(stored) == 0
     assert notes(stored) == [
-        "a table of bigrams does better (0.5000); the runs are too short or too small",
-        "arms a and b have the same curves to the last bit: what they differ in changed nothing",
+        WORSE_THAN_BIGRAMS.format("0.5000"),
+        "arms a and b have equal curves: the fields in which they differ have no effect.",
     ]
 
 
@@ -319,7 +372,7 @@ def test_a_study_without_a_result_has_no_notes(store: Store, here: Path) -> None
 def test_of_a_long_study_only_the_best_trial_is_read(here: Path) -> None:
     url = f"sqlite:///{here}/long.db"
     with open_store(url, create=True) as long:
-        over(plant(long, READ + 10, 0))
+        over(plant(long, MAX_TRIALS + 10, 0))
     with open_readonly(url) as reader:
         snapshot = read_snapshot(reader, "crowd")
         assert has_ended(snapshot)
@@ -348,5 +401,5 @@ def test_status_ends_with_the_notes_and_loads_scipy_only_for_a_test(store: Store
         put(stored, 1.4 - i / 100, x=i / 9)
     asked = [sys.executable, "-c", LOOK, f"sqlite:///{here}/caveats.db"]
     *_, note, loaded = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert note == "note: x of the best trial, 1, is the upper end of its range; beyond it nothing was tried"
+    assert note == "note: x of the best trial, 1, is the upper end of its range. Values beyond it were not tried."
     assert loaded == "[]"

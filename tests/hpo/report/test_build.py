@@ -23,7 +23,7 @@ from hpo.config.yaml import dump_yaml
 from hpo.errors import NothingFeasible, Problem, WorkFailed
 from hpo.queue.registry import register_study
 from hpo.report import curve_figures, timeline
-from hpo.report.build import Files, write_report
+from hpo.report.build import ReportFiles, write_report
 from hpo.report.build import read_report as read_report
 from hpo.report.html import html_table, paragraph
 from hpo.report.pdf import browser, write_pdf
@@ -142,7 +142,7 @@ URL = "sqlite:///runs/hpo.db"
 def page(name: str, **files: Path) -> str:
     """Write the report of a study; return the page."""
     where = Path(f"{name}.html")
-    write_report(URL, name, Path("runs"), Files(html=where, **files), publish=False)
+    write_report(URL, name, Path("runs"), ReportFiles(html=where, **files), publish=False)
     return where.read_text()
 
 
@@ -169,7 +169,7 @@ def test_page_of_every_kind_of_study_is_whole_and_asks_nothing_of_a_network(name
     assert not re.search(r"""(src|href)\s*=\s*["']?(?!data:)[a-z]""", rest)
     assert "@import" not in rest
     assert "default-src 'none'" in rest
-    assert "Where this comes from" in words(found)
+    assert "Reproduce these results" in words(found)
 
 
 @pytest.mark.usefixtures("folder")
@@ -179,13 +179,13 @@ def test_page_opens_with_the_verdict() -> None:
     assert best
     assert floor
     gain = floor.mean - best.values[0]
-    opening = found[: found.index("Curves")]
-    assert f"trial {best.number} reached val_loss" in opening
-    assert f"the gain is {gain / floor.sigma:.1f} σ" in opening
-    tried = len(study.in_state(State.COMPLETE, State.PRUNED)) - 3  # the baseline's other seeds had no chance
-    luck = (floor.mean - expected_minimum(tried, floor.mean, floor.sigma)) / gain
+    opening = found[: found.index("Learning curves")]
+    assert f"trial {best.number} with val_loss" in opening
+    assert f"The gain is {gain / floor.sigma:.1f} σ" in opening
+    searched = len(study.in_state(State.COMPLETE, State.PRUNED)) - 4  # without the four runs of the baseline
+    luck = (floor.mean - expected_minimum(searched, floor.mean, floor.sigma)) / gain
     assert f"luck may explain up to {luck:.0%} of the gain" in opening
-    assert "This is not confirmed" in opening
+    assert "The result is not confirmed" in opening
     assert "Pruning stopped" in opening
     assert "target good <1 (1.3)" in html.unescape(opening)
 
@@ -216,17 +216,17 @@ def test_study_of_failures_says_so_and_why() -> None:
 @pytest.mark.usefixtures("folder")
 def test_study_of_arms_is_told_by_arms() -> None:
     found = page("arms")
-    assert "Against low &lt;lr&gt;, on 3 seeds each: better: high." in found
+    assert "Compared with low &lt;lr&gt; on 3 seeds each: better: high." in found
     assert 'id="arms"' in found
-    assert "Slices" not in words(found)
-    assert "Best so far" not in words(found)
+    assert "Slice plots" not in words(found)
+    assert "Best value so far" not in words(found)
 
 
 @pytest.mark.usefixtures("folder")
 def test_study_without_trials_enough_says_how_many_are_needed() -> None:
     found = words(page("one"))
-    assert "Too few trials for importances: 1 came to the last rung, 10 are needed." in found
-    assert "No trial beat the baseline, of 1" in found
+    assert "Too few trials to estimate importance: 1 reached the last rung, 10 are needed." in found
+    assert "No searched trial ended complete or pruned. The best baseline is trial 0 with val_loss" in found
 
 
 @pytest.mark.usefixtures("folder")
@@ -246,11 +246,11 @@ def test_confirmed_and_ablated_studies_are_named_in_the_verdict(folder: Path) ->
     hpo("confirm", *asked, "--top", "1", cwd=folder)
     hpo("ablate", *asked, cwd=folder)
     found = words(page("search"))
-    assert "Run again on fresh seeds (search-confirm): trial" in found
+    assert "Re-run on new seeds (search-confirm): trial" in found
     assert "Confirmation: search-confirm" in found
     assert "Ablation: search-" in found
     assert "hpo confirm --study search" in found
-    assert "Confirms search." in words(page("search-confirm"))
+    assert "Confirmation of study search." in words(page("search-confirm"))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -306,7 +306,7 @@ def test_machine_without_chromium_is_told_which_package_it_lacks(
     with pytest.raises(WorkFailed, match="install the Debian package chromium"):
         browser()
     monkeypatch.setenv("HPO_CHROMIUM", "nowhere")
-    with pytest.raises(Problem, match="HPO_CHROMIUM: must be a Chromium that can be run, got nowhere"):
+    with pytest.raises(Problem, match="HPO_CHROMIUM: must be the path of Chromium, got nowhere"):
         browser()
 
 
@@ -317,7 +317,7 @@ def test_chromium_that_prints_nothing_is_an_error_with_what_it_said(
     broken.write_text("#!/bin/sh\necho out of paper >&2\nexit 3\n")
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("HPO_CHROMIUM", str(broken))
-    with pytest.raises(WorkFailed, match="made none: out of paper"):
+    with pytest.raises(WorkFailed, match="wrote no file: out of paper"):
         write_pdf("<p>text</p>", tmp_path / "page.pdf")
     assert os.listdir(tmp_path) == ["broken"]
 
@@ -325,9 +325,9 @@ def test_chromium_that_prints_nothing_is_an_error_with_what_it_said(
 def test_report_is_shown_on_both_kinds_of_storage(here: Path, store: Store) -> None:
     made(store, here, "one")
     sys.modules.pop("shown")
-    write_report(store.url, None, Path("runs"), Files(html=here / "page.html"), publish=True)
+    write_report(store.url, None, Path("runs"), ReportFiles(html=here / "page.html"), publish=True)
     study = optuna.load_study(study_name="one", storage=store.optuna)
-    assert "No trial beat the baseline, of 1" in get_note(study)
+    assert "No searched trial ended complete or pruned." in get_note(study)
     assert len(list((here / "runs/artifacts").iterdir())) == 3
 
 
@@ -343,10 +343,16 @@ def test_what_is_shown_twice_is_there_once_and_the_users_own_note_stays(folder: 
         save_note(optuna.load_study(study_name="search", storage=store.optuna), "My own *note*.")
     hpo("report", "--study", "search", cwd=folder)
     note, attrs = shown(URL)
-    assert note.startswith("My own *note*.\n\n# What `hpo report` says\n")
+    assert note.startswith("My own *note*.\n\n# Report by `hpo report`\n")
     hpo("report", "--study", "search", cwd=folder)
     again, same = shown(URL)
     assert again == note
+    with open_store(URL) as store:
+        old = note.replace("# Report by `hpo report`", "# What `hpo report` says")
+        save_note(optuna.load_study(study_name="search", storage=store.optuna), old)
+    hpo("report", "--study", "search", cwd=folder)
+    again, same = shown(URL)
+    assert again == note, "the report of an older version is replaced"
     assert same == attrs
     names = {key.split(":")[2] for key in attrs if key.startswith("dashboard:plot_data:")}
     assert names == {"hpo-curves", "hpo-history", "hpo-importance"}
@@ -399,7 +405,7 @@ def test_what_diverged_does_not_hide_the_rest() -> None:
     figure = empty_figure("x", "y")
     told = zoom(figure, [1.0 + i / 100 for i in range(40)] + [900.0], also=[0.5])
     low, high = figure.layout.yaxis.range
-    assert told == ["One value lies above the figure."]
+    assert told == ["One value is above the figure."]
     assert low < 0.5
     assert 1.38 < high < 2
     assert zoom(figure, [1.0, 2.0, 3.0]) == []
@@ -408,14 +414,14 @@ def test_what_diverged_does_not_hide_the_rest() -> None:
 @pytest.mark.usefixtures("folder")
 def test_the_best_so_far_falls_and_ends_at_the_best() -> None:
     study = of("search")
-    steps = list(curve_figures._steps(study))
+    steps = list(curve_figures.study_progress(study))
     best = [s.best for s in steps if s.best is not None]
     assert best == sorted(best, reverse=True)
     found = study.best()
     assert found
     assert best[-1] == found.values[0]
-    assert steps[-1].spent == 1000 * sum(t.last_step or 0 for t in study.own)
-    assert [s.spent for s in curve_figures._steps(study)] == sorted(s.spent for s in steps)
+    assert steps[-1].trained == 1000 * sum(t.last_step or 0 for t in study.own)
+    assert [s.trained for s in curve_figures.study_progress(study)] == sorted(s.trained for s in steps)
 
 
 @pytest.mark.usefixtures("folder")

@@ -12,7 +12,7 @@ import pytest
 from hpo.analysis.snapshot import Snapshot
 from hpo.report.axes import Axis, axes
 from hpo.report.importance import (
-    FEWEST,
+    MIN_TRIALS,
     Point,
     final_importances,
     importances,
@@ -87,7 +87,7 @@ def test_where_nothing_interacts_hardly_any_pair_is_called_so(n: int) -> None:
 
 def test_one_run_that_went_wrong_hides_no_interaction() -> None:
     found = planted(np.random.default_rng(5), 60, lambda at: 3 * (at["a"] - 0.5) * (at["b"] - 0.5))
-    first = interactions_at_rung([*found[:-1], Point(found[-1].place, 1e6)], AXES, 1).pairs[0]
+    first = interactions_at_rung([*found[:-1], Point(found[-1].position, 1e6)], AXES, 1).pairs[0]
     assert {first.first, first.second} == {"a", "b"}
     assert first.p < 0.01
 
@@ -103,7 +103,7 @@ def test_too_few_trials_are_told_with_how_many_are_needed() -> None:
 
 def test_hyperparameters_that_few_trials_have_are_no_part_of_the_model() -> None:
     found = planted(np.random.default_rng(7), 60, lambda at: at["a"])
-    half = [Point({k: v for k, v in p.place.items() if k != "c" or i % 2}, p.value) for i, p in enumerate(found)]
+    half = [Point({k: v for k, v in p.position.items() if k != "c" or i % 2}, p.value) for i, p in enumerate(found)]
     assert {pair.first for pair in interactions_at_rung(half, AXES, 1).pairs} | {"d"} == {"a", "b", "d"}
     assert {w.path for w in importances(half, AXES)} == set(AXES)
 
@@ -143,7 +143,7 @@ def test_curves_of_pruned_trials_count_up_to_where_they_came(pruned: Snapshot) -
     assert n == sorted(n, reverse=True)
     found = importances_by_rung(pruned)
     assert 1 in found
-    assert all(len(points_at_rung(pruned, rung)) >= FEWEST for rung in found)
+    assert all(len(points_at_rung(pruned, rung)) >= MIN_TRIALS for rung in found)
     assert final_importances(pruned)[0] == max(found)
 
 
@@ -164,7 +164,7 @@ def test_what_diverged_counts_as_the_worst(here: Path, store: Store) -> None:
     found = points_at_rung(snapshot, 4)
     worst = max(p.value for p in found)
     places = {t.params["x"] for t in lost}
-    assert {p.place["x"] for p in found if p.value == worst} >= places
+    assert {p.position["x"] for p in found if p.value == worst} >= places
 
 
 DIVERGING = """

@@ -89,7 +89,7 @@ def test_printed_report_has_pages_and_text(folder: Path, tmp_path: Path) -> None
         ).stdout
         assert "below the mean of 4" in re.sub(r"\s+", " ", told)
         assert "Figure 1." in told
-        assert "Where this comes from" in told
+        assert "Reproduce these results" in told
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -101,7 +101,7 @@ def test_dashboard_shows_the_note_and_the_figures(folder: Path, tmp_path: Path) 
     names = sorted({key.split(":")[2] for key in attrs if key.startswith("dashboard:plot_data:")})
     with dashboard(url, "--out", str(folder / "runs")) as address, Browser(tmp_path) as browser:
         browser.open(f"{address}/dashboard/studies/{study_id}")
-        for title in ("Curves, with the noise of the baseline", "Best so far", "Importance, rung by rung"):
+        for title in ("Learning curves and noise of the baseline", "Best value so far", "Importance at each rung"):
             browser.wait(f"[...document.querySelectorAll('.gtitle')].some(text => text.textContent == '{title}')")
         browser.screenshot(tmp_path / "figures.png")
         browser.open(f"{address}/dashboard/studies/{study_id}/note")
@@ -109,8 +109,8 @@ def test_dashboard_shows_the_note_and_the_figures(folder: Path, tmp_path: Path) 
         browser.screenshot(tmp_path / "note.png")
         artifact = next(json.loads(v) for k, v in attrs.items() if k.startswith("artifacts:"))
         browser.open(f"{address}/artifacts/{study_id}/{artifact['artifact_id']}")
-        browser.wait("document.body.innerText.includes('Where this comes from')")
-        advised = browser.evaluate("document.body.innerText.includes('Save the page and open the file')")
+        browser.wait("document.body.innerText.includes('Reproduce these results')")
+        advised = browser.evaluate("document.body.innerText.includes('Save the page and open')")
     assert names == ["hpo-curves", "hpo-history", "hpo-importance"]
     assert artifact["filename"] == "report.html"
     assert advised  # where the dashboard lets no script run, the page says so
