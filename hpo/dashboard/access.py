@@ -1,8 +1,12 @@
-"""Who may reach the dashboard's pages, and what they may do there. A WSGI application around others.
+"""Access control of the dashboard: a WSGI application that wraps Optuna's.
 
-A request is refused for the name it was sent to (421), for the site it comes from (403), without the password (401),
-after too many wrong ones (429), when it would change something that may only be looked at (403), and when its answer
-would take gigabytes (413).
+The application refuses a request
+
+* to a host name that is not this machine's, if the dashboard is local (421),
+* from a page of another site (403),
+* without the password (401), or after too many wrong passwords (429),
+* that changes a study, if the dashboard is read-only (403),
+* whose answer needs gigabytes of memory (413).
 """
 
 import base64
@@ -24,7 +28,7 @@ StartResponse = Callable[..., Any]
 WsgiApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 READ_METHODS = ("GET", "HEAD")
-MAX_WRONG_PASSWORDS = 10  # wrong passwords that one address may give within a minute
+MAX_WRONG_PASSWORDS = 10  # wrong passwords that are accepted from one address per minute
 MAX_TRIALS_IN_HEAVY_PLOTS = (
     500  # trials above which Optuna's contour and rank plots are refused: 5,000 took 23 s and 2.4 GB
 )
@@ -34,21 +38,21 @@ _HARDENED = [
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
     ("Referrer-Policy", "no-referrer"),
-    ("Cache-Control", "no-cache"),  # a browser keeps pages, but shows none without asking again
+    ("Cache-Control", "no-cache"),  # a browser may store pages, but must validate them before it shows them
 ]
-# An artifact is whatever a run or a visitor left behind: shown, but never a page of this site that runs scripts.
+# Artifacts are files of runs and uploads of visitors, so they may contain scripts. The browser must not run these.
 _SANDBOX = ("Content-Security-Policy", "sandbox; default-src 'none'; img-src 'self'; style-src 'unsafe-inline'")
 
 
 class Refusal(Exception):
-    """A request that is answered here: status, reason, further headers."""
+    """A request that is refused: HTTP status, reason, additional headers."""
 
     def __init__(self, status: str, reason: str, *headers: tuple[str, str]) -> None:
         super().__init__(reason)
         self.status, self.reason, self.headers = status, reason, headers
 
     def answer(self, start: StartResponse) -> Iterable[bytes]:
-        """Answer as Optuna's own refusals do: the pages show the reason."""
+        """Send the reason in the form of Optuna's own errors, which its pages show."""
         body = json.dumps({"reason": self.reason}).encode()
         lines = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         start(self.status, [*lines, *self.headers])
@@ -56,87 +60,99 @@ class Refusal(Exception):
 
 
 class Login:
-    """Asks for the password (HTTP basic, any user name), and stops listening to an address that guesses."""
+    """Checks the password (HTTP basic authentication, any user name) and limits wrong passwords per address."""
 
     def __init__(self, password: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         self._password, self._clock = password, clock
-        self._wrong: dict[str, collections.deque[float]] = {}  # address: when it gave its last wrong passwords
+        self._wrong: dict[str, collections.deque[float]] = {}  # address -> times of its last wrong passwords
         self._lock = threading.Lock()
 
     def check(self, environ: Environ) -> None:
-        """Raise a Refusal unless the password is there."""
-        given = _password(environ.get("HTTP_AUTHORIZATION", ""))
-        with self._lock:  # else guesses that arrive together would all be heard before one is counted
+        """Check the password of a request.
+
+        Raises:
+            Refusal: the password is missing or wrong, or the address has sent too many wrong ones.
+        """
+        password = _password(environ.get("HTTP_AUTHORIZATION", ""))
+        with self._lock:  # otherwise simultaneous guesses could all be compared before one is counted
             if wait := self._wait(environ["REMOTE_ADDR"]):
                 reason = f"too many wrong passwords from this address; try again in {wait} s"
                 raise Refusal("429 Too Many Requests", reason, ("Retry-After", str(wait)))
-            if hmac.compare_digest(given or b"", self._password):
+            if hmac.compare_digest(password or b"", self._password):
                 return
-            if given is not None:  # a browser's first request comes without any
-                self._note(environ["REMOTE_ADDR"])
+            if password is not None:  # the first request of a browser has no password
+                self._record(environ["REMOTE_ADDR"])
         challenge = ("WWW-Authenticate", 'Basic realm="hpo", charset="UTF-8"')
-        raise Refusal("401 Unauthorized", "the password is needed, with any user name", challenge)
+        raise Refusal("401 Unauthorized", "a password is required; the user name is not checked", challenge)
 
     def _wait(self, address: str) -> int:
-        """Return the seconds until this address is heard again."""
+        """Return the seconds until this address may try again."""
         times = self._wrong.get(address)
         if not times or len(times) < MAX_WRONG_PASSWORDS:
             return 0
         return max(0, math.ceil(times[0] + 60 - self._clock()))
 
-    def _note(self, address: str) -> None:
+    def _record(self, address: str) -> None:
         now = self._clock()
-        self._wrong = {a: times for a, times in self._wrong.items() if times[-1] > now - 60}  # stays small
+        self._wrong = {a: times for a, times in self._wrong.items() if times[-1] > now - 60}  # drops old entries
         self._wrong.setdefault(address, collections.deque(maxlen=MAX_WRONG_PASSWORDS)).append(now)
 
 
 class AccessControl:
-    """Lets through to `look` what only looks and to `edit` what changes something; without `edit` nothing may.
-
-    local: only this machine can connect, so that a request to another name is a site's trick on a visitor's browser.
-    count: number of trials of a study.
-    """
+    """Passes requests that read to one application, and requests that change a study to another."""
 
     def __init__(
-        self, look: WsgiApp, edit: WsgiApp | None, login: Login | None, local: bool, count: Callable[[int], int]
-    ):
-        self._look, self._edit, self._login, self._local, self._count = look, edit, login, local, count
+        self,
+        read_app: WsgiApp,
+        edit_app: WsgiApp | None,
+        login: Login | None,
+        local: bool,
+        count_trials: Callable[[int], int],
+    ) -> None:
+        """Wrap two applications.
+
+        read_app: answers GET and HEAD. edit_app: answers other methods; None: the dashboard is read-only.
+        local: whether only this machine can connect. A request to another host name is then an attack by a page in a
+            visitor's browser (DNS rebinding).
+        count_trials: returns the number of trials of a study, by its id.
+        """
+        self._read_app, self._edit_app, self._login, self._local = read_app, edit_app, login, local
+        self._count_trials = count_trials
 
     def __call__(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
-        # Bottle reads a path this way, so that what is refused here is what it would serve.
+        # Bottle decodes paths in this way, so both see the same path.
         path = environ["PATH_INFO"].encode("latin1").decode("utf8", "ignore").rstrip("/")
-        environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # Optuna's dashboard fails without
+        environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # Optuna's dashboard requires this key
         start = _hardened(start, path)
         try:
-            return self._chosen(environ, path)(environ, start)
+            return self._application(environ, path)(environ, start)
         except Refusal as refusal:
             return refusal.answer(start)
 
-    def _chosen(self, environ: Environ, path: str) -> WsgiApp:
+    def _application(self, environ: Environ, path: str) -> WsgiApp:
         if self._local and not is_loopback(_host(environ.get("HTTP_HOST", ""))):
-            reason = "the dashboard of this machine is reached by 127.0.0.1 or localhost only"
+            reason = "this dashboard is local; open it at 127.0.0.1 or localhost"
             raise Refusal("421 Misdirected Request", reason)
         _check_site(environ)
         if self._login:
             self._login.check(environ)
         if environ["REQUEST_METHOD"] in READ_METHODS:
             self._check_size(path)
-            return self._look
-        if not self._edit:
-            raise Refusal(
-                "403 Forbidden", "this dashboard only shows; hpo dashboard --allow-edit lets it change studies"
-            )
-        return self._edit
+            return self._read_app
+        if not self._edit_app:
+            raise Refusal("403 Forbidden", "this dashboard is read-only; start it with --allow-edit to change studies")
+        return self._edit_app
 
     def _check_size(self, path: str) -> None:
         heavy = _HEAVY.fullmatch(path)
-        if heavy and (n_trials := self._count(int(heavy[1]))) > MAX_TRIALS_IN_HEAVY_PLOTS:
-            reason = f"the {heavy[2]} plot is drawn for at most {MAX_TRIALS_IN_HEAVY_PLOTS} trials, this study has {n_trials}"
+        if heavy and (n_trials := self._count_trials(int(heavy[1]))) > MAX_TRIALS_IN_HEAVY_PLOTS:
+            limit = f"the {heavy[2]} plot is limited to {MAX_TRIALS_IN_HEAVY_PLOTS} trials"
+            reason = f"{limit}, this study has {n_trials}"
             raise Refusal("413 Content Too Large", reason)
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
+    """Return whether an address is reachable from this machine only."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -144,14 +160,18 @@ def is_loopback(host: str) -> bool:
 
 
 def _check_site(environ: Environ) -> None:
-    """Refuse what another site's page asks for; following its link to a page here is fine."""
-    asked = {name: environ.get(f"HTTP_SEC_FETCH_{name}") for name in ("SITE", "MODE", "DEST")}
-    looking = environ["REQUEST_METHOD"] in READ_METHODS
-    link = looking and asked["MODE"] == "navigate" and asked["DEST"] == "document"
-    foreign = asked["SITE"] not in (None, "same-origin", "none") and not link
-    origin = environ.get("HTTP_ORIGIN")  # browsers send it with whatever may change something
-    if foreign or (origin is not None and _netloc(origin) != environ.get("HTTP_HOST", "").lower()):
-        raise Refusal("403 Forbidden", "requests from the pages of another site are refused")
+    """Refuse requests from pages of other sites, except links to a page of the dashboard.
+
+    Raises:
+        Refusal: the request comes from another site.
+    """
+    fetch = {name: environ.get(f"HTTP_SEC_FETCH_{name}") for name in ("SITE", "MODE", "DEST")}
+    reads = environ["REQUEST_METHOD"] in READ_METHODS
+    is_link = reads and fetch["MODE"] == "navigate" and fetch["DEST"] == "document"
+    is_foreign = fetch["SITE"] not in (None, "same-origin", "none") and not is_link
+    origin = environ.get("HTTP_ORIGIN")  # browsers send it with every request that may change something
+    if is_foreign or (origin is not None and _netloc(origin) != environ.get("HTTP_HOST", "").lower()):
+        raise Refusal("403 Forbidden", "requests from pages of other sites are refused")
 
 
 def _host(header: str) -> str:
@@ -169,7 +189,7 @@ def _netloc(origin: str) -> str:
 
 
 def _password(header: str) -> bytes | None:
-    """Return the password of an Authorization header, None where there is none."""
+    """Return the password of an Authorization header, None without one, b"" if it cannot be decoded."""
     scheme, _, text = header.partition(" ")
     if scheme.lower() != "basic":
         return None
@@ -180,11 +200,11 @@ def _password(header: str) -> bytes | None:
 
 
 def _hardened(start: StartResponse, path: str) -> StartResponse:
-    """Return `start` with headers against sniffing, framing and leaking, and without leave for other sites to read."""
-    further = [*_HARDENED, _SANDBOX] if path.startswith("/artifacts") else _HARDENED
+    """Return `start` with security headers added, and without the header that lets other sites read the answer."""
+    added = [*_HARDENED, _SANDBOX] if path.startswith("/artifacts") else _HARDENED
 
     def hardened(status: str, headers: list[tuple[str, str]], *info: Any) -> Any:
-        kept = [(key, value) for key, value in headers if key.lower() != "access-control-allow-origin"]
-        return start(status, kept + further, *info)
+        own = [(key, value) for key, value in headers if key.lower() != "access-control-allow-origin"]
+        return start(status, own + added, *info)
 
     return hardened

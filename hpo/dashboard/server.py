@@ -1,4 +1,4 @@
-"""The Optuna Dashboard over a study's storage; beyond this machine only behind a password, and only to look."""
+"""Serve the Optuna Dashboard of a storage. An address that other machines can reach requires a password."""
 
 import contextlib
 import os
@@ -28,118 +28,134 @@ PASSWORD = "HPO_DASHBOARD_PASSWORD"
 
 
 class ThreadingServer(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
-    """Answers each request in a thread of its own, so that a large study does not hold up the others."""
+    """A server with one thread per request, so that a slow request does not block others."""
 
     daemon_threads = True
     request_queue_size = 64
 
     def server_bind(self) -> None:
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
-        socketserver.TCPServer.server_bind(self)  # not the parent's, which asks a name server for this host
+        socketserver.TCPServer.server_bind(self)  # the parent class would look up the host's name, which can be slow
         self.server_port = self.socket.getsockname()[1]
         self.setup_environ()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # the visitor has gone
+        if not isinstance(sys.exc_info()[1], OSError):  # OSError: the client has closed the connection
             super().handle_error(request, client_address)
 
 
 class IPv6Server(ThreadingServer):
-    """The same for an IPv6 address."""
+    """The server of an IPv6 address."""
 
     address_family = AF_INET6
 
 
 class QuietRequestHandler(wsgiref.simple_server.WSGIRequestHandler):
-    """One request, of which no line is printed."""
+    """A request handler that prints no log lines."""
 
-    timeout = 60  # seconds that a visitor may say nothing, so that idle connections do not pile up
+    timeout = 60  # seconds after which an idle connection is closed
 
     def log_message(self, format: str, *args: Any) -> None: ...
 
 
 def serve(storage: str, host: str, port: int, edit: bool | None = None, out: Path | None = None) -> None:
-    """Serve until interrupted.
+    """Serve the dashboard until the process is interrupted.
 
-    edit: whether the pages may change studies; None: on this machine only. out: the folder of the runs, where the
-    files are that `hpo report` attached.
+    edit: whether visitors may change studies; None: only if the dashboard is local. out: folder of the runs, which
+    contains the files that `hpo report` attached.
 
     Raises:
-        Problem: an address beyond this machine without a password.
-        WorkFailed: the address cannot be listened on.
+        Problem: other machines can reach the address, and no password is set.
+        WorkFailed: the address cannot be used.
     """
     local = is_loopback(host)
     password = os.fsencode(os.environ.get(PASSWORD, ""))
     if not local and not password.strip():
         raise Problem(
-            f"--host: an address beyond this machine needs a password, since anyone who reaches it could read and "
-            f"delete studies; set {PASSWORD}, or use 127.0.0.1, got {host or repr(host)}"
+            f"--host: requires a password if other machines can reach the address, because they could read and "
+            f"delete studies, got {host or repr(host)}; set {PASSWORD}, or use 127.0.0.1"
         )
     with contextlib.ExitStack() as stack:
-        look = stack.enter_context(open_dashboard(storage))
-        change = stack.enter_context(open_store(storage)) if (local if edit is None else edit) else None
-        app = build_app(look, change, Login(password) if password.strip() else None, local, artifact_store(out))
-        server = stack.enter_context(_listening(host, port, app))
-        signal.signal(signal.SIGTERM, _end)
-        what = "" if change else ", to look only"
-        say(f"dashboard: http://{_shown(host)}:{server.server_port}/dashboard{what}  (Ctrl-C ends it)")
+        read_store = stack.enter_context(open_dashboard(storage))
+        can_edit = local if edit is None else edit
+        edit_store = stack.enter_context(open_store(storage)) if can_edit else None
+        app = build_app(
+            read_store, edit_store, Login(password) if password.strip() else None, local, artifact_store(out)
+        )
+        server = stack.enter_context(_create_server(host, port, app))
+        signal.signal(signal.SIGTERM, _exit_on_sigterm)
+        mode = "" if edit_store else ", read-only"
+        say(f"dashboard: http://{_url_host(host)}:{server.server_port}/dashboard{mode}  (press Ctrl-C to stop)")
         server.serve_forever()
 
 
 def artifact_store(out: Path | None) -> FileSystemArtifactStore | None:
-    """Return those files as the pages serve them, None where there are none."""
+    """Return the store of attached files, None if there are none."""
     return FileSystemArtifactStore(artifact_folder(out)) if out is not None and artifact_folder(out).is_dir() else None
 
 
 def build_app(
-    look: Store, change: Store | None, login: Login | None, local: bool, files: FileSystemArtifactStore | None = None
+    read_store: Store,
+    edit_store: Store | None,
+    login: Login | None,
+    local: bool,
+    files: FileSystemArtifactStore | None = None,
 ) -> AccessControl:
-    """Return Optuna's pages behind the guard; what only looks is read from `look`, which takes no write lock."""
-    pages = _Pages(look, files)
-    edit = _edits(optuna_dashboard.wsgi(retrying_storage(change), artifact_store=files), pages) if change else None
-    return AccessControl(pages, edit, login, local, lambda study_id: _n_trials(look, study_id))
+    """Return Optuna's application behind the access control.
+
+    read_store: a store that takes no write lock. edit_store: a store that can write; None: read-only dashboard.
+    """
+    pages = _Pages(read_store, files)
+    edit = (
+        _edit_app(optuna_dashboard.wsgi(retrying_storage(edit_store), artifact_store=files), pages)
+        if edit_store
+        else None
+    )
+    return AccessControl(pages, edit, login, local, lambda study_id: _n_trials(read_store, study_id))
 
 
 class _Pages:
-    """Optuna's pages over a storage, with what Optuna remembers of it."""
+    """Optuna's application of a storage. Optuna caches the trials that it has read."""
 
     def __init__(self, store: Store, files: FileSystemArtifactStore | None) -> None:
         self._store, self._files = store, files
-        self.forget()
+        self.drop_cache()
 
-    def forget(self) -> None:
-        """Begin without memory: SQLite gives the number of a deleted study to the next one."""
+    def drop_cache(self) -> None:
+        """Drop the cache, because SQLite gives the id of a deleted study to the next study."""
         self._app: WsgiApp = optuna_dashboard.wsgi(retrying_storage(self._store), artifact_store=self._files)
 
     def __call__(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
         return self._app(environ, start)
 
 
-def _edits(app: WsgiApp, pages: _Pages) -> WsgiApp:
+def _edit_app(app: WsgiApp, pages: _Pages) -> WsgiApp:
+    """Return an application that drops the cache of the pages after a study was deleted or renamed."""
+
     def edit(environ: Environ, start: StartResponse) -> Iterable[bytes]:
         deletes = environ["REQUEST_METHOD"] == "DELETE" or environ["PATH_INFO"].rstrip("/").endswith("/rename")
         try:
             return app(environ, start)
         finally:
             if deletes:
-                pages.forget()
+                pages.drop_cache()
 
     return edit
 
 
 def retrying_storage(store: Store) -> BaseStorage:
-    """Return Optuna's storage object, every call retried; one that fails all the same is answered 503, not a traceback.
+    """Return Optuna's storage with retries. A call that still fails is answered with status 503.
 
-    Finished trials are kept in memory, without which 5,000 trials take 7 s each time.
+    Optuna caches finished trials; without the cache, reading 5,000 trials takes 7 s each time.
     """
     cached = cached_storage(store.rdb)
     for name, method in vars(BaseStorage).items():
         if callable(method) and not name.startswith("_"):
-            setattr(cached, name, _answering(store, getattr(cached, name)))
+            setattr(cached, name, _retrying(store, getattr(cached, name)))
     return cached
 
 
-def _answering(store: Store, method: Callable[..., Any]) -> Callable[..., Any]:
+def _retrying(store: Store, method: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return store.retry(method, *args, **kwargs)
@@ -162,18 +178,20 @@ def _n_trials(store: Store, study_id: int) -> int:
         raise Refusal("503 Service Unavailable", str(error)) from error
 
 
-def _listening(host: str, port: int, app: WsgiApp) -> ThreadingServer:
-    kind = IPv6Server if ":" in host else ThreadingServer
+def _create_server(host: str, port: int, app: WsgiApp) -> ThreadingServer:
+    server_class = IPv6Server if ":" in host else ThreadingServer
     try:
-        return wsgiref.simple_server.make_server(host, port, app, kind, QuietRequestHandler)
+        return wsgiref.simple_server.make_server(host, port, app, server_class, QuietRequestHandler)
     except OSError as error:
-        raise WorkFailed(f"--port: cannot listen on {_shown(host)}:{port}: {error.strerror or error}") from None
+        raise WorkFailed(
+            f"--port: cannot listen on {_url_host(host)}:{port}: {error.strerror or error}; choose another port"
+        ) from None
 
 
-def _shown(host: str) -> str:
+def _url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _end(*_: object) -> None:
-    """End at SIGTERM, also as the first process of a container, which the signal alone would not end."""
+def _exit_on_sigterm(*_: object) -> None:
+    """Exit. The first process of a container ignores SIGTERM if it installs no handler."""
     sys.exit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Who may reach the dashboard's pages and what they may do, on Optuna's real pages over a real storage."""
+"""Access control of the dashboard, with Optuna's real application and a real storage."""
 
 import io
 import json
@@ -33,20 +33,20 @@ OTHERS = {"HTTP_HOST": "study.example:8080"}
 
 
 class Answer:
-    """What an application answers to one request."""
+    """The answer of an application to one request."""
 
     def __init__(self, app: WsgiApp, path: str, method: str = "GET", send: Any = None, **environ: str) -> None:
         self.headers: dict[str, str] = {}
         path, _, query = path.partition("?")
         body = b"" if send is None else json.dumps(send).encode()
-        made: dict[str, Any] = {"REMOTE_ADDR": "10.0.0.1", "REQUEST_METHOD": method, "PATH_INFO": path}
-        made |= {"QUERY_STRING": query, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
-        made |= {"CONTENT_TYPE": "application/json", **environ}
-        setup_testing_defaults(made)
-        found = app(made, self._start)
-        self.body = b"".join(found)
-        if hasattr(found, "close"):
-            found.close()
+        environment: dict[str, Any] = {"REMOTE_ADDR": "10.0.0.1", "REQUEST_METHOD": method, "PATH_INFO": path}
+        environment |= {"QUERY_STRING": query, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        environment |= {"CONTENT_TYPE": "application/json", **environ}
+        setup_testing_defaults(environment)
+        chunks = app(environment, self._start)
+        self.body = b"".join(chunks)
+        if hasattr(chunks, "close"):
+            chunks.close()
 
     def _start(self, status: str, headers: list[tuple[str, str]], *_: object) -> None:
         self.status = int(status[:3])
@@ -55,7 +55,7 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """Return what the pages show of a refusal."""
+        """Return the reason of a refusal, which the pages show."""
         return str(json.loads(self.body)["reason"])
 
 
@@ -72,20 +72,20 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def look(store: Store) -> Iterator[Store]:
-    """The same storage as the dashboard opens it."""
+    """The same storage, opened as the dashboard opens it."""
     with open_dashboard(store.url, patience=0.1) as opened:
         yield opened
 
 
 @pytest.fixture
 def local(store: Store, look: Store) -> AccessControl:
-    """The dashboard of this machine, without a password, that may change studies."""
+    """A local dashboard without a password, which may change studies."""
     return build_app(look, store, None, local=True)
 
 
 @pytest.fixture
 def remote(look: Store) -> AccessControl:
-    """The dashboard that listens beyond this machine, behind a password, to look only."""
+    """A read-only dashboard with a password, which other machines can reach."""
     return build_app(look, None, Login(PASSWORD.encode()), local=False)
 
 
@@ -132,7 +132,7 @@ def test_password_may_hold_any_characters_and_the_user_any_name(remote: AccessCo
     assert (found.status, b'"study"' in found.body) == (200, True)
 
 
-def test_address_that_guesses_is_not_heard_for_a_minute_and_others_are(look: Store) -> None:
+def test_address_with_too_many_wrong_passwords_is_refused_for_a_minute_and_others_are_not(look: Store) -> None:
     now = 1000.0
     app = build_app(look, None, Login(b"right", clock=lambda: now), local=False)
 
@@ -153,7 +153,7 @@ def test_address_that_guesses_is_not_heard_for_a_minute_and_others_are(look: Sto
     assert (ask("guess"), ask("guess")) == (401, 429)  # one guess for each that is a minute old
 
 
-def test_dashboard_that_only_looks_refuses_every_change(remote: AccessControl, look: Store) -> None:
+def test_read_only_dashboard_refuses_every_change(remote: AccessControl, look: Store) -> None:
     known = {"HTTP_AUTHORIZATION": basic(PASSWORD)}
     changing = [(method, path) for method, path in routes(look) if method != "GET"]
     assert len(changing) >= 15
@@ -186,7 +186,7 @@ def test_study_under_the_number_of_a_deleted_one_shows_its_own_trials(local: Acc
     assert len(json.loads(Answer(local, "/api/studies/1?after=0").body)["trials"]) == 3
     assert Answer(local, "/api/studies/1", "DELETE", {}).status == 204
     made = Answer(local, "/api/studies", "POST", {"study_name": "new", "directions": ["minimize"]})
-    assert json.loads(made.body)["study_summary"]["study_id"] == 1  # SQLite gives it again
+    assert json.loads(made.body)["study_summary"]["study_id"] == 1  # SQLite reuses the id
     assert json.loads(Answer(local, "/api/studies/1?after=0").body)["trials"] == []
 
 
@@ -209,7 +209,7 @@ def test_requests_of_another_sites_page_are_refused(
 ) -> None:
     for method in ("GET", "POST", "DELETE"):
         refused = Answer(local, "/api/studies/1", method, HTTP_HOST="127.0.0.1:8080", **headers)
-        assert (refused.status, refused.reason) == (403, "requests from the pages of another site are refused")
+        assert (refused.status, refused.reason) == (403, "requests from pages of other sites are refused")
     assert store.optuna.get_study_name_from_id(1) == "study"
 
 
@@ -225,18 +225,16 @@ def test_link_of_another_site_may_be_followed_but_changes_nothing(local: AccessC
         {},  # a program
         {"HTTP_SEC_FETCH_SITE": "same-origin", "HTTP_ORIGIN": "http://127.0.0.1:8080"},
         {"HTTP_SEC_FETCH_SITE": "none"},
-        {"HTTP_ORIGIN": "https://127.0.0.1:8080"},  # behind a proxy that speaks TLS
+        {"HTTP_ORIGIN": "https://127.0.0.1:8080"},  # behind a TLS proxy
     ],
 )
-def test_requests_of_its_own_pages_and_of_programs_are_let_through(
-    local: AccessControl, headers: dict[str, str]
-) -> None:
+def test_requests_of_its_own_pages_and_of_programs_are_accepted(local: AccessControl, headers: dict[str, str]) -> None:
     send = {"study_name": "new", "directions": ["minimize"]}
     assert Answer(local, "/api/studies", "POST", send, HTTP_HOST="127.0.0.1:8080", **headers).status == 201
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8080", "localhost:1", "LOCALHOST", "[::1]:8080", "127.0.0.2"])
-def test_dashboard_of_this_machine_answers_to_its_names(local: AccessControl, host: str) -> None:
+def test_local_dashboard_answers_to_its_names(local: AccessControl, host: str) -> None:
     assert Answer(local, "/api/studies", HTTP_HOST=host).status == 200
 
 
@@ -244,12 +242,12 @@ def test_dashboard_of_this_machine_answers_to_its_names(local: AccessControl, ho
     "host",
     ["evil.example", "evil.example:8080", "", "localhost.evil.example", "localhost,evil.example", "[::1", "10.0.0.1"],
 )
-def test_dashboard_of_this_machine_answers_to_no_other_name(local: AccessControl, host: str) -> None:
+def test_local_dashboard_answers_to_no_other_name(local: AccessControl, host: str) -> None:
     for method in ("GET", "DELETE"):
         assert Answer(local, "/api/studies/1", method, HTTP_HOST=host).status == 421
 
 
-def test_every_answer_forbids_sniffing_framing_and_keeping(
+def test_every_answer_forbids_sniffing_framing_and_caching(
     local: AccessControl, remote: AccessControl, look: Store
 ) -> None:
     answers = [Answer(local, path) for method, path in routes(look) if method == "GET"]
@@ -306,6 +304,6 @@ def test_request_without_accepted_encodings_is_answered(local: AccessControl) ->
     assert [Answer(local, path).status for path in ("/favicon.ico", "/static/bundle.js")] == [200, 200]
 
 
-def test_loopback_is_what_only_this_machine_can_reach() -> None:
+def test_loopback_addresses_are_reachable_from_this_machine_only() -> None:
     hosts = ("127.0.0.1", "127.8.8.8", "::1", "localhost", "0.0.0.0", "::", "10.1.2.3", "host", "")
     assert [is_loopback(host) for host in hosts] == [True] * 4 + [False] * 5

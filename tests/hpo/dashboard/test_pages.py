@@ -1,4 +1,4 @@
-"""The dashboard in headless Chromium, beside a study that runs."""
+"""The dashboard in headless Chromium, while a study runs."""
 
 import contextlib
 import json
@@ -38,25 +38,40 @@ def count(url: str, what: str) -> int:
         return int(connection.execute(f"SELECT count(*) FROM {what}").fetchone()[0])
 
 
-def begun(url: str) -> bool:
+def has_values(url: str) -> bool:
     """Return whether a study has reported its first value."""
     if not Path(url.removeprefix("sqlite:///")).is_file():
         return False
-    with contextlib.suppress(sqlite3.OperationalError):  # the tables are being made
+    with contextlib.suppress(sqlite3.OperationalError):  # the tables do not exist yet
         return count(url, "trial_intermediate_values") > 0
     return False
 
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[str]:
-    """The storage of a study that `hpo launch` works on in the background, until the test is over and not before."""
+    """The storage of a study that `hpo launch` runs in the background until the end of the test."""
     path = planted(tmp_path, base={"pause": 0.2}, budget={"trials": 500}, pruner={"name": "none"})
     url = f"sqlite:///{tmp_path}/hpo.db"
-    asked = [sys.executable, "-m", "hpo", "launch", "--study", str(path), "--storage", url, "--workers", "1", "--plain"]
+    command = [
+        sys.executable,
+        "-m",
+        "hpo",
+        "launch",
+        "--study",
+        str(path),
+        "--storage",
+        url,
+        "--workers",
+        "1",
+        "--plain",
+    ]
     log = tmp_path / "launch.log"
-    with open(log, "w") as told, subprocess.Popen(asked, cwd=tmp_path, env=environment(), stderr=told) as launched:
+    with (
+        open(log, "w") as stderr,
+        subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=stderr) as launched,
+    ):
         try:
-            while not begun(url):
+            while not has_values(url):
                 with pytest.raises(subprocess.TimeoutExpired):
                     launched.wait(0.2)
             yield url
@@ -91,7 +106,7 @@ def test_browser_with_the_password_watches_the_curves_of_a_running_study_grow(ru
 def test_browser_without_the_password_is_shown_nothing(running: str, tmp_path: Path) -> None:
     with dashboard(running, "--host", "0.0.0.0", password=PASSWORD) as address:
         page = f"{address}/dashboard/studies/1"
-        with Browser(tmp_path, PASSWORD) as known:  # of the same person, so that pages are kept from it
+        with Browser(tmp_path, PASSWORD) as known:  # the same user data, so that the browser has stored pages
             known.open(page)
             known.wait(POINTS)
         for password in None, "wrong":
@@ -100,7 +115,7 @@ def test_browser_without_the_password_is_shown_nothing(running: str, tmp_path: P
                 browser.screenshot(tmp_path / "refused.png")
                 assert browser.statuses.pop(page) == 401
                 assert set(browser.statuses.values()) <= {401}  # the icon
-                assert "password is needed" in browser.evaluate("document.body.innerText")
+                assert "password is required" in browser.evaluate("document.body.innerText")
                 assert browser.evaluate(PLOTS) == 0
 
 
@@ -126,12 +141,12 @@ def test_page_among_the_files_of_a_run_runs_no_script(tmp_path: Path) -> None:
         made = upload_artifact(artifact_store=files, file_path=str(page), study_or_trial=study)
         bare: WsgiApp = optuna_dashboard.wsgi(store.optuna, artifact_store=files)
         titles = {}
-        for name, app in (("bare", bare), ("guarded", AccessControl(bare, None, None, True, lambda _: 0))):
+        for name, app in (("bare", bare), ("protected", AccessControl(bare, None, None, True, lambda _: 0))):
             with listening(app) as address, Browser(tmp_path) as browser:
                 browser.open(f"{address}/artifacts/1/{made}")
                 browser.wait("document.body.innerText.includes('text')")
                 titles[name] = browser.evaluate("document.title")
-    assert titles == {"bare": "ran", "guarded": "as it was"}, json.dumps(titles)
+    assert titles == {"bare": "ran", "protected": "as it was"}, json.dumps(titles)
 
 
 def test_page_of_another_site_can_neither_read_nor_change_a_study(tmp_path: Path) -> None:
@@ -147,10 +162,10 @@ def test_page_of_another_site_can_neither_read_nor_change_a_study(tmp_path: Path
         browser.open(site)
         browser.evaluate(f"fetch('{address}/api/studies/1').then(() => window.got = 1, () => window.got = 2)")
         assert browser.wait("window.got") == 2
-        # what a browser sends without asking before
+        # requests that a browser sends without a preflight request
         for path, method in (("/api/studies", "GET"), ("/api/studies/1/rename", "POST")):
-            asked = f"fetch('{address}{path}', {{method: '{method}', mode: 'no-cors'}})"
-            browser.evaluate(f"{asked}.then(() => window.sent = '{path}')")
+            command = f"fetch('{address}{path}', {{method: '{method}', mode: 'no-cors'}})"
+            browser.evaluate(f"{command}.then(() => window.sent = '{path}')")
             browser.wait(f"window.sent == '{path}'")
             assert browser.statuses[address + path] == 403
     assert count(url, "studies WHERE study_name = 'study'") == 1

@@ -1,4 +1,4 @@
-"""The dashboard as it is started, over real studies: its addresses, and what it does to the storage and to itself."""
+"""The dashboard as a process, with real studies: its addresses, its use of the storage, its errors."""
 
 import contextlib
 import os
@@ -39,23 +39,26 @@ def refused(url: str, *arguments: str, password: str = "") -> tuple[int, str]:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
 @pytest.mark.parametrize("password", ["", " \t"])
-def test_listens_on_this_machine_alone_unless_there_is_a_password(url: str, host: str, password: str) -> None:
-    status, told = refused(url, "--host", host, password=password)
+def test_address_that_other_machines_reach_requires_a_password(url: str, host: str, password: str) -> None:
+    status, message = refused(url, "--host", host, password=password)
     assert status == 2
-    assert told.startswith("hpo: --host: an address beyond this machine needs a password")
-    assert "HPO_DASHBOARD_PASSWORD" in told
+    assert message.startswith("hpo: --host: requires a password if other machines can reach the address")
+    assert "HPO_DASHBOARD_PASSWORD" in message
 
 
-def test_port_that_is_taken_is_named(url: str) -> None:
+def test_port_in_use_is_named(url: str) -> None:
     with dashboard(url) as address:
         port = address.rpartition(":")[2]
-        status, told = refused(url, "--port", port)
-    assert (status, told) == (1, f"hpo: --port: cannot listen on 127.0.0.1:{port}: Address already in use\n")
+        status, message = refused(url, "--port", port)
+    assert (status, message) == (
+        1,
+        f"hpo: --port: cannot listen on 127.0.0.1:{port}: Address already in use; choose another port\n",
+    )
 
 
-def test_storage_that_is_not_there_ends_it_with_a_message(tmp_path: Path) -> None:
-    status, told = refused(f"sqlite:///{tmp_path}/none.db")
-    assert (status, told.startswith("hpo: no storage at ")) == (4, True)
+def test_missing_storage_is_an_error(tmp_path: Path) -> None:
+    status, message = refused(f"sqlite:///{tmp_path}/none.db")
+    assert (status, message.startswith("hpo: no storage at ")) == (4, True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -69,7 +72,7 @@ def test_storage_that_is_not_there_ends_it_with_a_message(tmp_path: Path) -> Non
         (["--host", "0.0.0.0", "--allow-edit"], "secret", 204),
     ],
 )
-def test_pages_change_studies_on_this_machine_or_where_it_is_allowed(
+def test_pages_change_studies_if_the_dashboard_is_local_or_allows_it(
     url: str, arguments: list[str], password: str, changes: int
 ) -> None:
     with dashboard(url, *arguments, password=password) as address:
@@ -93,22 +96,22 @@ def test_ipv6_address_is_served(url: str) -> None:
 
 @pytest.fixture
 def writing(url: str) -> Iterator[None]:
-    """Somebody who holds SQLite's write lock all the time."""
+    """Hold SQLite's write lock."""
     with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         yield
         writer.execute("ROLLBACK")
 
 
-def test_pages_are_shown_while_somebody_writes(url: str, request: pytest.FixtureRequest) -> None:
+def test_pages_are_shown_while_another_process_writes(url: str, request: pytest.FixtureRequest) -> None:
     with dashboard(url) as address:
         request.getfixturevalue("writing")
-        # a page that took the write lock would wait for 60 s, longer than this asks
+        # a page that took the write lock would wait for 60 s, longer than the timeout of the request
         for path in ("/api/studies", "/api/studies/1", "/csv/1", "/api/studies/1/plot/contour"):
             assert get_status(address + path) == 200
 
 
-def test_dashboard_that_only_looks_starts_while_somebody_writes(url: str, writing: None) -> None:
+def test_read_only_dashboard_starts_while_another_process_writes(url: str, writing: None) -> None:
     with dashboard(url, "--read-only") as address:
         assert get_status(f"{address}/api/studies/1") == 200
 
@@ -130,7 +133,7 @@ def test_server_waits_for_minutes_while_a_large_study_is_read(postgres: Postgres
 
 
 @pytest.mark.skipif(not binaries(), reason=MISSING)
-def test_restarted_server_is_away_for_a_while_and_ends_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_restart_of_the_database_server_does_not_end_the_dashboard(capfd: pytest.CaptureFixture[str]) -> None:
     server = Postgres().start()
     try:
         with open_store(server.url(), create=True) as store:
@@ -140,9 +143,9 @@ def test_restarted_server_is_away_for_a_while_and_ends_nothing(capfd: pytest.Cap
             paths = ("/api/studies", "/api/studies/1", "/api/studies/1/plot/contour", "/csv/1")
             assert [Answer(pages, path).status for path in paths] == [200] * 4
             server.stop()
-            away = [Answer(pages, path) for path in paths]
-            assert [found.status for found in away] == [503] * 4
-            assert [found.reason[:8] for found in away[:3]] == ["storage "] * 3
+            unreachable = [Answer(pages, path) for path in paths]
+            assert [answer.status for answer in unreachable] == [503] * 4
+            assert [answer.reason[:8] for answer in unreachable[:3]] == ["storage "] * 3
             server.start()
             assert [Answer(pages, path).status for path in paths] == [200] * 4
     finally:
@@ -150,12 +153,12 @@ def test_restarted_server_is_away_for_a_while_and_ends_nothing(capfd: pytest.Cap
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_visitor_who_leaves_in_the_middle_is_no_error(url: str) -> None:
+def test_client_that_closes_its_connection_is_no_error(url: str) -> None:
     with dashboard(url) as address:  # which checks that no traceback was printed
         host, _, port = address.removeprefix("http://").partition(":")
         for sent in (b"", b"GET /api/stu", b"GET /static/bundle.js HTTP/1.0\r\nHost: localhost\r\n\r\n"):
             with socket.create_connection((host, int(port))) as connection:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # leave with a reset
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close with a reset
                 connection.sendall(sent)
         with urllib.request.urlopen(f"{address}/dashboard", timeout=50) as page:
             assert b"Optuna Dashboard" in page.read()
