@@ -18,7 +18,7 @@ from hpo.runs.provenance import describe_machine
 from hpo.storage.attributes import END_REASON, MACHINE, METRICS
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store
-from hpo.study.spec import Study, from_spec
+from hpo.study.spec import Study, study_from_spec
 
 RUNGS = 20
 EPOCH = datetime(2026, 1, 1)
@@ -80,7 +80,7 @@ def study(n_trials: int, sampler: Mapping[str, Any] | None = None, name: str = "
         "budget": {"trials": n_trials},
         "rung_tokens": None,
     }
-    return from_spec(spec)
+    return study_from_spec(spec)
 
 
 def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, Any] | None = None) -> StoredStudy:

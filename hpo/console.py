@@ -50,13 +50,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def rows(found: Sequence[Mapping[str, Any]], format: Format) -> None:
+def print_records(found: Sequence[Mapping[str, Any]], format: Format) -> None:
     """Print a list of records."""
     if format is Format.json:
-        print(json.dumps([plain(record) for record in found], indent=2))
+        print(json.dumps([json_value(record) for record in found], indent=2))
         return
     if format is Format.yaml:
-        print(dump_yaml([plain(record) for record in found]), end="")
+        print(dump_yaml([json_value(record) for record in found]), end="")
         return
     leaves = [_columns(record) for record in found]
     columns = list(dict.fromkeys(key for record in leaves for key in record))
@@ -66,12 +66,12 @@ def rows(found: Sequence[Mapping[str, Any]], format: Format) -> None:
         _table(columns, leaves)
 
 
-def record(found: Mapping[str, Any], format: Format) -> None:
+def print_record(found: Mapping[str, Any], format: Format) -> None:
     """Print one record."""
     if format is Format.json:
-        print(json.dumps(plain(found), indent=2))
+        print(json.dumps(json_value(found), indent=2))
     elif format is Format.yaml:
-        print(dump_yaml(plain(found)), end="")
+        print(dump_yaml(json_value(found)), end="")
     else:
         leaves = _columns(found)
         if format is Format.csv:
@@ -79,25 +79,25 @@ def record(found: Mapping[str, Any], format: Format) -> None:
             return
         width = max((len(key) for key in leaves), default=0)
         for key, value in leaves.items():
-            print(f"{key:{width}}  {as_text(value)}")
+            print(f"{key:{width}}  {format_value(value)}")
 
 
-def as_text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as a person reads it."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return number(value)
+        return format_number(value)
     if isinstance(value, list):
-        return " ".join(as_text(inner) for inner in value)
+        return " ".join(format_value(inner) for inner in value)
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return str(value)
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number with four to five significant digits, a rounded one with its decimals."""
     if not math.isfinite(value):
         return str(value)
@@ -111,12 +111,12 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Return a value that JSON can hold."""
     if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {str(key): json_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [json_value(inner) for inner in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value
@@ -141,14 +141,14 @@ def _table(columns: Sequence[str], found: Sequence[Mapping[str, Any]]) -> None:
         numeric = all(isinstance(r.get(column), int | float | None) for r in found)
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for r in found:
-        table.add_row(*(as_text(r.get(column)) for column in columns))
+        table.add_row(*(format_value(r.get(column)) for column in columns))
     console = stdout()
     # A number cut off to fit is worse than a line that the terminal wraps.
     console.width = max(console.width, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
     console.print(table)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration as a person says it: 40 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:

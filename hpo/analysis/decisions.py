@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, find_trial, trial_status, trial_value
-from hpo.console import as_text, number
+from hpo.console import format_number, format_value
 from hpo.search.pruning_rules import Comparison, compare_at_last_rung, n_promoted, parse_spans
 from hpo.storage.attributes import (
     ARM,
@@ -66,7 +66,7 @@ def _pruning_record(trial: Trial) -> Mapping[str, Any] | None:
 
 def distinct_text(a: float, b: float) -> tuple[str, str]:
     """Return two numbers as text, with as many digits as show that they differ."""
-    texts = number(a), number(b)
+    texts = format_number(a), format_number(b)
     for digits in range(5, 18):
         x, y = (float(text.replace(",", "")) for text in texts)
         if x != y or a == b:
@@ -84,7 +84,7 @@ def _suggested(snapshot: Snapshot, trial: Trial) -> str:
     record = attrs.get(SUGGESTED_BY)
     if record is None:
         return "has no record of how its parameters were chosen"
-    values = ", ".join(f"{path}={as_text(v)}" for path, v in (attrs.get(FIXED_VALUES) or {}).items())
+    values = ", ".join(f"{path}={format_value(v)}" for path, v in (attrs.get(FIXED_VALUES) or {}).items())
     match record["by"]:
         case "baseline":
             return f"is a baseline: {values or 'the base configuration'}"
@@ -122,7 +122,7 @@ def _ended(snapshot: Snapshot, trial: Trial) -> str:
     if status == "complete":
         kind = NEVER_PRUNED.get(str(snapshot.kind(trial)))
         reason = f" ({kind} are never pruned)" if kind else ""
-        return f"completed all {snapshot.rungs} rungs{reason}: {snapshot.objective} {as_text(trial_value(trial))}"
+        return f"completed all {snapshot.rungs} rungs{reason}: {snapshot.objective} {format_value(trial_value(trial))}"
     if status == "pruned":
         return _pruned(snapshot, trial)
     error = str(trial.user_attrs.get(ERROR, "")).strip().splitlines()

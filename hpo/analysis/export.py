@@ -10,7 +10,7 @@ from hpo.config.files import config_text
 from hpo.errors import Problem
 from hpo.storage.attributes import FIXED_VALUES, MACHINE
 from hpo.storage.trials import Trial
-from hpo.study.spec import Study, from_spec
+from hpo.study.spec import Study, study_from_spec
 from model.section import flat
 
 
@@ -58,12 +58,12 @@ def provenance(snapshot: Snapshot, trial: Trial, known: str = "") -> dict[str, A
 
 def export_text(snapshot: Snapshot, trial: Trial, known: str = "") -> str:
     """Return the YAML file of a trial; known: as in `provenance`."""
-    return config_text(configuration(from_spec(snapshot.spec), trial), provenance(snapshot, trial, known))
+    return config_text(configuration(study_from_spec(snapshot.spec), trial), provenance(snapshot, trial, known))
 
 
 def changed_fields(snapshot: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:
     """Return field, value of the first baseline and value of the trial for each field that differs."""
-    study = from_spec(snapshot.spec)
+    study = study_from_spec(snapshot.spec)
     before, after = flat(study.configured(study.file.first_baseline)), flat(configuration(study, trial))
     paths = [path for path in after if path in study.file.space] + [p for p in after if p not in study.file.space]
     return [(path, before.get(path), after[path]) for path in paths if before.get(path) != after[path]]

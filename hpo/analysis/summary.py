@@ -7,7 +7,7 @@ from typing import Any
 from hpo.analysis.noise import baseline_text, decimals, rounded, sigmas
 from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts, trial_status, trial_value
 from hpo.analysis.targets import Milestone, milestone_records, milestones, target_records
-from hpo.console import number
+from hpo.console import format_number
 from hpo.storage.attributes import ARM
 from hpo.storage.trials import State, Trial
 
@@ -80,10 +80,10 @@ def best_summary(snapshot: Snapshot) -> str:
     if floor is not None:
         references.append(f"baseline {baseline_text(floor)}")
     elif baseline is not None and (value := trial_value(baseline)) is not None:
-        references.append(f"baseline {number(value)}")
+        references.append(f"baseline {format_number(value)}")
     suffix = "_bpb" if snapshot.objective.endswith("val_bpb") else ""
     anchors = ("bigram", "unigram") if snapshot.anchors else ()
-    references += [f"{name} {number(snapshot.anchors[name + suffix])}" for name in anchors]
+    references += [f"{name} {format_number(snapshot.anchors[name + suffix])}" for name in anchors]
     line = f"best: trial {best.number}, {snapshot.objective} {objective_text(snapshot, best.values[0])}"
     if floor is None:
         return f"{line} ({', '.join(references)})" if references else line
@@ -95,13 +95,13 @@ def _arm_means(snapshot: Snapshot) -> str:
     values: dict[str, list[float]] = {}
     for trial in snapshot.in_state(State.COMPLETE):
         values.setdefault(str(trial.user_attrs.get(ARM)), []).append(trial.values[0])
-    means = [f"{arm} {number(fmean(runs))} ({len(runs)})" for arm, runs in values.items()]
+    means = [f"{arm} {format_number(fmean(runs))} ({len(runs)})" for arm, runs in values.items()]
     return f"{snapshot.objective}, mean (runs): {', '.join(means)}" if means else ""
 
 
 def objective_text(snapshot: Snapshot, value: float) -> str:
     """Return a value of the objective with the decimals of the noise floor."""
-    return number(rounded(snapshot.noise, value))
+    return format_number(rounded(snapshot.noise, value))
 
 
 def objective_decimals(snapshot: Snapshot) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpo.console import Rounded, number
+from hpo.console import Rounded, format_number
 from hpo.storage.targets import TargetReached
 
 
@@ -44,7 +44,7 @@ class Milestone:
         if self.margin is None:
             return f"{goal} not reached yet (rung {self.rung})"
         distance = abs(self.margin)
-        by = number(distance if decimals is None else Rounded(distance, decimals))
+        by = format_number(distance if decimals is None else Rounded(distance, decimals))
         return f"{goal} {'met' if self.margin >= 0 else 'missed'} by {by} (rung {self.rung})"
 
 

@@ -8,7 +8,7 @@ from hpo.analysis.effects import is_number, without_effect
 from hpo.analysis.noise import expected_minimum
 from hpo.analysis.snapshot import Snapshot, has_ended, searched_trials
 from hpo.analysis.summary import objective_text
-from hpo.console import as_text, number
+from hpo.console import format_number, format_value
 from hpo.search.ranges import unit_position
 from hpo.storage.attributes import ARM, SEED
 from hpo.storage.trials import State
@@ -61,7 +61,7 @@ def worse_than_bigrams(snapshot: Snapshot) -> Iterator[str]:
     bigram = snapshot.anchors.get(anchor)
     if best is not None and bigram is not None and best.values[0] > bigram:
         yield (
-            f"a bigram model reaches {number(bigram)}, which is better. The training runs are too short or the model "
+            f"a bigram model reaches {format_number(bigram)}, which is better. The training runs are too short or the model "
             "is too small."
         )
 
@@ -99,8 +99,8 @@ def at_range_ends(snapshot: Snapshot, ineffective: Collection[str] = ()) -> Iter
         if ("low" if end == min(_ends(entry)) else "high") in snapshot.spec.get("closed", {}).get(path, ()):
             continue
         place = f"the {side} end of its range"
-        place = f"is {place}" if distance == 0 else f"is {100 * distance:.2g} % from {place}, {as_text(end)}"
-        yield f"{path} of the best trial, {as_text(best.params[path])}, {place}. Values beyond it were not tried."
+        place = f"is {place}" if distance == 0 else f"is {100 * distance:.2g} % from {place}, {format_value(end)}"
+        yield f"{path} of the best trial, {format_value(best.params[path])}, {place}. Values beyond it were not tried."
 
 
 def position(entry: Mapping[str, Any], value: Any) -> float | None:

@@ -26,10 +26,10 @@ inspect_commands = typer.Typer()
 def studies(storage: Storage = None, format: OutputFormat = Format.table) -> None:
     """List the studies of a storage."""
     from hpo.commands.show import study_records
-    from hpo.console import rows
+    from hpo.console import print_records
 
     with open_to_read(storage) as store:
-        rows(study_records(store), format)
+        print_records(study_records(store), format)
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo status --study beta2_sweep --watch")
@@ -53,11 +53,11 @@ def trials(study: StudyName = None, storage: Storage = None, format: OutputForma
     """List the trials of a study."""
     from hpo.analysis.snapshot import read_snapshot
     from hpo.analysis.summary import trial_row
-    from hpo.console import rows
+    from hpo.console import print_records
 
     with open_to_read(storage) as store:
         snapshot = read_snapshot(store, study)
-        rows([trial_row(snapshot, trial) for trial in snapshot.trials], format)
+        print_records([trial_row(snapshot, trial) for trial in snapshot.trials], format)
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo show 7")
@@ -67,10 +67,10 @@ def show(
     """Show one trial: parameters, value per rung, final state."""
     from hpo.analysis.snapshot import read_snapshot
     from hpo.commands.show import trial_record
-    from hpo.console import record
+    from hpo.console import print_record
 
     with open_to_read(storage) as store:
-        record(trial_record(read_snapshot(store, study), number), format)
+        print_record(trial_record(read_snapshot(store, study), number), format)
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo why 7")
@@ -83,12 +83,12 @@ def why(
     """
     from hpo.analysis import decisions
     from hpo.analysis.snapshot import read_snapshot
-    from hpo.console import rows
+    from hpo.console import print_records
 
     with open_to_read(storage) as store:
         records = decisions.decisions(read_snapshot(store, study), number)
     if format is not Format.table:
-        rows(records, format)
+        print_records(records, format)
         return
     for decision in records:
         print(decision["sentence"])
@@ -119,11 +119,11 @@ def best(study: StudyName = None, storage: Storage = None, format: OutputFormat 
     """Show the best trial of a study."""
     from hpo.analysis.snapshot import best_trial, read_snapshot
     from hpo.commands.show import trial_record
-    from hpo.console import record
+    from hpo.console import print_record
 
     with open_to_read(storage) as store:
         snapshot = read_snapshot(store, study)
-        record(trial_record(snapshot, best_trial(snapshot).number), format)
+        print_record(trial_record(snapshot, best_trial(snapshot).number), format)
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo export -o best.yaml")

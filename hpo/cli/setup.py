@@ -23,18 +23,18 @@ DatasetStudy = Annotated[
 def data_prepare(study: DatasetStudy = None, overrides: Set = None, format: OutputFormat = Format.table) -> None:
     """Read, split and tokenize a dataset before any run does."""
     from hpo.commands.data import prepare_dataset
-    from hpo.console import record
+    from hpo.console import print_record
 
-    record(prepare_dataset(study, overrides or []), format)
+    print_record(prepare_dataset(study, overrides or []), format)
 
 
 @datasets.command("list", epilog="Example: hpo data list --format json")
 def data_list(format: OutputFormat = Format.table) -> None:
     """List the prepared datasets of this machine."""
     from hpo.commands.data import dataset_records
-    from hpo.console import rows
+    from hpo.console import print_records
 
-    rows(dataset_records(), format)
+    print_records(dataset_records(), format)
 
 
 @datasets.command("show", epilog="Example: hpo data show --study beta2_sweep --documents 1")

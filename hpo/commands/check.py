@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpo.config.discovery import find, is_ledger
+from hpo.config.discovery import find_study, is_ledger
 from hpo.errors import Problem
 from hpo.study.load import load_study
 
@@ -16,7 +16,7 @@ def check_file(name: str, overrides: Sequence[str]) -> str:
     Raises:
         Problem: the file is not valid, or overrides are given for a ledger.
     """
-    path = find(name)
+    path = find_study(name)
     if is_ledger(path):
         return _check_ledger(path, overrides)
     study = load_study(name, overrides)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hpo.config.overrides import overridden
+from hpo.config.overrides import apply_overrides
 from hpo.console import say
 from hpo.errors import Problem
 from hpo.runs.datasets import prepare_data
@@ -23,7 +23,7 @@ def dataset_config(study: str | None, overrides: Sequence[str]) -> TrainConfig:
         Problem: the configuration is not valid, or the study has its own type of configuration.
     """
     if study is None:
-        return overridden(TrainConfig(), overrides)
+        return apply_overrides(TrainConfig(), overrides)
     base = load_study(study, overrides).base
     if not isinstance(base, TrainConfig):
         raise Problem(f"--study: must be a study of hpo's own trainer; {study} has its own configuration and data")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hpo.commands.doctor_checks import CheckResult, check_all
-from hpo.console import Format, rows, say
+from hpo.console import Format, print_records, say
 from hpo.errors import Problem, StorageError
 
 OLD_STATES = {"ok": "fine", "warning": "look", "error": "wrong", "fixed": "mended"}  # the words of version 0.1
@@ -31,7 +31,7 @@ def run_doctor(url: str, only: str | None, out: Path, fix: bool, format: Format)
         records = [
             {"check": r.check, "state": states[r.state], "found": r.message, "remedy": r.remedy} for r in results
         ]
-        rows(records, format)
+        print_records(records, format)
         return status
     for r in results:
         remedy = f"; {r.remedy}" if r.remedy and r.state != "fixed" else ""

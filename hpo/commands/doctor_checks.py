@@ -28,7 +28,7 @@ from hpo.storage.schema import SLOT
 from hpo.storage.store import open_store
 from hpo.storage.trials import State, Trial, study_attrs, study_ids
 from hpo.storage.url import masked_url, network_file_system, normalise_url, sqlite_file
-from hpo.study.spec import from_spec
+from hpo.study.spec import study_from_spec
 
 MAX_SKEW_S = 2.0  # largest difference between this machine's clock and the database's that keeps logs readable
 LOW_BYTES, FULL_BYTES = 2e9, 1e8  # free bytes of a disk below which the check is a warning, or an error
@@ -171,7 +171,7 @@ def _check_trials(reader: Reader) -> CheckResult:
 def _check_data(snapshot: Snapshot) -> CheckResult:
     name = snapshot.name
     try:
-        local = PreparedDatasets().data_hash(from_spec(snapshot.spec).base)
+        local = PreparedDatasets().data_hash(study_from_spec(snapshot.spec).base)
     except Problem as problem:
         return CheckResult("data", "error", f"{name}: {problem}", "put the data where the study expects it")
     if local == snapshot.data_hash:

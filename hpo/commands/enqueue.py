@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 
 from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status
-from hpo.config.overrides import assignments, overridden
-from hpo.console import as_text
+from hpo.config.overrides import apply_overrides, parse_overrides
+from hpo.console import format_value
 from hpo.errors import Problem
 from hpo.queue.budget import ADDED, add_slots
 from hpo.queue.registry import load_stored_study
@@ -123,11 +123,11 @@ def enqueue_trial(store: Store, name: str | None, overrides: Sequence[str]) -> l
             )
         add_slots(stored.slots, [("enqueued", values, None)])
         ahead = sum(slot.state == "free" and slot.trial_id is None for slot in added_slots(stored.slots)) - 1
-    parameters = ", ".join(f"{path}={as_text(value)}" for path, value in values.items())
+    parameters = ", ".join(f"{path}={format_value(value)}" for path, value in values.items())
     position = f"after {ahead} other added trials" if ahead else "next"
     lines = [f"{stored.study.name}: enqueued {parameters}, in addition to the budget; it runs {position}"]
     lines += [
-        f"note: {path}={as_text(value)} is outside the range of the space; "
+        f"note: {path}={format_value(value)} is outside the range of the space; "
         "the trial runs, but the sampler does not use the value"
         for path, value in outside_space(stored.study, config).items()
     ]
@@ -140,7 +140,7 @@ def chosen_config(study: Study, overrides: Sequence[str]) -> tuple[dict[str, Any
     Raises:
         Problem: the configuration is not valid, or its trial could not be compared with the others.
     """
-    values = assignments(overrides)
+    values = parse_overrides(overrides)
     if not values:
         raise Problem("--set: must be given at least once, for example --set optimizer.lr=3e-4")
     sections = [
@@ -150,7 +150,7 @@ def chosen_config(study: Study, overrides: Sequence[str]) -> tuple[dict[str, Any
     ]
     if sections:
         raise Problem(*(f"--set {key}: must be a dotted field, such as {key}.name, got a mapping" for key in sections))
-    config = overridden(study.base, overrides)
+    config = apply_overrides(study.base, overrides)
     before, after = flat(study.base), flat(config)
     differences = [(path, _incomparable(study, path)) for path in after if before.get(path) != after[path]]
     problems = [

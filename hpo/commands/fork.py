@@ -21,7 +21,7 @@ from hpo.storage.store import Store
 from hpo.storage.trials import study_ids
 from hpo.study.comparable import different_measures
 from hpo.study.load import load_study
-from hpo.study.spec import NAME, Study, from_spec
+from hpo.study.spec import STUDY_NAME, Study, study_from_spec
 from model.section import flat
 
 FROM = "forked_from"  # user attribute of a copied trial: study/number
@@ -67,7 +67,7 @@ def _new_name(store: Store, study: Study, name: str | None) -> str:
     Raises:
         Problem: the name has invalid characters, or the storage holds a study of this name.
     """
-    if name is not None and (not NAME.fullmatch(name) or name.endswith((".yaml", ".yml"))):
+    if name is not None and (not STUDY_NAME.fullmatch(name) or name.endswith((".yaml", ".yml"))):
         raise Problem(
             f"--as: must be a name of letters, digits, '-', '_' and '.', such as {study.name}-2, got {name!r}"
         )
@@ -95,7 +95,7 @@ def _check_comparable(old: StoredStudy, new: Study, data_hash: str | None) -> No
 
 def matching_trials(old: StoredStudy, new: Study) -> tuple[list[FrozenTrial], Counter[str]]:
     """Return the finished trials of a study as trials of a new study, and the counts of the others by reason."""
-    new = from_spec(new.spec())  # as workers see it: with every field of its base
+    new = study_from_spec(new.spec())  # as workers see it: with every field of its base
     finished = old.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     copies = [_copy_or_reason(old.study, new, trial) for trial in finished]
     return [c for c in copies if not isinstance(c, str)], Counter(c for c in copies if isinstance(c, str))

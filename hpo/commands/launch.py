@@ -7,8 +7,8 @@ from hpo.analysis.export import changed_fields, export_text
 from hpo.analysis.snapshot import Snapshot, best_trial, token_counts, trial_counts
 from hpo.analysis.summary import best_summary, goal_lines
 from hpo.analysis.warnings import study_warnings
-from hpo.config.discovery import find
-from hpo.console import Format, as_text, clock, rows, say
+from hpo.config.discovery import find_study
+from hpo.console import Format, format_duration, format_value, print_records, say
 from hpo.errors import NothingFeasible, Problem, StorageError
 from hpo.evidence.comparison import conclude_comparison
 from hpo.evidence.preferred import UNCONFIRMED
@@ -19,7 +19,7 @@ from hpo.storage.attributes import BUDGET, SPEC
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import study_attrs, study_ids
 from hpo.study.load import load_study
-from hpo.study.spec import Study, from_spec
+from hpo.study.spec import Study, study_from_spec
 
 
 def launch_study(options: LaunchOptions) -> int:
@@ -33,7 +33,7 @@ def launch_study(options: LaunchOptions) -> int:
 def find_stored_study(options: LaunchOptions) -> Study | None:
     """Return a study that has no file here but is in the storage, such as a study of `hpo fork`; otherwise None."""
     with suppress(Problem):
-        find(options.study)
+        find_study(options.study)
         return None
     try:
         with open_readonly(options.storage) as store:
@@ -48,7 +48,7 @@ def find_stored_study(options: LaunchOptions) -> Study | None:
             f"--set, --seed: must be omitted, because study {options.study} exists and its definition cannot change"
         )
     budget = {key: value for key, value in options.budget.items() if value is not None}
-    return from_spec({**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **budget}})
+    return study_from_spec({**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **budget}})
 
 
 def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, seconds: float) -> int:
@@ -60,7 +60,7 @@ def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, se
         share = spent["saved_by_pruning"] / (spent["trained"] + spent["saved_by_pruning"])
         savings = f"; pruning saved {share:.0%} of the tokens"
     say(
-        f"{snapshot.name}: {ended} trials after {clock(seconds)}: {n['complete']} complete, {n['pruned']} pruned, "
+        f"{snapshot.name}: {ended} trials after {format_duration(seconds)}: {n['complete']} complete, {n['pruned']} pruned, "
         f"{n['failed']} failed{savings}"
     )
     best = snapshot.best()
@@ -85,7 +85,7 @@ def conclude_arms(snapshot: Snapshot, folder: Path, options: LaunchOptions, seco
 
     def print_comparison() -> bool:
         comparisons = compare_arms(snapshot)
-        rows([comparison_record(row) for row in comparisons], Format.table)
+        print_records([comparison_record(row) for row in comparisons], Format.table)
         for note in study_warnings(snapshot):
             say(f"note: {note}")
         return any(row.difference for row in comparisons) or (len(comparisons) == 1 and comparisons[0].n > 0)
@@ -99,7 +99,9 @@ def result_lines(snapshot: Snapshot, path: Path, options: LaunchOptions) -> list
     lines = [best_summary(snapshot), *goal_lines(snapshot), ""]
     changed = changed_fields(snapshot, best)
     width = max((len(field) for field, _, _ in changed), default=0)
-    lines += [f"  {field:{width}}  {as_text(before):>8} -> {as_text(after)}" for field, before, after in changed]
+    lines += [
+        f"  {field:{width}}  {format_value(before):>8} -> {format_value(after)}" for field, before, after in changed
+    ]
     lines += ["" if changed else "  the best trial is the baseline: no other trial is better"]
     if notes := study_warnings(snapshot):
         lines += [*(f"note: {note}" for note in notes), ""]

@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo.commands.batch_search import BATCH, BatchSearch
-from hpo.config.files import path_of, read_config
-from hpo.config.overrides import overridden
-from hpo.config.validation import messages
-from hpo.console import Format, number, rows, say
+from hpo.config.files import config_path, read_config
+from hpo.config.overrides import apply_overrides
+from hpo.config.validation import error_messages
+from hpo.console import Format, format_number, print_records, say
 from hpo.errors import NothingFeasible, Problem, WorkFailed
 from hpo.runs.datasets import prepare_data
 from hpo.runs.resources import available_cores, set_thread_environment
@@ -51,7 +51,7 @@ def print_limits(path: Path, overrides: Sequence[str], memory: float | None, run
         say(f"{BATCH}={batch}: about {search.needs(batch) / 1e9:.2f} GB by estimate; testing")
         search.add(batch, result := trial_run(search.with_batch(batch), runs, room))
         say(f"{BATCH}={batch}: {_result_text(result, room)}")
-    rows(search.table(), format)
+    print_records(search.table(), format)
     _conclude(search, reason)
 
 
@@ -61,7 +61,7 @@ def read_train_config(path: Path, overrides: Sequence[str]) -> TrainConfig:
     Raises:
         Problem: there is no such configuration, it uses another trainer, or the overrides set the batch size.
     """
-    path = path_of(path)
+    path = config_path(path)
     tree, provenance = read_config(path)
     for key, default in ("train", DEFAULT_TRAIN), ("config", DEFAULT_CONFIG):
         if (value := provenance.get(key, default)) != default:
@@ -69,11 +69,11 @@ def read_train_config(path: Path, overrides: Sequence[str]) -> TrainConfig:
     try:
         config = TrainConfig.model_validate(tree)
     except ValidationError as error:
-        raise Problem(*(f"{path}: {text}" for text in messages(error, TrainConfig))) from None
+        raise Problem(*(f"{path}: {text}" for text in error_messages(error, TrainConfig))) from None
     for override in overrides:
         if override.split("=")[0].strip() == BATCH:
             raise Problem(f"--set {override}: must not set {BATCH}, which this command searches; omit it")
-    return overridden(config, overrides)
+    return apply_overrides(config, overrides)
 
 
 def largest_useful_batch(config: TrainConfig, data: PreparedData) -> tuple[int, str]:
@@ -148,7 +148,7 @@ def _result_text(result: Mapping[str, Any], room: int) -> str:
     if "peak_bytes" not in result:
         return f"does not fit: {result['out_of_memory']}"
     over = ", which is too much," if result["peak_bytes"] > room else ""
-    speed = f"{number(result['tokens_per_second'])} tokens/s"
+    speed = f"{format_number(result['tokens_per_second'])} tokens/s"
     loss = "" if result["loss"] is not None else "; its loss is not finite, lower optimizer.lr"
     return f"ran in {result['peak_bytes'] / 1e9:.2f} GB{over} at {speed}{loss}"
 

@@ -20,7 +20,7 @@ from hpo.analysis.snapshot import (
 from hpo.analysis.summary import best_summary, goal_lines, milestones_of, summary
 from hpo.analysis.targets import milestone_records
 from hpo.analysis.warnings import study_warnings
-from hpo.console import Format, clock, record, rows, say
+from hpo.console import Format, format_duration, print_record, print_records, say
 from hpo.queue.inspect import SlotEvent
 from hpo.runs.run_dir import read_metrics, trial_folder
 from hpo.storage.attributes import ERROR, METRICS
@@ -59,7 +59,7 @@ def show_status(store: OpenStorage, name: str | None, format: Format, watch: boo
         if format is Format.table:
             print(_status_text(snapshot), flush=True)
         else:
-            record(summary(snapshot), format)
+            print_record(summary(snapshot), format)
         if not watch or has_ended(snapshot):
             return
         time.sleep(2)
@@ -71,7 +71,7 @@ def _status_text(snapshot: Snapshot) -> str:
     total = sum(snapshot.slots.values()) if snapshot.budget.get("trials") else None  # with the added trials
     lines = [
         f"{snapshot.name}: {n['complete'] + n['pruned'] + n['failed']} of {total or 'any number of'} trials ended, "
-        f"first launched {clock(snapshot.elapsed)} ago" + NEXT_STEPS.get(snapshot.state, ""),
+        f"first launched {format_duration(snapshot.elapsed)} ago" + NEXT_STEPS.get(snapshot.state, ""),
         ", ".join(f"{count} {state}" for state, count in n.items()),
     ]
     interrupted = [t.number for t in snapshot.trials if trial_status(snapshot, t) == "interrupted"]
@@ -98,7 +98,10 @@ def _event_lines(snapshot: Snapshot) -> list[str]:
     n = Counter(event.event_type for event in snapshot.events)
     title = "events: " + ", ".join(f"{count} {word}" for word, count in n.items()) + "; the latest:"
     latest = snapshot.events[:MAX_EVENTS]
-    return [title, *(f"  {clock(e.seconds_ago)} ago: {e.event_type}{_event_details(snapshot, e)}" for e in latest)]
+    return [
+        title,
+        *(f"  {format_duration(e.seconds_ago)} ago: {e.event_type}{_event_details(snapshot, e)}" for e in latest),
+    ]
 
 
 def _event_details(snapshot: Snapshot, event: SlotEvent) -> str:
@@ -183,7 +186,7 @@ def show_logs(snapshot: Snapshot, trial: Trial, out: Path, format: Format) -> No
         say(f"no metrics in {folder}; they may be on another machine, or --out differs from the --out of the launch")
         metrics = [{"rung": rung, snapshot.objective: v} for rung, v in sorted(trial.intermediate_values.items())]
     metrics = [_round_objective(snapshot, m) for m in metrics]
-    rows(_table_columns(metrics) if format is Format.table else metrics, format)
+    print_records(_table_columns(metrics) if format is Format.table else metrics, format)
     stderr = folder / "stderr.log"
     if stderr.is_file():
         say(stderr.read_text("utf-8", "replace").rstrip())

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hpo.config.files import config_text, path_of, read_config
-from hpo.config.importer import model_class, place
-from hpo.config.overrides import overridden
-from hpo.config.validation import messages
-from hpo.console import number, say
+from hpo.config.files import config_path, config_text, read_config
+from hpo.config.importer import error_location, model_class
+from hpo.config.overrides import apply_overrides
+from hpo.config.validation import error_messages
+from hpo.console import format_number, say
 from hpo.errors import Problem, WorkFailed
 from hpo.runs import checkpoints, trainable
 from hpo.runs.datasets import PreparedDatasets
@@ -33,7 +33,7 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
         Problem: the file is not a configuration, or its data or device is missing.
         WorkFailed: the run diverged, or its training function failed.
     """
-    path = path_of(path)
+    path = config_path(path)
     tree, provenance = read_config(path)
     # The last bits of a loss depend on the number of threads. Torch reads the number when it is imported, and a module
     # of the user may import torch.
@@ -58,7 +58,7 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
         raise
     except Exception as error:  # a training function of the user may raise anything
         if target != DEFAULT_TRAIN:
-            raise WorkFailed(f"{target}: {type(error).__name__}: {error}{place(error)}") from None
+            raise WorkFailed(f"{target}: {type(error).__name__}: {error}{error_location(error)}") from None
         if not isinstance(error, ValueError | TypeError | OSError):
             raise
         raise WorkFailed(str(error)) from None
@@ -139,12 +139,12 @@ def _collected_signals() -> Iterator[list[int]]:
 
 
 def _rung_line(rung: int, value: float, objective: str, metrics: Mapping[str, Any]) -> str:
-    parts = [f"rung {rung}", f"{objective} {number(value)}"]
+    parts = [f"rung {rung}", f"{objective} {format_number(value)}"]
     if "tokens" in metrics:
         parts.insert(1, f"tokens {metrics['tokens']:,}")
     for key in ("val_bpb", "ema_val_loss", "train_loss", "lr", "tokens_per_second"):
         if metrics.get(key) is not None and key != objective:
-            parts.append(f"{key} {number(metrics[key])}")
+            parts.append(f"{key} {format_number(metrics[key])}")
     if metrics.get("recoveries"):
         parts.append(f"recoveries {metrics['recoveries']}")
     return "  ".join(parts)
@@ -157,8 +157,8 @@ def _validated(
     try:
         config = kind.model_validate(dict(tree))
     except ValidationError as error:
-        raise Problem(*(f"{path}: {text}" for text in messages(error, kind))) from None
-    return overridden(config, overrides)
+        raise Problem(*(f"{path}: {text}" for text in error_messages(error, kind))) from None
+    return apply_overrides(config, overrides)
 
 
 def _warn_of_other_data(provenance: Mapping[str, Any], data_hash: str | None, overrides: Sequence[str]) -> None:

@@ -10,13 +10,13 @@ from hpo.errors import Problem
 LEDGER = re.compile(r"^claims:", re.M)
 
 
-def shipped() -> Path:
+def shipped_folder() -> Path:
     """Return the folder of the study files that come with the package; its bases are in bases/."""
     inside = Path(__file__).parents[1] / "studies"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "studies"
 
 
-def studies(folder: Path) -> list[Path]:
+def list_studies(folder: Path) -> list[Path]:
     """Return the study files of a folder: a ledger of claims is none."""
     return [path for path in sorted(folder.glob("*.yaml")) if not is_ledger(path)]
 
@@ -29,18 +29,18 @@ def is_ledger(path: Path) -> bool:
         return False
 
 
-def find(study: str) -> Path:
+def find_study(study: str) -> Path:
     """Return the file of a study or ledger given by path, or by name here, in ./studies or among the shipped ones.
 
     Raises:
         Problem: there is none.
     """
-    folders = [Path(), Path("studies"), shipped()]
-    names = sorted({path.stem for folder in folders[1:] for path in studies(folder)})
+    folders = [Path(), Path("studies"), shipped_folder()]
+    names = sorted({path.stem for folder in folders[1:] for path in list_studies(folder)})
     try:
-        return _found("study", study, "study", folders, names)
+        return _find_file("study", study, "study", folders, names)
     except Problem:
-        if study not in _bases():
+        if study not in _base_names():
             raise
         use = f"`base: {{from: {study}}}` in a study file, or `hpo train {study}`"
         raise Problem(f"study: {study} is a base, not a study: {use}") from None
@@ -54,7 +54,7 @@ def find_base(base: str, key: str) -> Path:
     Raises:
         Problem: there is none.
     """
-    return _found("base", base, key, [Path("studies/bases"), shipped() / "bases"], _bases())
+    return _find_file("base", base, key, [Path("studies/bases"), shipped_folder() / "bases"], _base_names())
 
 
 def find_ledger(ledger: str) -> Path:
@@ -63,19 +63,19 @@ def find_ledger(ledger: str) -> Path:
     Raises:
         Problem: there is none, or the file is another one.
     """
-    folders = [Path(), Path("studies"), shipped()]
+    folders = [Path(), Path("studies"), shipped_folder()]
     names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml") if is_ledger(path)})
-    path = _found("ledger", ledger, "--ledger", folders, names)
+    path = _find_file("ledger", ledger, "--ledger", folders, names)
     if not is_ledger(path):
         raise Problem(f"--ledger: {path} is no ledger of claims: it has no key `claims` at the start of a line")
     return path
 
 
-def _bases() -> list[str]:
-    return sorted({path.stem for folder in (Path("studies"), shipped()) for path in folder.glob("bases/*.yaml")})
+def _base_names() -> list[str]:
+    return sorted({path.stem for folder in (Path("studies"), shipped_folder()) for path in folder.glob("bases/*.yaml")})
 
 
-def _found(kind: str, name: str, key: str, folders: Sequence[Path], names: Sequence[str]) -> Path:
+def _find_file(kind: str, name: str, key: str, folders: Sequence[Path], names: Sequence[str]) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         if not _is_file(Path(name)):
             raise Problem(f"{key}: no such file: {name}{nearest(Path(name).stem, names)}")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from hpo.config.addresses import with_current_addresses
 from hpo.config.discovery import find_base
-from hpo.config.validation import messages
+from hpo.config.validation import error_messages
 from hpo.config.yaml import YamlError, dump_yaml, parse_yaml
 from hpo.errors import Problem
 from model.section import updated
@@ -28,10 +28,10 @@ def load_base(base: str, key: str, kind: type[M]) -> M:
     try:
         return kind.model_validate(read_config(path)[0])
     except ValidationError as error:
-        raise Problem(*(f"{key}: {path}: {line}" for line in messages(error, kind))) from None
+        raise Problem(*(f"{key}: {path}: {line}" for line in error_messages(error, kind))) from None
 
 
-def resolved(tree: Mapping[str, Any], kind: type[M]) -> M:
+def resolve_base(tree: Mapping[str, Any], kind: type[M]) -> M:
     """Return the configuration of a study file's `base`: one in full, or {from: NAME} and what differs from it.
 
     Raises:
@@ -44,10 +44,10 @@ def resolved(tree: Mapping[str, Any], kind: type[M]) -> M:
     if not isinstance(tree["from"], str):
         raise Problem(f"base.from: must be the name of a base, got {tree['from']!r}")
     base = load_base(tree["from"], "base.from", kind)
-    return updated(base, dotted(own, base))
+    return updated(base, dotted_fields(own, base))
 
 
-def dotted(tree: Mapping[str, Any], base: BaseModel) -> dict[str, Any]:
+def dotted_fields(tree: Mapping[str, Any], base: BaseModel) -> dict[str, Any]:
     """Return {"optimizer.lr": 1e-3} for {"optimizer": {"lr": 1e-3}}, where `base` has a section of that name.
 
     Raises:
@@ -63,7 +63,7 @@ def dotted(tree: Mapping[str, Any], base: BaseModel) -> dict[str, Any]:
     return values
 
 
-def path_of(config: Path) -> Path:
+def config_path(config: Path) -> Path:
     """Return the file that `hpo train` was given: a file that is there, else a base of this name.
 
     Raises:

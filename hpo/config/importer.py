@@ -13,7 +13,7 @@ from hpo.config.validation import nearest
 from hpo.errors import Problem
 
 
-def imported(target: str, key: str) -> Any:
+def import_target(target: str, key: str) -> Any:
     """Return what module:name stands for.
 
     Raises:
@@ -29,7 +29,9 @@ def imported(target: str, key: str) -> Any:
     except ModuleNotFoundError as error:
         raise Problem(f"{key}: no module {error.name!r} here or installed, got {target!r}") from None
     except (Exception, SystemExit) as error:  # whatever a module of the user's own does when it is imported
-        raise Problem(f"{key}: {module} cannot be imported, {type(error).__name__}: {error}{place(error)}") from None
+        raise Problem(
+            f"{key}: {module} cannot be imported, {type(error).__name__}: {error}{error_location(error)}"
+        ) from None
     if not hasattr(found, name):
         raise Problem(f"{key}: module {module} has no {name!r}{nearest(name, dir(found))}")
     return getattr(found, name)
@@ -41,13 +43,13 @@ def model_class(target: str, key: str) -> type[BaseModel]:
     Raises:
         Problem: it cannot be imported, or is no class that can be made.
     """
-    found = imported(target, key)
+    found = import_target(target, key)
     if not isinstance(found, type) or not issubclass(found, BaseModel) or found is BaseModel:
         raise Problem(f"{key}: must be a pydantic model, got {target}")
     return found
 
 
-def place(error: BaseException) -> str:
+def error_location(error: BaseException) -> str:
     """Return file and line where an exception arose, as ", x.py line 3"."""
     if isinstance(error, SyntaxError):
         return ""  # its text says so

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hpo.config.validation import explain, nearest_path
+from hpo.config.validation import explain_errors, nearest_path
 from hpo.config.yaml import parse_value
 from hpo.errors import Problem
 from model.section import flat, updated
@@ -13,7 +13,7 @@ from model.section import flat, updated
 M = TypeVar("M", bound=BaseModel)
 
 
-def assignments(overrides: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """Return --set path=value pairs as a mapping.
 
     Raises:
@@ -28,17 +28,17 @@ def assignments(overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def overridden(config: M, overrides: Sequence[str]) -> M:
+def apply_overrides(config: M, overrides: Sequence[str]) -> M:
     """Return a configuration with --set path=value pairs in place.
 
     Raises:
         Problem: one has no =, or the result is not a configuration.
     """
-    values = assignments(overrides)
+    values = parse_overrides(overrides)
     try:
         found = updated(config, values)
     except ValidationError as error:
-        problems = explain(error, type(config))
+        problems = explain_errors(error, type(config))
         raise Problem(*(f"--set {key}: {rule}" if key else f"--set: {rule}" for key, rule in problems)) from None
     # A class of the user's own may drop what it does not know without a word.
     dropped = [path for path in values if not found.model_extra and not _is_field(path, flat(found))]

@@ -33,7 +33,7 @@ KINDS = {
 }
 
 
-def explain(error: ValidationError, kind: Kind) -> list[tuple[str, str]]:
+def explain_errors(error: ValidationError, kind: Kind) -> list[tuple[str, str]]:
     """Return (key, rule) for each problem, such as ("optimizer.beta2", "must be less than 1, got 1.5").
 
     kind: the class that was validated.
@@ -51,10 +51,10 @@ def explain(error: ValidationError, kind: Kind) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def messages(error: ValidationError, kind: Kind, prefix: str = "") -> list[str]:
+def error_messages(error: ValidationError, kind: Kind, prefix: str = "") -> list[str]:
     """Return the problems as lines, `prefix` in front of each key: "base.optimizer.lr: must be ..."."""
     lines = []
-    for key, rule in explain(error, kind):
+    for key, rule in explain_errors(error, kind):
         path = ".".join(part for part in (prefix.rstrip("."), key) if part)
         lines.append(f"{path}: {rule}" if path else rule)
     return lines
@@ -81,28 +81,28 @@ def nearest_path(path: str, known: Iterable[str]) -> str:
     return f"; did you mean {next(iter(namesakes.values()))}?" if namesakes else ""
 
 
-def paths(kind: Kind, prefix: str = "") -> list[str]:
+def field_paths(kind: Kind, prefix: str = "") -> list[str]:
     """Return every dotted field of a configuration class, those of all members of its unions included."""
     found: dict[str, None] = {}
     for name, field in kind.model_fields.items():
-        sections = [m for m in members(field.annotation) if _is_section(m)]
+        sections = [m for m in union_members(field.annotation) if _is_section(m)]
         for section in sections:
-            found |= dict.fromkeys(paths(section, f"{prefix}{name}."))
+            found |= dict.fromkeys(field_paths(section, f"{prefix}{name}."))
         if not sections:
             found[prefix + name] = None
     return list(found)
 
 
-def members(annotation: Any) -> list[Any]:
+def union_members(annotation: Any) -> list[Any]:
     """Return the types that a field accepts: a union's members without None, else the type itself."""
     if get_origin(annotation) is Annotated:
-        return members(get_args(annotation)[0])
+        return union_members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return [m for arg in get_args(annotation) if arg is not type(None) for m in members(arg)]
+        return [m for arg in get_args(annotation) if arg is not type(None) for m in union_members(arg)]
     return [annotation]
 
 
-def got(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """Return a value as a message shows it, cut where it is longer than a line or two."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
@@ -129,7 +129,7 @@ def _rule(problem: ErrorDetails, root: Kind, key: str) -> str:
         return _one_of(context["expected"].replace(" or ", ", "), value)
     if word in LIMITS:
         text, limit = LIMITS[word]
-        return f"must be {text} {_short(context[limit])}, got {got(value)}"
+        return f"must be {text} {_short(context[limit])}, got {shown_value(value)}"
     if word == "too_short":
         least, n = context["min_length"], context["actual_length"]
         return "must not be empty" if least == 1 else f"must have at least {least}, got {n}"
@@ -137,15 +137,15 @@ def _rule(problem: ErrorDetails, root: Kind, key: str) -> str:
         return str(context["error"])
     expected = KINDS.get(word.partition("_")[0])
     if expected is None:
-        return f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, got {got(value)}"
+        return f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, got {shown_value(value)}"
     quotes = "; put it in quotes" if word.startswith("string") and isinstance(value, bool | int | float) else ""
     remedy = number_remedy(value) if "number" in expected else quotes
-    return f"must be {expected}, got {got(value)}{remedy}"
+    return f"must be {expected}, got {shown_value(value)}{remedy}"
 
 
 def _one_of(expected: str, value: Any) -> str:
     like = nearest(repr(value), expected.split(", ")) if isinstance(value, str) else ""
-    return f"must be one of {expected}, got {got(value)}{like}"
+    return f"must be one of {expected}, got {shown_value(value)}{like}"
 
 
 def _is_type(rule: str) -> bool:
@@ -166,7 +166,7 @@ def _unknown(root: Kind, loc: tuple[int | str, ...], key: str) -> str:
     prefix = key.rpartition(".")[0]
     parent = _walk(root, loc[:-1])[1]
     beside = [f"{prefix}.{name}".lstrip(".") for name in parent.model_fields] if _is_section(parent) else []
-    known = paths(root)
+    known = field_paths(root)
     if key in known and _names(parent):
         return f" while {prefix}.name is {_names(parent)[0]!r}"
     return nearest_path(key, [*beside, *known])
@@ -177,14 +177,14 @@ def _walk(root: Kind, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:
     key: list[str] = []
     here: Any = root
     for word in loc:
-        found = members(here)
+        found = union_members(here)
         if here is not None and len(found) > 1:
             here = _member(here, word)
             continue
         if word != "[key]":
             key.append(str(word) or "''")
         here = _inside(found[0], word) if found else None
-        if len(alone := members(here)) == 1:
+        if len(alone := union_members(here)) == 1:
             here = alone[0]
     return key, here
 
@@ -206,7 +206,7 @@ def _member(union: Any, word: int | str) -> Any:
     while get_origin(union) is Annotated:
         union = get_args(union)[0]
     for arg in get_args(union):
-        kind = members(arg)[0]
+        kind = union_members(arg)[0]
         tags = [meta.tag for meta in get_args(arg)[1:] if isinstance(meta, Tag)]
         if word in (*tags, getattr(kind, "__name__", None)) or word in _names(kind):
             return kind

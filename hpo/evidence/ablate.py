@@ -8,7 +8,7 @@ from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.statistics import LEVEL, holm, interval, min_pairs, p_value
-from hpo.console import Format, as_text, number, rows, say
+from hpo.console import Format, format_number, format_value, print_records, say
 from hpo.errors import Problem
 from hpo.evidence.comparison import (
     check_same_options,
@@ -24,7 +24,7 @@ from hpo.evidence.paired import ended_without_value, final_score, runs_by_arm
 from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
 from hpo.storage.engine import open_readonly
-from hpo.study.arms import Compared, study_of
+from hpo.study.arms import ArmsPlan, plan_study
 from hpo.study.spec import Study
 from model.section import flat
 
@@ -88,7 +88,7 @@ def conclude_ablation(
     """Print the effects that an ablation estimates once its runs have ended; return the exit status."""
 
     def print_result() -> bool:
-        rows(effect_table(snapshot), format)
+        print_records(effect_table(snapshot), format)
         say("\n".join(["", *effect_verdicts(snapshot)]))
         return any(effect.n for effect in estimate_effects(snapshot))
 
@@ -124,9 +124,9 @@ def plan_ablation(snapshot: Snapshot, name: str, request: AblateRequest, first_s
         "factors": factors,
         "effects": {effect: dict(weights) for effect, weights in contrasts.items()},
     }
-    compared = Compared(f"`hpo ablate` of {snapshot.name}", arms, range(first_seed, first_seed + n), about)
+    compared = ArmsPlan(f"`hpo ablate` of {snapshot.name}", arms, range(first_seed, first_seed + n), about)
     base = full_length_base(replace(search, base=with_run_settings_of(search.base, before)), request.tokens)
-    return study_of(search, name, base, compared)
+    return plan_study(search, name, base, compared)
 
 
 def _requested_and_stored(study: Study, request: AblateRequest) -> dict[str, tuple[Any, Any]]:
@@ -208,5 +208,5 @@ def effect_verdicts(snapshot: Snapshot) -> list[str]:
 def _interval_text(effect: Effect) -> str:
     assert effect.mean is not None
     assert effect.p is not None
-    ends = f"{as_text(effect.low)} to {as_text(effect.high)}"
-    return f"{number(effect.mean)} (95 % confidence interval {ends}, corrected p = {effect.p:.2g})"
+    ends = f"{format_value(effect.low)} to {format_value(effect.high)}"
+    return f"{format_number(effect.mean)} (95 % confidence interval {ends}, corrected p = {effect.p:.2g})"

@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from hpo.analysis.snapshot import Snapshot, has_ended, trial_counts
-from hpo.console import as_text, clock, say
+from hpo.console import format_duration, format_value, say
 from hpo.errors import NothingFeasible, Problem
 from hpo.storage.attributes import FIXED_VALUES, SPEC
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import study_attrs, study_ids
-from hpo.study.spec import DEFAULT_CONFIG, NAME, Study, from_spec, seed_path
+from hpo.study.spec import DEFAULT_CONFIG, STUDY_NAME, Study, seed_path, study_from_spec
 from model.section import flat, updated
 
 # Comparisons use seeds from here on. The baseline and the noise floor of a search use seeds from 0 on by default.
@@ -29,7 +29,7 @@ def search_study(snapshot: Snapshot) -> Study:
     """
     if snapshot.spec.get("arms"):
         raise Problem(f"--study: must be a search, got {snapshot.name}, whose arms are already compared")
-    return from_spec(snapshot.spec)
+    return study_from_spec(snapshot.spec)
 
 
 def full_length_base(study: Study, tokens: int | None) -> BaseModel:
@@ -58,7 +58,7 @@ def existing_study(store: OpenStorage, name: str, key: str, source: str) -> Stud
     Raises:
         Problem: `name` is not a valid name, or it is the name of another study.
     """
-    if not NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
+    if not STUDY_NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
         raise Problem(
             f"--as: must be a name of letters, digits, '-', '_' and '.', such as {source}-2, got {name!r:.60}"
         )
@@ -68,7 +68,7 @@ def existing_study(store: OpenStorage, name: str, key: str, source: str) -> Stud
     attrs = study_attrs(store, study_id)
     if attrs.get(SPEC, {}).get("about", {}).get(key) != source:
         raise Problem(f"--as: must not be the name of another study in the storage, got {name!r}")
-    return from_spec(attrs[SPEC])
+    return study_from_spec(attrs[SPEC])
 
 
 def check_same_options(study: Study, options: Mapping[str, tuple[Any, Any]]) -> None:
@@ -82,8 +82,8 @@ def check_same_options(study: Study, options: Mapping[str, tuple[Any, Any]]) -> 
         Problem: an option differs.
     """
     problems = [
-        f"{key}: must be {as_text(stored) or 'empty'}, with which study {study.name} was started, "
-        f"got {as_text(requested)}; `--as NAME` starts another study on new seeds"
+        f"{key}: must be {format_value(stored) or 'empty'}, with which study {study.name} was started, "
+        f"got {format_value(requested)}; `--as NAME` starts another study on new seeds"
         for key, (requested, stored) in options.items()
         if requested not in (None, [], stored)
     ]
@@ -93,7 +93,7 @@ def check_same_options(study: Study, options: Mapping[str, tuple[Any, Any]]) -> 
 
 def first_new_seed(store: OpenStorage, snapshot: Snapshot) -> int:
     """Return the smallest seed above all seeds of a search and of its earlier comparisons, at least 1,000."""
-    study = from_spec(snapshot.spec)
+    study = study_from_spec(snapshot.spec)
     seed = seed_path(study.base)
     used = [FIRST_NEW_SEED - 1, *study.noise_seeds()]
     if seed is not None:
@@ -121,7 +121,7 @@ def conclude_comparison(snapshot: Snapshot, seconds: float, print_result: Callab
         n, total = trial_counts(snapshot)["complete"], sum(snapshot.slots.values())
         say(f"{snapshot.name}: {n} of {total} runs are complete; the verdict is printed when all runs have ended")
         return 0
-    say(f"{snapshot.name}: finished after {clock(seconds)}")
+    say(f"{snapshot.name}: finished after {format_duration(seconds)}")
     if not print_result():
         raise NothingFeasible(
             f"study {snapshot.name}: no two runs with the same seed are complete; `hpo trials` shows the reasons"

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot, searched_trials
 from hpo.analysis.statistics import Test, min_pairs
-from hpo.console import Format, number, rows, say
+from hpo.console import Format, format_number, print_records, say
 from hpo.errors import NothingFeasible, Problem
 from hpo.evidence.comparison import (
     check_same_options,
@@ -26,8 +26,8 @@ from hpo.launcher.supervisor import run_study
 from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import Trial
-from hpo.study.arms import Compared, study_of
-from hpo.study.spec import Study, from_spec, seed_path
+from hpo.study.arms import ArmsPlan, plan_study
+from hpo.study.spec import Study, seed_path, study_from_spec
 from model.section import flat
 
 BASELINE = "baseline"
@@ -75,7 +75,7 @@ def conclude_confirmation(
     """Print the table and the verdicts of a confirmation whose runs have ended; return the exit status."""
 
     def print_result() -> bool:
-        rows(confirmation_table(snapshot), format)
+        print_records(confirmation_table(snapshot), format)
         say("\n".join(["", *confirmation_verdicts(snapshot)]))
         return any(arm.difference for arm in compare_arms(snapshot))
 
@@ -113,8 +113,8 @@ def plan_confirmation(snapshot: Snapshot, name: str, request: ConfirmRequest, fi
         "test": test,
         "searched_tokens": flat(search.base).get("run.tokens"),
     }
-    compared = Compared(f"`hpo confirm` of {snapshot.name}", arms, range(first_seed, first_seed + n), about)
-    return study_of(search, name, full_length_base(search, request.tokens), compared)
+    compared = ArmsPlan(f"`hpo confirm` of {snapshot.name}", arms, range(first_seed, first_seed + n), about)
+    return plan_study(search, name, full_length_base(search, request.tokens), compared)
 
 
 def ranked_trials(snapshot: Snapshot, study: Study) -> list[Trial]:
@@ -187,9 +187,9 @@ def _verdict_sentence(snapshot: Snapshot, arm: ArmComparison, on_test: ArmCompar
         return f"{arm.arm}: {arm.verdict} ({arm.n} runs have a value)"
     d, test = arm.difference, on_test.difference
     p = f"p = {arm.p:.2g}" if n_compared == 1 else f"p = {arm.p:.2g} corrected for {n_compared} comparisons (Holm)"
-    sentence = f"{arm.arm}: {arm.verdict}: paired difference {number(d.mean)} from the baseline "
-    sentence += f"(95 % confidence interval {number(d.low)} to {number(d.high)}, {d.n} pairs, {p})"
-    sentence += f"; {number(test.mean)} on the test split" if test else ""
+    sentence = f"{arm.arm}: {arm.verdict}: paired difference {format_number(d.mean)} from the baseline "
+    sentence += f"(95 % confidence interval {format_number(d.low)} to {format_number(d.high)}, {d.n} pairs, {p})"
+    sentence += f"; {format_number(test.mean)} on the test split" if test else ""
     return sentence + _remaining_gain(snapshot, arm.arm, d.mean)
 
 
@@ -203,6 +203,6 @@ def _remaining_gain(snapshot: Snapshot, arm: str, confirmed: float) -> str:
     if value is None or baseline is None or value >= baseline:
         return ""
     gain = value - baseline
-    length = flat(from_spec(snapshot.spec).base).get("run.tokens")
+    length = flat(study_from_spec(snapshot.spec).base).get("run.tokens")
     at = "" if length == about["searched_tokens"] else f" at {about['searched_tokens']:,} tokens"
-    return f"; the difference in the search was {number(gain)}{at}, of which {max(0.0, confirmed / gain):.0%} remains"
+    return f"; the difference in the search was {format_number(gain)}{at}, of which {max(0.0, confirmed / gain):.0%} remains"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from hpo.analysis.export import configuration, select_trial
 from hpo.analysis.snapshot import Snapshot
 from hpo.config.files import read_config
-from hpo.config.validation import messages, nearest
+from hpo.config.validation import error_messages, nearest
 from hpo.errors import Problem
 from hpo.study.comparable import incomparable_reason
 from hpo.study.spec import Study, seed_path
@@ -47,7 +47,7 @@ def named_configuration(snapshot: Snapshot, study: Study, name: str, option: str
     try:
         return config_class.model_validate(read_config(Path(name))[0])
     except ValidationError as error:
-        raise Problem(*(f"{option} {name}: {line}" for line in messages(error, config_class))) from None
+        raise Problem(*(f"{option} {name}: {line}" for line in error_messages(error, config_class))) from None
 
 
 def find_factors(before: BaseModel, after: BaseModel, groups: Sequence[str]) -> Factors:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hpo.console import as_text, number
+from hpo.console import format_number, format_value
 from hpo.study.spec import Study
 
 
@@ -23,29 +23,31 @@ def describe_plan(study: Study, anchors: Mapping[str, float]) -> str:
             f"pruner {file.pruner.name}, objective {file.objective}"
         )
     if file.targets:
-        lines.append("  targets " + ", ".join(f"{name} {number(value)}" for name, value in file.targets.items()))
+        lines.append("  targets " + ", ".join(f"{name} {format_number(value)}" for name, value in file.targets.items()))
     if file.milestones:
         shares = sorted(file.milestones.items())
-        lines.append("  milestones " + ", ".join(f"{number(value)} by {share * 100:g} %" for share, value in shares))
+        lines.append(
+            "  milestones " + ", ".join(f"{format_number(value)} by {share * 100:g} %" for share, value in shares)
+        )
     if study.rung_tokens:
         first, second, last = (f"{round(i * study.rung_tokens):,}" for i in (1, 2, study.rungs))
         lines.append(f"  {study.rungs} rungs, at {first}, {second}, ... {last} tokens")
     if anchors:
-        lines.append("  anchors: " + ", ".join(f"{name} {number(value)}" for name, value in anchors.items()))
+        lines.append("  anchors: " + ", ".join(f"{name} {format_number(value)}" for name, value in anchors.items()))
     return "\n".join([*lines, ""])
 
 
 def _amount(key: str, value: Any) -> str:
-    return f"target {value}" if key == "target" else f"{as_text(value)} {key}"
+    return f"target {value}" if key == "target" else f"{format_value(value)} {key}"
 
 
 def _values(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{path}={as_text(value)}" for path, value in values.items()) or "the base itself"
+    return ", ".join(f"{path}={format_value(value)}" for path, value in values.items()) or "the base itself"
 
 
 def _range(entry: Mapping[str, Any]) -> str:
     if "choices" in entry:
-        return "one of " + ", ".join(as_text(c) for c in entry["choices"])
+        return "one of " + ", ".join(format_value(c) for c in entry["choices"])
     scale = "log" if entry.get("log") else "log in 1 - x" if entry.get("complement_log") else ""
     step = f"step {entry['step']}" if entry.get("step") else ""
     return " ".join(word for word in (f"{entry['low']} to {entry['high']}", scale, step) if word)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hpo.analysis.snapshot import Snapshot, trial_counts
 from hpo.analysis.summary import best_summary, goal_lines, objective_decimals, objective_text
-from hpo.console import clock, stderr
+from hpo.console import format_duration, stderr
 from hpo.worker.events import ENDS, Event, event_line
 
 
@@ -103,7 +103,7 @@ class LiveTable:
         left, newly_finished = total - n_finished, n_finished - self.finished_before
         text += f", {n['waiting']} waiting of {total}"
         if newly_finished and left > 0:
-            text += f"; about {clock((time.monotonic() - self.started_at) / newly_finished * left)} left"
+            text += f"; about {format_duration((time.monotonic() - self.started_at) / newly_finished * left)} left"
         return text
 
     @staticmethod

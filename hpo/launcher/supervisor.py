@@ -26,7 +26,7 @@ from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.retry import PATIENCE, limit_patience
 from hpo.storage.store import open_store
 from hpo.storage.url import normalise_url
-from hpo.study.spec import Study, as_file
+from hpo.study.spec import Study, study_file_tree
 from hpo.worker.events import Event
 
 # Prints the result of a study and returns the exit status: (snapshot, folder of the study, options, seconds of the
@@ -58,7 +58,7 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
         stored = register_study(store, study, data_hash, anchors, options.budget)
         folder = study_folder(options.out, study.name)
         try:
-            write_file(folder / "study.yaml", dump_yaml(as_file(study.spec(), study.file.budget.model_dump())))
+            write_file(folder / "study.yaml", dump_yaml(study_file_tree(study.spec(), study.file.budget.model_dump())))
         except WorkFailed as failed:  # nothing has run yet, so the folder is a mistake of the user
             raise Problem(str(failed)) from None
         status = _supervise(options, stored, environments, folder, start_group)

@@ -17,7 +17,7 @@ from hpo.storage.locks import creation_lock
 from hpo.storage.store import Store
 from hpo.storage.targets import target_reached
 from hpo.storage.trials import resolve_study_name
-from hpo.study.spec import Budget, Study, fingerprint, from_spec
+from hpo.study.spec import Budget, Study, spec_fingerprint, study_from_spec
 from model.section import flatten
 
 # Version of what the workers of a study share: tables, attributes, the meaning of a slot, checkpoints.
@@ -112,7 +112,7 @@ def register_study(
             _describe(store, found, study, data_hash, anchors)
         else:
             _check_version(found)
-            _check_same(study, from_spec(stored_spec).spec(), spec)
+            _check_same(study, study_from_spec(stored_spec).spec(), spec)
             check_data_hash(found, data_hash)
             study = _with_budget(study, found.user_attrs.get(BUDGET) or stored_spec["budget"], requested or {})
         found.set_user_attr(STUDY_STATE, "active")
@@ -167,7 +167,7 @@ def load_stored_study(store: Store, name: str | None) -> StoredStudy:
         raise Problem(f"study: {name!r} was not made by `hpo launch`")
     _check_version(found)
     budget = found.user_attrs.get(BUDGET) or spec["budget"]
-    return StoredStudy(from_spec({**spec, "budget": budget}), found, Slots(store, get_study_id(found)), store)
+    return StoredStudy(study_from_spec({**spec, "budget": budget}), found, Slots(store, get_study_id(found)), store)
 
 
 def _protocol(study: optuna.Study) -> int:
@@ -203,7 +203,7 @@ def check_data_hash(study: optuna.Study, data_hash: str | None) -> None:
 
 
 def _check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
-    if fingerprint(stored) == fingerprint(spec):
+    if spec_fingerprint(stored) == spec_fingerprint(spec):
         return
     before, after = flatten({**stored, "budget": None}), flatten({**spec, "budget": None})
     lines = [

@@ -7,14 +7,14 @@ from typing import Any
 from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts
 from hpo.analysis.summary import objective_decimals
 from hpo.config.yaml import dump_yaml
-from hpo.console import clock, plain
+from hpo.console import format_duration, json_value
 from hpo.report import timeline
 from hpo.report.html import code_block, definition_table, heading, html_table, paragraph
 from hpo.report.sections import figure_html
 from hpo.report.verdict import RelatedStudy
 from hpo.storage.attributes import END_REASON, ERROR, FIXED_VALUES, MACHINE
 from hpo.storage.trials import State, Trial
-from hpo.study.spec import as_file
+from hpo.study.spec import study_file_tree
 from model.section import flatten
 
 MAX_COLUMNS = 6  # hyperparameters in one table, so that the table fits on a page
@@ -84,8 +84,8 @@ def _budget_facts(snapshot: Snapshot) -> dict[str, Any]:
     else:
         facts["rungs"] = f"{sum(t.last_step or 0 for t in snapshot.own):,} trained"
     seconds = sum(t.duration.total_seconds() for t in timeline.finished_trials(snapshot) if t.duration)
-    facts["training time of all trials"] = clock(seconds)
-    facts["from first to last trial"] = clock(timeline.duration_s(snapshot))
+    facts["training time of all trials"] = format_duration(seconds)
+    facts["from first to last trial"] = format_duration(timeline.duration_s(snapshot))
     return facts
 
 
@@ -111,7 +111,7 @@ def reproduce_section(snapshot: Snapshot, related: Sequence[RelatedStudy]) -> It
         changed = [{"field": k, "base": base.get(k), "best": v} for k, v in values.items() if base.get(k) != v]
         yield html_table(changed) or paragraph("None: the best trial is the base configuration.")
     if from_file:
-        yield heading("Study file") + code_block(dump_yaml(plain(as_file(snapshot.spec, snapshot.budget))), "long")
+        yield heading("Study file") + code_block(dump_yaml(json_value(study_file_tree(snapshot.spec, snapshot.budget))), "long")
 
 
 def _provenance_facts(snapshot: Snapshot) -> dict[str, Any]:

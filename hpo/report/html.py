@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
-from hpo.console import as_text
+from hpo.console import format_value
 
 # The browser refuses to load anything that is not in the file itself.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -143,7 +143,7 @@ def _breakable(path: str) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, str) and value.count("`") and value.count("`") % 2 == 0:
         return inline(value)
-    return html.escape("–" if value is None else as_text(value))
+    return html.escape("–" if value is None else format_value(value))
 
 
 def _is_number(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from hpo.analysis.snapshot import Snapshot
-from hpo.console import clock
+from hpo.console import format_duration
 from hpo.report.style import BLUE, ORANGE, AnnotatedFigure, empty_figure
 from hpo.storage.trials import State, Trial
 
@@ -171,7 +171,7 @@ def worker_records(snapshot: Snapshot) -> list[dict[str, Any]]:
             "host:process": worker.name,
             "trials": len(worker.trials),
             "repeated attempts": sum(int(t.user_attrs.get("attempt", 1)) - 1 for t in worker.trials),
-            "training time": clock(worker.seconds),
+            "training time": format_duration(worker.seconds),
             "training share": f"{worker.share:.0%}",
         }
         for i, worker in enumerate(worker_times(snapshot), 1)

@@ -8,7 +8,7 @@ from hpo.analysis.noise import Noise, expected_minimum
 from hpo.analysis.snapshot import Snapshot, has_ended, read_snapshot, searched_trials, token_counts, trial_counts
 from hpo.analysis.summary import goal_lines, objective_decimals
 from hpo.analysis.warnings import study_warnings
-from hpo.console import number
+from hpo.console import format_number
 from hpo.errors import Problem
 from hpo.evidence.paired import compare_arms, comparison_record
 from hpo.storage.attributes import SPEC
@@ -192,8 +192,8 @@ def _arms_headline(snapshot: Snapshot) -> str:
     if not others:
         if first.mean is None:
             return "No run is complete."
-        sd = f", standard deviation {number(first.sd)}" if first.sd is not None else ""
-        return f"{first.arm}: {number(first.mean)}{sd}, {first.n} runs."
+        sd = f", standard deviation {format_number(first.sd)}" if first.sd is not None else ""
+        return f"{first.arm}: {format_number(first.mean)}{sd}, {first.n} runs."
     groups: dict[str, list[str]] = {}
     for arm in others:
         groups.setdefault(arm.verdict, []).append(arm.arm)

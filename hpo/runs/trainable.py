@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
-from hpo.config.importer import imported
+from hpo.config.importer import import_target
 from hpo.errors import Problem
 
 RungReports = tuple[int, dict[int, Any]]  # rung, and by lane what the run reports: see `parse_report`
@@ -138,7 +138,7 @@ def build_runs(train: str, configs: Sequence[BaseModel], **arguments: Any) -> Ru
     Raises:
         Problem: The training function cannot be imported or called.
     """
-    target = imported(train, "train")
+    target = import_target(train, "train")
     if isinstance(target, type) and issubclass(target, Runs):
         build: Callable[..., Runs] = target
         return build(configs, **arguments)

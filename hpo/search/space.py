@@ -6,7 +6,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ValidationError
 
-from hpo.config.validation import explain, members, nearest_path, number_remedy, paths
+from hpo.config.validation import explain_errors, field_paths, nearest_path, number_remedy, union_members
 from hpo.search.ranges import Choices, Entry, Space, is_inside
 from model.section import flat, updated
 
@@ -35,7 +35,7 @@ def field_type(section: BaseModel, path: str) -> type:
         here = getattr(here, parent, None)
     if not isinstance(here, BaseModel) or not applies(section, path):
         raise ValueError(_unknown(section, path))
-    kinds = [_plain(kind) for kind in members(type(here).model_fields[leaf].annotation)]
+    kinds = [_plain(kind) for kind in union_members(type(here).model_fields[leaf].annotation)]
     return float if set(kinds) == {int, float} else kinds[0]
 
 
@@ -46,7 +46,7 @@ def _plain(annotation: Any) -> type:
 
 
 def _unknown(config: BaseModel, path: str) -> str:
-    known = paths(type(config))
+    known = field_paths(type(config))
     section = path.rpartition(".")[0]
     if path in known:
         return f"no such field while {section}.name is {flat(config).get(f'{section}.name')!r}"
@@ -125,7 +125,7 @@ def _check_ends(config: BaseModel, path: str, entry: Entry) -> list[str]:
         try:
             updated(config, {path: value})
         except ValidationError as error:
-            for key, rule in explain(error, type(config)):
+            for key, rule in explain_errors(error, type(config)):
                 rule = rule if key in ("", path) else f"{key} {rule}"
                 rule = rule if "got" in rule else f"{rule}, got {value!r}"
                 problems.append(f"space.{path}.{end}: {rule}")

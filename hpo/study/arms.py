@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from hpo.config.validation import messages
+from hpo.config.validation import error_messages
 from hpo.errors import Problem
 from hpo.search.pruners import NoPruning
 from hpo.search.ranges import Choices
 from hpo.search.samplers import Random
 from hpo.study.comparable import incomparable_fields, training_lengths
-from hpo.study.spec import DEFAULT_CONFIG, ONLY_SEARCHED, Study, StudyFile, seed_path
+from hpo.study.spec import DEFAULT_CONFIG, SEARCH_KEYS, Study, StudyFile, seed_path
 from model.section import flat, updated
 
 Equal = Literal["tokens", "updates", "seconds"]
@@ -21,7 +21,7 @@ _KINDS = (bool, int, float, str, type(None))  # of value that Optuna holds in a 
 
 
 @dataclass(frozen=True)
-class Compared:
+class ArmsPlan:
     """What a comparison is made of; source: what made it, for messages."""
 
     source: str
@@ -31,7 +31,7 @@ class Compared:
     equal: Equal = "tokens"
 
 
-def configurations(file: StudyFile, base: BaseModel) -> dict[str, BaseModel]:
+def configs_of_arms(file: StudyFile, base: BaseModel) -> dict[str, BaseModel]:
     """Return the configuration of each arm.
 
     Raises:
@@ -40,7 +40,7 @@ def configurations(file: StudyFile, base: BaseModel) -> dict[str, BaseModel]:
     return {name: updated(base, values) for name, values in (file.arms or {}).items()}
 
 
-def arranged(file: StudyFile, base: BaseModel) -> StudyFile:
+def with_arms_as_space(file: StudyFile, base: BaseModel) -> StudyFile:
     """Return a file of arms with what a search says otherwise: one trial for each arm and seed, none of them pruned.
 
     Its space holds the fields that the arms give, so that Optuna and its dashboard show what they differ in.
@@ -48,7 +48,7 @@ def arranged(file: StudyFile, base: BaseModel) -> StudyFile:
     path = seed_path(base) or ""
     given = (file.arms or {}).values()
     found: dict[str, list[Any]] = {}
-    for config in configurations(file, base).values():
+    for config in configs_of_arms(file, base).values():
         fields = flat(config)
         for key in {key for values in given for key in values}:
             if key in fields and type(fields[key]) in _KINDS and fields[key] not in found.setdefault(key, []):
@@ -65,19 +65,19 @@ def arranged(file: StudyFile, base: BaseModel) -> StudyFile:
     )
 
 
-def aligned(file: StudyFile, base: BaseModel) -> BaseModel:
+def with_common_rungs(file: StudyFile, base: BaseModel) -> BaseModel:
     """Return the base with the rungs of the arms, at the last of which a study ends its runs.
 
     Arms that are trained on equally many tokens reach its marks exactly.
     """
     if file.config != DEFAULT_CONFIG:
         return base
-    configs = configurations(file, base)
+    configs = configs_of_arms(file, base)
     base = updated(base, {"run.rungs": flat(next(iter(configs.values())))["run.rungs"]})
-    return updated(base, {"run.align": common_align(configs.values())}) if file.equal == "tokens" else base
+    return updated(base, {"run.align": common_alignment(configs.values())}) if file.equal == "tokens" else base
 
 
-def study_of(like: Study, name: str, base: BaseModel, compared: Compared) -> Study:
+def plan_study(like: Study, name: str, base: BaseModel, compared: ArmsPlan) -> Study:
     """Return a study that runs arms over a base, in all else like another study.
 
     Raises:
@@ -91,13 +91,13 @@ def study_of(like: Study, name: str, base: BaseModel, compared: Compared) -> Stu
         | {"limits": like.file.limits.model_copy(update={"seconds": None})}  # runs may be longer than those of a search
         | {"baseline_seeds": 1, "targets": {}, "milestones": {}, "keep_best": 0, "budget": budget}
     )
-    if found := problems(file, base, ()):
+    if found := arms_problems(file, base, ()):
         raise Problem(*(f"{compared.source}: {line}" for line in found))
-    base = aligned(file, base)
-    return Study(name, compared.source, arranged(file, base), base)
+    base = with_common_rungs(file, base)
+    return Study(name, compared.source, with_arms_as_space(file, base), base)
 
 
-def common_align(configs: Iterable[BaseModel]) -> int:
+def common_alignment(configs: Iterable[BaseModel]) -> int:
     """Return the multiple of tokens that rung marks are rounded to, so that all runs reach them exactly.
 
     That which the first one asks for, where it is one. 1, which has each run scored at its first update past a mark,
@@ -113,12 +113,12 @@ def common_align(configs: Iterable[BaseModel]) -> int:
     return common if common <= spacing else 1
 
 
-def problems(file: StudyFile, base: BaseModel, given: Iterable[str]) -> list[str]:
+def arms_problems(file: StudyFile, base: BaseModel, given: Iterable[str]) -> list[str]:
     """Return what is wrong with a file of arms.
 
     given: the keys that the file has.
     """
-    found = [f"{key}: must be left out with arms, which are all that is run" for key in ONLY_SEARCHED if key in given]
+    found = [f"{key}: must be left out with arms, which are all that is run" for key in SEARCH_KEYS if key in given]
     if "arms" in given and len(file.arms or {}) < 2:
         found.append(f"arms: must have at least 2, or there is nothing to compare, got {len(file.arms or {})}")
     path = seed_path(base)
@@ -142,10 +142,10 @@ def _arm_problems(file: StudyFile, base: BaseModel, seed: str) -> list[str]:
         try:
             updated(base, values)
         except ValidationError as error:
-            found += messages(error, type(base), f"arms.{name}")
+            found += error_messages(error, type(base), f"arms.{name}")
     if found:
         return found
-    configs = configurations(file, aligned(file, base))
+    configs = configs_of_arms(file, with_common_rungs(file, base))
     first, *others = configs
     for name in others:
         same = next((n for n in configs if n != name and configs[n] == configs[name]), None)
@@ -190,7 +190,7 @@ def _length(config: BaseModel) -> float:
     return float(measure()) if measure else 0.0
 
 
-def arm_of(file: StudyFile, values: Mapping[str, Any], seed: str) -> str | None:
+def find_arm(file: StudyFile, values: Mapping[str, Any], seed: str) -> str | None:
     """Return the name of the arm whose values these are, seed aside; None for no arm."""
     own = {key: value for key, value in values.items() if key != seed}
     return next((name for name, arm in (file.arms or {}).items() if arm == own), None)

@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel, ValidationError
 
-from hpo.config.importer import imported
-from hpo.config.validation import got, messages, nearest
+from hpo.config.importer import import_target
+from hpo.config.validation import error_messages, nearest, shown_value
 from hpo.errors import Problem
 from hpo.search.space import space_problems
 from hpo.study.comparable import incomparable_reason
@@ -13,13 +13,13 @@ from model.section import flat, updated
 OBJECTIVES = ("val_loss", "val_bpb", "ema_val_loss", "ema_val_bpb")
 
 
-MOST_BASELINES = 1_000  # runs of baselines, where nothing else bounds the trials
+MAX_BASELINES = 1_000  # runs of baselines, where nothing else bounds the trials
 
 
-MOST = 1_000_000  # trials of a study, each of which is a row from the start, or points of one range
+MAX_TRIALS = 1_000_000  # trials of a study, each of which is a row from the start, or points of one range
 
 
-def problems(file: StudyFile, base: BaseModel) -> list[str]:
+def study_file_problems(file: StudyFile, base: BaseModel) -> list[str]:
     """Return what is wrong with a file whose keys are right."""
     problems = space_problems(base, file.space) if file.arms is None else []
     problems += _incomparable_problems(file)
@@ -32,37 +32,37 @@ def problems(file: StudyFile, base: BaseModel) -> list[str]:
         try:
             updated(base, values)
         except ValidationError as error:
-            problems += messages(error, type(base), f"baseline.{i}")
+            problems += error_messages(error, type(base), f"baseline.{i}")
     problems += _baseline_problems(file, base) if file.arms is None else []
     problems += _token_problems(file, base)
     problems += _size_problems(file)
-    problems += _aim_problems(file)
+    problems += _target_problems(file)
     if not problems and file.arms is None:
         problems += file.sampler.problems(base, file.space) or _grid_problems(file, base)
-    return problems + _objective_problems(file, base) + _plug_problems(file, base)
+    return problems + _objective_problems(file, base) + _training_problems(file, base)
 
 
 def _baseline_problems(file: StudyFile, base: BaseModel) -> list[str]:
     n, seed = len(file.baseline) + file.baseline_seeds - 1, seed_path(base)
     problems = []
     if file.budget.trials is not None and file.budget.trials < n:
-        problems.append(f"budget.trials: must be at least {n}, {_each(file)}, got {file.budget.trials}")
+        problems.append(f"budget.trials: must be at least {n}, {_one_for_each(file)}, got {file.budget.trials}")
     if file.baseline_seeds > 1 and not file.baseline:
         problems.append("baseline_seeds: needs a baseline, whose noise it measures")
     if file.baseline_seeds > 1 and seed is None:
         problems.append("baseline_seeds: needs a config with a field run.seed or seed")
     if file.baseline_seeds > 1 and seed is not None and type(flat(base)[seed]) is not int:
         problems.append(f"baseline_seeds: needs a whole number in {seed} of the base, got {flat(base)[seed]!r}")
-    if n > MOST_BASELINES and file.budget.trials is None:
+    if n > MAX_BASELINES and file.budget.trials is None:
         problems.append(
-            f"baseline_seeds: must be at most {MOST_BASELINES - len(file.baseline)}, got {file.baseline_seeds}"
+            f"baseline_seeds: must be at most {MAX_BASELINES - len(file.baseline)}, got {file.baseline_seeds}"
         )
     if file.baseline_seeds > 1 and seed in file.space:
         problems.append(f"baseline_seeds: must be left out, since {seed} is searched")
     return problems
 
 
-def _each(file: StudyFile) -> str:
+def _one_for_each(file: StudyFile) -> str:
     return "one for each baseline" + (" and each of baseline_seeds" if file.baseline_seeds > 1 else "")
 
 
@@ -76,7 +76,7 @@ def _token_problems(file: StudyFile, base: BaseModel) -> list[str]:
     n = 1 if file.arms is not None else max(1, len(file.baseline) + file.baseline_seeds - 1)
     if tokens >= n * run:
         return []
-    what = "one run" if n == 1 else f"{n} runs, {_each(file)}"
+    what = "one run" if n == 1 else f"{n} runs, {_one_for_each(file)}"
     return [f"budget.tokens: must be at least {n * run}, the length of {what}, got {tokens}"]
 
 
@@ -84,13 +84,13 @@ def _size_problems(file: StudyFile) -> list[str]:
     """Return which numbers would have a list made that no memory holds."""
     sizes = {"budget.trials": file.budget.trials, "sampler.points": getattr(file.sampler, "points", None)}
     return [
-        f"{key}: must be at most {MOST:,}, got {got(size)}"
+        f"{key}: must be at most {MAX_TRIALS:,}, got {shown_value(size)}"
         for key, size in sizes.items()
-        if size is not None and size > MOST
+        if size is not None and size > MAX_TRIALS
     ]
 
 
-def _aim_problems(file: StudyFile) -> list[str]:
+def _target_problems(file: StudyFile) -> list[str]:
     """Return what is wrong with the target that ends the study."""
     target = file.budget.target
     if target is None:
@@ -102,7 +102,9 @@ def _aim_problems(file: StudyFile) -> list[str]:
     known = ", ".join(map(repr, file.targets))
     like = nearest(target, file.targets)
     return (
-        [] if target in file.targets else [f"budget.target: must be one of targets, {known}, got {got(target)}{like}"]
+        []
+        if target in file.targets
+        else [f"budget.target: must be one of targets, {known}, got {shown_value(target)}{like}"]
     )
 
 
@@ -118,7 +120,7 @@ def _objective_problems(file: StudyFile, base: BaseModel) -> list[str]:
     if file.config != DEFAULT_CONFIG:
         return []
     if file.objective not in OBJECTIVES:
-        return [f"objective: must be one of {', '.join(map(repr, OBJECTIVES))}, got {got(file.objective)}"]
+        return [f"objective: must be one of {', '.join(map(repr, OBJECTIVES))}, got {shown_value(file.objective)}"]
     if file.objective.startswith("ema_") and flat(base)["regularization.ema"] is None:
         return [f"objective: needs regularization.ema in the base, which keeps the average, got {file.objective}"]
     return []
@@ -143,14 +145,14 @@ def _incomparable_problems(file: StudyFile) -> list[str]:
     return problems
 
 
-def _plug_problems(file: StudyFile, base: BaseModel) -> list[str]:
+def _training_problems(file: StudyFile, base: BaseModel) -> list[str]:
     own = flat(base).get("run.rungs")
     if file.rungs is None and own is None:
         return ["rungs: required with a config that has no run.rungs: how many values a run reports"]
     if own is not None and file.rungs not in (None, own):
         return [f"rungs: must be left out, since run.rungs of the base says {own}, got {file.rungs}"]
     try:
-        train = imported(file.train, "train") if file.train != DEFAULT_TRAIN else None
+        train = import_target(file.train, "train") if file.train != DEFAULT_TRAIN else None
     except Problem as problem:
         return list(problem.lines)
     if train is not None and not callable(train):

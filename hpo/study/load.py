@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hpo.config.discovery import find, is_ledger
-from hpo.config.files import resolved
+from hpo.config.discovery import find_study, is_ledger
+from hpo.config.files import resolve_base
 from hpo.config.importer import model_class
-from hpo.config.overrides import overridden
-from hpo.config.validation import messages
+from hpo.config.overrides import apply_overrides
+from hpo.config.validation import error_messages
 from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
 from hpo.search.ranges import Space, discrete_values
@@ -33,10 +33,10 @@ def load_study(
     Raises:
         Problem: naming everything that is wrong.
     """
-    path = find(study)
+    path = find_study(study)
     if is_ledger(path):
         raise Problem(f"{path}: is a ledger of claims, not a study; `hpo check {study}` validates it")
-    tree = _tree(path)
+    tree = _read_tree(path)
     asked = {key: value for key, value in (budget or {}).items() if value is not None}
     if asked and isinstance(tree.get("budget", {}), dict):
         tree["budget"] = {**tree.get("budget", {}), **asked}
@@ -45,19 +45,19 @@ def load_study(
     try:
         file = StudyFile.model_validate(tree)
     except ValidationError as error:
-        raise Problem(*(f"{path}: {line}" for line in messages(error, StudyFile))) from None
-    base = _base(path, file, overrides)
-    found = arms.problems(file, base, tree) if file.arms is not None else []
-    problems = [f"{path}: {line}" for line in found or checks.problems(file, base)]
+        raise Problem(*(f"{path}: {line}" for line in error_messages(error, StudyFile))) from None
+    base = _load_base(path, file, overrides)
+    found = arms.arms_problems(file, base, tree) if file.arms is not None else []
+    problems = [f"{path}: {line}" for line in found or checks.study_file_problems(file, base)]
     if problems:
         raise Problem(*problems)
     if file.arms is not None:
-        base = arms.aligned(file, base)
-        file = arms.arranged(file, base)
+        base = arms.with_common_rungs(file, base)
+        file = arms.with_arms_as_space(file, base)
     return Study(path.stem, str(path), file, base)
 
 
-def _tree(path: Path) -> dict[str, Any]:
+def _read_tree(path: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(path.read_text("utf-8"))
     except YamlError as error:
@@ -72,23 +72,23 @@ def _tree(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseModel:
+def _load_base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseModel:
     """Return the base configuration, overrides in place, rung marks aligned for the whole space."""
     try:
         kind = model_class(file.config, "config")
-        base = resolved(file.base, kind)
+        base = resolve_base(file.base, kind)
     except Problem as problem:
         raise Problem(*(f"{path}: {line}" for line in problem.lines)) from None
     except ValidationError as error:
-        raise Problem(*(f"{path}: {line}" for line in messages(error, kind, "base"))) from None
-    base = overridden(base, overrides)
+        raise Problem(*(f"{path}: {line}" for line in error_messages(error, kind, "base"))) from None
+    base = apply_overrides(base, overrides)
     if file.config != DEFAULT_CONFIG:
         return base
-    base = updated(base, _absolute(flat(base)))  # workers may be started in another folder
-    return updated(base, {"run.align": align(base, file.space)})
+    base = updated(base, _absolute_data_path(flat(base)))  # workers may be started in another folder
+    return updated(base, {"run.align": space_alignment(base, file.space)})
 
 
-def _absolute(fields: Mapping[str, Any]) -> dict[str, str]:
+def _absolute_data_path(fields: Mapping[str, Any]) -> dict[str, str]:
     """Return the path of the text as it reads from any folder; owner/name on a hub is none."""
     path = fields.get("data.path")
     if path is None or (fields["data.name"] == "hub" and not Path(path).is_dir()):
@@ -96,7 +96,7 @@ def _absolute(fields: Mapping[str, Any]) -> dict[str, str]:
     return {"data.path": str(Path(path).absolute())}
 
 
-def align(base: BaseModel, space: Space) -> int:
+def space_alignment(base: BaseModel, space: Space) -> int:
     """Return the multiple that rung marks are rounded to, so that every trial reaches them exactly.
 
     It is the least common multiple of the update sizes that the space allows; 1, which has each trial scored at

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from hpo.config.addresses import current_address, with_current_addresses
-from hpo.config.importer import imported
+from hpo.config.importer import import_target
 from hpo.search.pruners import Median, Pruner
 from hpo.search.ranges import Space
 from hpo.search.samplers import TPE, Sampler
@@ -24,10 +24,10 @@ Name = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
-NAME = re.compile(r"[^\W_][\w.+-]{0,99}")  # of a study that a command makes
+STUDY_NAME = re.compile(r"[^\W_][\w.+-]{0,99}")  # of a study that a command makes
 
 # Keys that only a search has.
-ONLY_SEARCHED = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
+SEARCH_KEYS = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
 
 DEFAULT_CONFIG = "model.config:TrainConfig"
 DEFAULT_TRAIN = "model.train.trainer:Trainer"
@@ -186,10 +186,10 @@ def seed_path(config: BaseModel) -> str | None:
     return next((path for path in ("run.seed", "seed") if path in flat(config)), None)
 
 
-def as_file(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[str, Any]:
+def study_file_tree(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[str, Any]:
     """Return what to write into a study file to begin this study again, its overrides included."""
     arms = spec.get("arms")
-    left_out = {"name", "rung_tokens", "closed", "about", *(ONLY_SEARCHED if arms else ("arms", "seeds", "equal"))}
+    left_out = {"name", "rung_tokens", "closed", "about", *(SEARCH_KEYS if arms else ("arms", "seeds", "equal"))}
     left_out |= {"rungs"} if spec["config"] == DEFAULT_CONFIG else set()
     tree = {key: value for key, value in spec.items() if key not in left_out}
     tree["budget"] = {
@@ -200,14 +200,14 @@ def as_file(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def from_spec(spec: Mapping[str, Any]) -> Study:
+def study_from_spec(spec: Mapping[str, Any]) -> Study:
     """Return the study that `Study.spec` described."""
     tree = {key: value for key, value in spec.items() if key not in ("name", "rung_tokens", "closed")}
     file = StudyFile.model_validate(tree)
-    return Study(spec["name"], f"study {spec['name']}", file, imported(file.config, "config")(**file.base))
+    return Study(spec["name"], f"study {spec['name']}", file, import_target(file.config, "config")(**file.base))
 
 
-def fingerprint(spec: Mapping[str, Any]) -> str:
+def spec_fingerprint(spec: Mapping[str, Any]) -> str:
     """Return a hash of what must not change while a study runs: all but its budget."""
     fixed = {key: value for key, value in with_current_addresses(spec).items() if key != "budget"}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

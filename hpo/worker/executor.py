@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from hpo.config.files import config_text
-from hpo.config.validation import messages
+from hpo.config.validation import error_messages
 from hpo.errors import Problem, StorageError, Unwritable
 from hpo.optuna_internals import get_trial_id
 from hpo.queue.heartbeat import LeaseRenewer
@@ -52,7 +52,9 @@ class TrialExecutor:
         self.stored, self.owner, self.renewer, self.out = stored, owner, renewer, out
         self.lease_s, self.emit = lease_s, emit
         self.reporter = Reporter(stored, owner, renewer, lease_s)
-        self.pruner = CachedPruner(stored.optuna, stored.study.file.pruner.build(stored.study.rungs), stored.study.rungs)
+        self.pruner = CachedPruner(
+            stored.optuna, stored.study.file.pruner.build(stored.study.rungs), stored.study.rungs
+        )
         self.datasets = PreparedDatasets()
         self.breaker = CircuitBreaker()
         self.trials: list[RunningTrial] = []
@@ -117,7 +119,7 @@ class TrialExecutor:
                 trial.config = trial_config(self.stored, trial.claim, trial.frozen)
             data_hash = self.datasets.data_hash(trial.config)
         except ValidationError as error:
-            problems = "; ".join(messages(error, type(self.stored.study.base)))
+            problems = "; ".join(error_messages(error, type(self.stored.study.base)))
             self.end(trial, TrialState.PRUNED, "invalid", problems)
             return False
         except Unwritable:

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from hpo.config.importer import place
+from hpo.config.importer import error_location
 from hpo.console import say
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.queue.registry import StoredStudy, check_data_hash, load_stored_study
@@ -77,5 +77,5 @@ def preflight(stored: StoredStudy, datasets: PreparedDatasets) -> None:
     except (Problem, StorageError):
         raise
     except Exception as error:
-        cause = f"{type(error).__name__}: {error}{place(error)}"
+        cause = f"{type(error).__name__}: {error}{error_location(error)}"
         raise WorkFailed(f"pre-flight: the first two updates of the baseline failed on this machine: {cause}") from None

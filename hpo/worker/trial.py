@@ -22,7 +22,7 @@ from hpo.search.samplers import build_sampler
 from hpo.search.space import params_in_range, suggest_values
 from hpo.storage.attributes import ARM, FIXED_VALUES, MACHINE, RETRIED, SEED, SUGGESTED_BY
 from hpo.storage.fencing import LeaseLost, fenced
-from hpo.study.arms import arm_of
+from hpo.study.arms import find_arm
 from hpo.study.spec import seed_path
 from model.seeds import derive
 
@@ -160,7 +160,7 @@ def _fixed_by(stored: StoredStudy, claim: Claim) -> dict[str, Any]:
 def _arm_attrs(stored: StoredStudy, claim: Claim) -> dict[str, Any]:
     """Return arm and seed of a trial, or nothing if the trial does not belong to an arm."""
     path, fixed = seed_path(stored.study.base), claim.fixed
-    if path is None or fixed is None or (name := arm_of(stored.study.file, fixed, path)) is None:
+    if path is None or fixed is None or (name := find_arm(stored.study.file, fixed, path)) is None:
         return {}
     return {ARM: name, SEED: fixed[path]}
 

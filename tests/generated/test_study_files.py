@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.config.discovery import shipped, studies
+from hpo.config.discovery import list_studies, shipped_folder
 from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.study.load import load_study
 from hpo.study.spec import StudyFile
 from tests.support.command_lines import CommandResult, Workspace, examples, prepare_workspace, run_command
 
-SHIPPED = {path.stem: parse_yaml(path.read_text("utf-8")) for path in studies(shipped())}
+SHIPPED = {path.stem: parse_yaml(path.read_text("utf-8")) for path in list_studies(shipped_folder())}
 KEYS = sorted(StudyFile.model_fields)
 ODD_LEAVES = st.one_of(
     st.none(),

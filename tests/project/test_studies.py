@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from hpo.config.discovery import shipped, studies
+from hpo.config.discovery import list_studies, shipped_folder
 from hpo.evidence.claims.ledger import load_ledger as ledger
 from hpo.study.load import load_study
 from model.config import TrainConfig
 
-PATHS = studies(shipped())
+PATHS = list_studies(shipped_folder())
 OF_REPORTS = [path for path in PATHS if path.stem.startswith(("mainrun_", "blueberry_", "microgpt_", "unet_"))]
-CLAIMS = set(ledger(shipped() / "claims.yaml").claims)
+CLAIMS = set(ledger(shipped_folder() / "claims.yaml").claims)
 
 
 def comment(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hpo.config.discovery import find_ledger
 from hpo.config.validation import nearest
-from hpo.console import Format, rows, say
+from hpo.console import Format, print_records, say
 from hpo.errors import Problem, WorkFailed
 from hpo.evidence.claims.ledger import arm_configurations, load_ledger
 from hpo.evidence.claims.page import claims_page
@@ -75,12 +75,14 @@ def run_claims(request: ClaimsRequest, options: LaunchOptions, format: Format) -
             listing_record(name, claim, request.seeds, results, request.verdict_arms_only)
             for name, claim in claims.items()
         ]
-        rows(listing, format)
+        print_records(listing, format)
         return 0
     resolve_workers(options)  # checks the options before the first claim runs
     without_result = _test_claims(ledger, claims, request, options, path)
     records = verdict_records(claims, load_results(path))
-    rows([{key: r[key] for key in TABLE_COLUMNS} for r in records] if format is Format.table else records, format)
+    print_records(
+        [{key: r[key] for key in TABLE_COLUMNS} for r in records] if format is Format.table else records, format
+    )
     if without_result:
         say(f"no result: {', '.join(without_result)}")
     return 1 if without_result else 0

@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo.config.files import load_base
-from hpo.config.validation import messages
+from hpo.config.validation import error_messages
 from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
 from hpo.evidence.claims.schema import ArmsTest, Ledger, LedgerClaim
-from hpo.study.arms import common_align
+from hpo.study.arms import common_alignment
 from hpo.study.comparable import incomparable_fields, training_lengths
 from model.config import TrainConfig
 from model.section import flat, updated
@@ -39,7 +39,7 @@ def load_ledger(path: Path) -> Ledger:
     try:
         ledger = Ledger.model_validate(tree)
     except ValidationError as error:
-        lines = (line.removeprefix("claims.") for line in messages(error, Ledger))
+        lines = (line.removeprefix("claims.") for line in error_messages(error, Ledger))
         raise Problem(*(f"{path}: {line}" for line in lines)) from None
     if problems := [
         f"{path}: {name}.{line}" for name, claim in ledger.claims.items() for line in _problems(name, claim)
@@ -59,7 +59,7 @@ def arm_configurations(test: ArmsTest) -> dict[str, TrainConfig]:
     configs = {name: updated(base, values) for name, values in test.all_arms().items()}
     if test.equal != "tokens":
         return configs
-    align = common_align(configs.values())
+    align = common_alignment(configs.values())
     return {name: updated(config, {"run.align": align}) for name, config in configs.items()}
 
 
@@ -79,7 +79,7 @@ def _arm_problems(test: ArmsTest) -> list[str]:
         try:
             updated(base, values)
         except ValidationError as error:
-            problems += messages(error, TrainConfig, f"test.{'arms' if test.arms else 'factors'}.{name}")
+            problems += error_messages(error, TrainConfig, f"test.{'arms' if test.arms else 'factors'}.{name}")
     if problems:
         return problems
     configs = arm_configurations(test)

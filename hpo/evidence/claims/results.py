@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from hpo.config.validation import messages
-from hpo.console import number
+from hpo.config.validation import error_messages
+from hpo.console import format_number
 from hpo.errors import Problem
 from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, Ledger, LedgerClaim
 from hpo.evidence.claims.verdict import ClaimVerdict, ScoresByArm, decide_verdict
@@ -79,7 +79,7 @@ def load_results(path: Path) -> ClaimResults:
     except FileNotFoundError:
         return ClaimResults()
     except (OSError, ValueError) as error:
-        why = messages(error, ClaimResults)[0] if isinstance(error, ValidationError) else error
+        why = error_messages(error, ClaimResults)[0] if isinstance(error, ValidationError) else error
         raise Problem(f"--data: must be a file of claim results, got {path}: {why}") from None
 
 
@@ -176,8 +176,8 @@ def arm_records(name: str, claim: LedgerClaim, result: ClaimResult | None) -> li
             "runs": len(scores),
             "diverged": len(scores) - len(known) or None,
             "metric": claim.test.metric_of(result.chosen.get(arm, arm)),
-            "mean": number(statistics.fmean(known)) if known else None,
-            "sd": number(statistics.stdev(known)) if len(known) > 1 else None,
+            "mean": format_number(statistics.fmean(known)) if known else None,
+            "sd": format_number(statistics.stdev(known)) if len(known) > 1 else None,
         })  # fmt: skip
     return records
 

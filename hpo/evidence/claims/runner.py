@@ -21,8 +21,8 @@ from hpo.launcher.supervisor import run_study
 from hpo.storage.attributes import MACHINE, METRICS, SPEC
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import State, study_attrs, study_ids
-from hpo.study.arms import Compared, study_of
-from hpo.study.spec import Study, StudyFile, fingerprint, from_spec
+from hpo.study.arms import ArmsPlan, plan_study
+from hpo.study.spec import Study, StudyFile, spec_fingerprint, study_from_spec
 from model.config import TrainConfig
 from model.section import updated
 
@@ -142,7 +142,9 @@ class ClaimRunner:
         objective = "val_loss" if any(metric.endswith("val_loss") for metric in self._metrics()) else "val_bpb"
         source = f"claim {self.name}"
         template = Study(name, source, StudyFile(arms=arms, seeds=seeds, objective=objective), self.base)
-        return study_of(template, name, self.base, Compared(source, arms, seeds, {"claim": self.name}, self.test.equal))
+        return plan_study(
+            template, name, self.base, ArmsPlan(source, arms, seeds, {"claim": self.name}, self.test.equal)
+        )
 
     def _has_ended(self, study: Study) -> bool:
         """Return whether the storage holds all runs of a study.
@@ -155,7 +157,7 @@ class ClaimRunner:
             spec = {} if study_id is None else study_attrs(store, study_id).get(SPEC, {})
             if not spec:
                 return False
-            if fingerprint(from_spec(spec).spec()) != fingerprint(study.spec()):
+            if spec_fingerprint(study_from_spec(spec).spec()) != spec_fingerprint(study.spec()):
                 raise self._different_study(study.name)
             return has_ended(read_snapshot(store, study.name))
         return False

@@ -21,7 +21,7 @@ from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.summary import best_summary, summary, trial_row
 from hpo.cli.main import app
 from hpo.config.yaml import parse_yaml
-from hpo.console import Format, Rounded, number, plain, rows
+from hpo.console import Format, Rounded, format_number, json_value, print_records
 from hpo.launcher.progress import LiveTable
 from hpo.queue.budget import add_slots
 from hpo.queue.registry import StoredStudy, register_study
@@ -231,9 +231,9 @@ def test_live_view_tells_values_with_the_digits_that_the_noise_leaves(here: Path
 
 def test_rounded_number_is_rounded_for_people_alone(capsys: pytest.CaptureFixture[str]) -> None:
     value = Rounded(1234.56789, 2)
-    assert number(value) == "1,234.57"
-    assert type(plain({"a": [value]})["a"][0]) is float
-    rows([{"a": value}], Format.csv)
+    assert format_number(value) == "1,234.57"
+    assert type(json_value({"a": [value]})["a"][0]) is float
+    print_records([{"a": value}], Format.csv)
     assert capsys.readouterr().out == "a\n1234.56789\n"
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from hpo.config import files
-from hpo.config.discovery import find, find_base, is_ledger, shipped, studies
+from hpo.config.discovery import find_base, find_study, is_ledger, list_studies, shipped_folder
 from hpo.config.files import read_config
 from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
 from hpo.study.load import load_study
-from hpo.study.spec import from_spec
+from hpo.study.spec import study_from_spec
 from model.config import TrainConfig
 from model.section import flat
 from tests.support.command import hpo, write_base
@@ -22,7 +22,7 @@ BASE: dict[str, Any] = {
     "optimizer": {"name": "adamw", "lr": 3e-3, "beta2": 0.9},
     "run": {"tokens": 2048, "rungs": 2, "batch_size": 4},
 }
-SHIPPED = sorted((shipped() / "bases").glob("*.yaml"))
+SHIPPED = sorted((shipped_folder() / "bases").glob("*.yaml"))
 SYSTEMS = ("mainrun", "blueberry", "microgpt", "unet")
 
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def resolved(**tree: Any) -> TrainConfig:
-    return files.resolved(tree, TrainConfig)
+    return files.resolve_base(tree, TrainConfig)
 
 
 def write(base: dict[str, Any]) -> str:
@@ -70,7 +70,7 @@ def test_whole_base_travels_in_the_study() -> None:
     spec = parse_yaml(dump_yaml(study.spec()))
     assert "from" not in spec["base"]
     Path("studies/bases/mine.yaml").unlink()
-    again = from_spec(spec)
+    again = study_from_spec(spec)
     assert again.base == study.base
     assert flat(again.base)["optimizer.beta2"] == 0.9
     assert flat(again.base)["run.align"] == 128  # two accumulated batches: rungs fit the whole space
@@ -119,11 +119,11 @@ def test_base_is_no_study_and_neither_is_a_ledger(folder: Path) -> None:
     said = "claims.yaml: is a ledger of claims, not a study; `hpo check claims` validates it"
     assert said in hpo("launch", "--study", "claims", cwd=folder, status=2).stderr
     with pytest.raises(Problem) as caught:
-        find("nothing-like-it")
+        find_study("nothing-like-it")
     listed = str(caught.value).partition("there are ")[2].partition(";")[0].split(", ")
-    assert listed == [path.stem for path in studies(shipped())]
+    assert listed == [path.stem for path in list_studies(shipped_folder())]
     assert not {"claims", "mine", "mainrun"} & set(listed)
-    assert is_ledger(find("claims"))
+    assert is_ledger(find_study("claims"))
 
 
 def test_there_are_four_systems_each_in_two_sizes() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from hpo.config.validation import explain, messages, paths
+from hpo.config.validation import error_messages, explain_errors, field_paths
 from hpo.search.ranges import Space
 from model.section import Decay, Positive, Section
 
@@ -49,7 +49,7 @@ class File(BaseModel):
 def problems(kind: type[BaseModel], given: dict[str, Any]) -> dict[str, str]:
     with pytest.raises(ValidationError) as caught:
         kind.model_validate(given)
-    return dict(explain(caught.value, kind))
+    return dict(explain_errors(caught.value, kind))
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_infinite_number_is_told_from_text() -> None:
 def test_messages_put_the_file_or_section_in_front_of_the_key() -> None:
     with pytest.raises(ValidationError) as caught:
         Config.model_validate({"run": {"rungs": 0}})
-    assert messages(caught.value, Config, "base") == ["base.run.rungs: must be greater than 0, got 0"]
+    assert error_messages(caught.value, Config, "base") == ["base.run.rungs: must be greater than 0, got 0"]
 
 
 def test_paths_list_the_fields_of_all_members_of_a_union() -> None:
-    assert {"optimizer.beta2", "optimizer.momentum", "run.wait"} < set(paths(Config))
-    assert len(paths(Config)) == len(set(paths(Config))) == 7
+    assert {"optimizer.beta2", "optimizer.momentum", "run.wait"} < set(field_paths(Config))
+    assert len(field_paths(Config)) == len(set(field_paths(Config))) == 7

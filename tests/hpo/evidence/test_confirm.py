@@ -26,7 +26,7 @@ from hpo.evidence.preferred import trial_to_export
 from hpo.storage.attributes import SPEC
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State, resolve_study_name
-from hpo.study.spec import from_spec
+from hpo.study.spec import study_from_spec
 from tests.hpo.commands.test_launch import until
 from tests.support.command import hpo
 from tests.support.comparisons import run_search, run_study
@@ -123,7 +123,7 @@ def test_a_name_that_is_none_is_refused_before_anything_is_made(here: Path, stor
 def test_what_was_suggested_twice_and_the_baseline_itself_are_confirmed_once(here: Path, store: Store) -> None:
     space = {"x": {"choices": [0.5, 0.2]}}
     snapshot = run_search(store, here, {"noise": 0.0}, space=space, sampler={"name": "random"})
-    assert [t.params for t in ranked_trials(snapshot, from_spec(snapshot.spec))] == [{"x": 0.2}]
+    assert [t.params for t in ranked_trials(snapshot, study_from_spec(snapshot.spec))] == [{"x": 0.2}]
 
 
 def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(here: Path, store: Store) -> None:
@@ -238,7 +238,7 @@ def test_gpt_is_confirmed_at_full_length_on_both_splits(here: Path) -> None:
 
     path = gpt_study(here / "g.yaml", budget={"trials": 2})
     hpo("launch", "--study", str(path), "--quiet", cwd=here)
-    length = 2 * from_spec(_spec("g")).base.run.tokens  # type: ignore[attr-defined]
+    length = 2 * study_from_spec(_spec("g")).base.run.tokens  # type: ignore[attr-defined]
     done = hpo(
         "confirm", "--tokens", str(length), "--seeds", "3", "--top", "1", "--format", "json", "--study", "g", cwd=here
     )

@@ -12,7 +12,7 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import TypeAdapter, ValidationError
 
-from hpo.config.validation import explain
+from hpo.config.validation import explain_errors
 from hpo.search.halving import HalvingPruner
 from hpo.search.pruners import Pruner
 from hpo.search.pruning import CachedPruner
@@ -275,7 +275,7 @@ def test_pruner_that_cannot_be_is_refused(given: dict[str, Any], rule: str) -> N
 
     with pytest.raises(ValidationError) as caught:
         File.model_validate({"pruner": given})
-    assert [r for _, r in explain(caught.value, File)] == [rule]
+    assert [r for _, r in explain_errors(caught.value, File)] == [rule]
 
 
 def test_a_rival_whose_value_is_no_number_changes_no_decision_in_halving(study: optuna.Study) -> None:

@@ -10,7 +10,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field, TypeAdapter, ValidationError
 
-from hpo.config.validation import explain
+from hpo.config.validation import explain_errors
 from hpo.search.ranges import Choices, Entry, Range, Space, discrete_values, is_inside, spaced_values
 from hpo.search.space import (
     applies,
@@ -80,7 +80,7 @@ NAMES = {"choices": ["adamw", "sgd"]}
 def test_range_that_cannot_be_is_refused_with_the_rule_and_the_value(given: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValidationError) as caught:
         StudyFile.model_validate({"space": {"x": given}})
-    assert [r for _, r in explain(caught.value, StudyFile)] == [rule]
+    assert [r for _, r in explain_errors(caught.value, StudyFile)] == [rule]
 
 
 @pytest.mark.parametrize("given", [{"choices": []}, {"choices": [1, True]}, {"choices": [[1]]}, {"choices": 3}])

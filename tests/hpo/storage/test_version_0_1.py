@@ -22,7 +22,7 @@ from hpo.queue.registry import PROTOCOL_VERSION, load_stored_study
 from hpo.storage.attributes import PROTOCOL, SPEC
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
-from hpo.study.spec import DEFAULT_TRAIN, fingerprint, from_spec
+from hpo.study.spec import DEFAULT_TRAIN, spec_fingerprint, study_from_spec
 from tests.support.command import hpo, run_in_process
 from tests.support.tiny import text
 
@@ -93,7 +93,9 @@ def test_stored_study_and_new_file_have_equal_fingerprints(folder: Path) -> None
     with open_store(f"sqlite:///{folder}/runs/hpo.db") as store:
         stored = optuna.load_study(study_name="legacy", storage=store.optuna).user_attrs[SPEC]
     assert stored["train"] == "model.train:Trainer"
-    assert fingerprint(stored) == fingerprint(from_spec(stored).spec()) == fingerprint(study.spec())
+    assert (
+        spec_fingerprint(stored) == spec_fingerprint(study_from_spec(stored).spec()) == spec_fingerprint(study.spec())
+    )
 
 
 def test_exported_file_trains_to_the_same_loss(folder: Path) -> None:

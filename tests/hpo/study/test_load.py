@@ -9,7 +9,7 @@ import pytest
 from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
 from hpo.study.load import load_study
-from hpo.study.spec import Study, fingerprint, from_spec
+from hpo.study.spec import Study, spec_fingerprint, study_from_spec
 from model.config import TrainConfig
 from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat
@@ -378,15 +378,15 @@ def test_rungs_are_marks_that_every_trial_reaches_exactly(space: dict[str, Any],
 def test_study_travels_as_text_and_comes_back_the_same(tree: dict[str, Any]) -> None:
     study = valid(tree)
     spec = parse_yaml(dump_yaml(study.spec()))
-    again = from_spec(spec)
+    again = study_from_spec(spec)
     assert again.spec() == study.spec()
     assert (again.name, again.base, again.rungs, again.slots()) == (study.name, study.base, study.rungs, study.slots())
-    assert fingerprint(spec) == fingerprint(study.spec())
+    assert spec_fingerprint(spec) == spec_fingerprint(study.spec())
 
 
 def test_fingerprint_ignores_the_budget_and_nothing_else() -> None:
-    one = fingerprint(valid().spec())
-    assert fingerprint(valid(edited("budget", {"trials": 50, "hours": 2})).spec()) == one
+    one = spec_fingerprint(valid().spec())
+    assert spec_fingerprint(valid(edited("budget", {"trials": 50, "hours": 2})).spec()) == one
     others: list[tuple[str, Any]] = [
         ("base/run/tokens", 9000),
         ("base/optimizer", {"lr": 1e-2}),
@@ -397,7 +397,7 @@ def test_fingerprint_ignores_the_budget_and_nothing_else() -> None:
         ("objective", "val_bpb"),
         ("seed", 1),
     ]
-    prints = {fingerprint(valid(edited(key, value)).spec()) for key, value in others}
+    prints = {spec_fingerprint(valid(edited(key, value)).spec()) for key, value in others}
     assert len(prints - {one}) == len(others)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.config.discovery import shipped
+from hpo.config.discovery import shipped_folder
 from hpo.errors import Problem, WorkFailed
 from hpo.evidence.claims.command import run_order, select_claims
 from hpo.evidence.claims.ledger import load_ledger
@@ -18,7 +18,7 @@ from hpo.evidence.claims.verdict import ClaimVerdict, EffectUnit
 from tests.hpo.evidence.claims.test_run import verdicts_of
 from tests.support.command import ROOT, hpo, run_in_process
 
-SHIPPED = load_ledger(shipped() / "claims.yaml")
+SHIPPED = load_ledger(shipped_folder() / "claims.yaml")
 
 
 def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpo.config.discovery import shipped
+from hpo.config.discovery import shipped_folder
 from hpo.config.yaml import dump_yaml
 from hpo.errors import Problem
 from hpo.evidence.claims.ledger import arm_configurations, load_ledger
@@ -21,7 +21,7 @@ from model.train.trainer import Trainer
 from tests.support.command import ROOT, hpo, write_base
 from tests.support.tiny import alone, tiny
 
-LEDGER = load_ledger(shipped() / "claims.yaml")
+LEDGER = load_ledger(shipped_folder() / "claims.yaml")
 BY_ARMS = {name: claim.test for name, claim in LEDGER.claims.items() if isinstance(claim.test, ArmsTest)}
 BASE: dict[str, Any] = {
     "tokenizer": {"name": "bytes"},

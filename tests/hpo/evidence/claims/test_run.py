@@ -10,7 +10,7 @@ import pytest
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.config.yaml import dump_yaml
-from hpo.console import number
+from hpo.console import format_number
 from hpo.errors import WorkFailed
 from hpo.evidence.claims import results
 from hpo.evidence.claims.command import claim_cost, listing_record
@@ -242,7 +242,7 @@ def test_page_is_written_from_the_data_alone(ran: Path, tmp_path: Path) -> None:
     scores = [
         run.value for run in stored_results(ran).claims["C009-01"].runs if run.arm == "b" and run.value is not None
     ]
-    mean, sd = number(statistics.fmean(scores)), number(statistics.stdev(scores))
+    mean, sd = format_number(statistics.fmean(scores)), format_number(statistics.stdev(scores))
     assert f"| C009-01 | b * |  | 3 |  | val_loss | {mean} | {sd} |" in written
     assert "| C009-01 | c |  | 3 | 3 | val_loss |  |  |" in written
     assert "| C009-02 | clip=norm | optimizer.lr=0.01 | 3 |" in written
