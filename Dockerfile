@@ -1,10 +1,10 @@
-# One image for launch, worker and dashboard; `docker compose` says which.
+# One image for the services launch, worker and dashboard of docker-compose.yml.
 FROM python:3.13-slim
 
 RUN useradd --create-home hpo && mkdir /runs /cache && chown hpo /runs /cache
 WORKDIR /app
 
-# The CPU build of torch is a tenth of the size; build with --build-arg TORCH_INDEX=https://pypi.org/simple for GPUs.
+# The CPU build of torch is a tenth of the size. For GPUs, build with --build-arg TORCH_INDEX=https://pypi.org/simple.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.10,<2.14"
 

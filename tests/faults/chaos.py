@@ -1,6 +1,6 @@
-"""A soak: one study after the other on both storages, faults drawn at random, the same checks after each.
+"""A soak test: run one study after another on both storages, with random faults, and check each study.
 
-Run it by `make chaos MINUTES=30`; `--seed` draws the same faults again, at moments that differ.
+Run it with `make chaos MINUTES=30`. `--seed` repeats the same sequence of faults, at other times.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as a worker has; the last bits of a loss depend on it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in a worker: the number of threads changes the last bits of a loss
 
 from hpo.storage.store import open_store
 from tests.faults import table
@@ -24,21 +24,21 @@ from tests.support.disk import small_disk
 from tests.support.postgres import Postgres
 
 WORKERS = 4
-STUDY_S = 60.0  # for which one study is disturbed; then it is left to end
+STUDY_S = 60.0  # seconds for which faults occur in one study; afterwards the study runs to its end
 
 
 class Soak:
-    """Studies, what happened to them, and what came of it."""
+    """Runs studies with faults, and counts faults, trials and reasons of ends."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
         self.faults: Counter[str] = Counter()
-        self.words: Counter[str] = Counter()
+        self.ends: Counter[str] = Counter()
         self.studies: Counter[str] = Counter()
         self.trials = self.attempts = 0
 
     def study(self, folder: Path, server: Postgres | None, gpt: bool) -> None:
-        """Disturb one study for a while, let it end, and check it."""
+        """Run one study with faults for a while, run it to its end, and check it."""
         url = f"sqlite:///{folder}/hpo.db"
         if server:
             url = server.url(server.database("with_tables"))
@@ -65,12 +65,12 @@ class Soak:
             self._relaunch(scene)
 
     def _relaunch(self, scene: Scene) -> None:
-        """Launch again where nobody launches."""
+        """Launch the study again if no launcher runs."""
         if scene.processes[-1].poll() is not None and not ended(scene):
             scene.launch(WORKERS)
 
     def _settle(self, scene: Scene) -> None:
-        """Launch until the study is over: a launch whose workers were killed too often gives up."""
+        """Launch until the study is finished, because a launch fails if its workers were killed too often."""
         for _ in range(5):
             if scene.processes[-1].poll() is not None and ended(scene):
                 break
@@ -86,24 +86,24 @@ class Soak:
         self.studies[scene.kind] += 1
         self.trials += scene.trials
         self.attempts += scene.ends.total()
-        self.words.update(scene.ends)
+        self.ends.update(scene.ends)
 
     def summary(self, seed: int, minutes: float, result: str) -> str:
-        """Return what is written into docs/reliability.md."""
+        """Return the table for docs/reliability.md."""
         rows = [
             ("seed", str(seed)),
             ("minutes", f"{minutes:.1f}"),
             ("studies", ", ".join(f"{n} on {kind}" for kind, n in self.studies.items())),
             ("trials", f"{self.trials}, in {self.attempts} attempts"),
             ("faults", f"{self.faults.total()}: " + ", ".join(f"{n} {name}" for name, n in self.faults.most_common())),
-            ("ends of attempts", ", ".join(f"{n} `{word}`" for word, n in self.words.most_common())),
+            ("ends of attempts", ", ".join(f"{n} `{reason}`" for reason, n in self.ends.most_common())),
             ("result", result),
         ]
         return "\n".join(f"| {key} | {value} |" for key, value in rows)
 
 
 def disk(scene: Scene) -> contextlib.AbstractContextManager[Path | None]:
-    """Put the runs of a scene on a small disk, where that is permitted."""
+    """Put the runs of a scene on a small disk, if this process may mount one."""
     if os.geteuid() != 0:
         return contextlib.nullcontext()
     scene.out = scene.folder / "small"
@@ -133,7 +133,7 @@ def freeze(soak: Soak, scene: Scene, _: Path | None) -> bool:
 
 
 def signalled(soak: Soak, scene: Scene, number: signal.Signals) -> int:
-    """Send a signal to one worker; return which, 0 where there is none."""
+    """Send a signal to one worker; return its process id, 0 if there is no worker."""
     pids = scene.pids()
     if not pids:
         return 0
@@ -200,16 +200,16 @@ def fill(soak: Soak, scene: Scene, small: Path | None) -> bool:
 
 
 def garble(soak: Soak, scene: Scene, _: Path | None) -> bool:
-    found = list(scene.out.glob(f"{NAME}/trials/*/*/state.safetensors"))
-    if not found:
+    files = list(scene.out.glob(f"{NAME}/trials/*/*/state.safetensors"))
+    if not files:
         return False
     with contextlib.suppress(OSError):
-        os.truncate(soak.draw.choice(found), soak.draw.randrange(1000))
+        os.truncate(soak.draw.choice(files), soak.draw.randrange(1000))
     return True
 
 
-Happening = Callable[[Soak, Scene, Path | None], bool]
-FAULTS: list[tuple[str, Happening]] = [
+FaultFunction = Callable[[Soak, Scene, Path | None], bool]
+FAULTS: list[tuple[str, FaultFunction]] = [
     ("worker killed", kill),
     ("worker killed", kill),
     ("worker terminated", terminate),
@@ -229,9 +229,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    asked = parser.parse_args()
-    print(f"seed {asked.seed}", flush=True)
-    soak, began, result = Soak(asked.seed), time.monotonic(), "failed"
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    soak, began, result = Soak(arguments.seed), time.monotonic(), "failed"
     server = Postgres()
     with tempfile.TemporaryDirectory(prefix="hpo-chaos-", ignore_cleanup_errors=True) as name:
         os.environ["HPO_CACHE"] = name
@@ -240,16 +240,16 @@ def main() -> None:
             server.sql("CREATE DATABASE with_tables")
             open_store(server.url("with_tables"), create=True).close()
             n = 0
-            while time.monotonic() - began < 60 * asked.minutes:
+            while time.monotonic() - began < 60 * arguments.minutes:
                 folder = Path(name) / f"study-{n}"
                 folder.mkdir()
                 soak.study(folder, server if n % 2 else None, gpt=n // 2 % 2 == 1)
                 n += 1
-                print(f"study {n}: {soak.trials} trials, {soak.faults.total()} faults, all checks hold", flush=True)
-            result = "every check held after every study"
+                print(f"study {n}: {soak.trials} trials, {soak.faults.total()} faults, all checks passed", flush=True)
+            result = "all checks passed after every study"
         finally:
             server.remove()
-            print(soak.summary(asked.seed, (time.monotonic() - began) / 60, result))
+            print(soak.summary(arguments.seed, (time.monotonic() - began) / 60, result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Has pytest explain what failed in the checks of a scene, too."""
+"""Rewrite the assertions of the scene's checks, so that pytest explains failures in them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A study that is being searched by real processes, so that something may happen to it; and what must hold after."""
+"""A study that real processes run while a fault occurs, and the checks that must hold afterwards."""
 
 import contextlib
 import functools
@@ -52,7 +52,7 @@ def base(values: Mapping[str, Any] | None = None) -> Any:
 
 @functools.cache
 def reference(lr: float) -> list[float]:
-    """Return the curve of a run that nothing happens to."""
+    """Return the curve of a run without faults."""
     return [m.val_loss for m in alone(base({LR: lr}))]
 
 
@@ -73,8 +73,8 @@ class Scene:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.out = folder / "runs"
         self.witness, self.checked = Witness(self), False
-        self.happened: set[str] = set()
-        self.ends: Counter[str] = Counter()  # of attempts, by their words, once it is checked
+        self.types_seen: set[str] = set()
+        self.ends: Counter[str] = Counter()  # number of attempts by how they ended, set by `check`
         self.study()
 
     @property
@@ -87,7 +87,7 @@ class Scene:
         return str(sa.make_url(self.url).database)
 
     def study(self, keys: Mapping[str, Any] = PLANTED, trials: int = TRIALS, **more: Any) -> None:
-        """Write the study file: curves that are known, and no pruning, so that every value must be there."""
+        """Write the study file: known curves and no pruning, so that every value must be in the storage."""
         self.trials = trials
         self.curve = planted_curve if "train" in keys else gpt_curve
         tree = {} if "train" in keys else {"base": base().model_dump(mode="json")}
@@ -98,12 +98,12 @@ class Scene:
     def launch(self, workers: int = 2, **more: str) -> "subprocess.Popen[bytes]":
         """Start `hpo launch` of the study."""
         arguments = ["launch", "--study", str(self.file), "--workers", str(workers), "--plain"]
-        # A core for each worker, so one thread, as the reference has: the last bits of a loss depend on it.
+        # One core for each worker, so one thread, as in the reference: the number of threads changes the last bits.
         return self.start(*arguments, "--out", str(self.out), SCENE_CORES=str(workers), **more)
 
     def finish(self) -> None:
-        """Let the study come to its end, launched again if nobody launches it any more."""
-        if self.checked:  # at its end already, and its storage perhaps gone with a small disk
+        """Run the study to its end; launch it again if no launcher runs."""
+        if self.checked:  # it has ended, and its storage may have been on a small disk that no longer exists
             return
         launcher = self.processes[-1] if self.processes else None
         if launcher is None or launcher.poll() is not None or "launch" not in map(str, launcher.args):
@@ -124,11 +124,11 @@ class Scene:
         return process
 
     def said(self, process: "subprocess.Popen[bytes]") -> str:
-        """Return what a process has printed so far."""
+        """Return the output of a process so far."""
         return (self.folder / f"said-{self.processes.index(process)}.txt").read_text("utf-8", "replace")
 
     def end(self, process: "subprocess.Popen[bytes]", status: int = 0, seconds: float = 120.0) -> str:
-        """Wait for the end of a process, check its status and that it shows no traceback; return what it said."""
+        """Wait for the end of a process, check its status and that its output has no traceback; return its output."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
         said = self.said(process)
@@ -150,14 +150,14 @@ class Scene:
         return sorted(found)
 
     def holder(self) -> int:
-        """Wait for a worker that trains and is not about to end its trial, and return its process."""
+        """Wait for a worker that trains and does not end its trial soon; return its process id."""
         last = "(SELECT coalesce(max(step), 0) FROM trial_intermediate_values v WHERE v.trial_id = s.trial_id)"
         training = f"SELECT owner FROM hpo_slot s WHERE state = 'leased' AND {last} < 2 ORDER BY slot"
         owners = self.until(lambda: self.rows(training))
         return int(owners[-1][0].split(":")[1])
 
     def until(self, true: Callable[[], Any], seconds: float = 60.0) -> Any:
-        """Wait for something and return it."""
+        """Wait until a function returns a true value; return this value."""
         deadline = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < deadline, f"did not happen in {seconds:g} s\n{self.everything()}"
@@ -168,12 +168,12 @@ class Scene:
         said = "".join(f"{process.args}\n{self.said(process)}" for process in self.processes)
         return f"{said}{self.logs()}\n" + "\n".join(map(str, self.rows("SELECT * FROM hpo_event ORDER BY id")))
 
-    def begun(self, values: int = 2) -> None:
-        """Wait until so many values have been told to the study."""
+    def wait_for_values(self, values: int = 2) -> None:
+        """Wait until the study has this many reported values."""
         self.until(lambda: len(self.rows("SELECT 1 FROM trial_intermediate_values")) >= values)
 
     def rows(self, statement: str) -> list[Any]:
-        """Read from the storage; nothing where it does not answer, or has no tables yet."""
+        """Read from the storage; return no rows if it is unreachable or has no tables yet."""
         try:
             with limit_patience(2.0), open_readonly(self.url) as store:
                 return ask(store, statement)
@@ -186,18 +186,18 @@ class Scene:
         with engine.begin() as connection:
             connection.exec_driver_sql(statement)
 
-    def words(self) -> set[str]:
-        """Return what has happened so far, by the table of events."""
+    def event_types(self) -> set[str]:
+        """Return the event types in the table of events so far."""
         return {word for (word,) in self.rows("SELECT DISTINCT word FROM hpo_event")}
 
     def check(self) -> None:
-        """Check what must hold of every study that has ended, whatever happened to it, while its storage is there."""
+        """Check what must hold for every study that has ended, after any fault, while its storage exists."""
         if not self.checked:
             check(self)
-            self.happened, self.checked = self.words(), True
+            self.types_seen, self.checked = self.event_types(), True
 
     def close(self) -> None:
-        """End what was started, and nothing else."""
+        """End the processes of this scene, and no others."""
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
@@ -208,13 +208,13 @@ class Scene:
 
 
 class Witness:
-    """Looks at the storage again and again while things happen, and remembers every value that it has seen."""
+    """Reads the storage five times per second while faults occur, and stores every value that it has seen."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.seen: dict[tuple[Any, ...], Any] = {}
         self.changed: list[str] = []
-        self.lock = threading.Lock()  # whoever holds it has the storage to itself
+        self.lock = threading.Lock()  # its holder is the only reader of the storage
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
 
@@ -229,11 +229,11 @@ class Witness:
         self._stop.set()
         self._thread.join(30)
 
-    def look(self) -> None:
-        """Compare what is there with what was."""
+    def compare(self) -> None:
+        """Compare the values in the storage with those seen before."""
         passing = contextlib.suppress(StorageError, sa.exc.SQLAlchemyError)
         with self.lock, passing, limit_patience(2.0), open_readonly(self.scene.url) as store:
-            found = dict(told(store))
+            found = dict(final_values(store))
             for key in self.seen.keys() | found.keys():
                 before = self.seen.setdefault(key, found.get(key))
                 if found.get(key, "gone") != before:
@@ -241,7 +241,7 @@ class Witness:
 
     def _loop(self) -> None:
         while not self._stop.wait(0.2):
-            self.look()
+            self.compare()
 
 
 def ask(store: Reader, statement: str) -> list[Any]:
@@ -249,9 +249,9 @@ def ask(store: Reader, statement: str) -> list[Any]:
         return [tuple(row) for row in connection.execute(sa.text(statement))]
 
 
-def told(store: Reader) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Yield what may never change again: values of rungs, and states and values of trials that have ended."""
-    with store.engine.connect() as connection:  # one look, one transaction
+def final_values(store: Reader) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the values that must never change: values of rungs, and states and values of finished trials."""
+    with store.engine.connect() as connection:  # one transaction
 
         def rows(statement: str) -> Any:
             return connection.execute(sa.text(statement)).all()
@@ -259,7 +259,7 @@ def told(store: Reader) -> Iterator[tuple[tuple[Any, ...], Any]]:
         trials = rows("SELECT trial_id, number, CAST(state AS VARCHAR) AS state FROM trials")
         numbers = {trial.trial_id: trial.number for trial in trials}
         for row in rows("SELECT trial_id, step, intermediate_value AS v FROM trial_intermediate_values"):
-            if row.trial_id in numbers:  # Postgres shows each statement of a transaction the newest
+            if row.trial_id in numbers:  # in Postgres each statement of a transaction sees the newest rows
                 yield (numbers[row.trial_id], "rung", row.step), row.v
         ended = {trial.trial_id for trial in trials if trial.state in FINISHED}
         yield from (((t.number, "state"), t.state) for t in trials if t.trial_id in ended)
@@ -269,8 +269,8 @@ def told(store: Reader) -> Iterator[tuple[tuple[Any, ...], Any]]:
 
 
 def check(scene: Scene) -> None:
-    """Check that the budget was spent exactly, nothing is left over, nothing was changed, and it is known why."""
-    scene.witness.look()
+    """Check that the budget is spent exactly, nothing is left running, no value changed, and each end has a reason."""
+    scene.witness.compare()
     assert scene.witness.seen
     assert scene.witness.changed == []
     assert scene.pids() == []
@@ -287,14 +287,14 @@ def check(scene: Scene) -> None:
         for trial in snapshot.trials:
             check_curve(scene, trial)
     scene.ends = Counter(word for _, _, word in events if word != "began")
-    # Every attempt began once and ended once, in one word.
-    wanted = {(slot, n) for slot, _, attempts, _ in slots for n in range(1, attempts + 1)}
-    assert Counter((slot, n) for slot, n, word in events if word == "began") == Counter(wanted)
-    assert Counter((slot, n) for slot, n, word in events if word != "began") == Counter(wanted)
+    # Every attempt started once and ended once, for one reason.
+    expected = {(slot, n) for slot, _, attempts, _ in slots for n in range(1, attempts + 1)}
+    assert Counter((slot, n) for slot, n, word in events if word == "began") == Counter(expected)
+    assert Counter((slot, n) for slot, n, word in events if word != "began") == Counter(expected)
 
 
 def check_curve(scene: Scene, trial: Any) -> None:
-    """Check that a curve is that of a run that nothing happened to, bit for bit, in the storage and in the file."""
+    """Check that a curve equals that of a run without faults bit for bit, in the storage and in metrics.jsonl."""
     curve = dict(enumerate(scene.curve(trial.params), 1))
     found = dict(trial.intermediate_values)
     assert {rung: v for rung, v in found.items() if v == v} == {r: curve[r] for r, v in found.items() if v == v}

@@ -1,4 +1,4 @@
-"""The table of faults: how each is provoked, on which storages, and by which words it is known afterwards."""
+"""The table of faults: how each is provoked, on which storages, and which event types it leaves."""
 
 import contextlib
 import os
@@ -22,21 +22,22 @@ LONG = {**PLANTED, "base": {"pause": 1.0}}
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a study. `provoke` starts it and lets it happen; whatever is left is then launched again.
+    """A fault of a study. `provoke` starts the study and causes the fault. The test then launches the study again.
 
-    words: events that must be there afterwards. not_on: storages that cannot meet it, each with the reason.
-    of_storage: each storage meets it in its own way.
+    event_types: events that the table of events must hold afterwards. not_on: storages on which the fault cannot occur,
+    each with the reason.
+    of_storage: whether the effect depends on the storage.
     """
 
     name: str
     provoke: Callable[[Scene], None]
-    words: frozenset[str] = frozenset()
+    event_types: frozenset[str] = frozenset()
     not_on: Mapping[str, str] = field(default_factory=dict)
     of_storage: bool = False
 
 
-def planted_death(where: str, keys: Mapping[str, object] = PLANTED) -> Callable[[Scene], None]:
-    """Return what kills one worker with SIGKILL at that place of `inside/sitecustomize.py`."""
+def kill_at(where: str, keys: Mapping[str, object] = PLANTED) -> Callable[[Scene], None]:
+    """Return a function that kills one worker with SIGKILL at a point of `inside/sitecustomize.py`."""
 
     def provoke(scene: Scene) -> None:
         scene.study(keys, trials=TRIALS if keys is PLANTED else 3)
@@ -49,27 +50,27 @@ def planted_death(where: str, keys: Mapping[str, object] = PLANTED) -> Callable[
 
 def kill_launcher(scene: Scene) -> None:
     launcher = scene.launch()
-    scene.begun()
+    scene.wait_for_values()
     launcher.kill()
     launcher.wait()
-    scene.until(lambda: not scene.pids())  # they see at their next rung that they are alone
+    scene.until(lambda: not scene.pids())  # each worker stops after its parent process has ended
 
 
 def kill_everything(scene: Scene) -> None:
     launcher = scene.launch()
-    scene.begun()
-    for pid in [*scene.pids(), launcher.pid]:  # the launcher last: workers that see it gone would leave in good order
+    scene.wait_for_values()
+    for pid in [*scene.pids(), launcher.pid]:  # the launcher last: workers would stop cleanly after its end
         os.kill(pid, signal.SIGKILL)
     launcher.wait()
 
 
-def ask_to_leave(number: signal.Signals, times: int = 1) -> Callable[[Scene], None]:
-    """Return what signals the launcher so often."""
+def interrupt(number: signal.Signals, times: int = 1) -> Callable[[Scene], None]:
+    """Return a function that sends a signal to the launcher this many times."""
 
     def provoke(scene: Scene) -> None:
-        scene.study(LONG if times > 1 else PLANTED)  # a rung so long that the second comes in the middle of it
+        scene.study(LONG if times > 1 else PLANTED)  # a rung so long that the second signal arrives in the middle of it
         launcher = scene.launch()
-        scene.begun()
+        scene.wait_for_values()
         for _ in range(times):
             launcher.send_signal(number)
             time.sleep(0.2)
@@ -81,23 +82,23 @@ def ask_to_leave(number: signal.Signals, times: int = 1) -> Callable[[Scene], No
 
 def terminate_worker(scene: Scene) -> None:
     scene.launch()
-    scene.begun()
+    scene.wait_for_values()
     os.kill(scene.holder(), signal.SIGTERM)
 
 
 def freeze_worker(scene: Scene) -> None:
     scene.launch()
-    scene.begun()
+    scene.wait_for_values()
     pid = freeze(scene)
     try:
-        scene.until(lambda: "lost" in scene.words())
-        time.sleep(1.0)  # the other worker has begun with it
+        scene.until(lambda: "lost" in scene.event_types())
+        time.sleep(1.0)  # until the other worker has resumed the trial
     finally:
         os.kill(pid, signal.SIGCONT)
 
 
 def freeze(scene: Scene) -> int:
-    """Stop a worker that trains, but not in the middle of writing: it would keep the lock of a SQLite file."""
+    """Stop a worker that trains, but not during a write, in which it would hold the lock of a SQLite file."""
     while True:
         pid = scene.holder()
         os.kill(pid, signal.SIGSTOP)
@@ -107,7 +108,7 @@ def freeze(scene: Scene) -> int:
 
 
 def is_locked(file: str) -> bool:
-    """Return whether somebody keeps the lock of a SQLite file for longer than a write takes."""
+    """Return whether a process holds the lock of a SQLite file for longer than a write takes."""
     with contextlib.closing(sqlite3.connect(file, timeout=1.0, isolation_level=None)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -120,7 +121,7 @@ def is_locked(file: str) -> bool:
 def stop_server(scene: Scene) -> None:
     assert scene.server
     scene.launch()
-    scene.begun()
+    scene.wait_for_values()
     scene.server.stop(signal.SIGQUIT)
     time.sleep(20.0)
     scene.server.start()
@@ -129,7 +130,7 @@ def stop_server(scene: Scene) -> None:
 def restart_server(scene: Scene) -> None:
     assert scene.server
     scene.launch()
-    scene.begun()
+    scene.wait_for_values()
     for _ in range(3):
         scene.server.stop(signal.SIGINT)
         scene.server.start()
@@ -139,26 +140,26 @@ def restart_server(scene: Scene) -> None:
 def cut_connections(scene: Scene) -> None:
     assert scene.server
     launcher = scene.launch()
-    scene.begun()
+    scene.wait_for_values()
     mine = f"datname = '{scene.database}' AND application_name = 'hpo'"
     cut, until = 0, time.monotonic() + 4.0
     while time.monotonic() < until and launcher.poll() is None:
-        found = scene.server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
-        cut += len(found)
+        rows = scene.server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
+        cut += len(rows)
         time.sleep(0.03)
     assert cut > 10
 
 
 def lock_storage(scene: Scene) -> None:
     scene.launch()
-    scene.begun()
+    scene.wait_for_values()
     with locked(scene):
         time.sleep(30.0 if scene.kind == "sqlite" else 8.0)
 
 
 @contextmanager
 def locked(scene: Scene) -> Iterator[None]:
-    """Keep everyone else from writing, on Postgres from reading too."""
+    """Prevent other processes from writing, and on Postgres also from reading."""
     if scene.server:
         import psycopg
 
@@ -166,11 +167,11 @@ def locked(scene: Scene) -> Iterator[None]:
             connection.execute("LOCK TABLE hpo_slot, trials IN ACCESS EXCLUSIVE MODE")
             yield
         return
-    # Another process: the locks of SQLite are those of a process.
+    # In another process, because SQLite locks belong to a process.
     code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)"
     code += "; c.execute('BEGIN EXCLUSIVE'); print('locked', flush=True); sys.stdin.read()"
-    asked = [sys.executable, "-c", code, scene.database]
-    with subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", code, scene.database]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdin
         assert process.stdout.readline() == b"locked\n"
@@ -179,7 +180,7 @@ def locked(scene: Scene) -> Iterator[None]:
 
 
 def fill(folder: Path) -> Path:
-    """Take all the room that a disk has left; return the file that does."""
+    """Fill a disk; return the file that fills it."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -191,9 +192,9 @@ def fill_checkpoints(scene: Scene) -> None:
     with small_disk(scene.folder / "small", "8m") as disk:
         scene.out = disk
         scene.launch()
-        scene.begun()
+        scene.wait_for_values()
         ballast = fill(disk)
-        scene.until(lambda: "quarantined" in scene.words())
+        scene.until(lambda: "quarantined" in scene.event_types())
         ballast.unlink()
         scene.finish()
         shutil.copytree(disk / NAME, scene.folder / "runs" / NAME)
@@ -204,7 +205,7 @@ def fill_database(scene: Scene) -> None:
     scene.study(PLANTED, trials=10)
     with disk_of_database(scene) as disk:
         scene.launch()
-        scene.begun()
+        scene.wait_for_values()
         ballast = fill(disk)
         time.sleep(5.0)
         ballast.unlink()
@@ -221,7 +222,7 @@ def disk_of_database(scene: Scene) -> Iterator[Path]:
             yield disk
         return
     name = scene.database
-    # Beside the server's own files, where its user may go.
+    # Beside the files of the server, because its user may read that folder.
     with small_disk(scene.server.folder / "small", "32m") as disk:
         space = disk / "space"
         space.mkdir()
@@ -249,12 +250,12 @@ def fill_prepared_data(scene: Scene) -> None:
 
 
 def write_protect(scene: Scene) -> None:
-    """Interrupt the study, refuse a launch and a worker while nothing can be written, and let it go on."""
+    """Interrupt the study, check that a launch and a worker refuse a read-only storage, and make it writable again."""
     if scene.server is None:
         with small_disk(scene.folder / "small", "8m") as disk:
             scene.url = f"sqlite:///{disk}/hpo.db"
             halve(scene)
-            with scene.witness.lock:  # a disk with an open file stays as it is
+            with scene.witness.lock:  # a disk with an open file cannot be remounted
                 subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
             refuse(scene)
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
@@ -268,9 +269,9 @@ def write_protect(scene: Scene) -> None:
 
 
 def halve(scene: Scene, workers: int = 2) -> None:
-    """Run a part of the study, so that some trial is interrupted after its first rung."""
+    """Run a part of the study, so that a trial is interrupted after its first rung."""
     launcher = scene.launch(workers)
-    scene.begun(1)
+    scene.wait_for_values(1)
     launcher.send_signal(signal.SIGINT)
     scene.end(launcher, 130, 30)
 
@@ -283,7 +284,7 @@ def refuse(scene: Scene) -> None:
 
 
 def turn_clock(scene: Scene) -> None:
-    """Let one worker's clock be an hour late and the other's early, in another time zone."""
+    """Set one worker's clock an hour late and the other's an hour early, in another time zone."""
     scene.end(scene.launch(FAULT="clock", TZ="Asia/Tokyo", PGTZ="Asia/Tokyo"))
     assert (scene.folder / "mark").exists()
 
@@ -299,7 +300,7 @@ def diverge(scene: Scene) -> None:
 
 
 def run_out_of_memory(scene: Scene) -> None:
-    """Train a network whose weights do not fit into what a worker is given; the others are small."""
+    """Train a network whose weights exceed a worker's memory; the other trials are small."""
     scene.study(GPT, trials=3, baseline=[{}, {"model.n_embd": 2048}])
     scene.end(scene.launch(1, FAULT="memory"))
     assert len(scene.rows("SELECT 1 FROM trials WHERE CAST(state AS VARCHAR) = 'PRUNED'")) == 1
@@ -308,11 +309,11 @@ def run_out_of_memory(scene: Scene) -> None:
 def garble_checkpoints(scene: Scene) -> None:
     scene.study(GPT, trials=3)
     halve(scene, 1)
-    found = list(scene.out.glob(f"{NAME}/trials/*/*/state.safetensors"))
-    assert found
-    for n, file in enumerate(found):
-        whole = file.read_bytes()
-        file.write_bytes(whole[: len(whole) // 2] if n % 2 else bytes(b ^ 0xFF for b in whole))
+    files = list(scene.out.glob(f"{NAME}/trials/*/*/state.safetensors"))
+    assert files
+    for n, file in enumerate(files):
+        data = file.read_bytes()
+        file.write_bytes(data[: len(data) // 2] if n % 2 else bytes(b ^ 0xFF for b in data))
 
 
 def join_with_another_version(scene: Scene) -> None:
@@ -330,35 +331,35 @@ FILES = {"sqlite": "a file needs no server"}
 CLIENTS = {"sqlite": "there is no connection: a statement is a call in the worker's own process"}
 BEFORE = {"postgres": "it happens before the storage is opened"}
 
-AWAY = frozenset({"away"})
+UNREACHABLE = frozenset({"away"})
 
 FAULTS = [
-    Fault("worker killed before its first report", planted_death("first_report"), LOST),
-    Fault("worker killed between a report and its checkpoint", planted_death("report"), LOST),
-    Fault("worker killed between rungs", planted_death("checkpoint", GPT), LOST),
-    Fault("worker killed between claim and trial", planted_death("claimed"), LOST),
-    Fault("worker killed in the transaction that makes a trial", planted_death("made"), LOST),
-    Fault("worker killed in the transaction that tells", planted_death("tell"), LOST),
-    Fault("worker killed between tell and slot", planted_death("told"), LOST),
-    Fault("worker killed after the slot's end", planted_death("closed")),
+    Fault("worker killed before its first report", kill_at("first_report"), LOST),
+    Fault("worker killed between a report and its checkpoint", kill_at("report"), LOST),
+    Fault("worker killed between rungs", kill_at("checkpoint", GPT), LOST),
+    Fault("worker killed between claim and trial", kill_at("claimed"), LOST),
+    Fault("worker killed in the transaction that creates a trial", kill_at("created"), LOST),
+    Fault("worker killed in the transaction that ends a trial", kill_at("end"), LOST),
+    Fault("worker killed between the end of a trial and its slot", kill_at("ended"), LOST),
+    Fault("worker killed after its slot is done", kill_at("closed")),
     Fault("launcher killed", kill_launcher, PREEMPTED),
     Fault("launcher and workers killed at once", kill_everything, LOST),
-    Fault("SIGTERM", ask_to_leave(signal.SIGTERM), PREEMPTED),
-    Fault("SIGINT", ask_to_leave(signal.SIGINT), PREEMPTED),
-    Fault("SIGINT twice", ask_to_leave(signal.SIGINT, 2), PREEMPTED),
+    Fault("SIGTERM", interrupt(signal.SIGTERM), PREEMPTED),
+    Fault("SIGINT", interrupt(signal.SIGINT), PREEMPTED),
+    Fault("SIGINT twice", interrupt(signal.SIGINT, 2), PREEMPTED),
     Fault("SIGTERM to one worker", terminate_worker, PREEMPTED),
     Fault("SIGSTOP past the lease, then SIGCONT", freeze_worker, LOST),
-    Fault("Postgres killed and away for 20 s", stop_server, AWAY, FILES),
+    Fault("Postgres killed and down for 20 s", stop_server, UNREACHABLE, FILES),
     Fault("Postgres restarted three times", restart_server, not_on=FILES),
-    Fault("connections cut in mid-statement", cut_connections, not_on=CLIENTS),
-    Fault("storage locked by another process", lock_storage, AWAY, of_storage=True),
+    Fault("connections cut during statements", cut_connections, not_on=CLIENTS),
+    Fault("storage locked by another process", lock_storage, UNREACHABLE, of_storage=True),
     Fault("full disk: checkpoints", fill_checkpoints, frozenset({"disk", "quarantined", "released"})),
     Fault("full disk: database", fill_database, of_storage=True),
     Fault("full disk: prepared data", fill_prepared_data, not_on=BEFORE),
     Fault("read-only storage", write_protect, PREEMPTED, of_storage=True),
-    Fault("clocks of workers an hour off", turn_clock),
-    Fault("two launches at the same moment", launch_twice, of_storage=True),
-    Fault("a loss that is not a number", diverge, frozenset({"diverged"})),
+    Fault("clocks of workers wrong by an hour", turn_clock),
+    Fault("two launches at the same time", launch_twice, of_storage=True),
+    Fault("loss is NaN", diverge, frozenset({"diverged"})),
     Fault("out of memory", run_out_of_memory, frozenset({"oom"})),
     Fault("corrupt checkpoint", garble_checkpoints, frozenset({"preempted", "restarted"})),
     Fault("worker of another version", join_with_another_version, PREEMPTED),

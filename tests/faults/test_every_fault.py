@@ -1,4 +1,4 @@
-"""Whatever happens to a study, it ends whole: every fault of the table on every storage that can meet it."""
+"""After every fault, on every storage on which it can occur, a study ends complete and correct."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +11,9 @@ from tests.support.cases import exhaustive
 
 
 def cases() -> Iterator[object]:
-    """Yield every fault with every storage that can meet it.
+    """Yield every fault with every storage on which it can occur.
 
-    Faults of the storage itself happen on both storages in every run, the others on one of the two in turn.
+    A default test run has the faults of the storage on both storages, and the others on one of the two in turn.
     """
     for n, fault in enumerate(FAULTS):
         kinds = [kind for kind in ("sqlite", "postgres") if kind not in fault.not_on]
@@ -40,15 +40,19 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> Iterator
 
 
 @pytest.mark.parametrize(("fault", "kind"), list(cases()))
-def test_study_ends_whole_and_says_why_whatever_happens(fault: Fault, kind: str, scene: Scene) -> None:
+def test_study_ends_complete_after_a_fault_and_names_its_cause(fault: Fault, kind: str, scene: Scene) -> None:
     fault.provoke(scene)
     scene.finish()
     scene.check()
-    assert fault.words <= scene.happened
+    assert fault.event_types <= scene.types_seen
 
 
-def test_every_fault_stands_in_the_document_with_its_words() -> None:
+def test_every_fault_is_in_the_documentation_with_its_event_types() -> None:
     text = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text("utf-8")
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert [fault.name for fault in FAULTS if fault.name not in rows] == []
-    assert [fault.name for fault in FAULTS if not all(f"`{word}`" in rows[fault.name] for word in fault.words)] == []
+    assert [
+        fault.name
+        for fault in FAULTS
+        if not all(f"`{event_type}`" in rows[fault.name] for event_type in fault.event_types)
+    ] == []

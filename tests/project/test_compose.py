@@ -17,9 +17,9 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 COMMANDS = {name: service["command"] for name, service in SERVICES.items() if "command" in service}
 
 
-def test_the_services_are_those_of_the_manual() -> None:
+def test_the_services_are_those_of_the_documentation() -> None:
     assert set(SERVICES) == {"postgres", "launch", "worker", "dashboard"}
-    assert SERVICES["launch"]["profiles"] == ["launch"]  # `up` alone starts no second search
+    assert SERVICES["launch"]["profiles"] == ["launch"]  # `up` alone does not start another search
 
 
 def test_postgres_keeps_its_data_and_the_others_wait_for_its_health() -> None:
@@ -37,13 +37,13 @@ def test_only_the_dashboard_is_published_and_only_on_this_machine() -> None:
     assert published == {"dashboard": ["127.0.0.1:8080:8080"]}
 
 
-def test_the_dashboard_asks_for_a_password_and_lets_nobody_change_anything() -> None:
+def test_the_dashboard_requires_a_password_and_is_read_only() -> None:
     service = SERVICES["dashboard"]
     assert service["environment"]["HPO_DASHBOARD_PASSWORD"] == "${HPO_DASHBOARD_PASSWORD:?set it in .env}"
     assert service["command"] == ["hpo", "dashboard", "--host", "0.0.0.0", "--port", "8080"]
 
 
-def test_no_password_is_written_down() -> None:
+def test_no_password_is_in_the_file() -> None:
     secrets = [service["environment"].get("POSTGRES_PASSWORD") for service in SERVICES.values()]
     urls = [service["environment"].get("HPO_STORAGE", "") for service in SERVICES.values()]
     variable = "${POSTGRES_PASSWORD:?set it in .env}"
@@ -52,7 +52,7 @@ def test_no_password_is_written_down() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_is_one_that_hpo_knows(name: str) -> None:
+def test_every_command_exists_with_its_options(name: str) -> None:
     program, subcommand, *arguments = COMMANDS[name]
     assert program == "hpo"
     if not importlib.util.find_spec("hpo.__main__"):

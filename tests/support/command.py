@@ -1,4 +1,4 @@
-"""The command line as a person starts it, a process of its own; or in this process, where only the answer matters."""
+"""Run `hpo` commands in a new process, or in this process if only their output matters."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 COMMANDS = typer.main.get_command(app)
 
-# A training function that is over at once, and a study of it
+# A training function that returns immediately, and a study of it
 MODULE = """
 from pydantic import BaseModel
 
@@ -43,13 +43,13 @@ budget: {trials: 4}
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment for a command that runs in another folder than the repository's."""
+    """Return the environment of a command that runs outside of the repository."""
     plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
     return os.environ | {"PYTHONPATH": str(ROOT)} | plain | thread_environment(1) | more
 
 
 def hpo(*arguments: str, cwd: Path, status: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a command, check its exit status and that it shows no traceback."""
+    """Run a command in a new process; check its exit status, and that it shows no traceback."""
     command = [sys.executable, "-m", "hpo", *arguments]
     done = subprocess.run(command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=300)
     assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -58,7 +58,7 @@ def hpo(*arguments: str, cwd: Path, status: int = 0, **more: str) -> subprocess.
 
 
 def run_in_process(*arguments: str, cwd: Path) -> str:
-    """Run a command in this process; return what it printed, or raise what it raised."""
+    """Run a command in this process; return its output. Exceptions are not caught."""
     out = io.StringIO()
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out):
         COMMANDS.main(list(arguments), standalone_mode=False)
@@ -74,7 +74,7 @@ def trivial(folder: Path, name: str = "trivial") -> Path:
 
 
 def write_base(folder: Path, name: str, tree: dict[str, Any]) -> None:
-    """Put a base on the tiny text where commands that run in `folder` find it."""
+    """Write a base configuration on the tiny text for commands that run in `folder`."""
     (folder / "studies" / "bases").mkdir(parents=True)
     text = dump_yaml(tree | {"data": {"name": "text", "path": corpus()}})
     (folder / "studies" / "bases" / f"{name}.yaml").write_text(text)

@@ -1,7 +1,7 @@
-"""Commands typed by the thousand, each in this process as `hpo` would run it, in a folder that is put back.
+"""Run thousands of generated commands in this process, in a folder that is restored after each.
 
-HPO_EXAMPLES says how many are made up (`make generated`: 10,000). A storage is waited for at most 0.2 s, and a command
-that takes longer than 20 s fails its test.
+HPO_EXAMPLES is the number of commands (`make generated`: 10,000). A command waits at most 0.2 s for a storage, and its
+test fails if it takes longer than 20 s.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ HANGS_S = 20.0
 
 
 def examples(share: float) -> settings:
-    """Return how a test makes its share of all examples, the same ones each time."""
+    """Return the settings of a test that generates its share of all examples, the same ones each time."""
     checks = list(HealthCheck)
     n = max(1, round(share * EXAMPLES))
     return settings(max_examples=n, deadline=None, suppress_health_check=checks, derandomize=True, database=None)
@@ -41,7 +41,7 @@ def examples(share: float) -> settings:
 
 @dataclass
 class CommandResult:
-    """How a command ended."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -49,7 +49,7 @@ class CommandResult:
 
 
 class Hung(BaseException):
-    """A command took too long; no handler for exceptions catches this."""
+    """A command took too long. `except Exception` does not catch this class."""
 
 
 def _hung(number: int, frame: FrameType | None) -> None:
@@ -57,8 +57,8 @@ def _hung(number: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _as_found() -> Iterator[None]:
-    """Give back the environment, the arguments and the signals that a command of its own process may keep."""
+def _restored_process() -> Iterator[None]:
+    """Restore environment, arguments and signal handlers, which a command changes in its process."""
     signals = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM)
     handlers = {n: signal.getsignal(n) for n in signals}
     arguments, environ = sys.argv, dict(os.environ)
@@ -76,11 +76,11 @@ def _as_found() -> Iterator[None]:
 
 
 def run_command(folder: Path, *arguments: str) -> CommandResult:
-    """Run `hpo` with these arguments; an exception that it lets out, a traceback to its user, goes through."""
+    """Run `hpo` with these arguments. An exception that would show the user a traceback is raised."""
     out = io.TextIOWrapper(io.BytesIO(), "utf-8")
-    err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")  # as Python sets up both
+    err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")  # as Python configures both
     status: Any = 0
-    with _as_found(), contextlib.chdir(folder), limit_patience(0.2):
+    with _restored_process(), contextlib.chdir(folder), limit_patience(0.2):
         sys.argv = ["hpo", *arguments]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -93,41 +93,41 @@ def run_command(folder: Path, *arguments: str) -> CommandResult:
 
 @dataclass
 class Workspace:
-    """A folder as commands find it, and a copy to put it back from."""
+    """A folder for commands, and a copy from which it is restored."""
 
     folder: Path
     copy: Path
     before: str = ""
 
     def state(self) -> str:
-        """Return a hash of all that is there; of a database, of what it says, since reading leaves traces."""
-        known = hashlib.sha256()
+        """Return a hash of all files. Of a database it hashes the rows, because readers change the file."""
+        digest = hashlib.sha256()
         for path in sorted(self.folder.rglob("*")):
             if path.name.endswith(("-wal", "-shm", ".lock")) or "__pycache__" in path.parts:
                 continue
-            known.update(os.fsencode(path))
+            digest.update(os.fsencode(path))
             if path.is_file():
-                known.update(_said(path))
-        return known.hexdigest()
+                digest.update(_content(path))
+        return digest.hexdigest()
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         if self.state() != self.before:
             shutil.rmtree(self.folder)
             shutil.copytree(self.copy, self.folder, symlinks=True)
 
 
-def _said(path: Path) -> bytes:
+def _content(path: Path) -> bytes:
     if path.name != "hpo.db":
         return path.read_bytes()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         return "\n".join(connection.iterdump()).encode()
 
 
-STUDIES = {"trivial": 4, "held": 1, "fresh": 0}  # in the storage: over, interrupted, not begun; trials of each
+STUDIES = {"trivial": 4, "held": 1, "fresh": 0}  # number of trials: finished, interrupted, not started
 
 
 def prepare_workspace(parent: Path) -> Workspace:
-    """Return a folder with three studies in its storage, a configuration, and files that are neither."""
+    """Return a folder with three studies in its storage, a configuration, and other files."""
     folder = parent / "here"
     folder.mkdir()
     trivial(folder)
@@ -146,6 +146,6 @@ def prepare_workspace(parent: Path) -> Workspace:
         worker.listener = lambda event: worker.signals.request_stop(signal.SIGINT) if event["event"] == "rung" else None
         assert worker.work() == 128 + signal.SIGINT
     shutil.copytree(folder, folder.parent / "copy")
-    found = Workspace(folder, folder.parent / "copy")
-    found.before = found.state()
-    return found
+    workspace = Workspace(folder, folder.parent / "copy")
+    workspace.before = workspace.state()
+    return workspace

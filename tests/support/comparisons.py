@@ -1,4 +1,4 @@
-"""Studies made in code, run to their end in this process."""
+"""Run studies to their end in this process."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +14,13 @@ from tests.support.planted import planted_study as planted
 
 
 def run_study(store: Store, study: Study) -> Snapshot:
-    """Run a study with one worker; return how it stands."""
+    """Run a study with one worker; return its snapshot."""
     stored = register_study(store, study, None, {})
     assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
     return read_snapshot(store, study.name)
 
 
 def run_search(store: Store, folder: Path, base: Mapping[str, Any], **keys: Any) -> Snapshot:
-    """Search planted curves of a noise of 0.05, unless `base` says otherwise."""
+    """Search planted curves, by default with a noise of 0.05."""
     path = planted(folder, base={"noise": 0.05, **base}, **{"pruner": {"name": "none"}, **keys})
     return run_study(store, load_study(str(path)))

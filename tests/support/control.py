@@ -1,4 +1,4 @@
-"""A planted study, processes that work on it, and what a person types at it meanwhile."""
+"""A planted study, processes that run it, and the commands that a user types meanwhile."""
 
 import contextlib
 import io
@@ -27,21 +27,21 @@ from tests.support.command import COMMANDS
 from tests.support.planted import planted_study as planted
 from tests.support.tiny import tiny
 
-# Long enough for a person to come between
+# A study that runs long enough for commands to arrive in the middle of it
 LONG: dict[str, Any] = {"rungs": 12, "base": {"rungs": 12, "pause": 0.12}, "pruner": {"name": "none"}}
 
 
 def run_control(url: str, *arguments: str) -> str:
-    """Type a command in another folder, which knows nothing of the study; return what it told."""
-    told, data = io.StringIO(), io.StringIO()
-    with contextlib.chdir("/"), contextlib.redirect_stderr(told), contextlib.redirect_stdout(data):
+    """Run a command in another folder than the study's; return its messages, and check that it prints no data."""
+    messages, data = io.StringIO(), io.StringIO()
+    with contextlib.chdir("/"), contextlib.redirect_stderr(messages), contextlib.redirect_stdout(data):
         COMMANDS.main([*arguments, "--storage", url], standalone_mode=False)
     assert data.getvalue() == ""
-    return told.getvalue()
+    return messages.getvalue()
 
 
 def refused(url: str, *arguments: str) -> str:
-    """Type a command that is refused; return why."""
+    """Run a command that must fail with status 2; return its message."""
     with pytest.raises(Problem) as error:
         run_control(url, *arguments)
     assert error.value.status == 2
@@ -50,11 +50,11 @@ def refused(url: str, *arguments: str) -> str:
 
 @contextlib.contextmanager
 def working(url: str, command: str = "worker", *more: str, n: int = 2) -> Iterator[list[subprocess.Popen[str]]]:
-    """Have processes work on the planted study."""
-    asked = [sys.executable, "-m", "hpo", command, "--study", "planted", *more]
+    """Run processes of a command on the planted study."""
+    command_line = [sys.executable, "-m", "hpo", command, "--study", "planted", *more]
     env = {**os.environ, "HPO_STORAGE": url, "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(asked, env=env, **pipes) for _ in range(n)]
+    processes = [subprocess.Popen(command_line, env=env, **pipes) for _ in range(n)]
     try:
         yield processes
     finally:
@@ -65,14 +65,15 @@ def working(url: str, command: str = "worker", *more: str, n: int = 2) -> Iterat
 
 
 def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    told = [process.communicate(timeout=60)[1] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+    """Wait for processes; return exit status and standard error of each."""
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
 
 
 def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.05)
 
 
@@ -81,14 +82,14 @@ def create_study(store: Store, here: Path, **keys: Any) -> StoredStudy:
 
 
 def run_worker(stored: StoredStudy, until_event: Callable[[dict[str, Any]], bool] = lambda event: False) -> int:
-    """Work on a study in this process; a signal to leave arrives with the first event of which that is true."""
+    """Run a study in this process; request a stop at the first event for which `until_event` returns true."""
     worker = Worker(stored, Path("runs"), 1, lambda event: None)
     worker.listener = lambda event: worker.signals.request_stop(2) if until_event(event) else None
     return worker.work()
 
 
 def interrupt_trial(stored: StoredStudy) -> None:
-    """Leave a trial that was begun and given back."""
+    """Start a trial and interrupt it, so that it is requeued."""
     assert run_worker(stored, lambda event: event["event"] == "rung") == 130
 
 
@@ -101,14 +102,14 @@ def states(store: Store, name: str = "planted") -> Counter[State]:
 
 
 def rungs(store: Store) -> int:
-    """Return how many values have been reported."""
+    """Return the number of reported values."""
     return sum(trial.last_step or 0 for trial in read_snapshot(store, "planted").trials)
 
 
-def events(store: Store, *words: str) -> list[tuple[str, str | None]]:
+def events(store: Store, *event_types: str) -> list[tuple[str, str | None]]:
     with store.engine.begin() as connection:
         rows = connection.execute(sa.select(EVENT.c.event_type, EVENT.c.text).order_by(EVENT.c.id)).all()
-    return [(row.event_type, row.text) for row in rows if row.event_type in words]
+    return [(row.event_type, row.text) for row in rows if row.event_type in event_types]
 
 
 def gpt(here: Path, name: str, low: float, base: dict[str, Any], **keys: Any) -> Path:

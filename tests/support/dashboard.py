@@ -1,4 +1,4 @@
-"""A dashboard that runs, as a person starts it, and requests to it."""
+"""A running dashboard process, and requests to it."""
 
 import base64
 import contextlib
@@ -13,16 +13,16 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def dashboard(url: str, *arguments: str, password: str = "") -> Iterator[str]:
-    """A running dashboard; yields its address."""
-    asked = [sys.executable, "-m", "hpo", "dashboard", "--storage", url, "--port", "0", *arguments]
+    """Run `hpo dashboard`; yield its address."""
+    command = [sys.executable, "-m", "hpo", "dashboard", "--storage", url, "--port", "0", *arguments]
     env = {**os.environ, "HPO_DASHBOARD_PASSWORD": password}
-    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
         try:
             assert process.stderr is not None
-            told = process.stderr.readline()
-            found = re.search(r"http://[^/]+", told)
-            assert found, told
-            yield found[0].replace("0.0.0.0", "127.0.0.1")
+            line = process.stderr.readline()
+            address = re.search(r"http://[^/]+", line)
+            assert address, line
+            yield address[0].replace("0.0.0.0", "127.0.0.1")
         finally:
             process.terminate()
             rest = process.communicate()[1]

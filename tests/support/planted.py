@@ -1,4 +1,4 @@
-"""A training function with planted curves, searched through the `train:` plug: dozens of trials in seconds."""
+"""A training function with planted (known) curves: a study of dozens of trials takes seconds."""
 
 import sys
 import textwrap
@@ -24,15 +24,15 @@ class Config(BaseModel):
 
 
 def train(config: Config) -> Iterator[tuple[int, float]]:
-    """Fall from 3 to 1 + x: the smaller x, the better, at every rung; with noise, another curve for each seed."""
-    luck = config.noise * random.Random(repr((config.seed, config.x))).gauss(0.0, 1.0) if config.noise else 0.0
+    """Report a curve that falls from 3 to 1 + x. A smaller x is better at every rung. Noise depends on the seed."""
+    offset = config.noise * random.Random(repr((config.seed, config.x))).gauss(0.0, 1.0) if config.noise else 0.0
     for rung in range(1, config.rungs + 1):
         time.sleep(config.pause)
-        yield rung, 1.0 + config.x + (1.0 - rung / config.rungs) + luck
+        yield rung, 1.0 + config.x + (1.0 - rung / config.rungs) + offset
 
 
 def noted(config: Config) -> Iterator[tuple[int, float]]:
-    """The same, leaving one file for each start of a run."""
+    """Train as `train`, and create one file for each start of a run."""
     with open(f"start-{os.getpid()}-{time.monotonic_ns()}", "w") as file:
         file.write(str(config.x))
     yield from train(config)
@@ -40,7 +40,7 @@ def noted(config: Config) -> Iterator[tuple[int, float]]:
 
 
 def planted_study(folder: Path, name: str = "planted", **keys: Any) -> Path:
-    """Write the module and a study file that searches it; return the file."""
+    """Write the module and a study of its `x`; return the path of the study."""
     (folder / "curves.py").write_text(textwrap.dedent(MODULE))
     tree = {
         "train": "curves:train",
@@ -56,9 +56,9 @@ def planted_study(folder: Path, name: str = "planted", **keys: Any) -> Path:
 
 
 def edit(folder: Path, old: str, new: str) -> None:
-    """Change the module where `old` is first, and have it imported anew."""
+    """Replace the first `old` in the module, and drop the module from sys.modules, so that it is imported again."""
     curves = folder / "curves.py"
-    before, found, after = curves.read_text().partition(old)
-    assert found, f"{old!r} is not in the module"
+    before, match, after = curves.read_text().partition(old)
+    assert match, f"{old!r} is not in the module"
     curves.write_text(before + new + after)
     sys.modules.pop("curves", None)

@@ -1,4 +1,4 @@
-"""Runs of a scene: curves that are known beforehand and go on from checkpoints, so that a wrong value shows."""
+"""Runs of a scene: known curves that resume from checkpoints, so that the checks find every wrong value."""
 
 import json
 import math
@@ -18,11 +18,11 @@ class Config(BaseModel):
 
 
 def curve(x: float, rungs: int) -> list[float]:
-    """Return the values of all rungs; each depends on the one before, so that a wrong state shows to the end."""
-    found = [1.0 + x]
-    while len(found) < rungs:
-        found.append(found[-1] / 2 + x)
-    return found
+    """Return the values of all rungs; each depends on the previous one, so a wrong state changes all later ones."""
+    values = [1.0 + x]
+    while len(values) < rungs:
+        values.append(values[-1] / 2 + x)
+    return values
 
 
 class Curves:

@@ -1,6 +1,7 @@
-"""Python loads this at its start wherever a scene runs: a worker dies, or lacks memory, exactly where FAULT says.
+"""Python imports this module at the start of each process of a scene. The variable FAULT names a function below.
 
-It happens once in a scene: in the process that makes the file FAULT_MARK, the first to come there.
+The function kills a worker at a certain point, or limits its memory. This happens once in a scene: in the process that
+first creates the file FAULT_MARK.
 """
 
 import os
@@ -37,10 +38,10 @@ def after(owner, name, when, act=die):
     real = getattr(owner, name)
 
     def wrapped(*args, **kwargs):
-        found = real(*args, **kwargs)
+        result = real(*args, **kwargs)
         if when(*args, **kwargs):
             act()
-        return found
+        return result
 
     setattr(owner, name, wrapped)
 
@@ -52,62 +53,62 @@ def first_report():
 
 
 def report():
-    """After the value was written, before the checkpoint."""
+    """Die after the value is written, before the checkpoint."""
     from hpo.worker.reporter import Reporter
 
     after(Reporter, "report_values", lambda self, trial, wait: trial.rung == 2)
 
 
 def checkpoint():
-    """After the checkpoint of the second rung."""
+    """Die after the checkpoint of the second rung."""
     from hpo.runs import checkpoints
 
     after(checkpoints, "save_checkpoints", lambda runs, lane, config, folder, rung, best: rung == 2)
 
 
-def tell():
-    """In the transaction that ends a trial: all is written, nothing committed."""
+def end():
+    """Die in the transaction that ends a trial: everything is written, nothing is committed."""
     import sqlalchemy as sa
     from optuna.storages import RDBStorage
 
-    telling = []
-    before(RDBStorage, "set_trial_state_values", lambda: telling.append(True))
-    sa.event.listen(sa.Engine, "commit", lambda connection: telling and die())
+    ending = []
+    before(RDBStorage, "set_trial_state_values", lambda: ending.append(True))
+    sa.event.listen(sa.Engine, "commit", lambda connection: ending and die())
 
 
-def told():
-    """Between the trial's end and its slot's."""
+def ended():
+    """Die between the end of the trial and the end of its slot."""
     from hpo.worker.reporter import Reporter
 
     before(Reporter, "close_slot")
 
 
 def closed():
-    """After the slot's end, before the worker has noted it."""
+    """Die after the slot is done, before the worker receives the answer."""
     from hpo.worker.reporter import Reporter
 
     after(Reporter, "close_slot", lambda *_, **__: True)
 
 
 def claimed():
-    """Between the claim of a slot and its trial."""
+    """Die between the claim of a slot and the creation of its trial."""
     import hpo.worker.executor
 
     before(hpo.worker.executor, "open_trial")
 
 
-def made():
-    """In the transaction that makes a trial: all is written, nothing committed."""
+def created():
+    """Die in the transaction that creates a trial: everything is written, nothing is committed."""
     import sqlalchemy as sa
     from optuna.storages import RDBStorage
 
-    making = []
-    before(RDBStorage, "_create_new_trial", lambda: making.append(True))
-    sa.event.listen(sa.Engine, "commit", lambda connection: making and die())
+    creating = []
+    before(RDBStorage, "_create_new_trial", lambda: creating.append(True))
+    sa.event.listen(sa.Engine, "commit", lambda connection: creating and die())
 
 
 def clock():
-    """See the wrong time: an hour late in one process, an hour early in all others."""
+    """Set the clock an hour late in one process, and an hour early in all others."""
     import time
 
     from optuna.storages._rdb import storage
@@ -124,7 +125,7 @@ def clock():
 
 
 def memory():
-    """Leave every worker 200 MB more than it has when it begins to train."""
+    """Limit every worker to 200 MB more than it uses when it starts to train."""
     import resource
 
     from hpo.worker.pack import PackRunner
