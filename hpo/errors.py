@@ -1,10 +1,11 @@
-"""What goes wrong in a way that the user can mend, and the exit status that says so."""
+"""Errors that the user can fix, and the exit status of each."""
 
 from collections.abc import Sequence
 
 
 class Problem(Exception):
-    """One or more lines for the user, each naming key, rule, value and remedy; never shown as a traceback."""
+    """An error that the user can fix. Each line names the key, the rule, the value and the remedy; no traceback is
+    shown."""
 
     status = 2
 
@@ -14,25 +15,25 @@ class Problem(Exception):
 
 
 class WorkFailed(Problem):
-    """The work itself failed: a run, a worker, a server."""
+    """A run, a worker or a server failed."""
 
     status = 1
 
 
 class Unwritable(WorkFailed):
-    """A file could not be written: the disk is full, or it may not be written."""
+    """A file cannot be written, because the disk is full or write permission is missing."""
 
 
 class NothingFeasible(Problem):
-    """There is no finished trial to answer with."""
+    """No feasible trial has finished, so that there is no result to show."""
 
     status = 3
 
 
 class StorageError(Exception):
-    """The storage cannot be reached or is not one that we can use; the message holds no password.
+    """The storage is unreachable or unsupported. The message contains no password.
 
-    passing: it was away for longer than the caller could wait, and may be back later.
+    passing: whether the storage may become reachable later; it was unreachable for longer than the caller could wait.
     """
 
     def __init__(self, message: str, passing: bool = False) -> None:

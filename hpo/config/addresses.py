@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Studies and exported files of version 0.1 hold the address on the left.
+# Studies and exported files of version 0.1 hold the addresses on the left.
 MOVED = {"model.train:Trainer": "model.train.trainer:Trainer"}
 
 
 def current_address(address: str) -> str:
-    """Return the current address of an object that an earlier version may have had elsewhere."""
+    """Return the current address of an object, which an earlier version may have stored under another address."""
     return MOVED.get(address, address)
 
 

@@ -1,4 +1,4 @@
-"""What `module:name` in a study file stands for."""
+"""Import the object that `module:name` in a study file names."""
 
 import importlib
 import sys
@@ -14,44 +14,50 @@ from hpo.errors import Problem
 
 
 def import_target(target: str, key: str) -> Any:
-    """Return what module:name stands for.
+    """Return the object at the address module:name.
+
+    key: name of the key in messages.
 
     Raises:
-        Problem: it cannot be imported.
+        Problem: the object cannot be imported.
     """
     module, colon, name = current_address(target).partition(":")
     if not colon or not module or not name:
         raise Problem(f"{key}: must be module:name, got {target!r}")
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a console script does not look in the folder it is called from
+        sys.path.insert(0, str(Path.cwd()))  # console scripts do not have the current folder on sys.path
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise Problem(f"{key}: no module {error.name!r} here or installed, got {target!r}") from None
-    except (Exception, SystemExit) as error:  # whatever a module of the user's own does when it is imported
+        raise Problem(
+            f"{key}: module {error.name!r} in the current folder or installed, got {target!r}"
+        ) from None
+    except (Exception, SystemExit) as error:  # code of the user may raise anything
         raise Problem(
             f"{key}: {module} cannot be imported, {type(error).__name__}: {error}{error_location(error)}"
         ) from None
-    if not hasattr(found, name):
-        raise Problem(f"{key}: module {module} has no {name!r}{nearest(name, dir(found))}")
-    return getattr(found, name)
+    if not hasattr(imported, name):
+        raise Problem(f"{key}: module {module} has no {name!r}{nearest(name, dir(imported))}")
+    return getattr(imported, name)
 
 
 def model_class(target: str, key: str) -> type[BaseModel]:
-    """Return the configuration class that module:Class stands for.
+    """Return the configuration class at the address module:Class.
+
+    key: name of the key in messages.
 
     Raises:
-        Problem: it cannot be imported, or is no class that can be made.
+        Problem: the class cannot be imported, or it is not a pydantic model.
     """
-    found = import_target(target, key)
-    if not isinstance(found, type) or not issubclass(found, BaseModel) or found is BaseModel:
+    imported = import_target(target, key)
+    if not isinstance(imported, type) or not issubclass(imported, BaseModel) or imported is BaseModel:
         raise Problem(f"{key}: must be a pydantic model, got {target}")
-    return found
+    return imported
 
 
 def error_location(error: BaseException) -> str:
-    """Return file and line where an exception arose, as ", x.py line 3"."""
+    """Return the file and line at which an exception was raised, as " (x.py line 3)"."""
     if isinstance(error, SyntaxError):
-        return ""  # its text says so
+        return ""  # its message has the line
     *_, last = traceback.extract_tb(error.__traceback__)
     return f" ({Path(last.filename).name} line {last.lineno})"

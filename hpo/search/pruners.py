@@ -1,4 +1,11 @@
-"""Pruners: which trials stop before their end. A step is a rung, counted 1, 2, ..., R."""
+"""Pruners: rules that stop weak trials early.
+
+A run reports the objective at R rungs, which are equal fractions of the run, numbered 1 to R. Optuna calls them steps.
+
+To add a pruner, add a class with a unique `name` and a method `build` to this file, and add the class to the union
+`Pruner` at the end. If the rule compares trials, add the comparison to `pruning_rules.compare_at_last_rung`, which
+`hpo why` shows.
+"""
 
 import math
 from typing import Annotated, Literal, Self
@@ -15,49 +22,58 @@ Factor = Annotated[int, Field(ge=2)]
 
 
 class Warmup(Section):
-    """What pruners with a warm-up have in common."""
+    """The fields of pruners that do not prune in the first part of a run."""
 
     warmup_rungs: Annotated[int, Field(ge=0)] | None = None
-    """Rungs 1 to this one never prune. Left out: a quarter of the rungs; with none, late bloomers are lost."""
+    """Number of rungs at the start of a run at which no trial is pruned. Default: a quarter of the rungs, rounded.
+    With 0, trials that start slowly and finish well are lost."""
 
     def first_rung(self, rungs: int) -> int:
-        """Return the first rung that may prune, which is what Optuna calls n_warmup_steps."""
-        # Not round(), which takes half a rung to the even side.
+        """Return the first rung at which a trial may be pruned: Optuna's n_warmup_steps.
+
+        rungs: number of rungs of a run.
+        """
+        # Not round(), which rounds a half to the even number.
         return 1 + (math.floor(rungs / 4 + 0.5) if self.warmup_rungs is None else self.warmup_rungs)
 
 
 class RankBased(Warmup):
-    """What pruners that compare a trial with the finished ones at the same rung have in common."""
+    """The fields of pruners that compare a trial with the finished trials at the same rung."""
 
     startup_trials: Annotated[int, Field(ge=0)] = 5
-    """Finished trials before any is pruned. With more workers than this, all of the first ones run to the end."""
+    """Number of trials that must finish before any trial is pruned. If there are more workers than this, all of the
+    first trials run to the end."""
     min_trials: Count = 5
-    """Finished trials that must have a value at the rung: fewer are no measure."""
+    """Number of finished trials that must have a value at a rung for a trial to be pruned there."""
     interval: Count = 1
-    """Rungs from one decision to the next."""
+    """Number of rungs from one decision to the next."""
 
 
 class Median(RankBased):
-    """Keep a trial whose best value so far is no worse than the median of the finished ones (Golovin et al. 2017)."""
+    """Prune a trial if its best value so far is worse than the median of the finished trials at the same rung.
+
+    Source: Golovin et al. 2017, Google Vizier.
+    """
 
     name: Literal["median"] = "median"
 
     def build(self, rungs: int) -> BasePruner:
-        """Return Optuna's pruner for trials of so many rungs."""
+        """Return Optuna's pruner for runs with this number of rungs."""
         return optuna.pruners.MedianPruner(
             self.startup_trials, self.first_rung(rungs), self.interval, n_min_trials=self.min_trials
         )
 
 
 class Percentile(RankBased):
-    """Keep a trial whose best value so far is among the best so many percent of the finished ones."""
+    """Prune a trial if its best value so far is worse than a percentile of the finished trials at the same rung."""
 
     name: Literal["percentile"] = "percentile"
     percentile: Annotated[float, Field(gt=0, lt=100)] = 75
-    """Percent that are kept; 75 lost no trial of the true best 5 % in simulation, where the median lost 17 to 20 %."""
+    """Percentage of trials that continue. In simulations, 75 lost none of the trials that are truly among the best 5 %;
+    the median lost 17 to 20 % of them."""
 
     def build(self, rungs: int) -> BasePruner:
-        """Return Optuna's pruner for trials of so many rungs."""
+        """Return Optuna's pruner for runs with this number of rungs."""
         return optuna.pruners.PercentilePruner(
             self.percentile,
             self.startup_trials,
@@ -68,30 +84,37 @@ class Percentile(RankBased):
 
 
 class Halving(Section):
-    """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934): keep the best 1 / factor at each mark."""
+    """Asynchronous successive halving: at each mark, only the best 1 / factor of the trials continue.
+
+    Source: Li et al. 2020, arXiv:1810.05934.
+    """
 
     name: Literal["halving"] = "halving"
     min_rungs: Count = 1
-    """The first mark; the next ones are at min_rungs x factor, min_rungs x factor^2, ..."""
+    """Rung of the first mark. The next marks are at min_rungs x factor, min_rungs x factor^2, and so on."""
     factor: Factor = 3
-    """One trial in so many is kept at a mark."""
+    """Reciprocal of the fraction of trials that continue at a mark: with 3, the best third continue."""
 
     def build(self, rungs: int) -> BasePruner:
-        """Return the pruner for trials of so many rungs."""
+        """Return the pruner for runs with this number of rungs."""
         return HalvingPruner(self.min_rungs, self.factor, n_brackets=1)
 
 
 class Hyperband(Section):
-    """Halving in several brackets, each with a later first mark (Li et al. 2018, JMLR 18)."""
+    """Successive halving in several brackets, each with a later first mark.
+
+    A trial belongs to one bracket, which depends on the name of the study and the number of the trial.
+    Source: Li et al. 2018, JMLR 18.
+    """
 
     name: Literal["hyperband"] = "hyperband"
     min_rungs: Count = 1
-    """The first mark of the first bracket."""
+    """Rung of the first mark in the first bracket. The first mark of each further bracket is `factor` times later."""
     factor: Factor = 3
-    """One trial in so many is kept at a mark."""
+    """Reciprocal of the fraction of trials that continue at a mark: with 3, the best third continue."""
 
     def build(self, rungs: int) -> BasePruner:
-        """Return the pruner for trials of so many rungs."""
+        """Return the pruner for runs with this number of rungs."""
         n_brackets = 1
         while self.min_rungs * self.factor**n_brackets <= rungs:
             n_brackets += 1
@@ -99,65 +122,67 @@ class Hyperband(Section):
 
 
 class Patient(Section):
-    """Stop a trial that has not improved on itself, whatever the others do."""
+    """Prune a trial that no longer improves, without comparing it with other trials."""
 
     name: Literal["patient"] = "patient"
     patience: Count = 2
-    """Rungs without improvement that are forgiven."""
+    """Number of rungs without improvement after which a trial is pruned."""
     min_delta: NonNegative = 0.0
-    """Nats (or bits per byte) by which the latest rungs must be worse than the best before them."""
+    """Difference, in the unit of the objective, by which the latest rungs must be worse than the best value before
+    them."""
 
     def build(self, rungs: int) -> BasePruner:
-        """Return Optuna's pruner for trials of so many rungs."""
+        """Return Optuna's pruner for runs with this number of rungs."""
         with experimental():
             return optuna.pruners.PatientPruner(None, self.patience, self.min_delta)
 
 
 class Threshold(Warmup):
-    """Stop a trial whose value leaves an interval."""
+    """Prune a trial whose value is outside an interval. At least one end of the interval is required."""
 
     name: Literal["threshold"] = "threshold"
     lower: float | None = None
-    """Least value that goes on."""
+    """Smallest value that is not pruned, in the unit of the objective. Default: no lower end."""
     upper: float | None = None
-    """Greatest value that goes on."""
+    """Largest value that is not pruned, in the unit of the objective. Default: no upper end."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
         if self.lower is None and self.upper is None:
-            raise ValueError("lower or upper is required")
+            raise ValueError("must have lower or upper; add one of them")
         if self.lower is not None and self.upper is not None and self.lower >= self.upper:
             raise ValueError(f"lower must be less than upper, got lower {self.lower} and upper {self.upper}")
         return self
 
     def build(self, rungs: int) -> BasePruner:
-        """Return Optuna's pruner for trials of so many rungs."""
+        """Return Optuna's pruner for runs with this number of rungs."""
         return optuna.pruners.ThresholdPruner(self.lower, self.upper, self.first_rung(rungs))
 
 
 class Wilcoxon(Warmup):
-    """Stop a trial that a signed-rank test over its rungs finds worse than the best one.
+    """Prune a trial if a Wilcoxon signed-rank test over its rungs finds it worse than the best trial.
 
-    Made for values that do not depend on each other, such as folds; those of one learning curve do.
+    The test assumes independent values, such as those of the folds of a cross-validation. The values of a learning
+    curve are not independent.
     """
 
     name: Literal["wilcoxon"] = "wilcoxon"
     p_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Prune below this p-value."""
+    """p-value below which a trial is pruned."""
 
     def build(self, rungs: int) -> BasePruner:
-        """Return Optuna's pruner for trials of so many rungs."""
+        """Return Optuna's pruner for runs with this number of rungs."""
         with experimental():
             return optuna.pruners.WilcoxonPruner(p_threshold=self.p_threshold, n_startup_steps=self.first_rung(rungs))
 
 
 class NoPruning(Section):
-    """Run every trial to its end."""
+    """Prune no trial."""
 
     name: Literal["none"] = "none"
 
     def build(self, rungs: int) -> BasePruner:
-        """Return Optuna's pruner for trials of so many rungs."""
+        """Return Optuna's pruner for runs with this number of rungs."""
         return optuna.pruners.NopPruner()
 
 

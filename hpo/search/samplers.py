@@ -1,4 +1,8 @@
-"""Samplers: what a study tries next."""
+"""Samplers: rules that propose the values of the next trial.
+
+To add a sampler, add a subclass of `SamplerConfig` with a unique `name` to this file, override the methods that differ,
+and add the class to the union `Sampler` at the end.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -22,47 +26,54 @@ History = Annotated[int, Field(ge=100)]
 
 
 class SamplerConfig(Section):
-    """What samplers have in common; by default points are not listed beforehand and all parameters drawn jointly."""
+    """Base of all samplers. By default, all finished trials are used and all parameters are sampled jointly."""
 
     def recall(self) -> int | None:
-        """Return how many finished trials the sampler is shown, None for all."""
+        """Return the number of finished trials that the sampler uses, None for all."""
         return None
 
     def build(self, seed: int, study_seed: int) -> BaseSampler:
         """Return Optuna's sampler for one trial.
 
-        seed: differs from trial to trial, or parallel workers would all propose the same point.
-        study_seed: the same for all trials of a study.
+        seed: the seed of this trial. It differs between trials; otherwise parallel workers propose the same values.
+        study_seed: the seed of the study, which all its trials share.
         """
         return optuna.samplers.RandomSampler(seed=seed)
 
     def combinations(self, base: BaseModel, space: Space) -> Combinations | None:
-        """Return the values to try in slot 0, 1, 2, ..., None where the sampler decides as it goes."""
+        """Return the values of trials 0, 1, 2, ... if they are known in advance, else None."""
         return None
 
     def joint(self, distributions: Distributions) -> Distributions:
-        """Return those of the parameters of every trial that are drawn together."""
+        """Return the parameters that are sampled jointly.
+
+        distributions: the parameters that every trial has.
+        """
         return distributions
 
     def problems(self, base: BaseModel, space: Space) -> list[str]:
-        """Return why this sampler cannot search this space."""
+        """Return the reasons why this sampler cannot search a space, as lines that name the keys."""
         return []
 
 
 class TPE(SamplerConfig):
-    """Tree-structured Parzen estimator (Bergstra et al. 2011; Watanabe 2023, arXiv:2304.11127)."""
+    """Tree-structured Parzen estimator (TPE), the default.
+
+    Source: Bergstra et al. 2011, NeurIPS 24; Watanabe 2023, arXiv:2304.11127.
+    """
 
     name: Literal["tpe"] = "tpe"
     startup_trials: Count = 10
-    """Finished or pruned trials before the estimator; until then random."""
+    """Number of finished or pruned trials before the estimator is used. Until then, values are drawn at random."""
     ei_candidates: Count = 24
-    """Candidates drawn for each proposal; the one with the best expected improvement is taken."""
+    """Number of candidates for each proposal. The candidate with the best expected improvement is used."""
     multivariate: bool = True
-    """Draw all parameters together, so that those which depend on each other are tuned as one."""
+    """Sample all parameters jointly, so that the estimator can model how they interact."""
     constant_liar: bool = True
-    """Count running trials as bad, so that parallel workers keep away from each other's points."""
+    """Treat running trials as bad results, so that parallel workers do not try similar values."""
     history: History = 1000
-    """Finished trials that the estimator is built from: the better half are the best, the others the latest."""
+    """Largest number of finished trials that the estimator uses: half of them are the best, the other half the
+    latest."""
 
     def recall(self) -> int | None:
         return self.history
@@ -81,7 +92,10 @@ class TPE(SamplerConfig):
 
 
 class Random(SamplerConfig):
-    """Independent random draws (Bergstra & Bengio 2012)."""
+    """Random search: values are drawn independently.
+
+    Source: Bergstra & Bengio 2012, JMLR 13.
+    """
 
     name: Literal["random"] = "random"
 
@@ -90,18 +104,19 @@ class Random(SamplerConfig):
 
 
 class Grid(SamplerConfig):
-    """Every combination of evenly spaced values, by slot: workers neither repeat nor miss one."""
+    """Grid search: every combination of evenly spaced values, each exactly once."""
 
     name: Literal["grid"] = "grid"
     points: Annotated[int, Field(ge=2)] = 5
-    """Values of each continuous or longer range, evenly spaced on its own scale, both ends included."""
+    """Number of values of each range, both ends included, evenly spaced on the scale of the range. A discrete range
+    with fewer values uses them all."""
 
     def combinations(self, base: BaseModel, space: Space) -> Combinations:
         return build_grid(base, space, lambda entry, kind: spaced_values(entry, self.points, kind))
 
 
 class BruteForce(SamplerConfig):
-    """Every combination of a discrete space, by slot: workers neither repeat nor miss one."""
+    """Every combination of a discrete space, each exactly once."""
 
     name: Literal["brute-force"] = "brute-force"
 
@@ -110,7 +125,7 @@ class BruteForce(SamplerConfig):
 
     def problems(self, base: BaseModel, space: Space) -> list[str]:
         return [
-            f"space.{path}: must be choices or have a step, since sampler brute-force tries every value"
+            f"space.{path}: must be choices or have a step, because sampler brute-force tries every value"
             for path, entry in space.items()
             if any(
                 discrete_values(entry, field_type(config, path)) is None
@@ -120,13 +135,17 @@ class BruteForce(SamplerConfig):
 
 
 class GP(SamplerConfig):
-    """Gaussian process; for up to a few hundred trials that are dear enough to wait a second for each."""
+    """Gaussian process. Each proposal takes about a second, so use this sampler for at most a few hundred long trials.
+
+    A pruned trial counts with its last value.
+    """
 
     name: Literal["gp"] = "gp"
     startup_trials: Count = 10
-    """Finished or pruned trials before the process; until then random."""
+    """Number of finished or pruned trials before the process is used. Until then, values are drawn at random."""
     history: History = 200
-    """Finished trials that the process is fitted to: half are the best, the others the latest."""
+    """Largest number of finished trials to which the process is fitted: half of them are the best, the other half the
+    latest."""
 
     def recall(self) -> int | None:
         return self.history
@@ -136,15 +155,18 @@ class GP(SamplerConfig):
 
 
 class CMAES(SamplerConfig):
-    """Covariance matrix adaptation (Hansen 2016, arXiv:1604.00772) over the numbers; choices are drawn at random."""
+    """Covariance matrix adaptation evolution strategy for numbers. Choices are drawn at random.
+
+    Source: Hansen 2016, arXiv:1604.00772.
+    """
 
     name: Literal["cmaes"] = "cmaes"
     startup_trials: Count = 1
-    """Finished trials before the first generation; until then random."""
+    """Number of finished trials before the first generation. Until then, values are drawn at random."""
     population: Annotated[int, Field(ge=2)] | None = None
-    """Trials of one generation. Left out: 4 + 3 ln(number of parameters)."""
+    """Number of trials in a generation. Default: 4 + 3 ln(number of parameters), rounded down."""
     consider_pruned_trials: bool = True
-    """Take a pruned trial's last value for its result: a generation is complete only when all of it is known."""
+    """Use the last value of a pruned trial as its result. Otherwise a generation waits for trials that finish."""
 
     def build(self, seed: int, study_seed: int) -> BaseSampler:
         with experimental():  # consider_pruned_trials
@@ -157,8 +179,8 @@ class CMAES(SamplerConfig):
             )
 
     def recall(self) -> int | None:
-        # It looks at the generation that is under way and nowhere else, but copies every pruned trial on its way
-        # there: 450 ms at 5,000 trials.
+        # The sampler needs only the current generation, but it copies every pruned trial to find that generation:
+        # 450 ms with 5,000 trials.
         return max(500, 10 * (self.population or 0))
 
     def joint(self, distributions: Distributions) -> Distributions:
@@ -167,11 +189,11 @@ class CMAES(SamplerConfig):
     def problems(self, base: BaseModel, space: Space) -> list[str]:
         if self.joint(unconditional(base, space)):
             return []
-        return ["sampler.name: must be another one than cmaes, since no number varies in every trial"]
+        return ["sampler.name: must not be cmaes, because the space has no number that varies in every trial; use tpe"]
 
 
 class QMC(SamplerConfig):
-    """Scrambled Sobol points, which fill the space more evenly than random ones."""
+    """Quasi-Monte Carlo: scrambled Sobol points, which cover the space more evenly than random points."""
 
     name: Literal["qmc"] = "qmc"
 
@@ -179,37 +201,43 @@ class QMC(SamplerConfig):
         with experimental():
             return SobolByTrialNumber(
                 seed=study_seed,
-                scramble=True,  # the second point of the plain sequence is the lower corner of the space
+                scramble=True,  # without scrambling, the second point is the lower corner of the space
                 independent_sampler=optuna.samplers.RandomSampler(seed=seed),
                 warn_independent_sampling=False,
             )
 
 
 class NSGA2(SamplerConfig):
-    """A genetic algorithm (Deb et al. 2002): crossover and mutation of the best finished trials."""
+    """Genetic algorithm NSGA-II: crossover and mutation of the best finished trials.
+
+    Source: Deb et al. 2002, IEEE TEVC 6(2).
+    """
 
     name: Literal["nsga2"] = "nsga2"
     population: Annotated[int, Field(ge=2)] = 20
-    """Finished trials of one generation; the first is random."""
+    """Number of finished trials in a generation. The first generation is drawn at random."""
 
     def build(self, seed: int, study_seed: int) -> BaseSampler:
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=self.population)
 
 
 class GPWithPrunedTrials(optuna.samplers.GPSampler):
-    """Optuna's sampler with a pruned trial for one that ended at its last value.
+    """Optuna's GPSampler, which treats a pruned trial as a finished trial with its last value.
 
-    Optuna leaves pruned trials out: of where they were the process knows nothing, and proposes the same again.
+    GPSampler ignores pruned trials, so that the process does not learn from them and proposes similar values again.
     """
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
-        """Return the joint draw."""
-        told = _as_complete(study.get_trials(deepcopy=False))
-        return super().sample_relative(StudyView(study, lambda _: told), trial, search_space)
+        """Return jointly sampled values."""
+        trials = _as_complete(study.get_trials(deepcopy=False))
+        return super().sample_relative(StudyView(study, lambda _: trials), trial, search_space)
 
 
 def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials, a pruned one with its last value for result, the worst of all where it has none."""
+    """Return the trials with pruned trials as finished ones.
+
+    The result of a pruned trial is its last value, or the worst result of all trials if it has no value.
+    """
     known = [t.values[0] for t in trials if t.state.is_finished() and t.values]
     found = []
     for trial in trials:
@@ -222,13 +250,13 @@ def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 class SobolByTrialNumber(optuna.samplers.QMCSampler):
-    """Optuna's sampler with the trial's number as the number of the point.
+    """Optuna's QMCSampler, which uses the number of the trial as the index of the point.
 
-    Optuna counts points in a study attribute, read and written apart: two workers at once get the same point.
+    QMCSampler counts points in an attribute of the study, without a lock. Two workers could get the same point.
     """
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
-        """Return point number `trial.number`."""
+        """Return the point with the index `trial.number`."""
         self._point = trial.number
         return super().sample_relative(study, trial, search_space)
 
@@ -238,12 +266,12 @@ class SobolByTrialNumber(optuna.samplers.QMCSampler):
 
 def _all(entry: Entry, kind: type) -> Sequence[Any]:
     found = discrete_values(entry, kind)
-    assert found is not None, "problems() refuses continuous ranges"
+    assert found is not None, "problems() reports continuous ranges"
     return found
 
 
 def build_sampler(sampler: SamplerConfig, base: BaseModel, space: Space, seed: int, study_seed: int) -> BaseSampler:
-    """Return a study's sampler for one trial, to be set as `study.sampler` before the trial is opened."""
+    """Return the sampler of a study for one trial. Set it as `study.sampler` before the trial is created."""
     mirrored = frozenset(p for p, entry in space.items() if isinstance(entry, Range) and entry.complement_log)
     joint = sampler.joint(unconditional(base, space))
     return ComplementLogSampler(sampler.build(seed, study_seed), joint, mirrored, sampler.recall())

@@ -1,4 +1,4 @@
-"""What a study is: one YAML file a question, and what follows from it. hpo/checking.py reads such files."""
+"""The study: the keys of a study file, and the properties that follow from them. `load` reads study files."""
 
 import hashlib
 import json
@@ -24,9 +24,9 @@ Name = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
-STUDY_NAME = re.compile(r"[^\W_][\w.+-]{0,99}")  # of a study that a command makes
+STUDY_NAME = re.compile(r"[^\W_][\w.+-]{0,99}")  # of a study that a command creates
 
-# Keys that only a search has.
+# Keys of a study file that a study of arms does not have.
 SEARCH_KEYS = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
 
 DEFAULT_CONFIG = "model.config:TrainConfig"
@@ -34,74 +34,90 @@ DEFAULT_TRAIN = "model.train.trainer:Trainer"
 
 
 class Budget(Section):
-    """When a study ends: at the first of these that is reached."""
+    """When a study ends: as soon as one of these limits is reached. At least one limit is required."""
 
     trials: Count | None = None
-    """Trials to run, baseline and pruned ones included."""
+    """Number of trials, including baselines and pruned trials. Default: no limit."""
     hours: Positive | None = None
-    """Hours since the study was first launched, after which no trial is begun."""
+    """Hours after the first launch of the study. No trial starts later; running trials finish. Default: no limit."""
     tokens: Count | None = None
-    """Tokens trained by all trials together; a trial is begun only where all of it fits."""
+    """Number of tokens on which all trials together train. A trial starts only if the rest of the budget is enough
+    for a full run. Default: no limit."""
     target: str | None = None
-    """Name of one of `targets`: once a trial has reached it, no further one is begun; those that run go on to their
-    end."""
+    """Name of one of `targets`. After a trial reaches this target, no trial starts; running trials finish. Default: no
+    target."""
 
     @model_validator(mode="after")
     def _some_end(self) -> Self:
         if self.trials is None and self.hours is None and self.tokens is None and self.target is None:
-            raise ValueError("must give trials, hours, tokens or target")
+            raise ValueError("must have trials, hours, tokens or target; add one of them")
         return self
 
 
 class Limits(Section):
-    """What one trial may use; one that would use more is pruned, and the sampler learns to keep away."""
+    """Limits of one trial. A trial that exceeds a limit is pruned and counts as infeasible, so that the sampler avoids
+    similar values."""
 
     seconds: Positive | None = None
-    """Seconds of one trial, validation included, over all its attempts."""
+    """Seconds of one trial, including validation, summed over all its attempts. Default: no limit."""
     memory_gb: Positive | None = None
-    """Memory of one trial on its device, in 1e9 bytes. Left out: what the device has."""
+    """Memory of one trial on its device, in units of 1e9 bytes. Default: the memory of the device."""
 
 
 class StudyFile(Section):
     """The keys of a study file."""
 
     base: dict[str, Any] = Field(default_factory=dict)
-    """A configuration; what is left out keeps its default, or is that of the base whose name is given as `from`."""
+    """The configuration from which all trials start. A missing field has its default. With `from: NAME`, it has the
+    value of that base."""
     space: Space = Field(default_factory=dict)
-    """Dotted field of the configuration -> the range to search."""
+    """The fields to search: dotted field of the configuration -> range or choices. Required, unless the study has
+    arms."""
     arms: dict[Name, dict[str, Any]] | None = Field(default=None, min_length=1)
-    """Instead of a space, name -> what differs from the base: each is run with each of `seeds`, and none is pruned."""
+    """Configurations to compare, instead of a space: name of the arm -> fields that differ from the base. Each arm runs
+    with each of `seeds`, and no run is pruned."""
     seeds: tuple[Seed, ...] = ()
-    """Of the runs of each arm: runs of one seed share initial weights and batches, and are compared in pairs."""
+    """Seeds of the runs of each arm. Runs with the same seed have the same initial weights and batches, and are
+    compared in pairs. Required with arms."""
     equal: Literal["tokens", "updates", "seconds"] = "tokens"
-    """What all arms are trained for the same number of. seconds: until the first of them has ended."""
+    """The unit in which all arms train for the same length. With seconds, arms are compared at the time at which the
+    first of them ends."""
     baseline: tuple[dict[str, Any], ...] = ({},)
-    """Configurations that run first, exactly once, never pruned: dotted field -> value; {} is the base itself."""
+    """Configurations that run first, each once, and are never pruned: dotted field -> value. {} is the base itself.
+    Default: the base."""
     baseline_seeds: Count = 1
-    """Runs of the first baseline, each with another seed: what they differ by is the noise that a result must beat."""
+    """Number of runs of the first baseline, each with another seed. Their spread is the noise that a result must
+    exceed."""
     sampler: Sampler = TPE()
+    """How the values of the next trial are chosen."""
     pruner: Pruner = Median()
+    """Which trials stop early."""
     budget: Budget = Budget(trials=24)
+    """When the study ends."""
     limits: Limits = Limits()
+    """The largest time and memory of one trial."""
     targets: dict[Name, Finite] = Field(default_factory=dict)
-    """Name -> a value of the objective to be reached, such as {tier1: 1.9}."""
+    """Values of the objective to reach: name -> value, such as {tier1: 1.9}. Reports show which trial reached which
+    target, and after how many tokens."""
     milestones: dict[Share, Finite] = Field(default_factory=dict)
-    """Share of a run -> the value of the objective expected by then, such as {0.5: 4.2}."""
+    """Values of the objective to reach during a run: fraction of the run -> value, such as {0.5: 4.2}."""
     keep_best: Annotated[int, Field(ge=0)] = 3
-    """Finished trials whose checkpoints stay on disk: so many of the best."""
+    """Number of best finished trials whose checkpoints are kept on disk."""
     objective: str = "val_loss"
-    """The metric to make small: val_loss, or val_bpb, which a study that varies tokenizer or data must use; with ema_
-    before it, of the averaged weights."""
+    """The metric to minimize: val_loss (nats per token) or val_bpb (bits per byte). A study with different tokenizers
+    must use val_bpb. ema_val_loss and ema_val_bpb are the metrics of the averaged weights."""
     seed: int = 0
-    """Of the sampler."""
+    """Seed of the sampler. The seed of a run is run.seed of the base."""
     train: str = DEFAULT_TRAIN
-    """module:function that trains a configuration, a generator of (rung, value)."""
+    """module:function that trains a configuration. The function is a generator of (rung, value). Default: the GPT
+    trainer."""
     config: str = DEFAULT_CONFIG
-    """module:Class of the configuration, a pydantic model."""
+    """module:Class of the configuration, a pydantic model. Default: the configuration of the GPT trainer."""
     rungs: Count | None = None
-    """Reports of one run, for a `train` of the user's own; the GPT's are run.rungs."""
+    """Number of values that a run reports. Required if `config` has no field run.rungs, otherwise that field is
+    used."""
     about: dict[str, Any] = Field(default_factory=dict)
-    """What a study of arms was made for, as `hpo confirm`, `hpo ablate` and `hpo claims` note it."""
+    """The purpose of a study of arms, as `hpo confirm`, `hpo ablate` and `hpo claims` record it."""
 
     @field_validator("train", "config")
     @classmethod
@@ -110,19 +126,20 @@ class StudyFile(Section):
 
     @property
     def first_baseline(self) -> dict[str, Any]:
-        """The values of the first baseline: dotted field -> value; {} for the base, also without any baseline."""
+        """The values of the first baseline: dotted field -> value. {} if the baseline is the base, or if there is
+        none."""
         return dict(next(iter(self.baseline), {}))
 
     @model_validator(mode="after")
     def _something_to_run(self) -> Self:
         if not self.space and self.arms is None:
-            raise ValueError("space: must have one field at least; or give arms, configurations to compare")
+            raise ValueError("space: must have at least one field; add a field, or add arms to compare configurations")
         return self
 
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study: its name, its file and its base configuration."""
+    """A valid study: its name, where it comes from, its file and its complete base configuration."""
 
     name: str
     source: str
@@ -131,42 +148,47 @@ class Study:
 
     @property
     def rungs(self) -> int:
+        """Number of values that a run reports."""
         own = self.file.rungs
         return own if own is not None else int(flat(self.base)["run.rungs"])
 
     @property
     def rung_tokens(self) -> float | None:
-        """Tokens between two rungs, None for a training function of the user's own that does not say."""
+        """Number of tokens between two rungs, None if the configuration does not count tokens."""
         measure = getattr(self.base, "rung_tokens", None)
         return measure() if measure else None
 
     @property
     def rungs_in_budget(self) -> int | None:
-        """Rungs of all trials that a budget in tokens pays for, the last of them perhaps in part; None without one."""
+        """Number of rungs of all trials within the token budget, rounded up; None without such a budget."""
         if self.file.budget.tokens is None or not self.rung_tokens:
             return None
         return math.ceil(self.file.budget.tokens / self.rung_tokens)
 
     def configured(self, values: Mapping[str, Any]) -> BaseModel:
-        """Return the base with these fields replaced."""
+        """Return the base with dotted fields replaced."""
         return updated(self.base, values)
 
     def slots(self) -> list[tuple[str, dict[str, Any] | None]]:
-        """Return kind and fixed values of each trial of the budget: baselines first."""
+        """Return the slots of the study, one for each trial of the budget, as (kind, fixed values); baselines come
+        first.
+
+        A slot is a row of the queue that workers lease. The values are None if the sampler chooses them.
+        """
         path = seed_path(self.base) or ""
         if self.file.arms is not None:
             return [("arm", {**arm, path: seed}) for seed in self.file.seeds for arm in self.file.arms.values()]
-        wanted: list[tuple[str, dict[str, Any] | None]] = [("baseline", dict(b)) for b in self.file.baseline]
-        wanted += [("seed", {**self.file.first_baseline, path: seed}) for seed in self.noise_seeds()]
+        slots: list[tuple[str, dict[str, Any] | None]] = [("baseline", dict(b)) for b in self.file.baseline]
+        slots += [("seed", {**self.file.first_baseline, path: seed}) for seed in self.noise_seeds()]
         points = self.file.sampler.combinations(self.base, self.file.space)
-        # Without a limit in trials, rows enough that hours or tokens end the study first.
-        n = (self.file.budget.trials or 10_000) - len(wanted)
+        # Without a limit on trials, there are enough slots that hours or tokens end the study first.
+        n = (self.file.budget.trials or 10_000) - len(slots)
         if points is None:
-            return wanted + [("search", None)] * n
-        return wanted + [("search", points[i]) for i in range(min(n, len(points)))]
+            return slots + [("search", None)] * n
+        return slots + [("search", points[i]) for i in range(min(n, len(points)))]
 
     def noise_seeds(self) -> list[int]:
-        """Return the seeds with which the first baseline is run again."""
+        """Return the seeds of the repeated runs of the first baseline."""
         path = seed_path(self.base)
         if self.file.baseline_seeds < 2 or path is None:
             return []
@@ -174,7 +196,7 @@ class Study:
         return [first + i for i in range(1, self.file.baseline_seeds)]
 
     def spec(self) -> dict[str, Any]:
-        """Return all that a worker elsewhere needs, as JSON values."""
+        """Return a description from which any worker can recreate the study, as JSON values."""
         tree: dict[str, Any] = self.file.model_dump(mode="json", exclude={"base"})
         derived = {"name": self.name, "rungs": self.rungs, "rung_tokens": self.rung_tokens}
         derived["closed"] = closed_ends(self.base, self.file.space)
@@ -182,16 +204,19 @@ class Study:
 
 
 def seed_path(config: BaseModel) -> str | None:
-    """Return the field that holds a run's seed, None where there is none."""
+    """Return the dotted field that holds the seed of a run, None if the configuration has no such field."""
     return next((path for path in ("run.seed", "seed") if path in flat(config)), None)
 
 
 def study_file_tree(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what to write into a study file to begin this study again, its overrides included."""
+    """Return the content of a study file that recreates a study, including overrides of its base.
+
+    spec: the result of `Study.spec`. budget: the current budget, which may have changed since.
+    """
     arms = spec.get("arms")
-    left_out = {"name", "rung_tokens", "closed", "about", *(SEARCH_KEYS if arms else ("arms", "seeds", "equal"))}
-    left_out |= {"rungs"} if spec["config"] == DEFAULT_CONFIG else set()
-    tree = {key: value for key, value in spec.items() if key not in left_out}
+    omitted = {"name", "rung_tokens", "closed", "about", *(SEARCH_KEYS if arms else ("arms", "seeds", "equal"))}
+    omitted |= {"rungs"} if spec["config"] == DEFAULT_CONFIG else set()
+    tree = {key: value for key, value in spec.items() if key not in omitted}
     tree["budget"] = {
         key: value for key, value in budget.items() if value is not None and not (arms and key == "trials")
     }
@@ -201,13 +226,13 @@ def study_file_tree(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[
 
 
 def study_from_spec(spec: Mapping[str, Any]) -> Study:
-    """Return the study that `Study.spec` described."""
+    """Return the study from the result of `Study.spec`."""
     tree = {key: value for key, value in spec.items() if key not in ("name", "rung_tokens", "closed")}
     file = StudyFile.model_validate(tree)
     return Study(spec["name"], f"study {spec['name']}", file, import_target(file.config, "config")(**file.base))
 
 
 def spec_fingerprint(spec: Mapping[str, Any]) -> str:
-    """Return a hash of what must not change while a study runs: all but its budget."""
+    """Return a hash of everything that must not change while a study runs: all keys except the budget."""
     fixed = {key: value for key, value in with_current_addresses(spec).items() if key != "budget"}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

@@ -211,7 +211,7 @@ def test_target_that_is_reached_keeps_what_is_enqueued_from_being_run_and_says_s
         ({"milestones": {"1.5": 5.0}}, "milestones.1.5: must be at most 1, got '1.5'"),
         ({"milestones": {"0.5": math.inf}}, "milestones.0.5: must be a finite number, got inf"),
         ({"milestones": {"half": 5.0}}, "milestones.half: must be a number, got 'half'"),
-        ({"budget": {}}, "budget: must give trials, hours, tokens or target"),
+        ({"budget": {}}, "budget: must have trials, hours, tokens or target; add one of them"),
     ],
 )
 def test_aims_that_mean_nothing_are_refused(here: Path, keys: dict[str, Any], said: str) -> None:

@@ -62,7 +62,7 @@ def test_worker_that_cannot_work_ends_the_launch_with_its_words(tmp_path: Path) 
         file.write("\nimport os\n\nos.rename('trivial.py', 'moved.py')\n")
     failed = hpo("launch", "--study", "trivial.yaml", cwd=tmp_path, status=2)
     assert "worker 1 ended with status 2" in failed.stderr
-    assert "no module 'trivial' here or installed" in failed.stderr
+    assert "no module 'trivial' in the current folder or installed" in failed.stderr
 
 
 def test_status_2_where_the_study_is_unknown(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_judging_reads_no_table_between_refreshes(crowd: optuna.Study) -> None:
 @pytest.mark.parametrize(
     ("given", "rule"),
     [
-        ({"name": "threshold"}, "lower or upper is required"),
+        ({"name": "threshold"}, "must have lower or upper; add one of them"),
         ({"name": "threshold", "lower": 2, "upper": 1}, "lower must be less than upper, got lower 2.0 and upper 1.0"),
         ({"name": "percentile", "percentile": 100}, "must be less than 100, got 100"),
         ({"name": "halving", "factor": 1}, "must be at least 2, got 1"),

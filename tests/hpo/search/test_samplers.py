@@ -291,7 +291,7 @@ def test_huge_grid_is_counted_not_listed() -> None:
 def test_brute_force_refuses_a_continuous_range() -> None:
     mixed = space(optimizer__lr=LR, run__batch_size={"low": 1, "high": 2})
     assert sampler("brute-force").problems(BASE, mixed) == [
-        "space.optimizer.lr: must be choices or have a step, since sampler brute-force tries every value"
+        "space.optimizer.lr: must be choices or have a step, because sampler brute-force tries every value"
     ]
     assert sampler("grid").problems(BASE, mixed) == []
 

@@ -128,8 +128,8 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
         "space.optimizer.lr.choices: must be a number, got 'fast'"
     ]),
     ("space/optimizer.lr", 3, ["space.optimizer.lr: must be a mapping, got 3"]),
-    ("space", {}, ["space: must have one field at least; or give arms, configurations to compare"]),
-    ("space", GONE, ["space: must have one field at least; or give arms, configurations to compare"]),
+    ("space", {}, ["space: must have at least one field; add a field, or add arms to compare configurations"]),
+    ("space", GONE, ["space: must have at least one field; add a field, or add arms to compare configurations"]),
     ("base/optimizer", {"lr": "1-e4"}, ["base.optimizer.lr: must be a number, got '1-e4'"]),
     ("base/run", 3, ["base.run: must be a mapping, got 3"]),
     ("base", [1], ["base: must be a mapping, got [1]"]),
@@ -172,13 +172,13 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     ("space/run.tokens", {"low": 8192, "high": 9000}, [f"space.run.tokens: {COMPARED} lengths cannot be compared"]),
     ("space/run.rungs", {"choices": [2, 4]}, [f"space.run.rungs: {COMPARED} rungs cannot be compared"]),
     ("baseline", [{}] * 5, ["budget.trials: must be at least 5, one for each baseline, got 4"]),
-    ("budget", {}, ["budget: must give trials, hours, tokens or target"]),
+    ("budget", {}, ["budget: must have trials, hours, tokens or target; add one of them"]),
     ("budget", {"tokens": 8191}, ["budget.tokens: must be at least 8192, the length of one run, got 8191"]),
     ("budget/trials", 0, ["budget.trials: must be greater than 0, got 0"]),
     ("rungs", 3, ["rungs: must be left out, since run.rungs of the base says 4, got 3"]),
     # plugs
-    ("train", "nowhere:train", ["train: no module 'nowhere' here or installed, got 'nowhere:train'"]),
-    ("train", "needing:train", ["train: no module 'not_installed' here or installed, got 'needing:train'"]),
+    ("train", "nowhere:train", ["train: no module 'nowhere' in the current folder or installed, got 'nowhere:train'"]),
+    ("train", "needing:train", ["train: no module 'not_installed' in the current folder or installed, got 'needing:train'"]),
     ("train", "mine:trian", ["train: module mine has no 'trian'; did you mean train?"]),
     ("train", "mine", ["train: must be module:name, got 'mine'"]),
     ("train", "mine:NUMBER", ["train: must be a function, got mine:NUMBER"]),
@@ -189,7 +189,7 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
         "train: raising cannot be imported, ZeroDivisionError: division by zero (raising.py line 2)"
     ]),
     ("train", "leaving:train", ["train: leaving cannot be imported, SystemExit: 5 (leaving.py line 1)"]),
-    ("config", "nowhere:Mine", ["config: no module 'nowhere' here or installed, got 'nowhere:Mine'"]),
+    ("config", "nowhere:Mine", ["config: no module 'nowhere' in the current folder or installed, got 'nowhere:Mine'"]),
     ("config", "mine:Mien", ["config: module mine has no 'Mien'; did you mean Mine?"]),
     ("config", "mine:train", ["config: must be a pydantic model, got mine:train"]),
 ]  # fmt: skip
