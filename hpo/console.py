@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from hpo.config.yaml import dump_yaml
-from model.section import flatten
 
 
 class Format(StrEnum):
@@ -124,6 +123,8 @@ def json_value(value: Any) -> Any:
 
 def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the leaves of a record by dotted path; an empty mapping is None."""
+    from model.section import flatten  # imported here, because it imports pydantic, and `hpo status` must start quickly
+
     return {path: None if value == {} else value for path, value in flatten(record).items()}
 
 

@@ -9,7 +9,6 @@ from hpo.analysis.noise import expected_minimum
 from hpo.analysis.snapshot import Snapshot, has_ended, searched_trials
 from hpo.analysis.summary import objective_text
 from hpo.console import format_number, format_value
-from hpo.search.ranges import unit_position
 from hpo.storage.attributes import ARM, SEED
 from hpo.storage.trials import State
 
@@ -108,6 +107,8 @@ def position(entry: Mapping[str, Any], value: Any) -> float | None:
 
     None for choices without an order, and for ranges of two values, where every value is an end.
     """
+    from hpo.search.ranges import unit_position  # imported here, because `hpo status` must not wait for Optuna
+
     if "choices" in entry:
         choices = entry["choices"]
         if len(choices) < 3 or not all(map(is_number, choices)) or not _is_sorted(choices):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import Unwritable
-from model.cache import atomic_write, cache_root
 
 
 def study_folder(out: Path, study: str) -> Path:
@@ -33,7 +32,7 @@ def write_file(path: Path, text: str) -> None:
     Raises:
         Unwritable: The file cannot be written; the message names it.
     """
-    with _writable(path), atomic_write(path) as part:
+    with _replaced(path) as part:
         part.write_text(text, "utf-8")
 
 
@@ -43,7 +42,7 @@ def copy_file(source: Path, path: Path) -> None:
     Raises:
         Unwritable: The file cannot be written; the message names it.
     """
-    with _writable(path), atomic_write(path) as part:
+    with _replaced(path) as part:
         shutil.copyfile(source, part)
 
 
@@ -94,6 +93,8 @@ def is_writable(folder: Path, n_bytes: int = 2**20) -> bool:
 
 def cache_is_writable() -> bool:
     """Return whether the folder of prepared data is writable and has room."""
+    from model.cache import cache_root
+
     return is_writable(cache_root())
 
 
@@ -118,3 +119,12 @@ def _writable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """Yield a path whose file replaces `path` at the end of the block."""
+    from model.cache import atomic_write  # imported here, so that `hpo show` reads metrics without the trainer
+
+    with _writable(path), atomic_write(path) as part:
+        yield part
