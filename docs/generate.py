@@ -27,6 +27,17 @@ from model.config import TrainConfig
 
 DOCS = Path(__file__).parent
 
+ARMS = """## `arms`
+
+A study file with `arms` and `seeds` instead of a `space` compares configurations. Every arm runs once with every seed,
+and `hpo launch` prints the paired differences from the first arm:
+
+```yaml
+# Does the warmup matter here?
+base: {from: unet-small}
+arms: {none: {schedule.warmup: 0.0}, short: {schedule.warmup: 0.05}, long: {schedule.warmup: 0.2}}
+seeds: [1, 2, 3, 4, 5]
+```"""
 GENERATED = "<!-- Written by docs/generate.py; edit the sources instead. -->\n\n"
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 SYMBOLS = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤"}
@@ -34,7 +45,7 @@ SYMBOLS = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤"}
 
 def cell(text: str) -> str:
     """Return text as one cell of a Markdown table, arXiv numbers as links."""
-    text = " ".join(text.split()).replace("|", "\\|")
+    text = re.sub(r"\bNone\b", "`null`", " ".join(text.split()).replace("|", "\\|"))
     return ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
@@ -132,6 +143,9 @@ def described(kind: type[BaseModel]) -> str:
 def components(section: type[BaseModel], key: str, prefix: str) -> Iterator[str]:
     """Yield one part for each component that a field may name."""
     kinds = [k for k in alternatives(section.model_fields[key].annotation) if isinstance(k, type)]
+    chosen = getattr(section.model_fields[key].get_default(call_default_factory=True), "name", None)
+    if chosen is not None:
+        yield f"Default: `{chosen}`."
     shared = set.intersection(*(set(kind.model_fields) for kind in kinds)) - {"name"} if len(kinds) > 1 else set()
     same = tuple(
         name for name in kinds[0].model_fields
@@ -161,6 +175,7 @@ def configuration() -> str:
         "in the dashboard and in exported files.",
         "# Study file",
         table(StudyFile),
+        ARMS,
         "## `budget`",
         described(Budget),
         table(Budget, "budget."),
