@@ -211,7 +211,7 @@ def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_p
     assert process.returncode == 130, stderr
     assert "hpo launch --study planted-confirm" in stderr
     page = hpo("report", "--study", "planted", "--json", "r.json", "--no-publish", *common, cwd=here)
-    assert "not ended" in (here / "r.json").read_text(), page.stderr
+    assert "not finished, " in (here / "r.json").read_text(), page.stderr
     other = hpo("confirm", "--study", "planted", "--seeds", "9", *common, cwd=here, status=2)
     assert (
         "--seeds: must be 8, with which study planted-confirm was started, got 9; `--as NAME` starts another"
