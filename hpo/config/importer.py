@@ -29,9 +29,7 @@ def import_target(target: str, key: str) -> Any:
     try:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise Problem(
-            f"{key}: module {error.name!r} in the current folder or installed, got {target!r}"
-        ) from None
+        raise Problem(f"{key}: no module {error.name!r} in the current folder or installed, got {target!r}") from None
     except (Exception, SystemExit) as error:  # code of the user may raise anything
         raise Problem(
             f"{key}: {module} cannot be imported, {type(error).__name__}: {error}{error_location(error)}"

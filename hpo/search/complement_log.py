@@ -1,4 +1,4 @@
-"""A sampler for fields such as beta2, which any of Optuna's samplers then searches uniformly in log (1 - x)."""
+"""Search fields such as beta2 uniformly in log (1 - x), with any of Optuna's samplers."""
 
 import copy
 import heapq
@@ -18,79 +18,82 @@ from hpo.search.study_view import StudyView
 
 Distributions = dict[str, BaseDistribution]
 
-TrialRank = tuple[float, bool, float, float]  # the smaller, the better
+TrialRank = tuple[float, bool, float, float]  # smaller is better
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)  # samplers ignore failed trials
 FinishedTrials = dict[int, tuple[FrozenTrial, TrialRank]]
 
-# Finished trials in the inner sampler's scale, by what is mirrored and by id: they change no more, and to copy 5,000
-# of them for each ask took 200 ms.
+# Finished trials on the scale of the inner sampler, by complemented parameters and trial id. They no longer change, and
+# copying 5,000 of them for each new trial took 200 ms.
 _FINISHED_TRIALS: weakref.WeakKeyDictionary[optuna.Study, dict[frozenset[str], FinishedTrials]] = (
     weakref.WeakKeyDictionary()
 )
 
 
 class ComplementLogSampler(optuna.samplers.BaseSampler):
-    """Shows a sampler the study with x mirrored to 1 - x, and maps its answers back.
+    """Wraps a sampler: the inner sampler sees 1 - x on a log scale, the storage holds x on a linear scale.
 
-    The storage holds the plain x under a plain range; a search with log scale is what the inner sampler sees.
-    It also fixes what is sampled jointly: `joint`, the parameters that every trial has. Optuna would take what
-    all finished trials have in common, and one baseline that carries less would make the rest independent.
-    The study is read once a trial, and only by a sampler that looks at it.
+    The wrapper also sets which parameters are sampled jointly: those that every trial has. Optuna uses the parameters
+    that all finished trials share, so that one baseline with fewer parameters would make the others independent.
+    The trials are read at most once for each new trial, and only if the sampler uses them.
     """
 
     def __init__(
         self,
         inner: optuna.samplers.BaseSampler,
         joint: Distributions,
-        mirrored: frozenset[str],
+        complemented_names: frozenset[str],
         history: int | None = None,
     ) -> None:
         """Wrap a sampler.
 
-        history: finished trials that it sees, see `recalled`; None: all.
+        joint: distributions of the parameters that are sampled jointly. complemented_names: names of the parameters
+        that the inner sampler sees as 1 - x. history: number of finished trials that it sees, None for all.
         """
         self.inner, self.history = inner, history
         self._seen: dict[frozenset[str], list[FrozenTrial]] = {}
         self.joint = {name: kind for name, kind in joint.items() if not kind.single()}
-        self.mirrored = mirrored
+        self.complemented_names = complemented_names
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
-        """Return what is sampled jointly: always the same."""
+        """Return the distributions of the parameters that are sampled jointly."""
         return self.joint
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
-        """Return the inner sampler's joint draw, in plain x."""
+        """Return values of all joint parameters, as x."""
         if not search_space:
             return {}
-        kinds = {name: self._flipped_kind(name, kind) for name, kind in search_space.items()}
-        found = self.inner.sample_relative(self.view(study, kinds), self._flipped(trial), kinds)
-        return {name: self._plain(name, value, search_space[name]) for name, value in found.items()}
+        kinds = {name: self._complement_range(name, kind) for name, kind in search_space.items()}
+        sampled = self.inner.sample_relative(self.view(study, kinds), self._complement(trial), kinds)
+        return {name: self._to_plain(name, value, search_space[name]) for name, value in sampled.items()}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Return the inner sampler's draw of one parameter, in plain x."""
-        kind = self._flipped_kind(param_name, param_distribution)
-        found = self.inner.sample_independent(self.view(study, {}), self._flipped(trial), param_name, kind)
-        return self._plain(param_name, found, param_distribution)
+        """Return a value of one parameter, as x."""
+        kind = self._complement_range(param_name, param_distribution)
+        sampled = self.inner.sample_independent(self.view(study, {}), self._complement(trial), param_name, kind)
+        return self._to_plain(param_name, sampled, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Forget the trials read for the one before, and tell the inner sampler."""
+        """Forget the trials that were read for the previous trial, and call the inner sampler."""
         self._seen = {}
-        self.inner.before_trial(self.view(study, {}), self._flipped(trial))
+        self.inner.before_trial(self.view(study, {}), self._complement(trial))
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """Tell the inner sampler."""
-        self.inner.after_trial(self.view(study, {}), self._flipped(trial), state, values)
+        """Call the inner sampler."""
+        self.inner.after_trial(self.view(study, {}), self._complement(trial), state, values)
 
     def reseed_rng(self) -> None:
         """Reseed the inner sampler."""
         self.inner.reseed_rng()
 
     def view(self, study: optuna.Study, needed: Distributions) -> StudyView:
-        """Return the study as the inner sampler may see it: finished trials with all `needed`, in its scale."""
+        """Return the study as the inner sampler sees it: on its scale, without finished trials that lack a parameter.
+
+        needed: the parameters that a finished trial must have.
+        """
 
         def read(use_cache: bool) -> list[FrozenTrial]:
             key = frozenset(needed)
@@ -101,47 +104,49 @@ class ComplementLogSampler(optuna.samplers.BaseSampler):
         return StudyView(study, read)
 
     def _read(self, study: optuna.Study, needed: frozenset[str]) -> list[FrozenTrial]:
-        ended = _FINISHED_TRIALS.setdefault(study, {}).setdefault(self.mirrored, {})
+        ended = _FINISHED_TRIALS.setdefault(study, {}).setdefault(self.complemented_names, {})
         trials = get_sampler_trials(study)
         for trial in trials:
             if trial.state in _FINISHED and get_trial_id(trial) not in ended:
-                ended[get_trial_id(trial)] = self._flipped(trial), _rank(trial)
-        # GP and NSGA-II look every parameter up in every finished trial; TPE skips those that lack one.
+                ended[get_trial_id(trial)] = self._complement(trial), _rank(trial)
+        # GP and NSGA-II need every parameter in every finished trial. TPE skips trials that lack one.
         ids = [get_trial_id(trial) for trial in trials]
         fit = [i for i in ids if i in ended and needed <= ended[i][0].params.keys()]
         kept = set(fit if self.history is None else select_history(fit, ended, self.history))
         return [
-            ended[i][0] if trial.state.is_finished() else self._flipped(trial)
+            ended[i][0] if trial.state.is_finished() else self._complement(trial)
             for i, trial in zip(ids, trials, strict=True)
             if i in kept or not trial.state.is_finished()
         ]
 
-    def _flipped(self, trial: FrozenTrial) -> FrozenTrial:
-        """Return a copy of a trial in the inner sampler's scale, without values outside their ranges."""
+    def _complement(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return a copy of a trial on the scale of the inner sampler, without values outside their ranges."""
         kinds = {n: k for n, k in trial.distributions.items() if is_inside(k, trial.params[n])}
-        flipped = copy.copy(trial)
-        flipped.params = {n: 1 - trial.params[n] if n in self.mirrored else trial.params[n] for n in kinds}
-        flipped.distributions = {n: self._flipped_kind(n, kind) for n, kind in kinds.items()}
-        return flipped
+        complemented = copy.copy(trial)
+        complemented.params = {
+            n: 1 - trial.params[n] if n in self.complemented_names else trial.params[n] for n in kinds
+        }
+        complemented.distributions = {n: self._complement_range(n, kind) for n, kind in kinds.items()}
+        return complemented
 
-    def _flipped_kind(self, name: str, kind: BaseDistribution) -> BaseDistribution:
-        if name not in self.mirrored:
+    def _complement_range(self, name: str, kind: BaseDistribution) -> BaseDistribution:
+        if name not in self.complemented_names:
             return kind
         assert isinstance(kind, FloatDistribution)
         return FloatDistribution(1 - kind.high, 1 - kind.low, log=True)
 
-    def _plain(self, name: str, value: Any, kind: BaseDistribution) -> Any:
-        if name not in self.mirrored:
+    def _to_plain(self, name: str, value: Any, kind: BaseDistribution) -> Any:
+        if name not in self.complemented_names:
             return value
         assert isinstance(kind, FloatDistribution)
         return min(max(1 - value, kind.low), kind.high)  # 1 - (1 - 0.999) is not 0.999
 
 
 def select_history(ids: Sequence[int], ended: FinishedTrials, history: int) -> Sequence[int]:
-    """Return the ids of so many finished trials: half of them the best, the others the latest.
+    """Return the ids of at most `history` finished trials: half of them are the best, the other half the latest.
 
-    TPE takes at most 25 trials for good, so these are the true ones whatever it is shown; what it forgets are old bad
-    ones, to which it gives the least weight anyway.
+    TPE treats at most 25 trials as good, and the best trials are always included. The omitted trials are old and bad,
+    and TPE gives such trials the smallest weight.
     """
     if len(ids) <= history:
         return ids
@@ -152,7 +157,7 @@ def select_history(ids: Sequence[int], ended: FinishedTrials, history: int) -> S
 
 
 def _rank(trial: FrozenTrial) -> TrialRank:
-    """Order finished trials as TPE does: feasible ones first, then complete ones, then by step and value."""
+    """Return a key that orders finished trials as TPE does: feasible, then complete, then by last step and value."""
     excess = sum(c for c in trial.constraints.values() if c > 0)
     if trial.state == TrialState.COMPLETE:
         return excess, False, 0, trial.values[0]

@@ -1,4 +1,4 @@
-"""Every combination of a space's values, counted but never listed."""
+"""All combinations of the values of a space, which are numbered but never stored as a list."""
 
 import itertools
 import math
@@ -17,9 +17,9 @@ Axis = Callable[[Entry, type], Sequence[Any]]
 
 @dataclass(frozen=True)
 class GridCombinations(Sequence[dict[str, Any]]):
-    """Combinations by number: a grid of a million is a million numbers, not a million dictionaries.
+    """A sequence of combinations that computes each combination from its index.
 
-    blocks: one for each set of components, since these decide which fields there are to vary.
+    blocks: one mapping of values by path for each set of components, because the components decide which fields exist.
     """
 
     blocks: tuple[dict[str, Sequence[Any]], ...]
@@ -35,7 +35,7 @@ class GridCombinations(Sequence[dict[str, Any]]):
     @overload
     def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
     def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        numbers = range(len(self))[index]  # raises IndexError past the end, counts back from it for -1
+        numbers = range(len(self))[index]  # raises IndexError past the end, and counts from the end for -1
         return self._at(numbers) if isinstance(numbers, int) else [self._at(i) for i in numbers]
 
     def _at(self, number: int) -> dict[str, Any]:
@@ -51,16 +51,19 @@ def _size(block: dict[str, Sequence[Any]]) -> int:
 
 
 def _combination(block: dict[str, Sequence[Any]], number: int) -> dict[str, Any]:
-    """Read a number in the mixed base of the axes, the last one turning fastest."""
-    found = {}
+    """Return the combination with a number: its digits in the mixed base of the axes, the last axis fastest."""
+    values = {}
     for path, axis in reversed(block.items()):
         number, digit = divmod(number, len(axis))
-        found[path] = axis[digit]
-    return dict(reversed(found.items()))
+        values[path] = axis[digit]
+    return dict(reversed(values.items()))
 
 
 def build_grid(base: BaseModel, space: Space, axis: Axis) -> GridCombinations:
-    """Return the combinations of a space; `axis` gives the values of one range for a type of field."""
+    """Return the combinations of a space.
+
+    axis: function that returns the values of a range for the type of its field.
+    """
     names = {
         path: entry.choices for path, entry in space.items() if isinstance(entry, Choices) and path.endswith(".name")
     }

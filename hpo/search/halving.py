@@ -12,22 +12,26 @@ from hpo.search.pruning_rules import n_promoted
 
 
 class HalvingPruner(BasePruner):
-    """Successive halving from the reported values alone.
+    """Asynchronous successive halving, in one bracket or several, computed from the reported values.
 
-    Optuna's own pruners note each mark passed in the storage, from inside the decision: a write that no fence
-    covers, and a read of the trial at every rung. Marks are exact rungs here, so the values tell the same.
-    A failed trial does not count; in Optuna's it does. Nor does one whose value there is NaN, in neither.
+    A mark is a rung at which the trials of a bracket are compared. Optuna's SuccessiveHalvingPruner and HyperbandPruner
+    write every mark that a trial passes to the storage. Such a write is not fenced by the lease of the trial, and it
+    costs a read of the trial at every rung. Here marks are exact rungs, so that the reported values are sufficient.
+    Failed trials do not count, unlike in Optuna. Trials whose value at the mark is NaN do not count either.
+
+    min_rungs: rung of the first mark of bracket 0. factor: reciprocal of the fraction that continues at a mark.
     """
 
     def __init__(self, min_rungs: int, factor: int, n_brackets: int) -> None:
         self.min_rungs = min_rungs
         self.factor = factor
-        # As Optuna shares trials out: Algorithm 1 of the paper, as proportions.
+        # Trials are distributed over brackets as in Optuna, in the proportions of Algorithm 1 of Li et al. 2018.
         shares = [math.ceil(n_brackets * factor**s / (s + 1)) for s in reversed(range(n_brackets))]
         self.slots = [bracket for bracket, share in enumerate(shares) for _ in range(share)]
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Return whether the trial is not among the best 1 / factor of its bracket at this mark."""
+        """Return whether the last rung is a mark and the trial is not among the best 1 / factor of its bracket
+        there."""
         rung = trial.last_step
         if rung is None or not self.is_mark(rung, self.bracket(study, trial.number)):
             return False
@@ -37,21 +41,21 @@ class HalvingPruner(BasePruner):
         return value > sorted([*values, value])[n_promoted(len(values) + 1, self.factor) - 1]
 
     def rivals(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
-        """Return the other trials of a trial's bracket that have a value at its rung."""
+        """Return the other trials of the bracket of a trial that have a value at its last rung."""
         rung, bracket = trial.last_step or 0, self.bracket(study, trial.number)
         others = [
             t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL and t.number != trial.number
         ]
-        # Not one with NaN there, which would put a sorted list in disorder.
+        # Without NaN, which has no place in a sorted list.
         reached = [t for t in others if not math.isnan(t.intermediate_values.get(rung, math.nan))]
         return [t for t in reached if self.bracket(study, t.number) == bracket]
 
     def bracket(self, study: optuna.Study, number: int) -> int:
-        """Return a trial's bracket, the same in every worker."""
+        """Return the bracket of a trial, which is the same in every worker."""
         return self.slots[binascii.crc32(f"{study.study_name}_{number}".encode()) % len(self.slots)]
 
     def is_mark(self, rung: int, bracket: int) -> bool:
-        """Return whether trials of a bracket are compared at this rung."""
+        """Return whether a rung is a mark of a bracket."""
         mark = self.min_rungs * self.factor**bracket
         while mark < rung:
             mark *= self.factor

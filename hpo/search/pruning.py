@@ -1,4 +1,4 @@
-"""When a trial is pruned, and by which rule."""
+"""Decide at each rung whether a trial is pruned, and describe the decision."""
 
 import math
 import time
@@ -18,10 +18,12 @@ Decision = Literal["continue", "prune", "diverged"]
 
 
 class CachedPruner:
-    """Decides at a rung whether a trial goes on, from a list of trials that is at most `refresh_s` old.
+    """Decides at a rung whether a trial continues, from a list of trials that is at most `refresh_s` seconds old.
 
-    Optuna's should_prune reads every running trial with all its values each time: 28 ms with 64 of them.
-    The trial judged is the worker's own copy, to which it adds each value itself.
+    Optuna's should_prune reads every running trial with all its values at each call, which takes 28 ms with 64 trials.
+    The worker passes its own copy of the trial, to which it adds each value itself.
+
+    rungs: number of rungs of a run. At the last rung, no trial is pruned.
     """
 
     def __init__(
@@ -40,7 +42,10 @@ class CachedPruner:
         self._read_at = -math.inf
 
     def decide(self, trial: FrozenTrial, never_prune: bool = False) -> Decision:
-        """Return what becomes of a trial whose last value has just been added to it."""
+        """Return the decision for a trial after its last value was added to it.
+
+        never_prune: whether the trial continues unless it diverged, as baselines and runs of arms do.
+        """
         rung = trial.last_step
         if rung is None:
             return "continue"
@@ -51,40 +56,41 @@ class CachedPruner:
         return "prune" if self.pruner.prune(self._view, trial) else "continue"
 
     def prune(self, trial: FrozenTrial, never_prune: bool = False) -> bool:
-        """Return whether the pruner ends the trial; one that diverged is not asked about."""
+        """Return whether the pruner ends the trial. A trial that diverged is not pruned."""
         return self.decide(trial, never_prune) == "prune"
 
     def describe(self, rule: Section, trial: FrozenTrial) -> dict[str, Any]:
-        """Return the comparison with which `decide` has just pruned a trial, as it is stored.
+        """Return the comparison by which `decide` has just pruned a trial, in its stored form.
 
-        rule: the study's pruner, as which ours was built.
+        rule: the pruner of the study, from which `self.pruner` was built.
         """
         peers = self._peers(trial)
-        found = compare_at_last_rung(
+        comparison = compare_at_last_rung(
             rule.model_dump(), trial.intermediate_values, [peer.intermediate_values for peer in peers]
         )
-        told = {"rule": rule.model_dump()["name"], "rung": trial.last_step, "value": found.value}
-        return told | {
-            "threshold": found.threshold,
+        stored = {"rule": rule.model_dump()["name"], "rung": trial.last_step, "value": comparison.value}
+        return stored | {
+            "threshold": comparison.threshold,
             "n": len(peers),
             "peers": format_spans(peer.number for peer in peers),
         }
 
     def _peers(self, trial: FrozenTrial) -> list[FrozenTrial]:
-        """Return the trials that a trial was compared with, from the list that the pruner read."""
-        held = StudyView(self._study, lambda _: self._trials)
+        """Return the trials with which a trial was compared, from the list that the pruner read."""
+        view = StudyView(self._study, lambda _: self._trials)
         match self.pruner:
             case HalvingPruner():
-                return self.pruner.rivals(held, trial)
+                return self.pruner.rivals(view, trial)
             case PercentilePruner():
-                complete = held.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                complete = view.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
                 return [peer for peer in complete if trial.last_step in peer.intermediate_values]
             case WilcoxonPruner():
-                return [get_best_trial(held)]
+                return [get_best_trial(view)]
         return []
 
     def refresh(self) -> None:
-        """Read the trials afresh at the next decision: one has just ended, and it is a peer of all that follow."""
+        """Read the trials again at the next decision, because a trial has ended and other trials are compared with
+        it."""
         self._read_at = -math.inf
 
     def _read(self, use_cache: bool) -> list[FrozenTrial]:

@@ -1,7 +1,8 @@
-"""The rules of the pruners as numbers: what of a trial is compared, with what, from the curves of which peers.
+"""The comparisons that pruners make, as numbers: a value of the trial, and the threshold it was compared with.
 
-Optuna's pruners decide; here the same comparison is made again, to be stored with the trial that it ended and to be
-checked from the stored curves. A test holds the two together. No Optuna, so that `hpo why` answers at once.
+Optuna's pruners return only yes or no. This module repeats their comparisons, so that a pruned trial can store the
+numbers, and `hpo why` can check them against the stored learning curves. A test checks that both agree. This module
+does not import Optuna, so that `hpo why` starts quickly.
 """
 
 import math
@@ -13,7 +14,7 @@ Curve = Mapping[int, float]  # rung -> value; the smaller, the better
 
 
 class Comparison(NamedTuple):
-    """A value of the trial, what it was compared with, and whether that ends the trial."""
+    """A value of the trial, the threshold it was compared with, and whether the trial is pruned."""
 
     value: float
     threshold: float
@@ -21,9 +22,10 @@ class Comparison(NamedTuple):
 
 
 def compare_at_last_rung(rule: Mapping[str, Any], own: Curve, peers: Sequence[Curve]) -> Comparison:
-    """Return the comparison that a pruner makes at the last rung of a curve.
+    """Return the comparison that a pruner makes at the last rung of a learning curve.
 
-    rule: the keys of a study's `pruner`. peers: the curves that it looks at, each with a value at that rung.
+    rule: the keys of `pruner` of the study. peers: the curves of the trials it is compared with; each has a value at
+    that rung.
     """
     rung = max(own)
     match rule["name"]:
@@ -41,7 +43,7 @@ def compare_at_last_rung(rule: Mapping[str, Any], own: Curve, peers: Sequence[Cu
 
 
 def n_promoted(n: int, factor: int) -> int:
-    """Return which of n values at a mark, counted from the best, is the last that goes on."""
+    """Return the number of the n trials at a mark that continue, at least one."""
     return max(1, n // factor)
 
 
@@ -71,31 +73,34 @@ def _patient(own: Curve, patience: int, min_delta: float) -> Comparison:
 
 def _interval(value: float, lower: float | None, upper: float | None) -> Comparison:
     if upper is None or (lower is not None and value < lower):
-        assert lower is not None, "a threshold has an end"
+        assert lower is not None, "a threshold has lower or upper"
         return Comparison(value, lower, value < lower)
     return _above(value, upper)
 
 
 def _signed_ranks(own: Curve, best: Curve, p_threshold: float) -> Comparison:
-    """Return the p-value of a trial that is no worse than the best one; it must be worse on average too."""
+    """Return the p-value of the hypothesis that a trial is no worse than the best trial.
+
+    The trial is pruned only if its mean is worse too.
+    """
     from scipy import stats
 
     differences = [own[rung] - best[rung] for rung in sorted(own.keys() & best.keys())]
     p = float(stats.wilcoxon(differences, alternative="greater", zero_method="zsplit").pvalue)
-    # Summed in the order of the rungs, as Optuna does, or the last bit may decide otherwise.
+    # Sum in the order of the rungs, as Optuna does, because rounding could change the decision.
     mean, best_mean = (sum(c[r] for r in sorted(c)) / len(c) for c in (own, best))
     return Comparison(p, p_threshold, p < p_threshold and mean > best_mean)
 
 
 def format_spans(numbers: Iterable[int]) -> str:
-    """Return numbers as text, such as "0, 2-4": a list of a thousand of them would be read with every trial."""
-    found = sorted(numbers)
-    breaks = [i for i, (a, b) in enumerate(pairwise(found), 1) if b != a + 1]
-    runs = [found[i:j] for i, j in pairwise([0, *breaks, len(found)])] if found else []
+    """Return numbers as text such as "0, 2-4", which is much shorter than a list and is read with every trial."""
+    ordered = sorted(numbers)
+    breaks = [i for i, (a, b) in enumerate(pairwise(ordered), 1) if b != a + 1]
+    runs = [ordered[i:j] for i, j in pairwise([0, *breaks, len(ordered)])] if ordered else []
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def parse_spans(text: str) -> list[int]:
-    """Return the numbers that `spans` wrote."""
+    """Return the numbers from the text of `format_spans`."""
     ends = [[int(end) for end in span.split("-")] for span in text.split(", ") if span]
     return [number for span in ends for number in range(span[0], span[-1] + 1)]

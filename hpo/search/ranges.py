@@ -1,4 +1,4 @@
-"""The ranges of a search space: an interval on some scale, or a list of choices."""
+"""The ranges of a search space: an interval on a linear, logarithmic or complement-log scale, or a list of choices."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from pydantic import Discriminator, Field, Strict, Tag, field_validator, model_v
 from hpo.config.validation import nearest
 from model.section import Section
 
-# Strict, since YAML's `on` and "1e-4" would pass for numbers otherwise.
+# Strict, because pydantic otherwise accepts true and "1e-4" as numbers.
 Number = Annotated[int, Strict()] | Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Choice = None | Annotated[bool, Strict()] | Number | Annotated[str, Strict()]
 
-MAX_STEPS = 1_000_000  # of a range: some samplers try each of them
+MAX_STEPS = 1_000_000  # of a range, because some samplers try every value
 
-# What W&B calls a distribution, in our words.
+# The distributions of a W&B sweep, as keys of a range.
 SWEEP_DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     "uniform": {},
     "int_uniform": {},
@@ -29,18 +29,20 @@ SWEEP_KEYS = {"min": "low", "max": "high", "values": "choices", "q": "step"}
 
 
 class Range(Section):
-    """An interval, both ends included."""
+    """An interval, including both ends. The keys of a W&B sweep (min, max, q, distribution) are accepted too."""
 
     low: Number
-    """Least value."""
+    """Smallest value."""
     high: Number
-    """Greatest value."""
+    """Largest value."""
     log: bool = False
-    """Uniform in log x."""
+    """Whether values are uniform in log x. Requires low > 0."""
     complement_log: bool = False
-    """Uniform in log (1 - x), for averages such as beta2: 0.9, 0.99 and 0.999 lie equally far apart."""
+    """Whether values are uniform in log (1 - x), for decay rates such as beta2: 0.9, 0.99 and 0.999 are equally far
+    apart. Requires high < 1."""
     step: Number | None = None
-    """Only low, low + step, ..., high."""
+    """Distance between values: only low, low + step, ..., high are used. Default: 1 for whole numbers, else
+    continuous."""
 
     @model_validator(mode="before")
     @classmethod
@@ -52,7 +54,7 @@ class Range(Section):
         if self.low >= self.high:
             raise ValueError(f"low must be less than high, got low {self.low} and high {self.high}")
         if self.log and self.complement_log:
-            raise ValueError("log and complement_log exclude each other")
+            raise ValueError("must not have both log and complement_log; remove one of them")
         if self.log and self.low <= 0:
             raise ValueError(f"low must be greater than 0 for log, got {self.low}")
         if self.complement_log and self.high >= 1:
@@ -63,19 +65,22 @@ class Range(Section):
 
     def _check_step(self, step: Decimal) -> None:
         if self.log or self.complement_log:
-            raise ValueError("step goes with neither log nor complement_log")
+            raise ValueError("step must not be combined with log or complement_log; remove one of them")
         if step <= 0:
             raise ValueError(f"step must be greater than 0, got {step}")
         width = _decimal(self.high) - _decimal(self.low)
         if width / step > MAX_STEPS:
-            raise ValueError(f"step must make at most {MAX_STEPS:,} steps from low to high, got {step}")
+            raise ValueError(f"step must give at most {MAX_STEPS:,} steps from low to high, got {step}; increase it")
         if rest := width % step:
-            raise ValueError(f"high must be low plus whole steps, got {self.high}; write {_decimal(self.high) - rest}")
+            raise ValueError(
+                f"high must be low plus a multiple of step, got {self.high}; use {_decimal(self.high) - rest}"
+            )
 
     def distribution(self, kind: type) -> BaseDistribution:
-        """Return what Optuna stores for a field of this type, int or float.
+        """Return Optuna's distribution for a field of this type, int or float.
 
-        complement_log is left to the sampler: the parameter is stored under its own name with its own value.
+        Optuna has no complement-log scale, so that the sampler transforms the values. The storage holds the values
+        themselves.
         """
         if kind is int:
             return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
@@ -84,10 +89,10 @@ class Range(Section):
 
 
 class Choices(Section):
-    """A list of values to choose from, in no particular order."""
+    """A list of values, without an order. The key of a W&B sweep (values) is accepted too."""
 
     choices: tuple[Choice, ...] = Field(min_length=1)
-    """The values."""
+    """The values, at least one, each different."""
 
     @model_validator(mode="before")
     @classmethod
@@ -98,48 +103,48 @@ class Choices(Section):
     @classmethod
     def _check_distinct(cls, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
         for i, choice in enumerate(choices):
-            if choice in choices[:i]:  # True == 1 too: Optuna finds a choice by ==
-                raise ValueError(f"must be distinct, got {choice!r} twice")
+            if choice in choices[:i]:  # Optuna finds a choice by ==, so that True and 1 are equal
+                raise ValueError(f"must be distinct, got {choice!r} twice; remove one of them")
         return choices
 
     def distribution(self, kind: type) -> BaseDistribution:
-        """Return what Optuna stores, whatever the field's type."""
+        """Return Optuna's distribution, which does not depend on the type of the field."""
         return CategoricalDistribution(self.choices)
 
 
 def _decimal(number: float) -> Decimal:
-    return Decimal(str(number))  # as Optuna does: 0.3 is three steps of 0.1
+    return Decimal(str(number))  # as in Optuna, so that 0.3 is three steps of 0.1
 
 
 def _from_sweep(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Put W&B's words for a range in ours."""
+    """Return a range whose W&B keys are replaced by ours."""
     if "value" in given:
-        raise ValueError("value is not a range; put it in base")
-    for theirs, ours_too in SWEEP_KEYS.items():
-        if theirs in given and ours_too in given:
-            raise ValueError(f"{theirs} and {ours_too} are one word in two languages; keep one")
+        raise ValueError("value must not be in a space, because it is not a range; set the field in base")
+    for their_key, our_key in SWEEP_KEYS.items():
+        if their_key in given and our_key in given:
+            raise ValueError(f"must not have both {their_key} and {our_key}, which mean the same; remove one of them")
     ours = {SWEEP_KEYS.get(key, key): value for key, value in given.items()}
     word = ours.pop("distribution", "uniform")
     if not isinstance(word, str) or word not in SWEEP_DISTRIBUTIONS:
-        raise ValueError(
-            f"distribution must be one of {', '.join(SWEEP_DISTRIBUTIONS)}, got {word!r}{nearest(str(word), SWEEP_DISTRIBUTIONS)}"
-        )
+        known = ", ".join(SWEEP_DISTRIBUTIONS)
+        hint = nearest(str(word), SWEEP_DISTRIBUTIONS)
+        raise ValueError(f"distribution must be one of {known}, got {word!r}{hint}")
     return ours | SWEEP_DISTRIBUTIONS[word]
 
 
-def _word(given: Any) -> str:
-    """Tell choices from a range, in our words or W&B's."""
+def _tag(given: Any) -> str:
+    """Return the tag of the union `Space`: choices or range."""
     if isinstance(given, Mapping):
         return "choices" if given.keys() & {"choices", "values"} else "range"
     return "choices" if isinstance(given, Choices) else "range"
 
 
 Entry = Range | Choices
-Space = dict[str, Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_word)]]
+Space = dict[str, Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_tag)]]
 
 
 def is_inside(distribution: BaseDistribution, value: Any) -> bool:
-    """Return whether a distribution can yield this value."""
+    """Return whether a value is in a distribution."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
     assert isinstance(distribution, IntDistribution | FloatDistribution)
@@ -150,11 +155,16 @@ def is_inside(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def discrete_values(entry: Entry, kind: type) -> Sequence[Any] | None:
-    """Return all values of a discrete range, None for a continuous one."""
+    """Return all values of a discrete range, None for a continuous range.
+
+    kind: type of the field, int or float.
+    """
     if isinstance(entry, Choices):
         return entry.choices
     if kind is int:
-        return range(int(entry.low), int(entry.high) + 1, int(entry.step or 1) or 1)  # a step below 1 is refused later
+        return range(
+            int(entry.low), int(entry.high) + 1, int(entry.step or 1) or 1
+        )  # `space_problems` reports a step below 1 later
     if entry.step is None:
         return None
     low, step = _decimal(entry.low), _decimal(entry.step)
@@ -174,7 +184,10 @@ def _scaled(value: float, log: bool, complement_log: bool) -> float:
 
 
 def spaced_values(entry: Entry, points: int, kind: type = float) -> list[Any]:
-    """Return `points` values, evenly spaced on the scale of the range and with both its ends; all choices."""
+    """Return values that are evenly spaced on the scale of a range, including both ends; all values of choices.
+
+    points: number of values. A discrete range with fewer values returns all of them.
+    """
     if isinstance(entry, Choices):
         return list(entry.choices)
     grid = discrete_values(entry, kind)
@@ -189,7 +202,7 @@ def _value_at(entry: Range, t: float) -> float:
     """Return the value at a position in [0, 1]: the inverse of `unit_position`."""
     low, high = float(entry.low), float(entry.high)
     if t in (0, 1):
-        return high if t else low  # exactly, where the formulas below may round
+        return high if t else low  # exact, because the formulas below may round
     if entry.log:
         return float(low * (high / low) ** t)
     if entry.complement_log:

@@ -239,14 +239,14 @@ def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     The result of a pruned trial is its last value, or the worst result of all trials if it has no value.
     """
     known = [t.values[0] for t in trials if t.state.is_finished() and t.values]
-    found = []
+    completed = []
     for trial in trials:
         if trial.state == TrialState.PRUNED and known:
             values = trial.values or [max(known)]
             trial = copy.copy(trial)
             trial.state, trial.values = TrialState.COMPLETE, values
-        found.append(trial)
-    return found
+        completed.append(trial)
+    return completed
 
 
 class SobolByTrialNumber(optuna.samplers.QMCSampler):
@@ -265,16 +265,16 @@ class SobolByTrialNumber(optuna.samplers.QMCSampler):
 
 
 def _all(entry: Entry, kind: type) -> Sequence[Any]:
-    found = discrete_values(entry, kind)
-    assert found is not None, "problems() reports continuous ranges"
-    return found
+    points = discrete_values(entry, kind)
+    assert points is not None, "problems() reports continuous ranges"
+    return points
 
 
 def build_sampler(sampler: SamplerConfig, base: BaseModel, space: Space, seed: int, study_seed: int) -> BaseSampler:
     """Return the sampler of a study for one trial. Set it as `study.sampler` before the trial is created."""
-    mirrored = frozenset(p for p, entry in space.items() if isinstance(entry, Range) and entry.complement_log)
+    complemented_names = frozenset(p for p, entry in space.items() if isinstance(entry, Range) and entry.complement_log)
     joint = sampler.joint(unconditional(base, space))
-    return ComplementLogSampler(sampler.build(seed, study_seed), joint, mirrored, sampler.recall())
+    return ComplementLogSampler(sampler.build(seed, study_seed), joint, complemented_names, sampler.recall())
 
 
 Sampler = Annotated[TPE | Random | Grid | BruteForce | GP | CMAES | QMC | NSGA2, Field(discriminator="name")]

@@ -1,4 +1,8 @@
-"""The search space: which fields of a configuration a study varies, and over what range."""
+"""The search space: the fields of a configuration that a study varies, and the range of each.
+
+Some fields depend on a component: optimizer.beta2 exists only if optimizer.name is adamw. If a space searches the
+name of a component, trials with different components have different parameters.
+"""
 
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -14,12 +18,12 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def components_first(space: Space) -> list[str]:
-    """Return the paths, components first: what a component's name is decides which of its fields exist."""
+    """Return the paths, names of components first, because the name decides which fields the component has."""
     return sorted(space, key=lambda path: not path.endswith(".name"))
 
 
 def applies(config: BaseModel, path: str) -> bool:
-    """Return whether this configuration has the field: optimizer.beta2 exists under adamw, not under sgd."""
+    """Return whether a configuration has a field. For example, adamw has optimizer.beta2 and sgd does not."""
     return path in flat(config)
 
 
@@ -27,15 +31,15 @@ def field_type(section: BaseModel, path: str) -> type:
     """Return the Python type of a dotted field, such as float.
 
     Raises:
-        ValueError: there is no such field in this configuration.
+        ValueError: the configuration has no such field.
     """
     *parents, leaf = path.split(".")
-    here: Any = section
+    parent_section: Any = section
     for parent in parents:
-        here = getattr(here, parent, None)
-    if not isinstance(here, BaseModel) or not applies(section, path):
+        parent_section = getattr(parent_section, parent, None)
+    if not isinstance(parent_section, BaseModel) or not applies(section, path):
         raise ValueError(_unknown(section, path))
-    kinds = [_plain(kind) for kind in union_members(type(here).model_fields[leaf].annotation)]
+    kinds = [_plain(kind) for kind in union_members(type(parent_section).model_fields[leaf].annotation)]
     return float if set(kinds) == {int, float} else kinds[0]
 
 
@@ -54,17 +58,18 @@ def _unknown(config: BaseModel, path: str) -> str:
 
 
 def configs_with_field(base: BaseModel, space: Space, path: str) -> list[BaseModel]:
-    """Return the base under each choice of a field's component, where it has the field."""
+    """Return the base with each choice of the component of a field, without those that do not have the field."""
     name = f"{path.rpartition('.')[0]}.name"
     entry = space.get(name)
     if path == name or not isinstance(entry, Choices):
-        found = [base]
+        configs = [base]
     else:
-        found = [config for choice in entry.choices if (config := _with(base, name, choice)) is not None]
-    return [config for config in found if applies(config, path)]
+        configs = [config for choice in entry.choices if (config := _with(base, name, choice)) is not None]
+    return [config for config in configs if applies(config, path)]
 
 
 def _with(base: BaseModel, path: str, value: Any) -> BaseModel | None:
+    """Return the base with one field replaced, None if the result is not valid."""
     try:
         return updated(base, {path: value})
     except ValidationError:
@@ -72,19 +77,19 @@ def _with(base: BaseModel, path: str, value: Any) -> BaseModel | None:
 
 
 def unconditional(base: BaseModel, space: Space) -> dict[str, BaseDistribution]:
-    """Return the distributions of the parameters that every trial has, whatever its components are."""
-    found = {}
+    """Return the distributions of the parameters that every trial has, whatever its components."""
+    distributions = {}
     for path in components_first(space):
         name = space.get(f"{path.rpartition('.')[0]}.name")
         n_components = len(name.choices) if isinstance(name, Choices) and not path.endswith(".name") else 1
         configs = configs_with_field(base, space, path)
         if len(configs) == n_components:
-            found[path] = space[path].distribution(field_type(configs[0], path))
-    return found
+            distributions[path] = space[path].distribution(field_type(configs[0], path))
+    return distributions
 
 
 def space_problems(base: BaseModel, space: Space) -> list[str]:
-    """Return what is wrong with a space: the configuration is built at both ends of every range."""
+    """Return the problems of a space. To find them, build the configuration at both ends of every range."""
     problems: list[str] = []
     for path in components_first(space):
         configs = configs_with_field(base, space, path)
@@ -92,7 +97,7 @@ def space_problems(base: BaseModel, space: Space) -> list[str]:
         if not configs:
             problems.append(f"space.{path}: {_unknown(base, path)}")
         elif len(kinds) > 1:
-            problems.append(f"space.{path}: must be of one type under every name")
+            problems.append(f"space.{path}: must have the same type with every choice of the name; search fewer names")
         elif wrong := _misfit(path, space[path], kinds.pop()):
             problems += wrong
         else:
@@ -101,15 +106,15 @@ def space_problems(base: BaseModel, space: Space) -> list[str]:
 
 
 def _misfit(path: str, entry: Entry, kind: type) -> list[str]:
-    """Return where an entry is of the wrong kind for its field, before any value is tried."""
+    """Return the problems of an entry that does not fit the type of its field."""
     key = f"space.{path}"
     if isinstance(entry, Choices):
         wrong = [c for c in entry.choices if kind in (int, float) and isinstance(c, bool | str)]
         return [f"{key}.choices: must be a number, got {c!r}{number_remedy(c)}" for c in wrong]
     if kind not in (int, float):
-        return [f"{key}: must be choices, since the field is not a number"]
+        return [f"{key}: must be choices, because the field is not a number"]
     if kind is int and entry.complement_log:
-        return [f"{key}.complement_log: must be left out, since the field is a whole number"]
+        return [f"{key}.complement_log: must be omitted, because the field is a whole number"]
     if kind is int and entry.step is not None and not float(entry.step).is_integer():
         return [f"{key}.step: must be a whole number, got {entry.step}"]
     return []
@@ -133,8 +138,9 @@ def _check_ends(config: BaseModel, path: str, entry: Entry) -> list[str]:
 
 
 def closed_ends(base: BaseModel, space: Space) -> dict[str, list[str]]:
-    """Return the ends of ranges, low or high, beyond which the field itself has no values: nobody can search there."""
-    found: dict[str, list[str]] = {}
+    """Return the ends of ranges, low or high, that are also the limit of the field. A wider range is not possible
+    there."""
+    closed: dict[str, list[str]] = {}
     for path, entry in space.items():
         numbers = [entry.low, entry.high] if not isinstance(entry, Choices) else list(entry.choices)
         if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
@@ -144,12 +150,12 @@ def closed_ends(base: BaseModel, space: Space) -> dict[str, list[str]]:
             step = 1 if field_type(config, path) is int else 1e-9
             beyond = {"low": low - step, "high": high + step}  # type: ignore[operator]
             if ends := [end for end, value in beyond.items() if _with(config, path, value) is None]:
-                found[path] = ends
-    return found
+                closed[path] = ends
+    return closed
 
 
 def suggest_values(trial: optuna.Trial, base: BaseModel, space: Space) -> dict[str, Any]:
-    """Return a value for each field of the space that applies, by dotted path."""
+    """Return a value for each field of the space that the configuration of the trial has, by dotted path."""
     config, values = base, {}
     for path in components_first(space):
         if not applies(config, path):
@@ -172,12 +178,12 @@ def _draw(trial: optuna.Trial, path: str, distribution: BaseDistribution) -> Any
 
 
 def params_in_range(config: BaseModel, space: Space) -> dict[str, tuple[Any, BaseDistribution]]:
-    """Return the parameters of a given configuration that Optuna can hold: those inside their ranges.
+    """Return the parameters of a configuration that are inside their ranges, with their distributions.
 
-    A baseline may lie outside the space; what Optuna does not hold stays in its configuration.
+    A baseline may have values outside the space. Optuna cannot store such values as parameters.
     """
     fields = flat(config)
-    found = {
+    params = {
         p: (fields[p], space[p].distribution(field_type(config, p))) for p in components_first(space) if p in fields
     }
-    return {path: (value, kind) for path, (value, kind) in found.items() if is_inside(kind, value)}
+    return {path: (value, kind) for path, (value, kind) in params.items() if is_inside(kind, value)}

@@ -1,4 +1,4 @@
-"""Our border with Optuna: a study whose trials we choose, and its experimental parts without their warning."""
+"""A view of an Optuna study with selected trials, and Optuna's experimental features without their warnings."""
 
 import copy
 import warnings
@@ -11,21 +11,21 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.optuna_internals import share_study_state
 
-Read = Callable[[bool], list[FrozenTrial]]  # True: the list that this trial has read already will do
+Read = Callable[[bool], list[FrozenTrial]]  # True: a list that was read earlier for the same trial is recent enough
 
 
 class StudyView(optuna.Study):
-    """A study whose list of trials is what `read` returns; all else is the study's own."""
+    """An Optuna study whose trials are those that `read` returns. Everything else is that of the study."""
 
     def __init__(self, study: optuna.Study, read: Read) -> None:
-        # Not Study.__init__, which asks the storage for the study's id and directions again.
+        # Study.__init__ would read the id and the directions of the study from the storage again.
         share_study_state(self, study)
         self._read = read
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        """Return the chosen trials; every reading method of Study and every sampler ends here."""
+        """Return the selected trials. All reading methods of Study and all samplers call this method."""
         trials = [t for t in self._read(use_cache) if states is None or t.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
@@ -41,7 +41,8 @@ class StudyView(optuna.Study):
 
 @contextmanager
 def experimental() -> Iterator[None]:
-    """Silence Optuna's ExperimentalWarning: the version is pinned below the next major one, and tests cover it."""
+    """Silence Optuna's ExperimentalWarning. Our tests cover these features, and the major version of Optuna is
+    pinned."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield

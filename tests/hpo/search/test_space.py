@@ -65,11 +65,17 @@ NAMES = {"choices": ["adamw", "sgd"]}
         ({"low": 2, "high": 1}, "low must be less than high, got low 2 and high 1"),
         ({"low": 0.0, "high": 1.0, "log": True}, "low must be greater than 0 for log, got 0.0"),
         ({"low": 0.1, "high": 1.0, "complement_log": True}, "high must be less than 1 for complement_log, got 1.0"),
-        ({"low": 0.1, "high": 0.9, "complement_log": True, "log": True}, "log and complement_log exclude each other"),
-        ({"low": 1, "high": 9, "log": True, "step": 1}, "step goes with neither log nor complement_log"),
+        (
+            {"low": 0.1, "high": 0.9, "complement_log": True, "log": True},
+            "must not have both log and complement_log; remove one of them",
+        ),
+        (
+            {"low": 1, "high": 9, "log": True, "step": 1},
+            "step must not be combined with log or complement_log; remove one of them",
+        ),
         ({"low": 0.0, "high": 1.0, "step": -0.1}, "step must be greater than 0, got -0.1"),
-        ({"low": 0.0, "high": 1.0, "step": 0.3}, "high must be low plus whole steps, got 1.0; write 0.9"),
-        ({"value": 3}, "value is not a range; put it in base"),
+        ({"low": 0.0, "high": 1.0, "step": 0.3}, "high must be low plus a multiple of step, got 1.0; use 0.9"),
+        ({"value": 3}, "value must not be in a space, because it is not a range; set the field in base"),
         (
             {"min": 1, "max": 2, "distribution": "log_uniform"},
             "distribution must be one of uniform, int_uniform, q_uniform, log_uniform_values, categorical, "
@@ -159,7 +165,7 @@ def test_unknown_field_is_refused_with_the_nearest_one(path: str, rule: str) -> 
         ),
         (
             {"run__precision": {"low": 1, "high": 4}},
-            "space.run.precision: must be choices, since the field is not a number",
+            "space.run.precision: must be choices, because the field is not a number",
         ),
         ({"run__dropout": {"choices": [0.1, 1.2]}}, "space.run.dropout.choices: must be at most 1, got 1.2"),
         (

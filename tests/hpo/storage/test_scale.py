@@ -182,13 +182,13 @@ def test_finished_trials_are_mirrored_once(storage_url: str, monkeypatch: pytest
         at = plant(store, 40, N_RUNNING)
         ask(at)
         flipped: list[optuna.trial.FrozenTrial] = []
-        flip = hpo.search.complement_log.Mirror._flipped
+        flip = hpo.search.complement_log.ComplementLogSampler._complement
 
         def noting(self: Any, trial: optuna.trial.FrozenTrial) -> Any:
             flipped.append(trial)
             return flip(self, trial)
 
-        monkeypatch.setattr(hpo.search.complement_log.Mirror, "_flipped", noting)
+        monkeypatch.setattr(hpo.search.complement_log.ComplementLogSampler, "_complement", noting)
         ask(at)
         assert flipped
         assert not any(trial.state.is_finished() for trial in flipped)

@@ -114,7 +114,7 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
         "space.optimizer.lr: low must be greater than 0 for log, got 0"
     ]),
     ("space/optimizer.lr", {"low": 1, "high": 2, "step": 0.3}, [
-        "space.optimizer.lr: high must be low plus whole steps, got 2; write 1.9"
+        "space.optimizer.lr: high must be low plus a multiple of step, got 2; use 1.9"
     ]),
     ("space/run.batch_size", {"low": 1.5, "high": 4}, [
         "space.run.batch_size.low: must be a whole number, got 1.5"
@@ -122,7 +122,7 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     ("space/run.device", {"choices": ["cpu", "gpu"]}, [
         "space.run.device.choices: must be one of 'auto', 'cpu', 'cuda', 'mps', got 'gpu'; did you mean 'cpu'?"
     ]),
-    ("space/run.device", RANGE, ["space.run.device: must be choices, since the field is not a number"]),
+    ("space/run.device", RANGE, ["space.run.device: must be choices, because the field is not a number"]),
     ("space/optimizer.lr", {"choices": []}, ["space.optimizer.lr.choices: must not be empty"]),
     ("space/optimizer.lr", {"choices": [1e-3, "fast"]}, [
         "space.optimizer.lr.choices: must be a number, got 'fast'"
@@ -178,7 +178,7 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     ("rungs", 3, ["rungs: must be left out, since run.rungs of the base says 4, got 3"]),
     # plugs
     ("train", "nowhere:train", ["train: no module 'nowhere' in the current folder or installed, got 'nowhere:train'"]),
-    ("train", "needing:train", ["train: no module 'not_installed' in the current folder or installed, got 'needing:train'"]),
+    ("train", "needing:train", ["train: no module 'not_installed' in the current folder or installed, got 'needing:train'"]),  # noqa: E501
     ("train", "mine:trian", ["train: module mine has no 'trian'; did you mean train?"]),
     ("train", "mine", ["train: must be module:name, got 'mine'"]),
     ("train", "mine:NUMBER", ["train: must be a function, got mine:NUMBER"]),
