@@ -1,4 +1,4 @@
-"""Two training processes with a thread for every core each: waiting threads that spin against threads that sleep.
+"""Measure two training processes with one thread per core each, when waiting threads spin and when they sleep.
 
 python bench/cores.py
 """
@@ -27,11 +27,11 @@ print(updates * trainer.shared.update_tokens() / (time.perf_counter() - began))
 
 
 def together(policy: str) -> float:
-    """Return the tokens per second of two processes at once, added up."""
+    """Return the sum of the tokens per second of two concurrent processes."""
     env = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": policy}
-    asked = [sys.executable, "-c", TRAIN]
+    command = [sys.executable, "-c", TRAIN]
     root = Path(__file__).parent.parent
-    both = [subprocess.Popen(asked, env=env, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [subprocess.Popen(command, env=env, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     return sum(float(process.communicate()[0]) for process in both)
 
 
@@ -39,11 +39,11 @@ def main() -> None:
     """Print both rates and their ratio."""
     rates: dict[str, list[float]] = {"ACTIVE": [], "PASSIVE": []}
     for _ in range(ROUNDS):
-        for policy, found in rates.items():
-            found.append(together(policy))
-    for policy, found in rates.items():
-        middle = statistics.median(found)
-        print(f"OMP_WAIT_POLICY={policy:8} {middle:10,.0f} tokens/s ({min(found):,.0f} to {max(found):,.0f})")
+        for policy, values in rates.items():
+            values.append(together(policy))
+    for policy, values in rates.items():
+        median = statistics.median(values)
+        print(f"OMP_WAIT_POLICY={policy:8} {median:10,.0f} tokens/s ({min(values):,.0f} to {max(values):,.0f})")
     ratios = [passive / active for passive, active in zip(rates["PASSIVE"], rates["ACTIVE"], strict=True)]
     print(f"sleeping / spinning {statistics.median(ratios):.0f} ({min(ratios):.0f} to {max(ratios):.0f}, n = {ROUNDS})")
 

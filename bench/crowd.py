@@ -1,4 +1,4 @@
-"""A long study, planted: trials as the worker writes them, thousands of them in seconds. It trains nothing."""
+"""Create a long study without training: thousands of trials, stored as a worker stores them, in seconds."""
 
 import json
 import math
@@ -35,7 +35,7 @@ SPACE: dict[str, dict[str, Any]] = {
 
 
 class Config(BaseModel):
-    """Seven hyperparameters of a run that is not run."""
+    """Seven hyperparameters of a run."""
 
     lr: float = Field(default=1e-3, gt=0)
     beta2: float = Field(default=0.95, ge=0, lt=1)
@@ -47,7 +47,7 @@ class Config(BaseModel):
 
 
 def loss(config: Config) -> float:
-    """Return what a run ends at: a bowl around a point inside the space, least 1, with a valley across lr and beta2."""
+    """Return the final loss: a quadratic bowl with minimum 1 inside the space, and a valley across lr and beta2."""
     lr, beta2 = math.log10(config.lr) + 2.5, math.log10(1 - config.beta2) + 2.5
     return (
         1
@@ -62,14 +62,14 @@ def loss(config: Config) -> float:
 
 
 def train(config: Config) -> Iterator[tuple[int, float]]:
-    """Report a curve that falls from 5 to the loss, in no time."""
+    """Report a curve that falls from 5 to the loss, without training."""
     end = loss(config)
     for rung in range(1, RUNGS + 1):
         yield rung, end + (5 - end) * math.exp(-6 * rung / RUNGS)
 
 
 def study(n_trials: int, sampler: Mapping[str, Any] | None = None, name: str = "crowd") -> Study:
-    """Return a study of so many trials."""
+    """Return a study of `n_trials` trials."""
     spec = {
         "name": name,
         "train": "bench.crowd:train",
@@ -84,7 +84,7 @@ def study(n_trials: int, sampler: Mapping[str, Any] | None = None, name: str = "
 
 
 def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, Any] | None = None) -> StoredStudy:
-    """Make a study with trials that are finished, half of them pruned, and others that run; 100 slots are free."""
+    """Create a study with finished trials, half of them pruned, and running trials; 100 slots are free."""
     stored = register_study(store, study(n_finished + n_running + 100, sampler), None, {})
     draw = random.Random(0)
     lease = stored.slots.now() + 3600
@@ -93,11 +93,11 @@ def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, A
         first = (connection.execute(sa.select(sa.func.max(models.TrialModel.trial_id))).scalar() or 0) + 1
         for lowest in range(0, n_finished + n_running, 500):
             numbers = range(lowest, min(lowest + 500, n_finished + n_running))
-            whole = [_rows(stored, draw, host, number, number < n_finished) for number in numbers]
+            trials = [_rows(stored, draw, host, number, number < n_finished) for number in numbers]
             for place, model in enumerate(_MODELS):
                 rows = [
                     {"trial_id": first + n, **row}
-                    for n, some in zip(numbers, whole, strict=True)
+                    for n, some in zip(numbers, trials, strict=True)
                     for row in some[place]
                 ]
                 if rows:
@@ -107,10 +107,10 @@ def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, A
         connection.execute(began.where(SLOT.c.slot < n_finished).values(state="done", **values))
         running = sa.and_(SLOT.c.slot >= n_finished, SLOT.c.slot < n_finished + n_running)
         connection.execute(began.where(running).values(state="leased", **values))
-        if connection.dialect.name == "postgresql":  # the numbers were ours, not the sequence's
+        if connection.dialect.name == "postgresql":  # the ids above do not come from the sequence
             connection.exec_driver_sql("SELECT setval('trials_trial_id_seq', (SELECT max(trial_id) FROM trials))")
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("ANALYZE")  # as Postgres does by itself within a minute
+        connection.exec_driver_sql("ANALYZE")  # Postgres itself does this within a minute
     return stored
 
 
@@ -162,7 +162,7 @@ def _rows(
 
 
 def metrics(rung: int, value: float) -> Row:
-    """Return metrics of about 1 kB, as many as the GPT's."""
+    """Return metrics of about 1 kB, as many as those of a GPT."""
     groups = ("embedding", "attention", "mlp", "norm", "head")
     names = [f"{what}_{group}" for what in ("grad_norm", "update_norm", "weight_norm") for group in groups]
     return (

@@ -1,4 +1,7 @@
-"""What the service costs: hpo status, and report and pruning as a share of a trial. python bench/service.py"""
+"""Measure `hpo status`, and reports and pruning decisions as a share of a trial.
+
+python bench/service.py
+"""
 
 import os
 import statistics
@@ -14,7 +17,7 @@ REPEATS = 9
 
 
 def main() -> None:
-    """Make a real study of the default size, then measure beside it."""
+    """Run a study of the default size, and measure it."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         url = f"sqlite:///{folder}/runs/hpo.db"
@@ -25,25 +28,25 @@ def main() -> None:
 
 def launch(url: str) -> None:
     """Run three trials of beta2_sweep's base."""
-    asked = ["launch", "--study", "beta2_sweep", "--trials", "3", "--workers", "2", "--storage", url, "--quiet"]
-    subprocess.run([sys.executable, "-m", "hpo", *asked], check=True, stdout=subprocess.DEVNULL)
+    commands = ["launch", "--study", "beta2_sweep", "--trials", "3", "--workers", "2", "--storage", url, "--quiet"]
+    subprocess.run([sys.executable, "-m", "hpo", *commands], check=True, stdout=subprocess.DEVNULL)
 
 
 def status(url: str) -> None:
-    """Compare hpo status with an interpreter that imports what any reader of the storage must."""
-    asked = {
+    """Compare `hpo status` with a Python process that imports Optuna and SQLAlchemy."""
+    commands = {
         "hpo status": ["-m", "hpo", "status", "--storage", url],
         "import optuna, sqlalchemy": ["-c", "import optuna, sqlalchemy"],
         "python -c pass": ["-c", "pass"],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in asked}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(REPEATS):
-        for name, arguments in asked.items():
+        for name, arguments in commands.items():
             began = time.perf_counter()
             subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
             seconds[name].append(time.perf_counter() - began)
-    for name, found in seconds.items():
-        print(f"{name:28} {median_and_range(found, 's')}")
+    for name, values in seconds.items():
+        print(f"{name:28} {median_and_range(values, 's')}")
     check = (
         "import sys, hpo.cli.main, hpo.commands.show, hpo.analysis.snapshot; "
         "print('torch' in sys.modules or 'model' in sys.modules)"
@@ -53,7 +56,7 @@ def status(url: str) -> None:
 
 
 def share(url: str) -> None:
-    """Time what a worker does with the storage at each rung, against what the trials took."""
+    """Measure a worker's storage operations at each rung, and their share of a trial's duration."""
     from optuna.trial import TrialState, create_trial
 
     from hpo.analysis.snapshot import read_snapshot
@@ -85,9 +88,9 @@ def share(url: str) -> None:
     print(f"{'share of a trial':28} {statistics.median(shares):.3%} ({min(shares):.3%} to {max(shares):.3%})")
 
 
-def median_and_range(found: list[float], unit: str) -> str:
+def median_and_range(values: list[float], unit: str) -> str:
     """Return median and range."""
-    return f"{statistics.median(found):.3f} {unit} ({min(found):.3f} to {max(found):.3f}, n = {len(found)})"
+    return f"{statistics.median(values):.3f} {unit} ({min(values):.3f} to {max(values):.3f}, n = {len(values)})"
 
 
 if __name__ == "__main__":

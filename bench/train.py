@@ -2,8 +2,8 @@
 
     python bench/train.py [--rounds 7] [--threads 1] [--device cpu]
 
-Both sides train only: no validation. They take turns in one process, so that a busy machine slows both alike; the
-ratio is the median over the rounds of (trainer / loop), its spread the smallest and the largest.
+Neither side validates. The sides take turns in one process, so that other load slows both alike. The script prints the
+median over the rounds of the ratio (trainer / loop), and the smallest and largest ratio.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from model.optim.optimizers import AdamW
 from model.section import updated
 from model.train.trainer import Trainer
 
-LONG = {"run.tokens": 10**12, "run.rungs": 1}  # nobody reaches the end
+LONG = {"run.tokens": 10**12, "run.rungs": 1}  # more tokens than any measurement trains
 MICROGPT = {
     "tokenizer.name": "bytes",
     "model.n_layer": 1,
@@ -34,7 +34,7 @@ MICROGPT = {
 
 
 def plain(config: TrainConfig, prepared: PreparedData, device: torch.device) -> Callable[[int], None]:
-    """Return a function that trains for some updates as a script of one page would."""
+    """Return a function that trains for some updates in a plain PyTorch loop."""
     assert isinstance(config.optimizer, AdamW)
     rule, B, p = config.optimizer, config.run.batch_size, config.regularization.dropout
     network = config.model.build(prepared.vocab_size, config.run.seed).to(device)
@@ -81,15 +81,15 @@ def take_turns(sides: dict[str, tuple[Callable[[int], Any], int]], rounds: int, 
     for name, (run, tokens) in sides.items():
         run(20)
         updates[name] = max(5, round(speed(run, 20, tokens) * seconds / tokens))
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, (run, tokens) in sides.items():
-            found[name].append(speed(run, updates[name], tokens))
-    first = next(iter(found.values()))
-    for name, speeds in found.items():
+            rates[name].append(speed(run, updates[name], tokens))
+    first = next(iter(rates.values()))
+    for name, speeds in rates.items():
         ratios = [a / b for a, b in zip(speeds, first, strict=True)]
-        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-        spread = "" if speeds is first else f"   x {middle:.3f} ({low:.3f}..{high:.3f})"
+        low, median, high = min(ratios), statistics.median(ratios), max(ratios)
+        spread = "" if speeds is first else f"   x {median:.3f} ({low:.3f}..{high:.3f})"
         print(f"  {name:24s} {statistics.median(speeds):12,.0f} tokens/s{spread}", flush=True)
 
 
@@ -97,7 +97,7 @@ def main() -> None:
     """Print all comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one side in one round")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of one side in one round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--packs", default="4", help="sizes of packs, such as 4,16")

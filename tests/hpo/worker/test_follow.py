@@ -1,4 +1,4 @@
-"""hpo worker --follow: one worker of every study of a storage."""
+"""hpo worker --follow: one worker of all studies in a storage."""
 
 import signal
 import subprocess
@@ -26,11 +26,11 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @contextmanager
 def follower(url: str, folder: Path, **more: str) -> Iterator["subprocess.Popen[str]"]:
-    """A worker that follows a storage; killed at the end if it still runs."""
-    asked = [sys.executable, "-m", "hpo", "worker", "--follow", "--storage", url]
+    """Run `hpo worker --follow`; kill it at the end if it still runs."""
+    command = [sys.executable, "-m", "hpo", "worker", "--follow", "--storage", url]
     env = environment(HPO_LEASE_S="4", **more)
     with subprocess.Popen(
-        asked, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             yield process
@@ -45,7 +45,7 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
     return true()
 
 
-def make(store: Any, folder: Path, name: str, **keys: Any) -> StoredStudy:
+def create_study(store: Any, folder: Path, name: str, **keys: Any) -> StoredStudy:
     return register_study(store, load_study(str(planted(folder, name, pruner={"name": "none"}, **keys))), None, {})
 
 
@@ -60,30 +60,31 @@ def ended(store: Any, name: str) -> Callable[[], bool]:
 def test_follower_waits_for_a_storage_and_serves_its_studies_in_turn(here: Path, empty_url: str) -> None:
     with follower(empty_url, here) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("waiting: no stud" if "postgres" in empty_url else "waiting: no st")
+        reason = "no stud" if "postgres" in empty_url else "no st"
+        assert process.stderr.readline().startswith(f"waiting for the storage: {reason}")
         with open_store(empty_url, create=True) as store:
             for name in ("one", "two"):
-                make(store, here, name, budget={"trials": 4}, base={"pause": 0.05})
+                create_study(store, here, name, budget={"trials": 4}, base={"pause": 0.05})
             assert until(ended(store, "one"))
             assert until(ended(store, "two"))
-            make(store, here, "three", budget={"trials": 1})
+            create_study(store, here, "three", budget={"trials": 1})
             assert until(ended(store, "three"))
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=30)
+        stdout, _ = process.communicate(timeout=30)
     assert process.returncode == 143
-    begun = [line.partition(":")[0] for line in said.splitlines() if "started" in line]
-    assert sorted(begun) == ["one"] * 4 + ["three"] + ["two"] * 4
-    turns = begun[begun.index("two") : begun.index("two") + 4]
-    assert turns.count("one") >= 1, f"the studies take turns, got {begun}"
+    started = [line.partition(":")[0] for line in stdout.splitlines() if "started" in line]
+    assert sorted(started) == ["one"] * 4 + ["three"] + ["two"] * 4
+    turns = started[started.index("two") : started.index("two") + 4]
+    assert turns.count("one") >= 1, f"the studies take turns, got {started}"
 
 
-def test_follower_leaves_a_study_alone_that_it_cannot_serve_or_that_is_paused(here: Path) -> None:
+def test_follower_skips_a_study_that_it_cannot_serve_or_that_is_paused(here: Path) -> None:
     url = f"sqlite:///{here}/f.db"
     with open_store(url, create=True) as store:
-        paused = make(store, here, "paused", budget={"trials": 1})
+        paused = create_study(store, here, "paused", budget={"trials": 1})
         paused.optuna.set_user_attr(STUDY_STATE, "paused")
-        make(store, here, "missing", budget={"trials": 1}).optuna.set_user_attr("hpo:protocol", 99)
-        make(store, here, "served", budget={"trials": 2})
+        create_study(store, here, "missing", budget={"trials": 1}).optuna.set_user_attr("hpo:protocol", 99)
+        create_study(store, here, "served", budget={"trials": 2})
         with follower(url, here) as process:
             assert until(ended(store, "served"))
             assert (
@@ -94,34 +95,32 @@ def test_follower_leaves_a_study_alone_that_it_cannot_serve_or_that_is_paused(he
             paused.optuna.set_user_attr(STUDY_STATE, "active")
             assert until(ended(store, "paused"))
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=30)
+            _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert (
-        "missing: left alone for 60 s: study missing: a newer version of hpo uses it with protocol 99, and this "
-        f"version knows protocols up to {PROTOCOL_VERSION}; install the newer version on all machines" in told
+        "missing: skipped for 60 s: study missing: a newer version of hpo uses it with protocol 99, and this "
+        f"version knows protocols up to {PROTOCOL_VERSION}; install the newer version on all machines" in stderr
     )
 
 
-def test_follower_survives_a_server_that_is_away(here: Path) -> None:
+def test_follower_survives_an_unreachable_server(here: Path) -> None:
     if not binaries():
         pytest.skip(MISSING)
     server = Postgres()
     try:
         server.start()
         with open_store(server.url(), create=True, patience=60) as store, follower(server.url(), here) as process:
-            make(store, here, "long", budget={"trials": 4}, base={"pause": 0.4})
+            create_study(store, here, "long", budget={"trials": 4}, base={"pause": 0.4})
             assert until(lambda: trial_counts(read_snapshot(store, "long"))["complete"] >= 1)
             server.stop(signal.SIGQUIT)
             with pytest.raises(StorageError):
                 open_store(server.url(), patience=0.1)
-            time.sleep(6)  # longer than a lease, and than a follower that waits for work is patient
+            time.sleep(6)  # longer than a lease, and than the patience of a waiting follower
             server.start()
             assert until(ended(store, "long"))
             assert process.poll() is None
             snapshot = read_snapshot(store, "long")
-            assert "away" in {happening.event_type for happening in snapshot.events}, (
-                "and the outage is explained by a word"
-            )
+            assert "away" in {event.event_type for event in snapshot.events}, "the outage is stored as an event"
         assert trial_counts(snapshot)["complete"] == len(snapshot.trials) == 4
     finally:
         server.remove()
