@@ -9,6 +9,7 @@ from hpo.analysis.noise import expected_minimum
 from hpo.analysis.snapshot import Snapshot, has_ended, searched_trials
 from hpo.analysis.summary import objective_text
 from hpo.console import format_number, format_value
+from hpo.search.scale import unit_position
 from hpo.storage.attributes import ARM, SEED
 from hpo.storage.trials import State
 
@@ -60,8 +61,8 @@ def worse_than_bigrams(snapshot: Snapshot) -> Iterator[str]:
     bigram = snapshot.anchors.get(anchor)
     if best is not None and bigram is not None and best.values[0] > bigram:
         yield (
-            f"a bigram model reaches {format_number(bigram)}, which is better. The training runs are too short or the model "
-            "is too small."
+            f"a bigram model reaches {format_number(bigram)}, which is better. The training runs are too short or the "
+            "model is too small."
         )
 
 
@@ -107,8 +108,6 @@ def position(entry: Mapping[str, Any], value: Any) -> float | None:
 
     None for choices without an order, and for ranges of two values, where every value is an end.
     """
-    from hpo.search.ranges import unit_position  # imported here, because `hpo status` must not wait for Optuna
-
     if "choices" in entry:
         choices = entry["choices"]
         if len(choices) < 3 or not all(map(is_number, choices)) or not _is_sorted(choices):

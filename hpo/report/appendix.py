@@ -111,7 +111,9 @@ def reproduce_section(snapshot: Snapshot, related: Sequence[RelatedStudy]) -> It
         changed = [{"field": k, "base": base.get(k), "best": v} for k, v in values.items() if base.get(k) != v]
         yield html_table(changed) or paragraph("None: the best trial is the base configuration.")
     if from_file:
-        yield heading("Study file") + code_block(dump_yaml(json_value(study_file_tree(snapshot.spec, snapshot.budget))), "long")
+        yield heading("Study file") + code_block(
+            dump_yaml(json_value(study_file_tree(snapshot.spec, snapshot.budget))), "long"
+        )
 
 
 def _provenance_facts(snapshot: Snapshot) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hpo.analysis.snapshot import Snapshot
-from hpo.search.ranges import Choices, Entry, Space, unit_position
+from hpo.search.ranges import Choices, Entry, Space
+from hpo.search.scale import unit_position
 from hpo.storage.trials import Trial
 
 MAX_CHARACTERS = 18  # of a name on an axis

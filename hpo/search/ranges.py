@@ -1,6 +1,5 @@
 """The ranges of a search space: an interval on a linear, logarithmic or complement-log scale, or a list of choices."""
 
-import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Self
@@ -169,18 +168,6 @@ def discrete_values(entry: Entry, kind: type) -> Sequence[Any] | None:
         return None
     low, step = _decimal(entry.low), _decimal(entry.step)
     return [float(low + k * step) for k in range(int((_decimal(entry.high) - low) / step) + 1)]
-
-
-def unit_position(value: float, low: float, high: float, *, log: bool = False, complement_log: bool = False) -> float:
-    """Return the position of a value between the ends of a range: 0 at `low` and 1 at `high`, on the range's scale."""
-    scaled_value, scaled_low, scaled_high = (_scaled(x, log, complement_log) for x in (value, low, high))
-    return (scaled_value - scaled_low) / (scaled_high - scaled_low)
-
-
-def _scaled(value: float, log: bool, complement_log: bool) -> float:
-    if log:
-        return math.log(value)
-    return -math.log(1 - value) if complement_log else float(value)
 
 
 def spaced_values(entry: Entry, points: int, kind: type = float) -> list[Any]:

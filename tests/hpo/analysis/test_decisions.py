@@ -186,8 +186,8 @@ def test_what_came_by_hand_from_another_study_or_on_a_seed_says_so(sqlite: Store
     snapshot = read_snapshot(sqlite, "planted")
     assert sorted(sentences(snapshot, n)[0].partition(" ")[2].partition(" ")[2] for n in range(1, 7)) == [
         "is a baseline: the base configuration",
-        "repeats the baseline with another seed, to measure the noise: seed=1",
         "is the next point of sampler qmc, which does not depend on other trials",
+        "repeats the baseline with another seed, to measure the noise: seed=1",
         "retries trial 0, which ended with status error",
         "was copied from trial 7 of study old/one",
         "was enqueued by the user: x=0.3000",

@@ -250,7 +250,7 @@ def test_diverging_configuration_ends_with_one_line(best: Path, tmp_path: Path) 
         (
             "provenance: {train: nowhere:f}",
             "train: no module 'nowhere' in the current folder or installed, got 'nowhere:f'",
-        ),  # noqa: E501
+        ),
     ],
 )
 def test_file_that_cannot_be_trained_is_named_with_what_is_wrong(

@@ -83,7 +83,8 @@ def test_target_is_told_with_the_trial_the_rung_and_the_tokens_that_it_took(here
     told = goal_lines(snapshot)
     assert f"reached by trial {found['a']['trial']} at rung {found['a']['rung']}, val_loss" in told[0]
     assert (
-        f"after {found['b']['tokens']:,} tokens of its own and {found['b']['study_tokens']:,} of the study" in told[1]
+        f"after {found['b']['tokens']:,} tokens of the trial and {found['b']['study_tokens']:,} tokens of the study"
+        in told[1]
     )
     assert told[2:] == ["target c (1): not reached yet; the best trial is 0.1000 above it"]
 
@@ -103,7 +104,7 @@ def test_first_in_time_reached_a_target_though_its_number_is_higher_and_it_runs_
     snapshot = read_snapshot(store, "planted")
     assert snapshot.reached == {"tier1": TargetReached(trial=1, rung=2, value=1.9, rungs=3)}
     assert {t.state for t in snapshot.trials} == {State.RUNNING}
-    assert "after 2 rungs of its own and 3 of the study" in goal_lines(snapshot)[0]
+    assert "after 2 rungs of the trial and 3 rungs of the study" in goal_lines(snapshot)[0]
 
 
 def test_baseline_with_another_seed_reaches_no_target(here: Path, store: Store) -> None:

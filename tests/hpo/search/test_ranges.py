@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from hpo.search.ranges import Range, spaced_values, unit_position
+from hpo.search.ranges import Range, spaced_values
+from hpo.search.scale import unit_position
 
 
 @pytest.mark.parametrize(
