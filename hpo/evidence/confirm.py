@@ -205,4 +205,5 @@ def _remaining_gain(snapshot: Snapshot, arm: str, confirmed: float) -> str:
     gain = value - baseline
     length = flat(study_from_spec(snapshot.spec).base).get("run.tokens")
     at = "" if length == about["searched_tokens"] else f" at {about['searched_tokens']:,} tokens"
-    return f"; the difference in the search was {format_number(gain)}{at}, of which {max(0.0, confirmed / gain):.0%} remains"
+    remaining = max(0.0, confirmed / gain)
+    return f"; the difference in the search was {format_number(gain)}{at}, of which {remaining:.0%} remains"

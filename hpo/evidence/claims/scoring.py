@@ -56,5 +56,5 @@ def read_curve(path: Path) -> dict[str, list[Any]]:
     """
     rows = list(read_metrics(path))
     if not rows:
-        raise WorkFailed(f"no curve in {path}; losses at equal seconds need the folder of the runs, set it with --out")
+        raise WorkFailed(f"no curve in {path}: losses at equal seconds need the folder of the runs; set it by --out")
     return {key: [row[key] for row in rows] for key, value in rows[0].items() if isinstance(value, int | float)}
