@@ -1,4 +1,4 @@
-"""Data on standard output, as a table for people or as JSON, YAML or CSV for programs; all else on standard error."""
+"""Print data to standard output as a table, JSON, YAML or CSV, and messages to standard error."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from hpo.config.yaml import dump_yaml
 
 
 class Format(StrEnum):
-    """How data are printed."""
+    """Output format of data."""
 
     table = "table"
     json = "json"
@@ -25,18 +25,18 @@ class Format(StrEnum):
 
 
 class Rounded(float):
-    """A number that a person reads with so many decimals; programs get all its digits."""
+    """A number that tables show with a fixed number of decimals. JSON, YAML and CSV contain all its digits."""
 
     decimals: int
 
     def __new__(cls, value: float, decimals: int) -> "Rounded":
-        made = super().__new__(cls, value)
-        made.decimals = decimals
-        return made
+        rounded = super().__new__(cls, value)
+        rounded.decimals = decimals
+        return rounded
 
 
 def stdout() -> Console:
-    """Return the console for data; wide where nobody looks, so that a pipe cuts nothing off."""
+    """Return the console for data. If the output is not a terminal, it is 200 characters wide and lines are not cut."""
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
 
 
@@ -45,19 +45,19 @@ def stderr() -> Console:
 
 
 def say(text: str) -> None:
-    """Print a line that is not data."""
+    """Print a message to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
-def print_records(found: Sequence[Mapping[str, Any]], format: Format) -> None:
-    """Print a list of records."""
+def print_records(records: Sequence[Mapping[str, Any]], format: Format) -> None:
+    """Print a list of records, one per row of a table."""
     if format is Format.json:
-        print(json.dumps([json_value(record) for record in found], indent=2))
+        print(json.dumps([json_value(record) for record in records], indent=2))
         return
     if format is Format.yaml:
-        print(dump_yaml([json_value(record) for record in found]), end="")
+        print(dump_yaml([json_value(record) for record in records]), end="")
         return
-    leaves = [_columns(record) for record in found]
+    leaves = [_columns(record) for record in records]
     columns = list(dict.fromkeys(key for record in leaves for key in record))
     if format is Format.csv:
         print(_csv(columns, leaves), end="")
@@ -65,14 +65,14 @@ def print_records(found: Sequence[Mapping[str, Any]], format: Format) -> None:
         _table(columns, leaves)
 
 
-def print_record(found: Mapping[str, Any], format: Format) -> None:
-    """Print one record."""
+def print_record(fields: Mapping[str, Any], format: Format) -> None:
+    """Print one record, one field per line of a table."""
     if format is Format.json:
-        print(json.dumps(json_value(found), indent=2))
+        print(json.dumps(json_value(fields), indent=2))
     elif format is Format.yaml:
-        print(dump_yaml(json_value(found)), end="")
+        print(dump_yaml(json_value(fields)), end="")
     else:
-        leaves = _columns(found)
+        leaves = _columns(fields)
         if format is Format.csv:
             print(_csv(list(leaves), [leaves]), end="")
             return
@@ -82,7 +82,7 @@ def print_record(found: Mapping[str, Any], format: Format) -> None:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as a person reads it."""
+    """Return a value as a table shows it."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -97,7 +97,7 @@ def format_value(value: Any) -> str:
 
 
 def format_number(value: float) -> str:
-    """Return a number with four to five significant digits, a rounded one with its decimals."""
+    """Return a number with four or five significant digits, and a `Rounded` number with its decimals."""
     if not math.isfinite(value):
         return str(value)
     if isinstance(value, Rounded):
@@ -111,7 +111,7 @@ def format_number(value: float) -> str:
 
 
 def json_value(value: Any) -> Any:
-    """Return a value that JSON can hold."""
+    """Return a value that JSON can represent: without tuples, and with null instead of NaN and infinity."""
     if isinstance(value, Mapping):
         return {str(key): json_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -128,32 +128,32 @@ def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
     return {path: None if value == {} else value for path, value in flatten(record).items()}
 
 
-def _csv(columns: Sequence[str], found: Iterable[Mapping[str, Any]]) -> str:
+def _csv(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(records)
     return text.getvalue()
 
 
-def _table(columns: Sequence[str], found: Sequence[Mapping[str, Any]]) -> None:
+def _table(columns: Sequence[str], records: Sequence[Mapping[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        numeric = all(isinstance(r.get(column), int | float | None) for r in found)
+        numeric = all(isinstance(record.get(column), int | float | None) for record in records)
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
-    for r in found:
-        table.add_row(*(format_value(r.get(column)) for column in columns))
+    for record in records:
+        table.add_row(*(format_value(record.get(column)) for column in columns))
     console = stdout()
-    # A number cut off to fit is worse than a line that the terminal wraps.
+    # The terminal wraps long lines, because a number that is cut off would be wrong.
     console.width = max(console.width, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
     console.print(table)
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as a person says it: 40 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    """Return a duration as text: 40 s, 3 min 20 s or 2 h 5 min."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"

@@ -1,4 +1,4 @@
-"""Bases: named configurations that studies, claims and `hpo train` begin from."""
+"""Read and write configuration files. A base is a named configuration file from which other configurations start."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +19,10 @@ M = TypeVar("M", bound=BaseModel)
 def load_base(base: str, key: str, kind: type[M]) -> M:
     """Return a base by name or path.
 
-    key: what to call it in a message.
+    key: name of the key in messages. kind: class of the configuration.
 
     Raises:
-        Problem: there is none of that name, or it is no configuration.
+        Problem: there is no base of that name, or it is not a valid configuration.
     """
     path = find_base(base, key)
     try:
@@ -32,10 +32,12 @@ def load_base(base: str, key: str, kind: type[M]) -> M:
 
 
 def resolve_base(tree: Mapping[str, Any], kind: type[M]) -> M:
-    """Return the configuration of a study file's `base`: one in full, or {from: NAME} and what differs from it.
+    """Return the configuration of the key `base` of a study file.
+
+    tree: the fields of the configuration, or {from: NAME} and the fields that differ from that base.
 
     Raises:
-        Problem: `from` names no base.
+        Problem: there is no base of that name.
         pydantic.ValidationError: the result is not a valid configuration.
     """
     own = {key: value for key, value in tree.items() if key != "from"}
@@ -48,26 +50,30 @@ def resolve_base(tree: Mapping[str, Any], kind: type[M]) -> M:
 
 
 def dotted_fields(tree: Mapping[str, Any], base: BaseModel) -> dict[str, Any]:
-    """Return {"optimizer.lr": 1e-3} for {"optimizer": {"lr": 1e-3}}, where `base` has a section of that name.
+    """Return fields by dotted path: {"optimizer.lr": 1e-3} for {"optimizer": {"lr": 1e-3}}.
+
+    base: the configuration whose sections are expanded; other mappings are values.
 
     Raises:
-        Problem: a field is given in both ways.
+        Problem: a field is given in both forms.
     """
     values: dict[str, Any] = {}
     for key, value in tree.items():
         nested = isinstance(value, dict) and isinstance(getattr(base, key, None), BaseModel)
-        found = {f"{key}.{field}": inner for field, inner in value.items()} if nested else {key: value}
-        if twice := sorted(values.keys() & found.keys()):
-            raise Problem(f"base.{twice[0]}: given twice, as a field of a section and as a dotted field; keep one")
-        values |= found
+        fields = {f"{key}.{field}": inner for field, inner in value.items()} if nested else {key: value}
+        if twice := sorted(values.keys() & fields.keys()):
+            raise Problem(
+                f"base.{twice[0]}: must be given once, got a field of a section and a dotted field; remove one of them"
+            )
+        values |= fields
     return values
 
 
 def config_path(config: Path) -> Path:
-    """Return the file that `hpo train` was given: a file that is there, else a base of this name.
+    """Return the file of a configuration, given by path or as the name of a base.
 
     Raises:
-        Problem: there is neither.
+        Problem: there is no base of that name.
     """
     if config.is_file() or config.suffix or len(config.parts) != 1:
         return config
@@ -75,15 +81,15 @@ def config_path(config: Path) -> Path:
 
 
 def config_text(config: BaseModel, provenance: Mapping[str, Any]) -> str:
-    """Return a complete, trainable configuration as YAML, with where it comes from."""
+    """Return a complete configuration as YAML, with its provenance: the study and trial it comes from."""
     return dump_yaml({**config.model_dump(mode="json"), "provenance": dict(provenance)})
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the configuration and the provenance that a file holds.
+    """Return the configuration and the provenance in a file.
 
     Raises:
-        Problem: it cannot be read.
+        Problem: the file cannot be read, or it is not a configuration.
     """
     try:
         tree = parse_yaml(path.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""pydantic's errors in our words: the key as the user wrote it, the rule, the value, the remedy."""
+"""Convert pydantic's errors to messages that name the key as the user wrote it, the rule, the value and the remedy."""
 
 import contextlib
 import types
@@ -38,21 +38,24 @@ def explain_errors(error: ValidationError, kind: Kind) -> list[tuple[str, str]]:
 
     kind: the class that was validated.
     """
-    found: dict[str, str] = {}
+    rules: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         key = _key(kind, problem["loc"])
         if problem["type"].startswith("union_tag"):
             key = f"{key}.name".lstrip(".")
         rule = _rule(problem, kind, key)
-        # A plain union such as int | float complains once a member: a broken bound says more than a type,
-        # and of two types the wider one is the last.
-        if key not in found or not problem["type"].endswith(("_type", "_parsing")) or _is_type(found[key]):
-            found[key] = rule
-    return list(found.items())
+        # A union such as int | float has one error for each member. An error about a bound is more useful than an error
+        # about a type. Of two types, the last one is the wider type.
+        if key not in rules or not problem["type"].endswith(("_type", "_parsing")) or _is_type(rules[key]):
+            rules[key] = rule
+    return list(rules.items())
 
 
 def error_messages(error: ValidationError, kind: Kind, prefix: str = "") -> list[str]:
-    """Return the problems as lines, `prefix` in front of each key: "base.optimizer.lr: must be ..."."""
+    """Return the problems as lines such as "base.optimizer.lr: must be ...".
+
+    prefix: put before each key, such as "base".
+    """
     lines = []
     for key, rule in explain_errors(error, kind):
         path = ".".join(part for part in (prefix.rstrip("."), key) if part)
@@ -82,19 +85,19 @@ def nearest_path(path: str, known: Iterable[str]) -> str:
 
 
 def field_paths(kind: Kind, prefix: str = "") -> list[str]:
-    """Return every dotted field of a configuration class, those of all members of its unions included."""
-    found: dict[str, None] = {}
+    """Return all dotted fields of a configuration class, including those of all members of its unions."""
+    fields: dict[str, None] = {}
     for name, field in kind.model_fields.items():
         sections = [m for m in union_members(field.annotation) if _is_section(m)]
         for section in sections:
-            found |= dict.fromkeys(field_paths(section, f"{prefix}{name}."))
+            fields |= dict.fromkeys(field_paths(section, f"{prefix}{name}."))
         if not sections:
-            found[prefix + name] = None
-    return list(found)
+            fields[prefix + name] = None
+    return list(fields)
 
 
 def union_members(annotation: Any) -> list[Any]:
-    """Return the types that a field accepts: a union's members without None, else the type itself."""
+    """Return the types that a field accepts: the members of a union without None, otherwise the type itself."""
     if get_origin(annotation) is Annotated:
         return union_members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -103,7 +106,7 @@ def union_members(annotation: Any) -> list[Any]:
 
 
 def shown_value(value: Any) -> str:
-    """Return a value as a message shows it, cut where it is longer than a line or two."""
+    """Return a value for a message, shortened to LONGEST characters."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
 
@@ -157,12 +160,12 @@ def _short(limit: Any) -> str:
 
 
 def _key(root: Kind, loc: tuple[int | str, ...]) -> str:
-    """Join a location, leaving out the words that pydantic adds for members of unions."""
+    """Return a location as a dotted key, without the parts that pydantic adds for members of unions."""
     return ".".join(_walk(root, loc)[0])
 
 
 def _unknown(root: Kind, loc: tuple[int | str, ...], key: str) -> str:
-    """Say what an unknown key may have meant: a field beside it, or one of another section or component."""
+    """Return the remedy for an unknown key: a similar field of the same section, another section or component."""
     prefix = key.rpartition(".")[0]
     parent = _walk(root, loc[:-1])[1]
     beside = [f"{prefix}.{name}".lstrip(".") for name in parent.model_fields] if _is_section(parent) else []
@@ -173,24 +176,24 @@ def _unknown(root: Kind, loc: tuple[int | str, ...], key: str) -> str:
 
 
 def _walk(root: Kind, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:
-    """Follow a location through the types: the key's words, and the type that it leads to."""
+    """Return the parts of the key at a location, and the type at that location."""
     key: list[str] = []
-    here: Any = root
+    current: Any = root
     for word in loc:
-        found = union_members(here)
-        if here is not None and len(found) > 1:
-            here = _member(here, word)
+        kinds = union_members(current)
+        if current is not None and len(kinds) > 1:
+            current = _member(current, word)
             continue
         if word != "[key]":
             key.append(str(word) or "''")
-        here = _inside(found[0], word) if found else None
-        if len(alone := union_members(here)) == 1:
-            here = alone[0]
-    return key, here
+        current = _inside(kinds[0], word) if kinds else None
+        if len(alone := union_members(current)) == 1:
+            current = alone[0]
+    return key, current
 
 
 def _inside(kind: Any, word: int | str) -> Any:
-    """Return the annotation of what lies under `word`, None where that is not known."""
+    """Return the annotation of the field or item `word` of a type, None if it is not known."""
     if _is_section(kind):
         field = kind.model_fields.get(word)
         return field.annotation if field else None
@@ -202,7 +205,7 @@ def _inside(kind: Any, word: int | str) -> Any:
 
 
 def _member(union: Any, word: int | str) -> Any:
-    """Return the member of a union that pydantic calls `word`: its tag, its `name`, or its class."""
+    """Return the member of a union for the part `word` of a location: its tag, its `name` or its class."""
     while get_origin(union) is Annotated:
         union = get_args(union)[0]
     for arg in get_args(union):

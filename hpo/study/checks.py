@@ -1,4 +1,4 @@
-"""What is wrong with a study file whose keys are right."""
+"""Check a study file whose keys and types are valid."""
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,15 +12,16 @@ from model.section import flat, updated
 
 OBJECTIVES = ("val_loss", "val_bpb", "ema_val_loss", "ema_val_bpb")
 
+MAX_BASELINES = 1_000  # runs of baselines, if budget.trials is not set
 
-MAX_BASELINES = 1_000  # runs of baselines, where nothing else bounds the trials
 
-
-MAX_TRIALS = 1_000_000  # trials of a study, each of which is a row from the start, or points of one range
+MAX_TRIALS = (
+    1_000_000  # trials of a study, because each is a row of the queue from the start; also the points of one range
+)
 
 
 def study_file_problems(file: StudyFile, base: BaseModel) -> list[str]:
-    """Return what is wrong with a file whose keys are right."""
+    """Return the problems of a study file whose keys and types are valid."""
     problems = space_problems(base, file.space) if file.arms is None else []
     problems += _incomparable_problems(file)
     for i, values in enumerate(file.baseline if file.arms is None else ()):
@@ -48,17 +49,19 @@ def _baseline_problems(file: StudyFile, base: BaseModel) -> list[str]:
     if file.budget.trials is not None and file.budget.trials < n:
         problems.append(f"budget.trials: must be at least {n}, {_one_for_each(file)}, got {file.budget.trials}")
     if file.baseline_seeds > 1 and not file.baseline:
-        problems.append("baseline_seeds: needs a baseline, whose noise it measures")
+        problems.append("baseline_seeds: must be used with a baseline, whose noise it measures")
     if file.baseline_seeds > 1 and seed is None:
-        problems.append("baseline_seeds: needs a config with a field run.seed or seed")
+        problems.append("baseline_seeds: must be used with a config that has a field run.seed or seed")
     if file.baseline_seeds > 1 and seed is not None and type(flat(base)[seed]) is not int:
-        problems.append(f"baseline_seeds: needs a whole number in {seed} of the base, got {flat(base)[seed]!r}")
+        problems.append(
+            f"baseline_seeds: must be used with a whole number in {seed} of the base, got {flat(base)[seed]!r}"
+        )
     if n > MAX_BASELINES and file.budget.trials is None:
         problems.append(
             f"baseline_seeds: must be at most {MAX_BASELINES - len(file.baseline)}, got {file.baseline_seeds}"
         )
     if file.baseline_seeds > 1 and seed in file.space:
-        problems.append(f"baseline_seeds: must be left out, since {seed} is searched")
+        problems.append(f"baseline_seeds: must be omitted, because {seed} is searched")
     return problems
 
 
@@ -71,7 +74,7 @@ def _token_problems(file: StudyFile, base: BaseModel) -> list[str]:
     if tokens is None:
         return []
     if rung_tokens is None:
-        return ["budget.tokens: needs a config that counts tokens, with a method rung_tokens(); give trials or hours"]
+        return ["budget.tokens: must be used with a config that has a method rung_tokens(); use trials or hours"]
     run = round(rung_tokens() * (file.rungs or flat(base)["run.rungs"]))
     n = 1 if file.arms is not None else max(1, len(file.baseline) + file.baseline_seeds - 1)
     if tokens >= n * run:
@@ -81,7 +84,7 @@ def _token_problems(file: StudyFile, base: BaseModel) -> list[str]:
 
 
 def _size_problems(file: StudyFile) -> list[str]:
-    """Return which numbers would have a list made that no memory holds."""
+    """Return the problems of numbers that would create a list too large for memory."""
     sizes = {"budget.trials": file.budget.trials, "sampler.points": getattr(file.sampler, "points", None)}
     return [
         f"{key}: must be at most {MAX_TRIALS:,}, got {shown_value(size)}"
@@ -91,14 +94,14 @@ def _size_problems(file: StudyFile) -> list[str]:
 
 
 def _target_problems(file: StudyFile) -> list[str]:
-    """Return what is wrong with the target that ends the study."""
+    """Return the problems of the target that ends the study."""
     target = file.budget.target
     if target is None:
         return []
     if file.arms is not None:
-        return ["budget.target: must be left out with arms, all of whose runs are compared"]
+        return ["budget.target: must be omitted with arms, because all their runs are compared"]
     if not file.targets:
-        return [f"budget.target: needs targets, such as targets: {{{target}: 1.9}}"]
+        return [f"budget.target: must be used with targets, for example targets: {{{target}: 1.9}}"]
     known = ", ".join(map(repr, file.targets))
     like = nearest(target, file.targets)
     return (
@@ -111,8 +114,8 @@ def _target_problems(file: StudyFile) -> list[str]:
 def _grid_problems(file: StudyFile, base: BaseModel) -> list[str]:
     try:
         len(file.sampler.combinations(base, file.space) or ())
-    except OverflowError:  # there are more than 2**63
-        return [f"space: must have fewer combinations, of which sampler {file.sampler.name} would try each"]
+    except OverflowError:  # more than 2**63 combinations
+        return [f"space: must have fewer combinations, because sampler {file.sampler.name} tries every one"]
     return []
 
 
@@ -122,7 +125,7 @@ def _objective_problems(file: StudyFile, base: BaseModel) -> list[str]:
     if file.objective not in OBJECTIVES:
         return [f"objective: must be one of {', '.join(map(repr, OBJECTIVES))}, got {shown_value(file.objective)}"]
     if file.objective.startswith("ema_") and flat(base)["regularization.ema"] is None:
-        return [f"objective: needs regularization.ema in the base, which keeps the average, got {file.objective}"]
+        return [f"objective: must be used with regularization.ema in the base, got {file.objective}"]
     return []
 
 
@@ -148,13 +151,15 @@ def _incomparable_problems(file: StudyFile) -> list[str]:
 def _training_problems(file: StudyFile, base: BaseModel) -> list[str]:
     own = flat(base).get("run.rungs")
     if file.rungs is None and own is None:
-        return ["rungs: required with a config that has no run.rungs: how many values a run reports"]
+        return [
+            "rungs: required with a config that has no field run.rungs; set the number of values that a run reports"
+        ]
     if own is not None and file.rungs not in (None, own):
-        return [f"rungs: must be left out, since run.rungs of the base says {own}, got {file.rungs}"]
+        return [f"rungs: must be omitted, because run.rungs of the base is {own}, got {file.rungs}"]
     try:
         train = import_target(file.train, "train") if file.train != DEFAULT_TRAIN else None
     except Problem as problem:
         return list(problem.lines)
     if train is not None and not callable(train):
-        return [f"train: must be a function, got {file.train}"]
+        return [f"train: must be callable, got {file.train}"]
     return []

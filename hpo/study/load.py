@@ -1,4 +1,4 @@
-"""Study files, found, read and checked, all problems together, before anything runs."""
+"""Read and check study files. All problems of a file are reported together, before anything runs."""
 
 import itertools
 import math
@@ -26,20 +26,23 @@ M = TypeVar("M", bound=BaseModel)
 def load_study(
     study: str, overrides: Sequence[str] = (), budget: Mapping[str, Any] | None = None, seed: int | None = None
 ) -> Study:
-    """Read and check a study file.
+    """Return the study of a study file.
 
-    overrides: path=value, in the base. budget: replaces those of the file's keys that are not None.
+    study: name or path of the file. overrides: path=value, fields of the base. budget: keys of `budget` that replace
+    those of the file; None keeps the key of the file. seed: replaces the seed of the sampler.
 
     Raises:
-        Problem: naming everything that is wrong.
+        Problem: the file is missing or invalid; the message names every problem.
     """
     path = find_study(study)
     if is_ledger(path):
-        raise Problem(f"{path}: is a ledger of claims, not a study; `hpo check {study}` validates it")
+        raise Problem(
+            f"{path}: must be a study, got a ledger of claims; use `hpo check {study}` to validate the ledger"
+        )
     tree = _read_tree(path)
-    asked = {key: value for key, value in (budget or {}).items() if value is not None}
-    if asked and isinstance(tree.get("budget", {}), dict):
-        tree["budget"] = {**tree.get("budget", {}), **asked}
+    limits = {key: value for key, value in (budget or {}).items() if value is not None}
+    if limits and isinstance(tree.get("budget", {}), dict):
+        tree["budget"] = {**tree.get("budget", {}), **limits}
     if seed is not None:
         tree["seed"] = seed
     try:
@@ -47,8 +50,8 @@ def load_study(
     except ValidationError as error:
         raise Problem(*(f"{path}: {line}" for line in error_messages(error, StudyFile))) from None
     base = _load_base(path, file, overrides)
-    found = arms.arms_problems(file, base, tree) if file.arms is not None else []
-    problems = [f"{path}: {line}" for line in found or checks.study_file_problems(file, base)]
+    arms_problems = arms.arms_problems(file, base, tree) if file.arms is not None else []
+    problems = [f"{path}: {line}" for line in arms_problems or checks.study_file_problems(file, base)]
     if problems:
         raise Problem(*problems)
     if file.arms is not None:
@@ -73,7 +76,7 @@ def _read_tree(path: Path) -> dict[str, Any]:
 
 
 def _load_base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseModel:
-    """Return the base configuration, overrides in place, rung marks aligned for the whole space."""
+    """Return the base with overrides, and with rung marks that all trials of the space reach exactly."""
     try:
         kind = model_class(file.config, "config")
         base = resolve_base(file.base, kind)
@@ -84,12 +87,12 @@ def _load_base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseMod
     base = apply_overrides(base, overrides)
     if file.config != DEFAULT_CONFIG:
         return base
-    base = updated(base, _absolute_data_path(flat(base)))  # workers may be started in another folder
+    base = updated(base, _absolute_data_path(flat(base)))  # because workers may start in another folder
     return updated(base, {"run.align": space_alignment(base, file.space)})
 
 
 def _absolute_data_path(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return the path of the text as it reads from any folder; owner/name on a hub is none."""
+    """Return data.path as an absolute path, by dotted field; {} if it is the name of a dataset on a hub."""
     path = fields.get("data.path")
     if path is None or (fields["data.name"] == "hub" and not Path(path).is_dir()):
         return {}
@@ -97,16 +100,16 @@ def _absolute_data_path(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def space_alignment(base: BaseModel, space: Space) -> int:
-    """Return the multiple that rung marks are rounded to, so that every trial reaches them exactly.
+    """Return the number of tokens to whose multiples the marks of rungs are rounded, so that all trials reach them.
 
-    It is the least common multiple of the update sizes that the space allows; 1, which has each trial scored at
-    its first update past a mark, where that multiple is longer than a rung.
+    This number is the least common multiple of the tokens of an update of all trials of the space. If it is longer than
+    a rung, the result is 1: each trial then reports at its first update past a mark.
     """
     factors = []
     for path in ("run.batch_size", "run.grad_accum", "model.context"):
         entry = space.get(path)
         values = discrete_values(entry, int) if entry else [flat(base)[path]]
-        # not len(), which fails for a range of more than 2**63 values
+        # not len(), which fails for ranges with more than 2**63 values
         if not values or values[1000:] or not all(isinstance(v, int) and v > 0 for v in values):
             return 1
         factors.append(values)

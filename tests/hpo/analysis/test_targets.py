@@ -205,7 +205,7 @@ def test_target_that_is_reached_keeps_what_is_enqueued_from_being_run_and_says_s
             {"targets": {"tier1": 1.9, "tier2": 2.0}, "budget": {"target": "teir1"}},
             "budget.target: must be one of targets, 'tier1', 'tier2', got 'teir1'; did you mean tier1?",
         ),
-        ({"budget": {"target": "tier1"}}, "budget.target: needs targets, such as targets: {tier1: 1.9}"),
+        ({"budget": {"target": "tier1"}}, "budget.target: must be used with targets, for example targets: {tier1: 1.9}"),
         ({"targets": {"tier1": math.nan}}, "targets.tier1: must be a finite number, got nan"),
         ({"targets": {"": 1.0}}, "targets.'': must"),
         ({"milestones": {"0.0": 5.0}}, "milestones.0.0: must be greater than 0, got '0.0'"),
@@ -228,7 +228,7 @@ def test_target_may_not_end_a_study_of_arms(here: Path) -> None:
         "train: curves:train\nconfig: curves:Config\nrungs: 4\narms: {a: {x: 0.1}, b: {x: 0.2}}\nseeds: [1, 2]\n"
         "targets: {tier1: 1.5}\nbudget: {target: tier1}\n"
     )
-    with pytest.raises(Problem, match=r"budget\.target: must be left out with arms"):
+    with pytest.raises(Problem, match=r"budget\.target: must be omitted with arms"):
         load_study(str(path))
 
 

@@ -85,7 +85,7 @@ def test_whole_base_travels_in_the_study() -> None:
         ({"from": "mine", "optimizer": {"lrr": 1}}, "s.yaml: base.optimizer.lrr: no such field; did you mean"),
         (
             {"from": "mine", "optimizer": {"lr": 0.1}, "optimizer.lr": 0.2},
-            "s.yaml: base.optimizer.lr: given twice, as a field of a section and as a dotted field; keep one",
+            "s.yaml: base.optimizer.lr: must be given once, got a field of a section and a dotted field; remove one of them",
         ),
         ({"from": "mine", "optimizer": 3}, "s.yaml: base.optimizer: must be a mapping, got 3"),
         ({"from": "mine", "optimiser": {"lr": 3}}, "s.yaml: base.optimiser: no such field; did you mean optimizer?"),
@@ -114,9 +114,9 @@ def test_train_takes_a_base_by_name(folder: Path) -> None:
 
 
 def test_base_is_no_study_and_neither_is_a_ledger(folder: Path) -> None:
-    said = "study: mine is a base, not a study: `base: {from: mine}` in a study file, or `hpo train mine`"
+    said = "study: mine must be a study, got a base; use `base: {from: mine}` in a study file, or `hpo train mine`"
     assert said in hpo("check", "mine", cwd=folder, status=2).stderr
-    said = "claims.yaml: is a ledger of claims, not a study; `hpo check claims` validates it"
+    said = "claims.yaml: must be a study, got a ledger of claims; use `hpo check claims` to validate the ledger"
     assert said in hpo("launch", "--study", "claims", cwd=folder, status=2).stderr
     with pytest.raises(Problem) as caught:
         find_study("nothing-like-it")

@@ -102,19 +102,19 @@ def test_run_that_is_tried_again_counts_as_its_last_try(here: Path, store: Store
 
 
 MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
-    ({"seeds": []}, ["seeds: required with arms: each arm is run with each of them, such as [1, 2, 3]"]),
-    ({"seeds": [1, 2, 1]}, ["seeds: must be distinct, got 1 twice"]),
-    ({"space": {"x": {"low": 0, "high": 1}}}, ["space: must be left out with arms, which are all that is run"]),
-    ({"sampler": {"name": "random"}}, ["sampler: must be left out with arms, which are all that is run"]),
-    ({"baseline_seeds": 3}, ["baseline_seeds: must be left out with arms, which are all that is run"]),
-    ({"budget": {"trials": 5}}, ["budget.trials: must be left out with arms: their 12 runs are the budget"]),
+    ({"seeds": []}, ["seeds: required with arms, for example [1, 2, 3]; each arm runs with each seed"]),
+    ({"seeds": [1, 2, 1]}, ["seeds: must be distinct, got 1 twice; remove one of them"]),
+    ({"space": {"x": {"low": 0, "high": 1}}}, ["space: must be omitted with arms, because only the arms run"]),
+    ({"sampler": {"name": "random"}}, ["sampler: must be omitted with arms, because only the arms run"]),
+    ({"baseline_seeds": 3}, ["baseline_seeds: must be omitted with arms, because only the arms run"]),
+    ({"budget": {"trials": 5}}, ["budget.trials: must be omitted with arms, because their 12 runs are the budget"]),
     ({"arms": {"a": {}, "b": {"x": 2.0}}}, ["arms.b.x: must be at most 1, got 2.0"]),
-    ({"arms": {"a": {}, "b": {"x": 0.5}}}, ["arms.b: must differ from every other arm, is the same as a"]),
+    ({"arms": {"a": {}, "b": {"x": 0.5}}}, ["arms.b: must differ from every other arm, got the configuration of a"]),
     (
         {"arms": {"a": {}, "b": {"seed": 1, "x": 0.1}}},
-        ["arms.b.seed: must be left out; `seeds` gives all arms the same"],
+        ["arms.b.seed: must be omitted, because all arms have the same seeds; use the key seeds"],
     ),
-    ({"arms": {"a": {}}}, ["arms: must have at least 2, or there is nothing to compare, got 1"]),
+    ({"arms": {"a": {}}}, ["arms: must have at least 2 arms to compare, got 1"]),
 ]
 
 
@@ -126,7 +126,9 @@ def test_mistake_is_named_by_key_rule_and_value(here: Path, keys: dict[str, Any]
 def test_config_without_a_seed_is_refused(here: Path) -> None:
     path = arms(here)
     edit(here, "seed: int = 0", "luck: int = 0")
-    assert refused(path) == ["arms: needs a config with a field run.seed or seed, which tells the runs of an arm apart"]
+    assert refused(path) == [
+        "arms: must be used with a config that has a field run.seed or seed, in which the runs of an arm differ"
+    ]
 
 
 def gpt_arms(path: Path, found: dict[str, Any], **keys: Any) -> Path:
@@ -149,10 +151,16 @@ def test_arms_of_several_batches_are_scored_after_the_same_tokens(here: Path) ->
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"run.tokens": 2048}, "must be trained on as many tokens as the first arm"),
-        ({"run.rungs": 1}, "run.rungs: must be that of the first arm"),
-        ({"data.name": "python-docs"}, "data.name: must be that of the first arm, because losses on different data"),
-        ({"tokenizer.name": "chars"}, "objective: must be val_bpb, because arms.b has another tokenizer, got val_loss"),
+        ({"run.tokens": 2048}, "must train for as many tokens as the first arm"),
+        ({"run.rungs": 1}, "run.rungs: must be the same as in the first arm"),
+        (
+            {"data.name": "python-docs"},
+            "data.name: must be the same as in the first arm, because losses on different data",
+        ),
+        (
+            {"tokenizer.name": "chars"},
+            "objective: must be val_bpb, because arms.b has a different tokenizer, got val_loss",
+        ),
     ],
     ids=["tokens", "rungs", "data", "tokenizer"],
 )
@@ -165,7 +173,10 @@ def test_arms_of_a_config_that_counts_tokens_must_be_trained_on_as_many(here: Pa
     counting = "    def rung_tokens(self) -> float:\n        return 1000 + 10 * self.noise\n\n\ndef train"
     edit(here, "\ndef train", counting)
     (line,) = refused(path)
-    assert line.startswith("arms.b: must be trained on as many tokens a rung as the first arm, 1,000.5, got 1,001.0;")
+    assert line == (
+        "arms.b: must train for as many tokens per rung as the first arm, 1,000.5, because runs with different lengths "
+        "cannot be compared; got 1,001.0"
+    )
 
 
 def test_arms_that_no_mark_suits_may_differ_by_less_than_an_update(here: Path) -> None:
@@ -181,7 +192,9 @@ def test_arms_that_no_mark_suits_may_differ_by_less_than_an_update(here: Path) -
 
 def test_nothing_is_enqueued_beside_arms(here: Path, store: Store) -> None:
     snapshot = run_study(store, load_study(str(arms(here))))
-    with pytest.raises(Problem, match="enqueue: study planted has arms, which are all that is run"):
+    with pytest.raises(
+        Problem, match="enqueue: must be used with a search; study planted has arms, and runs only those"
+    ):
         enqueue_trial(store, snapshot.name, ["x=0.9"])
 
 

@@ -167,7 +167,7 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     (
         "objective",
         "ema_val_loss",
-        ["objective: needs regularization.ema in the base, which keeps the average, got ema_val_loss"],
+        ["objective: must be used with regularization.ema in the base, got ema_val_loss"],
     ),
     ("space/run.tokens", {"low": 8192, "high": 9000}, [f"space.run.tokens: {COMPARED} lengths cannot be compared"]),
     ("space/run.rungs", {"choices": [2, 4]}, [f"space.run.rungs: {COMPARED} rungs cannot be compared"]),
@@ -175,13 +175,13 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     ("budget", {}, ["budget: must have trials, hours, tokens or target; add one of them"]),
     ("budget", {"tokens": 8191}, ["budget.tokens: must be at least 8192, the length of one run, got 8191"]),
     ("budget/trials", 0, ["budget.trials: must be greater than 0, got 0"]),
-    ("rungs", 3, ["rungs: must be left out, since run.rungs of the base says 4, got 3"]),
+    ("rungs", 3, ["rungs: must be omitted, because run.rungs of the base is 4, got 3"]),
     # plugs
     ("train", "nowhere:train", ["train: no module 'nowhere' in the current folder or installed, got 'nowhere:train'"]),
     ("train", "needing:train", ["train: no module 'not_installed' in the current folder or installed, got 'needing:train'"]),  # noqa: E501
     ("train", "mine:trian", ["train: module mine has no 'trian'; did you mean train?"]),
     ("train", "mine", ["train: must be module:name, got 'mine'"]),
-    ("train", "mine:NUMBER", ["train: must be a function, got mine:NUMBER"]),
+    ("train", "mine:NUMBER", ["train: must be callable, got mine:NUMBER"]),
     ("train", "broken:train", [
         "train: broken cannot be imported, SyntaxError: invalid syntax (broken.py, line 1)"
     ]),
@@ -292,9 +292,9 @@ def test_study_is_found_by_name_here_and_in_studies_before_the_shipped_ones() ->
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("optimizer.lr", "--set: must be path=value, such as optimizer.lr=3e-4, got 'optimizer.lr'"),
-        ("=3", "--set: must be path=value, such as optimizer.lr=3e-4, got '=3'"),
-        ("a..b=3", "--set: must be path=value, such as optimizer.lr=3e-4, got 'a..b=3'"),
+        ("optimizer.lr", "--set: must be path=value, for example optimizer.lr=3e-4, got 'optimizer.lr'"),
+        ("=3", "--set: must be path=value, for example optimizer.lr=3e-4, got '=3'"),
+        ("a..b=3", "--set: must be path=value, for example optimizer.lr=3e-4, got 'a..b=3'"),
         ("optimizer.lrr=3", "--set optimizer.lrr: no such field; did you mean optimizer.lr?"),
         ("optimizer.lr=fast", "--set optimizer.lr: must be a number, got 'fast'"),
         ("optimizer.lr=-1", "--set optimizer.lr: must be greater than 0, got -1"),
@@ -409,7 +409,7 @@ def test_baselines_come_first_and_slots_are_the_budget() -> None:
 def test_configuration_of_ones_own_must_say_how_many_rungs_a_run_has() -> None:
     own = {"space": {"lr": RANGE}, "train": "mine:train", "config": "mine:Mine", "objective": "error"}
     assert problems(write(own)) == [
-        "s.yaml: rungs: required with a config that has no run.rungs: how many values a run reports"
+        "s.yaml: rungs: required with a config that has no field run.rungs; set the number of values that a run reports"
     ]
     study = valid({**own, "rungs": 3})
     assert (study.rungs, study.rung_tokens, study.file.objective) == (3, None, "error")

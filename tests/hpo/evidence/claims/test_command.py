@@ -86,7 +86,7 @@ def test_findings_survive_the_file_and_others_stay(tmp_path: Path) -> None:
     (["c001-02"], "did you mean C001-02?"),
     (["S009", "x"], "IDS: no claim or report 'S009'; did you mean S00"),
     (["--ledger", "claim"], "--ledger: no ledger 'claim'; did you mean claims?"),
-    (["--ledger", "quickstart"], "is no ledger of claims: it has no key `claims`"),
+    (["--ledger", "quickstart"], "must be a ledger of claims, a file with the key `claims`"),
     (["--ledger", "none.yaml"], "--ledger: no such file: none.yaml"),
     (["--data", "notes.json"], "--data: must be a file of claim results, got notes.json: "),
     (["--data", "."], "--data: must be a file of claim results, got .: "),
