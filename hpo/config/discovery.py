@@ -87,7 +87,7 @@ def _find_file(kind: str, name: str, key: str, folders: Sequence[Path], names: S
     for folder in folders:
         if name and _is_file(folder / f"{name}.yaml"):
             return folder / f"{name}.yaml"
-    known = f"known: {', '.join(names)}; or use the path of a file"
+    known = f"there are {', '.join(names)}; or use the path of a file"
     raise Problem(f"{key}: no {kind} {name!r}{nearest(name, names)} ({known})")
 
 
