@@ -155,7 +155,7 @@ def test_an_update_of_some_places_leaves_the_others_as_they_are(rule, clip):
     pack = packed(configs)
     pack.grads.normal_()
     before = {name: block.clone() for name, block in {"grads": pack.grads, **pack.blocks()}.items()}
-    steps = [step(c, pack, 1, lr=0.1)._replace(average=0.5) for c in (configs[0], configs[2])]
+    steps = [step(c, pack, 1, lr=0.1)._replace(ema_rate=0.5) for c in (configs[0], configs[2])]
     pack.update([0, 2], steps, pack.grad_norms([0, 2]))
     for name, block in {"grads": pack.grads, **pack.blocks()}.items():
         assert torch.equal(block[1], before[name][1]), name
