@@ -26,23 +26,23 @@ NEVER_PRUNED = {"baseline": "baselines", "seed": "baselines", "arm": "arms"}  # 
 def decisions(snapshot: Snapshot, number: int) -> list[dict[str, Any]]:
     """Return the decisions about a trial in order: each as a word, as a sentence, and as it was recorded."""
     trial = find_trial(snapshot, number)
-    made = [("suggested", f"trial {number} {_suggested(snapshot, trial)}", trial.user_attrs.get(SUGGESTED_BY))]
-    made += [
+    rows = [("suggested", f"trial {number} {_suggested(snapshot, trial)}", trial.user_attrs.get(SUGGESTED_BY))]
+    rows += [
         ("interrupted", f"attempt {attempt} was interrupted: {reason}", None)
         for attempt, reason, _ in trial.user_attrs.get(ATTEMPTS, ())
         if attempt < trial.user_attrs["attempt"]  # the last attempt ended the trial
     ]
-    made.append(
+    rows.append(
         (trial_status(snapshot, trial), f"it {_ended(snapshot, trial)}", trial.user_attrs.get(PRUNING_DECISION))
     )
     if (repeated := recompute(snapshot, trial)) is not None and not repeated.prunes:
         a, b = distinct_text(repeated.value, repeated.threshold)
-        made.append(
+        rows.append(
             ("recomputed", f"the stored curves do not reproduce this decision: they compare {a} with {b}", None)
         )
     return [
         {"trial": number, "decision": decision, "sentence": sentence, "record": record or {}}
-        for decision, sentence, record in made
+        for decision, sentence, record in rows
     ]
 
 

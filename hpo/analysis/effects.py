@@ -19,7 +19,7 @@ def without_effect(snapshot: Snapshot) -> dict[str, tuple[int, int] | float]:
     The evidence is either two trials that differ in this field alone and have equal curves, or the smallest p-value.
     """
     evidence = {path: equal_curves(snapshot, path) or field_p_value(snapshot, path) for path in snapshot.spec["space"]}
-    return {path: found for path, found in evidence.items() if found is not None}
+    return {path: proof for path, proof in evidence.items() if proof is not None}
 
 
 def equal_curves(snapshot: Snapshot, path: str) -> tuple[int, int] | None:

@@ -75,8 +75,8 @@ class Snapshot:
 
         Repeats of the baseline with other seeds are left out, because they are the same configuration with other luck.
         """
-        complete = [t for t in self.in_state(State.COMPLETE) if all(c <= 0 for c in t.constraints.values())]
-        return [t for t in complete if self.kind(t) != "seed"]
+        complete = [t for t in self.in_state(State.COMPLETE) if self.kind(t) != "seed"]
+        return [t for t in complete if all(c <= 0 for c in t.constraints.values())]
 
     @cached_property
     def baseline_runs(self) -> list[Trial]:
@@ -144,7 +144,6 @@ class Snapshot:
 
 
 GIVEN_KINDS = ("baseline", "seed", "arm")  # kinds of trials whose values the study file gives
-
 _SHOWN = (State.COMPLETE, State.PRUNED, State.FAIL, State.RUNNING)
 
 
@@ -211,10 +210,8 @@ def has_ended(snapshot: Snapshot) -> bool:
 def searched_trials(snapshot: Snapshot) -> list[Trial]:
     """Return the trials that competed for the best: those that ended complete or pruned, without the baselines.
 
-    A run that diverged counts as pruned. Left out are:
-
-    * baselines, their repeats with other seeds, and arms, because no search chose their values;
-    * trials that failed, and trials stopped because their values are invalid or exceed a limit of memory or time.
+    A diverged trial counts as pruned. Repeats of the baseline and arms count as baselines, because no search chose
+    their values. Trials that failed, or whose values are invalid or exceed a limit of memory or time, did not compete.
     """
     ended = [t for t in snapshot.in_state(State.COMPLETE, State.PRUNED) if snapshot.kind(t) not in GIVEN_KINDS]
     return [t for t in ended if trial_status(snapshot, t) in ("complete", "pruned", "diverged")]
@@ -239,9 +236,8 @@ def trial_value(trial: Trial) -> float | None:
 
 def trial_status(snapshot: Snapshot, trial: Trial) -> str:
     """Return the status of a trial in one word: running, interrupted, complete, or the reason why it ended."""
-    if trial.state == State.WAITING or (
-        trial.state == State.RUNNING and trial.user_attrs.get("slot") not in snapshot.leased
-    ):
+    lost = trial.state == State.RUNNING and trial.user_attrs.get("slot") not in snapshot.leased
+    if lost or trial.state == State.WAITING:
         return "interrupted"
     return str(trial.user_attrs.get(END_REASON, trial.state))
 

@@ -34,7 +34,7 @@ def _row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     }
     fields |= {key: attrs[key] for key in ("worker", "slot", "attempt", "retry_of", ARM, SEED) if key in attrs}
     plain = {k: v for k, v in (attrs.get(METRICS) or {}).items() if not isinstance(v, Mapping | list)}
-    metrics = {f"metrics.{key}": found for key, found in plain.items()}
+    metrics = {f"metrics.{key}": value for key, value in plain.items()}
     # The user's configuration may have a field with the name of a column.
     return fields | {f"params.{k}" if k in fields else k: v for k, v in trial.params.items()} | metrics
 
@@ -44,9 +44,9 @@ def curves_frame(snapshot: Snapshot) -> pd.DataFrame:
     rows = [
         {"number": trial.number, "rung": rung}
         | ({"tokens": round(rung * snapshot.rung_tokens)} if snapshot.rung_tokens else {})
-        | {snapshot.objective: found}
+        | {snapshot.objective: value}
         for trial in snapshot.trials
-        for rung, found in sorted(trial.intermediate_values.items())
+        for rung, value in sorted(trial.intermediate_values.items())
     ]
     return pd.DataFrame(
         rows, columns=["number", "rung", *(["tokens"] if snapshot.rung_tokens else []), snapshot.objective]
@@ -74,6 +74,6 @@ def write_json(snapshot: Snapshot, path: Path, results: Mapping[str, Any]) -> No
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows without empty cells."""
     return [
-        {str(key): cell for key, cell in found.items() if not (isinstance(cell, float) and math.isnan(cell))}
-        for found in table.astype(object).to_dict("records")
+        {str(key): cell for key, cell in row.items() if not (isinstance(cell, float) and math.isnan(cell))}
+        for row in table.astype(object).to_dict("records")
     ]
