@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from model.data.corpus import Corpus, PythonDocs
+from model.data.corpus_base import TRAINING_FIELDS
 from model.data.tokenizer import BPE, Tokenizer
 from model.nn.architecture import GPT, Model, MoE
 from model.nn.regularization import Regularization
@@ -19,6 +20,9 @@ from model.section import Count, Positive, Section
 
 # Fields of `run` in which the runs of a pack can differ.
 FREE_RUN_FIELDS = {"tokens", "rungs", "align", "grad_accum", "seed", "keep_checkpoints", "spike_every", "spike_scale"}
+
+# Fields of `data` in which runs can differ and still have comparable losses.
+COMPARABLE_DATA_FIELDS = TRAINING_FIELDS
 
 
 class Run(Section):

@@ -2,7 +2,7 @@
 
 Two losses can be compared if both runs
 
-- are validated on the same text, so every field of `data` is equal except those in `TRAINING_FIELDS`;
+- are validated on the same text, so every field of `data` is equal except those in `COMPARABLE_DATA_FIELDS`;
 - measure the loss in the same unit: nats per token need equal tokenizers, bits per byte do not;
 - report at the same fractions of a run, and train for the same length, unless the comparison sets another measure.
 
@@ -15,8 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hpo.study.spec import Study
-from model.config import TrainConfig
-from model.data.corpus_base import TRAINING_FIELDS
+from model.config import COMPARABLE_DATA_FIELDS, TrainConfig
 from model.section import flat
 
 _RUN_FIELDS = {"run.tokens": "lengths", "run.rungs": "rungs", "run.align": "rungs"}
@@ -28,7 +27,7 @@ def incomparable_reason(path: str, objective: str) -> str:
     path: dotted field of TrainConfig. objective: the metric that is compared, such as val_loss.
     """
     section, _, field = path.partition(".")
-    if section == "data" and field not in TRAINING_FIELDS:
+    if section == "data" and field not in COMPARABLE_DATA_FIELDS:
         return "data"
     if section == "tokenizer" and not objective.endswith("val_bpb"):
         return "tokenizers"

@@ -205,7 +205,10 @@ def test_target_that_is_reached_keeps_what_is_enqueued_from_being_run_and_says_s
             {"targets": {"tier1": 1.9, "tier2": 2.0}, "budget": {"target": "teir1"}},
             "budget.target: must be one of targets, 'tier1', 'tier2', got 'teir1'; did you mean tier1?",
         ),
-        ({"budget": {"target": "tier1"}}, "budget.target: must be used with targets, for example targets: {tier1: 1.9}"),
+        (
+            {"budget": {"target": "tier1"}},
+            "budget.target: must be used with targets, for example targets: {tier1: 1.9}",
+        ),
         ({"targets": {"tier1": math.nan}}, "targets.tier1: must be a finite number, got nan"),
         ({"targets": {"": 1.0}}, "targets.'': must"),
         ({"milestones": {"0.0": 5.0}}, "milestones.0.0: must be greater than 0, got '0.0'"),
