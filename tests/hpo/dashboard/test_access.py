@@ -177,8 +177,8 @@ def test_pages_of_this_machine_may_change_studies(local: AccessControl, store: S
     note = Answer(local, "/api/studies/1/note", "PUT", {"body": "seen", "version": 1})
     assert (note.status, store.optuna.get_study_system_attrs(1)["dashboard:note_ver"]) == (204, 1)
     running = store.optuna.get_all_trials(1, states=[TrialState.RUNNING])[0]
-    told = Answer(local, f"/api/trials/{running._trial_id}/tell", "POST", {"state": "Fail"})
-    assert (told.status, store.optuna.get_trial(running._trial_id).state) == (204, TrialState.FAIL)
+    answer = Answer(local, f"/api/trials/{running._trial_id}/tell", "POST", {"state": "Fail"})
+    assert (answer.status, store.optuna.get_trial(running._trial_id).state) == (204, TrialState.FAIL)
     assert Answer(local, "/api/studies", "POST", {"study_name": "new", "directions": ["minimize"]}).status == 201
 
 
