@@ -183,7 +183,7 @@ def test_a_study_on_two_nodes_ends_complete_though_one_is_lost(server: Postgres,
     log_text = log.read_text()
     assert process.returncode == 0, log_text
     assert stdout.startswith("best: trial")  # and no line of Ray
-    assert len(re.findall(r"worker \d: lost on .* node \w+: ", log_text)) == 2, told
+    assert len(re.findall(r"worker \d: lost on .* node \w+: ", log_text)) == 2, log_text
     assert len(re.findall(r"worker \d: ended with signal 9; it is restarted", log_text)) == 2
     assert numbers(url) == (40, 0, 0, 0, 0)
     assert until(lambda: not left_over(tmp_path)), left_over(tmp_path)
