@@ -243,12 +243,12 @@ def test_noise_is_computed_without_scipy(here: Path) -> None:
     program = """
 import sys
 from hpo.analysis.snapshot import read_snapshot
-from hpo.analysis.summary import row, standing, summary
+from hpo.analysis.summary import best_summary, summary, trial_row
 from hpo.storage.engine import open_readonly
 with open_readonly("runs/hpo.db") as store:
     snapshot = read_snapshot(store, None)
-    assert summary(snapshot)["noise"]["n"] == 4 and "4 seeds" in standing(snapshot)
-    assert row(snapshot, snapshot.trials[0])["sigmas"] and len(snapshot.noise.curve) == 4
+    assert summary(snapshot)["noise"]["n"] == 4 and "4 seeds" in best_summary(snapshot)
+    assert trial_row(snapshot, snapshot.trials[0])["sigmas"] and len(snapshot.noise.curve) == 4
 print(sorted({name.split(".")[0] for name in sys.modules} & {"optuna", "torch", "model", "scipy", "numpy"}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

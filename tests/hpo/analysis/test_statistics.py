@@ -53,7 +53,7 @@ def test_pairs_of_which_all_but_one_are_equal_have_an_interval() -> None:
 
 
 def test_one_pair_is_none() -> None:
-    with pytest.raises(ValueError, match="two pairs at least, got 1"):
+    with pytest.raises(ValueError, match="at least two pairs, got 1"):
         paired([0.1])
     assert interval([0.1]) == (0.1, -math.inf, math.inf)
 
