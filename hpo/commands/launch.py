@@ -60,8 +60,8 @@ def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, se
         share = spent["saved_by_pruning"] / (spent["trained"] + spent["saved_by_pruning"])
         savings = f"; pruning saved {share:.0%} of the tokens"
     say(
-        f"{snapshot.name}: {ended} trials after {format_duration(seconds)}: {n['complete']} complete, {n['pruned']} pruned, "
-        f"{n['failed']} failed{savings}"
+        f"{snapshot.name}: {ended} trials after {format_duration(seconds)}: {n['complete']} complete, "
+        f"{n['pruned']} pruned, {n['failed']} failed{savings}"
     )
     best = snapshot.best()
     if best is None:

@@ -85,7 +85,8 @@ def test_whole_base_travels_in_the_study() -> None:
         ({"from": "mine", "optimizer": {"lrr": 1}}, "s.yaml: base.optimizer.lrr: no such field; did you mean"),
         (
             {"from": "mine", "optimizer": {"lr": 0.1}, "optimizer.lr": 0.2},
-            "s.yaml: base.optimizer.lr: must be given once, got a field of a section and a dotted field; remove one of them",
+            "s.yaml: base.optimizer.lr: must be given once, "
+            "got a field of a section and a dotted field; remove one of them",
         ),
         ({"from": "mine", "optimizer": 3}, "s.yaml: base.optimizer: must be a mapping, got 3"),
         ({"from": "mine", "optimiser": {"lr": 3}}, "s.yaml: base.optimiser: no such field; did you mean optimizer?"),
