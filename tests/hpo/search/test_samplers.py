@@ -15,8 +15,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import Field, TypeAdapter
 
 from hpo.search.complement_log import ComplementLogSampler
+from hpo.search.optuna_samplers import _as_complete
 from hpo.search.ranges import Space, is_inside
-from hpo.search.samplers import Sampler, _as_complete, build_sampler
+from hpo.search.samplers import Sampler, build_sampler
 from hpo.search.space import params_in_range, space_problems, suggest_values, unconditional
 from model.section import Count, Decay, Fraction, Positive, Section, updated
 
