@@ -38,6 +38,14 @@ base: {from: unet-small}
 arms: {none: {schedule.warmup: 0.0}, short: {schedule.warmup: 0.05}, long: {schedule.warmup: 0.2}}
 seeds: [1, 2, 3, 4, 5]
 ```"""
+EXIT_STATUS = """| exit status | meaning |
+|---|---|
+| 0 | success |
+| 1 | a run or a worker failed, a file cannot be written, or `hpo doctor` found an error |
+| 2 | an option, a file or a request is invalid, or a newer version of hpo uses the study |
+| 3 | no trial within the limits of the study is complete, so there is no result |
+| 4 | the storage is unreachable, not writable or not supported |
+| 130, 143 | the command was stopped by SIGINT (Ctrl-C) or SIGTERM |"""
 GENERATED = "<!-- Written by docs/generate.py; edit the sources instead. -->\n\n"
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 SYMBOLS = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤"}
@@ -169,10 +177,10 @@ def configuration() -> str:
     """Return docs/configuration.md."""
     parts = [
         "# Configuration reference",
-        "Two kinds of YAML file exist. A **study file** describes a search. A **training configuration** describes one "
-        "run; the `base` of a study file is one, and `hpo export` writes one. Every field of a training configuration "
-        "has a dotted path, such as `optimizer.lr`. The path is the same in a `space`, in `--set optimizer.lr=3e-4`, "
-        "in the dashboard and in exported files.",
+        "A **study file** describes a search, and a **training configuration** describes one training run. Both are "
+        "YAML files. The `base` of a study file is a training configuration, and `hpo export` writes a complete training "
+        "configuration. Every field of a training configuration has a dotted path, such as `optimizer.lr`. The path is "
+        "the same in a `space`, in `--set optimizer.lr=3e-4`, in the dashboard and in exported files.",
         "# Study file",
         table(StudyFile),
         ARMS,
@@ -210,9 +218,9 @@ def command_page() -> str:
     """Return docs/cli.md."""
     parts = [
         "# Command reference",
-        "Data goes to standard output, everything else to standard error. Commands that print data take "
-        "`--format table|json|yaml|csv`. Exit status: 0 success, 1 the work failed, 2 invalid usage or configuration, "
-        "3 no feasible trial, 4 storage unreachable, 130 or 143 after a signal.",
+        "Results are written to standard output, messages and progress to standard error. Commands that print results "
+        "take `--format table|json|yaml|csv`.",
+        EXIT_STATUS,
     ]
     panel = ""
     for command in commands():

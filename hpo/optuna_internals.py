@@ -201,7 +201,11 @@ def stored_number(value: float | None, value_type: Any) -> float:
 
 
 def stored_parameter(value: float, distribution_json: str) -> Any:
-    """Return a parameter as it was suggested: its row holds a float and, as JSON, the distribution to decode it."""
+    """Return the suggested value of a stored parameter.
+
+    value: the float in the parameter's database row. distribution_json: the distribution in that row, which decodes the
+    float.
+    """
     kind, choices = _distribution(distribution_json)
     match kind:
         case "CategoricalDistribution":

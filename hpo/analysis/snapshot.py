@@ -208,10 +208,10 @@ def has_ended(snapshot: Snapshot) -> bool:
 
 
 def searched_trials(snapshot: Snapshot) -> list[Trial]:
-    """Return the trials that competed for the best: those that ended complete or pruned, without the baselines.
+    """Return the complete and pruned trials, without the baselines.
 
-    A diverged trial counts as pruned. Repeats of the baseline and arms count as baselines, because no search chose
-    their values. Trials that failed, or whose values are invalid or exceed a limit of memory or time, did not compete.
+    A diverged trial counts as pruned. Repeated runs of a baseline, and arms, count as baselines, because no search
+    chose their values. Trials that failed, have invalid values or exceeded a limit of memory or time are excluded.
     """
     ended = [t for t in snapshot.in_state(State.COMPLETE, State.PRUNED) if snapshot.kind(t) not in GIVEN_KINDS]
     return [t for t in ended if trial_status(snapshot, t) in ("complete", "pruned", "diverged")]

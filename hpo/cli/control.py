@@ -13,13 +13,13 @@ control_commands = typer.Typer()
 
 Reason = Annotated[
     str,
-    typer.Option("--because", metavar="TEXT", help="Reason, which is stored with the event in the study's history."),
+    typer.Option("--because", metavar="TEXT", help="Reason for the change. It is stored with the event."),
 ]
 
 
 @control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo pause --study beta2_sweep")
 def pause(study: StudyName = None, storage: Storage = None, because: Reason = "") -> None:
-    """Pause a study: its workers release their trials and wait.
+    """Pause a study: its workers requeue their trials and wait.
 
     Each worker first finishes its rung. `hpo resume` continues the study.
     """
@@ -37,7 +37,7 @@ def resume(study: StudyName = None, storage: Storage = None, because: Reason = "
 
 @control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo stop --study beta2_sweep")
 def stop(study: StudyName = None, storage: Storage = None, because: Reason = "") -> None:
-    """Stop a study: its workers release their trials and exit.
+    """Stop a study: its workers requeue their trials and exit.
 
     Each worker first finishes its rung. `hpo launch` of the same study continues it.
     """
@@ -48,7 +48,7 @@ def stop(study: StudyName = None, storage: Storage = None, because: Reason = "")
 def kill(number: TrialNumber, study: StudyName = None, storage: Storage = None) -> None:
     """Stop one trial and mark it as failed.
 
-    A running trial stops at its next rung. An interrupted trial fails at once.
+    A running trial stops at its next rung. An interrupted trial fails immediately.
     """
     from hpo.commands.control import kill_trial
     from hpo.storage.store import open_store
@@ -68,7 +68,7 @@ def retry(
 ) -> None:
     """Run a failed trial again with the same parameters.
 
-    The retry is a new trial. It does not count in the budget.
+    The retry is a new trial and does not count toward the budget.
     """
     from hpo.commands.enqueue import retry_trials
     from hpo.storage.store import open_store
@@ -81,7 +81,8 @@ def retry(
 def enqueue(overrides: Set = None, study: StudyName = None, storage: Storage = None) -> None:
     """Add a trial with parameters that you choose.
 
-    The trial runs before the next trial of the search and does not count in the budget.
+    The trial runs before the next trial of the search and does not count toward the budget. All other fields have the
+    value of the study's base configuration.
     """
     from hpo.commands.enqueue import enqueue_trial
     from hpo.storage.store import open_store
@@ -99,13 +100,14 @@ def fork(
     ] = None,
     overrides: Set = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Number of trials to run, without the copied trials.")
+        int | None, typer.Option(min=1, help="Number of trials to run in addition to the copied trials.")
     ] = None,
     storage: Storage = None,
 ) -> None:
     """Create a study that starts with trials of another study.
 
-    The command copies the finished trials that the new study would train in exactly the same way.
+    The command copies a finished trial if the new study would train the same complete configuration, and if the new
+    space contains its parameters. `hpo launch` then runs the new study.
     """
     from hpo.commands.fork import fork_study
     from hpo.storage.store import open_store

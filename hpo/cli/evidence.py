@@ -32,12 +32,17 @@ class DesignName(StrEnum):
 
 Tokens = Annotated[int | None, typer.Option(min=1, help="Tokens of each run. Default: as many as in the search.")]
 ComparisonName = Annotated[
-    str | None, typer.Option("--as", metavar="NAME", help="Name of the study that holds these runs.")
+    str | None,
+    typer.Option(
+        "--as", metavar="NAME", help="Name of the study for these runs. Default: STUDY-confirm or STUDY-DESIGN."
+    ),
 ]
 
 Factors = Annotated[
     list[str] | None,
-    typer.Option("--factor", metavar="NAME=FIELD,FIELD", help="Make these changes together, as one factor."),
+    typer.Option(
+        "--factor", metavar="NAME=FIELD,FIELD", help="Treat the changes of these fields as one change. Can be repeated."
+    ),
 ]
 Order = Annotated[
     str,
@@ -72,8 +77,8 @@ def confirm(
     """Re-run the best trials and the baseline on new seeds.
 
     The best trial of a search looks better than it is, because it is the minimum of many noisy results. This command
-    tests the difference to the baseline in pairs: both runs of a pair have the same seed and the same batches in the
-    same order. The runs form a separate study. More workers can join it, and a second call resumes it.
+    tests the difference from the baseline with paired runs. Both runs of a pair have the same seed, and the same
+    batches in the same order. The runs form a separate study. More workers can join it, and a second call resumes it.
     """
     from hpo.evidence.confirm import ConfirmRequest, run_confirmation
 
@@ -103,14 +108,14 @@ def ablate(
 ) -> None:
     """Measure which changes between two configurations matter.
 
-    The design says which combinations of the changes run:
+    The design selects which combinations of the changes run:
 
     \b
     leave-one-out  all changes except one
     add-one-in     one change
     cumulative     the first change, the first two changes, and so on
-    factorial      all combinations of up to 5 changes, a fraction of the
-                   combinations of up to 16; estimates interactions of pairs
+    factorial      all combinations for up to 5 changes, a fractional design
+                   for 6 to 16; also estimates interactions of two changes
 
     All combinations run on the same seeds. An effect is a mean difference between runs of the same seed.
     """
@@ -129,12 +134,12 @@ def claims(
         typer.Argument(metavar="[IDS]...", help="Ids of claims or of reports, for example S001. Default: all claims."),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=3, help="Pairs of runs for each claim. Default: the number in the ledger.")
+        int | None, typer.Option(min=3, help="Pairs of runs for each claim. Default: the number in the file of claims.")
     ] = None,
-    ledger: Annotated[str, typer.Option(help="Name or path of the ledger of claims.")] = "claims",
+    ledger: Annotated[str, typer.Option(help="Name or path of the ledger, the YAML file of claims.")] = "claims",
     listing: Annotated[bool, typer.Option("--list", help="List the claims and the runs that they need.")] = False,
     verdict_arms_only: Annotated[
-        bool, typer.Option("--verdict-arms-only", help="Run only the arms that enter the verdicts.")
+        bool, typer.Option("--verdict-arms-only", help="Run only the arms that determine the verdicts.")
     ] = False,
     weighed: Annotated[
         bool, typer.Option("--weighed", hidden=True, help="Old name of --verdict-arms-only, until version 0.3.0.")
@@ -146,12 +151,12 @@ def claims(
     run: RunOptions,
     format: OutputFormat = Format.table,
 ) -> None:
-    """Test the claims of a ledger and print a verdict on each.
+    """Test the claims of a ledger, a YAML file of claims, and print a verdict for each.
 
     A claim compares arms: configurations that run on the same seeds. The runs of each claim form a study, for example
-    claim-C000-01. If a factor must be tuned first, the study claim-C000-01-tune runs before. Finished runs do not run
-    again, and more seeds or arms run in another study. Claims of large effects run first. The arms that enter a
-    verdict run before the arms that only help to explain the effect.
+    claim-C000-01. If a setting must be tuned first, the study claim-C000-01-tune runs before the main study. Finished
+    runs are reused. Additional seeds or arms run in an additional study. Claims of large effects run first. Arms that
+    determine a verdict run before arms that only help to explain the effect.
     """
     from hpo.evidence.claims.command import ClaimsRequest, run_claims
 

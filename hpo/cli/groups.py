@@ -28,10 +28,10 @@ class Placement:
 
     workers: Annotated[
         int,
-        typer.Option(min=0, max=1024, help="Worker processes. 0: one, or --per-gpu workers on each GPU of --gpus."),
+        typer.Option(min=0, max=1024, help="Worker processes. 0: one; with --gpus, --per-gpu workers for each GPU."),
     ] = 0
-    gpus: Annotated[str, typer.Option(help="Numbers of the GPUs to use, for example 0,1.")] = ""
-    per_gpu: Annotated[int, typer.Option(min=1, max=64, help="Workers on each GPU.")] = 1
+    gpus: Annotated[str, typer.Option(help="Indices of the GPUs to use, for example 0,1.")] = ""
+    per_gpu: Annotated[int, typer.Option(min=1, max=64, help="Number of workers on each GPU of --gpus.")] = 1
     pack: Pack = 1
     on: Annotated[Where, typer.Option(help="Run on this machine, or on the nodes of a running Ray cluster.")] = (
         Where.local

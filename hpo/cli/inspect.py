@@ -1,4 +1,4 @@
-"""The commands that read a storage. They import neither Optuna nor torch, so they answer at once."""
+"""The commands that read a storage. They import neither Optuna nor torch, so they start quickly."""
 
 from pathlib import Path
 from typing import Annotated
@@ -138,8 +138,8 @@ def export(
 ) -> None:
     """Write the complete configuration of the best trial.
 
-    `hpo train` trains the file. If `hpo confirm` found a trial better than the baseline, the command writes that trial
-    instead of the best trial of the search.
+    `hpo train` trains this configuration. If `hpo confirm` found trials that are better than the baseline, `hpo export`
+    writes the best of them instead of the best trial of the search.
     """
     from hpo.analysis.export import export_text, select_trial
     from hpo.analysis.snapshot import read_snapshot
@@ -205,14 +205,14 @@ def dashboard(
         bool | None,
         typer.Option(
             "--allow-edit/--read-only",
-            help="Whether pages may change studies. Default: only if no other machine can reach the address.",
+            help="Allow or forbid changes of studies. Default: allowed on 127.0.0.1, otherwise read-only.",
         ),
     ] = None,
     out: Out = RUNS,
 ) -> None:
     """Serve the Optuna Dashboard for a storage.
 
-    An address that other machines reach needs a password in HPO_DASHBOARD_PASSWORD.
+    To listen on any address other than 127.0.0.1, set a password in HPO_DASHBOARD_PASSWORD.
     """
     from hpo.dashboard.server import serve
 

@@ -34,7 +34,9 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Set a field of the configuration. Can be repeated."),
 ]
-Pack = Annotated[int, typer.Option(min=1, help="Trials that one worker trains at the same time, as a pack.")]
+Pack = Annotated[
+    int, typer.Option(min=1, help="Number of trials that one worker trains together in one process, as a pack.")
+]
 Config = Annotated[
     Path,
     typer.Argument(

@@ -34,7 +34,9 @@ def launch(
     trials: Annotated[
         int | None, typer.Option(min=1, help="Total number of trials. A larger number extends the study.")
     ] = None,
-    hours: Annotated[float | None, typer.Option(min=0, help="Hours after which no trial starts.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0, help="Hours after the first launch of the study. No trial starts later.")
+    ] = None,
     overrides: Set = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampler.")] = None,
     run: RunOptions,
@@ -56,7 +58,7 @@ def worker(
     study: StudyName = None,
     storage: Storage = None,
     pack: Pack = 1,
-    gpus: Annotated[str, typer.Option(help="Number of the GPU to use.")] = "",
+    gpus: Annotated[str, typer.Option(help="Index of the GPU to use.")] = "",
     out: Out = RUNS,
     follow: Annotated[
         bool, typer.Option("--follow", help="Work on every active study of the storage, and wait for new studies.")
@@ -85,10 +87,11 @@ def train(
     config: Config,
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the last run of this configuration.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder in which the run gets its folder.", callback=valid_path)] = RUNS
-    / "train",
+    out: Annotated[
+        Path, typer.Option(help="Folder in which the folder of the run is created.", callback=valid_path)
+    ] = RUNS / "train",
 ) -> None:
-    """Train one configuration at full length.
+    """Train one configuration without pruning.
 
     With --set run.tokens=..., the run is longer or shorter, and the learning rate schedule covers the new length.
     """

@@ -102,8 +102,9 @@ def doctor(
 ) -> None:
     """Check the storage, clock, disks, GPUs, data and leases.
 
-    Each check is ok, warning or error, and says what to do. With --fix, repaired checks are fixed. The exit status is
-    1 if an error remains, and 4 if the storage does not answer.
+    The result of each check is ok, warning or error, with a remedy. With --fix, the command repairs what can be
+    repaired safely, and marks these checks as fixed. The exit status is 1 if an error remains, and 4 if the storage
+    does not answer.
     """
     from hpo.commands.doctor import run_doctor
 

@@ -43,13 +43,13 @@ def _consequence(name: str, before: str, state: str, slots: Slots) -> str:
     if not slots.n_unfinished():
         return f"{state}; all of its trials have ended"
     n = sum(lease.seconds > 0 for lease in slots.owners())
-    released = f"its workers release {n} running trial{'s' if n > 1 else ''} within one rung"
+    requeued = f"its workers requeue {n} running trial{'s' if n > 1 else ''} within one rung"
     match state:
         case "paused":
-            effect = f"{released} and wait" if n else "no trial is running"
+            effect = f"{requeued} and wait" if n else "no trial is running"
             return f"paused; {effect}; `hpo resume --study {name}` continues the study"
         case "stopped":
-            effect = f"{released} and exit" if n else "no trial is running"
+            effect = f"{requeued} and exit" if n else "no trial is running"
             return f"stopped; {effect}; `hpo launch --study {name}` continues the study"
     if before == "paused":
         return f"active; waiting workers continue within seconds; to add a worker: hpo worker --study {name}"
@@ -59,7 +59,7 @@ def _consequence(name: str, before: str, state: str, slots: Slots) -> str:
 def kill_trial(store: Store, name: str | None, number: int) -> str:
     """Stop a trial and mark it as failed, and return a line that says when that happens.
 
-    A running trial stops at its next rung. A trial that no worker holds fails at once.
+    A running trial stops at its next rung. A trial that no worker holds fails immediately.
 
     Raises:
         Problem: there is no such trial, or it has ended.

@@ -1,4 +1,4 @@
-"""`hpo train` and `hpo sample`: train one configuration at full length, and generate text from the run."""
+"""`hpo train` and `hpo sample`: train one configuration without pruning, and generate text from the run."""
 
 import math
 import signal
@@ -27,7 +27,8 @@ from model.errors import ConfigError
 def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) -> int:
     """Train a configuration file, or the base configuration of this name, and return the exit status.
 
-    out: folder in which the run gets its folder. resume: continue the last run of the file from its checkpoint.
+    out: folder in which the folder of the run is created.
+    resume: continue the last run of the file from its checkpoint.
 
     Raises:
         Problem: the file is not a configuration, or its data or device is missing.
@@ -128,7 +129,7 @@ def _collected_signals() -> Iterator[list[int]]:
         if signals:
             raise KeyboardInterrupt
         signals.append(number)
-        say("stopping after this rung, with a checkpoint; press Ctrl-C again to stop at once")
+        say("stopping after this rung, with a checkpoint; press Ctrl-C again to stop immediately")
 
     before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
     try:

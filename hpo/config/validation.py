@@ -112,7 +112,7 @@ def shown_value(value: Any) -> str:
 
 
 def number_remedy(value: Any) -> str:
-    """Return the remedy for text that looks like a number, which only quotes can cause; "" for other values."""
+    """Return the remedy for a quoted number, such as "0.1" in YAML, or "" for other values."""
     if isinstance(value, str) and value.lower().lstrip("+-").startswith(tuple("0123456789.")):
         with contextlib.suppress(ValueError):
             float(value)

@@ -30,9 +30,9 @@ RUN_SETTINGS = (
 
 
 def named_configuration(snapshot: Snapshot, study: Study, name: str, option: str) -> BaseModel:
-    """Return the configuration that a command line names: `baseline`, `best`, the number of a trial, or a file.
+    """Return the configuration of a name: `baseline`, `best`, the number of a trial, or the path of a file.
 
-    option: the option that has this value, for messages.
+    option: the command-line option with this name, for error messages.
 
     Raises:
         Problem: there is no such configuration.

@@ -12,7 +12,7 @@ from hpo.storage.schema import EVENT, SLOT
 
 Fixed = Mapping[str, Any] | None  # the values that the trial of a slot must use; None: the sampler suggests them
 
-ADDED = 1_000_000  # number of the first slot that was added by hand, in addition to the budget
+ADDED = 1_000_000  # number of the first slot that a user added, in addition to the budget
 
 _c = SLOT.c
 

@@ -18,7 +18,7 @@ from hpo.storage.retry import OpenStorage, limit_patience, transact
 from hpo.storage.schema import SLOT, database_clock
 
 LEASE_S = float(os.environ.get("HPO_LEASE_S", "60"))  # length of a lease; must be equal in all processes of a study
-RETRY_S = 1.0  # pause after a failed renewal; short, so that living workers renew first once the storage is back
+RETRY_S = 1.0  # pause after a failed renewal; short, so that live workers renew first once the storage is back
 
 _c = SLOT.c
 _log = logging.getLogger(__name__)
@@ -63,9 +63,9 @@ def _free(store: OpenStorage, condition: sa.ColumnElement[bool], text: str = "")
 class LeaseRenewer:
     """A thread that renews the leases of one owner every quarter of a lease.
 
-    The thread renews only the claims passed to `hold`. It also frees the expired leases of every owner and study,
-    with two precautions: the storage must have answered for half a lease, and a lease must have expired before the
-    previous round. When a storage comes back after an outage, living workers can therefore renew first.
+    The thread renews only the claims passed to `hold`. It also frees the expired leases of every owner and study, under
+    two conditions: the storage has been reachable for at least half the duration of a lease, and the lease had expired
+    at the previous renewal. After an outage of the storage, live workers can therefore renew first.
 
     lost: (slot, attempt) of each held claim that the owner has lost.
     """
@@ -106,7 +106,7 @@ class LeaseRenewer:
         while not self._stop.wait(pause):
             if time.time() - woke > pause + interval:  # the whole machine was suspended, other workers included
                 self._answering_since = time.monotonic()
-            # Catch everything: if this thread died, a living worker would lose its trials.
+            # Catch everything: if this thread died, a live worker would lose its trials.
             try:
                 with limit_patience(interval):
                     self._run_round()

@@ -103,7 +103,9 @@ def register_study(
         Problem: The storage holds a different study under this name, or the data differ.
     """
     spec = study.spec()
-    with creation_lock(store.url, store.patience):  # two launches may run at once, even with two files of one name
+    with creation_lock(
+        store.url, store.patience
+    ):  # two launches may run simultaneously, even with two files of one name
         found = optuna.create_study(
             study_name=study.name, storage=store.optuna, direction="minimize", load_if_exists=True
         )

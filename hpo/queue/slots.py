@@ -53,8 +53,8 @@ class Slots(SlotTable):
     ) -> Claim | None:
         """Claim a free slot, or return None if there is none.
 
-        The order is: interrupted trials, baselines, slots that were added by hand, all others. If the answer of the
-        database is lost, the retry claims a second slot; the first one is freed when its lease expires.
+        The order is: interrupted trials, baselines, slots that `hpo retry` and `hpo enqueue` added, all others. If the
+        answer of the database is lost, the retry claims a second slot; the first one is freed when its lease expires.
 
         only_started: claim only interrupted trials.
         rungs: (r, n): reserve r rungs for a new trial, and start one only if the reserved and trained rungs of the
@@ -75,7 +75,7 @@ class Slots(SlotTable):
 
         def write(connection: sa.Connection) -> Claim | None:
             if rungs is not None:
-                self.lock(connection)  # otherwise two claims at once could both take the last rungs
+                self.lock(connection)  # otherwise two simultaneous claims could both take the last rungs
             row = connection.execute(update.returning(*columns)).first()
             if row is None:
                 return None

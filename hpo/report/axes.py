@@ -83,7 +83,7 @@ def _round_values(low: float, high: float, log: bool, complement: bool) -> list[
 
 
 def short(text: str, longest: int = MAX_CHARACTERS) -> str:
-    """Return a text cut to so many characters and escaped for Plotly, which does not read &quot;."""
+    """Truncate a text to `longest` characters and escape it for Plotly, which does not decode &quot;."""
     return html.escape(text if len(text) <= longest else text[: longest - 1] + "…", quote=False)
 
 

@@ -65,7 +65,7 @@ def curves_figure(snapshot: Snapshot, max_curves: int = MAX_CURVES) -> Annotated
 
 
 def thinned(snapshot: Snapshot, trials: Sequence[Trial], most: int) -> list[Trial]:
-    """Return at most so many of these trials: the best, the baselines, and an even sample of the rest."""
+    """Return at most `most` of these trials: the best, the baselines, and an even sample of the rest."""
     if len(trials) <= most:
         return list(trials)
     best = sorted(snapshot.feasible, key=lambda t: t.values[0])[: min(MAX_BEST, most // 2)]

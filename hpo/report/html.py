@@ -14,7 +14,7 @@ from hpo.console import format_value
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 LONG_CELL = 30  # characters; a longer cell may break anywhere
-UNBROKEN_ROWS = 20  # a table of so many rows is printed on one page
+UNBROKEN_ROWS = 20  # a table with at most this many rows is printed on one page
 WIDE_COLUMNS = 8  # a table of more columns has a smaller font, because one wide table shrinks all pages in print
 
 _CSS = """

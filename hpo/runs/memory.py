@@ -47,7 +47,7 @@ def dry_run_baseline(study: Study, datasets: PreparedDatasets) -> None:
 def calibrate_estimate(study: Study, datasets: PreparedDatasets, measured: int) -> None:
     """Correct later estimates on this machine by the measured peak memory of the baseline.
 
-    Does nothing if the study makes no estimates, because no trial can need more memory than the baseline.
+    Does nothing if the study needs no estimates, which is the case if no trial can need more memory than the baseline.
 
     measured: in bytes.
     """

@@ -26,7 +26,7 @@ class Warmup(Section):
 
     warmup_rungs: Annotated[int, Field(ge=0)] | None = None
     """Number of rungs at the start of a run at which no trial is pruned. Default: a quarter of the rungs, rounded.
-    With 0, trials that start slowly and finish well are lost."""
+    0 prunes trials that start slowly but would finish well."""
 
     def first_rung(self, rungs: int) -> int:
         """Return the first rung at which a trial may be pruned: Optuna's n_warmup_steps.
@@ -41,10 +41,10 @@ class RankBased(Warmup):
     """The fields of pruners that compare a trial with the finished trials at the same rung."""
 
     startup_trials: Annotated[int, Field(ge=0)] = 5
-    """Number of trials that must finish before any trial is pruned. If there are more workers than this, all of the
-    first trials run to the end."""
+    """No trial is pruned until this many trials have finished. If the number of workers is larger, every trial of the
+    first batch therefore runs to the end."""
     min_trials: Count = 5
-    """Number of finished trials that must have a value at a rung for a trial to be pruned there."""
+    """Minimum number of finished trials with a value at a rung. With fewer, no trial is pruned there."""
     interval: Count = 1
     """Number of rungs from one decision to the next."""
 
@@ -69,8 +69,8 @@ class Percentile(RankBased):
 
     name: Literal["percentile"] = "percentile"
     percentile: Annotated[float, Field(gt=0, lt=100)] = 75
-    """Percentage of trials that continue. In simulations, 75 lost none of the trials that are truly among the best 5 %;
-    the median lost 17 to 20 % of them."""
+    """Percentage of trials that continue. In simulations, 75 pruned none of the trials that are truly among the best
+    5 %; the median pruned 17 to 20 % of them."""
 
     def build(self, rungs: int) -> BasePruner:
         """Return Optuna's pruner for runs with this number of rungs."""
@@ -84,16 +84,17 @@ class Percentile(RankBased):
 
 
 class Halving(Section):
-    """Asynchronous successive halving: at each mark, only the best 1 / factor of the trials continue.
+    """Asynchronous successive halving: at some of the rungs, only the best 1 / factor of the trials continue.
 
+    These rungs are min_rungs, min_rungs x factor, min_rungs x factor^2, and so on.
     Source: Li et al. 2020, arXiv:1810.05934.
     """
 
     name: Literal["halving"] = "halving"
     min_rungs: Count = 1
-    """Rung of the first mark. The next marks are at min_rungs x factor, min_rungs x factor^2, and so on."""
+    """First rung at which trials are pruned."""
     factor: Factor = 3
-    """Reciprocal of the fraction of trials that continue at a mark: with 3, the best third continue."""
+    """Reduction factor. With 3, the best third of the trials continue."""
 
     def build(self, rungs: int) -> BasePruner:
         """Return the pruner for runs with this number of rungs."""
@@ -101,7 +102,7 @@ class Halving(Section):
 
 
 class Hyperband(Section):
-    """Successive halving in several brackets, each with a later first mark.
+    """Successive halving in several brackets. Each bracket starts to prune at a later rung than the one before.
 
     A trial belongs to one bracket, which depends on the name of the study and the number of the trial.
     Source: Li et al. 2018, JMLR 18.
@@ -109,9 +110,9 @@ class Hyperband(Section):
 
     name: Literal["hyperband"] = "hyperband"
     min_rungs: Count = 1
-    """Rung of the first mark in the first bracket. The first mark of each further bracket is `factor` times later."""
+    """First rung at which the first bracket prunes. Each further bracket starts to prune `factor` times later."""
     factor: Factor = 3
-    """Reciprocal of the fraction of trials that continue at a mark: with 3, the best third continue."""
+    """Reduction factor. With 3, the best third of the trials continue."""
 
     def build(self, rungs: int) -> BasePruner:
         """Return the pruner for runs with this number of rungs."""
@@ -126,10 +127,9 @@ class Patient(Section):
 
     name: Literal["patient"] = "patient"
     patience: Count = 2
-    """Number of rungs without improvement after which a trial is pruned."""
+    """A trial is pruned if its last patience + 1 values are all worse than its best earlier value."""
     min_delta: NonNegative = 0.0
-    """Difference, in the unit of the objective, by which the latest rungs must be worse than the best value before
-    them."""
+    """Minimum difference, in the unit of the objective, by which these values must be worse."""
 
     def build(self, rungs: int) -> BasePruner:
         """Return Optuna's pruner for runs with this number of rungs."""

@@ -51,7 +51,7 @@ def read_connections(store: OpenStorage) -> Connections:
 
 
 def check_connections(store: OpenStorage, n_workers: int) -> None:
-    """Check that the server has connections left for so many new workers. SQLite has no limit.
+    """Check that the server has enough connections left for `n_workers` new workers. SQLite has no limit.
 
     Raises:
         StorageError: The server does not have enough connections.

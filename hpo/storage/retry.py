@@ -77,12 +77,12 @@ class _Outages:
         self._durations: list[float] = []
 
     def start(self) -> None:
-        """Note that a call has failed."""
+        """Record that a call has failed. The first failure starts an outage."""
         with self._lock:
             self._since = self._since or time.monotonic()
 
     def end(self) -> None:
-        """Note that a call has succeeded."""
+        """Record that a call has succeeded, which ends an outage."""
         if self._since is not None:
             with self._lock:
                 self._durations += [time.monotonic() - self._since] if self._since is not None else []
@@ -181,7 +181,7 @@ class OpenStorage(Protocol):
 def transact(store: OpenStorage, work: Callable[[sa.Connection], T], patience: float | None = None) -> T:
     """Call `work` in a transaction, and again in a new one while the storage is unavailable.
 
-    patience: as of `retry`; None: that of the store.
+    patience: seconds after which to give up, as in `retry`. None: the patience of the store.
     """
 
     def once() -> T:

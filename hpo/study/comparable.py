@@ -6,7 +6,7 @@ Two losses can be compared if both runs
 - measure the loss in the same unit: nats per token need equal tokenizers, bits per byte do not;
 - report at the same fractions of a run, and train for the same length, unless the comparison sets another measure.
 
-A training function of the user's own decides these questions itself: only the length and the rungs are checked.
+For a training function of the user, only the length and the rungs are checked. The function decides about the rest.
 """
 
 from collections.abc import Mapping

@@ -41,11 +41,11 @@ class Budget(Section):
     hours: Positive | None = None
     """Hours after the first launch of the study. No trial starts later; running trials finish. Default: no limit."""
     tokens: Count | None = None
-    """Number of tokens on which all trials together train. A trial starts only if the rest of the budget is enough
-    for a full run. Default: no limit."""
+    """Number of tokens on which all trials together train, rounded up to whole rungs. A trial starts only if the rest
+    of the budget is enough for a full run. Default: no limit."""
     target: str | None = None
-    """Name of one of `targets`. After a trial reaches this target, no trial starts; running trials finish. Default: no
-    target."""
+    """Name of an entry of `targets`. When a trial reaches this target, no new trial starts; running trials finish.
+    Default: no target."""
 
     @model_validator(mode="after")
     def _some_end(self) -> Self:
@@ -55,21 +55,21 @@ class Budget(Section):
 
 
 class Limits(Section):
-    """Limits of one trial. A trial that exceeds a limit is pruned and counts as infeasible, so that the sampler avoids
-    similar values."""
+    """Resource limits of one trial. A trial that exceeds a limit is pruned and counts as infeasible, so that the
+    sampler avoids similar values."""
 
     seconds: Positive | None = None
     """Seconds of one trial, including validation, summed over all its attempts. Default: no limit."""
     memory_gb: Positive | None = None
-    """Memory of one trial on its device, in units of 1e9 bytes. Default: the memory of the device."""
+    """Memory of one trial on its device, in GB (1e9 bytes). Default: the memory of the device."""
 
 
 class StudyFile(Section):
     """The keys of a study file."""
 
     base: dict[str, Any] = Field(default_factory=dict)
-    """The configuration from which all trials start. A missing field has its default. With `from: NAME`, it has the
-    value of that base."""
+    """The training configuration from which all trials start. With `from: NAME`, omitted fields have the value of that
+    base configuration; otherwise they have their default."""
     space: Space = Field(default_factory=dict)
     """The fields to search: dotted field of the configuration -> range or choices. Required, unless the study has
     arms."""
@@ -80,14 +80,14 @@ class StudyFile(Section):
     """Seeds of the runs of each arm. Runs with the same seed have the same initial weights and batches, and are
     compared in pairs. Required with arms."""
     equal: Literal["tokens", "updates", "seconds"] = "tokens"
-    """The unit in which all arms train for the same length. With seconds, arms are compared at the time at which the
-    first of them ends."""
+    """The unit in which all arms must train for the same length. seconds: lengths may differ, and `hpo claims` compares
+    the arms at the time at which the first of them ends."""
     baseline: tuple[dict[str, Any], ...] = ({},)
-    """Configurations that run first, each once, and are never pruned: dotted field -> value. {} is the base itself.
-    Default: the base."""
+    """Configurations that run first and are never pruned: dotted field -> value. {} is the unchanged base. Each runs
+    once, except the first, which runs `baseline_seeds` times."""
     baseline_seeds: Count = 1
-    """Number of runs of the first baseline, each with another seed. Their spread is the noise that a result must
-    exceed."""
+    """Number of runs of the first baseline, each with a different seed. The standard deviation of their results is
+    the noise estimate."""
     sampler: Sampler = TPE()
     """How the values of the next trial are chosen."""
     pruner: Pruner = Median()
@@ -95,29 +95,30 @@ class StudyFile(Section):
     budget: Budget = Budget(trials=24)
     """When the study ends."""
     limits: Limits = Limits()
-    """The largest time and memory of one trial."""
+    """The maximum time and memory of one trial."""
     targets: dict[Name, Finite] = Field(default_factory=dict)
     """Values of the objective to reach: name -> value, such as {tier1: 1.9}. Reports show which trial reached which
-    target, and after how many tokens."""
+    target, and after how many tokens. `budget.target` is one of these names."""
     milestones: dict[Share, Finite] = Field(default_factory=dict)
-    """Values of the objective to reach during a run: fraction of the run -> value, such as {0.5: 4.2}."""
+    """Values of the objective to reach during a run: fraction of the run -> value, such as {0.5: 4.2}. `hpo status`
+    compares the best trial with them. They do not affect the search."""
     keep_best: Annotated[int, Field(ge=0)] = 3
-    """Number of best finished trials whose checkpoints are kept on disk."""
+    """Number of best complete trials whose checkpoints are kept on disk. run.keep_checkpoints selects which ones."""
     objective: str = "val_loss"
-    """The metric to minimize: val_loss (nats per token) or val_bpb (bits per byte). A study with different tokenizers
+    """The metric to minimize: val_loss (nats per token) or val_bpb (bits per byte). A study that searches the tokenizer
     must use val_bpb. ema_val_loss and ema_val_bpb are the metrics of the averaged weights."""
     seed: int = 0
     """Seed of the sampler. The seed of a run is run.seed of the base."""
     train: str = DEFAULT_TRAIN
-    """module:function that trains a configuration. The function is a generator of (rung, value). Default: the GPT
-    trainer."""
+    """Training function as module:name: a callable that takes a configuration and yields (rung, value) or
+    (rung, metrics). Default: the GPT trainer."""
     config: str = DEFAULT_CONFIG
-    """module:Class of the configuration, a pydantic model. Default: the configuration of the GPT trainer."""
+    """Class of the configuration as module:name, a pydantic model. Default: the configuration of the GPT trainer."""
     rungs: Count | None = None
-    """Number of values that a run reports. Required if `config` has no field run.rungs, otherwise that field is
-    used."""
+    """Number of rungs of your own training function: how many values each run reports. Required if `config` has no
+    field run.rungs. The GPT trainer uses run.rungs."""
     about: dict[str, Any] = Field(default_factory=dict)
-    """The purpose of a study of arms, as `hpo confirm`, `hpo ablate` and `hpo claims` record it."""
+    """Metadata that `hpo confirm`, `hpo ablate` and `hpo claims` store with their studies. Omit it in study files."""
 
     @field_validator("train", "config")
     @classmethod

@@ -1,4 +1,4 @@
-"""hpo worker --follow: serve all active studies of a storage in turn, as long as the machine runs."""
+"""hpo worker --follow: serve all active studies of a storage, one after the other, as long as the machine runs."""
 
 import math
 import time

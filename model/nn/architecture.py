@@ -57,13 +57,13 @@ class Transformer(Section):
     """Restrict attention to the document of the token, and restart learned positions at each document. A document
     starts at the end token before it."""
     init: Literal["scaled", "normal", "kaiming", "glorot"] = "scaled"
-    """Distribution of the initial matrices, Gaussian with standard deviation: init_std, divided by sqrt(2 n_layer) for
-    the projections into the residual stream (scaled); init_std (normal); sqrt(2 / inputs) (kaiming);
-    sqrt(2 / (inputs + outputs)), truncated at 3 standard deviations (glorot)."""
+    """Standard deviation of the Gaussian distribution of the initial matrices. normal: init_std. scaled: init_std,
+    divided by sqrt(2 n_layer) for projections into the residual stream. kaiming: sqrt(2 / inputs). glorot:
+    sqrt(2 / (inputs + outputs)), and values are truncated at 3 standard deviations."""
     init_std: Positive = 0.02
     """Standard deviation of the initial embeddings, and of the initial matrices if init is scaled or normal."""
     position_std: NonNegative | None = None
-    """Standard deviation of the initial position embedding. None: init_std."""
+    """Standard deviation of the initial position embedding. None: same as init_std."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
@@ -109,8 +109,10 @@ class GPT(Transformer):
 
 
 class MoE(Transformer):
-    """A transformer with mixtures of experts without a capacity limit instead of MLPs (Shazeer et al. 2017,
-    arXiv:1701.06538)."""
+    """A transformer in which a mixture of experts replaces each MLP. Experts have no capacity limit.
+
+    Source: Shazeer et al. 2017, arXiv:1701.06538.
+    """
 
     name: Literal["moe"] = "moe"
     mlp: Literal["gelu", "silu", "relu", "relu2", "swiglu"] = "silu"

@@ -15,14 +15,14 @@ class Regularization(Section):
     dropout: Decay = 0.0
     """Probability that an activation is dropped, at every site without a probability of its own."""
     embedding_dropout: Decay | None = None
-    """Dropout probability after the token and position embeddings. None: dropout."""
+    """Dropout probability after the token and position embeddings. None: same as dropout."""
     attention_dropout: Decay | None = None
     """Dropout probability of the attention weights. None: dropout. Above 0, fused attention is not used."""
     residual_dropout: Decay | None = None
     """Dropout probability of the outputs of attention and MLP, before they are added to the residual stream. None:
     dropout."""
     mlp_dropout: Decay | None = None
-    """Dropout probability of the hidden layer of the MLP. None: dropout."""
+    """Dropout probability of the hidden layer of the MLP. None: same as dropout."""
     ema: Decay | None = None
     """Decay per update of an exponential moving average of the weights, which is evaluated at every rung besides the
     weights. None: no average. In update t, the decay is at most (1 + t) / (10 + t), so that the average forgets the

@@ -89,11 +89,12 @@ class Value(ClippingRule):
 
 
 class ZClip(ClippingRule):
-    """Clip gradient norms that are outliers of their own running mean and variance.
+    """Clip a gradient norm that is an outlier relative to the running mean and variance of the norms.
 
-    Source: Kumar et al. 2025, arXiv:2504.02507. A norm whose z-score exceeds the threshold is scaled to
-    mean + threshold^2 / z standard deviations. The mean and the variance are those before the update, and are updated
-    with the clipped norm.
+    If the z-score s of a norm exceeds `clip.z`, the gradient is scaled down to the norm
+    mean + (clip.z^2 / s) x standard deviation. The mean and the variance are those before the update. The clipped norm
+    then updates them.
+    Source: Kumar et al. 2025, arXiv:2504.02507.
     """
 
     name: Literal["zclip"] = "zclip"
@@ -102,9 +103,10 @@ class ZClip(ClippingRule):
     alpha: Decay = 0.97
     """Decay per update of the running mean and variance of gradient norms."""
     warmup: Annotated[int, Field(ge=2)] = 25
-    """Updates whose norms determine the initial mean and variance. No norm is clipped for its z-score during them."""
+    """Number of updates whose norms determine the initial mean and variance. During these updates, only `max_norm`
+    clips."""
     max_norm: Positive | None = None
-    """Maximum L2 norm in addition, which applies during warmup too. None: no such bound."""
+    """Additional maximum of the L2 norm, also applied during warmup. None: no additional maximum."""
 
     def initial_state(self, n_tensors: int) -> dict[str, tuple[int, float]]:
         return {"seen": (1, 0.0), "mean": (1, 0.0), "var": (1, 0.0)}

@@ -39,11 +39,11 @@ class Muon(Moments):
     adam_lr: Positive = 1e-3
     """Peak learning rate of embeddings, head and scalars, unless the group has its own."""
     embedding_lr: Positive | None = None
-    """Peak learning rate of token and position embeddings. None: adam_lr."""
+    """Peak learning rate of token and position embeddings. None: same as adam_lr."""
     head_lr: Positive | None = None
-    """Peak learning rate of an untied head. None: adam_lr."""
+    """Peak learning rate of an untied head. None: same as adam_lr."""
     scalar_lr: Positive | None = None
-    """Peak learning rate of gains, biases, skip weights and routers. None: adam_lr."""
+    """Peak learning rate of gains, biases, skip weights and routers. None: same as adam_lr."""
 
     def rate(self, group: GroupName) -> float:
         if group == "matrix":

@@ -2,7 +2,7 @@
 
 An optimizer has two halves. `coefficients` computes the numbers of one update from one run's hyperparameters, in
 Python's double precision, because 1 - beta2 in float32 is off by 6e-5 at beta2 = 0.999. `update` applies them to the
-rows of all K runs at once. There, each coefficient is a float if K = 1 and a (K, 1) tensor otherwise.
+rows of all K runs together. There, each coefficient is a float if K = 1 and a (K, 1) tensor otherwise.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class UpdateRule(Section):
     lr: Positive = 1e-3
     """Peak learning rate. The schedule multiplies it."""
     embedding_lr: Positive | None = None
-    """Peak learning rate of token and position embeddings. None: lr."""
+    """Peak learning rate of token and position embeddings. None: same as lr."""
     head_lr: Positive | None = None
-    """Peak learning rate of an untied head. None: lr."""
+    """Peak learning rate of an untied head. None: same as lr."""
     scalar_lr: Positive | None = None
-    """Peak learning rate of gains, biases, skip weights and routers. None: lr."""
+    """Peak learning rate of gains, biases, skip weights and routers. None: same as lr."""
     layer_decay: Positive = 1.0
     """Factor on the learning rate from each block to the block below. The last block has the peak learning rate; the
     embeddings are below the first block. Above 1, lower blocks learn faster (Howard & Ruder 2018, arXiv:1801.06146)."""
@@ -50,11 +50,12 @@ class UpdateRule(Section):
     weight_decay: NonNegative = 0.0
     """Weight decay of matrices, and of every group without a weight decay of its own."""
     embedding_decay: NonNegative | None = None
-    """Weight decay of token and position embeddings. None: weight_decay."""
+    """Weight decay of token and position embeddings. None: same as weight_decay."""
     head_decay: NonNegative | None = None
-    """Weight decay of an untied head. None: weight_decay."""
+    """Weight decay of an untied head. None: same as weight_decay."""
     scalar_decay: NonNegative = 0.0
-    """Weight decay of gains, biases, skip weights and routers. Decay works against the norm layers."""
+    """Weight decay of gains, biases, skip weights and routers. Values above 0 pull the gains of the norm layers toward
+    0."""
 
     @model_validator(mode="after")
     def _scale_lr_is_complete(self) -> Self:

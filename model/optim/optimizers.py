@@ -1,4 +1,4 @@
-"""Optimizers that update K runs at once: every tensor is (K, n), one row per run.
+"""Optimizers that update K runs together: every tensor is (K, n), one row per run.
 
 To add an optimizer, write one class with a `name` here or in a module of its own, and add it to the union `Optimizer`
 at the end of this file. optimizer.py describes the methods of such a class.
@@ -36,9 +36,11 @@ class AdamW(Moments):
 
 
 class StableAdamW(Moments):
-    """AdamW with a lower learning rate for each tensor whose gradient exceeds its running mean square.
+    """AdamW that lowers the learning rate of a tensor while its gradients are larger than their running mean.
 
-    Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2. It replaces gradient clipping.
+    The learning rate is divided by max(1, r), where r is the root mean square of g / sqrt(v) over the tensor: g is the
+    gradient and v the running mean of its square. Meant as a replacement for gradient clipping (`clip.name: none`).
+    Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2.
     """
 
     name: Literal["stable-adamw"] = "stable-adamw"

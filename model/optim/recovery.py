@@ -24,12 +24,12 @@ class FailureRule(Section):
     """Which steps have failed."""
 
     spike: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
-    """A step has failed if its gradient norm before clipping exceeds this multiple of the running mean of the norms.
-    The rule applies from the 21st good step on. None: only a loss or gradient that is not finite is a failure."""
+    """An update fails if its gradient norm before clipping exceeds this multiple of the running mean of the norms. The
+    check starts after 20 successful updates. None: an update fails only if its loss or gradient is not finite."""
 
 
 class Stop(FailureRule):
-    """End the run at the first failed step. The run is recorded as diverged."""
+    """End the run at the first failed update. The run is recorded as diverged."""
 
     name: Literal["stop"] = "stop"
 
@@ -43,7 +43,7 @@ class Stop(FailureRule):
 
 
 class Skip(FailureRule):
-    """Leave the update out and continue with the next batch."""
+    """Skip the failed update and continue with the next batch."""
 
     name: Literal["skip"] = "skip"
     at_most: Count = 3
@@ -63,7 +63,7 @@ class RollBack(FailureRule):
     at_most: Count = 3
     """Failed steps that a run survives. The next one ends the run."""
     lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Factor on all learning rates for the rest of the run, applied again at each failed step."""
+    """Factor on all learning rates for the rest of the run, applied again at each failed update."""
 
     def action(self, n_failures: int) -> Action:
         return "rollback" if n_failures <= self.at_most else "stop"

@@ -58,7 +58,7 @@ def load(folder: Path, config: TrainConfig, data_hash: str) -> tuple[dict[str, T
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the header of a checkpoint: its keys are config, data_hash and progress.
+    """Return the tensors and the header of a checkpoint. The keys of the header are config, data_hash and progress.
 
     Raises:
         CheckpointError: there is no checkpoint, or it cannot be read.

@@ -72,7 +72,7 @@ def generate(
         generated.append(token)
         if len(generated) == tokens:
             break
-    # Decoded at once, because one character may consist of several tokens.
+    # Decode all tokens together, because one character may consist of several tokens.
     return vocabulary.decode(generated)
 
 

@@ -26,16 +26,18 @@ class PackOptimizer:
         self.finite, self.sound = torch.ones(2, pack.size, dtype=torch.bool, device=pack.device)
 
     def begin_rung(self, lane: int) -> None:
-        """Reset the sums of a lane and store the state that the run may roll back to."""
+        """Reset the sums of a lane (the run in this row of the pack), and store its state for a rollback."""
         self.measured[:, lane], self.sound[lane] = 0, True
         self.params.reset_group_norms(lane)
         if self.pack.config.recovery.name == "rollback":
             self.params.backup(lane)
 
     def observe(self, nats: Tensor) -> Tensor:
-        """Record which losses of a micro-step are finite; return the losses that enter the mean, 0 for others, (K,).
+        """Record which losses of a micro-step are finite. Return the losses, with 0 for those to exclude from the mean.
 
-        A loss that is not finite ends a run and its mean, unless the run may recover. nats: (K,).
+        Without recovery, a loss that is not finite ends the run, and its later losses are excluded.
+
+        nats: losses of the runs, (K,). The result has the same shape.
         """
         finite = nats.isfinite()
         if self.recovers:

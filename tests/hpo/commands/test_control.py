@@ -60,7 +60,7 @@ def test_paused_study_trains_nothing_and_goes_on_to_the_exact_total(here: Path, 
         until(lambda: stored.slots.counts()["leased"] == 2 and rungs(store) > 0)
         told = set_study_state(store, None, "paused", "the machine is needed")
         before = rungs(store)
-        assert told.startswith("planted: paused; its workers release ")
+        assert told.startswith("planted: paused; its workers requeue ")
         until(lambda: stored.slots.counts()["leased"] == 0)
         held = rungs(store)
         assert held - before <= 2, "each worker ends the rung that it is in"
@@ -107,7 +107,7 @@ def test_stopped_workers_leave_with_0_and_another_worker_goes_on_after_resume(he
     stored = create_study(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
         until(lambda: stored.slots.counts()["leased"] == 2)
-        assert "planted: stopped; its workers release " in run_control(store.url, "stop")
+        assert "planted: stopped; its workers requeue " in run_control(store.url, "stop")
         assert ends(workers) == [(0, ""), (0, "")]
     assert stored.slots.counts()["leased"] == 0
     assert states(store)[State.RUNNING] == 0
