@@ -178,9 +178,9 @@ def configuration() -> str:
     parts = [
         "# Configuration reference",
         "A **study file** describes a search, and a **training configuration** describes one training run. Both are "
-        "YAML files. The `base` of a study file is a training configuration, and `hpo export` writes a complete "
-        "training configuration. Every field of a training configuration has a dotted path, such as `optimizer.lr`. The "
-        "path is the same in a `space`, in `--set optimizer.lr=3e-4`, in the dashboard and in exported files.",
+        "YAML files. The `base` of a study file is a training configuration, and `hpo export` writes a complete one. "
+        "Every field of a training configuration has a dotted path, such as `optimizer.lr`. The path is the same in a "
+        "`space`, in `--set optimizer.lr=3e-4`, in the dashboard and in exported files.",
         "# Study file",
         table(StudyFile),
         ARMS,

@@ -99,7 +99,7 @@ def test_workers_of_a_paused_study_end_when_nothing_is_left_to_wait_for(here: Pa
     set_study_state(store, None, "paused")
     with working(store.url, n=1) as workers:
         kill_trial(store, None, 0)
-        assert ends(workers) == [(0, "study planted is paused; `hpo resume` lets its workers go on\n")]
+        assert ends(workers) == [(0, "study planted is paused; `hpo resume` resumes it\n")]
     assert "all of its trials have ended" in set_study_state(store, None, "stopped")
 
 
