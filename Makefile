@@ -25,7 +25,7 @@ generated: .venv/.installed-dev
 exhaustive: .venv/.installed-dev
 	$(BIN)/pytest -n 4 --dist worksteal --exhaustive
 
-# What the verdicts are worth, on hundreds of studies with a planted truth; writes docs/evidence.md.
+# Error rates of the verdicts on hundreds of synthetic studies with a known effect; writes docs/evidence.md.
 evidence: .venv/.installed-dev
 	HPO_EVIDENCE=docs/evidence.md $(BIN)/pytest -q -m evidence tests/evidence
 

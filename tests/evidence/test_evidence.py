@@ -21,12 +21,16 @@ STUDIES = 100
 HEAD = """# Evidence for the verdicts
 
 This page shows how reliable the verdicts of `hpo confirm` and `hpo ablate` are. They are tested on studies whose true
-effect is known: training functions with a planted effect and planted noise. The noise has a standard deviation of
-{sigma:g} nats and is drawn for each run, so the runs of a pair share no noise. Each study is a real one: a storage,
-a worker, TPE, median pruning and {trials} trials, then the runs that the command plans by default. The studies are the
-same each time. `make evidence` runs them and writes this page.
+effect is known: synthetic training functions with a known effect and known noise. The noise has a standard deviation
+(sigma) of {sigma:g} nats and is drawn independently for each run. Pairing therefore gives no advantage here, unlike in
+real training, where both runs of a pair share seed and batches. Each study uses a storage, a worker, TPE, median
+pruning and {trials} trials, followed by the runs that the command plans by default. The studies are the same each time.
+`make evidence` runs them and writes this page.
 
-| planted | required | result |
+The last row checks the records of the pruners: each decision is computed again from the stored curves of the trials
+that the pruned trial was compared with.
+
+| case | requirement | result |
 |---|---|---|
 """
 
@@ -56,8 +60,8 @@ def test_a_space_that_does_nothing_is_seldom_called_better(run: Any, page: list[
     n, same = np.sum([f["decisions"] for f in found], axis=0)
     page.append((
         "a space without effect",
-        f"called better in at most 5 of {STUDIES} confirmed studies",
-        f"better in {better}, worse in {worse}. On average, the best trial was better than the baseline by "
+        f"the verdict `better` in at most 5 of {STUDIES} confirmed studies",
+        f"`better` in {better}, `worse` in {worse}. On average, the best trial was better than the baseline by "
         f"{-searched:.2f} sigma in the search, and by {-confirmed:.2f} sigma on new seeds",
     ))  # fmt: skip
     assert better <= 5
@@ -70,9 +74,9 @@ def test_a_gain_of_two_sigma_is_found(run: Any, page: list[Any]) -> None:
     searched, confirmed = (float(np.mean([f[key] for f in found])) / SIGMA for key in ("searched", "confirmed"))
     page.append((
         f"a gain of {GAIN / SIGMA:.0f} sigma on two fifths of the space",
-        f"found in at least 90 of {STUDIES}",
-        f"found in {better}. On average, the gain was {-searched:.2f} sigma in the search, and {-confirmed:.2f} sigma "
-        "on new seeds",
+        f"the verdict `better` in at least 90 of {STUDIES} studies",
+        f"`better` in {better}. On average, the gain was {-searched:.2f} sigma in the search, and {-confirmed:.2f} "
+        "sigma on new seeds",
     ))  # fmt: skip
     assert better >= 90
 
@@ -82,7 +86,7 @@ def test_sigma_of_four_seeds_is_the_planted_one_on_average(run: Any, page: list[
     page.append((
         f"sigma {SIGMA:g}",
         "the mean estimate from 4 seeds is within 25 %",
-        f"{ratios.mean():.2f} times the planted sigma on average. The estimate of one study is off by "
+        f"{ratios.mean():.2f} times the true sigma on average. The estimate of one study is off by "
         f"{abs(ratios - 1).mean():.0%} on average, as expected from four values",
     ))  # fmt: skip
     assert abs(ratios.mean() - 1) <= 0.25
@@ -94,7 +98,7 @@ def test_planted_effects_lie_inside_their_intervals(run: Any, page: list[Any]) -
     shown = {name: sum(f["shown"][name] for f in found) for name in EFFECTS}
     page.append((
         "effects of three factors and one interaction: " + ", ".join(f"{n} {e:g}" for n, e in EFFECTS.items() if e),
-        f"each inside its confidence interval in at least 90 of {STUDIES}",
+        f"each inside its confidence interval in at least 90 of {STUDIES} studies",
         "inside: " + ", ".join(f"{name} {n}" for name, n in inside.items()) + "; distinguished from noise: "
         + ", ".join(f"{name} {n}" for name, n in shown.items()),
     ))  # fmt: skip
@@ -109,8 +113,8 @@ def test_every_pruning_decision_follows_again_from_the_stored_curves(run: Any, p
         decisions[found["pruner"]] += n
         again[found["pruner"]] += same
     page.append((
-        "nothing; the decisions of seven pruners",
-        "each decision can be recomputed from the stored curves of its peers",
+        "the decisions of seven pruners",
+        "the recomputed decision equals the original one",
         ", ".join(f"{name} {again[name]} of {n}" for name, n in decisions.items()),
     ))  # fmt: skip
     assert all(decisions[pruner["name"]] for pruner in studies.PRUNERS)

@@ -10,7 +10,8 @@ HEAD = """# Claims of five training reports, tested
 
 `hpo claims` runs the tests in `studies/claims.yaml` and stores their results. `hpo claims --write docs/claims.md`
 writes this page from the results in `docs/claims.json`. The last column of each table is the command that repeats the
-test.
+test. S000 to S004 are the ids of the reports. S000 is about the base configuration `unet`, S001 about `microgpt`, S002
+and S004 about `mainrun`, and S003 about `blueberry`.
 
 The rules were written before any run. The head of `studies/claims.yaml` gives them in full. In short:
 
@@ -25,10 +26,13 @@ The rules were written before any run. The head of `studies/claims.yaml` gives t
 
 | verdict | meaning |
 |---|---|
-| holds | the interval is on the claimed side of 0 and reaches the claimed size |
+| holds | the interval is on the claimed side of 0, and contains the claimed size or is beyond it |
 | holds in part | the interval is on the claimed side of 0, but all of it is below the claimed size |
 | not shown | the interval contains 0 |
 | refuted | the interval is on the other side of 0 |
+
+If the claim is that a level is reached, it holds if the upper end of the interval is at most the level, and is refuted
+if the lower end is above the level. Otherwise the verdict is "not shown".
 
 All runs are short and use small networks, as the column `scale` shows. The verdicts do not extend to larger networks.
 About one in twenty 95 % intervals misses the true effect by chance.
