@@ -59,7 +59,7 @@ def c4(n: int) -> float:
 
 
 def expected_minimum(n: int, mean: float, sigma: float) -> float:
-    """Return the expected minimum of n independent normal values, which is what luck alone reaches in n runs.
+    """Return the expected minimum of n independent normal values, which n runs reach by chance alone.
 
     Source: Blom 1958, the mean of the first order statistic is about Phi^-1((1 - 3/8) / (n + 1/4)).
     """

@@ -73,7 +73,7 @@ class Snapshot:
     def feasible(self) -> list[Trial]:
         """The complete trials that meet their constraints; the best trial is one of them.
 
-        Repeats of the baseline with other seeds are left out, because they are the same configuration with other luck.
+        Repeats of the baseline with other seeds are left out, because they differ from it only in the seed.
         """
         complete = [t for t in self.in_state(State.COMPLETE) if self.kind(t) != "seed"]
         return [t for t in complete if all(c <= 0 for c in t.constraints.values())]

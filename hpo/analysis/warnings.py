@@ -1,4 +1,4 @@
-"""Warn about results of a study that may mislead: a best value at the end of its range, or one that luck explains."""
+"""Warn about results of a study that may mislead: a best value at the end of its range, or one that chance explains."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -73,11 +73,11 @@ def within_noise(snapshot: Snapshot) -> Iterator[str]:
         return
     lucky = expected_minimum(n, floor.mean, floor.sigma)
     if best.values[0] >= lucky:
-        value, luck, sigma = (objective_text(snapshot, v) for v in (best.values[0], lucky, floor.sigma))
+        value, chance, sigma = (objective_text(snapshot, v) for v in (best.values[0], lucky, floor.sigma))
         yield (
             f"the best trial, with {snapshot.objective} {value}, is within the noise: the best of {n} runs of the "
-            f"baseline is expected to reach {luck} by luck (sigma {sigma} from {floor.n} seeds). `hpo confirm` tests "
-            "whether the gain is real."
+            f"baseline is expected to reach {chance} by chance (sigma {sigma} from {floor.n} seeds). `hpo confirm` "
+            "tests whether the gain is real."
         )
 
 

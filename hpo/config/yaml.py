@@ -50,7 +50,7 @@ class _Constructor(SafeConstructor):
         return value
 
     def construct_word(self, node: ScalarNode) -> str:
-        """Return text that ruamel.yaml's rules take for another type; a user cannot ask for that type."""
+        """Return text that ruamel.yaml would read as another type, such as a date. An explicit tag is an error."""
         return self.construct_yaml_str(node) if node.ctag.handle is None else self.construct_undefined(node)
 
     def construct_undefined(self, node: Node) -> NoReturn:

@@ -61,8 +61,8 @@ class QuietRequestHandler(wsgiref.simple_server.WSGIRequestHandler):
 def serve(storage: str, host: str, port: int, edit: bool | None = None, out: Path | None = None) -> None:
     """Serve the dashboard until the process is interrupted.
 
-    edit: whether visitors may change studies; None: only if the dashboard is local. out: folder of the runs, which
-    contains the files that `hpo report` attached.
+    edit: whether users of the dashboard may change studies; None: only if the dashboard is local.
+    out: folder of the runs, which contains the files that `hpo report` attached.
 
     Raises:
         Problem: other machines can reach the address, and no password is set.

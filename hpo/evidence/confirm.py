@@ -194,7 +194,7 @@ def _verdict_sentence(snapshot: Snapshot, arm: ArmComparison, on_test: ArmCompar
 
 
 def _remaining_gain(snapshot: Snapshot, arm: str, confirmed: float) -> str:
-    """Return how much of the gain in the search the new seeds confirm, nothing if the search saw no gain.
+    """Return how much of the gain in the search the new seeds confirm, nothing if the search showed no gain.
 
     confirmed: mean paired difference on the new seeds.
     """

@@ -68,8 +68,8 @@ def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmCompa
     (Holm 1979). The test is the one that the study was created with, else Student's t test of paired differences
     (Student 1908); the alternative is Wilcoxon's signed-rank test (Wilcoxon 1945). Confidence intervals are
     bias-corrected and accelerated bootstrap intervals (BCa, Efron 1987).
-    A run that diverged or failed has no value. An arm that loses more runs than the first one is worse, whatever its
-    other runs show.
+    A run that diverged or failed has no value. An arm that loses more runs than the first one is worse, regardless of
+    its other runs.
 
     metric: a metric of the last rung instead of the objective.
     """

@@ -105,7 +105,7 @@ def _draw_band(
 
 
 def history_figure(snapshot: Snapshot, max_marks: int = MAX_MARKS) -> AnnotatedFigure:
-    """Draw the best value so far against the training of the whole study, and what luck alone is expected to reach."""
+    """Draw the best value so far against the training of the whole study, and what is expected by chance alone."""
     x_label = "tokens trained by all trials" if snapshot.rung_tokens else "rungs trained by all trials"
     figure = empty_figure(x_label, objective_label(snapshot))
     steps, floor, notes = list(study_progress(snapshot)), snapshot.noise, []
@@ -118,7 +118,7 @@ def history_figure(snapshot: Snapshot, max_marks: int = MAX_MARKS) -> AnnotatedF
     if floor:
         luck = [expected_minimum(max(1, s.searched), floor.mean, floor.sigma) for s in shown]
         line = {"color": INK, "width": 1.4, "dash": "dot"}
-        _draw_progress(figure, shown, luck, "expected by luck alone", mode="lines", line=line)
+        _draw_progress(figure, shown, luck, "expected by chance alone", mode="lines", line=line)
     elif snapshot.baseline_value is not None:
         draw_level(snapshot.baseline_value, "baseline", figure, INK)
     values = [s.value for s in shown if s.value is not None]

@@ -93,7 +93,7 @@ def _history(snapshot: Snapshot) -> Iterator[str]:
     yield heading("Best value so far")
     caption = "Each dot is a complete trial, at the time when it ended. "
     if snapshot.noise:
-        caption += "Dotted: the best value that luck alone is expected to reach in as many runs of the baseline. Only "
+        caption += "Dotted: the best value that as many runs of the baseline are expected to reach by chance. Only "
         caption += "values below it are evidence of a gain. `hpo confirm` measures how much of the gain is real."
     yield figure_html(curve_figures.history_figure(snapshot), "history", caption)
 

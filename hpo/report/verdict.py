@@ -115,7 +115,7 @@ def _headline(snapshot: Snapshot, best: Trial, reference: float | None) -> str:
 
 
 def _noise_sentences(snapshot: Snapshot, gain: float, floor: Noise | None) -> list[str]:
-    """Return the gain in units of the noise, and the part of it that luck may explain."""
+    """Return the gain in units of the noise, and the part of it that chance may explain."""
     if floor is None:
         return [
             "The noise is unknown, because the baseline ran with one seed. Set `baseline_seeds: 4` in the study file "
@@ -130,7 +130,7 @@ def _noise_sentences(snapshot: Snapshot, gain: float, floor: Noise | None) -> li
     share = "all" if luck >= gain else f"up to {luck / gain:.0%}"
     return [
         f"{size}: {noise} ({floor.n} seeds).",
-        f"The best of {n:,} runs of the baseline is expected {luck:.{d}f} below their mean, so luck may explain "
+        f"The best of {n:,} runs of the baseline is expected {luck:.{d}f} below their mean, so chance may explain "
         f"{share} of the gain.",
     ]
 

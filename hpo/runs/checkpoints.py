@@ -8,12 +8,12 @@ from pydantic import BaseModel
 
 from hpo.runs.trainable import Runs
 
-KEPT = "checkpoint"  # folder of the checkpoints that run.keep_checkpoints asks for
+KEPT = "checkpoint"  # folder of the checkpoints that run.keep_checkpoints selects
 INTERRUPTED = "interrupted"  # folder of the checkpoint from which an interrupted run resumes, if KEPT has no such one
 
 
 def save_checkpoints(runs: Runs, lane: int, config: BaseModel, folder: Path, rung: int, best: bool) -> None:
-    """Save what run.keep_checkpoints asks for, and in any case one checkpoint from which the run can resume.
+    """Save the checkpoints that run.keep_checkpoints selects, and always one from which the run can resume.
 
     folder: of the run. best: whether the run has its lowest loss at this rung.
     """

@@ -40,14 +40,14 @@ def set_thread_environment(threads: int) -> None:
 
 
 def list_gpus() -> list[str]:
-    """Return the numbers of this machine's NVIDIA GPUs. Uses nvidia-smi instead of torch, which loads slowly."""
+    """Return the indices of this machine's NVIDIA GPUs. Uses nvidia-smi instead of torch, which loads slowly."""
     smi = shutil.which("nvidia-smi")
     output = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False).stdout if smi else ""
     return [row.split(":")[0].removeprefix("GPU ").strip() for row in output.splitlines() if row.startswith("GPU ")]
 
 
 def check_gpus(requested: Sequence[str]) -> None:
-    """Check that this machine has GPUs with these numbers.
+    """Check that this machine has GPUs with these indices.
 
     Raises:
         Problem: It lacks one.

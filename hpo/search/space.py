@@ -77,7 +77,7 @@ def _with(base: BaseModel, path: str, value: Any) -> BaseModel | None:
 
 
 def unconditional(base: BaseModel, space: Space) -> dict[str, BaseDistribution]:
-    """Return the distributions of the parameters that every trial has, whatever its components."""
+    """Return the distributions of the parameters that every trial has, regardless of its components."""
     distributions = {}
     for path in components_first(space):
         name = space.get(f"{path.rpartition('.')[0]}.name")

@@ -47,7 +47,7 @@ def targets_reached(store: OpenStorage, study_id: int, targets: Mapping[str, flo
 def _first_row(store: OpenStorage, study_id: int, value: float) -> int | None:
     """Return the id of the first reported value that reaches a target.
 
-    Runs of the baseline with another seed do not count: they are the same configuration with a luckier seed.
+    Runs of the baseline with another seed do not count: they are the same configuration with a different seed.
     """
     reaches = sa.and_(TRIALS.c.study_id == study_id, TRIAL_CURVES.c.intermediate_value <= value, _is_not("seed"))
     (first,) = _row(store, sa.select(sa.func.min(_row_id)).select_from(_curves).where(reaches))

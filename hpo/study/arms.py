@@ -90,7 +90,7 @@ def plan_study(like: Study, name: str, base: BaseModel, plan: ArmsPlan) -> Study
     like: the other study. base: the configuration from which the arms differ.
 
     Raises:
-        Problem: the arms cannot be plan.
+        Problem: the arms do not form a valid study.
     """
     seed = seed_path(base)
     arms = {n: {k: v for k, v in values.items() if k != seed} for n, values in plan.arms.items()}

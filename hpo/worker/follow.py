@@ -31,7 +31,8 @@ _c = SLOT.c
 
 
 class StudyTurn(NamedTuple):
-    """How many trials of a study are running, and when this worker served the study last. The least has its turn."""
+    """How many trials of a study are running, and when this worker served the study last. The study with the
+    smallest turn is next."""
 
     leased: int
     served: float
@@ -54,7 +55,7 @@ class Follower:
         """Serve studies until a signal arrives; return 128 + its number.
 
         Raises:
-            StorageError: the storage is unusable. An unreachable storage is waited for.
+            StorageError: the storage is unusable. The worker waits for an unreachable storage.
         """
         set_thread_environment(available_cores())
         message = ""

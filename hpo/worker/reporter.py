@@ -33,7 +33,7 @@ from hpo.worker.trial import RunningTrial
 STATE_REFRESH_S = 0.1
 # Seconds that training waits at a rung for an unreachable storage. Then it continues and reports the values later.
 UNREACHABLE_WAIT_S = 3.0
-# The same for a worker that was asked to stop.
+# The same for a worker that must stop.
 LEAVING_WAIT_S = 5.0
 # Lines of a traceback that are stored. The last lines name the error.
 MAX_ERROR_LINES = 40

@@ -1,4 +1,4 @@
-"""The worker: claim trials of a study and train them, until the budget is spent or the worker is asked to stop."""
+"""The worker: claim trials of a study and train them, until the budget is spent or a stop is requested."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Evaluation on a whole validation or test split: every target counts once, whatever the training batch size."""
+"""Evaluation on a whole validation or test split: every target counts once, for any training batch size."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

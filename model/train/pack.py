@@ -143,7 +143,7 @@ class Pack:
         return diagnostics
 
     def autocast(self) -> torch.autocast:
-        """Return the context of mixed precision that run.precision asks for."""
+        """Return the context of mixed precision for run.precision."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.run.precision)
         return torch.autocast(self.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
 

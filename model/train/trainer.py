@@ -25,8 +25,8 @@ from model.train.step import PackOptimizer
 class Trainer:
     """Train K runs; iterating yields (rung, {lane: Metrics}) whenever a run reaches a rung.
 
-    A rung is a token mark at which a run is scored on the validation split. A lane is a run's position in the pack:
-    its index in `configs`. Between two items a run may be stopped and another run started in its lane.
+    A rung is a point of training, counted in tokens, at which a run is evaluated on the validation split. A lane is a
+    run's position in the pack: its index in `configs`. Between two items a run may be stopped and another run started in its lane.
     The rung of an item is the rung of the run that is furthest; the metrics hold the rung of each run.
     """
 

@@ -218,7 +218,7 @@ def test_a_best_trial_that_luck_would_have_reached_is_inside_the_noise(store: St
     assert len(found) == 1
     assert found[0].startswith(
         "the best trial, with val_loss 1.80, is within the noise: the best of 20 runs of the baseline is expected to "
-        "reach 1.77 by luck (sigma 0.13 from 4 seeds)"
+        "reach 1.77 by chance (sigma 0.13 from 4 seeds)"
     )
 
 

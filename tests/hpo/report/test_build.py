@@ -184,7 +184,7 @@ def test_page_opens_with_the_verdict() -> None:
     assert f"The gain is {gain / floor.sigma:.1f} σ" in opening
     searched = len(study.in_state(State.COMPLETE, State.PRUNED)) - 4  # without the four runs of the baseline
     luck = (floor.mean - expected_minimum(searched, floor.mean, floor.sigma)) / gain
-    assert f"luck may explain up to {luck:.0%} of the gain" in opening
+    assert f"chance may explain up to {luck:.0%} of the gain" in opening
     assert "The result is not confirmed" in opening
     assert "Pruning stopped" in opening
     assert "target good <1 (1.3)" in html.unescape(opening)
