@@ -93,11 +93,11 @@ def no_tables(url: str) -> StorageError:
     return StorageError(f"no study in {masked_url(url)}; `hpo launch` creates the tables", passing=True)
 
 
-def check_tables(url: str, patience: float) -> None:
-    """Check that a storage has all tables and columns of hpo.
+def columns_to_add(url: str, patience: float) -> list[sa.Column[Any]]:
+    """Return the columns that the tables of an existing storage lack.
 
     Raises:
-        StorageError: It lacks some, there is no such storage, or it does not answer.
+        StorageError: There is no storage, it holds no study, or it does not answer.
     """
     file = sqlite_file(url)
     if file and not file.is_file():
@@ -106,6 +106,16 @@ def check_tables(url: str, patience: float) -> None:
     missing = retry(missing_columns, engine, patience=patience, url=url)
     if missing is None:
         raise no_tables(url)
+    return missing
+
+
+def check_tables(url: str, patience: float) -> None:
+    """Check that a storage has all tables and columns of hpo.
+
+    Raises:
+        StorageError: It lacks some, there is no such storage, or it does not answer.
+    """
+    missing = columns_to_add(url, patience)
     if missing:
         raise StorageError(
             f"{masked_url(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}; "

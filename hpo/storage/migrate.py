@@ -4,11 +4,11 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from hpo.errors import StorageError
-from hpo.storage.engine import no_storage, no_tables, unpooled_options
+from hpo.storage.engine import columns_to_add, unpooled_options
 from hpo.storage.locks import creation_lock
 from hpo.storage.retry import QUICK, retry
 from hpo.storage.schema import OURS, missing_columns
-from hpo.storage.url import masked_url, sqlite_file
+from hpo.storage.url import masked_url
 
 
 def optuna_url(url: str) -> str:
@@ -36,13 +36,7 @@ def schema_problem(url: str, patience: float = QUICK) -> str | None:
     Raises:
         StorageError: There is no storage, or it does not answer.
     """
-    file = sqlite_file(url)
-    if file and not file.is_file():
-        raise no_storage(file)
-    engine = sa.create_engine(url, **unpooled_options(url))
-    missing = retry(missing_columns, engine, patience=patience, url=url)
-    if missing is None:
-        raise no_tables(url)
+    missing = columns_to_add(url, patience)
     if missing:
         return f"{masked_url(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}"
     options = unpooled_options(url)
