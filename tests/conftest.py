@@ -97,7 +97,7 @@ def _fresh(request: pytest.FixtureRequest, tmp_path: Path, template: str) -> Ite
 
 @pytest.fixture(scope="session")
 def race() -> Iterator[Race]:
-    """Eight processes; race(function, *args) runs function(i, *args) in all of them at once."""
+    """Eight processes; race(function, *args) runs function(i, *args) in all of them simultaneously."""
     processes = Race()
     yield processes
     processes.close()

@@ -165,8 +165,8 @@ def _conclude(search: BatchSearch, reason: str) -> None:
             "use a smaller model.context or model, or a larger --memory"
         )
     if search.worst > search.cap:
-        say(f"{BATCH}={search.best} ran; larger ones were not tested, {reason}")
+        say(f"{BATCH}={search.best} fits; larger batches were not tested, {reason}")
     else:
-        say(f"{BATCH}={search.best} ran, {search.worst} did not")
+        say(f"{BATCH}={search.best} fits, {search.worst} does not")
     say("a larger batch makes fewer updates of the same tokens: the results and the best learning rate change")
     say(f"use: --set {BATCH}={search.best}" + (f" --pack {search.runs}" if search.runs > 1 else ""))

@@ -1,4 +1,4 @@
-"""The shipped studies: each asks one question, of a base that is quick, and says which claims it bears on."""
+"""The shipped studies: each states one question, uses a fast base, and names the claims that it is about."""
 
 import re
 from pathlib import Path

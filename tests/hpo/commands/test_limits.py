@@ -73,7 +73,7 @@ def test_the_largest_batch_is_found_by_trying(tmp_path, cache):
     best = max(batch for batch, row in tried.items() if row["fits"])
     assert tried[best]["measured_gb"] <= 0.15
     assert tried[best]["tokens_per_second"] > 0
-    assert f"run.batch_size={best} ran, " in done.stderr
+    assert f"run.batch_size={best} fits, " in done.stderr
     assert "does not fit: can't allocate memory" in done.stderr
     assert done.stderr.splitlines()[-1] == f"use: --set run.batch_size={best}"
     assert [row["batch_size"] for row in found] == sorted(row["batch_size"] for row in found)

@@ -92,7 +92,7 @@ class Nodes:
         return (self.folder / "said").read_text()
 
     def lose(self, node: int) -> None:
-        """Kill every process of a node at once, as a power cut does."""
+        """Kill all processes of a node at the same time, as a power failure does."""
         os.killpg(self.processes[node].pid, signal.SIGKILL)
         self.processes[node].wait(30)
 
@@ -137,7 +137,7 @@ def left_over(folder: Path) -> list[str]:
 
 
 def launch(url: str, nodes: Nodes, folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start a launch on the cluster; what it tells goes to launch.log."""
+    """Start a launch on the cluster; its output goes to launch.log."""
     asked = ["launch", "--on", "ray", "--address", nodes.address, "--plain", *arguments]
     with (folder / "launch.log").open("w") as stderr:
         return subprocess.Popen(

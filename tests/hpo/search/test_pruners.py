@@ -46,7 +46,7 @@ def running(values: dict[int, float], number: int = 1000) -> FrozenTrial:
 
 
 def end(cached: CachedPruner, values: dict[int, float], number: int = 1000, baseline: bool = False) -> tuple[str, int]:
-    """Live a trial's life in a worker: add a value, ask, until told to stop. Returns decision and rung."""
+    """Add the values of a trial one by one until the pruner stops it, as a worker does. Returns decision and rung."""
     trial = running({}, number)
     for rung, value in values.items():
         trial.intermediate_values[rung] = value

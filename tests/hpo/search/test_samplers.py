@@ -151,7 +151,7 @@ def test_upper_end_is_reached_exactly_and_never_passed() -> None:
 
 
 class Fixed(optuna.samplers.RandomSampler):
-    """Answers with one value, whatever is asked."""
+    """Suggests one value for every parameter."""
 
     def __init__(self, value: float) -> None:
         super().__init__(seed=0)

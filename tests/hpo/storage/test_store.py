@@ -262,7 +262,7 @@ def test_what_is_not_the_storage_s_fault_passes_through(error: Exception) -> Non
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
-    """A server of few connections that asks for a password on 127.0.0.1 and may be restarted."""
+    """A server with few connections that requires a password on 127.0.0.1 and can be restarted."""
     if not binaries():
         pytest.skip(MISSING)
     server = Postgres(tcp=True, max_connections=30)

@@ -49,7 +49,7 @@ def config(values=None):
 
 
 def allocated(run, runs):
-    """Train to the end; return the most bytes that tensors had at once, as torch's profiler records them."""
+    """Train to the end; return the peak bytes of all tensors, as torch's profiler records them."""
     gc.collect()  # what an earlier run left would be freed in the middle of this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         assert len(list(Trainer([run] * runs))) == 1

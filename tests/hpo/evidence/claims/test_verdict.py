@@ -1,4 +1,4 @@
-"""The verdict on a claim follows the rule of the ledger, by hand-calculated numbers and by a slow implementation."""
+"""The verdict on a claim follows the rule of the ledger, checked by numbers calculated by hand and by a slow implementation."""
 
 import math
 import random
