@@ -26,8 +26,8 @@ class Trainer:
     """Train K runs; iterating yields (rung, {lane: Metrics}) whenever a run reaches a rung.
 
     A rung is a point of training, counted in tokens, at which a run is evaluated on the validation split. A lane is a
-    run's position in the pack: its index in `configs`. Between two items, a run may be stopped and another run started in
-    its lane. The rung of an item is that of the run that is furthest. The metrics hold the rung of each run.
+    run's position in the pack: its index in `configs`. Between two items, a run may be stopped and another run started
+    in its lane. The rung of an item is that of the run that is furthest. The metrics hold the rung of each run.
     """
 
     def __init__(self, configs: Sequence[TrainConfig], prepared: PreparedData | None = None) -> None:

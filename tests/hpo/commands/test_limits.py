@@ -83,7 +83,10 @@ def test_the_largest_batch_is_found_by_trying(tmp_path, cache):
 def test_where_all_fit_the_reason_for_the_end_is_said(tmp_path, cache):
     path = written(tmp_path, run={"tokens": 8 * 128, "rungs": 2, "batch_size": 1, "device": "cpu"})
     done = hpo("limits", str(path), "--pack", "2", cwd=tmp_path)
-    assert "run.batch_size=4 ran; larger ones were not tested, where a rung of run.tokens=1024 is one up" in done.stderr
+    assert (
+        "run.batch_size=4 fits; larger batches were not tested, where a rung of run.tokens=1024 is one up"
+        in done.stderr
+    )
     assert done.stderr.splitlines()[-1] == "use: --set run.batch_size=4 --pack 2"
     assert done.stdout.split()[:5] == ["batch_size", "estimated_gb", "measured_gb", "tokens_per_second", "fits"]
 

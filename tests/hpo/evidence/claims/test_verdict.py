@@ -1,4 +1,4 @@
-"""The verdict on a claim follows the rule of the ledger, checked by numbers calculated by hand and by a slow implementation."""
+"""The verdict on a claim follows the rule of the ledger, compared with manual calculations and a slow implementation."""
 
 import math
 import random
