@@ -1,4 +1,4 @@
-"""The verdict on a claim follows the rule of the ledger, compared with manual calculations and a slow implementation."""
+"""The verdict on a claim follows the rule of the ledger, tested by manual calculations and a slow implementation."""
 
 import math
 import random
