@@ -16,7 +16,7 @@ from hpo.cli.reference import commands
 from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.study.spec import StudyFile
 from model.config import TrainConfig
-from tests.support.command import environment, hpo, write_base
+from tests.support.command import environment, hpo, run_in_process, write_base
 from tests.support.tiny import text, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -112,37 +112,34 @@ SWEEP = {
     "pruner": {"name": "none"},
     "budget": {"trials": 9},
 }
-# What an example needs to end in seconds here, and the status of those whose trial has ended already
+# What an example needs to end in seconds here
 SHORTER = {"confirm": ["--seeds", "3", "--top", "1"], "ablate": ["--seeds", "3"], "claims": ["--list"]}
-STATUS = {"kill": 2, "retry": 2}
+OWN_PROCESS = {"launch", "worker", "confirm", "ablate", "kill", "doctor"}  # others answer in this process as well
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
-    """A folder in which every example of the command reference can run."""
-    write_base(tmp_path, "mainrun-small", tiny().model_dump(mode="json"))
-    (tmp_path / "sweep.py").write_text(SWEEP_MODULE)
+def test_every_example_of_the_command_reference_runs(tmp_path: Path) -> None:
+    sweep, gpt = tmp_path / "sweep", tmp_path / "gpt"
+    sweep.mkdir()
+    (sweep / "sweep.py").write_text(SWEEP_MODULE)
     for name in ("beta2_sweep", "new"):
-        (tmp_path / f"{name}.yaml").write_text(dump_yaml(SWEEP))
-    return tmp_path
-
-
-def test_every_example_of_the_command_reference_runs(sweep: Path) -> None:
-    examples = [shlex.split(command.example)[1:] for command in commands()]
-    # Data and configurations of a GPT: the sweep has none.
-    gpt = [words for words in examples if words[0] in ("data", "train", "sample", "limits")]
-    served = [words for words in examples if words[0] == "dashboard"]
-    for words in [words for words in examples if words not in gpt + served]:
-        hpo(*words, *SHORTER.get(words[0], []), cwd=sweep, status=STATUS.get(words[0], 0))
-    (sweep / "beta2_sweep.yaml").unlink()
+        (sweep / f"{name}.yaml").write_text(dump_yaml(SWEEP))
+    # The examples that need the data or the configuration of a GPT run in a folder of their own.
+    write_base(gpt, "mainrun-small", tiny().model_dump(mode="json"))
     study = {"base": {"from": "mainrun-small"}, "space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2}}}
-    (sweep / "beta2_sweep.yaml").write_text(dump_yaml(study))
-    (sweep / "best.yaml").write_text((sweep / "studies/bases/mainrun-small.yaml").read_text())
-    for words in sorted(gpt, key=lambda words: words[0] == "sample"):
-        assert hpo(*words, cwd=sweep).stdout
-    for words in served:
-        with served_dashboard(sweep, words) as line:
-            assert "http://127.0.0.1" in line
+    (gpt / "beta2_sweep.yaml").write_text(dump_yaml(study))
+    (gpt / "best.yaml").write_text((gpt / "studies/bases/mainrun-small.yaml").read_text())
+    examples = [shlex.split(command.example)[1:] for command in commands()]
+    for words in sorted(examples, key=lambda words: words[0] == "sample"):  # after `hpo train`
+        if words[0] == "dashboard":
+            with served_dashboard(sweep, words) as line:
+                assert "http://127.0.0.1" in line
+        elif words[0] in ("data", "train", "sample", "limits"):
+            assert hpo(*words, cwd=gpt).stdout
+        elif words[0] in OWN_PROCESS:
+            status = 2 if words[0] == "kill" else 0  # trial 7 has ended already
+            hpo(*words, *SHORTER.get(words[0], []), cwd=sweep, status=status)
+        else:
+            run_in_process(*words, *SHORTER.get(words[0], []), cwd=sweep)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from hpo.config.yaml import dump_yaml
 from hpo.errors import WorkFailed
 from model.data.prepare import prepare
 from model.section import updated
+from tests.support.cases import exhaustive
 from tests.support.command import environment, hpo
 from tests.support.tiny import corpus, tiny
 
@@ -146,7 +147,7 @@ def awaited(condition, subject: str):
     return value
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, exhaustive(signal.SIGTERM)])
 def test_a_signal_ends_the_try_too(tmp_path, number):
     path = written(tmp_path, run={"tokens": 2**24, "rungs": 1, "batch_size": 1, "device": "cpu"})
     command = [sys.executable, "-m", "hpo", "limits", str(path), "--memory", "2"]
