@@ -15,15 +15,15 @@ launch: .venv/.installed
 	$(BIN)/hpo launch --study $(STUDY) --workers $(WORKERS)
 
 test: lint
-	$(BIN)/pytest -n 4 --dist worksteal
+	$(BIN)/pytest -n 4 --dist loadgroup
 
 # Made-up command lines and study files, far more of them than in `make test`: about five minutes.
 generated: .venv/.installed-dev
-	HPO_EXAMPLES=10000 $(BIN)/pytest -n 2 --dist loadfile tests/test_generated.py tests/test_generated_files.py
+	HPO_EXAMPLES=10000 $(BIN)/pytest -n 2 --dist loadfile tests/generated
 
 # Every case of every test, on both storages: about 25 minutes on two cores.
 exhaustive: .venv/.installed-dev
-	$(BIN)/pytest -n 4 --dist worksteal --exhaustive
+	$(BIN)/pytest -n 4 --dist loadgroup --exhaustive
 
 # Error rates of the verdicts on hundreds of synthetic studies with a known effect; writes docs/evidence.md.
 evidence: .venv/.installed-dev

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 from hpo.storage.store import Store, open_store
-from tests.support.cases import on_other_storage
+from tests.support.cases import TOGETHER, on_other_storage
 from tests.support.postgres import MISSING, Postgres, binaries
 from tests.support.race import Race
 
@@ -21,7 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the cases out that only `make exhaustive` runs; a test that is named by its case is run."""
+    """Keep some files in one process, and leave out the cases that only `make exhaustive` runs.
+
+    A test that is named with its case on the command line always runs.
+    """
+    for item in items:
+        if item.nodeid.startswith(TOGETHER):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     if config.getoption("--exhaustive") or any("[" in argument for argument in config.args):
         return
     left_out = [item for item in items if item.get_closest_marker("exhaustive") or on_other_storage(item)]

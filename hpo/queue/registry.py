@@ -166,7 +166,7 @@ def load_stored_study(store: Store, name: str | None) -> StoredStudy:
     found = optuna.load_study(study_name=name, storage=store.optuna)
     spec = found.user_attrs.get(SPEC)
     if spec is None:
-        raise Problem(f"study: {name!r} was not made by `hpo launch`")
+        raise Problem(f"--study: {name!r} was not created by `hpo launch`")
     _check_version(found)
     budget = found.user_attrs.get(BUDGET) or spec["budget"]
     return StoredStudy(study_from_spec({**spec, "budget": budget}), found, Slots(store, get_study_id(found)), store)

@@ -10,6 +10,15 @@ import pytest
 STORAGES = ("sqlite", "postgres")
 # A test of these folders runs on both storages every time: there the storage itself is tested.
 ON_BOTH = ("tests/hpo/storage/", "tests/hpo/queue/")
+# Files whose tests share a fixture that takes long to make: one process runs all tests of such a file.
+TOGETHER = (
+    "tests/hpo/evidence/claims/test_run.py",
+    "tests/hpo/report/test_build.py",
+    "tests/hpo/report/test_pages.py",
+    "tests/hpo/launcher/test_ray_cluster.py",
+    "tests/hpo/analysis/test_export.py",
+    "tests/project/test_wheel.py",
+)
 
 
 def exhaustive(*values: Any, **options: Any) -> Any:

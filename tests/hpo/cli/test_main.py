@@ -52,7 +52,10 @@ def test_status_1_where_the_work_fails(done: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         failed = hpo("dashboard", "--port", port, cwd=done, status=1)
-    assert failed.stderr == f"hpo: --port: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    assert (
+        failed.stderr
+        == f"hpo: --port: cannot listen on 127.0.0.1:{port}: Address already in use; choose another port\n"
+    )
 
 
 def test_worker_that_cannot_work_ends_the_launch_with_its_words(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_retry_runs_the_parameters_again_as_a_new_trial_beside_the_budget(here: 
     tries = {t.user_attrs["retry_of"]: t for t in trials if t.user_attrs["kind"] == "retry"}
     assert sorted(tries) == failed
     assert all(tries[n].params == trials[n].params and tries[n].state == State.COMPLETE for n in failed)
-    assert "no failed trial to try again" in run_control(store.url, "retry", "--failed")
+    assert "no failed trial is left to retry" in run_control(store.url, "retry", "--failed")
 
 
 def test_retry_of_a_baseline_is_pruned_as_little_as_the_baseline_itself(here: Path, store: Store) -> None:

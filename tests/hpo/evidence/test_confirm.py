@@ -265,8 +265,8 @@ def _spec(name: str) -> dict[str, Any]:
 def test_export_prefers_what_was_confirmed_and_says_of_which_kind_it_is(here: Path) -> None:
     """The best trial of the search is lucky at x = 0.9; on other seeds x = 0.1 is better."""
     path = planted(here, base={"noise": 0.01}, space={"x": {"choices": [0.9, 0.1]}}, sampler={"name": "grid"})
-    lucky = "luck = -2.0 if config.x == 0.9 and config.seed == 0 else "
-    edit(here, "luck = ", lucky)
+    lucky = "offset = -2.0 if config.x == 0.9 and config.seed == 0 else "
+    edit(here, "offset = ", lucky)
     hpo("launch", "--study", str(path), "--quiet", cwd=here)
     first = hpo("export", "-o", "best.yaml", "--study", "planted", cwd=here)
     assert "not confirmed: best of the search; `hpo confirm` tests whether it is better" in first.stderr

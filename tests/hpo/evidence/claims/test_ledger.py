@@ -75,11 +75,14 @@ def test_every_claim_of_the_reports_is_there() -> None:
 
 def test_check_counts_the_claims_of_the_shipped_ledger_and_of_ones_own(folder: Path) -> None:
     arms = sum(len(test.all_arms()) for test in BY_ARMS.values())
-    said = f"fine; 65 claims, {arms} arms of {len(BY_ARMS)}, {65 - len(BY_ARMS)} arithmetic\n"
+    said = f"ok; 65 claims, {arms} arms of {len(BY_ARMS)}, {65 - len(BY_ARMS)} arithmetic\n"
     assert hpo("check", "claims", cwd=folder).stdout.endswith(said)
-    assert "--set: must be left out" in hpo("check", "claims", "--set", "run.seed=1", cwd=folder, status=2).stderr
+    assert (
+        "--set: must be omitted with a ledger"
+        in hpo("check", "claims", "--set", "run.seed=1", cwd=folder, status=2).stderr
+    )
     write({"C009-01": claim()})
-    assert hpo("check", "mine.yaml", cwd=folder).stdout == "mine.yaml: fine; 1 claims, 2 arms of 1, 0 arithmetic\n"
+    assert hpo("check", "mine.yaml", cwd=folder).stdout == "mine.yaml: ok; 1 claims, 2 arms of 1, 0 arithmetic\n"
     write({"C009-01": claim(report="S008")})
     assert hpo("check", "mine.yaml", cwd=folder, status=2).stderr.startswith("hpo: mine.yaml: C009-01.report: must be")
 
