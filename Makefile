@@ -9,13 +9,16 @@ BIN := .venv/bin
 
 
 
-.PHONY: launch test exhaustive generated evidence lint docs bench chaos clean
+.PHONY: launch test suite exhaustive generated evidence lint docs bench chaos clean
 
 launch: .venv/.installed
 	$(BIN)/hpo launch --study $(STUDY) --workers $(WORKERS)
 
-test: lint
-	$(BIN)/pytest -n 4 --dist loadgroup
+test: .venv/.installed-dev
+	$(MAKE) --jobs=2 --output-sync=line lint suite
+
+suite: .venv/.installed-dev
+	$(BIN)/pytest -n 4 --dist loadgroup --durations=15
 
 # Made-up command lines and study files, far more of them than in `make test`: about five minutes.
 generated: .venv/.installed-dev

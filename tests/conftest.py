@@ -50,10 +50,16 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of the test's own as the current one; modules that are written into it are forgotten."""
+    """A folder of the test's own as the current one, without modules of other tests' folders."""
+    forget_modules()
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in ("curves", "trivial"):  # tests/planted.py, tests/command.py
+    forget_modules()
+
+
+def forget_modules() -> None:
+    """Have the modules that tests write into their folders imported anew."""
+    for name in ("curves", "trivial", "sweep"):  # tests/support/planted.py, command.py; tests/project/test_docs.py
         sys.modules.pop(name, None)
 
 

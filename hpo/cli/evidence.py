@@ -151,12 +151,13 @@ def claims(
     run: RunOptions,
     format: OutputFormat = Format.table,
 ) -> None:
-    """Test the claims of a ledger, a YAML file of claims, and print a verdict for each.
+    """Test the claims of a ledger and print a verdict on each.
 
-    A claim compares arms: configurations that run on the same seeds. The runs of each claim form a study, for example
-    claim-C000-01. If a setting must be tuned first, the study claim-C000-01-tune runs before the main study. Finished
-    runs are reused. Additional seeds or arms run in an additional study. Claims of large effects run first. Arms that
-    determine a verdict run before arms that only help to explain the effect.
+    A ledger is a YAML file of claims. A claim compares arms: configurations that run on the same seeds. The runs of
+    each claim form a study, for example claim-C000-01. If a setting must be tuned first, the study
+    claim-C000-01-tune runs before the main study. Finished runs are reused. Additional seeds or arms run in an
+    additional study. Claims of large effects run first. Arms that determine a verdict run before arms that only
+    help to explain the effect.
     """
     from hpo.evidence.claims.command import ClaimsRequest, run_claims
 
