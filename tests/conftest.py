@@ -12,6 +12,7 @@ import pytest
 
 from hpo.storage.store import Store, open_store
 from tests.support.cases import TOGETHER, on_other_storage
+from tests.support.fork_server import SERVER, ForkServer, use_fork_server
 from tests.support.postgres import MISSING, Postgres, binaries
 from tests.support.race import Race
 
@@ -20,6 +21,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--exhaustive", action="store_true", help="run every case, on both storages")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the fork server, which the processes of pytest-xdist share."""
+    use_fork_server()
+    if sys.platform == "linux" and not hasattr(config, "workerinput") and not config.getoption("--exhaustive"):
+        config.add_cleanup(ForkServer().close)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marker of a group
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep some files in one process, and leave out the cases that only `make exhaustive` runs.
 
@@ -61,6 +70,12 @@ def forget_modules() -> None:
     """Have the modules that tests write into their folders imported anew."""
     for name in ("curves", "trivial", "sweep"):  # tests/support/planted.py, command.py; tests/project/test_docs.py
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def new_interpreters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start every command of the test in a new interpreter, as a child of the process that starts it."""
+    monkeypatch.delenv(SERVER, raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 
 from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status
 from hpo.errors import Problem
-from hpo.queue.heartbeat import LEASE_S
+from hpo.queue.heartbeat import lease_seconds
 from hpo.queue.slots import Claim, Slots
 from hpo.storage.attributes import ATTEMPTS, END_REASON, METRICS, SPEC, STUDY_STATE
 from hpo.storage.fencing import LeaseLost, fenced
@@ -74,7 +74,7 @@ def kill_trial(store: Store, name: str | None, number: int) -> str:
         latest = read_snapshot(store, snapshot.name)  # the trial has ended since the first read
         raise _ended_problem(latest, find_trial(latest, number))
     owner = f"kill:{uuid.uuid4().hex[:8]}"
-    claim = slots.take(slot, owner, LEASE_S)
+    claim = slots.take(slot, owner, lease_seconds())
     if claim is None:
         return f"trial {number}: its worker stops it within one rung"
     _mark_killed(store, slots, claim, owner)

@@ -17,7 +17,7 @@ from hpo.launcher.placement import GroupFactory, resolve_workers
 from hpo.launcher.plan import describe_plan
 from hpo.launcher.processes import WorkerGroup
 from hpo.launcher.progress import EventLog, LiveTable
-from hpo.queue.heartbeat import LEASE_S, LeaseRenewer, free_leases_of
+from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
 from hpo.queue.registry import StoredStudy, register_study
 from hpo.runs.datasets import describe_data
 from hpo.runs.run_dir import study_folder, write_file
@@ -85,7 +85,7 @@ def _supervise(
     # The URL is passed in the environment, because every user of the machine can read a password on a command line.
     urls = {"HPO_STORAGE": normalise_url(options.storage)}
     # The launcher waits for an unreachable storage as long as its workers do, so that a short outage does not end them.
-    with open_readonly(options.storage, PATIENCE) as reader, LeaseRenewer(stored.slots, "launch", LEASE_S):
+    with open_readonly(options.storage, PATIENCE) as reader, LeaseRenewer(stored.slots, "launch", lease_seconds()):
         snapshot = read_snapshot(reader, stored.study.name)
         plain = options.plain or options.quiet or not sys.stderr.isatty()
         view = EventLog(snapshot, options.quiet) if plain else LiveTable(snapshot, len(environments))

@@ -5,23 +5,41 @@ leases from a thread of its own. If the worker dies, its leases expire, and any 
 """
 
 import logging
+import math
 import os
 import threading
 import time
 
 import sqlalchemy as sa
 
+from hpo.errors import Problem
 from hpo.optuna_internals import FINISHED, RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.inspect import Lease
 from hpo.queue.slots import Claim, Slots, insert_event, set_trial_states
 from hpo.storage.retry import OpenStorage, limit_patience, transact
 from hpo.storage.schema import SLOT, database_clock
 
-LEASE_S = float(os.environ.get("HPO_LEASE_S", "60"))  # length of a lease; must be equal in all processes of a study
+LEASE_S = "HPO_LEASE_S"  # environment variable: length of a lease in seconds, equal in all processes of a study
 RETRY_S = 1.0  # pause after a failed renewal; short, so that live workers renew first once the storage is back
 
 _c = SLOT.c
 _log = logging.getLogger(__name__)
+
+
+def lease_seconds() -> float:
+    """Return the length of a lease: 60 s, or the value of HPO_LEASE_S.
+
+    Raises:
+        Problem: The value is not a number of seconds in the permitted range.
+    """
+    text = os.environ.get(LEASE_S, "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 1 <= seconds <= 86_400:
+        raise Problem(f"{LEASE_S}: must be a number of seconds from 1 to 86400, got {text!r}; unset it to use 60")
+    return seconds
 
 
 def free_expired_leases(store: OpenStorage, before: float | None = None) -> list[Lease]:

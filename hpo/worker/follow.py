@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from hpo.console import say
 from hpo.errors import Problem, StorageError
-from hpo.queue.heartbeat import LEASE_S, LeaseRenewer
+from hpo.queue.heartbeat import LeaseRenewer, lease_seconds
 from hpo.queue.registry import StoredStudy, load_stored_study
 from hpo.queue.slots import Slots
 from hpo.runs.datasets import PreparedDatasets
@@ -64,7 +64,7 @@ class Follower:
                 try:
                     with (
                         open_store(self.storage, patience=QUICK) as store,
-                        LeaseRenewer(Slots(store, 0), "follow", LEASE_S),
+                        LeaseRenewer(Slots(store, 0), "follow", lease_seconds()),
                     ):
                         message = ""
                         self._serve(store)

@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 
 from hpo.errors import WorkFailed
-from hpo.queue.heartbeat import LEASE_S, LeaseRenewer
+from hpo.queue.heartbeat import LeaseRenewer, lease_seconds
 from hpo.queue.registry import StoredStudy, StudyState
 from hpo.runs.run_dir import cache_is_writable, is_writable
 from hpo.storage.retry import outages
@@ -44,9 +44,10 @@ class Worker:
         """
         self.stored, self.out, self.pack, self.listener, self.parent = stored, out, pack, listener, parent
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self.renewer = LeaseRenewer(stored.slots, self.owner, LEASE_S)
+        lease_s = lease_seconds()
+        self.renewer = LeaseRenewer(stored.slots, self.owner, lease_s)
         self.signals = SignalHandler()
-        self.executor = TrialExecutor(stored, self.owner, self.renewer, out, LEASE_S, self.emit)
+        self.executor = TrialExecutor(stored, self.owner, self.renewer, out, lease_s, self.emit)
         self.state = StudyState("active", False, None)
         self.n_claimed = 0
 

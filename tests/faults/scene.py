@@ -24,6 +24,7 @@ from hpo.storage.attributes import END_REASON
 from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.retry import limit_patience
 from tests.faults.inside import curves
+from tests.support.command import worker_processes
 from tests.support.postgres import Postgres
 from tests.support.tiny import UPDATE, alone, tiny
 
@@ -141,13 +142,7 @@ class Scene:
 
     def pids(self) -> list[int]:
         """Return the worker processes of this scene."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"worker" in command and Path(os.readlink(entry / "cwd")) == self.folder:
-                    found.append(int(entry.name))
-        return sorted(found)
+        return worker_processes(self.folder)
 
     def holder(self) -> int:
         """Wait for a worker that trains and does not end its trial soon; return its process id."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from hpo.queue.registry import PROTOCOL_VERSION
 from tests.faults.scene import GPT, NAME, PLANTED, TRIALS, Scene
 from tests.support.disk import small_disk
+from tests.support.fork_server import SERVER
 
 LONG = {**PLANTED, "base": {"pause": 1.0}}
 
@@ -49,7 +50,7 @@ def kill_at(where: str, keys: Mapping[str, object] = PLANTED) -> Callable[[Scene
 
 
 def kill_launcher(scene: Scene) -> None:
-    launcher = scene.launch()
+    launcher = scene.launch(**{SERVER: ""})  # workers must be children of the launcher
     scene.wait_for_values()
     launcher.kill()
     launcher.wait()

@@ -1,4 +1,3 @@
-import functools
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from model.data.corpus import Text
 from model.data.corpus_base import CorpusBase
 from model.optim.optimizers import SGD
 from model.section import component, flat, updated
-from tests.support.tiny import UPDATE, corpus, curves, text, tiny
+from tests.support.tiny import UPDATE, corpus, curves, shared, text, tiny
 
 
 def members(annotation: Any) -> list[type[BaseModel]]:
@@ -52,24 +51,20 @@ IMMUNE = {
 }
 
 
+def lines() -> list[str]:
+    return Path(corpus()).read_text("utf-8").split("\n")
+
+
 def table() -> str:
     """Write the tiny text as a table of two columns that hold its lines in different order."""
-    path = Path(corpus()).with_suffix(".jsonl")
-    lines = Path(corpus()).read_text("utf-8").split("\n")
-    rows = zip(lines, lines[::-1], strict=True)
-    path.write_text("\n".join(json.dumps({"a": a, "b": b}) for a, b in rows))
-    return str(path)
+    rows = zip(lines(), lines()[::-1], strict=True)
+    return shared("table.jsonl", lambda: "\n".join(json.dumps({"a": a, "b": b}) for a, b in rows))
 
 
 def links() -> str:
     """Write the tiny text with a link behind each line."""
-    path = Path(corpus()).with_name("links.txt")
-    if not path.exists():
-        part = path.with_suffix(f".{os.getpid()}")
-        lines = Path(corpus()).read_text("utf-8").split("\n")
-        part.write_text("\n".join(f"{line} https://{line[:2]}.net/{i % 7}" for i, line in enumerate(lines)), "utf-8")
-        part.replace(path)
-    return str(path)
+    linked = (f"{line} https://{line[:2]}.net/{i % 7}" for i, line in enumerate(lines()))
+    return shared("links.txt", lambda: "\n".join(linked))
 
 
 def hub(seed: int) -> str:
@@ -94,6 +89,7 @@ def hub(seed: int) -> str:
     return str(folder)
 
 
+@cache
 def cases() -> dict[str, tuple[dict[str, Any], Any]]:
     """Return for each hyperparameter the other settings under which it is in force, and another value for it."""
     found: dict[str, tuple[dict[str, Any], Any]] = {
@@ -276,8 +272,7 @@ def unreachable(hyperparameter: str) -> bool:
     return key.startswith("data[") and (field == "name" or field in CorpusBase.model_fields)
 
 
-@cache
-@functools.cache  # many fields are changed from the same configuration
+@cache  # many fields are changed from the same configuration
 def fingerprint(config: TrainConfig) -> list[float]:
     """Train and return what was seen, rung by rung."""
     from model.train.trainer import Trainer

@@ -10,13 +10,18 @@ import pytest
 STORAGES = ("sqlite", "postgres")
 # A test of these folders runs on both storages every time: there the storage itself is tested.
 ON_BOTH = ("tests/hpo/storage/", "tests/hpo/queue/")
-# Files whose tests share a fixture that takes long to make: one process runs all tests of such a file.
+# Files whose tests share what takes long to make, a fixture or a cache: one process runs all tests of such a file.
 TOGETHER = (
     "tests/hpo/evidence/claims/test_run.py",
+    "tests/hpo/cli/test_main.py",
     "tests/hpo/report/test_build.py",
+    "tests/hpo/report/test_importance.py",
     "tests/hpo/report/test_pages.py",
     "tests/hpo/launcher/test_ray_cluster.py",
     "tests/hpo/analysis/test_export.py",
+    "tests/hpo/queue/test_slots.py",
+    "tests/hpo/storage/test_store.py",
+    "tests/model/test_config.py",
     "tests/project/test_wheel.py",
 )
 

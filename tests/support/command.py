@@ -65,6 +65,18 @@ def run_in_process(*arguments: str, cwd: Path) -> str:
     return out.getvalue()
 
 
+def worker_processes(folder: Path) -> list[int]:
+    """Return the ids of the processes that run `hpo worker` in a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # The fork server writes the name of the command to comm, and cannot change cmdline.
+            words = (entry / "cmdline").read_bytes().split(b"\0") + (entry / "comm").read_bytes().split()
+            if b"worker" in words and b"hpo" in words and Path(os.readlink(entry / "cwd")) == folder:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
 def trivial(folder: Path, name: str = "trivial") -> Path:
     """Write the trivial study and its module into a folder; return the study's path."""
     (folder / "trivial.py").write_text(MODULE)

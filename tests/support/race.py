@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -20,11 +21,18 @@ def _run_at_barrier(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     return function(*args)
 
 
+def forking_context() -> ForkServerContext:
+    """Return a context whose processes are forks of one that has imported what they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "hpo.worker.worker", "tests.support.control"])
+    return context
+
+
 class Race:
     """Eight processes that are started once and used for several races."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = forking_context()
         self._pool = ProcessPoolExecutor(
             N_PROCESSES, context, initializer=_set_up, initargs=(context.Barrier(N_PROCESSES),)
         )

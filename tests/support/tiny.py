@@ -1,6 +1,7 @@
 """The tiny run: 30 kB of generated text, one layer of width 16, 24 updates, about 50 ms."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,15 @@ def text(seed: int = 0, lines: int = 1000) -> str:
 
 def corpus(name: str = "tiny.txt", seed: int = 0) -> str:
     """Return the path of a file with such text in the cache folder of the tests."""
+    return shared(name, lambda: text(seed))
+
+
+def shared(name: str, content: Callable[[], str]) -> str:
+    """Return the path of a file in the cache folder, written whole by the first process that needs it."""
     path = Path(os.environ["HPO_CACHE"]) / name
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(text(seed), "utf-8")
+        part.write_text(content(), "utf-8")
         part.replace(path)
     return str(path)
 

@@ -17,6 +17,7 @@ from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.worker.events import event_line
+from tests.support.command import worker_processes
 from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -32,19 +33,6 @@ def until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
     while not true() and time.monotonic() < deadline:
         time.sleep(0.05)
     return true()
-
-
-def workers(folder: Path) -> list[int]:
-    """Return the worker processes that were started in a folder."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"worker" in command and b"hpo" in command and Path(os.readlink(entry / "cwd")) == folder:
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 def running(folder: Path) -> Callable[[], bool]:
@@ -96,7 +84,7 @@ def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_goes_on
     assert process.returncode == status
     assert "stopping" in stderr
     assert "Traceback" not in stderr
-    assert workers(here) == []
+    assert worker_processes(here) == []
     with open_readonly("runs/hpo.db") as store:
         assert read_snapshot(store, "planted").slots["leased"] == 0
     again = launch("--study", str(path), "--workers", "2")
@@ -119,7 +107,7 @@ def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert workers(here) == []
+    assert worker_processes(here) == []
     assert time.monotonic() - began < 15
     with open_readonly("runs/hpo.db") as store:
         snapshot = read_snapshot(store, "planted")
@@ -127,13 +115,14 @@ def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
         assert snapshot.slots["leased"] == 0
 
 
+@pytest.mark.usefixtures("new_interpreters")
 def test_workers_end_when_their_launcher_is_killed(here: Path) -> None:
     path = planted(here, base={"pause": 0.3}, budget={"trials": 100})
     process = launch("--study", str(path), "--workers", "2")
     assert until(running(here))
     process.kill()
     process.communicate()
-    assert until(lambda: workers(here) == [])
+    assert until(lambda: worker_processes(here) == [])
     with open_readonly("runs/hpo.db") as store:
         assert read_snapshot(store, "planted").slots["leased"] == 0
 

@@ -1,6 +1,5 @@
 """Many processes on one storage: no error, nothing lost, the exact total."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -20,9 +19,7 @@ from hpo.study.load import load_study
 from tests.support.cases import exhaustive
 from tests.support.planted import planted_study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
-
-SPAWN = multiprocessing.get_context("spawn")
-
+from tests.support.race import forking_context
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -48,7 +45,7 @@ def test_processes_do_200_operations_each_on_one_sqlite_file_without_an_error(he
     url = f"sqlite:///{here}/busy.db"
     with open_store(url, create=True) as store:
         register_study(store, load_study(str(planted(here))), None, {})
-        with ProcessPoolExecutor(n, SPAWN) as pool:
+        with ProcessPoolExecutor(n, forking_context()) as pool:
             made = list(pool.map(operate, range(n), [url] * n, [200] * n))
         snapshot = read_snapshot(store, "planted")
         assert made == [20] * n
@@ -82,28 +79,32 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in childre
 """
 
 
-@pytest.mark.parametrize("workers", [16, exhaustive(64)])
-def test_many_workers_on_postgres_end_exactly_the_budget_without_an_error(here: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "trials"), [(16, 64), exhaustive(64, 160)])
+def test_many_workers_on_postgres_end_exactly_the_budget_without_an_error(
+    here: Path, workers: int, trials: int
+) -> None:
     if not binaries():
         pytest.skip(MISSING)
     server = Postgres(max_connections=160)
     try:
         server.start()
         with open_store(server.url(), create=True) as store:
-            register_study(store, load_study(str(planted(here, budget={"trials": 160}))), None, {})
+            register_study(store, load_study(str(planted(here, budget={"trials": trials}))), None, {})
             began = time.monotonic()
             done = subprocess.run(
                 [sys.executable, "-c", WORKERS, server.url(), str(workers)],
                 cwd=here, env=os.environ | {"PYTHONPATH": f"{Path(__file__).parents[3]}:{here}"},
                 capture_output=True, text=True, timeout=300, check=False,
             )  # fmt: skip
-            print(f"160 trials of 4 rungs by {workers} workers: {160 / (time.monotonic() - began):.1f} trials/s")
+            print(
+                f"{trials} trials of 4 rungs by {workers} workers: {trials / (time.monotonic() - began):.1f} trials/s"
+            )
             assert (done.returncode, done.stderr) == (0, "")
             snapshot = read_snapshot(store, "planted")
             n = trial_counts(snapshot)
-            assert n["complete"] + n["pruned"] == len(snapshot.trials) == 160
+            assert n["complete"] + n["pruned"] == len(snapshot.trials) == trials
             assert (n["failed"], n["running"], n["waiting"]) == (0, 0, 0)
-            assert len({trial.user_attrs["slot"] for trial in snapshot.trials}) == 160
+            assert len({trial.user_attrs["slot"] for trial in snapshot.trials}) == trials
             assert len({trial.user_attrs["worker"] for trial in snapshot.trials}) > workers / 2, "the work was shared"
             assert {h.event_type for h in snapshot.events} <= {"invalid"}
     finally:
