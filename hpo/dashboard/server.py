@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socketserver
 import sys
@@ -22,9 +23,12 @@ from hpo.dashboard.access import AccessControl, Environ, Login, Refusal, StartRe
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.optuna_internals import TRIALS, cached_storage
 from hpo.runs.run_dir import artifact_folder
+from hpo.storage.schema import SLOT, database_clock
 from hpo.storage.store import Store, open_dashboard, open_store
 
 PASSWORD = "HPO_DASHBOARD_PASSWORD"
+
+_RENAME = re.compile(r"/api/studies/(\d+)/rename")
 
 
 class ThreadingServer(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
@@ -106,11 +110,7 @@ def build_app(
     read_store: a store that takes no write lock. edit_store: a store that can write; None: read-only dashboard.
     """
     pages = _Pages(read_store, files)
-    edit = (
-        _edit_app(optuna_dashboard.wsgi(retrying_storage(edit_store), artifact_store=files), pages)
-        if edit_store
-        else None
-    )
+    edit = _edit_app(edit_store, pages, files) if edit_store else None
     return AccessControl(pages, edit, login, local, lambda study_id: _n_trials(read_store, study_id))
 
 
@@ -129,15 +129,24 @@ class _Pages:
         return self._app(environ, start)
 
 
-def _edit_app(app: WsgiApp, pages: _Pages) -> WsgiApp:
-    """Return an application that drops the cache of the pages after a study was deleted or renamed."""
+def _edit_app(store: Store, pages: _Pages, files: FileSystemArtifactStore | None) -> WsgiApp:
+    """Return Optuna's application for requests that change a study.
+
+    The application drops the cache of the pages after a study was deleted or renamed. It refuses to rename a study
+    whose trials are running, because Optuna then copies the trials into a new study, without their latest values.
+    """
+    app = optuna_dashboard.wsgi(retrying_storage(store), artifact_store=files)
 
     def edit(environ: Environ, start: StartResponse) -> Iterable[bytes]:
-        deletes = environ["REQUEST_METHOD"] == "DELETE" or environ["PATH_INFO"].rstrip("/").endswith("/rename")
+        path = environ["PATH_INFO"].encode("latin1").decode("utf8", "ignore")  # as Bottle decodes it
+        renames = _RENAME.fullmatch(path.rstrip("/"))
+        if renames and (n := _n_leased(store, int(renames[1]))):
+            reason = f"the study has {n} running trial{'s' if n > 1 else ''}; stop it with `hpo stop`, then rename it"
+            raise Refusal("409 Conflict", reason)
         try:
             return app(environ, start)
         finally:
-            if deletes:
+            if renames or environ["REQUEST_METHOD"] == "DELETE":
                 pages.drop_cache()
 
     return edit
@@ -166,8 +175,16 @@ def _retrying(store: Store, method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _n_trials(store: Store, study_id: int) -> int:
-    statement = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+    return _count(store, sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id))
 
+
+def _n_leased(store: Store, study_id: int) -> int:
+    """Return the number of trials that workers hold at this moment."""
+    leased = sa.and_(SLOT.c.state == "leased", SLOT.c.lease_until >= database_clock(store.engine))
+    return _count(store, sa.select(sa.func.count()).select_from(SLOT).where(SLOT.c.study_id == study_id, leased))
+
+
+def _count(store: Store, statement: sa.Select[tuple[int]]) -> int:
     def count() -> int:
         with store.engine.begin() as connection:
             return int(connection.execute(statement).scalar_one())

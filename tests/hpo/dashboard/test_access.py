@@ -25,6 +25,8 @@ from hpo.dashboard.access import (
 )
 from hpo.dashboard.server import build_app
 from hpo.errors import StorageError
+from hpo.queue.budget import fill_slots
+from hpo.queue.slots import Slots
 from hpo.storage.store import Store, open_dashboard, open_store
 from tests.support.dashboard import basic
 
@@ -188,6 +190,20 @@ def test_study_under_the_number_of_a_deleted_one_shows_its_own_trials(local: Acc
     made = Answer(local, "/api/studies", "POST", {"study_name": "new", "directions": ["minimize"]})
     assert json.loads(made.body)["study_summary"]["study_id"] == 1  # SQLite reuses the id
     assert json.loads(Answer(local, "/api/studies/1?after=0").body)["trials"] == []
+
+
+def test_study_with_a_running_trial_is_not_renamed(local: AccessControl, store: Store) -> None:
+    slots = Slots(store, 1)
+    fill_slots(slots, [("search", None)])
+    claim = slots.claim("worker", 60.0)
+    assert claim
+    refused = Answer(local, "/api/studies/1/rename", "POST", {"study_name": "new"})
+    assert (refused.status, refused.reason) == (
+        409,
+        "the study has 1 running trial; stop it with `hpo stop`, then rename it",
+    )
+    assert slots.release(claim, "worker")
+    assert Answer(local, "/api/studies/1/rename", "POST", {"study_name": "new"}).status == 201
 
 
 CROSS_SITE = [
