@@ -61,10 +61,14 @@ def get_trial_id(trial: FrozenTrial) -> int:
     return int(trial._trial_id)
 
 
-def share_study_state(copy: optuna.Study, study: optuna.Study) -> None:
-    """Set the attributes of `copy` as Study.__init__ does, without its two reads of the storage."""
+def share_study_state(copy: optuna.Study, study: optuna.Study, direction: optuna.study.StudyDirection) -> None:
+    """Set the attributes of `copy` as Study.__init__ does, without its two reads of the storage.
+
+    direction: of the copy, which may differ from that of the study.
+    """
     for name in STUDY_ATTRIBUTES:
         setattr(copy, name, getattr(study, name))
+    copy._directions = [direction]
     copy._stop_flag = False
 
 

@@ -20,6 +20,8 @@ def check_file(name: str, overrides: Sequence[str]) -> str:
     if is_ledger(path):
         return _check_ledger(path, overrides)
     study = load_study(name, overrides)
+    if study.objections:
+        raise Problem(*study.objections)
     arms, n = study.file.arms, len(study.file.space)
     contents = f"{n} hyperparameters" if arms is None else f"{len(arms)} arms x {len(study.file.seeds)} seeds"
     return f"{study.source}: ok; {contents}, {study.rungs} rungs"

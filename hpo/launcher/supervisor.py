@@ -18,7 +18,7 @@ from hpo.launcher.plan import describe_plan
 from hpo.launcher.processes import WorkerGroup
 from hpo.launcher.progress import EventLog, LiveTable
 from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
-from hpo.queue.registry import StoredStudy, register_study
+from hpo.queue.registry import StoredStudy, check_objections, register_study
 from hpo.runs.datasets import describe_data
 from hpo.runs.run_dir import study_folder, write_file
 from hpo.storage.connections import check_connections
@@ -47,6 +47,8 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
         WorkFailed: a worker failed and trials are left.
     """
     environments, start_group = resolve_workers(options)
+    if study.objections:
+        _check_new(options.storage, study)
     data_hash, anchors = describe_data(study.base)
     if not options.quiet:
         say(describe_plan(study, anchors))
@@ -67,6 +69,20 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
         if stored.read_state().state == "stopped":
             say(f"{study.name} was stopped; to resume it: {resume_command(options)}")
         return on_finish(read_snapshot(store, study.name), folder, options, time.monotonic() - started_at)
+
+
+def _check_new(storage: str, study: Study) -> None:
+    """Check a study with objections before its data are prepared.
+
+    Raises:
+        Problem: the storage does not hold the study.
+    """
+    try:
+        with open_readonly(storage) as store:
+            check_objections(store, study)
+    except StorageError as error:
+        if not error.passing:  # there is no storage yet
+            check_objections(None, study)
 
 
 def _supervise(

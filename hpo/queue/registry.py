@@ -14,9 +14,10 @@ from hpo.queue.slots import Slots
 from hpo.search.study_view import experimental
 from hpo.storage.attributes import ANCHORS, BUDGET, DATA_HASH, PROTOCOL, SPEC, STARTED, STUDY_STATE
 from hpo.storage.locks import creation_lock
+from hpo.storage.retry import OpenStorage
 from hpo.storage.store import Store
 from hpo.storage.targets import target_reached
-from hpo.storage.trials import resolve_study_name
+from hpo.storage.trials import resolve_study_name, study_ids
 from hpo.study.spec import Budget, Study, spec_fingerprint, study_from_spec
 from model.section import flatten
 
@@ -100,14 +101,15 @@ def register_study(
         but takes a larger number of trials from the file.
 
     Raises:
-        Problem: The storage holds a different study under this name, or the data differ.
+        Problem: The storage holds a different study under this name, the data differ, or a new study has objections.
     """
     spec = study.spec()
     with creation_lock(
         store.url, store.patience
     ):  # two launches may run simultaneously, even with two files of one name
+        check_objections(store, study)
         found = optuna.create_study(
-            study_name=study.name, storage=store.optuna, direction="minimize", load_if_exists=True
+            study_name=study.name, storage=store.optuna, direction=study.file.direction, load_if_exists=True
         )
         stored_spec = found.user_attrs.get(SPEC)
         if stored_spec is None:
@@ -125,6 +127,16 @@ def register_study(
         if stored_spec is None:
             found.set_user_attr(SPEC, spec)  # last: workers may join a study as soon as it has this attribute
     return stored
+
+
+def check_objections(store: OpenStorage | None, study: Study) -> None:
+    """Check a study that the storage does not hold yet; store is None where there is no storage yet.
+
+    Raises:
+        Problem: The study is new and has objections.
+    """
+    if study.objections and (store is None or study.name not in study_ids(store)):
+        raise Problem(*study.objections)
 
 
 def _with_budget(study: Study, stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Study:

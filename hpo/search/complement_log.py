@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.optuna_internals import get_sampler_trials, get_trial_id
 from hpo.search.ranges import is_inside
-from hpo.search.study_view import StudyView
+from hpo.search.study_view import StudyView, as_minimized, direction_of
 
 Distributions = dict[str, BaseDistribution]
 
@@ -105,16 +105,17 @@ class ComplementLogSampler(optuna.samplers.BaseSampler):
 
     def _read(self, study: optuna.Study, needed: frozenset[str]) -> list[FrozenTrial]:
         ended = _FINISHED_TRIALS.setdefault(study, {}).setdefault(self.complemented_names, {})
-        trials = get_sampler_trials(study)
+        trials, direction = get_sampler_trials(study), direction_of(study)
         for trial in trials:
             if trial.state in _FINISHED and get_trial_id(trial) not in ended:
-                ended[get_trial_id(trial)] = self._complement(trial), _rank(trial)
+                minimized = as_minimized(trial, direction)
+                ended[get_trial_id(trial)] = self._complement(minimized), _rank(minimized)
         # GP and NSGA-II need every parameter in every finished trial. TPE skips trials that lack one.
         ids = [get_trial_id(trial) for trial in trials]
         fit = [i for i in ids if i in ended and needed <= ended[i][0].params.keys()]
         kept = set(fit if self.history is None else select_history(fit, ended, self.history))
         return [
-            ended[i][0] if trial.state.is_finished() else self._complement(trial)
+            ended[i][0] if trial.state.is_finished() else self._complement(as_minimized(trial, direction))
             for i, trial in zip(ids, trials, strict=True)
             if i in kept or not trial.state.is_finished()
         ]

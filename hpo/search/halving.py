@@ -5,7 +5,6 @@ import math
 
 import optuna
 from optuna.pruners import BasePruner
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.pruning_rules import n_promoted
@@ -17,6 +16,7 @@ class HalvingPruner(BasePruner):
     A mark is a rung at which the trials of a bracket are compared. Optuna's SuccessiveHalvingPruner and HyperbandPruner
     write every mark that a trial passes to the storage. Such a write is not fenced by the lease of the trial, and it
     costs a read of the trial at every rung. Here marks are exact rungs, so that the reported values are sufficient.
+    Values are losses: the study is a `StudyView`, which minimizes.
     Failed trials do not count, unlike in Optuna. Trials whose value at the mark is NaN do not count either.
 
     min_rungs: rung of the first mark of bracket 0. factor: reciprocal of the fraction that continues at a mark.
@@ -35,9 +35,8 @@ class HalvingPruner(BasePruner):
         rung = trial.last_step
         if rung is None or not self.is_mark(rung, self.bracket(study, trial.number)):
             return False
-        sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-        value = sign * trial.intermediate_values[rung]
-        values = [sign * rival.intermediate_values[rung] for rival in self.rivals(study, trial)]
+        value = trial.intermediate_values[rung]
+        values = [rival.intermediate_values[rung] for rival in self.rivals(study, trial)]
         return value > sorted([*values, value])[n_promoted(len(values) + 1, self.factor) - 1]
 
     def rivals(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:

@@ -14,7 +14,9 @@ import optuna
 from optuna.pruners import BasePruner
 from pydantic import Field, model_validator
 
+from hpo.search.direction import Direction
 from hpo.search.halving import HalvingPruner
+from hpo.search.pruning_rules import rule_for_losses
 from hpo.search.study_view import experimental
 from model.section import Count, NonNegative, Section
 
@@ -184,6 +186,11 @@ class NoPruning(Section):
     def build(self, rungs: int) -> BasePruner:
         """Return Optuna's pruner for runs with this number of rungs."""
         return optuna.pruners.NopPruner()
+
+
+def build_pruner(rule: "Pruner", rungs: int, direction: Direction) -> BasePruner:
+    """Return Optuna's pruner, which decides by losses, for runs with this number of rungs."""
+    return type(rule).model_validate(rule_for_losses(rule.model_dump(), direction)).build(rungs)
 
 
 Pruner = Annotated[

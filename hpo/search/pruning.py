@@ -9,9 +9,10 @@ from optuna.pruners import BasePruner, PercentilePruner, WilcoxonPruner
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.optuna_internals import get_best_trial
+from hpo.search.direction import Direction
 from hpo.search.halving import HalvingPruner
 from hpo.search.pruning_rules import compare_at_last_rung, format_spans
-from hpo.search.study_view import StudyView
+from hpo.search.study_view import StudyView, as_minimized, direction_of
 from model.section import Section
 
 Decision = Literal["continue", "prune", "diverged"]
@@ -36,7 +37,8 @@ class CachedPruner:
         self.pruner = pruner
         self.rungs = rungs
         self.refresh_s = refresh_s
-        self._study = study
+        self._study, self._direction = study, direction_of(study)
+        self._minimized: dict[int, FrozenTrial] = {}  # finished trials of a study that maximizes, by number
         self._view = StudyView(study, self._read)
         self._trials: list[FrozenTrial] = []
         self._read_at = -math.inf
@@ -53,7 +55,7 @@ class CachedPruner:
             return "diverged"
         if never_prune or rung >= self.rungs:
             return "continue"
-        return "prune" if self.pruner.prune(self._view, trial) else "continue"
+        return "prune" if self.pruner.prune(self._view, as_minimized(trial, self._direction)) else "continue"
 
     def prune(self, trial: FrozenTrial, never_prune: bool = False) -> bool:
         """Return whether the pruner ends the trial. A trial that diverged is not pruned."""
@@ -65,9 +67,8 @@ class CachedPruner:
         rule: the pruner of the study, from which `self.pruner` was built.
         """
         peers = self._peers(trial)
-        comparison = compare_at_last_rung(
-            rule.model_dump(), trial.intermediate_values, [peer.intermediate_values for peer in peers]
-        )
+        curves = [{r: self._direction.loss(v) for r, v in peer.intermediate_values.items()} for peer in peers]
+        comparison = compare_at_last_rung(rule.model_dump(), trial.intermediate_values, curves, self._direction)
         stored = {"rule": rule.model_dump()["name"], "rung": trial.last_step, "value": comparison.value}
         return stored | {
             "threshold": comparison.threshold,
@@ -96,6 +97,13 @@ class CachedPruner:
     def _read(self, use_cache: bool) -> list[FrozenTrial]:
         now = time.monotonic()
         if now - self._read_at >= self.refresh_s:
-            self._trials = self._study.get_trials(deepcopy=False)
+            self._trials = [self._as_minimized(trial) for trial in self._study.get_trials(deepcopy=False)]
             self._read_at = now
         return self._trials
+
+    def _as_minimized(self, trial: FrozenTrial) -> FrozenTrial:
+        if self._direction is Direction.MINIMIZE or not trial.state.is_finished():
+            return as_minimized(trial, self._direction)
+        if trial.number not in self._minimized:
+            self._minimized[trial.number] = as_minimized(trial, self._direction)
+        return self._minimized[trial.number]

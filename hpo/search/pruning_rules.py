@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-Curve = Mapping[int, float]  # rung -> value; the smaller, the better
+from hpo.search.direction import Direction
+
+Curve = Mapping[int, float]  # rung -> value
 
 
 class Comparison(NamedTuple):
@@ -21,12 +23,30 @@ class Comparison(NamedTuple):
     prunes: bool
 
 
-def compare_at_last_rung(rule: Mapping[str, Any], own: Curve, peers: Sequence[Curve]) -> Comparison:
-    """Return the comparison that a pruner makes at the last rung of a learning curve.
+def compare_at_last_rung(
+    rule: Mapping[str, Any], own: Curve, peers: Sequence[Curve], direction: Direction = Direction.MINIMIZE
+) -> Comparison:
+    """Return the comparison that a pruner makes at the last rung of a learning curve, in the unit of the objective.
 
     rule: the keys of `pruner` of the study. peers: the curves of the trials it is compared with; each has a value at
     that rung.
     """
+    own, *peers = ({rung: direction.loss(value) for rung, value in curve.items()} for curve in (own, *peers))
+    compared = _compare_losses(rule_for_losses(rule, direction), own, peers)
+    if rule["name"] == "wilcoxon":  # compares p-values
+        return compared
+    return Comparison(direction.loss(compared.value), direction.loss(compared.threshold), compared.prunes)
+
+
+def rule_for_losses(rule: Mapping[str, Any], direction: Direction) -> dict[str, Any]:
+    """Return the keys of a pruner that decides by losses as the given one decides by values of the objective."""
+    if direction is Direction.MINIMIZE or rule["name"] != "threshold":
+        return dict(rule)
+    ends = {"lower": rule["upper"], "upper": rule["lower"]}
+    return {**rule, **{key: None if end is None else -end for key, end in ends.items()}}
+
+
+def _compare_losses(rule: Mapping[str, Any], own: Curve, peers: Sequence[Curve]) -> Comparison:
     rung = max(own)
     match rule["name"]:
         case "median" | "percentile":

@@ -163,3 +163,8 @@ def _training_problems(file: StudyFile, base: BaseModel) -> list[str]:
     if train is not None and not callable(train):
         return [f"train: must be callable, got {file.train}"]
     return []
+
+
+def new_study_problems(file: StudyFile, base: BaseModel) -> list[str]:
+    """Return the problems because of which a new study is refused, although a stored study with them continues."""
+    return []

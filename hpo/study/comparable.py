@@ -68,6 +68,7 @@ def different_measures(old: Study, new: Study) -> Mapping[str, tuple[Any, Any]]:
             "train": study.file.train,
             "config": study.file.config,
             "objective": study.file.objective,
+            "direction": study.file.direction,
             "rungs": study.rungs,
             "tokens of a rung": study.rung_tokens,
         }

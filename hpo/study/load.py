@@ -54,10 +54,11 @@ def load_study(
     problems = [f"{path}: {line}" for line in arms_problems or checks.study_file_problems(file, base)]
     if problems:
         raise Problem(*problems)
+    objections = tuple(f"{path}: {line}" for line in checks.new_study_problems(file, base))
     if file.arms is not None:
         base = arms.with_common_rungs(file, base)
         file = arms.with_arms_as_space(file, base)
-    return Study(path.stem, str(path), file, base)
+    return Study(path.stem, str(path), file, base, objections)
 
 
 def _read_tree(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from hpo.config.addresses import current_address, with_current_addresses
 from hpo.config.importer import import_target
+from hpo.search.direction import Direction
 from hpo.search.pruners import Median, Pruner
 from hpo.search.ranges import Space
 from hpo.search.samplers import TPE, Sampler
@@ -105,8 +106,11 @@ class StudyFile(Section):
     keep_best: Annotated[int, Field(ge=0)] = 3
     """Number of best complete trials whose checkpoints are kept on disk. run.keep_checkpoints selects which ones."""
     objective: str = "val_loss"
-    """The metric to minimize: val_loss (nats per token) or val_bpb (bits per byte). A study that searches the tokenizer
+    """The metric to optimize: val_loss (nats per token) or val_bpb (bits per byte). A study that searches the tokenizer
     must use val_bpb. ema_val_loss and ema_val_bpb are the metrics of the averaged weights."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+    """Whether a smaller or a larger objective is better. maximize requires your own training function, for an objective
+    such as accuracy."""
     seed: int = 0
     """Seed of the sampler. The seed of a run is run.seed of the base."""
     train: str = DEFAULT_TRAIN
@@ -140,12 +144,21 @@ class StudyFile(Section):
 
 @dataclass(frozen=True)
 class Study:
-    """A valid study: its name, where it comes from, its file and its complete base configuration."""
+    """A valid study: its name, where it comes from, its file and its complete base configuration.
+
+    objections: problems because of which a new study is refused. A study in the storage continues in spite of them.
+    """
 
     name: str
     source: str
     file: StudyFile
     base: BaseModel
+    objections: tuple[str, ...] = ()
+
+    @property
+    def direction(self) -> Direction:
+        """Whether a smaller or a larger objective is better."""
+        return Direction(self.file.direction)
 
     @property
     def rungs(self) -> int:

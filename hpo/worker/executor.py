@@ -23,6 +23,7 @@ from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.memory import memory_problem
 from hpo.runs.provenance import describe_machine
 from hpo.runs.run_dir import read_metrics, trial_folder, write_file
+from hpo.search.pruners import build_pruner
 from hpo.search.pruning import CachedPruner
 from hpo.storage.attributes import FORKED
 from hpo.storage.fencing import LeaseLost, fenced
@@ -53,7 +54,9 @@ class TrialExecutor:
         self.lease_s, self.emit = lease_s, emit
         self.reporter = Reporter(stored, owner, renewer, lease_s)
         self.pruner = CachedPruner(
-            stored.optuna, stored.study.file.pruner.build(stored.study.rungs), stored.study.rungs
+            stored.optuna,
+            build_pruner(stored.study.file.pruner, stored.study.rungs, stored.study.direction),
+            stored.study.rungs,
         )
         self.datasets = PreparedDatasets()
         self.breaker = CircuitBreaker()
@@ -155,7 +158,7 @@ class TrialExecutor:
         self.end(trial, TrialState.COMPLETE, "complete", value=value)
         complete = self.stored.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         own = [frozen for frozen in complete if frozen.user_attrs.get("kind") != FORKED]
-        ranked = sorted(own, key=lambda frozen: frozen.values[0])
+        ranked = sorted(own, key=lambda frozen: self.stored.study.direction.loss(frozen.values[0]))
         others = ranked[self.stored.study.file.keep_best :]
         checkpoints.remove_all_checkpoints(self._folder(frozen.number) for frozen in others)
 

@@ -158,7 +158,8 @@ class PackRunner:
         return True
 
     def _save_checkpoints(self, lane: int, trial: RunningTrial, rung: int, value: float) -> None:
-        best = value <= min(trial.frozen.intermediate_values.values())
+        loss = self.study.direction.loss
+        best = loss(value) <= min(map(loss, trial.frozen.intermediate_values.values()))
         # ValueError: the lanes are at different steps. The trial then resumes from an earlier checkpoint.
         with contextlib.suppress(ValueError):
             checkpoints.save_checkpoints(self.runs, lane, trial.config, trial.folder, rung, best)
