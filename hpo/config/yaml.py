@@ -8,6 +8,8 @@ ruamel.yaml reads 1e-4 as a number and `off` as text, and refuses a key that is 
 - dumped files that YAML 1.1 readers such as PyYAML read as the same values.
 """
 
+import copy
+import functools
 import io
 import sys
 from typing import Any, NoReturn
@@ -74,6 +76,11 @@ def parse_yaml(text: str) -> Any:
     Raises:
         YamlError: the text is not valid YAML.
     """
+    return copy.deepcopy(_parse(text))
+
+
+@functools.lru_cache(maxsize=16)  # a ledger reads the file of its base for every claim
+def _parse(text: str) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     yaml.composer.warn_double_anchors = False  # YAML allows an anchor to be defined again

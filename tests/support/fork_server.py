@@ -1,4 +1,4 @@
-"""Start `python -m hpo` as a fork of a process that has imported PyTorch, Optuna and our modules already.
+"""Start the modules of MODULES as forks of a process that has imported PyTorch, Optuna and our modules already.
 
 Most tests start the command line, and a new interpreter spends one to three seconds of CPU time on imports. The fork
 server imports everything once. Each command is a process of its own, with its own arguments, environment, folder,
@@ -29,6 +29,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+MODULES = ("hpo", "model.memory.dry_run")  # what `python -m` runs as a fork
 SERVER = "TESTS_FORK_SERVER"  # environment variable: path of the server's socket
 LIBRARIES = ("alembic.command", "numpy", "optuna", "pandas", "psycopg", "sqlalchemy.dialects.sqlite", "torch")
 START_S = 120.0  # seconds that the imports may take on a busy machine
@@ -45,7 +46,7 @@ _Popen = subprocess.Popen
 
 
 class Popen(_Popen[Any]):
-    """subprocess.Popen, except that the fork server starts `python -m hpo`."""
+    """subprocess.Popen, except that the fork server starts `python -m` with a module of MODULES."""
 
     def __init__(self, args: Any, *more: Any, start_new_session: bool = False, **options: Any) -> None:
         self._connection: socket.socket | None = None
@@ -55,7 +56,7 @@ class Popen(_Popen[Any]):
     def _execute_child(self, args: Any, *options: Any) -> None:
         _, preexec_fn, _, _, cwd, env, _, _, _, *pipes = options[:15]
         environment = dict(os.environ if env is None else env)
-        ours = not isinstance(args, str) and [*args][:3] == [sys.executable, "-m", "hpo"]
+        ours = not isinstance(args, str) and [*args][:2] == [sys.executable, "-m"] and args[2] in MODULES
         if preexec_fn or not ours or not environment.get(SERVER) or read_by_interpreter(environment) != AT_START:
             super()._execute_child(args, *options)  # type: ignore[misc]
             return
@@ -218,7 +219,7 @@ def report_exit(pid: int, connection: socket.socket) -> None:
 
 
 def run(argv: list[str], cwd: str, env: dict[str, str], affinity: list[int], new_session: bool) -> None:
-    """Run `python -m hpo` in this process, a fork of the server."""
+    """Run a module in this process, a fork of the server."""
     if new_session:
         os.setsid()
     os.sched_setaffinity(0, affinity)
@@ -228,7 +229,7 @@ def run(argv: list[str], cwd: str, env: dict[str, str], affinity: list[int], new
     time.tzset()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     use_fork_server()
-    Path("/proc/self/comm").write_text(f"hpo {argv[3] if argv[3:] else ''}"[:15])
+    Path("/proc/self/comm").write_text(" ".join(argv[2:4])[:15])
     sys.modules["torch"].set_num_threads(int(env.get("OMP_NUM_THREADS") or len(affinity)))
     sys.modules["numpy"].random.seed()
     sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
@@ -238,7 +239,8 @@ def run(argv: list[str], cwd: str, env: dict[str, str], affinity: list[int], new
     sys.modules.pop("sitecustomize", None)
     with suppress(ImportError):
         importlib.import_module("sitecustomize")
-    runpy.run_module("hpo", run_name="__main__", alter_sys=True)
+    sys.modules.pop(argv[2] if argv[2] != "hpo" else "", None)  # others may have imported it
+    runpy.run_module(argv[2], run_name="__main__", alter_sys=True)
 
 
 def leave(status: Any) -> NoReturn:
