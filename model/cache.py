@@ -1,5 +1,6 @@
 """The cache directory: its location, locks and atomic writes."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -38,11 +39,14 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_write(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path, sync: bool = False) -> Iterator[Path]:
     """Yield a path beside `target` for writing, and rename it to `target` at the end of the block.
 
     Other processes see the old file or the complete new one. If the block raises, the path is removed and `target`
     stays as it is. This is the only place where hpo and model replace a file.
+
+    sync: write file and folder to the disk, so that the new file is complete after a power failure. It takes about
+        10 ms on a disk, so files that a later run writes again are not synced.
 
     Raises:
         OSError: the file cannot be written.
@@ -51,11 +55,31 @@ def atomic_write(target: Path) -> Iterator[Path]:
     part = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield part
+        if sync:
+            fsync(part)
         part.replace(target)
+        if sync:
+            fsync(target.parent)
     except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+
+
+def fsync(path: Path) -> None:
+    """Write a file or a folder to the disk.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(target: Path, chunks: Iterable[bytes]) -> Path:
@@ -67,7 +91,7 @@ def write_whole(target: Path, chunks: Iterable[bytes]) -> Path:
         CacheError: the directory is not writable.
     """
     try:
-        with atomic_write(target) as part:
+        with atomic_write(target, sync=True) as part:
             with part.open("wb") as file:
                 file.writelines(chunks)
             part.chmod(0o644)  # several users may share a cache

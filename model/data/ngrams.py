@@ -25,9 +25,9 @@ def anchors(prepared: PreparedData) -> dict[str, float]:
     saved beside the prepared data.
     """
     path = prepared.folder / "anchors.json"
-    with suppress(OSError, ValueError):  # a missing or incomplete file is written again
-        saved: dict[str, float] = json.loads(path.read_text("utf-8"))
-        return saved
+    with suppress(OSError, ValueError, LookupError, TypeError):  # a missing or damaged file is written again
+        saved = json.loads(path.read_text("utf-8"))
+        return {name: float(saved[name]) for name in ("unigram", "bigram", "unigram_bpb", "bigram_bpb")}
     losses = _compute_anchors(prepared)
     _save_anchors(path, losses)
     return losses

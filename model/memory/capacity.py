@@ -6,7 +6,6 @@ import platform
 import statistics
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from model.cache import cache_root, locked, write_whole
 from model.errors import ConfigError
@@ -105,9 +104,9 @@ def _file() -> Path:
     return cache_root() / "memory.json"
 
 
-def _read_measurements() -> dict[str, Any]:
-    with suppress(OSError, ValueError):
+def _read_measurements() -> dict[str, list[float]]:
+    """Return the measurements by device; none if the file is missing or damaged."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):
         table = json.loads(_file().read_text("utf-8"))
-        if isinstance(table, dict):
-            return table
+        return {str(device): [float(ratio) for ratio in ratios] for device, ratios in table.items()}
     return {}

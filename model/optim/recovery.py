@@ -108,9 +108,15 @@ class Health:
         return {"failures": self.n_failures, "seen": self.n_good, "mean": self.mean_norm, "cut": self.lr_scale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `state_dict` returned."""
-        self.n_failures, self.n_good = state["failures"], state["seen"]
-        self.mean_norm, self.lr_scale = state["mean"], state["cut"]
+        """Restore the state that `state_dict` returned.
+
+        Raises:
+            LookupError: a value is missing.
+            TypeError, ValueError: a value is not a number. Nothing was restored.
+        """
+        counts = int(state["failures"]), int(state["seen"])
+        numbers = float(state["mean"]), float(state["cut"])
+        (self.n_failures, self.n_good), (self.mean_norm, self.lr_scale) = counts, numbers
 
     def _failed(self, norm: float) -> bool:
         if not math.isfinite(norm):

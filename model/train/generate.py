@@ -83,7 +83,7 @@ def load_run(folder: Path) -> tuple[TrainConfig, Network, Vocabulary]:
         checkpoint.CheckpointError: there is no checkpoint, or the data has changed since.
     """
     tensors, state = checkpoint.read(folder)
-    config = TrainConfig.model_validate(state["config"])
+    config = checkpoint.stored_config(folder, state)
     prepared = prepare(config.data, config.tokenizer)
     if prepared.hash != state["data_hash"]:
         raise checkpoint.CheckpointError(
@@ -92,7 +92,10 @@ def load_run(folder: Path) -> tuple[TrainConfig, Network, Vocabulary]:
     network = build_network(config.model, prepared.vocab_size, config.run.seed).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            parameter.copy_(tensors[f"weights.{name}"])
+            saved = tensors.get(f"weights.{name}")
+            if saved is None or saved.shape != parameter.shape:
+                raise checkpoint.CheckpointError(f"{folder}: damaged: lacks weights of {name} in its shape")
+            parameter.copy_(saved)
     return config, network, prepared.vocabulary()
 
 

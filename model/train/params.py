@@ -93,13 +93,33 @@ class PackParams:
 
     @torch.no_grad()
     def load(self, lane: int, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors into a lane by the names of `tensors()` or of version 0.1. Other state becomes zero."""
+        """Copy tensors into a lane by the names of `tensors()`. Other state becomes zero."""
         self.grads[lane] = 0
         self.reset_group_norms(lane)
         for name, target in self.tensors(lane).items():
+            target.copy_(tensors[name]) if name in tensors else target.zero_()
+
+    def checked(self, lane: int, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint by the names of `tensors()`; version 0.1 had other names.
+
+        Raises:
+            ValueError: names, shapes or types are not those of a run in this lane.
+        """
+        expected, found = self.tensors(lane), {}
+        rest = dict(saved)
+        for name, target in expected.items():
             kind, _, parameter = name.partition(".")
-            saved = tensors.get(name, tensors.get(f"{STATE_NAMES_0_1.get(kind)}.{parameter}"))
-            target.zero_() if saved is None else target.copy_(saved)
+            tensor = rest.pop(name, None)
+            tensor = rest.pop(f"{STATE_NAMES_0_1.get(kind)}.{parameter}", None) if tensor is None else tensor
+            if tensor is None:
+                raise ValueError(f"lacks the tensor {name}")
+            if (tensor.shape, tensor.dtype) != (target.shape, target.dtype):
+                shapes = f"{list(target.shape)} {target.dtype}, got {list(tensor.shape)} {tensor.dtype}"
+                raise ValueError(f"{name} must be {shapes}")
+            found[name] = tensor
+        if rest:
+            raise ValueError(f"holds {', '.join(sorted(rest))}, which the run does not have")
+        return found
 
     def reset_group_norms(self, lane: int) -> None:
         """Set the norms that were measured by parameter group to zero."""

@@ -136,7 +136,14 @@ class RunState:
         return progress | {"health": self.health.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the progress that `state_dict` returned."""
-        self.micro_step, self.steps = int(state["micro_step"]), int(state["steps"])
-        self.seconds = float(state["seconds"])
+        """Restore the progress that `state_dict` returned.
+
+        Raises:
+            LookupError: a value is missing.
+            TypeError, ValueError: a value has the wrong type, or the run is not at a rung. Nothing was restored.
+        """
+        micro_step, steps, seconds = int(state["micro_step"]), int(state["steps"]), float(state["seconds"])
+        if micro_step not in (0, *self.marks) or steps < 0 or not seconds >= 0:
+            raise ValueError(f"its progress is not that of a run at a rung: {micro_step}, {steps}, {seconds}")
         self.health.load_state_dict(state["health"])
+        self.micro_step, self.steps, self.seconds = micro_step, steps, seconds

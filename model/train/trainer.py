@@ -95,10 +95,15 @@ class Trainer:
         """
         run = self.runs[lane]
         tensors, progress = checkpoint.load(folder, run.config, self.prepared.hash)
+        try:
+            tensors = self.pack.params.checked(lane, tensors)
+            scale, clean = float(progress["scale"]), int(progress["clean"])
+            run.load_state_dict(progress)
+        except (LookupError, TypeError, ValueError) as error:
+            reason = f"its progress has no {error}" if isinstance(error, KeyError) else str(error)
+            raise checkpoint.CheckpointError(f"{folder / checkpoint.FILE}: damaged: {reason}") from error
         self.pack.params.load(lane, tensors)
-        self.pack.loss_scales[lane] = float(progress["scale"])
-        self.pack.clean_updates[lane] = int(progress["clean"])
-        run.load_state_dict(progress)
+        self.pack.loss_scales[lane], self.pack.clean_updates[lane] = scale, clean
         self._begin_rung(lane)
         return run.rung
 

@@ -72,8 +72,17 @@ def test_anchors_are_kept_beside_the_data(corpus):
     found = anchors(prepared)
     path = prepared.folder / "anchors.json"
     assert json.loads(path.read_text()) == found == anchors(prepared)
-    path.write_text('{"unigram": 1.0}')
-    assert anchors(prepared) == {"unigram": 1.0}
+    saved = dict.fromkeys(found, 1.0)
+    path.write_text(json.dumps(saved))
+    assert anchors(prepared) == saved
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"5", b'{"unigram": []}', b"\xff\xfe", b"[[["])
+def test_damaged_anchors_are_computed_again(corpus, content):
+    prepared = prepare(corpus, Bytes())
+    found = anchors(prepared)
+    (prepared.folder / "anchors.json").write_bytes(content)
+    assert anchors(prepared) == found == json.loads((prepared.folder / "anchors.json").read_text())
 
 
 def test_a_folder_that_cannot_be_written_does_no_harm(corpus):

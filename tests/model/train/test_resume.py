@@ -1,5 +1,6 @@
 """A resumed run equals an uninterrupted run bit for bit, for every component that has state."""
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,12 +47,13 @@ def rename_to_version_0_1(folder: Path) -> None:
     old_names = {"exp_avg": "m", "momentum_buffer": "m", "exp_avg_sq": "v", "square_avg": "v"}
     tensors = {}
     with safe_open(folder / FILE, framework="pt") as file:
-        metadata = file.metadata()
+        state = json.loads(file.metadata()["state"])
         for name in file.keys():  # noqa: SIM118
             kind, _, parameter = name.partition(".")
             tensors[f"{old_names.get(kind, kind)}.{parameter}"] = file.get_tensor(name)
     assert any(name.startswith("m.") for name in tensors)
-    save_file(tensors, folder / FILE, metadata=metadata)
+    del state["format"]  # version 0.1 wrote neither a format nor a checksum
+    save_file(tensors, folder / FILE, metadata={"state": json.dumps(state)})
 
 
 def differences(values: dict[str, Any], folder: Path, packed: bool, old_names: bool = False) -> list[str]:
