@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(ForkServer().close)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marker of a group
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers of groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep some files in one process, and leave out the cases that only `make exhaustive` runs.
 
