@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from docs.drawing import GENERATED, drawing, packages
 from hpo.cli.reference import Parameter, commands
 from hpo.config.yaml import parse_yaml
+from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, ClaimedEffect, LedgerClaim, ReportedEvidence
 from hpo.search.ranges import Choices, Range
 from hpo.study.spec import Budget, Limits, StudyFile
 from model.config import TrainConfig
@@ -37,6 +38,27 @@ base: {from: unet-small}
 arms: {none: {schedule.warmup: 0.0}, short: {schedule.warmup: 0.05}, long: {schedule.warmup: 0.2}}
 seeds: [1, 2, 3, 4, 5]
 ```"""
+LEDGER = """# Claims file
+
+`hpo claims --ledger FILE` tests the claims of a YAML file. Each claim has an id such as C001-02, in which 001 is the
+number of the report. This file holds one claim:
+
+```yaml
+claims:
+  C001-01:
+    claim: A learning rate of 1e-2 instead of 1e-3 lowers the loss.
+    report: S001
+    effect: {text: about 5 percent, value: -0.05, unit: share}
+    known: {how: [measured], n: 1}
+    test:
+      base: microgpt-small
+      equal: tokens
+      metric: val_loss
+      arms: {slow: {optimizer.lr: 1e-3}, fast: {optimizer.lr: 1e-2}}
+```
+
+The first arm is the reference. `hpo check FILE` checks a claims file. The comments at the top of `studies/claims.yaml`
+state how the effect and the verdict follow from the runs."""
 EXIT_STATUS = """| exit status | meaning |
 |---|---|
 | 0 | success |
@@ -202,6 +224,14 @@ def configuration() -> str:
     ]
     for key in TrainConfig.model_fields:
         parts += [f"## `{key}`", *components(TrainConfig, key, f"{key}.")]
+    parts += [LEDGER, "## A claim", table(LedgerClaim)]
+    for title, kind in {
+        "`effect`": ClaimedEffect,
+        "`known`": ReportedEvidence,
+        "`test` by runs": ArmsTest,
+        "`test` by calculation": ArithmeticTest,
+    }.items():
+        parts += [f"## {title}", described(kind), table(kind)]
     return GENERATED + "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 

@@ -155,6 +155,12 @@ def served_dashboard(folder: Path, words: list[str]) -> Iterator[str]:
         process.communicate(timeout=30)
 
 
+def test_claims_file_of_the_configuration_reference_is_valid(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(claims:.*?)```", (ROOT / "docs/configuration.md").read_text("utf-8"), re.S)
+    (tmp_path / "mine.yaml").write_text(example)
+    assert "1 claims, 2 arms of 1, 0 arithmetic" in run_in_process("check", "mine.yaml", cwd=tmp_path)
+
+
 def test_every_shipped_study_and_base_is_named_in_the_readme() -> None:
     shipped = [path.stem for path in (ROOT / "studies").glob("*.yaml") if path.stem != "claims"]
     bases = [path.stem for path in (ROOT / "studies/bases").glob("*.yaml") if not path.stem.endswith("-small")]

@@ -190,11 +190,15 @@ class LedgerClaim(Section):
     """One claim of a report, and its test."""
 
     claim: Sentence
+    """The claim, as one sentence."""
     report: Sentence
     """S and the first number of the id, such as S001 for C001-02."""
     effect: ClaimedEffect
+    """The claimed effect."""
     known: ReportedEvidence
+    """How the report supports the claim."""
     test: ClaimTest
+    """The test by runs or by a calculation."""
 
 
 class Ledger(Section):
