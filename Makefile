@@ -6,8 +6,8 @@ STUDY ?= beta2_sweep
 WORKERS ?= 4
 MINUTES ?= 30
 BIN := .venv/bin
-
-
+# Tests start many interpreters, so compiled modules are written even where the environment forbids it.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: launch test suite exhaustive generated evidence lint docs bench chaos clean
 

@@ -23,8 +23,8 @@ from hpo.errors import Problem
 from hpo.evidence.claims.results import load_results
 from hpo.launcher.ray_cluster import check_ray_options
 from hpo.storage.engine import open_readonly
-from tests.hpo.evidence.claims.test_ledger import BASE, claim
 from tests.support.command import environment, run_in_process, write_base
+from tests.support.ledger import BASE, claim
 from tests.support.planted import planted_study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
 

@@ -6,19 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from hpo.config.discovery import shipped_folder
 from hpo.errors import Problem, WorkFailed
 from hpo.evidence.claims.command import run_order, select_claims
-from hpo.evidence.claims.ledger import load_ledger
 from hpo.evidence.claims.page import claims_page
 from hpo.evidence.claims.results import ClaimResult, ClaimRun, effect_text, load_results, save_result, verdict_records
 from hpo.evidence.claims.runner import best_level
 from hpo.evidence.claims.schema import ArmsTest
 from hpo.evidence.claims.verdict import ClaimVerdict, EffectUnit
-from tests.hpo.evidence.claims.test_run import verdicts_of
 from tests.support.command import ROOT, hpo, run_in_process
-
-SHIPPED = load_ledger(shipped_folder() / "claims.yaml")
+from tests.support.ledger import SHIPPED, verdicts_of
 
 
 def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> None:

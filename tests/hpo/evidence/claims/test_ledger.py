@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from hpo.config.discovery import shipped_folder
 from hpo.config.yaml import dump_yaml
 from hpo.errors import Problem
 from hpo.evidence.claims.ledger import arm_configurations, load_ledger
@@ -20,21 +19,10 @@ from model.train.metrics import Metrics
 from model.train.trainer import Trainer
 from tests.support.cases import exhaustive
 from tests.support.command import ROOT, hpo, write_base
+from tests.support.ledger import ARMS, BASE, SHIPPED, claim, without
 from tests.support.tiny import alone, tiny
 
-LEDGER = load_ledger(shipped_folder() / "claims.yaml")
-BY_ARMS = {name: claim.test for name, claim in LEDGER.claims.items() if isinstance(claim.test, ArmsTest)}
-BASE: dict[str, Any] = {
-    "tokenizer": {"name": "bytes"},
-    "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "context": 16},
-    "run": {"tokens": 2048, "rungs": 4, "batch_size": 4},
-}
-ARMS: dict[str, Any] = {
-    "base": "mine",
-    "equal": "tokens",
-    "metric": "val_loss",
-    "arms": {"a": {}, "b": {"optimizer.lr": 1e-2}},
-}
+BY_ARMS = {name: claim.test for name, claim in SHIPPED.claims.items() if isinstance(claim.test, ArmsTest)}
 FACTORS = {"optimizer.lr": [1e-3, 1e-2], "clip": {"norm": {}, "none": {"clip.name": "none"}}}
 
 
@@ -44,15 +32,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_base(tmp_path, "mine", BASE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def claim(test: dict[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
-    own = {"claim": "b is better", "report": "S009", "effect": {"text": "much"}, "known": {"how": ["expected"]}}
-    return own | {"test": ARMS | (test or {})} | changed
-
-
-def without(test: dict[str, Any], key: str) -> dict[str, Any]:
-    return {k: v for k, v in test.items() if k != key}
 
 
 def write(claims: dict[str, Any]) -> Path:
@@ -70,7 +49,7 @@ def problems(claims: dict[str, Any]) -> list[str]:
 
 def test_every_claim_of_the_reports_is_there() -> None:
     counts = {"C000": 15, "C001": 12, "C002": 16, "C003": 12, "C004": 10}
-    assert list(LEDGER.claims) == [f"{report}-{i:02d}" for report, n in counts.items() for i in range(1, n + 1)]
+    assert list(SHIPPED.claims) == [f"{report}-{i:02d}" for report, n in counts.items() for i in range(1, n + 1)]
 
 
 def test_check_counts_the_claims_of_the_shipped_ledger_and_of_ones_own(folder: Path) -> None:
@@ -211,9 +190,9 @@ def test_what_a_claim_is_scored_by_is_measured(test: ArmsTest) -> None:
 
 
 def test_every_calculation_that_is_named_exists() -> None:
-    for claim in LEDGER.claims.values():
-        if isinstance(claim.test, ArithmeticTest):
-            path, _, name = claim.test.arithmetic.partition("::")
+    for shipped in SHIPPED.claims.values():
+        if isinstance(shipped.test, ArithmeticTest):
+            path, _, name = shipped.test.arithmetic.partition("::")
             tree = ast.parse((ROOT / path).read_text("utf-8"))
             assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 

@@ -21,8 +21,8 @@ from hpo.evidence.claims.scoring import metrics_at_equal_seconds, run_score
 from hpo.runs.run_dir import append_metrics
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import read_trials, study_ids
-from tests.hpo.evidence.claims.test_ledger import ARMS, BASE, claim, without
 from tests.support.command import hpo, write_base
+from tests.support.ledger import ARMS, BASE, claim, verdicts_of, without
 
 RATE = {"optimizer.lr": 1e-2}
 AVERAGED = {"regularization.ema": 0.9}
@@ -66,11 +66,6 @@ def stored_results(folder: Path) -> ClaimResults:
 def ledger_claims(folder: Path) -> dict[str, LedgerClaim]:
     with contextlib.chdir(folder):
         return load_ledger(Path("mine.yaml")).claims
-
-
-def verdicts_of(written: str) -> list[str]:
-    """Return the lines of a page that have a verdict."""
-    return [line for line in written.partition("## All arms")[0].splitlines() if line.startswith("| C")]
 
 
 def studies(folder: Path) -> dict[str, int]:
