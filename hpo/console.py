@@ -1,18 +1,30 @@
-"""Print data to standard output as a table, JSON, YAML or CSV, and messages to standard error."""
+"""Print data to standard output as a table, JSON, YAML or CSV, and messages to standard error.
+
+Every text goes through `printable` before it reaches a terminal, because names, notes, choices and error messages may
+come from somebody else, and a terminal interprets control characters.
+"""
 
 import csv
 import io
 import json
 import math
+import shlex
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from hpo.config.yaml import dump_yaml
+from hpo.config.yaml import dump_yaml, parse_yaml
+
+LARGEST_FIXED = 1e15  # a larger number is printed with an exponent, because its last digits mean nothing
+# Control characters, invisible marks such as those that change the direction of text, surrogates, and line separators.
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 class Format(StrEnum):
@@ -35,32 +47,92 @@ class Rounded(float):
         return rounded
 
 
-def stdout() -> Console:
-    """Return the console for data. If the output is not a terminal, it is 200 characters wide and lines are not cut."""
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
+def printable(text: str, keep: str = "\n\t") -> str:
+    r"""Return text in which each control character or invisible mark is an escape such as \x1b.
+
+    keep: characters that stay as they are.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character
+        if character in keep or unicodedata.category(character) not in _HIDDEN
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
 
 
-def stderr() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+def shell_quote(word: str) -> str:
+    """Return a word as a shell reads it: unchanged, in quotes, or with escapes in the form $'...'."""
+    if printable(word, keep="") == word:
+        return shlex.quote(word)
+    escapes = {"\\": "\\\\", "'": "\\'"}
+    hidden = {c for c in word if unicodedata.category(c) in _HIDDEN}
+    return "$'" + "".join(_shell_escape(c) if c in hidden else escapes.get(c, c) for c in word) + "'"
+
+
+def _shell_escape(character: str) -> str:
+    """Return a character as $'...' reads it. Surrogates stand for bytes that are not UTF-8, as in names of files."""
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00
+        return f"\\x{code:02x}"
+    return f"\\x{code:02x}" if code < 0x80 else f"\\U{code:08x}"
+
+
+def command_line(*words: object) -> str:
+    """Return a command as a user can paste it into a shell."""
+    return " ".join(shell_quote(str(word)) for word in words)
 
 
 def say(text: str) -> None:
-    """Print a message to standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a message to standard error. If nobody can read it, for example on a full disk, the work continues."""
+    with suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Print text to standard output."""
+    print(printable(text), end=end, flush=True)
+
+
+def with_columns(columns: Mapping[str, Any], more: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return columns of a table and more columns, with a prefix before each of these whose name is taken."""
+    return {**columns, **{f"{prefix}.{key}" if key in columns else key: value for key, value in more.items()}}
+
+
+def print_yaml(text: str) -> None:
+    """Print YAML of `dump_yaml`, with YAML's escapes for characters that the encoding of standard output lacks."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = dump_yaml(parse_yaml(text), ascii_only=True)
+    print(text, end="", flush=True)
+
+
+def _print_json(tree: Any) -> None:
+    # JSON escapes all characters except this one.
+    print(json.dumps(json_value(tree), indent=2).replace("\x7f", "\\u007f"), flush=True)
+
+
+def _print_csv(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> None:
+    """Print records as CSV, which has no escapes: exactly for a program, printable in a terminal."""
+    text = _csv(columns, records)
+    print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def print_records(records: Sequence[Mapping[str, Any]], format: Format) -> None:
     """Print a list of records, one per row of a table."""
     if format is Format.json:
-        print(json.dumps([json_value(record) for record in records], indent=2))
+        _print_json(list(records))
         return
     if format is Format.yaml:
-        print(dump_yaml([json_value(record) for record in records]), end="")
+        print_yaml(dump_yaml([json_value(record) for record in records]))
         return
     leaves = [_columns(record) for record in records]
     columns = list(dict.fromkeys(key for record in leaves for key in record))
     if format is Format.csv:
-        print(_csv(columns, leaves), end="")
+        _print_csv(columns, leaves)
     else:
         _table(columns, leaves)
 
@@ -68,21 +140,22 @@ def print_records(records: Sequence[Mapping[str, Any]], format: Format) -> None:
 def print_record(fields: Mapping[str, Any], format: Format) -> None:
     """Print one record, one field per line of a table."""
     if format is Format.json:
-        print(json.dumps(json_value(fields), indent=2))
+        _print_json(fields)
     elif format is Format.yaml:
-        print(dump_yaml(json_value(fields)), end="")
+        print_yaml(dump_yaml(json_value(fields)))
     else:
         leaves = _columns(fields)
         if format is Format.csv:
-            print(_csv(list(leaves), [leaves]), end="")
+            _print_csv(list(leaves), [leaves])
             return
-        width = max((len(key) for key in leaves), default=0)
-        for key, value in leaves.items():
-            print(f"{key:{width}}  {format_value(value)}")
+        names = [printable(key, keep="") for key in leaves]
+        width = max(map(len, names), default=0)
+        for name, value in zip(names, leaves.values(), strict=True):
+            show(f"{name:{width}}  {format_value(value)}")
 
 
 def format_value(value: Any) -> str:
-    """Return a value as a table shows it."""
+    """Return a value as a table shows it, in one line."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -92,22 +165,29 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(format_value(inner) for inner in value)
     if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    return str(value)
+        return f"{value:.4g}" if abs(value) >= 10**21 else f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return printable(str(value), keep="")
 
 
 def format_number(value: float) -> str:
     """Return a number with four or five significant digits, and a `Rounded` number with its decimals."""
     if not math.isfinite(value):
         return str(value)
+    size = abs(value)
+    if size >= LARGEST_FIXED:
+        return f"{value:.4g}"
     if isinstance(value, Rounded):
         return f"{value:,.{value.decimals}f}"
-    size = abs(value)
     if size >= 10_000:
         return f"{value:,.0f}"
     if size == 0 or size >= 0.1:
         return f"{value:.4f}".rstrip("0").rstrip(".") if float(value).is_integer() else f"{value:.4f}"
     return f"{value:.4g}"
+
+
+def fixed(value: float, decimals: int) -> str:
+    """Return a number with this many decimals, or with an exponent if it is too large for them."""
+    return f"{value:.{decimals}f}" if abs(value) < LARGEST_FIXED else f"{value:.4g}"
 
 
 def json_value(value: Any) -> Any:
@@ -140,10 +220,13 @@ def _table(columns: Sequence[str], records: Sequence[Mapping[str, Any]]) -> None
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         numeric = all(isinstance(record.get(column), int | float | None) for record in records)
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+        # `Text`, because rich would interpret brackets in a string.
+        name = Text(printable(column, keep=""))
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for record in records:
-        table.add_row(*(format_value(record.get(column)) for column in columns))
-    console = stdout()
+        table.add_row(*(Text(format_value(record.get(column))) for column in columns))
+    # Without a terminal the output is 200 characters wide.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
     # The terminal wraps long lines, because a number that is cut off would be wrong.
     console.width = max(console.width, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
     console.print(table)

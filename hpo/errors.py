@@ -39,3 +39,22 @@ class StorageError(Exception):
     def __init__(self, message: str, passing: bool = False) -> None:
         super().__init__(message)
         self.passing = passing
+
+
+def error_summary(text: str) -> str:
+    """Return the type and the first line of the message of an exception, "" for an empty text.
+
+    text: a traceback, whose last exception is described, or a message.
+    """
+    lines = [line.removeprefix("  | ").rstrip() for line in text.strip("\n").splitlines()]  # "  | ": of a group
+    for i, line in enumerate(lines):
+        if line.startswith(_TRACEBACK):
+            lines[: i + 1] = [""] * (i + 1)
+    # The lines of the stack are indented. A message may start with an empty line.
+    named = [line for line in lines if line and not line[0].isspace()] or [line.strip() for line in lines if line]
+    if len(named) > 1 and named[0].endswith(":") and " " not in named[0]:
+        return " ".join(named[:2])
+    return named[0] if named else ""
+
+
+_TRACEBACK = ("Traceback (most recent call last):", "  + Exception Group Traceback (most recent call last):")

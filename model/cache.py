@@ -28,7 +28,9 @@ def locked(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path.parent / f".{path.name}.lock", "w")  # noqa: SIM115
+        # Never the target of a link, which another user of the folder may have made.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        file = open(os.open(path.parent / f".{path.name}.lock", flags, 0o666), "r+")  # noqa: SIM115
     except OSError as error:
         raise CacheError(
             f"data: cannot write in {path.parent}: {error.strerror}; set HPO_CACHE to a writable directory"
@@ -53,6 +55,9 @@ def atomic_write(target: Path, sync: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
+    # A new file, because another user of the folder may have made a link of this name.
+    part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield part
         if sync:

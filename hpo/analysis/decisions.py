@@ -5,6 +5,7 @@ from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, find_trial, trial_status, trial_value
 from hpo.console import format_number, format_value
+from hpo.errors import error_summary
 from hpo.search.pruning_rules import Comparison, compare_at_last_rung, n_promoted, parse_spans
 from hpo.storage.attributes import (
     ARM,
@@ -125,8 +126,8 @@ def _ended(snapshot: Snapshot, trial: Trial) -> str:
         return f"completed all {snapshot.rungs} rungs{reason}: {snapshot.objective} {format_value(trial_value(trial))}"
     if status == "pruned":
         return _pruned(snapshot, trial)
-    error = str(trial.user_attrs.get(ERROR, "")).strip().splitlines()
-    cause = f": {error[-1]}" if error else ""
+    error = error_summary(str(trial.user_attrs.get(ERROR, "")))
+    cause = f": {error}" if error else ""
     predicates = {
         "running": f"is running, {at}",
         "waiting": "waits for a worker",

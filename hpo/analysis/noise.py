@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist, fmean, stdev
 
-from hpo.console import Rounded
+from hpo.console import Rounded, format_number
 from hpo.storage.trials import State, Trial
 
 MOST_DECIMALS = 12  # a smaller sigma is rounding error, so more decimals carry no information
@@ -94,4 +94,4 @@ def sigmas(floor: Noise, trial: Trial, value: float | None) -> float | None:
 def baseline_text(floor: Noise) -> str:
     """Return the baseline's mean with its noise, such as "3.846 ± 0.011 (4 seeds)"."""
     d = decimals(floor.sigma)
-    return f"{floor.mean:,.{d}f} ± {floor.sigma:,.{d}f} ({floor.n} seeds)"
+    return f"{format_number(Rounded(floor.mean, d))} ± {format_number(Rounded(floor.sigma, d))} ({floor.n} seeds)"

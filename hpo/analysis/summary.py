@@ -7,7 +7,7 @@ from typing import Any
 from hpo.analysis.noise import baseline_text, decimals, rounded, sigmas
 from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts, trial_status, trial_value
 from hpo.analysis.targets import Milestone, milestone_records, milestones, target_records
-from hpo.console import format_number
+from hpo.console import format_number, with_columns
 from hpo.storage.attributes import ARM
 from hpo.storage.trials import State, Trial
 
@@ -54,16 +54,19 @@ def milestones_of(snapshot: Snapshot, trial: Trial) -> list[Milestone]:
 def trial_row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     """Return one row of the table that `hpo trials` prints."""
     value = trial_value(trial)
-    return {
+    columns = {
         "number": trial.number,
         "state": trial_status(snapshot, trial),
         "kind": trial.user_attrs.get("kind", "search"),
         "rung": trial.last_step or 0,
-        snapshot.objective: None if value is None else rounded(snapshot.noise, value),
-        **({"sigmas": sigmas(snapshot.noise, trial, value)} if snapshot.noise else {}),
-        "seconds": trial.duration.total_seconds() if trial.duration else None,
-        **trial.params,
     }
+    columns = with_columns(
+        columns, {snapshot.objective: None if value is None else rounded(snapshot.noise, value)}, "value"
+    )
+    columns |= {"sigmas": sigmas(snapshot.noise, trial, value)} if snapshot.noise else {}
+    columns = with_columns(columns, {"seconds": trial.duration.total_seconds() if trial.duration else None}, "measured")
+    # The user's configuration may have a field with the name of a column.
+    return with_columns(columns, trial.params, "params")
 
 
 def best_summary(snapshot: Snapshot) -> str:

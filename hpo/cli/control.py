@@ -4,12 +4,13 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.options import Set, Storage, StudyName, TrialNumber, storage_url
+from hpo.cli.groups import Commands
+from hpo.cli.options import DEFAULT_STORAGE, Set, StorageOptions, StudyName, TrialNumber, storage_url
 from hpo.cli.panels import CONTROL
 from hpo.console import say
 from hpo.errors import Problem
 
-control_commands = typer.Typer()
+control_commands = Commands()
 
 Reason = Annotated[
     str,
@@ -18,7 +19,7 @@ Reason = Annotated[
 
 
 @control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo pause --study beta2_sweep")
-def pause(study: StudyName = None, storage: Storage = None, because: Reason = "") -> None:
+def pause(study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE, because: Reason = "") -> None:
     """Pause a study: its workers requeue their trials and wait.
 
     Each worker first finishes its rung. `hpo resume` continues the study.
@@ -27,7 +28,7 @@ def pause(study: StudyName = None, storage: Storage = None, because: Reason = ""
 
 
 @control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo resume --study beta2_sweep")
-def resume(study: StudyName = None, storage: Storage = None, because: Reason = "") -> None:
+def resume(study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE, because: Reason = "") -> None:
     """Resume a paused study.
 
     Waiting workers continue within seconds. A stopped study becomes active too, and new workers can join it.
@@ -36,7 +37,7 @@ def resume(study: StudyName = None, storage: Storage = None, because: Reason = "
 
 
 @control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo stop --study beta2_sweep")
-def stop(study: StudyName = None, storage: Storage = None, because: Reason = "") -> None:
+def stop(study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE, because: Reason = "") -> None:
     """Stop a study: its workers requeue their trials and exit.
 
     Each worker first finishes its rung. `hpo launch` of the same study continues it.
@@ -45,7 +46,7 @@ def stop(study: StudyName = None, storage: Storage = None, because: Reason = "")
 
 
 @control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo kill 7")
-def kill(number: TrialNumber, study: StudyName = None, storage: Storage = None) -> None:
+def kill(number: TrialNumber, study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE) -> None:
     """Stop one trial and mark it as failed.
 
     A running trial stops at its next rung. An interrupted trial fails immediately.
@@ -64,7 +65,7 @@ def retry(
         bool, typer.Option("--failed", help="Retry every failed trial that was not retried before.")
     ] = False,
     study: StudyName = None,
-    storage: Storage = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
 ) -> None:
     """Run a failed trial again with the same parameters.
 
@@ -78,7 +79,7 @@ def retry(
 
 
 @control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo enqueue --set optimizer.lr=3e-3")
-def enqueue(overrides: Set = None, study: StudyName = None, storage: Storage = None) -> None:
+def enqueue(overrides: Set = None, study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE) -> None:
     """Add a trial with parameters that you choose.
 
     The trial runs before the next trial of the search and does not count toward the budget. All other fields have the
@@ -102,7 +103,7 @@ def fork(
     trials: Annotated[
         int | None, typer.Option(min=1, help="Number of trials to run in addition to the copied trials.")
     ] = None,
-    storage: Storage = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
 ) -> None:
     """Create a study that starts with trials of another study.
 
@@ -116,7 +117,7 @@ def fork(
         say(fork_study(store, file, origin, name, overrides or [], trials))
 
 
-def _set_state(storage: str | None, study: str | None, state: str, because: str) -> None:
+def _set_state(storage: StorageOptions, study: str | None, state: str, because: str) -> None:
     from hpo.commands.control import set_study_state
     from hpo.storage.store import open_store
 

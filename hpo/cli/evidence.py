@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.groups import RunOptions, expand_groups
-from hpo.cli.options import OutputFormat, StudyName, exit_with, split_names, valid_path
+from hpo.cli.groups import Commands, RunOptions
+from hpo.cli.options import OutputFormat, StudyName, exit_with, output_file, split_names, valid_path
 from hpo.cli.panels import EVIDENCE
 from hpo.console import Format, say
 
-evidence_commands = typer.Typer()
+evidence_commands = Commands()
 
 
 class TestName(StrEnum):
@@ -60,7 +60,6 @@ ResultsFile = Annotated[
 
 
 @evidence_commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo confirm --study beta2_sweep --workers 4")
-@expand_groups
 def confirm(
     *,
     study: StudyName = None,
@@ -87,7 +86,6 @@ def confirm(
 
 
 @evidence_commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo ablate --study beta2_sweep --workers 4")
-@expand_groups
 def ablate(
     *,
     study: StudyName = None,
@@ -126,7 +124,6 @@ def ablate(
 
 
 @evidence_commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo claims S002 --workers 4")
-@expand_groups
 def claims(
     *,
     names: Annotated[
@@ -146,7 +143,7 @@ def claims(
     ] = False,
     data: ResultsFile = None,
     write: Annotated[
-        Path | None, typer.Option(callback=valid_path, help="Write the page of all verdicts to this file, then exit.")
+        Path | None, typer.Option(callback=output_file, help="Write the page of all verdicts to this file, then exit.")
     ] = None,
     run: RunOptions,
     format: OutputFormat = Format.table,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from hpo.cli.options import RUNS, Out, Pack, Storage, split_names, storage_url
+from hpo.cli.options import DEFAULT_STORAGE, RUNS, Out, Pack, StorageOptions, split_names, storage_url
 
 if TYPE_CHECKING:
     from hpo.launcher.options import LaunchOptions
@@ -60,7 +60,7 @@ class Display:
 class RunOptions:
     """The options of every command that runs trials."""
 
-    storage: Storage = None
+    storage: StorageOptions = DEFAULT_STORAGE
     out: Out = RUNS
     placement: Placement
     display: Display
@@ -97,6 +97,15 @@ class RunOptions:
             quiet=display.quiet,
             plain=display.plain,
         )
+
+
+class Commands(typer.Typer):
+    """Commands whose parameters may be groups of options."""
+
+    def command(self, *arguments: Any, **options: Any) -> Callable[[Any], Any]:
+        """Register a function as a command, with one option for each field of its groups."""
+        register = super().command(*arguments, **options)
+        return lambda function: register(expand_groups(function))
 
 
 def expand_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -5,25 +5,28 @@ from typing import Annotated
 
 import typer
 
+from hpo.cli.groups import Commands
 from hpo.cli.options import (
+    DEFAULT_STORAGE,
     RUNS,
     Out,
     OutputFormat,
-    Storage,
+    StorageOptions,
     StudyName,
     TrialNumber,
     open_to_read,
+    output_file,
     storage_url,
-    valid_path,
 )
 from hpo.cli.panels import INSPECT
-from hpo.console import Format, say
+from hpo.console import Format, command_line, print_yaml, say
+from hpo.console import show as show_text
 
-inspect_commands = typer.Typer()
+inspect_commands = Commands()
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo studies")
-def studies(storage: Storage = None, format: OutputFormat = Format.table) -> None:
+def studies(storage: StorageOptions = DEFAULT_STORAGE, format: OutputFormat = Format.table) -> None:
     """List the studies of a storage."""
     from hpo.commands.show import study_records
     from hpo.console import print_records
@@ -35,7 +38,7 @@ def studies(storage: Storage = None, format: OutputFormat = Format.table) -> Non
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo status --study beta2_sweep --watch")
 def status(
     study: StudyName = None,
-    storage: Storage = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
     format: OutputFormat = Format.table,
     watch: Annotated[
         bool, typer.Option("--watch", help="Print the status every two seconds until the study ends.")
@@ -49,7 +52,9 @@ def status(
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo trials --format csv")
-def trials(study: StudyName = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
+def trials(
+    study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE, format: OutputFormat = Format.table
+) -> None:
     """List the trials of a study."""
     from hpo.analysis.snapshot import read_snapshot
     from hpo.analysis.summary import trial_row
@@ -62,7 +67,10 @@ def trials(study: StudyName = None, storage: Storage = None, format: OutputForma
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo show 7")
 def show(
-    number: TrialNumber, study: StudyName = None, storage: Storage = None, format: OutputFormat = Format.table
+    number: TrialNumber,
+    study: StudyName = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
+    format: OutputFormat = Format.table,
 ) -> None:
     """Show one trial: parameters, value per rung, final state."""
     from hpo.analysis.snapshot import read_snapshot
@@ -75,7 +83,10 @@ def show(
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo why 7")
 def why(
-    number: TrialNumber, study: StudyName = None, storage: Storage = None, format: OutputFormat = Format.table
+    number: TrialNumber,
+    study: StudyName = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
+    format: OutputFormat = Format.table,
 ) -> None:
     """Explain why a trial was suggested and why it ended.
 
@@ -91,14 +102,14 @@ def why(
         print_records(records, format)
         return
     for decision in records:
-        print(decision["sentence"])
+        show_text(decision["sentence"])
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo logs 7")
 def logs(
     number: TrialNumber,
     study: StudyName = None,
-    storage: Storage = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
     out: Out = RUNS,
     format: OutputFormat = Format.table,
 ) -> None:
@@ -115,7 +126,9 @@ def logs(
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo best --format json")
-def best(study: StudyName = None, storage: Storage = None, format: OutputFormat = Format.table) -> None:
+def best(
+    study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE, format: OutputFormat = Format.table
+) -> None:
     """Show the best trial of a study."""
     from hpo.analysis.snapshot import best_trial, read_snapshot
     from hpo.commands.show import trial_record
@@ -130,11 +143,11 @@ def best(study: StudyName = None, storage: Storage = None, format: OutputFormat 
 def export(
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write. Default: standard output.", callback=valid_path),
+        typer.Option("--output", "-o", help="File to write. Default: standard output.", callback=output_file),
     ] = None,
     trial: Annotated[int | None, typer.Option(help="Number of the trial. Default: the best trial.")] = None,
     study: StudyName = None,
-    storage: Storage = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
 ) -> None:
     """Write the complete configuration of the best trial.
 
@@ -153,33 +166,33 @@ def export(
         )
         config = export_text(snapshot, exported, confirmation)
     if output is None:
-        print(config, end="")
+        print_yaml(config)
         return
     write_file(output, config)
     origin = f"trial {exported.number} of {snapshot.name}" + (f", {confirmation}" if confirmation else "")
-    say(f"{output}: {origin}; next: hpo train {output}")
+    say(f"{output}: {origin}; next: {command_line('hpo', 'train', output)}")
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo report --study beta2_sweep --html report.html")
 def report(
     study: StudyName = None,
-    storage: Storage = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
     out: Out = RUNS,
-    html: Annotated[Path | None, typer.Option(callback=valid_path, help="Write the HTML page to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(callback=output_file, help="Write the HTML page to this file.")] = None,
     pdf: Annotated[
         Path | None,
-        typer.Option(callback=valid_path, help="Write the page as PDF to this file. Needs Chromium on this machine."),
+        typer.Option(callback=output_file, help="Write the page as PDF to this file. Needs Chromium on this machine."),
     ] = None,
     csv: Annotated[
         Path | None,
         typer.Option(
-            callback=valid_path,
+            callback=output_file,
             help="Write all trials to this file, and all curves to a second file whose name ends in -curves.csv.",
         ),
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option(callback=valid_path, help="Write verdict, noise, study, trials and curves to this file."),
+        typer.Option(callback=output_file, help="Write verdict, noise, study, trials and curves to this file."),
     ] = None,
     publish: Annotated[
         bool, typer.Option("--publish/--no-publish", help="Add verdict, figures and files to the dashboard.")
@@ -198,7 +211,7 @@ def report(
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo dashboard --port 8080")
 def dashboard(
-    storage: Storage = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")] = 8080,
     edit: Annotated[

@@ -1,11 +1,14 @@
 """Options and arguments that several commands share, and the conversions of their values."""
 
+import re
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hpo.console import Format
+from hpo.console import Format, command_line, say
 
 
 def valid_path(path: Path | None) -> Path | None:
@@ -22,11 +25,35 @@ def valid_path(path: Path | None) -> Path | None:
     return path
 
 
+def output_file(path: Path | None) -> Path | None:
+    """Return the path of a file to write.
+
+    Raises:
+        typer.BadParameter: the path cannot be written, or it is a file that no command should replace.
+    """
+    if valid_path(path) is None or path is None or not path.exists():
+        return path
+    if not path.is_file():
+        kind = "folder" if path.is_dir() else "device"
+        raise typer.BadParameter(f"must be the name of a file, got the {kind} {str(path)!r}")
+    with suppress(OSError), path.open("rb") as file:
+        text = file.read(2**20)
+        if text.startswith(b"SQLite format 3"):
+            raise typer.BadParameter(f"must not replace the database {str(path)!r}; use another name")
+        settings = path.suffix in (".yaml", ".yml") or _STUDY_KEYS.search(text)
+        if settings and text.strip() and not _EXPORTED.search(text):
+            raise typer.BadParameter(
+                f"must be a new file or the result of an earlier export, got {str(path)!r}, which may be a study file; "
+                "use another name"
+            )
+    return path
+
+
+_STUDY_KEYS = re.compile(rb"^(space|arms|claims|base):", re.MULTILINE)
+_EXPORTED = re.compile(rb"^provenance:", re.MULTILINE)
+
 StudyName = Annotated[
     str | None, typer.Option(help="Name of the study. Can be omitted if the storage holds exactly one study.")
-]
-Storage = Annotated[
-    str | None, typer.Option(help="URL of the storage. Default: $HPO_STORAGE, otherwise sqlite:///runs/hpo.db.")
 ]
 OutputFormat = Annotated[Format, typer.Option(help="Output format.")]
 Out = Annotated[Path, typer.Option(help="Folder that holds the files of all runs.", callback=valid_path)]
@@ -52,15 +79,54 @@ def split_names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def storage_url(storage: str | None) -> str:
-    """Return the URL of the storage that --storage, $HPO_STORAGE or the default names.
+@dataclass(frozen=True)
+class StorageOptions:
+    """The options that name the storage."""
+
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of the storage. Default: $HPO_STORAGE, otherwise sqlite:///runs/hpo.db. All users of this "
+            "machine can read a password in a command line, so use --storage-file or $HPO_STORAGE for it."
+        ),
+    ] = None
+    storage_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that holds the URL of the storage, readable only by you.", metavar="FILE", callback=valid_path
+        ),
+    ] = None
+
+
+DEFAULT_STORAGE = StorageOptions()
+
+
+def storage_url(options: StorageOptions) -> str:
+    """Return the URL of the storage that --storage, --storage-file, $HPO_STORAGE or the default names.
 
     Raises:
-        StorageError: the text cannot be a URL or the name of a file.
+        Problem: both options are given.
+        StorageError: the text cannot be a URL or the name of a file, or the file of the URL cannot be read.
     """
-    from hpo.errors import StorageError
-    from hpo.storage.url import default_url, masked_url, normalise_url, sqlite_file
+    from hpo.errors import Problem, StorageError
+    from hpo.storage.url import (
+        default_url,
+        has_no_password,
+        masked_url,
+        normalise_url,
+        others_can_read,
+        read_url_file,
+        sqlite_file,
+    )
 
+    storage = options.storage
+    if (file := options.storage_file) is not None:
+        if storage is not None:
+            raise Problem("--storage: must be omitted with --storage-file")
+        storage = read_url_file(file)
+        if not has_no_password(storage) and others_can_read(file):
+            remedy = command_line("chmod", "600", file)
+            say(f"warning: other users can read the password in {file}; `{remedy}` hides it")
     url = default_url(storage)
     try:
         url.encode()
@@ -74,7 +140,7 @@ def storage_url(storage: str | None) -> str:
     return url
 
 
-def open_to_read(storage: str | None) -> Any:
+def open_to_read(storage: StorageOptions) -> Any:
     """Open the storage read-only, as a context manager."""
     from hpo.storage.engine import open_readonly
 

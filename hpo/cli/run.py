@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.groups import RunOptions, expand_groups
+from hpo.cli.groups import Commands, RunOptions
 from hpo.cli.options import (
+    DEFAULT_STORAGE,
     RUNS,
     Config,
     Out,
     Pack,
     Set,
-    Storage,
+    StorageOptions,
     StudyName,
     exit_with,
     split_names,
@@ -21,13 +22,13 @@ from hpo.cli.options import (
     valid_path,
 )
 from hpo.cli.panels import RUN
+from hpo.console import show
 from hpo.errors import Problem
 
-run_commands = typer.Typer()
+run_commands = Commands()
 
 
 @run_commands.command(rich_help_panel=RUN, epilog="Example: hpo launch --study beta2_sweep --workers 4")
-@expand_groups
 def launch(
     *,
     study: Annotated[str, typer.Option(help="Name of a study, or path of a study file.")],
@@ -56,7 +57,7 @@ def launch(
 @run_commands.command(rich_help_panel=RUN, epilog="Example: hpo worker --study beta2_sweep")
 def worker(
     study: StudyName = None,
-    storage: Storage = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
     pack: Pack = 1,
     gpus: Annotated[str, typer.Option(help="Index of the GPU to use.")] = "",
     out: Out = RUNS,
@@ -112,4 +113,4 @@ def sample(
     """Generate text from a trained run."""
     from hpo.commands.train import sample_text
 
-    print(sample_text(run, prompt, tokens, temperature, top_k, seed))
+    show(sample_text(run, prompt, tokens, temperature, top_k, seed))

@@ -4,13 +4,25 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.options import RUNS, Config, Out, OutputFormat, Pack, Set, Storage, exit_with, storage_url
+from hpo.cli.groups import Commands
+from hpo.cli.options import (
+    DEFAULT_STORAGE,
+    RUNS,
+    Config,
+    Out,
+    OutputFormat,
+    Pack,
+    Set,
+    StorageOptions,
+    exit_with,
+    storage_url,
+)
 from hpo.cli.panels import SETUP
-from hpo.console import Format
+from hpo.console import Format, show
 
-setup_commands = typer.Typer()
-datasets = typer.Typer(no_args_is_help=True, help="Prepare, list and show the datasets of training runs.")
-checks = typer.Typer()
+setup_commands = Commands()
+datasets = Commands(no_args_is_help=True, help="Prepare, list and show the datasets of training runs.")
+checks = Commands()
 setup_commands.add_typer(datasets, name="data", rich_help_panel=SETUP, epilog="Example: hpo data list")
 setup_commands.add_typer(checks)
 
@@ -47,8 +59,8 @@ def data_show(
     from hpo.commands.data import training_documents
 
     for text in training_documents(study, overrides or [], documents):
-        print(text)
-        print("-" * 40)
+        show(text)
+        show("-" * 40)
 
 
 @checks.command(rich_help_panel=SETUP, epilog="Example: hpo check beta2_sweep")
@@ -65,7 +77,7 @@ def check(
     """
     from hpo.commands.check import check_file
 
-    print(check_file(study, overrides or []))
+    show(check_file(study, overrides or []))
 
 
 @checks.command(rich_help_panel=SETUP, epilog="Example: hpo limits mainrun-small --memory 8")
@@ -92,7 +104,7 @@ def limits(
 @checks.command(rich_help_panel=SETUP, epilog="Example: hpo doctor --fix")
 def doctor(
     study: Annotated[str | None, typer.Option(help="Check only this study. Default: all studies.")] = None,
-    storage: Storage = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
     out: Out = RUNS,
     fix: Annotated[
         bool,

@@ -6,6 +6,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status
+from hpo.console import command_line
 from hpo.errors import Problem
 from hpo.queue.heartbeat import lease_seconds
 from hpo.queue.slots import Claim, Slots
@@ -47,13 +48,17 @@ def _consequence(name: str, before: str, state: str, slots: Slots) -> str:
     match state:
         case "paused":
             effect = f"{requeued} and wait" if n else "no trial is running"
-            return f"paused; {effect}; `hpo resume --study {name}` continues the study"
+            return f"paused; {effect}; `{_command('resume', name)}` continues the study"
         case "stopped":
             effect = f"{requeued} and exit" if n else "no trial is running"
-            return f"stopped; {effect}; `hpo launch --study {name}` continues the study"
+            return f"stopped; {effect}; `{_command('launch', name)}` continues the study"
     if before == "paused":
-        return f"active; waiting workers continue within seconds; to add a worker: hpo worker --study {name}"
-    return f"active; its workers have exited; to start a worker: hpo worker --study {name}"
+        return f"active; waiting workers continue within seconds; to add a worker: {_command('worker', name)}"
+    return f"active; its workers have exited; to start a worker: {_command('worker', name)}"
+
+
+def _command(command: str, study: str) -> str:
+    return command_line("hpo", command, "--study", study)
 
 
 def kill_trial(store: Store, name: str | None, number: int) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hpo.commands.doctor_checks import CheckResult, check_all
-from hpo.console import Format, print_records, say
+from hpo.console import Format, print_records, say, show
 from hpo.errors import Problem, StorageError
 
 OLD_STATES = {"ok": "fine", "warning": "look", "error": "wrong", "fixed": "mended"}  # the words of version 0.1
@@ -35,7 +35,7 @@ def run_doctor(url: str, only: str | None, out: Path, fix: bool, format: Format)
         return status
     for r in results:
         remedy = f"; {r.remedy}" if r.remedy and r.state != "fixed" else ""
-        print(f"{r.state:7} {r.check:12} {r.message}{remedy}")
+        show(f"{r.state:7} {r.check:12} {r.message}{remedy}")
     return status
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status
 from hpo.config.overrides import apply_overrides, parse_overrides
-from hpo.console import format_value
+from hpo.console import command_line, format_value
 from hpo.errors import Problem
 from hpo.queue.budget import ADDED, add_slots
 from hpo.queue.registry import load_stored_study
@@ -189,7 +189,11 @@ def added_slots(slots: Slots) -> list[AddedSlot]:
 def obstacles(store: Store, snapshot: Snapshot, slots: Slots) -> list[str]:
     """Return one line for each reason why an added slot does not run now, with the remedy."""
     state = study_attrs(store, slots.study_id).get(STUDY_STATE, "active")
-    lines = [] if state == "active" else [f"the study is {state}; to continue: hpo resume --study {snapshot.name}"]
+    lines = (
+        []
+        if state == "active"
+        else [f"the study is {state}; to continue: {command_line('hpo', 'resume', '--study', snapshot.name)}"]
+    )
     hours, tokens = snapshot.budget.get("hours"), snapshot.budget.get("tokens")
     if hours and snapshot.elapsed >= 3600 * float(hours):
         lines.append(f"the budget of {hours:g} hours is used up; `hpo launch` with larger --hours starts the trial")
@@ -204,5 +208,6 @@ def obstacles(store: Store, snapshot: Snapshot, slots: Slots) -> list[str]:
             "`hpo launch` with another budget.target in the study file starts the trial"
         )
     if not any(lease.seconds > 0 for lease in slots.owners()):
-        lines.append(f"no worker is training; if none is waiting: hpo launch, or hpo worker --study {snapshot.name}")
+        worker = command_line("hpo", "worker", "--study", snapshot.name)
+        lines.append(f"no worker is training; if none is waiting: hpo launch, or {worker}")
     return lines

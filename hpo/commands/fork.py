@@ -1,6 +1,5 @@
 """`hpo fork`: create a study that starts with the trials of another study that it would train in the same way."""
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import ValidationError
 
+from hpo.console import command_line
 from hpo.errors import Problem
 from hpo.optuna_internals import get_study_id
 from hpo.queue.budget import delete_slots
@@ -159,6 +159,6 @@ def _counted(reasons: Counter[str]) -> str:
 def _next(stem: str, new: Study, source: str, overrides: Sequence[str], trials: int | None) -> str:
     """Return the command that runs the new study, by its file or by a name that only the storage has."""
     if new.name != stem:
-        return shlex.join(["hpo", "launch", "--study", new.name])
+        return command_line("hpo", "launch", "--study", new.name)
     words = ["hpo", "launch", "--study", source, *(word for text in overrides for word in ("--set", text))]
-    return shlex.join(words + ([] if trials is None else ["--trials", str(trials)]))
+    return command_line(*words, *([] if trials is None else ["--trials", trials]))

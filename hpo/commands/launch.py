@@ -8,7 +8,7 @@ from hpo.analysis.snapshot import Snapshot, best_trial, token_counts, trial_coun
 from hpo.analysis.summary import best_summary, goal_lines
 from hpo.analysis.warnings import study_warnings
 from hpo.config.discovery import find_study
-from hpo.console import Format, format_duration, format_value, print_records, say
+from hpo.console import Format, command_line, format_duration, format_value, print_records, say, show
 from hpo.errors import NothingFeasible, Problem, StorageError
 from hpo.evidence.comparison import conclude_comparison
 from hpo.evidence.preferred import UNCONFIRMED
@@ -68,7 +68,7 @@ def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, se
         raise NothingFeasible(f"study {snapshot.name}: no trial is complete; `hpo trials` and `hpo show N` say why")
     path = folder / "best.yaml"
     write_file(path, export_text(snapshot, best_trial(snapshot), UNCONFIRMED))
-    print("\n".join(result_lines(snapshot, path, options)))
+    show("\n".join(result_lines(snapshot, path, options)))
     return 0
 
 
@@ -105,13 +105,14 @@ def result_lines(snapshot: Snapshot, path: Path, options: LaunchOptions) -> list
     lines += ["" if changed else "  the best trial is the baseline: no other trial is better"]
     if notes := study_warnings(snapshot):
         lines += [*(f"note: {note}" for note in notes), ""]
+    confirm, export = (command_line("hpo", command, "--study", snapshot.name) for command in ("confirm", "export"))
     storage = storage_option(options)
     return [
         *lines,
         f"complete configuration: {path}",
         "next:",
-        f"  hpo confirm --study {snapshot.name}{storage} --workers {max(1, options.workers)}",
-        f"  hpo export --study {snapshot.name}{storage} -o best.yaml",
+        f"  {confirm}{storage} --workers {max(1, options.workers)}",
+        f"  {export}{storage} -o best.yaml",
         "  hpo train best.yaml",
         f"  hpo dashboard{storage}",
     ]

@@ -15,7 +15,7 @@ from hpo.config.files import config_path, read_config
 from hpo.config.overrides import apply_overrides
 from hpo.config.validation import error_messages
 from hpo.console import Format, format_number, print_records, say
-from hpo.errors import NothingFeasible, Problem, WorkFailed
+from hpo.errors import NothingFeasible, Problem, WorkFailed, error_summary
 from hpo.runs.datasets import prepare_data
 from hpo.runs.resources import available_cores, set_thread_environment
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
@@ -114,8 +114,7 @@ def trial_run(config: TrainConfig, runs: int, room: int) -> dict[str, Any]:
     if process.returncode < 0:  # the system killed the process, because memory ran out
         return {"out_of_memory": f"the system ended it with {signal.Signals(-process.returncode).name}"}
     if process.returncode:
-        last = (process.stderr.strip() or "the process gave no reason").splitlines()[-1]
-        raise WorkFailed(f"{name}: {last}")
+        raise WorkFailed(f"{name}: {error_summary(process.stderr) or 'the process gave no reason'}")
     result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     if "error" in result:
         raise WorkFailed(f"{name}: {result['error']}")

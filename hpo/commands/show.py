@@ -20,7 +20,8 @@ from hpo.analysis.snapshot import (
 from hpo.analysis.summary import best_summary, goal_lines, milestones_of, summary
 from hpo.analysis.targets import milestone_records
 from hpo.analysis.warnings import study_warnings
-from hpo.console import Format, format_duration, print_record, print_records, say
+from hpo.console import Format, format_duration, print_record, print_records, say, show
+from hpo.errors import error_summary
 from hpo.queue.inspect import SlotEvent
 from hpo.runs.run_dir import read_metrics, trial_folder
 from hpo.storage.attributes import ERROR, METRICS
@@ -57,7 +58,7 @@ def show_status(store: OpenStorage, name: str | None, format: Format, watch: boo
     while True:
         snapshot = read_snapshot(store, name)
         if format is Format.table:
-            print(_status_text(snapshot), flush=True)
+            show(_status_text(snapshot))
         else:
             print_record(summary(snapshot), format)
         if not watch or has_ended(snapshot):
@@ -105,20 +106,20 @@ def _event_lines(snapshot: Snapshot) -> list[str]:
 
 
 def _event_details(snapshot: Snapshot, event: SlotEvent) -> str:
-    """Return trial, attempt and worker of an event in parentheses, and the last line of its text."""
+    """Return trial, attempt and worker of an event in parentheses, and the summary of its text."""
     trials = [t for t in snapshot.trials if event.slot is not None and t.user_attrs.get("slot") == event.slot]
     details = [f"trial {t.number}" for t in trials]
     details += [f"attempt {event.attempt}"] if event.attempt is not None else []
     details += [event.owner.rpartition(":")[0]] if event.owner else []
-    text = (event.text or "").strip().splitlines()
-    return "".join([f" ({', '.join(details)})" if details else "", f": {text[-1]}" if text else ""])
+    text = error_summary(event.text or "")
+    return "".join([f" ({', '.join(details)})" if details else "", f": {text}" if text else ""])
 
 
 def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
     """Return the parameters, values, metrics and history of one trial."""
     trial = find_trial(snapshot, number)
     attrs, interruptions = trial.user_attrs, _interruptions(snapshot, trial)
-    error = str(attrs.get(ERROR, "")).strip()
+    error = error_summary(str(attrs.get(ERROR, "")))
     return {
         "number": number,
         "state": trial_status(snapshot, trial),
@@ -132,7 +133,7 @@ def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
         "attempt": attrs.get("attempt"),
         **{key: attrs[key] for key in ("retry_of", "forked_from") if key in attrs},
         **({"interruptions": interruptions} if interruptions else {}),
-        **({"reason": error.splitlines()[-1]} if error else {}),
+        **({"reason": error} if error else {}),
     }
 
 

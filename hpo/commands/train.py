@@ -13,7 +13,7 @@ from hpo.config.files import config_path, config_text, read_config
 from hpo.config.importer import error_location, model_class
 from hpo.config.overrides import apply_overrides
 from hpo.config.validation import error_messages
-from hpo.console import format_number, say
+from hpo.console import command_line, format_number, say, show
 from hpo.errors import Problem, WorkFailed
 from hpo.runs import checkpoints, trainable
 from hpo.runs.datasets import PreparedDatasets
@@ -90,11 +90,11 @@ def _train_to_end(runs: trainable.Runs, config: BaseModel, folder: Path, objecti
                 truncate_metrics(log, rung - 1)
                 best = min((row[objective] for row in read_metrics(log)), default=math.inf)
             append_metrics(log, metrics)
-            print(_rung_line(rung, value, objective, metrics), flush=True)
+            show(_rung_line(rung, value, objective, metrics))
             checkpoints.save_checkpoints(runs, 0, config, folder, rung, value < best)
             best = min(best, value)
             if signals:
-                say(f"stopped; `hpo train {folder / 'config.yaml'} --resume` resumes the run")
+                say(f"stopped; `{command_line('hpo', 'train', folder / 'config.yaml', '--resume')}` resumes the run")
                 return 128 + signals[0]
     return _conclude(folder, objective, value)
 
@@ -116,7 +116,7 @@ def _conclude(folder: Path, objective: str, value: float) -> int:
     checkpoints.remove_checkpoints(folder)
     say(f"run: {folder}")
     if (folder / checkpoints.KEPT).is_dir():
-        say(f"next:\n  hpo sample {folder} --prompt 'The '")
+        say(f"next:\n  {command_line('hpo', 'sample', folder, '--prompt', 'The ')}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Find study files, bases and ledgers of claims: in the current folder, in ./studies and in the package."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def find_study(study: str) -> Path:
     except Problem:
         if study not in _base_names():
             raise
-        use = f"`base: {{from: {study}}}` in a study file, or `hpo train {study}`"
+        use = f"`base: {{from: {study}}}` in a study file, or `{shlex.join(['hpo', 'train', study])}`"
         raise Problem(f"study: {study} must be a study, got a base; use {use}") from None
 
 

@@ -176,13 +176,22 @@ _Representer.add_representer(str, _Representer.represent_str)
 _Representer.add_representer(float, _Representer.represent_float)
 
 
-def dump_yaml(tree: Any) -> str:
-    """Return a tree as YAML, with its keys in their order; `parse_yaml` reads it back as the same tree."""
+def dump_yaml(tree: Any, ascii_only: bool = False) -> str:
+    """Return a tree as YAML, with its keys in their order; `parse_yaml` reads it back as the same tree.
+
+    Control characters and invisible marks are escapes. ascii_only: so are all characters that are not ASCII.
+    """
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = sys.maxsize  # folded text would end its lines with spaces
+    yaml.allow_unicode = not ascii_only
     text = io.StringIO()
     yaml.dump(tree, text)
-    return text.getvalue()
+    # ruamel.yaml does not escape all characters of a quoted text. Python's escapes are those of YAML.
+    return "".join(c if c.isprintable() or c in "\n\xa0\u3000" else _escape(c) for c in text.getvalue())
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,11 +1,11 @@
 """Options of `hpo launch`, and the command that repeats a launch."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpo.console import command_line, shell_quote
 from hpo.storage.url import has_no_password
 
 
@@ -40,7 +40,7 @@ def storage_option(options: LaunchOptions) -> str:
     """Return the option --storage of the next command, "" for the default storage. A password is left out."""
     if options.storage == "sqlite:///runs/hpo.db":
         return ""
-    return f" --storage {shlex.quote(options.storage if has_no_password(options.storage) else '...')}"
+    return f" --storage {shell_quote(options.storage if has_no_password(options.storage) else '...')}"
 
 
 def resume_command(options: LaunchOptions) -> str:
@@ -55,4 +55,4 @@ def resume_command(options: LaunchOptions) -> str:
     words += ["--gpus-per-worker", f"{options.gpus_per_worker:g}"] if options.gpus_per_worker else []
     words += ["--pack", str(options.pack)] if options.pack > 1 else []
     words += ["--out", str(options.out)] if str(options.out) != "runs" else []
-    return shlex.join(words) + storage_option(options)
+    return command_line(*words) + storage_option(options)

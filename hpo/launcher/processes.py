@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.queue.slots import MAX_FAILURES
+from hpo.runs.run_dir import open_log
 from hpo.worker.events import ENDS, EVENTS, Event
 
 # Consecutive crashes after which a worker is not restarted. BEFORE_JOIN: of a worker that never joined its study.
@@ -87,13 +88,13 @@ class WorkerGroup:
         self.workers = []
         for number, environment in enumerate(environments, 1):
             log = folder / f"worker-{number}.log"
-            log.write_bytes(b"")
+            log.unlink(missing_ok=True)  # it may be a link that another user has made
             worker = WorkerProcess(number, self._start_process(log, environment), log, environment)
             self.workers.append(worker)
             self._start_reader(worker)
 
     def _start_process(self, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-        with log.open("a") as stderr:
+        with open_log(log) as stderr:
             return subprocess.Popen(
                 [sys.executable, "-m", "hpo", "worker", *self._arguments],
                 stdin=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hpo.analysis.snapshot import Snapshot, trial_counts
 from hpo.analysis.summary import best_summary, goal_lines, objective_decimals, objective_text
-from hpo.console import format_duration, stderr
+from hpo.console import format_duration, printable, say
 from hpo.worker.events import ENDS, Event, event_line
 
 
@@ -28,7 +28,7 @@ class EventLog:
         """Print an event."""
         if not self.quiet and (text := event_line(event, self.snapshot.rungs, objective_decimals(self.snapshot))):
             prefix = f"worker {event['worker']}: " if "worker" in event else ""
-            stderr().print(f"{prefix}{text}", markup=False)
+            say(f"{prefix}{text}")
 
     def refresh(self, snapshot: Snapshot) -> None:
         """Use a newer snapshot of the study."""
@@ -63,7 +63,7 @@ class LiveTable:
             if event.get("tokens_per_second"):
                 self.rates[worker] = event["tokens_per_second"]
         elif text := event_line(event, self.snapshot.rungs, objective_decimals(self.snapshot)):
-            self.live.console.print(text, markup=False, highlight=False)
+            self.live.console.print(Text(printable(text)))
 
     def refresh(self, snapshot: Snapshot) -> None:
         """Use a newer snapshot of the study."""
@@ -73,12 +73,13 @@ class LiveTable:
     def render(self) -> RenderableType:
         """Return the table and the lines below it."""
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("worker", "trial", "rung", self.snapshot.objective, "tokens/s", ""):
-            table.add_column(column, justify="left" if column == "" else "right", min_width=6)
+        for column in ("worker", "trial", "rung", printable(self.snapshot.objective, keep=""), "tokens/s", ""):
+            table.add_column(Text(column), justify="left" if column == "" else "right", min_width=6)
         for worker, event in self.events.items():
-            table.add_row(*self._row(worker, event))
+            table.add_row(*(Text(printable(cell)) for cell in self._row(worker, event)))
         lines = [self._progress(), *self.summary]
-        return Group(Text(self.snapshot.name, style="bold"), table, *map(Text, lines))
+        name = Text(printable(self.snapshot.name, keep=""), style="bold")
+        return Group(name, table, *(Text(printable(line)) for line in lines))
 
     def _row(self, worker: int, event: Event) -> tuple[str, ...]:
         if "trial" not in event:

@@ -1,6 +1,7 @@
 """Create a study in the storage, or find it and check that it is the same study."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -225,8 +226,9 @@ def _check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any]
         for key in sorted(before.keys() | after.keys())
         if (old := _as_json(before, key)) != (new := _as_json(after, key))
     ]
+    fork = shlex.join(["hpo", "fork", study.source, "--from", study.name, "--as", f"{study.name}-2"])
     remedy = (
-        f"the definition of a study cannot change: `hpo fork {study.source} --from {study.name} --as {study.name}-2` "
+        f"the definition of a study cannot change: `{fork}` "
         "creates another study with the trials that fit its definition; or give the file another name"
     )
     raise Problem(*lines, remedy)

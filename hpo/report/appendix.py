@@ -1,13 +1,13 @@
 """The last sections of a report: best trials, failed trials, workers and budget, and how to reproduce the results."""
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts
 from hpo.analysis.summary import objective_decimals
 from hpo.config.yaml import dump_yaml
-from hpo.console import format_duration, json_value
+from hpo.console import command_line, fixed, format_duration, json_value
+from hpo.errors import error_summary
 from hpo.report import timeline
 from hpo.report.html import code_block, definition_table, heading, html_table, paragraph
 from hpo.report.sections import figure_html
@@ -47,16 +47,15 @@ def trials_section(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _trial_record(snapshot: Snapshot, trial: Trial, paths: Sequence[str]) -> dict[str, Any]:
-    value = f"{trial.values[0]:.{objective_decimals(snapshot)}f}"
+    value = fixed(trial.values[0], objective_decimals(snapshot))
     record: dict[str, Any] = {"trial": trial.number, "kind": snapshot.kind(trial), snapshot.objective: value}
     record["seconds"] = f"{trial.duration.total_seconds():.1f}" if trial.duration else None
     return record | {f"params.{k}" if k in record else k: v for k, v in trial.params.items() if k in paths}
 
 
 def _error_text(trial: Trial) -> str:
-    """Return the last line of the error of a trial."""
-    lines = str(trial.user_attrs.get(ERROR) or "").strip().splitlines()
-    return lines[-1][:MAX_ERROR] if lines else "–"
+    """Return the type and the first line of the error of a trial."""
+    return error_summary(str(trial.user_attrs.get(ERROR) or ""))[:MAX_ERROR] or "–"
 
 
 def workers_section(snapshot: Snapshot) -> Iterator[str]:
@@ -164,13 +163,14 @@ def _commands(snapshot: Snapshot, related: Sequence[RelatedStudy]) -> list[str]:
     about = snapshot.spec.get("about") or {}
     workers = max(1, len(timeline.worker_times(snapshot)))
     source = next((source for key, source in about.items() if key in ("confirms", "ablates")), None)
-    launch = f"hpo launch --workers {workers} --study {snapshot.name}.yaml"
+    launch = command_line("hpo", "launch", "--workers", workers, "--study", f"{snapshot.name}.yaml")
     commands = [launch if source is None else _comparison_command(snapshot, source)]
     commands += [_comparison_command(study.snapshot, snapshot.name) for study in related]
     best = snapshot.best()
     if best is not None and not snapshot.spec.get("arms"):
-        commands += [f"hpo export --study {snapshot.name} --trial {best.number} -o best.yaml", "hpo train best.yaml"]
-    return [*commands, f"hpo report --study {snapshot.name}"]
+        export = command_line("hpo", "export", "--study", snapshot.name, "--trial", best.number, "-o", "best.yaml")
+        commands += [export, "hpo train best.yaml"]
+    return [*commands, command_line("hpo", "report", "--study", snapshot.name)]
 
 
 def _comparison_command(snapshot: Snapshot, source: str) -> str:
@@ -180,8 +180,8 @@ def _comparison_command(snapshot: Snapshot, source: str) -> str:
     seeds += ["--tokens", str(length)] if length is not None else []
     if "confirms" in about:
         top = ["--top", str(len(snapshot.spec["arms"]) - 1), "--test", about["test"]]
-        return shlex.join(["hpo", "confirm", "--study", source, *top, *seeds, "--as", snapshot.name])
+        return command_line("hpo", "confirm", "--study", source, *top, *seeds, "--as", snapshot.name)
     design = ["--design", about["design"], "--from", about["from"], "--to", about["to"]]
     design += [option for group in about["groups"] for option in ("--factor", group)]
     design += ["--order", ",".join(about["order"])] if about["order"] else []
-    return shlex.join(["hpo", "ablate", "--study", source, *design, *seeds, "--as", snapshot.name])
+    return command_line("hpo", "ablate", "--study", source, *design, *seeds, "--as", snapshot.name)

@@ -8,6 +8,7 @@ from hpo.analysis.noise import baseline_text
 from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts
 from hpo.analysis.statistics import LEVEL
 from hpo.analysis.summary import objective_decimals
+from hpo.console import fixed
 from hpo.report import curve_figures, importance, importance_figures, lr_figures, space_figures
 from hpo.report.axes import Axis, axes
 from hpo.report.html import bullets, definition_table, figure_element, heading, html_table, paragraph
@@ -37,12 +38,12 @@ def _main_results(snapshot: Snapshot) -> dict[str, Any]:
     results: dict[str, Any] = {"objective": f"{snapshot.objective}{f', in {unit}' if unit else ''}; lower is better"}
     results["trials"] = ", ".join(f"{n:,} {state}" for state, n in trial_counts(snapshot).items() if n)
     if best is not None and not snapshot.spec.get("arms"):
-        results["best"] = f"{best.values[0]:.{d}f} (trial {best.number})"
+        results["best"] = f"{fixed(best.values[0], d)} (trial {best.number})"
     if snapshot.noise:
         results["baseline"] = f"{baseline_text(snapshot.noise)}, mean and standard deviation"
     elif base is not None and snapshot.baseline_value is not None:
-        results["baseline"] = f"{snapshot.baseline_value:.{d}f} (trial {base.number}, one seed)"
-    return results | {f"{name} model": f"{level:.{d}f}" for name, level in anchor_levels(snapshot).items()}
+        results["baseline"] = f"{fixed(snapshot.baseline_value, d)} (trial {base.number}, one seed)"
+    return results | {f"{name} model": fixed(level, d) for name, level in anchor_levels(snapshot).items()}
 
 
 def arms_section(

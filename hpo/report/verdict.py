@@ -8,7 +8,7 @@ from hpo.analysis.noise import Noise, expected_minimum
 from hpo.analysis.snapshot import Snapshot, has_ended, read_snapshot, searched_trials, token_counts, trial_counts
 from hpo.analysis.summary import goal_lines, objective_decimals
 from hpo.analysis.warnings import study_warnings
-from hpo.console import format_number
+from hpo.console import command_line, fixed, format_number
 from hpo.errors import Problem
 from hpo.evidence.paired import compare_arms, comparison_record
 from hpo.storage.attributes import SPEC
@@ -101,7 +101,7 @@ def _progress(snapshot: Snapshot) -> str:
 def _headline(snapshot: Snapshot, best: Trial, reference: float | None) -> str:
     """Return the result of a search in one sentence; reference: what the best trial is compared with."""
     n, d, floor = len(searched_trials(snapshot)), objective_decimals(snapshot), snapshot.noise
-    result = f"trial {best.number} with {snapshot.objective} {best.values[0]:.{d}f}"
+    result = f"trial {best.number} with {snapshot.objective} {fixed(best.values[0], d)}"
     searched = f"{n:,} searched trial{'s' if n != 1 else ''}"
     if reference is None:
         return f"Best of {searched}: {result}. No run of the baseline is complete to compare it with."
@@ -109,8 +109,8 @@ def _headline(snapshot: Snapshot, best: Trial, reference: float | None) -> str:
     if not n:
         return f"No searched trial ended complete or pruned. The best baseline is {result}."
     if best.values[0] >= reference or best is snapshot.baseline():
-        return f"None of {searched} is better than {baseline} ({reference:.{d}f}). The best trial is {result}."
-    gain = f"{reference - best.values[0]:.{d}f} below {baseline} ({reference:.{d}f})"
+        return f"None of {searched} is better than {baseline} ({fixed(reference, d)}). The best trial is {result}."
+    gain = f"{fixed(reference - best.values[0], d)} below {baseline} ({fixed(reference, d)})"
     return f"Best of {searched}: {result}, {gain}."
 
 
@@ -125,12 +125,12 @@ def _noise_sentences(snapshot: Snapshot, gain: float, floor: Noise | None) -> li
         return [f"All {floor.n} runs of the baseline have equal results, so the seed causes no noise."]
     n, d, sigmas = len(searched_trials(snapshot)), objective_decimals(snapshot), gain / floor.sigma
     size = f"The gain is {sigmas:.1f} σ" + (", which is within the noise" if sigmas < CLEAR_SIGMAS else "")
-    noise = f"runs of the baseline with different seeds have a standard deviation of σ = {floor.sigma:.{d}f}"
+    noise = f"runs of the baseline with different seeds have a standard deviation of σ = {fixed(floor.sigma, d)}"
     luck = floor.mean - expected_minimum(max(1, n), floor.mean, floor.sigma)
     share = "all" if luck >= gain else f"up to {luck / gain:.0%}"
     return [
         f"{size}: {noise} ({floor.n} seeds).",
-        f"The best of {n:,} runs of the baseline is expected {luck:.{d}f} below their mean, so chance may explain "
+        f"The best of {n:,} runs of the baseline is expected {fixed(luck, d)} below their mean, so chance may explain "
         f"{share} of the gain.",
     ]
 
@@ -139,7 +139,7 @@ def _confirmation_sentence(snapshot: Snapshot, confirmations: Sequence[RelatedSt
     if not confirmations:
         return (
             "The result is not confirmed. The best of many noisy trials looks better than it is. "
-            f"`hpo confirm --study {snapshot.name}` re-runs it and the baseline on new seeds."
+            f"`{command_line('hpo', 'confirm', '--study', snapshot.name)}` re-runs it and the baseline on new seeds."
         )
     return " ".join(f"Re-run on new seeds ({study.snapshot.name}): {_short_verdict(study)}." for study in confirmations)
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hpo.errors import Unwritable
 
@@ -55,8 +55,26 @@ def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     line = json.dumps({key: to_json_value(value) for key, value in metrics.items()}) + "\n"
     with _writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with open_log(path) as file:
             file.write(line)
+
+
+def append_error_log(folder: Path, attempt: int, text: str) -> None:
+    """Append the traceback of an attempt at a trial to its stderr.log, unless the disk does not allow it."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open_log(folder / "stderr.log") as file:
+            file.write(f"attempt {attempt}:\n{text.rstrip()}\n")
+
+
+def open_log(path: Path) -> TextIO:
+    """Open a file to append to it, but never the target of a link: another user of the folder may have made the link.
+
+    Raises:
+        OSError: the file cannot be opened, or it is a link.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    return open(os.open(path, flags, 0o666), "a", encoding="utf-8", errors="backslashreplace")
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -82,7 +100,9 @@ def is_writable(folder: Path, n_bytes: int = 2**20) -> bool:
     probe = folder / f".probe.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(n_bytes))
+        probe.unlink(missing_ok=True)  # it may be a link that another user has made
+        with probe.open("xb") as file:
+            file.write(bytes(n_bytes))
         return True
     except OSError:
         return False

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from hpo.errors import StorageError
-from hpo.storage.url import masked_url
+from hpo.storage.url import mask_passwords, masked_url, secrets_of
 
 PATIENCE = 300.0  # seconds for which a worker retries, for example while a server restarts
 QUICK = 5.0  # the same for commands that a person waits for
@@ -159,10 +159,9 @@ def _explanation(cause: BaseException, url: str) -> str:
     """Return the message of an error without passwords."""
     text = " ".join(str(cause).split())
     if url:
-        parsed = sa.make_url(url)
-        for secret in {parsed.password, parsed.query.get("password")} - {None, ""}:
-            text = text.replace(str(secret), "***")
-    return f"storage {masked_url(url)}: {text}"
+        for secret in secrets_of(url):
+            text = text.replace(secret, "***")
+    return f"storage {masked_url(url)}: {mask_passwords(text)}"
 
 
 class OpenStorage(Protocol):

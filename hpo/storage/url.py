@@ -2,7 +2,9 @@
 
 import os
 import re
+import stat
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
@@ -32,6 +34,25 @@ NETWORK_FILE_SYSTEMS = {
 _FILES = (".db", ".sqlite", ".sqlite3")
 _POSTGRES = {"postgres", "postgresql"} | {f"postgresql+{driver}" for driver in ("psycopg", "psycopg2", "psycopg2cffi")}
 
+# Passwords in the URL of a storage, in any spelling: a user may have left out a character.
+_COLON = r"(?:[:;,|\s]|%3[Aa])"
+_USER_AND_PASSWORD = re.compile(rf"^([^:@/]*:?//[^:;,|@/]*?{_COLON}|(?![^:@/]*:?//)[^:;,|@/]*?{_COLON}).*@", re.DOTALL)
+_NO_HOST = re.compile(r"^([^:@/]+:?//[^:@/\[\]]+:)(?!\d*(?:[/?]|$)).*", re.DOTALL)  # not the number of a port
+_SETTING = re.compile(
+    r"(^|[?&;\s])([^=?&;\s/]+)(\s*=\s*)('(?:[^'\\]|\\.)*'?|[^&;]*?(?=[&;]|\s+[^=\s]+\s*=|$))", re.DOTALL
+)
+# Settings of a connection whose value is not secret. https://www.postgresql.org/docs/current/libpq-connect.html
+_HARMLESS = re.compile(
+    "host|hostaddr|port|dbname|database|user|passfile|connect_timeout|client_encoding|options|(fallback_)?"
+    "application_name|keepalives(_.*)?|sslmode|sslcert|sslkey|sslrootcert|sslcrl|gssencmode|channel_binding|"
+    "target_session_attrs|service|driver|uri|mode|cache|immutable|timeout|charset"
+)
+_SQLITE_FILE = re.compile(r"^sqlite(\+pysqlite)?:///[^?]*$")
+# The same inside a message.
+_URL_IN_LINE = re.compile(rf"(//[^\s:;,|@/]*?{_COLON}).*@")
+_URL_IN_TEXT = re.compile(r"[^\s'\"(]+:[^\s'\"(]*@[^\s'\")]*|[^\s'\"(]+//[^\s'\"),;]+")
+_SETTING_IN_TEXT = re.compile(r"(?i)(\b(?:\w*password|passwd|pwd)\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s&;'\"]+)")
+
 # Storages that Optuna supports and hpo does not, and the reason.
 _REFUSED = {
     "grpc": "Optuna's gRPC proxy has no transactions for leases, and one process does the work of all workers",
@@ -56,7 +77,7 @@ def normalise_url(url: str) -> str:
     if "://" not in url and url.endswith(_FILES):
         return sa.URL.create("sqlite", database=str(Path(url).expanduser())).render_as_string()
     try:
-        parsed = sa.make_url(url)
+        parsed = sa.make_url(_with_escaped_password(url))
     except (ArgumentError, ValueError):  # for example a port that is not a number
         parsed = sa.URL.create("unknown")
     if parsed.drivername in _POSTGRES:
@@ -73,6 +94,12 @@ def normalise_url(url: str) -> str:
         f"storage: must be a file that ends in {', '.join(_FILES)}, sqlite:///FILE or "
         f"postgresql://USER@HOST/DATABASE, got {masked_url(url)}"
     )
+
+
+def _with_escaped_password(url: str) -> str:
+    """Return the URL of a server with each @ and / in its password escaped. The last @ is before the host."""
+    match = re.fullmatch(r"(\w+(?:\+\w+)?://[^:@/?]+:)([^?]*)(@[^@?]*(?:\?.*)?)", url, re.DOTALL)
+    return f"{match[1]}{quote(match[2], safe='%')}{match[3]}" if match else url
 
 
 def _refusal(url: str) -> str | None:
@@ -101,12 +128,59 @@ def network_file_system(file: Path) -> str | None:
 
 
 def masked_url(url: str) -> str:
-    """Return the URL with *** instead of its passwords."""
+    """Return the URL of a storage with *** instead of its passwords, also if it is misspelled."""
+    if _SQLITE_FILE.match(url):
+        return url
     # Up to the last @, because a password may contain one.
-    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
-    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
+    url, n_passwords = _USER_AND_PASSWORD.subn(r"\1***@", url)
+    if not n_passwords:
+        url = _NO_HOST.sub(r"\1***", url)
+    return _SETTING.sub(_masked_setting, url)
+
+
+def _masked_setting(match: re.Match[str]) -> str:
+    """Return key=value, with *** as the value unless the key cannot be that of a password."""
+    start, key, equals, value = match.groups()
+    return f"{start}{key}{equals}{value if _HARMLESS.fullmatch(unquote(key).lower()) else '***'}"
+
+
+def mask_passwords(text: str) -> str:
+    """Return a message with *** instead of the passwords of URLs and connection settings that it quotes."""
+    text = _URL_IN_LINE.sub(r"\1***@", text)
+    text = _URL_IN_TEXT.sub(lambda match: masked_url(match[0]), text)
+    return _SETTING_IN_TEXT.sub(r"\1***", text)
+
+
+def secrets_of(url: str) -> list[str]:
+    """Return the passwords in a valid URL."""
+    parsed = sa.make_url(url)
+    settings = [
+        str(value) for key, value in parsed.query.items() if not _HARMLESS.fullmatch(key.lower()) and len(value) > 3
+    ]
+    return [str(parsed.password), *settings] if parsed.password else settings
 
 
 def has_no_password(url: str) -> bool:
     """Return whether a URL contains no password, so that it may be printed."""
     return masked_url(url) == url
+
+
+def read_url_file(file: Path) -> str:
+    """Return the URL in a file that holds nothing else. Only its owner should be able to read it.
+
+    Raises:
+        StorageError: The file cannot be read, or it is not one line of text.
+    """
+    try:
+        lines = file.read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "must be text in UTF-8"
+        raise StorageError(f"--storage-file: {file}: {reason}") from None
+    if len(lines) != 1:
+        raise StorageError(f"--storage-file: {file}: must hold the URL of a storage and nothing else")
+    return lines[0]
+
+
+def others_can_read(file: Path) -> bool:
+    """Return whether other users of this machine can read a file."""
+    return bool(file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,9 +37,8 @@ def load_study(
     """
     path = find_study(study)
     if is_ledger(path):
-        raise Problem(
-            f"{path}: must be a study, got a ledger of claims; use `hpo check {study}` to validate the ledger"
-        )
+        check = shlex.join(["hpo", "check", study])
+        raise Problem(f"{path}: must be a study, got a ledger of claims; use `{check}` to validate the ledger")
     tree = _read_tree(path)
     limits = {key: value for key, value in (budget or {}).items() if value is not None}
     if limits and isinstance(tree.get("budget", {}), dict):

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from hpo.console import fixed, show
+
 # An event is a JSON object. The key "event" holds its type: "start", "rung", one of ENDS, ...
 # Launchers and workers may run different versions, so event types and keys keep their form.
 Event = dict[str, Any]
@@ -24,7 +26,7 @@ def event_printer(rungs: int, prefix: str = "") -> EventListener:
         if os.environ.get(EVENTS) == "json":
             print(json.dumps(event), flush=True)
         elif text := event_line(event, rungs):
-            print(f"{prefix}{text}", flush=True)
+            show(f"{prefix}{text}")
 
     return print_event
 
@@ -61,4 +63,4 @@ def _attempt(event: Event) -> str:
 
 
 def _loss(event: Event, digits: int) -> str:
-    return "no finite loss" if event.get("value") is None else f"{event['value']:.{digits}f}"
+    return "no finite loss" if event.get("value") is None else fixed(event["value"], digits)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from hpo.config.files import config_text
 from hpo.config.validation import error_messages
-from hpo.errors import Problem, StorageError, Unwritable
+from hpo.errors import Problem, StorageError, Unwritable, error_summary
 from hpo.optuna_internals import get_trial_id
 from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.registry import StoredStudy
@@ -22,7 +22,7 @@ from hpo.runs import checkpoints
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.memory import memory_problem
 from hpo.runs.provenance import describe_machine
-from hpo.runs.run_dir import read_metrics, trial_folder, write_file
+from hpo.runs.run_dir import append_error_log, read_metrics, trial_folder, write_file
 from hpo.search.pruners import build_pruner
 from hpo.search.pruning import CachedPruner
 from hpo.storage.attributes import FORKED
@@ -30,7 +30,7 @@ from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.retry import limit_patience
 from hpo.worker.events import EventListener
 from hpo.worker.failures import CircuitBreaker, classify_failure
-from hpo.worker.reporter import UNREACHABLE_WAIT_S, Reporter, last_line
+from hpo.worker.reporter import UNREACHABLE_WAIT_S, Reporter
 from hpo.worker.trial import RunningTrial, open_trial, trial_config
 
 # State of a trial -> reason under which its slot is closed, if an earlier attempt finished the trial.
@@ -177,7 +177,7 @@ class TrialExecutor:
             self.breaker.reset()
         checkpoints.remove_checkpoints(trial.folder, all_of_them=state != TrialState.COMPLETE)
         event = {"event": reason, "trial": trial.number, "rung": trial.rung, "value": values[0] if values else None}
-        self.emit(event | ({"error": last_line(error)} if error else {}))
+        self.emit(event | ({"error": error_summary(error)} if error else {}))
 
     def drop_lost(self, claim: Claim) -> None:
         """Drop a trial whose lease another worker holds. Nothing more is written to it."""
@@ -200,22 +200,22 @@ class TrialExecutor:
             Exception: the failure itself, if neither the trials nor this machine caused it.
         """
         text = "".join(traceback.format_exception(error))
+        for trial in trials:
+            append_error_log(trial.folder, trial.claim.attempt, text)
         match classify_failure(error):
             case "external":
                 raise error
             case "disk" | "device" as kind:
                 # A trial cannot cause a disk failure. It may cause a device failure by an invalid operation.
-                self.requeue(trials, kind, last_line(text), failed=kind == "device")
+                self.requeue(trials, kind, error_summary(text), failed=kind == "device")
                 if self.breaker.record_failure(kind):
-                    self.quarantine = kind, last_line(text)
+                    self.quarantine = kind, error_summary(text)
                 else:
                     time.sleep(1.0)  # a transient failure may pass
             case "oom":
                 return self._handle_oom(trials, text)
             case _:
                 for trial in trials:
-                    with suppress(OSError):
-                        (trial.folder / "stderr.log").write_text(text, "utf-8")
                     self.end(trial, TrialState.FAIL, "error", text)
         return None
 
@@ -225,7 +225,7 @@ class TrialExecutor:
         if len(trials) == 1:
             self.end(trials[0], TrialState.PRUNED, "oom", text)
             return None
-        self.log_event("oom", f"{len(trials)} trials do not fit into memory side by side: {last_line(text)}")
+        self.log_event("oom", f"{len(trials)} trials do not fit into memory side by side: {error_summary(text)}")
         return len(trials) // 2
 
     def log_event(self, event_type: str, text: str) -> None:

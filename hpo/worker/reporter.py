@@ -11,7 +11,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from hpo.errors import StorageError
+from hpo.errors import StorageError, error_summary
 from hpo.optuna_internals import get_trial_id
 from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.registry import StoredStudy, StudyState
@@ -35,7 +35,7 @@ STATE_REFRESH_S = 0.1
 UNREACHABLE_WAIT_S = 3.0
 # The same for a worker that must stop.
 LEAVING_WAIT_S = 5.0
-# Lines of a traceback that are stored. The last lines name the error.
+# Lines of a traceback that are stored.
 MAX_ERROR_LINES = 40
 
 LeaseStatus = Literal["held", "lost", "killed", "unreachable"]
@@ -115,7 +115,7 @@ class Reporter:
         """
         finite = [v for v in trial.frozen.intermediate_values.values() if math.isfinite(v)]
         values = [value] if value is not None else finite[-1:] if state == TrialState.PRUNED else []
-        error = "\n".join(error.strip().splitlines()[-MAX_ERROR_LINES:])
+        error = _shortened(error)
         storage, trial_id = self.stored.store.optuna, get_trial_id(trial.frozen)
         attrs = self._end_attrs(trial, reason, error)
         try:
@@ -143,7 +143,7 @@ class Reporter:
     def close_slot(self, trial: RunningTrial, reason: str, error: str = "") -> None:
         """Mark the slot of a finished trial as done."""
         self.renewer.drop(trial.claim)
-        self.stored.slots.done(trial.claim, self.owner, trial.rung, reason, last_line(error))
+        self.stored.slots.done(trial.claim, self.owner, trial.rung, reason, error_summary(error))
 
     def requeue(self, trial: RunningTrial, reason: str, error: str = "", failed: bool = False) -> bool:
         """Set a trial to WAITING and free its slot; return False if the storage is unreachable.
@@ -159,6 +159,9 @@ class Reporter:
         return True
 
 
-def last_line(text: str) -> str:
-    """Return the last line of a traceback, which names the error."""
-    return text.strip().splitlines()[-1] if text.strip() else ""
+def _shortened(error: str) -> str:
+    """Return a message or traceback with at most MAX_ERROR_LINES of its last lines, after the line that names it."""
+    lines = error.strip().splitlines()
+    if len(lines) <= MAX_ERROR_LINES:
+        return "\n".join(lines)
+    return "\n".join([error_summary(error), "...", *lines[-MAX_ERROR_LINES:]])

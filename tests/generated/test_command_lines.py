@@ -213,6 +213,8 @@ def due(line: Line) -> set[int]:
     if line.misfit:
         return {2}
     name, of = " ".join(line.path), line.values
+    if "storage_file" in of:  # none of the paths is a file that holds a URL, and --storage excludes it
+        return {2, 4}
     match name:
         case "worker" | "limits" | "sample" | "data prepare" | "data show":
             return {2}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpo.analysis.snapshot import Snapshot, has_ended, read_snapshot, trial_status
-from hpo.console import say
+from hpo.console import command_line, say
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.evidence.claims.results import ClaimRun, scores_by_arm
 from hpo.evidence.claims.schema import ArmsTest
@@ -187,7 +187,8 @@ class ClaimRunner:
         missing = len(arm_of) * len(snapshot.spec["seeds"]) - len(runs)
         if missing:
             why = "or had no rung when the first arm ended; " if timed_metrics else ""
-            say(f"{self.name}: {missing} runs failed, {why}`hpo trials --study {snapshot.name}` lists them")
+            listing = command_line("hpo", "trials", "--study", snapshot.name)
+            say(f"{self.name}: {missing} runs failed, {why}`{listing}` lists them")
         machines = [trial.user_attrs[MACHINE] for arm in trials.values() for trial in arm.values()]
         return StudyRuns(runs, distinct_machines([machines]))
 

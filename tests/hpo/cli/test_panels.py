@@ -57,7 +57,10 @@ def test_shell_completion_is_offered(tmp_path: Path, shown: str) -> None:
     assert "--install-completion" in shown
     # The name of the program is part of the completion's environment variable.
     program = "import sys; sys.argv[0] = 'hpo'; from hpo.cli.main import main; main()"
-    for words, expected in (("hpo st", "studies\nstatus\nstop\n"), ("hpo confirm --st", "--study\n--storage\n")):
+    for words, expected in (
+        ("hpo st", "studies\nstatus\nstop\n"),
+        ("hpo confirm --st", "--study\n--storage\n--storage-file\n"),
+    ):
         typed = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_HPO_COMPLETE": "complete_bash"}
         done = subprocess.run(
             [sys.executable, "-c", program], cwd=tmp_path, env=environment(**typed), capture_output=True, text=True
