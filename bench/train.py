@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from model.config import TrainConfig
 from model.data.batches import TrainingBatches
-from model.data.prepare import PreparedData, prepare
+from model.data.prepare import prepare
+from model.data.prepared import PreparedData
 from model.optim.optimizers import AdamW
 from model.section import updated
 from model.train.trainer import Trainer

@@ -16,6 +16,7 @@ from hpo.storage.attributes import (
     ANCHORS,
     BUDGET,
     DATA_HASH,
+    DATA_ROWS,
     END_REASON,
     FIXED_VALUES,
     FORKED,
@@ -34,7 +35,7 @@ class Snapshot:
 
     spec: the study file as stored. slots: kind of a trial -> number of slots; a slot is one trial of the budget.
     leased: slots that a live worker holds. anchors: losses of the unigram and bigram models. elapsed: seconds since
-    the first launch.
+    the first launch. rows: what became of the rows of the data, empty if an earlier version prepared it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Snapshot:
     state: str = "active"
     events: Sequence[SlotEvent] = ()
     reached: Mapping[str, targets.TargetReached] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def objective(self) -> str:
@@ -172,6 +174,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
         state=attrs.get(STUDY_STATE, "active"),
         events=slots.events(),
         reached=targets.targets_reached(store, study_id, spec.get("targets") or {}),
+        rows=attrs.get(DATA_ROWS) or {},
     )
 
 

@@ -15,6 +15,7 @@ from hpo.storage.trials import State
 
 NEAR = 0.02  # share of a range, on its own scale, within which a value counts as at the end
 MIN_SEARCHED = 10  # searched trials of a running study before its best trial is worth a warning
+MANY_ROWS = 0.1  # share of the rows without text, or of repeats, above which there is a warning
 MAX_TRIALS = 1000  # above this, warnings do not read the parameters and curves of all trials
 
 
@@ -28,15 +29,27 @@ def study_warnings(snapshot: Snapshot) -> list[str]:
         return []
     small = len(snapshot.trials) <= MAX_TRIALS
     if snapshot.spec.get("arms"):
-        return [*worse_than_bigrams(snapshot), *(equal_arms(snapshot) if small else ())]
+        return [*lost_rows(snapshot), *worse_than_bigrams(snapshot), *(equal_arms(snapshot) if small else ())]
     ineffective = without_effect(snapshot) if small and has_ended(snapshot) else {}
     return [
+        *lost_rows(snapshot),
         *worse_than_baseline(snapshot),
         *worse_than_bigrams(snapshot),
         *within_noise(snapshot),
         *at_range_ends(snapshot, ineffective),
         *ineffective_fields(snapshot, ineffective),
     ]
+
+
+def lost_rows(snapshot: Snapshot) -> Iterator[str]:
+    """Warn that many rows of the data have no text, or repeat an earlier row."""
+    read = snapshot.rows.get("read", 0)
+    for key, what in (
+        ("missing", "have no text in the column"),
+        ("repeated", "repeat an earlier one"),
+    ):
+        if (n := snapshot.rows.get(key, 0)) > MANY_ROWS * read:
+            yield f"{n:,} of {read:,} rows of the data {what}, and are left out."
 
 
 def _has_result(snapshot: Snapshot) -> bool:

@@ -13,7 +13,7 @@ from hpo.runs.datasets import prepare_data
 from hpo.study.load import load_study
 from model.config import TrainConfig
 from model.data.ngrams import anchors
-from model.data.prepare import list_prepared
+from model.data.prepared import list_prepared
 
 
 def dataset_config(study: str | None, overrides: Sequence[str]) -> TrainConfig:
@@ -45,6 +45,7 @@ def prepare_dataset(study: str | None, overrides: Sequence[str]) -> dict[str, An
         "tokenizer": config.tokenizer.name,
         "vocab_size": data.vocab_size,
         "hash": data.hash[:12],
+        **({"rows": data.rows} if data.rows else {}),
         **splits,
         "anchors": anchors(data),
         "folder": str(data.folder),

@@ -20,7 +20,7 @@ from hpo.runs.datasets import prepare_data
 from hpo.runs.resources import available_cores, set_thread_environment
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
 from model.config import TrainConfig
-from model.data.prepare import PreparedData
+from model.data.prepared import PreparedData
 from model.section import updated
 
 TRIAL_RUN_S = 900.0

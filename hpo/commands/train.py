@@ -16,7 +16,7 @@ from hpo.config.validation import error_messages
 from hpo.console import command_line, format_number, say, show
 from hpo.errors import Problem, WorkFailed
 from hpo.runs import checkpoints, trainable
-from hpo.runs.datasets import PreparedDatasets
+from hpo.runs.datasets import PreparedDatasets, rows_text
 from hpo.runs.provenance import describe_machine
 from hpo.runs.resources import available_cores, set_thread_environment, threads_in_use
 from hpo.runs.run_dir import append_metrics, read_metrics, truncate_metrics, write_file
@@ -42,6 +42,8 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
     config = _validated(path, tree, provenance, overrides)
     datasets = PreparedDatasets()
     _warn_of_other_data(provenance, datasets.data_hash(config), overrides)
+    if rows := rows_text(datasets.rows(config)):
+        say(f"data: {rows}")
     folder = _run_folder(path, out, resume)
     target = str(provenance.get("train", DEFAULT_TRAIN))
     try:

@@ -7,8 +7,8 @@ from hpo.console import format_number, format_value
 from hpo.study.spec import Study
 
 
-def describe_plan(study: Study, anchors: Mapping[str, float]) -> str:
-    """Return a description of a study: search space or arms, budget, targets, rungs and anchors."""
+def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") -> str:
+    """Return a description of a study: search space or arms, budget, targets, rungs, rows of the data and anchors."""
     file, budget = study.file, study.file.budget.model_dump(exclude_none=True)
     lines = [f"{study.name}  ({study.source})"]
     if file.arms is not None:
@@ -32,6 +32,8 @@ def describe_plan(study: Study, anchors: Mapping[str, float]) -> str:
     if study.rung_tokens:
         first, second, last = (f"{round(i * study.rung_tokens):,}" for i in (1, 2, study.rungs))
         lines.append(f"  {study.rungs} rungs, at {first}, {second}, ... {last} tokens")
+    if rows:
+        lines.append(f"  data: {rows}")
     if anchors:
         lines.append("  anchors: " + ", ".join(f"{name} {format_number(value)}" for name, value in anchors.items()))
     return "\n".join([*lines, ""])

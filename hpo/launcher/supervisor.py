@@ -19,7 +19,7 @@ from hpo.launcher.processes import WorkerGroup
 from hpo.launcher.progress import EventLog, LiveTable
 from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
 from hpo.queue.registry import StoredStudy, check_objections, register_study
-from hpo.runs.datasets import describe_data
+from hpo.runs.datasets import describe_data, row_counts, rows_text
 from hpo.runs.run_dir import study_folder, write_file
 from hpo.storage.connections import check_connections
 from hpo.storage.engine import Reader, open_readonly
@@ -50,14 +50,16 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
     if study.objections:
         _check_new(options.storage, study)
     data_hash, anchors = describe_data(study.base)
+    rows = row_counts(study.base)
     if not options.quiet:
-        say(describe_plan(study, anchors))
+        say(describe_plan(study, anchors, rows_text(rows)))
     if options.dry_run:
         return 0
     started_at = time.monotonic()
     with open_store(options.storage, create=True) as store:
         check_connections(store, len(environments))
         stored = register_study(store, study, data_hash, anchors, options.budget)
+        stored.store_rows(rows)
         folder = study_folder(options.out, study.name)
         try:
             write_file(folder / "study.yaml", dump_yaml(study_file_tree(study.spec(), study.file.budget.model_dump())))

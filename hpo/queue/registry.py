@@ -13,7 +13,7 @@ from hpo.optuna_internals import get_study_id
 from hpo.queue.budget import delete_slots, fill_slots
 from hpo.queue.slots import Slots
 from hpo.search.study_view import experimental
-from hpo.storage.attributes import ANCHORS, BUDGET, DATA_HASH, PROTOCOL, SPEC, STARTED, STUDY_STATE
+from hpo.storage.attributes import ANCHORS, BUDGET, DATA_HASH, DATA_ROWS, PROTOCOL, SPEC, STARTED, STUDY_STATE
 from hpo.storage.locks import creation_lock
 from hpo.storage.retry import OpenStorage
 from hpo.storage.store import Store
@@ -46,6 +46,11 @@ class StoredStudy:
     def anchors(self) -> dict[str, float]:
         anchors: dict[str, float] = self.optuna.user_attrs.get(ANCHORS) or {}
         return anchors
+
+    def store_rows(self, rows: Mapping[str, int]) -> None:
+        """Store what became of the rows of the data, unless an earlier launch has."""
+        if rows and DATA_ROWS not in self.optuna.user_attrs:
+            self.optuna.set_user_attr(DATA_ROWS, dict(rows))
 
     def read_state(self) -> "StudyState":
         """Read what can change while a study runs."""

@@ -1,6 +1,6 @@
 """Prepare the text of a study's configurations, and check that a configuration can be trained on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -8,7 +8,8 @@ from pydantic import BaseModel
 from hpo.errors import Problem, Unwritable
 from model.config import TrainConfig
 from model.data.ngrams import anchors
-from model.data.prepare import PreparedData, prepare, stderr_progress
+from model.data.prepare import prepare, stderr_progress
+from model.data.prepared import PreparedData
 from model.errors import CacheError, ConfigError
 
 Progress = Callable[[str, float], None]
@@ -46,6 +47,26 @@ def describe_data(config: BaseModel) -> tuple[str | None, dict[str, float]]:
     data = prepare_data(config)
     _check_context(data, config)
     return data.hash, anchors(data)
+
+
+def row_counts(config: BaseModel) -> dict[str, int]:
+    """Return what became of the rows of a configuration's data: read, missing, repeated, documents.
+
+    The result is empty for a configuration class of the user, and for data that version 0.1 prepared.
+
+    Raises:
+        Problem: The text cannot be used.
+        Unwritable: The cache folder cannot hold the prepared data.
+    """
+    return prepare_data(config).rows if isinstance(config, TrainConfig) else {}
+
+
+def rows_text(rows: Mapping[str, int]) -> str:
+    """Return the result of `row_counts` as a sentence; "" if it is empty."""
+    if not rows:
+        return ""
+    words = {"read": "rows read", "missing": "missing", "repeated": "repeated", "documents": "documents kept"}
+    return ", ".join(f"{rows[key]:,} {text}" for key, text in words.items())
 
 
 def _check_device(config: TrainConfig) -> None:
@@ -93,6 +114,10 @@ class PreparedDatasets:
     def data_hash(self, config: BaseModel) -> str | None:
         """Return the hash of a configuration's data, None for a configuration class of the user."""
         return self._of(config).hash if isinstance(config, TrainConfig) else None
+
+    def rows(self, config: BaseModel) -> dict[str, int]:
+        """Return what became of the rows of a configuration's data, as `row_counts` does."""
+        return self._of(config).rows if isinstance(config, TrainConfig) else {}
 
     def _of(self, config: TrainConfig) -> PreparedData:
         key = f"{config.data.preparation_fields()} {config.tokenizer}"

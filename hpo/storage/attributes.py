@@ -5,6 +5,7 @@ SPEC = "hpo:spec"  # the complete study file
 BUDGET = "hpo:budget"  # the current budget, the only part of a study file that may change later
 STARTED = "hpo:started"  # time of the first launch, by the database's clock
 ANCHORS = "hpo:anchors"  # losses of a unigram and a bigram model on the validation split
+DATA_ROWS = "hpo:rows"  # rows of the data: read, without text, repeated, and documents that are used
 DATA_HASH = "hpo:data"  # hash of the prepared data
 STUDY_STATE = "hpo:state"  # active, paused or stopped
 PROTOCOL = "hpo:protocol"  # see hpo.queue.registry.PROTOCOL_VERSION

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model.data.corpus_base import CorpusBase
 from model.data.epochs import DocumentSampler
-from model.data.prepare import Split
+from model.data.prepared import Split
 from model.data.split import SPLITS
 from model.errors import ConfigError
 from model.seeds import derive

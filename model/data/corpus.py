@@ -9,11 +9,12 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from model import cache
+from model.data.compression import unpacked_name
 from model.data.corpus_base import CorpusBase, NotEmpty
 from model.data.hub import Hub, write_hacker_news_titles
 from model.data.tables import TABLE_READERS, read_lines, read_texts
@@ -105,8 +106,8 @@ class _UserFiles(CorpusBase):
     """A corpus of your own files."""
 
     path: NotEmpty
-    """Path of a file, or a glob pattern that matches files, relative to the current folder. Files with a name that ends
-    in .gz are decompressed."""
+    """Path of a file, or a glob pattern that matches files, relative to the current folder. Files that are compressed
+    by gzip, xz or bzip2 are decompressed, and zip files that hold one file."""
 
     def files(self) -> list[Path]:
         """Return the files, sorted by name."""
@@ -135,12 +136,14 @@ class Lines(_UserFiles):
 
 
 class Table(_UserFiles):
-    """One column of your own csv, tsv, jsonl or parquet files. Each row is a document."""
+    """One column of your own csv, tsv, jsonl, json or parquet files. Each row is a document. A tsv has no quotes."""
 
     name: Literal["table"] = "table"
+    has_rows: ClassVar[bool] = True
 
     column: NotEmpty
-    """Name of the column that contains the text."""
+    """Name of the column that contains the text. In jsonl, json and parquet files also a path into lists and mappings,
+    such as `messages.0.content`; `messages.*.content` joins the texts of all messages by line feeds."""
 
     def documents(self) -> Iterator[str]:
         """Yield the values of the column; a missing value is empty.
@@ -149,9 +152,11 @@ class Table(_UserFiles):
             ConfigError: a file is not a table, or does not have the column.
         """
         for path in self.files():
-            extension = Path(path.name.removesuffix(".gz")).suffix
+            extension = Path(unpacked_name(path)).suffix
             if extension not in TABLE_READERS:
-                raise ConfigError(f"data.path: must end in {', '.join(TABLE_READERS)}, got {path}")
+                raise ConfigError(
+                    f"data.path: must end in {', '.join(TABLE_READERS)}, got {path}; save it as such a file"
+                )
             yield from TABLE_READERS[extension](path, self.column)
 
 

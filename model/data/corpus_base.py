@@ -1,6 +1,6 @@
 """Fields that all corpora share: the split into training, validation and test text, and the order of training."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,8 @@ NotEmpty = Annotated[str, Field(min_length=1)]
 
 class CorpusBase(Section):
     """Split of a corpus into training, validation and test text, and order of training; shared by all corpora."""
+
+    has_rows: ClassVar[bool] = False  # whether each document is a row of a table, so that a blank one lacks its text
 
     layout: Literal["stream", "documents"] = "stream"
     """What a sequence of a batch is. stream: a window of the concatenated documents, which may cross from one document

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from model.data.corpus_base import CorpusBase
 from model.data.ngrams import unigram_probabilities
-from model.data.prepare import Split
+from model.data.prepared import Split
 from model.errors import ConfigError
 from model.seeds import derive
 

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from model import cache
 from model.data import tables
+from model.data.cells import cell_text, lookup
 from model.data.corpus_base import CorpusBase, NotEmpty
 from model.data.text_files import local_file
 from model.errors import ConfigError
@@ -24,6 +25,7 @@ class Hub(CorpusBase):
     """One column of a dataset of the Hugging Face Hub at a fixed revision. Each row is a document."""
 
     name: Literal["hub"] = "hub"
+    has_rows: ClassVar[bool] = True
 
     path: NotEmpty
     """Name of the dataset as owner/name, or a local folder that the datasets library can load."""
@@ -38,7 +40,7 @@ class Hub(CorpusBase):
     """Split of the dataset from which documents are taken. The other splits of the dataset are not used."""
 
     column: NotEmpty = "text"
-    """Name of the column that contains the text."""
+    """Name of the column that contains the text, or a path into it, as in a table."""
 
     first: Count = 100_000
     """Number of rows to use, starting at the first row."""
@@ -67,12 +69,13 @@ class Hub(CorpusBase):
         source = self.path if Path(self.path).is_dir() else f"{HUB_URL}{self.path}"
         number = 0
         for number, row in enumerate(self._rows(source, remedy), 1):
-            tables.check_column(source, self.column, list(row))
-            text = row[self.column]
-            if not isinstance(text, str | None):
-                kind = type(text).__name__
+            if (value := lookup(row, self.column)) is None and self.column.partition(".")[0] not in row:
+                tables.check_column(source, self.column, list(row))
+            text = cell_text(value, self.column, f"row {number} of {source}")
+            if not isinstance(value, str | None):
+                kind = type(value).__name__
                 raise ConfigError(f"data.column: must hold text, got {kind} in row {number} of {source}")
-            line = json.dumps({self.column: (text or "")[: self.cut or None]}, ensure_ascii=True)
+            line = json.dumps({self.column: text[: self.cut or None]}, ensure_ascii=True)
             yield f"{line}\n".encode()
         if not number:
             raise ConfigError(f"data.split: split {self.split} of {source} has no rows")

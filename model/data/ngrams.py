@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.cache import write_whole
-from model.data.prepare import PreparedData, bits_per_byte
+from model.data.prepared import PreparedData, bits_per_byte
 from model.errors import ConfigError
 
 Int = NDArray[np.int64]

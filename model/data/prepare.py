@@ -7,115 +7,52 @@ Each id after the first is a target exactly once.
 import errno
 import importlib.metadata
 import json
-import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from model.cache import cache_root, locked
+from model.cache import cache_root, fsync, locked
 from model.data.corpus import Corpus
+from model.data.prepared import PreparedData, open_prepared, open_undamaged, write_meta
 from model.data.split import SPLITS, Documents, distinct_documents, split_documents
 from model.data.text_files import file_sha256
 from model.data.token_files import Progress, add_synthetic, count_utf8_bytes, token_dtype, write_split
-from model.data.tokenizer import Tokenizer, Vocabulary, load_vocabulary
+from model.data.tokenizer import Tokenizer, Vocabulary
 from model.errors import CacheError, ConfigError
 
 FORMAT = 1  # to be increased when the same text would be prepared differently
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """The token stream of one split, mapped from its file."""
-
-    name: str
-    """train, val or test."""
-    tokens: NDArray[np.uint16] | NDArray[np.uint32]
-    """Token ids, (n_targets + 1,)."""
-    starts: NDArray[np.int64]
-    """Position of the end token before each document, then of the last end token, (n_documents + 1,)."""
-    text_bytes: int
-    """UTF-8 bytes of the documents, synthetic documents not counted."""
-    n_documents: int
-    """Number of documents, synthetic documents included."""
-    n_unknown: int
-    """Number of tokens that stand for unknown characters."""
-    n_synthetic: int = 0
-    """Number of synthetic documents, which are the last ones."""
-
-    @property
-    def n_targets(self) -> int:
-        """Number of tokens that are predicted: all but the first."""
-        return len(self.tokens) - 1
-
-    @property
-    def real_tokens(self) -> NDArray[np.uint16] | NDArray[np.uint32]:
-        """Token stream of the documents that are not synthetic."""
-        return self.tokens[: self.starts[self.n_documents - self.n_synthetic] + 1]
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedData:
-    """A prepared corpus on disk. Equal hashes mean equal text, splits and tokenizer."""
-
-    folder: Path
-    """Folder in the cache that holds the files."""
-    hash: str
-    """SHA-256 of all that training depends on, in hexadecimal."""
-    vocab_size: int
-    """Number of token ids, the end token included."""
-    splits: dict[str, Split]
-    """Splits by name: train, val and test."""
-
-    def vocabulary(self) -> Vocabulary:
-        """Return the trained tokenizer that maps text to the ids."""
-        return load_vocabulary((self.folder / "tokenizer.json").read_text("utf-8"))
-
-
-def bits_per_byte(nats: float, split: Split) -> float:
-    """Return bits per UTF-8 byte of the split's text for a mean loss in nats per target.
-
-    Each unknown character costs a choice among all 1,114,112 code points in addition, so that a tokenizer does not
-    gain from unknown characters.
-    """
-    bits = nats * split.n_targets / math.log(2) + split.n_unknown * math.log2(sys.maxunicode + 1)
-    return bits / split.text_bytes
-
-
 def prepare(corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None = None) -> PreparedData:
-    """Return the prepared data of a corpus, prepared now unless the cache contains it.
+    """Return the prepared data of a corpus, prepared now unless the cache contains it undamaged.
 
     progress: callback that receives the progress of the preparation.
 
     Raises:
-        ConfigError: the corpus cannot be read or is too small, or its files in the cache are damaged.
+        ConfigError: the corpus cannot be read or is too small.
         CacheError: the cache cannot be written to.
     """
     folder = cache_root() / f"{corpus.name}-{_cache_key(corpus, tokenizer)[:12]}"
-    if not folder.exists():
-        try:
-            with locked(folder):
-                if not folder.exists():  # another process may have prepared it in the meantime
-                    _prepare_folder(folder, corpus, tokenizer, progress or (lambda message, fraction: None))
-        except OSError as error:
-            raise CacheError(
-                f"data: cannot write in {folder.parent}: {error.strerror or error}; "
-                "set HPO_CACHE to a folder that can be written to"
-            ) from None
-    return _open_prepared(folder)
-
-
-def list_prepared() -> list[dict[str, Any]]:
-    """Return the content of meta.json of each prepared corpus in the cache, with its `folder`."""
-    paths = sorted(cache_root().glob("*/meta.json"))
-    return [json.loads(path.read_text("utf-8")) | {"folder": str(path.parent)} for path in paths]
+    if (data := open_undamaged(folder)) is not None:
+        return data
+    try:
+        with locked(folder):
+            if (data := open_undamaged(folder)) is not None:  # another process has prepared it in the meantime
+                return data
+            _set_aside(folder)
+            _prepare_folder(folder, corpus, tokenizer, progress or (lambda message, fraction: None))
+            return open_prepared(folder)
+    except MemoryError:
+        raise ConfigError(f"data: {corpus.name} does not fit into memory; use fewer or smaller files") from None
+    except OSError as error:
+        raise CacheError(
+            f"data: cannot write in {folder.parent}: {error.strerror or error}; "
+            "set HPO_CACHE to a folder that can be written to"
+        ) from None
 
 
 def stderr_progress(delay_s: float = 1.0) -> Progress:
@@ -144,26 +81,30 @@ def _cache_key(corpus: Corpus, tokenizer: Tokenizer) -> str:
 
 def _prepare_folder(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: Progress) -> None:
     progress(f"reading {corpus.name}", 0.0)
-    documents, n_duplicates = distinct_documents(corpus)
+    documents, rows = distinct_documents(corpus)
     splits = split_documents(documents, corpus)
     progress(f"training the {tokenizer.name} tokenizer", 0.0)
     vocabulary = tokenizer.train(splits["train"])
     meta = {
         "name": corpus.name,
         "vocab_size": vocabulary.vocab_size,
-        "duplicates_removed": n_duplicates,
+        "duplicates_removed": rows.repeated,
+        "rows": rows.as_dict() | {"documents": sum(map(len, splits.values()))},
         "corpus": corpus.preparation_fields(),
         "tokenizer": tokenizer.model_dump(),
         "versions": {name: importlib.metadata.version(name) for name in ("numpy", "tokenizers")}
         | {"python": sys.version.split()[0], "format": str(FORMAT)},
     }
-    # This process holds the lock, so a part that already exists belongs to a dead process.
+    # This process holds the lock, so a part that already exists was left by a process that was killed.
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         meta |= _write_files(part, splits, vocabulary, corpus, progress)
-        (part / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_meta(part, meta)
+        for path in (*part.iterdir(), part):
+            fsync(path)
         part.rename(folder)
+        fsync(folder.parent)
     except OSError as error:
         if error.errno not in DISK_FULL_ERRNOS:
             raise
@@ -203,23 +144,15 @@ def _write_files(
     return {"hash": _data_hash(splits, synthetic, vocabulary, corpus), "splits": counts}
 
 
-def _open_prepared(folder: Path) -> PreparedData:
-    try:
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
-        dtype = token_dtype(meta["vocab_size"])
-        splits = {name: _map_split(folder, name, dtype, counts) for name, counts in meta["splits"].items()}
-    except (OSError, ValueError) as error:
-        # a power failure can leave incomplete files
-        raise ConfigError(f"data: damaged: {folder}: {error}; delete the folder and run again") from None
-    return PreparedData(folder, meta["hash"], meta["vocab_size"], splits)
+def _set_aside(folder: Path) -> None:
+    """Remove a damaged folder. Processes that have mapped its files keep them.
 
-
-def _map_split(folder: Path, name: str, dtype: np.dtype[Any], counts: dict[str, int]) -> Split:
-    # Mode "r" shares memory with other processes. asarray, because indexing the memmap class itself is slower.
-    tokens = np.asarray(np.memmap(folder / f"{name}.bin", dtype, "r", shape=(counts["tokens"],)))
-    starts = np.fromfile(folder / f"{name}.starts", np.int64)
-    if not len(starts) or starts[-1] != counts["tokens"] - 1:
-        raise ValueError(f"{name}.starts does not fit {name}.bin")
-    return Split(
-        name, tokens, starts, counts["text_bytes"], counts["documents"], counts["unknown"], counts["synthetic"]
-    )
+    Raises:
+        OSError: the cache cannot be written to.
+    """
+    if not folder.exists():
+        return
+    trash = folder.with_name(f".{folder.name}.damaged")
+    shutil.rmtree(trash, ignore_errors=True)
+    folder.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)

@@ -1,5 +1,7 @@
 """Remove duplicate documents of a corpus and draw the others at random into three splits."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from model.data.corpus import Corpus
@@ -13,20 +15,41 @@ Documents = dict[str, list[str]]
 """Documents by split."""
 
 
-def distinct_documents(corpus: Corpus) -> tuple[list[str], int]:
-    """Return the documents that are not blank, each once, and the number of duplicates that were removed.
+class RowCounts(NamedTuple):
+    """What became of the rows of a source."""
+
+    read: int
+    """Rows of tables, or documents of other sources, without those that are blank."""
+    missing: int
+    """Rows of tables without text in the column."""
+    repeated: int
+    """Documents that are equal to an earlier one."""
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts as meta.json stores them."""
+        return self._asdict()
+
+
+def distinct_documents(corpus: Corpus) -> tuple[list[str], RowCounts]:
+    """Return the documents that are not blank, each once, and what was left out.
 
     Raises:
         ConfigError: a document cannot be encoded as UTF-8.
     """
-    texts = [text for text in corpus.documents() if text.strip()]
+    texts, blank = [], 0
+    for text in corpus.documents():
+        if text.strip():
+            texts.append(text)
+        else:
+            blank += 1
     distinct = list(dict.fromkeys(texts))
     for number, text in enumerate(distinct, 1):
         try:
             text.encode()
         except UnicodeEncodeError:  # JSON can contain one half of a surrogate pair
             raise ConfigError(f"data: document {number} holds a lone surrogate, which is not text") from None
-    return distinct, len(texts) - len(distinct)
+    missing = blank if corpus.has_rows else 0  # blank lines between paragraphs are not missing text
+    return distinct, RowCounts(len(texts) + missing, missing, len(texts) - len(distinct))
 
 
 def split_documents(documents: list[str], corpus: Corpus) -> Documents:

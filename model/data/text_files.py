@@ -1,22 +1,28 @@
 """Find, download and read the text files of a corpus. Every error names the configuration key and the file."""
 
+import codecs
 import glob
-import gzip
 import hashlib
 import http.client
 import os
 import re
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from model.cache import cache_root, write_whole
+from model.data.compression import read_unpacked
 from model.errors import ConfigError
 
 PASSAGE = 1000  # smallest number of characters of a passage; the last passage of a file may be shorter
 MAX_PARAGRAPH = 8 * PASSAGE  # a longer paragraph is cut
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 TIMEOUT_S = 15  # without an answer; a machine without network should fail soon
 
 
@@ -28,6 +34,8 @@ def matching_files(path: str) -> list[Path]:
     """
     literal = Path(path).expanduser()
     try:
+        if literal.exists() and not literal.is_file() and not literal.is_dir():
+            raise ConfigError(f"data.path: must be a file, got a pipe or a device: {path}; save its content to a file")
         if literal.is_dir():
             raise ConfigError(f"data.path: is a directory: {path}; give a file or a glob such as {path}/*.txt")
         if literal.exists():
@@ -40,21 +48,6 @@ def matching_files(path: str) -> list[Path]:
     if not paths:
         raise ConfigError(f"data.path: no file matches {path}")
     return paths
-
-
-def read_bytes(path: Path, key: str = "data.path") -> bytes:
-    """Return the content of a file, decompressed if its name ends in .gz.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ConfigError(f"{key}: not a whole gzip file: {path}: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from None
 
 
 def file_sha256(path: Path, key: str = "data.path") -> bytes:
@@ -74,19 +67,35 @@ def read_text(path: Path, key: str = "data.path") -> str:
     r"""Return the text of a file, without byte order mark, lines ended by \n.
 
     Raises:
-        ConfigError: the file cannot be read, or is not UTF-8 text.
+        ConfigError: the file cannot be read, or is not text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
     """
-    content = read_bytes(path, key)
-    nul = content.find(b"\0")
-    if nul >= 0:
-        raise ConfigError(f"{key}: must be UTF-8 text, got a NUL byte at offset {nul}: {path}")
+    content = read_unpacked(path, key)
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    if encoding == "utf-8":
+        _check_is_text(path, content, key)
     try:
-        text = content.decode("utf-8")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        byte = f"0x{content[error.start]:02x}"
-        where = f"got byte {byte} at offset {error.start}"
-        raise ConfigError(f"{key}: must be UTF-8 text, {where}: {path}; save it as UTF-8") from None
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+        place = f"got byte 0x{content[error.start]:02x} at offset {error.start}"
+        raise ConfigError(f"{key}: must be {encoding.upper()} text, {place}: {path}; save it as UTF-8") from None
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    return text if "\n" in text else text.replace("\r", "\n")  # lines of old Macs end in \r alone
+
+
+def _check_is_text(path: Path, content: bytes, key: str) -> None:
+    """Refuse content with NUL bytes, and say what it is where that is known."""
+    nul = content.find(b"\0")
+    if nul < 0:
+        return
+    if content.startswith(b"PAR1"):
+        hint = "; it is a parquet file, which data.name=table reads"
+    elif content[257:262] == b"ustar":
+        hint = "; it is a tar archive, unpack it, use a glob"
+    elif len(content) > 8 and (content[1:8:2] == b"\0" * 4 or content[:8:2] == b"\0" * 4):
+        hint = "; it may be UTF-16 without a byte order mark, save it as UTF-8"
+    else:
+        hint = ""
+    raise ConfigError(f"{key}: must be UTF-8 text, got a NUL byte at offset {nul}: {path}{hint}")
 
 
 def passages(text: str) -> Iterator[str]:

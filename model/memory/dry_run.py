@@ -21,7 +21,8 @@ import torch
 from pydantic import ValidationError
 
 from model.config import TrainConfig
-from model.data.prepare import PreparedData, Split, prepare
+from model.data.prepare import prepare
+from model.data.prepared import PreparedData, Split
 from model.errors import ConfigError, is_out_of_memory
 from model.section import updated
 from model.train.device import resolve

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.config import TrainConfig
 from model.data.batches import SequenceDataset
-from model.data.prepare import PreparedData
+from model.data.prepared import PreparedData
 from model.nn.context import Diagnostics
 from model.train.pack import Pack
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from model.config import TrainConfig
 from model.data.batches import TrainingBatches
-from model.data.prepare import Split
+from model.data.prepared import Split
 from model.optim.param_groups import ParamGroup
 from model.optim.recovery import Health
 from model.seeds import derive

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from model.config import TrainConfig
-from model.data.prepare import PreparedData, bits_per_byte, prepare
+from model.data.prepare import prepare
+from model.data.prepared import PreparedData, bits_per_byte
 from model.errors import ConfigError
 from model.train import checkpoint
 from model.train.device import resolve

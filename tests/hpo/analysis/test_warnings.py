@@ -119,6 +119,34 @@ def test_trials_that_never_competed_are_not_searched_ones(store: Store, here: Pa
     assert [t.number for t in searched_trials(read_snapshot(store, "planted"))] == [1, 3]
 
 
+# --- rows of the data that are left out
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ({"read": 1000, "missing": 100, "repeated": 100, "documents": 800}, []),
+        (
+            {"read": 1000, "missing": 101, "repeated": 0, "documents": 899},
+            ["101 of 1,000 rows of the data have no text in the column, and are left out."],
+        ),
+        (
+            {"read": 2000, "missing": 0, "repeated": 1500, "documents": 500},
+            ["1,500 of 2,000 rows of the data repeat an earlier one, and are left out."],
+        ),
+        ({}, []),
+    ],
+    ids=["a tenth", "missing", "repeated", "prepared by an earlier version"],
+)
+def test_more_than_a_tenth_of_the_rows_left_out_is_a_note(
+    store: Store, here: Path, rows: dict[str, int], expected: list[str]
+) -> None:
+    stored = began(store, here)
+    stored.store_rows(rows)
+    put(stored, 1.5, "baseline", x=0.5)
+    assert [note for note in notes(stored) if "rows" in note] == expected
+
+
 # --- the edge of a range
 
 

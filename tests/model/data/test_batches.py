@@ -5,7 +5,8 @@ import pytest
 
 from model.data.batches import SequenceDataset, TrainingBatches
 from model.data.corpus import Lines
-from model.data.prepare import Split, prepare
+from model.data.prepare import prepare
+from model.data.prepared import Split
 from model.data.tokenizer import Bytes
 from model.errors import ConfigError
 

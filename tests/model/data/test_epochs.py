@@ -8,7 +8,7 @@ from model.data.batches import TrainingBatches
 from model.data.corpus import Lines
 from model.data.epochs import DocumentSampler
 from model.data.ngrams import unigram_probabilities
-from model.data.prepare import Split
+from model.data.prepared import Split
 from model.errors import ConfigError
 
 OWN = [

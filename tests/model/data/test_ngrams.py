@@ -10,7 +10,8 @@ import pytest
 
 from model.data.corpus import HackerNews, Lines
 from model.data.ngrams import anchors, bigram_probabilities, unigram_probabilities
-from model.data.prepare import bits_per_byte, prepare
+from model.data.prepare import prepare
+from model.data.prepared import bits_per_byte
 from model.data.tokenizer import BPE, Bytes, Chars
 
 

@@ -18,7 +18,8 @@ from hpo.runs.datasets import PreparedDatasets
 from model.config import TrainConfig
 from model.data.corpus import Lines, Names, Table
 from model.data.corpus_base import ORDER_FIELDS
-from model.data.prepare import bits_per_byte, list_prepared, prepare, stderr_progress
+from model.data.prepare import prepare, stderr_progress
+from model.data.prepared import bits_per_byte, list_prepared
 from model.data.split import split_documents
 from model.data.tokenizer import BPE, END, Bytes, Chars
 from model.errors import ConfigError
@@ -178,12 +179,82 @@ def test_what_a_killed_process_left_is_replaced(corpus, cache):
     assert not (cache / f".{name}.part").exists()
 
 
-@pytest.mark.parametrize("broken", ["train.bin", "val.starts", "meta.json"])
-def test_a_damaged_folder_is_reported(corpus, broken):
-    path = prepare(corpus, Bytes()).folder / broken
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ConfigError, match=r"data: damaged: .*; delete the folder and run again"):
-        prepare(corpus, Bytes())
+def flip(content):
+    """Return content in which one bit of its middle is another."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def altered_hash(content):
+    meta = json.loads(content)
+    return json.dumps(meta | {"hash": "0" * 64}).encode()
+
+
+DAMAGES = {
+    "shorter": lambda content: content[:-8],
+    "one bit": flip,
+    "zeros": lambda content: bytes(len(content)),
+    "empty": lambda content: b"",
+    "gone": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["train.bin", "val.starts", "tokenizer.json", "meta.json"])
+def test_prepared_data_that_were_altered_are_prepared_again(corpus, caplog, name, damage):
+    before = prepare(corpus, Bytes())
+    path = before.folder / name
+    content = path.read_bytes()
+    if (change := DAMAGES[damage]) is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(content))
+    after = prepare(corpus, Bytes())
+    assert (after.hash, after.rows, path.read_bytes()) == (before.hash, before.rows, content)
+    assert "it is prepared again" in caplog.text
+    assert [p.name for p in before.folder.parent.iterdir() if "damaged" in p.name] == []
+
+
+def test_a_hash_that_was_written_into_the_prepared_data_is_not_believed(corpus):
+    before = prepare(corpus, Bytes())
+    path = before.folder / "meta.json"
+    path.write_bytes(altered_hash(path.read_bytes()))
+    assert prepare(corpus, Bytes()).hash == before.hash
+
+
+def test_prepared_data_of_an_earlier_version_are_used_as_they_are(corpus):
+    before = prepare(corpus, Bytes())
+    path = before.folder / "meta.json"
+    old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("files", "checksum", "rows")}
+    path.write_text(json.dumps(old))
+    after = prepare(corpus, Bytes(), lambda *_: pytest.fail("prepared again"))
+    assert (after.hash, after.rows) == (before.hash, {})
+
+
+def test_damaged_data_are_not_listed(corpus, caplog):
+    path = prepare(corpus, Bytes()).folder / "meta.json"
+    path.write_bytes(b"[5")
+    assert list_prepared() == []
+    assert "prepares it again" in caplog.text
+
+
+def test_rows_without_text_and_repeats_are_counted(tmp_path):
+    rows = [{"t": f"text {n % 80}"} for n in range(100)] + [{"t": ""}, {"t": None}, {"other": 1}, {"t": "  "}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = Table(path=str(tmp_path / "a.jsonl"), column="t")
+    assert prepare(table, Bytes()).rows == {"read": 104, "missing": 4, "repeated": 20, "documents": 80}
+    fewer = table.model_copy(update={"max_documents": 50})
+    assert prepare(fewer, Bytes()).rows == {"read": 104, "missing": 4, "repeated": 20, "documents": 50}
+
+
+def test_blank_lines_of_a_text_are_not_missing_rows(tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"line {n}" for n in range(50)))
+    assert prepare(Lines(path=str(tmp_path / "a.txt")), Bytes()).rows == {
+        "read": 50,
+        "missing": 0,
+        "repeated": 0,
+        "documents": 50,
+    }
 
 
 @pytest.mark.parametrize("n", [1, 2])

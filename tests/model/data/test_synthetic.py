@@ -7,7 +7,8 @@ import pytest
 from hpo.commands import data
 from model.data.corpus import Lines
 from model.data.ngrams import anchors
-from model.data.prepare import list_prepared, prepare
+from model.data.prepare import prepare
+from model.data.prepared import list_prepared
 from model.data.synthetic import NGramModel
 from model.data.tokenizer import BPE, END, Bytes, Chars
 from tests.support.tiny import text

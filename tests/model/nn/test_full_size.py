@@ -7,7 +7,7 @@ import torch
 
 from hpo.config.files import load_base
 from model.config import TrainConfig
-from model.data.prepare import PreparedData, Split
+from model.data.prepared import PreparedData, Split
 from model.nn.gpt import build_network
 from model.section import updated
 from model.train.trainer import Trainer

@@ -6,7 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from model.config import TrainConfig
-from model.data.prepare import PreparedData, prepare
+from model.data.prepare import prepare
+from model.data.prepared import PreparedData
 from model.nn.gpt import build_network
 from model.optim.param_groups import group_of
 from model.section import updated
