@@ -6,6 +6,7 @@ from typing import Any
 from hpo.analysis.snapshot import Snapshot, find_trial, trial_status, trial_value
 from hpo.console import format_number, format_value
 from hpo.errors import error_summary
+from hpo.search.direction import Direction
 from hpo.search.pruning_rules import Comparison, compare_at_last_rung, n_promoted, parse_spans
 from hpo.storage.attributes import (
     ARM,
@@ -54,7 +55,7 @@ def recompute(snapshot: Snapshot, trial: Trial) -> Comparison | None:
         return None
     own = {rung: v for rung, v in trial.intermediate_values.items() if rung <= record["rung"]}
     peers = [find_trial(snapshot, number).intermediate_values for number in parse_spans(record["peers"])]
-    return compare_at_last_rung(snapshot.spec["pruner"], own, peers)
+    return compare_at_last_rung(snapshot.spec["pruner"], own, peers, snapshot.direction)
 
 
 def _pruning_record(trial: Trial) -> Mapping[str, Any] | None:
@@ -154,21 +155,22 @@ def _comparison(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
     """Return the comparison of a pruning rule as a clause: the value of the trial, then the threshold."""
     rule, objective, peers = snapshot.spec["pruner"], snapshot.objective, _peer_text(record)
     a, b = distinct_text(record["value"], record["threshold"])
+    worse = f"{a}, was {snapshot.direction.worse_side} {b}"
     match rule["name"]:
         case "median":
-            return f"its best {objective} so far, {a}, was above {b}, the median of {peers} at that rung"
+            return f"its best {objective} so far, {worse}, the median of {peers} at that rung"
         case "percentile":
-            return (
-                f"its best {objective} so far, {a}, was above {b}, percentile {rule['percentile']:g} of {peers} there"
-            )
+            share = rule["percentile"] if snapshot.direction is Direction.MINIMIZE else 100 - rule["percentile"]
+            return f"its best {objective} so far, {worse}, percentile {share:g} of {peers} there"
         case "halving" | "hyperband":
             n = record["n"] + 1
             best = f"only the best {n_promoted(n, rule['factor'])} of {n} trials continue"
-            return f"its {objective}, {a}, was above {b}; {best} (compared with {peers})"
+            return f"its {objective}, {worse}; {best} (compared with {peers})"
         case "patient":
-            margin = f" plus {rule['min_delta']:g}" if rule["min_delta"] else ""
+            sign = "plus" if snapshot.direction is Direction.MINIMIZE else "minus"
+            margin = f" {sign} {rule['min_delta']:g}" if rule["min_delta"] else ""
             recent = f"the last {rule['patience'] + 1} rungs"
-            return f"its best {objective} of {recent}, {a}, was above {b}, its best before{margin}"
+            return f"its best {objective} of {recent}, {worse}, its best before{margin}"
         case "threshold":
             side = "above" if record["value"] > record["threshold"] else "below"
             return f"its {objective}, {a}, was {side} the study's threshold, {b}"

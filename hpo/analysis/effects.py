@@ -50,7 +50,7 @@ def field_p_value(snapshot: Snapshot, path: str) -> float | None:
     A trial that was pruned or diverged counts as worse than every complete trial.
     """
     trials = [t for t in searched_trials(snapshot) if path in t.params]
-    results = [t.values[0] if t.state == State.COMPLETE else math.inf for t in trials]
+    results = [snapshot.loss(t) if t.state == State.COMPLETE else math.inf for t in trials]
     return no_effect_p_value([t.params[path] for t in trials], results)
 
 

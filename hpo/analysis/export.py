@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from hpo.analysis.snapshot import Snapshot, best_trial, find_trial, trial_value
 from hpo.config.files import config_text
 from hpo.errors import Problem
+from hpo.search.direction import Direction
 from hpo.storage.attributes import FIXED_VALUES, MACHINE
 from hpo.storage.trials import Trial
 from hpo.study.spec import Study, study_from_spec
@@ -45,6 +46,7 @@ def provenance(snapshot: Snapshot, trial: Trial, known: str = "") -> dict[str, A
         "trial": trial.number,
         "state": trial.state.value,
         "objective": snapshot.objective,
+        **({} if snapshot.direction is Direction.MINIMIZE else {"direction": str(snapshot.direction)}),
         "value": trial_value(trial),
         **({"known": known} if known else {}),
         "sampler_seed": snapshot.spec["seed"],

@@ -7,6 +7,7 @@ from functools import cached_property
 from statistics import NormalDist, fmean, stdev
 
 from hpo.console import Rounded, format_number
+from hpo.search.direction import Direction
 from hpo.storage.trials import State, Trial
 
 MOST_DECIMALS = 12  # a smaller sigma is rounding error, so more decimals carry no information
@@ -14,12 +15,21 @@ MOST_DECIMALS = 12  # a smaller sigma is rounding error, so more decimals carry 
 
 @dataclass(frozen=True)
 class Noise:
-    """Mean and standard deviation of n runs of the baseline that differ only in their seed."""
+    """Mean and standard deviation of n runs of the baseline that differ only in their seed.
+
+    direction: of the study, which decides on which side of the mean a better value lies.
+    """
 
     n: int
     mean: float
     sigma: float
     runs: Sequence[Trial] = field(default=(), repr=False, compare=False)
+    direction: Direction = Direction.MINIMIZE
+
+    def expected_best(self, n: int) -> float:
+        """Return the expected best value of n further runs of the baseline, which n trials reach by chance alone."""
+        loss = self.direction.loss
+        return loss(expected_minimum(n, loss(self.mean), self.sigma))
 
     @cached_property
     def curve(self) -> dict[int, tuple[float, float]]:
@@ -33,11 +43,11 @@ class Noise:
         return {r: (fmean(v), unbiased_stdev(v) or 0.0) for r, v in values.items() if all(map(math.isfinite, v))}
 
 
-def noise_floor(runs: Sequence[Trial]) -> Noise | None:
+def noise_floor(runs: Sequence[Trial], direction: Direction = Direction.MINIMIZE) -> Noise | None:
     """Return the noise floor of finished runs of the baseline, None for fewer than two runs."""
     values = [run.values[0] for run in runs]
     sigma = unbiased_stdev(values)
-    return None if sigma is None else Noise(len(values), fmean(values), sigma, tuple(runs))
+    return None if sigma is None else Noise(len(values), fmean(values), sigma, tuple(runs), direction)
 
 
 def unbiased_stdev(values: Sequence[float]) -> float | None:
@@ -77,7 +87,7 @@ def rounded(floor: Noise | None, value: float) -> float:
 
 
 def sigmas(floor: Noise, trial: Trial, value: float | None) -> float | None:
-    """Return how many sigmas a trial's value is below the baseline's mean at the same rung.
+    """Return how many sigmas a trial's value is better than the baseline's mean at the same rung.
 
     None where the value is not finite, where sigma is 0, or where the value is not that of the trial's last rung.
     """
@@ -88,7 +98,7 @@ def sigmas(floor: Noise, trial: Trial, value: float | None) -> float | None:
         mean, sigma = floor.curve.get(rung, (mean, 0.0)) if known else (mean, 0.0)
     if value is None or sigma == 0 or not math.isfinite(value):
         return None
-    return Rounded((mean - value) / sigma, 1)
+    return Rounded(floor.direction.loss(mean - value) / sigma, 1)
 
 
 def baseline_text(floor: Noise) -> str:

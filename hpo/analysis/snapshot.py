@@ -11,6 +11,7 @@ from hpo.analysis.noise import Noise, noise_floor
 from hpo.config.addresses import with_current_addresses
 from hpo.errors import NothingFeasible, Problem
 from hpo.queue.inspect import SlotEvent, SlotTable
+from hpo.search.direction import Direction
 from hpo.storage import targets
 from hpo.storage.attributes import (
     ANCHORS,
@@ -56,6 +57,15 @@ class Snapshot:
     def objective(self) -> str:
         return str(self.spec["objective"])
 
+    @cached_property
+    def direction(self) -> Direction:
+        """Whether a smaller or a larger objective is better. Studies of version 0.1 minimize."""
+        return Direction(self.spec.get("direction", Direction.MINIMIZE))
+
+    def loss(self, trial: Trial) -> float:
+        """Return the objective of a complete trial as a loss: the smaller, the better."""
+        return self.direction.loss(trial.values[0])
+
     @property
     def rungs(self) -> int:
         return int(self.spec["rungs"])
@@ -90,7 +100,7 @@ class Snapshot:
     @cached_property
     def noise(self) -> Noise | None:
         """The noise floor of the runs of the first baseline, None for fewer than two complete runs."""
-        return noise_floor(self.baseline_runs)
+        return noise_floor(self.baseline_runs, self.direction)
 
     @cached_property
     def target(self) -> str | None:
@@ -106,7 +116,7 @@ class Snapshot:
         return [t for t in self.trials if t.state in states]
 
     def best(self) -> Trial | None:
-        """Return the complete trial with the lowest objective among the trials that meet their constraints."""
+        """Return the complete trial with the best objective among the trials that meet their constraints."""
         return self._best
 
     def baseline(self) -> Trial | None:
@@ -124,7 +134,7 @@ class Snapshot:
 
     @cached_property  # the live table reads it four times per second
     def _best(self) -> Trial | None:
-        return min(self.feasible, key=lambda t: t.values[0], default=None)
+        return min(self.feasible, key=self.loss, default=None)
 
     @cached_property
     def _baseline(self) -> Trial | None:
@@ -161,6 +171,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
     if SPEC not in attrs:
         raise Problem(f"--study: {name!r} was not created by `hpo launch`")
     slots, spec = SlotTable(store, study_id), with_current_addresses(attrs[SPEC])
+    maximize = spec.get("direction") == Direction.MAXIMIZE
     return Snapshot(
         name=name,
         spec=spec,
@@ -173,7 +184,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
         leased=frozenset(lease.slot for lease in slots.owners() if lease.seconds > 0),
         state=attrs.get(STUDY_STATE, "active"),
         events=slots.events(),
-        reached=targets.targets_reached(store, study_id, spec.get("targets") or {}),
+        reached=targets.targets_reached(store, study_id, spec.get("targets") or {}, maximize),
         rows=attrs.get(DATA_ROWS) or {},
     )
 

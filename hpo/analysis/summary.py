@@ -8,6 +8,7 @@ from hpo.analysis.noise import baseline_text, decimals, rounded, sigmas
 from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts, trial_status, trial_value
 from hpo.analysis.targets import Milestone, milestone_records, milestones, target_records
 from hpo.console import format_number, with_columns
+from hpo.search.direction import Direction
 from hpo.storage.attributes import ARM
 from hpo.storage.trials import State, Trial
 
@@ -33,8 +34,10 @@ def result_record(trial: Trial) -> dict[str, Any]:
 
 
 def optional_fields(snapshot: Snapshot, best: Trial | None) -> dict[str, Any]:
-    """Return the fields that only some studies have: noise floor, targets, and milestones of the best trial."""
+    """Return the fields that only some studies have: direction, noise floor, targets, milestones of the best trial."""
     fields: dict[str, Any] = {}
+    if snapshot.direction is Direction.MAXIMIZE:
+        fields["direction"] = str(snapshot.direction)
     if snapshot.spec.get("baseline_seeds", 1) > 1:
         floor = snapshot.noise
         fields["noise"] = {"n": floor.n, "mean": floor.mean, "sigma": floor.sigma} if floor else None
@@ -48,7 +51,8 @@ def optional_fields(snapshot: Snapshot, best: Trial | None) -> dict[str, Any]:
 def milestones_of(snapshot: Snapshot, trial: Trial) -> list[Milestone]:
     """Return the milestones of the study with the values of one trial, none for a study without milestones."""
     expected = snapshot.spec.get("milestones")
-    return milestones(expected, snapshot.rungs, trial.intermediate_values) if expected else []
+    curve = trial.intermediate_values
+    return milestones(expected, snapshot.rungs, curve, snapshot.direction) if expected else []
 
 
 def trial_row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
@@ -90,7 +94,8 @@ def best_summary(snapshot: Snapshot) -> str:
     line = f"best: trial {best.number}, {snapshot.objective} {objective_text(snapshot, best.values[0])}"
     if floor is None:
         return f"{line} ({', '.join(references)})" if references else line
-    return f"{line}{_sigmas_text(sigmas(floor, best, best.values[0]))}; {', '.join(references)}"
+    distance = _sigmas_text(sigmas(floor, best, best.values[0]), snapshot.direction)
+    return f"{line}{distance}; {', '.join(references)}"
 
 
 def _arm_means(snapshot: Snapshot) -> str:
@@ -112,8 +117,10 @@ def objective_decimals(snapshot: Snapshot) -> int:
     return 4 if snapshot.noise is None else decimals(snapshot.noise.sigma)
 
 
-def _sigmas_text(n: float | None) -> str:
-    return "" if n is None else f" ({abs(n):.1f} sigma {'below' if n >= 0 else 'above'} the baseline)"
+def _sigmas_text(n: float | None, direction: Direction) -> str:
+    if n is None:
+        return ""
+    return f" ({abs(n):.1f} sigma {direction.better_side if n >= 0 else direction.worse_side} the baseline)"
 
 
 def goal_lines(snapshot: Snapshot) -> list[str]:
@@ -137,8 +144,9 @@ def _target_line(snapshot: Snapshot, name: str, record: Mapping[str, Any]) -> st
     line, reached = f"target {name} ({record['target']:g})", snapshot.reached.get(name)
     if reached is None:
         best = snapshot.best()
-        gap = "" if best is None else objective_text(snapshot, best.values[0] - record["target"])
-        return f"{line}: not reached yet" + (f"; the best trial is {gap} above it" if gap else "")
+        loss, side = snapshot.direction.loss, snapshot.direction.worse_side
+        gap = "" if best is None else objective_text(snapshot, loss(best.values[0] - record["target"]))
+        return f"{line}: not reached yet" + (f"; the best trial is {gap} {side} it" if gap else "")
     cost = f"{reached.rung} rungs of the trial and {reached.rungs} rungs of the study"
     if record["tokens"] is not None:
         cost = f"{record['tokens']:,} tokens of the trial and {record['study_tokens']:,} tokens of the study"

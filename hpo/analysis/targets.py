@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.console import Rounded, format_number
+from hpo.search.direction import Direction
 from hpo.storage.targets import TargetReached
 
 
@@ -18,17 +19,19 @@ class Milestone:
     """One milestone of a run.
 
     rung: the first rung at or after `share` of the run. value: the objective there, None where it is not known.
+    direction: of the study.
     """
 
     share: float
     rung: int
     expected: float
     value: float | None
+    direction: Direction = Direction.MINIMIZE
 
     @property
     def margin(self) -> float | None:
-        """The expected value minus the value, which is negative for a missed milestone."""
-        return None if self.value is None else self.expected - self.value
+        """How much better the value is than the expected value, negative for a missed milestone."""
+        return None if self.value is None else self.direction.loss(self.expected - self.value)
 
     def record(self) -> dict[str, Any]:
         """Return the milestone as `--format json` prints it."""
@@ -68,16 +71,23 @@ def target_records(
     return records
 
 
-def milestones(expected: Mapping[Any, float], rungs: int, curve: Mapping[int, float]) -> list[Milestone]:
+def milestones(
+    expected: Mapping[Any, float],
+    rungs: int,
+    curve: Mapping[int, float],
+    direction: Direction = Direction.MINIMIZE,
+) -> list[Milestone]:
     """Return the milestones of a run, the earliest first.
 
     expected: share of the run -> value of the objective. rungs: number of rungs of a run. curve: rung -> value.
+    direction: of the study.
     """
     result = []
     for share, target in sorted((float(share), value) for share, value in expected.items()):
         rung = max(1, math.ceil(share * rungs - 1e-9))  # 0.07 * 100 is 7.000000000000001
         value = curve.get(rung)
-        result.append(Milestone(share, rung, target, value if value is not None and math.isfinite(value) else None))
+        known = value if value is not None and math.isfinite(value) else None
+        result.append(Milestone(share, rung, target, known, direction))
     return result
 
 

@@ -5,7 +5,6 @@ from itertools import combinations
 from typing import Any
 
 from hpo.analysis.effects import is_number, without_effect
-from hpo.analysis.noise import expected_minimum
 from hpo.analysis.snapshot import Snapshot, has_ended, searched_trials
 from hpo.analysis.summary import objective_text
 from hpo.console import format_number, format_value
@@ -84,8 +83,8 @@ def within_noise(snapshot: Snapshot) -> Iterator[str]:
     best, floor, n = snapshot.best(), snapshot.noise, len(searched_trials(snapshot))
     if best is None or floor is None or floor.sigma == 0 or not n or snapshot.kind(best) == "baseline":
         return
-    lucky = expected_minimum(n, floor.mean, floor.sigma)
-    if best.values[0] >= lucky:
+    lucky = floor.expected_best(n)
+    if snapshot.loss(best) >= snapshot.direction.loss(lucky):
         value, chance, sigma = (objective_text(snapshot, v) for v in (best.values[0], lucky, floor.sigma))
         yield (
             f"the best trial, with {snapshot.objective} {value}, is within the noise: the best of {n} runs of the "

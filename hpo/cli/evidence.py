@@ -75,7 +75,7 @@ def confirm(
 ) -> None:
     """Re-run the best trials and the baseline on new seeds.
 
-    The best trial of a search looks better than it is, because it is the minimum of many noisy results. This command
+    The best trial of a search looks better than it is, because it is the best of many noisy results. This command
     tests the difference from the baseline with paired runs. Both runs of a pair have the same seed, and the same
     batches in the same order. The runs form a separate study. More workers can join it, and a second call resumes it.
     """

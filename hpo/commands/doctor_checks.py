@@ -197,7 +197,7 @@ def _check_run_folder(snapshot: Snapshot, out: Path) -> CheckResult:
 def _check_checkpoints(snapshot: Snapshot, out: Path) -> CheckResult:
     """Find the checkpoints that no trial will use again: those of ended trials that are not among the best."""
     name = snapshot.name
-    ranked = sorted((t for t in snapshot.own if t.state == State.COMPLETE), key=lambda trial: trial.values[0])
+    ranked = sorted((t for t in snapshot.own if t.state == State.COMPLETE), key=snapshot.loss)
     best = {trial.number for trial in ranked[: int(snapshot.spec.get("keep_best", 3))]}
     ended = [trial_folder(out, name, t.number) for t in snapshot.own if _has_ended(t) and t.number not in best]
     leftover = [folder for folder in ended if checkpoints.resumable_checkpoints(folder)]

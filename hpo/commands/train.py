@@ -20,6 +20,7 @@ from hpo.runs.datasets import PreparedDatasets, rows_text
 from hpo.runs.provenance import describe_machine
 from hpo.runs.resources import available_cores, set_thread_environment, threads_in_use
 from hpo.runs.run_dir import append_metrics, read_metrics, truncate_metrics, write_file
+from hpo.search.direction import Direction
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
 from model.errors import ConfigError
 
@@ -54,7 +55,8 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
         if overrides:  # the configuration differs from the trial's, so the trial's value does not hold for it
             origin = {key: v for key, v in origin.items() if key not in ("value", "state")} | {"set": list(overrides)}
         write_file(folder / "config.yaml", config_text(config, origin))
-        return _train_to_end(runs, config, folder, str(provenance.get("objective", "val_loss")))
+        maximize = provenance.get("direction") == Direction.MAXIMIZE
+        return _train_to_end(runs, config, folder, str(provenance.get("objective", "val_loss")), maximize)
     except ConfigError as error:
         raise Problem(f"{path}: {error}") from None
     except Problem:
@@ -81,20 +83,20 @@ def _set_threads(path: Path, provenance: Mapping[str, Any]) -> None:
         say(f"warning: OMP_NUM_THREADS is {threads_in_use()}, but the trial used {threads}: the last bits will differ")
 
 
-def _train_to_end(runs: trainable.Runs, config: BaseModel, folder: Path, objective: str) -> int:
+def _train_to_end(runs: trainable.Runs, config: BaseModel, folder: Path, objective: str, maximize: bool) -> int:
     """Train to the end and print one line per rung. After Ctrl-C or SIGTERM, stop at the next rung."""
-    log = folder / "metrics.jsonl"
+    log, loss = folder / "metrics.jsonl", Direction.MAXIMIZE.loss if maximize else Direction.MINIMIZE.loss
     value = best = math.nan
     with _collected_signals() as signals:
         for _, reports in runs:
             rung, value, metrics = trainable.parse_report(reports[0], objective)
             if math.isnan(best):  # the first rung of this process
                 truncate_metrics(log, rung - 1)
-                best = min((row[objective] for row in read_metrics(log)), default=math.inf)
+                best = min((loss(row[objective]) for row in read_metrics(log)), default=math.inf)
             append_metrics(log, metrics)
             show(_rung_line(rung, value, objective, metrics))
-            checkpoints.save_checkpoints(runs, 0, config, folder, rung, value < best)
-            best = min(best, value)
+            checkpoints.save_checkpoints(runs, 0, config, folder, rung, loss(value) < best)
+            best = min(best, loss(value))
             if signals:
                 say(f"stopped; `{command_line('hpo', 'train', folder / 'config.yaml', '--resume')}` resumes the run")
                 return 128 + signals[0]

@@ -198,7 +198,7 @@ def effect_verdicts(snapshot: Snapshot) -> list[str]:
     lines = [f"{e.name}: {e.verdict}" for e in effects if e.lost[0] != e.lost[1] or e.mean is None]
     lines += [
         f"{e.name} {e.verdict} {snapshot.objective}: {_interval_text(e)}"
-        for e in sorted(effects, key=lambda e: e.mean or 0.0)
+        for e in sorted(effects, key=lambda e: snapshot.direction.loss(e.mean or 0.0))
         if e.verdict in ("lowers", "raises")
     ]
     noise = [e.name for e in effects if e.verdict == NOT_DISTINGUISHABLE]

@@ -125,7 +125,7 @@ def ranked_trials(snapshot: Snapshot, study: Study) -> list[Trial]:
     seed = seed_path(study.base)
     seen = [_without_seed(study, study.file.first_baseline, seed)]
     ranked = []
-    for trial in sorted(snapshot.feasible, key=lambda t: t.values[0]):
+    for trial in sorted(snapshot.feasible, key=snapshot.loss):
         config = _without_seed(study, trial.user_attrs.get(FIXED_VALUES, trial.params), seed)
         if config not in seen:
             seen.append(config)
@@ -200,7 +200,8 @@ def _remaining_gain(snapshot: Snapshot, arm: str, confirmed: float) -> str:
     """
     about = snapshot.spec["about"]
     value, baseline = about["found"].get(arm), about["found"].get(BASELINE)
-    if value is None or baseline is None or value >= baseline:
+    loss = snapshot.direction.loss
+    if value is None or baseline is None or loss(value) >= loss(baseline):
         return ""
     gain = value - baseline
     length = flat(study_from_spec(snapshot.spec).base).get("run.tokens")

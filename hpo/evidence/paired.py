@@ -62,7 +62,7 @@ def final_score(snapshot: Snapshot, trial: Trial, metric: str | None = None) -> 
 
 
 def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmComparison]:
-    """Compare each arm with the first one; lower is better.
+    """Compare each arm with the first one, by the objective in the direction of the study, or by a metric.
 
     An arm is better or worse if its paired test is significant after Holm's correction for the number of arms
     (Holm 1979). The test is the one that the study was created with, else Student's t test of paired differences
@@ -71,8 +71,9 @@ def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmCompa
     A run that diverged or failed has no value. An arm that loses more runs than the first one is worse, regardless of
     its other runs.
 
-    metric: a metric of the last rung instead of the objective.
+    metric: a metric of the last rung instead of the objective. Its direction is that of the study.
     """
+    loss = snapshot.direction.loss
     test: Test = snapshot.spec.get("about", {}).get("test", "t")
     trials = runs_by_arm(snapshot)
     scores = {name: {s: final_score(snapshot, t, metric) for s, t in runs.items()} for name, runs in trials.items()}
@@ -85,7 +86,8 @@ def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmCompa
     for name, values in scores.items():
         known = [value for value in values.values() if value is not None]
         difference, p = differences.get(name), corrected.get(name)
-        verdict = "reference" if name == reference else _verdict(difference, p, lost[name] - lost[reference], required)
+        more_lost, better = lost[name] - lost[reference], difference is not None and loss(difference.mean) < 0
+        verdict = "reference" if name == reference else _verdict(difference, p, better, more_lost, required)
         comparisons.append(
             ArmComparison(
                 arm=name,
@@ -117,9 +119,10 @@ def ended_without_value(snapshot: Snapshot, trial: Trial) -> bool:
     )
 
 
-def _verdict(difference: Paired | None, p: float | None, lost: int, required: int) -> str:
+def _verdict(difference: Paired | None, p: float | None, better: bool, lost: int, required: int) -> str:
     """Return the verdict on an arm.
 
+    better: whether its mean is better than that of the reference.
     lost: lost runs of the arm minus lost runs of the reference.
     required: the fewest pairs with which the test can be significant.
     """
@@ -129,7 +132,7 @@ def _verdict(difference: Paired | None, p: float | None, lost: int, required: in
         return "better: the reference lost runs" if lost < 0 else f"too few pairs, {required} needed"
     if p >= 1 - LEVEL:
         return "no difference shown"
-    return "better" if difference.mean < 0 else "worse"
+    return "better" if better else "worse"
 
 
 def comparison_record(comparison: ArmComparison) -> dict[str, Any]:

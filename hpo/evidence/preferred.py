@@ -12,7 +12,7 @@ UNCONFIRMED = "not confirmed: best of the search; `hpo confirm` tests whether it
 def trial_to_export(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]:
     """Return the trial to export, and whether `hpo confirm` confirmed it, in words.
 
-    Among the arms of the latest finished confirmation that are better than the baseline, the one with the lowest mean
+    Among the arms of the latest finished confirmation that are better than the baseline, the one with the best mean
     is preferred to the best trial of the search.
 
     Raises:
@@ -32,8 +32,8 @@ def trial_to_export(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]
     trials, seeds = confirmation.spec["about"]["trials"], confirmation.spec["seeds"]
     better = [arm for arm in compare_arms(confirmation) if arm.verdict == "better" and arm.n == len(seeds)]
     if better:
-        lowest = min(better, key=lambda arm: arm.mean or 0.0)
-        return find_trial(snapshot, trials[lowest.arm]), f"confirmed better than the baseline by {confirmation.name}"
+        preferred = min(better, key=lambda arm: snapshot.direction.loss(arm.mean or 0.0))
+        return find_trial(snapshot, trials[preferred.arm]), f"confirmed better than the baseline by {confirmation.name}"
     best = best_trial(snapshot)
     if best.number not in trials.values():
         return best, f"not confirmed: best of the search, which {confirmation.name} did not re-run"

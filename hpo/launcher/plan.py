@@ -11,16 +11,17 @@ def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") ->
     """Return a description of a study: search space or arms, budget, targets, rungs, rows of the data and anchors."""
     file, budget = study.file, study.file.budget.model_dump(exclude_none=True)
     lines = [f"{study.name}  ({study.source})"]
+    objective = f"objective {file.objective}" + (", maximized" if file.direction == "maximize" else "")
     if file.arms is not None:
         lines += [f"  {name:28} {_values(values)}" for name, values in file.arms.items()]
-        lines.append(f"  {len(file.arms)} arms x {len(file.seeds)} seeds, objective {file.objective}")
+        lines.append(f"  {len(file.arms)} arms x {len(file.seeds)} seeds, {objective}")
     else:
         lines += [
             f"  {path:28} {_range(entry.model_dump(exclude_defaults=True))}" for path, entry in file.space.items()
         ]
         lines.append(
             f"  budget {', '.join(_amount(k, v) for k, v in budget.items())}; sampler {file.sampler.name}, "
-            f"pruner {file.pruner.name}, objective {file.objective}"
+            f"pruner {file.pruner.name}, {objective}"
         )
     if file.targets:
         lines.append("  targets " + ", ".join(f"{name} {format_number(value)}" for name, value in file.targets.items()))

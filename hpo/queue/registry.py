@@ -12,6 +12,7 @@ from hpo.errors import Problem
 from hpo.optuna_internals import get_study_id
 from hpo.queue.budget import delete_slots, fill_slots
 from hpo.queue.slots import Slots
+from hpo.search.direction import Direction
 from hpo.search.study_view import experimental
 from hpo.storage.attributes import ANCHORS, BUDGET, DATA_HASH, DATA_ROWS, PROTOCOL, SPEC, STARTED, STUDY_STATE
 from hpo.storage.locks import creation_lock
@@ -71,7 +72,10 @@ class StoredStudy:
         """
         if state.hours_over:
             return True
-        return state.target is not None and target_reached(self.store, get_study_id(self.optuna), state.target)
+        if state.target is None:
+            return False
+        maximize = self.study.direction is Direction.MAXIMIZE
+        return target_reached(self.store, get_study_id(self.optuna), state.target, maximize)
 
     def raise_protocol(self) -> None:
         """Store this program's protocol version, so that older programs refuse the study from now on."""

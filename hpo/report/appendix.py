@@ -25,7 +25,7 @@ MAX_ERROR = 300  # characters of an error message
 
 def trials_section(snapshot: Snapshot) -> Iterator[str]:
     """Yield the tables of the best trials and of the failed trials."""
-    best = sorted(snapshot.feasible, key=lambda t: t.values[0])[:MAX_TRIALS]
+    best = sorted(snapshot.feasible, key=snapshot.loss)[:MAX_TRIALS]
     if best and not snapshot.spec.get("arms"):
         yield heading("Best trials")
         paths = list(dict.fromkeys(path for t in best for path in t.params))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from hpo.analysis.noise import Noise, expected_minimum
+from hpo.analysis.noise import Noise
 from hpo.analysis.snapshot import Snapshot, searched_trials
 from hpo.evidence.paired import runs_by_arm
 from hpo.report.axes import short
@@ -61,14 +61,14 @@ def curves_figure(snapshot: Snapshot, max_curves: int = MAX_CURVES) -> Annotated
     for name, level in targets.items():
         draw_level(level, short(name), figure, ORANGE)
     values = [v for t in shown for v in t.intermediate_values.values()]
-    return figure, notes + zoom(figure, values, [*anchors.values(), *targets.values()])
+    return figure, notes + zoom(figure, values, [*anchors.values(), *targets.values()], direction=snapshot.direction)
 
 
 def thinned(snapshot: Snapshot, trials: Sequence[Trial], most: int) -> list[Trial]:
     """Return at most `most` of these trials: the best, the baselines, and an even sample of the rest."""
     if len(trials) <= most:
         return list(trials)
-    best = sorted(snapshot.feasible, key=lambda t: t.values[0])[: min(MAX_BEST, most // 2)]
+    best = sorted(snapshot.feasible, key=snapshot.loss)[: min(MAX_BEST, most // 2)]
     numbers = {t.number for t in best} | {t.number for t in trials if t.user_attrs.get("kind") in ("baseline", "seed")}
     rest = [t for t in trials if t.number not in numbers]
     numbers |= {t.number for t in rest[:: -(-len(rest) // max(1, most - len(numbers)))]}
@@ -116,13 +116,13 @@ def history_figure(snapshot: Snapshot, max_marks: int = MAX_MARKS) -> AnnotatedF
     _draw_progress(figure, shown, [s.value for s in shown], "a trial", mode="markers", marker=marker)
     _draw_progress(figure, shown, [s.best for s in shown], "best so far", mode="lines", line=best)
     if floor:
-        luck = [expected_minimum(max(1, s.searched), floor.mean, floor.sigma) for s in shown]
+        luck = [floor.expected_best(max(1, s.searched)) for s in shown]
         line = {"color": INK, "width": 1.4, "dash": "dot"}
         _draw_progress(figure, shown, luck, "expected by chance alone", mode="lines", line=line)
     elif snapshot.baseline_value is not None:
         draw_level(snapshot.baseline_value, "baseline", figure, INK)
     values = [s.value for s in shown if s.value is not None]
-    return figure, notes + zoom(figure, values, [floor.mean] if floor else [])
+    return figure, notes + zoom(figure, values, [floor.mean] if floor else [], direction=snapshot.direction)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def study_progress(snapshot: Snapshot) -> Iterator[_Step]:
         trained += (trial.last_step or 0) * (snapshot.rung_tokens or 1.0)
         n_searched += trial.number in searched
         value = trial.values[0] if trial.number in feasible else None
-        best = value if best is None else best if value is None else min(best, value)
+        best = value if best is None else best if value is None else min(best, value, key=snapshot.direction.loss)
         yield _Step(trial.number, trained, n_searched, value, best)
 
 
@@ -195,7 +195,7 @@ def arms_figure(snapshot: Snapshot) -> AnnotatedFigure:
         _draw_arm(figure, [rung * step for rung in rungs], at, title, colour)
     for name, level in anchor_levels(snapshot).items():
         draw_level(level, name, figure)
-    return figure, notes + zoom(figure, values, list(anchor_levels(snapshot).values()))
+    return figure, notes + zoom(figure, values, list(anchor_levels(snapshot).values()), direction=snapshot.direction)
 
 
 def _draw_arm(figure: go.Figure, x: Sequence[float], at: np.ndarray, title: str, colour: str) -> None:

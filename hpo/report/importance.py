@@ -29,10 +29,10 @@ RESIDUAL_DOF = 10  # residual degrees of freedom that a test of interactions nee
 
 @dataclass(frozen=True)
 class Point:
-    """A trial at one rung: its position on each axis, in [0, 1], and its value at that rung."""
+    """A trial at one rung: its position on each axis, in [0, 1], and its objective there as a loss."""
 
     position: Mapping[str, float]
-    value: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,18 @@ def points_at_rung(snapshot: Snapshot, rung: int) -> list[Point]:
     too high.
     """
     of_axes = axes(snapshot)
-    values: list[tuple[Mapping[str, float], float]] = []
+    losses: list[tuple[Mapping[str, float], float]] = []
     for trial in varied_trials(snapshot):
         position = units(trial, of_axes)
         value = trial.intermediate_values.get(rung)
         if value is None and trial.user_attrs.get(END_REASON) == "diverged":
             value = math.nan
         if position and value is not None:
-            values.append((position, value))
-    finite = [value for _, value in values if math.isfinite(value)]
+            losses.append((position, snapshot.direction.loss(value)))
+    finite = [loss for _, loss in losses if math.isfinite(loss)]
     if not finite:
         return []
-    points = [Point(position, value if math.isfinite(value) else max(finite)) for position, value in values]
+    points = [Point(position, loss if math.isfinite(loss) else max(finite)) for position, loss in losses]
     return points[:: -(-len(points) // MAX_TRIALS) or 1]
 
 
@@ -109,7 +109,7 @@ def importances(points: Sequence[Point], of_axes: Mapping[str, Axis], n_shuffles
     if len(points) < MIN_TRIALS:
         return []
     study = _unit_study(points, of_axes)
-    values = np.array([point.value for point in points])
+    values = np.array([point.loss for point in points])
     raw = _raw_importances(study, values)
     total = sum(raw.values())
     if not total:
@@ -208,7 +208,7 @@ def interactions_at_rung(points: Sequence[Point], of_axes: Mapping[str, Axis], r
     needed = 1 + len(mains) + max((len(columns) for columns in products.values()), default=0) + RESIDUAL_DOF
     if len(complete) < needed or not pairs:
         return InteractionTests(rung, len(complete), needed, ())
-    values = _clipped(np.array([point.value for point in complete]))
+    values = _clipped(np.array([point.loss for point in complete]))
     tests = [_f_test(values, mains, products[pair]) for pair in pairs]
     corrected = holm([p for p, _ in tests])
     tested = [Interaction(a, b, p, share) for (a, b), p, (_, share) in zip(pairs, corrected, tests, strict=True)]

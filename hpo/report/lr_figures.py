@@ -51,7 +51,7 @@ def lr_figure(snapshot: Snapshot, of_axes: Mapping[str, Axis], paths: Sequence[s
         draw_level(snapshot.baseline_value, "baseline", figure, INK)
     ticks, labels = lr.ticks()
     figure.update_xaxes(tickvals=ticks, ticktext=labels, range=[-0.04, 1.04])
-    return figure, zoom(figure, y)
+    return figure, zoom(figure, y, direction=snapshot.direction)
 
 
 def schedule_figure(snapshot: Snapshot, out: Path) -> AnnotatedFigure | None:

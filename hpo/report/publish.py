@@ -114,7 +114,7 @@ def _attach_files(study: optuna.Study, snapshot: Snapshot, out: Path, page: str)
     artifact_folder(out).mkdir(parents=True, exist_ok=True)
     files = FileSystemArtifactStore(artifact_folder(out))
     _attach(study, files, STUDY_ARTIFACT_PREFIX, "report.html", page.encode())
-    for trial in sorted(snapshot.feasible, key=lambda t: t.values[0])[:N_BEST]:
+    for trial in sorted(snapshot.feasible, key=snapshot.loss)[:N_BEST]:
         # In an attribute of the study, which the dashboard reads too: Optuna refuses to write to a finished trial.
         prefix = trial_artifact_prefix(trial.user_attrs.trial_id)
         for name in FILES:

@@ -15,6 +15,7 @@ from hpo.report.html import bullets, definition_table, figure_element, heading, 
 from hpo.report.importance import InteractionTests
 from hpo.report.style import AnnotatedFigure, anchor_levels, objective_unit
 from hpo.report.verdict import RelatedStudy, Verdict, own_comparison
+from hpo.search.direction import Direction
 from hpo.storage.trials import State
 
 MAX_INTERACTIONS = 6  # rows of the table of interactions
@@ -35,7 +36,8 @@ def summary_section(snapshot: Snapshot, verdict: Verdict) -> str:
 
 def _main_results(snapshot: Snapshot) -> dict[str, Any]:
     d, best, base, unit = objective_decimals(snapshot), snapshot.best(), snapshot.baseline(), objective_unit(snapshot)
-    results: dict[str, Any] = {"objective": f"{snapshot.objective}{f', in {unit}' if unit else ''}; lower is better"}
+    better = "lower" if snapshot.direction is Direction.MINIMIZE else "higher"
+    results: dict[str, Any] = {"objective": f"{snapshot.objective}{f', in {unit}' if unit else ''}; {better} is better"}
     results["trials"] = ", ".join(f"{n:,} {state}" for state, n in trial_counts(snapshot).items() if n)
     if best is not None and not snapshot.spec.get("arms"):
         results["best"] = f"{fixed(best.values[0], d)} (trial {best.number})"
@@ -95,7 +97,10 @@ def _history(snapshot: Snapshot) -> Iterator[str]:
     caption = "Each dot is a complete trial, at the time when it ended. "
     if snapshot.noise:
         caption += "Dotted: the best value that as many runs of the baseline are expected to reach by chance. Only "
-        caption += "values below it are evidence of a gain. `hpo confirm` measures how much of the gain is real."
+        caption += (
+            f"values {snapshot.direction.better_side} it are evidence of a gain. `hpo confirm` measures how much "
+        )
+        caption += "of the gain is real."
     yield figure_html(curve_figures.history_figure(snapshot), "history", caption)
 
 

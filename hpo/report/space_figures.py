@@ -19,10 +19,10 @@ from hpo.report.style import (
     GRID,
     INK,
     ORANGE,
-    SHADES,
     AnnotatedFigure,
     empty_figure,
     objective_label,
+    shades_from_best,
     zoom,
 )
 from hpo.storage.trials import State, Trial
@@ -62,7 +62,7 @@ def _slice_figure(snapshot: Snapshot, of_axes: Sequence[Axis]) -> AnnotatedFigur
     paths = {axis.path for axis in of_axes}
     results = [t.values[0] for t in shown if t.state == State.COMPLETE and t.values and paths & set(t.params)]
     early = [v for t in trials if t.state != State.COMPLETE and (v := trial_value(t)) is not None]
-    return figure, notes + zoom(figure, [*results, *early], results=results)
+    return figure, notes + zoom(figure, [*results, *early], results=results, direction=snapshot.direction)
 
 
 Group = tuple[str, Sequence[Trial], str, str, int]  # name, trials, colour, symbol, size
@@ -101,29 +101,31 @@ def contour_figures(snapshot: Snapshot, paths: Sequence[str], rung: int) -> list
     for a, b in combinations(paths[:MAX_CONTOUR_FIELDS], 2):
         both = [p for p in points if a in p.position and b in p.position]
         if len(both) >= MIN_POINTS:
-            figures.append(_contour_figure(objective_label(snapshot), of_axes[a], of_axes[b], both))
+            figures.append(_contour_figure(snapshot, of_axes[a], of_axes[b], both))
     return figures
 
 
-def _contour_figure(label: str, x_axis: Axis, y_axis: Axis, points: Sequence[Point]) -> AnnotatedFigure:
+def _contour_figure(snapshot: Snapshot, x_axis: Axis, y_axis: Axis, points: Sequence[Point]) -> AnnotatedFigure:
+    """Draw values, clipped at the worst tenth. Dark is better."""
+    loss = snapshot.direction.loss
     at = np.array([[p.position[x_axis.path], p.position[y_axis.path]] for p in points])  # (points, 2)
-    values = np.array([p.value for p in points])
-    top = float(np.quantile(values, 0.9))
-    values = np.minimum(values, top)
+    losses = np.array([p.loss for p in points])
+    losses = np.minimum(losses, float(np.quantile(losses, 0.9)))
+    values, shades = np.vectorize(loss)(losses), shades_from_best(snapshot.direction)
+    low, top = float(values.min()), float(values.max())
     figure = empty_figure(x_axis.label + x_axis.scale(), y_axis.label + y_axis.scale(), 360)
-    bar = {"title": {"text": label, "side": "right"}, "thickness": 12, "outlinewidth": 0}
-    low = float(values.min())
+    bar = {"title": {"text": objective_label(snapshot), "side": "right"}, "thickness": 12, "outlinewidth": 0}
     surface = _surface(at, values)
     if surface is not None:
         side = np.linspace(0, 1, N_GRID).tolist()
         z = [[None if math.isnan(v) else float(v) for v in row] for row in surface]
         style = {"contours": {"coloring": "fill", "showlines": False}, "ncontours": 16, "colorbar": bar}
-        style |= {"colorscale": SHADES, "zmin": low, "zmax": top, "hoverinfo": "skip", "opacity": 0.9}
+        style |= {"colorscale": shades, "zmin": low, "zmax": top, "hoverinfo": "skip", "opacity": 0.9}
         figure.add_trace(go.Contour(x=side, y=side, z=z, connectgaps=False, **style))
     step = -(-len(points) // MAX_MARKS)
-    marker = {"color": values[::step].tolist(), "colorscale": SHADES, "cmin": low, "cmax": top, "size": 8}
+    marker = {"color": values[::step].tolist(), "colorscale": shades, "cmin": low, "cmax": top, "size": 8}
     marker |= {"line": {"width": 1, "color": "white"}, "showscale": surface is None, "colorbar": bar}
-    shown = {"text": [f"{p.value:.4f}" for p in points[::step]], "hovertemplate": "%{text}<extra></extra>"}
+    shown = {"text": [f"{loss(p.loss):.4f}" for p in points[::step]], "hovertemplate": "%{text}<extra></extra>"}
     x, y = at[::step, 0].tolist(), at[::step, 1].tolist()
     figure.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=marker, showlegend=False, **shown))
     for axis, update in ((x_axis, figure.update_xaxes), (y_axis, figure.update_yaxes)):

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from hpo.analysis.snapshot import Snapshot
 from hpo.report.axes import short
+from hpo.search.direction import Direction
 from hpo.storage.trials import Trial
 from hpo.study.spec import DEFAULT_CONFIG
 
@@ -18,6 +19,14 @@ BLUE, ORANGE, GREEN = "#1d5fa8", "#c2410c", "#2f7d4f"
 BAND = "rgba(29, 95, 168, 0.15)"
 ARMS = (INK, ORANGE, BLUE, GREEN, "#8a5aa8", "#8c6d1f", "#3b93a6", "#b04a6f")
 SHADES = [[0.0, "#0b3c73"], [0.5, "#7fa6d3"], [1.0, "#f2c48d"]]  # from low, dark, to high, light
+
+
+def shades_from_best(direction: Direction) -> list[list[Any]]:
+    """Return the colours of a scale of the objective, on which better values are darker."""
+    if direction is Direction.MINIMIZE:
+        return SHADES
+    return [[position, colour] for (position, _), (_, colour) in zip(SHADES, reversed(SHADES), strict=True)]
+
 
 AnnotatedFigure = tuple[go.Figure, list[str]]  # a figure, and sentences to add to its caption
 
@@ -76,15 +85,20 @@ def draw_level(level: float, name: str, figure: go.Figure, colour: str = GREEN) 
 
 
 def zoom(
-    figure: go.Figure, values: Sequence[float], also: Sequence[float] = (), results: Sequence[float] = ()
+    figure: go.Figure,
+    values: Sequence[float],
+    also: Sequence[float] = (),
+    results: Sequence[float] = (),
+    direction: Direction = Direction.MINIMIZE,
 ) -> list[str]:
-    """Set the range of the y axis without values far above the others, such as those of diverged runs.
+    """Set the range of the y axis without values far worse than the others, such as those of diverged runs.
 
-    values: everything drawn. also: values that must stay visible. results: the values that decide what is far above;
-    all values by default. Returns a note on how many values are outside.
+    values: everything drawn. also: values that must stay visible. results: the values that decide what is far worse;
+    all values by default. direction: of the study. Returns a note on how many values are outside.
     """
-    finite = [v for v in values if math.isfinite(v)]
-    deciding = [v for v in results if math.isfinite(v)] or finite
+    finite = [direction.loss(v) for v in values if math.isfinite(v)]
+    deciding = [direction.loss(v) for v in results if math.isfinite(v)] or finite
+    also = [direction.loss(v) for v in also]
     if not deciding:
         return []
     far = float(np.quantile(deciding, 0.95)) if len(deciding) >= 8 else max(finite)
@@ -93,9 +107,9 @@ def zoom(
         high = max([*finite, *also])
     top = high + 0.06 * (high - low)
     if top > low:
-        figure.update_yaxes(range=[low - 0.06 * (top - low), top])
-    n = sum(v > top for v in finite)
-    return [f"{n} values are above the figure." if n > 1 else "One value is above the figure."] if n else []
+        figure.update_yaxes(range=sorted(direction.loss(end) for end in (low - 0.06 * (top - low), top)))
+    n, side = sum(v > top for v in finite), direction.worse_side
+    return [f"{n} values are {side} the figure." if n > 1 else f"One value is {side} the figure."] if n else []
 
 
 def joined_curves(members: Sequence[tuple[Trial, Mapping[int, float]]], step: float) -> dict[str, list[Any]]:

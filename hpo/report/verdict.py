@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpo.analysis.noise import Noise, expected_minimum
+from hpo.analysis.noise import Noise
 from hpo.analysis.snapshot import Snapshot, has_ended, read_snapshot, searched_trials, token_counts, trial_counts
 from hpo.analysis.summary import goal_lines, objective_decimals
 from hpo.analysis.warnings import study_warnings
@@ -85,8 +85,8 @@ def verdict(snapshot: Snapshot, confirmations: Sequence[RelatedStudy] = ()) -> V
         return Verdict(f"No trial of {snapshot.name} is complete: {ends or 'none has ended'}.", grounds, warnings)
     floor = snapshot.noise
     reference = floor.mean if floor else snapshot.baseline_value
-    if reference is not None and best.values[0] < reference:
-        grounds += _noise_sentences(snapshot, reference - best.values[0], floor)
+    if reference is not None and (gain := _gain(snapshot, best, reference)) > 0:
+        grounds += _noise_sentences(snapshot, gain, floor)
     grounds += [_confirmation_sentence(snapshot, confirmations), *goal_lines(snapshot), _pruning_sentence(snapshot)]
     return Verdict(_headline(snapshot, best, reference), [line for line in grounds if line], warnings)
 
@@ -108,10 +108,16 @@ def _headline(snapshot: Snapshot, best: Trial, reference: float | None) -> str:
     baseline = f"the mean of {floor.n} runs of the baseline" if floor else "the baseline"
     if not n:
         return f"No searched trial ended complete or pruned. The best baseline is {result}."
-    if best.values[0] >= reference or best is snapshot.baseline():
+    improvement = _gain(snapshot, best, reference)
+    if improvement <= 0 or best is snapshot.baseline():
         return f"None of {searched} is better than {baseline} ({fixed(reference, d)}). The best trial is {result}."
-    gain = f"{fixed(reference - best.values[0], d)} below {baseline} ({fixed(reference, d)})"
+    gain = f"{fixed(improvement, d)} {snapshot.direction.better_side} {baseline} ({fixed(reference, d)})"
     return f"Best of {searched}: {result}, {gain}."
+
+
+def _gain(snapshot: Snapshot, trial: Trial, reference: float) -> float:
+    """Return how much better a trial is than a reference."""
+    return snapshot.direction.loss(reference - trial.values[0])
 
 
 def _noise_sentences(snapshot: Snapshot, gain: float, floor: Noise | None) -> list[str]:
@@ -126,12 +132,12 @@ def _noise_sentences(snapshot: Snapshot, gain: float, floor: Noise | None) -> li
     n, d, sigmas = len(searched_trials(snapshot)), objective_decimals(snapshot), gain / floor.sigma
     size = f"The gain is {sigmas:.1f} σ" + (", which is within the noise" if sigmas < CLEAR_SIGMAS else "")
     noise = f"runs of the baseline with different seeds have a standard deviation of σ = {fixed(floor.sigma, d)}"
-    luck = floor.mean - expected_minimum(max(1, n), floor.mean, floor.sigma)
+    luck = snapshot.direction.loss(floor.mean - floor.expected_best(max(1, n)))
     share = "all" if luck >= gain else f"up to {luck / gain:.0%}"
     return [
         f"{size}: {noise} ({floor.n} seeds).",
-        f"The best of {n:,} runs of the baseline is expected {fixed(luck, d)} below their mean, so chance may explain "
-        f"{share} of the gain.",
+        f"The best of {n:,} runs of the baseline is expected {fixed(luck, d)} {snapshot.direction.better_side} their "
+        f"mean, so chance may explain {share} of the gain.",
     ]
 
 

@@ -27,16 +27,24 @@ class TargetReached:
     rungs: int
 
 
-def target_reached(store: OpenStorage, study_id: int, value: float) -> bool:
-    """Return whether a trial of the study has reached a value of the objective, at any rung."""
-    return _first_row(store, study_id, value) is not None
+def target_reached(store: OpenStorage, study_id: int, value: float, maximize: bool = False) -> bool:
+    """Return whether a trial of the study has reached a value of the objective, at any rung.
+
+    maximize: whether a larger objective is better.
+    """
+    return _first_row(store, study_id, value, maximize) is not None
 
 
-def targets_reached(store: OpenStorage, study_id: int, targets: Mapping[str, float]) -> dict[str, TargetReached]:
-    """Return by name how each target was first reached, without the targets that no trial has reached."""
+def targets_reached(
+    store: OpenStorage, study_id: int, targets: Mapping[str, float], maximize: bool = False
+) -> dict[str, TargetReached]:
+    """Return by name how each target was first reached, without the targets that no trial has reached.
+
+    maximize: whether a larger objective is better.
+    """
     reached = {}
     for name, value in targets.items():
-        first = _first_row(store, study_id, value)
+        first = _first_row(store, study_id, value, maximize)
         if first is not None:
             columns = (TRIALS.c.number, TRIAL_CURVES.c.step, TRIAL_CURVES.c.intermediate_value)
             trial, rung, objective = _row(store, sa.select(*columns).select_from(_curves).where(_row_id == first))
@@ -44,12 +52,14 @@ def targets_reached(store: OpenStorage, study_id: int, targets: Mapping[str, flo
     return reached
 
 
-def _first_row(store: OpenStorage, study_id: int, value: float) -> int | None:
+def _first_row(store: OpenStorage, study_id: int, value: float, maximize: bool) -> int | None:
     """Return the id of the first reported value that reaches a target.
 
     Runs of the baseline with another seed do not count: they are the same configuration with a different seed.
     """
-    reaches = sa.and_(TRIALS.c.study_id == study_id, TRIAL_CURVES.c.intermediate_value <= value, _is_not("seed"))
+    reported = TRIAL_CURVES.c.intermediate_value  # NULL for a value that is not finite
+    is_good = reported >= value if maximize else reported <= value
+    reaches = sa.and_(TRIALS.c.study_id == study_id, is_good, _is_not("seed"))
     (first,) = _row(store, sa.select(sa.func.min(_row_id)).select_from(_curves).where(reaches))
     return None if first is None else int(first)
 

@@ -120,6 +120,10 @@ def _grid_problems(file: StudyFile, base: BaseModel) -> list[str]:
 
 
 def _objective_problems(file: StudyFile, base: BaseModel) -> list[str]:
+    if file.direction == "maximize" and file.config == DEFAULT_CONFIG:
+        return [f"direction: must be minimize, because {shown_value(file.objective)} of the GPT trainer is a loss"]
+    if file.direction == "maximize" and file.train == DEFAULT_TRAIN:
+        return ["direction: must be minimize, unless train is your own training function"]
     if file.config != DEFAULT_CONFIG:
         return []
     if file.objective not in OBJECTIVES:
@@ -162,9 +166,4 @@ def _training_problems(file: StudyFile, base: BaseModel) -> list[str]:
         return list(problem.lines)
     if train is not None and not callable(train):
         return [f"train: must be callable, got {file.train}"]
-    return []
-
-
-def new_study_problems(file: StudyFile, base: BaseModel) -> list[str]:
-    """Return the problems because of which a new study is refused, although a stored study with them continues."""
     return []

@@ -18,6 +18,7 @@ from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
 from hpo.search.ranges import Space, discrete_values
 from hpo.study import arms, checks
+from hpo.study.objections import find_objections
 from hpo.study.spec import DEFAULT_CONFIG, Study, StudyFile
 from model.section import flat, updated
 
@@ -54,7 +55,7 @@ def load_study(
     problems = [f"{path}: {line}" for line in arms_problems or checks.study_file_problems(file, base)]
     if problems:
         raise Problem(*problems)
-    objections = tuple(f"{path}: {line}" for line in checks.new_study_problems(file, base))
+    objections = tuple(f"{path}: {line}" for line in find_objections(file))
     if file.arms is not None:
         base = arms.with_common_rungs(file, base)
         file = arms.with_arms_as_space(file, base)

@@ -103,7 +103,7 @@ def test_too_few_trials_are_told_with_how_many_are_needed() -> None:
 
 def test_hyperparameters_that_few_trials_have_are_no_part_of_the_model() -> None:
     found = planted(np.random.default_rng(7), 60, lambda at: at["a"])
-    half = [Point({k: v for k, v in p.position.items() if k != "c" or i % 2}, p.value) for i, p in enumerate(found)]
+    half = [Point({k: v for k, v in p.position.items() if k != "c" or i % 2}, p.loss) for i, p in enumerate(found)]
     assert {pair.first for pair in interactions_at_rung(half, AXES, 1).pairs} | {"d"} == {"a", "b", "d"}
     assert {w.path for w in importances(half, AXES)} == set(AXES)
 
@@ -162,9 +162,9 @@ def test_what_diverged_counts_as_the_worst(here: Path, store: Store) -> None:
     lost = [t for t in snapshot.trials if t.user_attrs["hpo:ended"] == "diverged"]
     assert lost
     found = points_at_rung(snapshot, 4)
-    worst = max(p.value for p in found)
+    worst = max(p.loss for p in found)
     places = {t.params["x"] for t in lost}
-    assert {p.position["x"] for p in found if p.value == worst} >= places
+    assert {p.position["x"] for p in found if p.loss == worst} >= places
 
 
 DIVERGING = """
