@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -108,6 +109,19 @@ def rdb_models() -> ModuleType:
     from optuna.storages._rdb import models
 
     return models
+
+
+def add_study(connection: sa.Connection, name: str, direction: str, user_attrs: Mapping[str, Any]) -> None:
+    """Create a study with its user attributes in a transaction, which Optuna's own method would do in several."""
+    from optuna.study import StudyDirection
+    from sqlalchemy.orm import Session
+
+    models = rdb_models()
+    attributes = [models.StudyUserAttributeModel(key=k, value_json=attribute_json(v)) for k, v in user_attrs.items()]
+    directions = [models.StudyDirectionModel(direction=StudyDirection[direction.upper()], objective=0)]
+    with Session(connection) as session:
+        session.add(models.StudyModel(study_name=name, directions=directions, user_attributes=attributes))
+        session.flush()
 
 
 # Keys of system attributes. The first is Optuna's, the others are those of optuna-dashboard.

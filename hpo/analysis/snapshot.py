@@ -10,7 +10,8 @@ from typing import Any
 from hpo.analysis.noise import Noise, noise_floor
 from hpo.config.addresses import with_current_addresses
 from hpo.errors import NothingFeasible, Problem
-from hpo.queue.inspect import SlotEvent, SlotTable
+from hpo.queue.identity import find_slots
+from hpo.queue.inspect import SlotEvent, unregistered_problem
 from hpo.search.direction import Direction
 from hpo.storage import targets
 from hpo.storage.attributes import (
@@ -25,6 +26,7 @@ from hpo.storage.attributes import (
     SPEC,
     STARTED,
     STUDY_STATE,
+    UID,
 )
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import State, Trial, read_trials, resolve_study_name, study_attrs, study_ids
@@ -37,6 +39,7 @@ class Snapshot:
     spec: the study file as stored. slots: kind of a trial -> number of slots; a slot is one trial of the budget.
     leased: slots that a live worker holds. anchors: losses of the unigram and bigram models. elapsed: seconds since
     the first launch. rows: what became of the rows of the data, empty if an earlier version prepared it.
+    uid: "" for a study of an earlier version of hpo.
     """
 
     name: str
@@ -52,6 +55,17 @@ class Snapshot:
     events: Sequence[SlotEvent] = ()
     reached: Mapping[str, targets.TargetReached] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
+    uid: str = ""
+
+    @property
+    def first_name(self) -> str:
+        """The name under which the study was created. Its run folder and its comparisons keep this name."""
+        return str(self.spec["name"])
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The name of the study, and the name that it had before it was renamed."""
+        return frozenset((self.name, self.first_name))
 
     @property
     def objective(self) -> str:
@@ -169,8 +183,9 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
     study_id = study_ids(store)[name]
     attrs = study_attrs(store, study_id)
     if SPEC not in attrs:
-        raise Problem(f"--study: {name!r} was not created by `hpo launch`")
-    slots, spec = SlotTable(store, study_id), with_current_addresses(attrs[SPEC])
+        raise unregistered_problem(store, name, study_id, attrs)
+    uid = attrs.get(UID, "")
+    slots, spec = find_slots(store, study_id, uid), with_current_addresses(attrs[SPEC])
     maximize = spec.get("direction") == Direction.MAXIMIZE
     return Snapshot(
         name=name,
@@ -186,6 +201,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
         events=slots.events(),
         reached=targets.targets_reached(store, study_id, spec.get("targets") or {}, maximize),
         rows=attrs.get(DATA_ROWS) or {},
+        uid=uid,
     )
 
 

@@ -9,8 +9,9 @@ from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_sta
 from hpo.console import command_line
 from hpo.errors import Problem
 from hpo.queue.heartbeat import lease_seconds
+from hpo.queue.inspect import unregistered_problem
 from hpo.queue.slots import Claim, Slots
-from hpo.storage.attributes import ATTEMPTS, END_REASON, METRICS, SPEC, STUDY_STATE
+from hpo.storage.attributes import ATTEMPTS, END_REASON, METRICS, SPEC, STUDY_STATE, UID
 from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.store import Store
 from hpo.storage.trials import State, Trial, resolve_study_name, study_attrs, study_ids
@@ -30,11 +31,11 @@ def set_study_state(store: Store, name: str | None, state: str, reason: str = ""
     study_id = study_ids(store)[name]
     attrs = study_attrs(store, study_id)
     if SPEC not in attrs:
-        raise Problem(f"--study: {name!r} was not created by `hpo launch`")
+        raise unregistered_problem(store, name, study_id, attrs)
     before = attrs.get(STUDY_STATE, "active")
     if before == state:
         return f"{name}: is already {state}"
-    slots = Slots(store, study_id)
+    slots = Slots(store, study_id, attrs.get(UID, ""))
     slots.log(STATE_EVENTS[state], reason)  # first, so that the history shows it before the events of the workers
     store.optuna.set_study_user_attr(study_id, STUDY_STATE, state)
     return f"{name}: {_consequence(name, before, state, slots)}"
@@ -72,7 +73,7 @@ def kill_trial(store: Store, name: str | None, number: int) -> str:
     snapshot = read_snapshot(store, name)
     trial = find_trial(snapshot, number)
     slot = trial.user_attrs.get("slot")
-    slots = Slots(store, study_ids(store)[snapshot.name])
+    slots = Slots(store, study_ids(store)[snapshot.name], snapshot.uid)
     if trial.state not in (State.RUNNING, State.WAITING) or slot is None:
         raise _ended_problem(snapshot, trial)
     if not slots.request_action(slot, "kill"):

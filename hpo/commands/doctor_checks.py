@@ -14,11 +14,13 @@ from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.errors import Problem
 from hpo.optuna_internals import RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.heartbeat import free_expired_leases
+from hpo.queue.identity import find_slots, lost_slots, restore_slots
+from hpo.queue.inspect import SlotTable
 from hpo.queue.slots import Slots, set_trial_states
 from hpo.runs import checkpoints
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.resources import available_cores, list_gpus
-from hpo.runs.run_dir import is_writable, trial_folder
+from hpo.runs.run_dir import is_writable, study_folder, trial_folder
 from hpo.storage.attributes import SPEC
 from hpo.storage.connections import read_connections
 from hpo.storage.engine import Reader, open_readonly
@@ -66,6 +68,7 @@ def check_all(url: str, only: str | None, out: Path) -> Iterator[CheckResult]:
             attrs = study_attrs(store, study_id)
             if only in (None, name) and SPEC in attrs:
                 snapshot = read_snapshot(store, name)
+                yield _check_slots(store, snapshot, study_id)
                 yield _check_data(snapshot)
                 yield _check_run_folder(snapshot, out)
                 yield _check_checkpoints(snapshot, out)
@@ -168,6 +171,24 @@ def _check_trials(reader: Reader) -> CheckResult:
     return CheckResult("trials", "error", message, "hpo doctor --fix releases them", release)
 
 
+def _check_slots(reader: Reader, snapshot: Snapshot, study_id: int) -> CheckResult:
+    """Find the trials of a study whose rows in the table of slots are lost."""
+    name, slots = snapshot.name, find_slots(reader, study_id, snapshot.uid)
+    if slots.study_id != study_id:
+        message = f"{name}: was renamed"
+        return CheckResult("slots", "ok", message + "; the next launch or worker gives it its slots")
+    n = len(lost_slots(slots))
+    if not n:
+        return CheckResult("slots", "ok", f"{name}: every trial has its slot")
+
+    def restore() -> None:
+        with open_store(reader.url) as store:
+            restore_slots(SlotTable(store, study_id, snapshot.uid))
+
+    message = f"{name}: {n} trials have lost their slots, so that the study cannot continue"
+    return CheckResult("slots", "error", message, "hpo doctor --fix restores the slots from the trials", restore)
+
+
 def _check_data(snapshot: Snapshot) -> CheckResult:
     name = snapshot.name
     try:
@@ -183,11 +204,12 @@ def _check_data(snapshot: Snapshot) -> CheckResult:
 def _check_run_folder(snapshot: Snapshot, out: Path) -> CheckResult:
     """Check whether the folder of runs holds the files of trials of other machines."""
     name, machine = snapshot.name, socket.gethostname()
+    folder = study_folder(out, snapshot.first_name, snapshot.uid)
     others = [t for t in snapshot.trials if str(t.user_attrs.get("worker", machine)).partition(":")[0] != machine]
     if not others:
         return CheckResult("runs", "ok", f"{name}: no other machine has run trials of this study")
-    n_present = sum((trial_folder(out, name, t.number) / "config.yaml").is_file() for t in others)
-    message = f"{name}: {n_present} of {len(others)} trials of other machines have their files in {out}"
+    n_present = sum((trial_folder(folder, t.number) / "config.yaml").is_file() for t in others)
+    message = f"{name}: {n_present} of {len(others)} trials of other machines have their files in {folder}"
     if n_present == len(others):
         return CheckResult("runs", "ok", message)
     remedy = "share one --out folder between all machines; otherwise trials interrupted elsewhere start again here"
@@ -199,7 +221,8 @@ def _check_checkpoints(snapshot: Snapshot, out: Path) -> CheckResult:
     name = snapshot.name
     ranked = sorted((t for t in snapshot.own if t.state == State.COMPLETE), key=snapshot.loss)
     best = {trial.number for trial in ranked[: int(snapshot.spec.get("keep_best", 3))]}
-    ended = [trial_folder(out, name, t.number) for t in snapshot.own if _has_ended(t) and t.number not in best]
+    folder = study_folder(out, snapshot.first_name, snapshot.uid)
+    ended = [trial_folder(folder, t.number) for t in snapshot.own if _has_ended(t) and t.number not in best]
     leftover = [folder for folder in ended if checkpoints.resumable_checkpoints(folder)]
     if not leftover:
         return CheckResult("checkpoints", "ok", f"{name}: no checkpoint is left over")

@@ -52,7 +52,7 @@ def retry_trials(store: Store, name: str | None, number: int | None, failed: boo
         raise Problem("retry: must have either the number of a trial or --failed")
     with creation_lock(store.url, store.patience):  # otherwise two calls at the same time would both add a retry
         snapshot = read_snapshot(store, name)
-        slots = Slots(store, study_ids(store)[snapshot.name])
+        slots = Slots(store, study_ids(store)[snapshot.name], snapshot.uid)
         retries = {slot.origin: slot for slot in added_slots(slots) if slot.kind == "retry"}  # the last of each trial
         if number is None:
             # A failed retry is a failed trial of its own.
@@ -182,7 +182,7 @@ def outside_space(study: Study, config: BaseModel) -> dict[str, Any]:
 def added_slots(slots: Slots) -> list[AddedSlot]:
     """Return the slots that users added in addition to the budget, in the order of the queue."""
     columns = (_c.kind, _c.state, _c.fixed, _c.origin, _c.trial_id)
-    query = sa.select(*columns).where(_c.study_id == slots.study_id, _c.slot >= ADDED).order_by(_c.slot)
+    query = sa.select(*columns).where(slots.of_study, _c.slot >= ADDED).order_by(_c.slot)
     return [AddedSlot(*row) for row in transact(slots.store, lambda connection: connection.execute(query).all())]
 
 

@@ -12,7 +12,9 @@ from hpo.console import command_line
 from hpo.errors import Problem
 from hpo.optuna_internals import get_study_id
 from hpo.queue.budget import delete_slots
-from hpo.queue.registry import StoredStudy, check_data_hash, load_stored_study, register_study
+from hpo.queue.compatibility import check_data_hash
+from hpo.queue.registry import load_stored_study, register_study
+from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import describe_data
 from hpo.search.space import params_in_range
 from hpo.storage.attributes import END_REASON, FIXED_VALUES, FORKED, IS_FEASIBLE, LIMIT_CONSTRAINTS, MACHINE, METRICS

@@ -48,7 +48,8 @@ def find_stored_study(options: LaunchOptions) -> Study | None:
             f"--set, --seed: must be omitted, because study {options.study} exists and its definition cannot change"
         )
     budget = {key: value for key, value in options.budget.items() if value is not None}
-    return study_from_spec({**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **budget}})
+    spec = {**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **budget}}
+    return study_from_spec(spec, options.study)
 
 
 def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, seconds: float) -> int:

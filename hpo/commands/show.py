@@ -23,7 +23,7 @@ from hpo.analysis.warnings import study_warnings
 from hpo.console import Format, format_duration, print_record, print_records, say, show
 from hpo.errors import error_summary
 from hpo.queue.inspect import SlotEvent
-from hpo.runs.run_dir import read_metrics, trial_folder
+from hpo.runs.run_dir import read_metrics, study_folder, trial_folder
 from hpo.storage.attributes import ERROR, METRICS
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import Trial, study_ids
@@ -181,7 +181,7 @@ def _interruptions(snapshot: Snapshot, trial: Trial) -> list[str]:
 
 def show_logs(snapshot: Snapshot, trial: Trial, out: Path, format: Format) -> None:
     """Print the metrics of a trial, and on standard error what the trial wrote there."""
-    folder = trial_folder(out, snapshot.name, trial.number)
+    folder = trial_folder(study_folder(out, snapshot.first_name, snapshot.uid), trial.number)
     metrics = list(read_metrics(folder / "metrics.jsonl"))
     if not metrics:
         say(f"no metrics in {folder}; they may be on another machine, or --out differs from the --out of the launch")

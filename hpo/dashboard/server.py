@@ -184,7 +184,7 @@ def _n_leased(store: Store, study_id: int) -> int:
     return _count(store, sa.select(sa.func.count()).select_from(SLOT).where(SLOT.c.study_id == study_id, leased))
 
 
-def _count(store: Store, statement: sa.Select[tuple[int]]) -> int:
+def _count(store: Store, statement: sa.Select[Any]) -> int:
     def count() -> int:
         with store.engine.begin() as connection:
             return int(connection.execute(statement).scalar_one())

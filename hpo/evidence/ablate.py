@@ -74,7 +74,7 @@ def run_ablation(request: AblateRequest, options: LaunchOptions, format: Format)
     with open_readonly(options.storage) as store:
         snapshot = read_snapshot(store, request.study)
         name = request.name or f"{snapshot.name}-{request.design}"
-        study = existing_study(store, name, "ablates", snapshot.name)
+        study = existing_study(store, name, "ablates", snapshot)
         if study is None:
             study = plan_ablation(snapshot, name, request, first_new_seed(store, snapshot))
         else:

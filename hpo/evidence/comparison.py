@@ -29,7 +29,7 @@ def search_study(snapshot: Snapshot) -> Study:
     """
     if snapshot.spec.get("arms"):
         raise Problem(f"--study: must be a search, got {snapshot.name}, whose arms are already compared")
-    return study_from_spec(snapshot.spec)
+    return study_from_spec(snapshot.spec, snapshot.name)
 
 
 def full_length_base(study: Study, tokens: int | None) -> BaseModel:
@@ -50,8 +50,8 @@ def full_length_base(study: Study, tokens: int | None) -> BaseModel:
     return updated(study.base, {**values, **({"run.align": 1} if values else {})})
 
 
-def existing_study(store: OpenStorage, name: str, key: str, source: str) -> Study | None:
-    """Return the study `name` if the storage holds a comparison of the search `source` by that name, else None.
+def existing_study(store: OpenStorage, name: str, key: str, search: Snapshot) -> Study | None:
+    """Return the study `name` if the storage holds a comparison of a search by that name, else None.
 
     key: the kind of comparison, "confirms" or "ablates", as the study's `about` stores it.
 
@@ -60,15 +60,15 @@ def existing_study(store: OpenStorage, name: str, key: str, source: str) -> Stud
     """
     if not STUDY_NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
         raise Problem(
-            f"--as: must be a name of letters, digits, '-', '_' and '.', such as {source}-2, got {name!r:.60}"
+            f"--as: must be a name of letters, digits, '-', '_' and '.', such as {search.name}-2, got {name!r:.60}"
         )
     study_id = study_ids(store).get(name)
     if study_id is None:
         return None
     attrs = study_attrs(store, study_id)
-    if attrs.get(SPEC, {}).get("about", {}).get(key) != source:
+    if attrs.get(SPEC, {}).get("about", {}).get(key) not in search.names:
         raise Problem(f"--as: must not be the name of another study in the storage, got {name!r}")
-    return study_from_spec(attrs[SPEC])
+    return study_from_spec(attrs[SPEC], name)
 
 
 def check_same_options(study: Study, options: Mapping[str, tuple[Any, Any]]) -> None:
@@ -101,7 +101,7 @@ def first_new_seed(store: OpenStorage, snapshot: Snapshot) -> int:
         used += [t.user_attrs.get(FIXED_VALUES, t.params).get(seed, 0) for t in snapshot.trials]
     for study_id in study_ids(store).values():
         spec = study_attrs(store, study_id).get(SPEC, {})
-        if snapshot.name in spec.get("about", {}).values():
+        if snapshot.names & {str(value) for value in spec.get("about", {}).values()}:
             used += spec["seeds"]
     return max(number for number in used if isinstance(number, int)) + 1
 

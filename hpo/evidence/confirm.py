@@ -56,7 +56,7 @@ def run_confirmation(request: ConfirmRequest, options: LaunchOptions, format: Fo
     with open_readonly(options.storage) as store:
         snapshot = read_snapshot(store, request.study)
         name = request.name or f"{snapshot.name}-confirm"
-        study = existing_study(store, name, "confirms", snapshot.name)
+        study = existing_study(store, name, "confirms", snapshot)
         if study is None:
             study = plan_confirmation(snapshot, name, request, first_new_seed(store, snapshot))
         else:

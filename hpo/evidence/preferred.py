@@ -44,7 +44,7 @@ def _latest_confirmation(store: OpenStorage, snapshot: Snapshot) -> Snapshot | N
     """Return the latest confirmation of this study that has ended."""
     for name, study_id in sorted(study_ids(store).items(), key=lambda item: -item[1]):
         spec = study_attrs(store, study_id).get(SPEC, {})
-        if spec.get("about", {}).get("confirms") == snapshot.name:
+        if spec.get("about", {}).get("confirms") in snapshot.names:
             confirmation = read_snapshot(store, name)
             if has_ended(confirmation):
                 return confirmation

@@ -13,6 +13,20 @@ from hpo.console import format_duration, printable, say
 from hpo.worker.events import ENDS, Event, event_line
 
 
+class RegistrationProgress:
+    """Prints how many trials of a large study are registered, at most one line in two seconds."""
+
+    EVERY_S = 2.0
+
+    def __init__(self, study: str) -> None:
+        self.study, self.next_at = study, time.monotonic() + self.EVERY_S
+
+    def __call__(self, n: int, total: int) -> None:
+        if time.monotonic() >= self.next_at:
+            say(f"{self.study}: registering trials, {n:,} of {total:,}")
+            self.next_at = time.monotonic() + self.EVERY_S
+
+
 class EventLog:
     """Prints one line per event, for logs and pipes."""
 

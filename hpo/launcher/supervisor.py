@@ -16,13 +16,15 @@ from hpo.launcher.options import LaunchOptions, resume_command
 from hpo.launcher.placement import GroupFactory, resolve_workers
 from hpo.launcher.plan import describe_plan
 from hpo.launcher.processes import WorkerGroup
-from hpo.launcher.progress import EventLog, LiveTable
+from hpo.launcher.progress import EventLog, LiveTable, RegistrationProgress
 from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
-from hpo.queue.registry import StoredStudy, check_objections, register_study
+from hpo.queue.registry import check_objections, register_study
+from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import describe_data, row_counts, rows_text
-from hpo.runs.run_dir import study_folder, write_file
+from hpo.runs.run_dir import FolderGuard, claim_folder, write_file
 from hpo.storage.connections import check_connections
 from hpo.storage.engine import Reader, open_readonly
+from hpo.storage.file_guard import rescued
 from hpo.storage.retry import PATIENCE, limit_patience
 from hpo.storage.store import open_store
 from hpo.storage.url import normalise_url
@@ -37,6 +39,8 @@ OnFinish = Callable[[Snapshot, Path, LaunchOptions, float], int]
 VIEW_WAIT_S = 2.0
 # Seconds between two reads of the whole study.
 REFRESH_S = 5.0
+# Seconds that the removal of a folder may take.
+REMOVAL_S = 1.0
 
 
 def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
@@ -56,21 +60,56 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
     if options.dry_run:
         return 0
     started_at = time.monotonic()
-    with open_store(options.storage, create=True) as store:
+    with (
+        open_store(options.storage, create=True) as store,
+        rescued(store.guard, resume_command(options)),
+    ):
         check_connections(store, len(environments))
-        stored = register_study(store, study, data_hash, anchors, options.budget)
+        stored = register_study(store, study, data_hash, anchors, options.budget, RegistrationProgress(study.name))
         stored.store_rows(rows)
-        folder = study_folder(options.out, study.name)
-        try:
-            write_file(folder / "study.yaml", dump_yaml(study_file_tree(study.spec(), study.file.budget.model_dump())))
-        except WorkFailed as failed:  # nothing has run yet, so the folder is a mistake of the user
-            raise Problem(str(failed)) from None
-        status = _supervise(options, stored, environments, folder, start_group)
+        guard = _open_folder(options.out, stored)
+        status = _supervise(options, stored, environments, guard, start_group)
         if status:
             return status
+        _check_still_there(stored, guard)
         if stored.read_state().state == "stopped":
             say(f"{study.name} was stopped; to resume it: {resume_command(options)}")
-        return on_finish(read_snapshot(store, study.name), folder, options, time.monotonic() - started_at)
+        return on_finish(read_snapshot(store, study.name), guard.folder, options, time.monotonic() - started_at)
+
+
+def _open_folder(out: Path, stored: StoredStudy) -> FolderGuard:
+    """Claim the run folder of a study, write the study file into it, and print notes about the study.
+
+    Raises:
+        Problem: the folder cannot be written.
+    """
+    study, folder = stored.study, claim_folder(out, stored.first_name, stored.uid, stored.is_new)
+    notes = list(stored.notes)
+    if folder != out / stored.first_name:
+        notes.append(f"{out / stored.first_name} belongs to another study; this study uses {folder}")
+    for note in notes:
+        say(f"note: {note}")
+    try:
+        write_file(folder / "study.yaml", dump_yaml(study_file_tree(study.spec(), study.file.budget.model_dump())))
+    except WorkFailed as failed:  # nothing has run yet, so the folder is a mistake of the user
+        raise Problem(str(failed)) from None
+    return FolderGuard(folder, stored.uid)
+
+
+def _check_still_there(stored: StoredStudy, guard: FolderGuard) -> None:
+    """Check that nobody has removed the file of the storage, the study or its run folder.
+
+    Raises:
+        StorageError: the file of the storage was removed or replaced.
+        WorkFailed: the study or its run folder was removed.
+    """
+    stored.store.check_file()
+    try:
+        guard.check()
+    except WorkFailed:
+        time.sleep(REMOVAL_S)  # if a folder is being removed that holds both, the loss of the storage matters more
+        stored.store.check_file()
+        raise
 
 
 def _check_new(storage: str, study: Study) -> None:
@@ -91,7 +130,7 @@ def _supervise(
     options: LaunchOptions,
     stored: StoredStudy,
     environments: Sequence[Mapping[str, str]],
-    folder: Path,
+    guard: FolderGuard,
     start_group: GroupFactory,
 ) -> int:
     """Run workers until they end; return 0, or 128 + the number of the signal that stopped them.
@@ -107,11 +146,11 @@ def _supervise(
         snapshot = read_snapshot(reader, stored.study.name)
         plain = options.plain or options.quiet or not sys.stderr.isatty()
         view = EventLog(snapshot, options.quiet) if plain else LiveTable(snapshot, len(environments))
-        group = start_group(arguments, [{**urls, **env} for env in environments], folder)
+        group = start_group(arguments, [{**urls, **env} for env in environments], guard.folder)
         signals = _SignalForwarder(group)
         try:
             with view:
-                _watch(group, signals, view, reader, stored)
+                _watch(group, signals, view, reader, stored, guard)
         finally:
             signals.restore()
             group.stop()
@@ -123,9 +162,19 @@ def _supervise(
 
 
 def _watch(
-    group: WorkerGroup, signals: "_SignalForwarder", view: EventLog | LiveTable, reader: Reader, stored: StoredStudy
+    group: WorkerGroup,
+    signals: "_SignalForwarder",
+    view: EventLog | LiveTable,
+    reader: Reader,
+    stored: StoredStudy,
+    guard: FolderGuard,
 ) -> None:
-    """Show events, restart crashed workers and free their trials, until all workers have ended."""
+    """Show events, restart crashed workers and free their trials, until all workers have ended.
+
+    Raises:
+        StorageError: the file of the storage was removed or replaced.
+        WorkFailed: the study or its run folder was removed.
+    """
     refresh_at = 0.0
     while group.is_active():
         for event in [*group.events(wait=0.5), *signals.events()]:
@@ -136,8 +185,10 @@ def _watch(
                 # If the storage is unreachable, the trials are freed when their leases expire.
                 with suppress(StorageError), limit_patience(VIEW_WAIT_S):
                     free_leases_of(stored.store, worker.owner, worker.describe_exit())
+        _check_still_there(stored, guard)
         if time.monotonic() >= refresh_at:
             with suppress(StorageError), limit_patience(VIEW_WAIT_S):
+                stored.read_state()  # raises an error if the study is gone
                 view.refresh(read_snapshot(reader, stored.study.name))
             refresh_at = time.monotonic() + REFRESH_S
 

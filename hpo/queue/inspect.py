@@ -1,12 +1,15 @@
 """Read the slots, leases and events of a study."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
+from hpo.errors import Problem
+from hpo.storage.attributes import REGISTERING
 from hpo.storage.retry import OpenStorage, transact
 from hpo.storage.schema import EVENT, SLOT, database_clock
+from hpo.storage.studies import study_has_uid
 
 _LOCK = 0x68706F  # "hpo": with a study's id, the key of an advisory lock
 
@@ -49,11 +52,19 @@ class SlotTable:
     Each method is one transaction, retried while the storage is unreachable.
     """
 
-    def __init__(self, store: OpenStorage, study_id: int) -> None:
+    def __init__(self, store: OpenStorage, study_id: int, uid: str = "") -> None:
+        """Create access to the slots under an id.
+
+        uid: uid of the study, "" for any. With a uid, every statement finds its rows only while the study has this id,
+            so nothing is read or written once the study was deleted or renamed, even if another study has its id.
+        """
         self.store = store
         self.study_id = study_id
+        self.uid = uid
         self.clock = database_clock(store.engine)
         self.of_study = _c.study_id == study_id
+        if uid:
+            self.of_study = sa.and_(self.of_study, _c.study_uid == uid, study_has_uid(study_id, uid))
 
     def now(self) -> float:
         """Return the database's clock in seconds since 1970."""
@@ -114,3 +125,18 @@ class SlotTable:
     def transact(self, work: Callable[[sa.Connection], T], patience: float | None = None) -> T:
         """Call `work` in a transaction; see `hpo.storage.retry.transact`."""
         return transact(self.store, work, patience)
+
+
+class BeingRegistered(Problem):
+    """A launch is creating the slots of a study, or was interrupted while it did so."""
+
+
+def unregistered_problem(store: OpenStorage, name: str, study_id: int, attrs: Mapping[str, Any]) -> Problem:
+    """Return the error for a study that has no definition: one that is being registered, or one of another program."""
+    if REGISTERING not in attrs:
+        return Problem(f"--study: {name!r} was not created by `hpo launch`")
+    n = sum(SlotTable(store, study_id).counts().values())
+    return BeingRegistered(
+        f"study {name}: being registered, {n:,} of {attrs[REGISTERING]['slots']:,} trials; "
+        "if no launch is running, the next `hpo launch` of the study continues"
+    )

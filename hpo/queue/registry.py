@@ -1,101 +1,45 @@
 """Create a study in the storage, or find it and check that it is the same study."""
 
-import json
-import shlex
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import optuna
 
 from hpo.errors import Problem
 from hpo.optuna_internals import get_study_id
-from hpo.queue.budget import delete_slots, fill_slots
+from hpo.queue.budget import Progress, delete_slots, fill_slots
+from hpo.queue.compatibility import (
+    PROTOCOL_VERSION,
+    check_data_hash,
+    check_directions,
+    check_ours,
+    check_same,
+    check_version,
+)
+from hpo.queue.identity import check_slots, follow_renamed
+from hpo.queue.inspect import unregistered_problem
 from hpo.queue.slots import Slots
-from hpo.search.direction import Direction
+from hpo.queue.stored_study import StoredStudy
 from hpo.search.study_view import experimental
-from hpo.storage.attributes import ANCHORS, BUDGET, DATA_HASH, DATA_ROWS, PROTOCOL, SPEC, STARTED, STUDY_STATE
+from hpo.storage.attributes import (
+    ANCHORS,
+    BUDGET,
+    DATA_HASH,
+    PROTOCOL,
+    REGISTERING,
+    SPEC,
+    STARTED,
+    STUDY_STATE,
+    UID,
+)
 from hpo.storage.locks import creation_lock
 from hpo.storage.retry import OpenStorage
 from hpo.storage.store import Store
-from hpo.storage.targets import target_reached
-from hpo.storage.trials import resolve_study_name, study_ids
-from hpo.study.spec import Budget, Study, spec_fingerprint, study_from_spec
-from model.section import flatten
-
-# Version of what the workers of a study share: tables, attributes, the meaning of a slot, checkpoints.
-# 1: hpo 0.1.0. 2: `train` holds the address model.train.trainer:Trainer, and checkpoints name optimizer state as
-# PyTorch does; version 0.1.0 can read neither. A program reads every protocol up to its own.
-PROTOCOL_VERSION = 2
-
-
-@dataclass(frozen=True)
-class StoredStudy:
-    """A study in the storage: its definition, Optuna's study and its slots."""
-
-    study: Study
-    optuna: optuna.Study
-    slots: Slots
-    store: Store
-
-    @property
-    def data_hash(self) -> str | None:
-        data_hash: str | None = self.optuna.user_attrs.get(DATA_HASH)
-        return data_hash
-
-    @property
-    def anchors(self) -> dict[str, float]:
-        anchors: dict[str, float] = self.optuna.user_attrs.get(ANCHORS) or {}
-        return anchors
-
-    def store_rows(self, rows: Mapping[str, int]) -> None:
-        """Store what became of the rows of the data, unless an earlier launch has."""
-        if rows and DATA_ROWS not in self.optuna.user_attrs:
-            self.optuna.set_user_attr(DATA_ROWS, dict(rows))
-
-    def read_state(self) -> "StudyState":
-        """Read what can change while a study runs."""
-        attrs = self.optuna.user_attrs
-        budget = Budget.model_validate(attrs.get(BUDGET) or attrs[SPEC]["budget"])
-        file = self.study.file.model_copy(update={"budget": budget})
-        hours_over, n_rungs = False, replace(self.study, file=file).rungs_in_budget
-        if budget.hours is not None:
-            hours_over = self.slots.now() - attrs[STARTED] >= 3600 * budget.hours
-        rungs = None if n_rungs is None else (self.study.rungs, n_rungs)
-        target = None if budget.target is None else self.study.file.targets[budget.target]
-        return StudyState(attrs.get(STUDY_STATE, "active"), hours_over, rungs, target)
-
-    def is_over(self, state: "StudyState") -> bool:
-        """Return whether no new trial may start, because the hours are over or a trial has reached the target.
-
-        Trials that have started run to their end. This method reads the storage if the study has a target.
-        """
-        if state.hours_over:
-            return True
-        if state.target is None:
-            return False
-        maximize = self.study.direction is Direction.MAXIMIZE
-        return target_reached(self.store, get_study_id(self.optuna), state.target, maximize)
-
-    def raise_protocol(self) -> None:
-        """Store this program's protocol version, so that older programs refuse the study from now on."""
-        if _protocol(self.optuna) < PROTOCOL_VERSION:
-            self.optuna.set_user_attr(PROTOCOL, PROTOCOL_VERSION)
-
-
-@dataclass(frozen=True)
-class StudyState:
-    """The part of a study that can change while it runs.
-
-    state: "active", "paused" or "stopped". hours_over: whether the hours of the budget have passed.
-    rungs: of a budget in tokens, the rungs of one trial and the rungs that all trials together may train.
-    target: value of the objective that ends the study.
-    """
-
-    state: str
-    hours_over: bool
-    rungs: tuple[int, int] | None
-    target: float | None = None
+from hpo.storage.studies import assign_uid, create_study_row
+from hpo.storage.trials import resolve_study_name, study_attrs, study_ids
+from hpo.study.spec import Budget, Study, spec_fingerprint, study_from_spec, with_places
 
 
 def register_study(
@@ -104,39 +48,73 @@ def register_study(
     data_hash: str | None,
     anchors: Mapping[str, float],
     requested: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> StoredStudy:
     """Create a study, or find it if it exists; then create the slots of its budget.
 
     requested: the budget of the command line. An existing study keeps its own value for each key that is None here,
         but takes a larger number of trials from the file.
+    progress: called while the slots are created.
 
     Raises:
         Problem: The storage holds a different study under this name, the data differ, or a new study has objections.
     """
-    spec = study.spec()
-    with creation_lock(
-        store.url, store.patience
-    ):  # two launches may run simultaneously, even with two files of one name
+    # Two launches may run simultaneously, even with two files of one name.
+    with creation_lock(store.url, store.patience):
         check_objections(store, study)
-        found = optuna.create_study(
-            study_name=study.name, storage=store.optuna, direction=study.file.direction, load_if_exists=True
-        )
-        stored_spec = found.user_attrs.get(SPEC)
-        if stored_spec is None:
-            _describe(store, found, study, data_hash, anchors)
+        note = _create_row(store, study)
+        found = optuna.load_study(study_name=study.name, storage=store.optuna)
+        check_ours(found)
+        check_directions(found, study)
+        is_new = SPEC not in found.user_attrs
+        if is_new:
+            stored = StoredStudy(study, found, _describe(store, found, study, data_hash, anchors), store, study.name)
+            stored = replace(stored, is_new=True, fingerprint=spec_fingerprint(study.spec()))
         else:
-            _check_version(found)
-            _check_same(study, study_from_spec(stored_spec).spec(), spec)
-            check_data_hash(found, data_hash)
-            study = _with_budget(study, found.user_attrs.get(BUDGET) or stored_spec["budget"], requested or {})
+            stored = _continue_study(store, found, study, data_hash, requested or {})
+        study = stored.study
         found.set_user_attr(STUDY_STATE, "active")
         found.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
-        stored = StoredStudy(study, found, Slots(store, get_study_id(found)), store)
         stored.raise_protocol()
-        fill_slots(stored.slots, study.slots())
-        if stored_spec is None:
-            found.set_user_attr(SPEC, spec)  # last: workers may join a study as soon as it has this attribute
-    return stored
+        fill_slots(stored.slots, study.slots(), progress)
+        if is_new:
+            found.set_user_attr(SPEC, study.spec())  # last: workers may join as soon as a study has this attribute
+    return replace(stored, notes=(*note, *stored.notes))
+
+
+def _continue_study(
+    store: Store, found: optuna.Study, study: Study, data_hash: str | None, requested: Mapping[str, Any]
+) -> StoredStudy:
+    """Return a study that the storage holds, with the budget and the places that are valid from now on.
+
+    Raises:
+        Problem: It has another definition, other data or a newer version, or has lost slots.
+    """
+    stored = found.user_attrs[SPEC]
+    check_version(found)
+    check_same(study, study_from_spec(stored).spec(), study.spec())
+    check_data_hash(found, data_hash)
+    study = _with_budget(study, found.user_attrs.get(BUDGET) or stored["budget"], requested)
+    slots, notes = _open_slots(store, found)
+    moved = with_places(stored, study.spec())
+    if moved != stored:  # the project was moved, or is in another folder on this machine
+        found.set_user_attr(SPEC, moved)
+    return StoredStudy(study, found, slots, store, stored["name"], spec_fingerprint(stored), notes)
+
+
+def _create_row(store: Store, study: Study) -> tuple[str, ...]:
+    """Create the row of a study that the storage does not hold; return notes of studies that had its name."""
+    ids = study_ids(store)
+    if study.name in ids:
+        return ()
+    attrs = {UID: uuid.uuid4().hex, PROTOCOL: PROTOCOL_VERSION, STARTED: Slots(store, 0).now()}
+    create_study_row(store, study.name, study.file.direction, attrs)
+    renamed = (name for name, i in ids.items() if study_attrs(store, i).get(SPEC, {}).get("name") == study.name)
+    return tuple(
+        f"study {name} of this storage had the name {study.name} before it was renamed; this launch creates another "
+        f"study, and `hpo launch` of {name} continues the renamed one"
+        for name in renamed
+    )
 
 
 def check_objections(store: OpenStorage | None, study: Study) -> None:
@@ -163,89 +141,60 @@ def _with_budget(study: Study, stored: Mapping[str, Any], requested: Mapping[str
 
 def _describe(
     store: Store, new: optuna.Study, study: Study, data_hash: str | None, anchors: Mapping[str, float]
-) -> None:
-    """Set the attributes of a new study, except SPEC."""
-    if new.get_trials(deepcopy=False):
-        raise Problem(
-            f"study: the storage holds a study {new.study_name!r} that another program made; use another --storage"
-        )
-    delete_slots(Slots(store, get_study_id(new)))  # SQLite gives the id of a deleted study to the next study
+) -> Slots:
+    """Set the attributes of a new study, except SPEC; return its slots.
+
+    Slots that an interrupted launch of the same definition has created are kept.
+    """
+    slots = Slots(store, get_study_id(new), _uid(store, new))
+    registering = {"slots": len(study.slots()), "definition": spec_fingerprint(study.spec())}
+    if new.user_attrs.get(REGISTERING) != registering:
+        delete_slots(slots)  # SQLite gives the id of a deleted study to the next study
     with experimental():  # the dashboard labels its axes with this name
         new.set_metric_names([study.file.objective])
-    attributes = {DATA_HASH: data_hash, ANCHORS: dict(anchors), PROTOCOL: PROTOCOL_VERSION}
-    for key, value in (attributes | {STARTED: Slots(store, 0).now()}).items():
+    attributes = {DATA_HASH: data_hash, ANCHORS: dict(anchors), PROTOCOL: PROTOCOL_VERSION, REGISTERING: registering}
+    for key, value in (attributes | {STARTED: slots.now()}).items():
         new.set_user_attr(key, value)
+    return slots
 
 
 def load_stored_study(store: Store, name: str | None) -> StoredStudy:
     """Find a study by name, or the only study of the storage.
 
     Raises:
-        Problem: No study has this name, no name is given and there are several studies, or a newer version of hpo
-            created the study.
+        Problem: No study has this name, no name is given and there are several studies, a newer version of hpo
+            created the study, or the study has lost its slots.
     """
     name = resolve_study_name(store, name)
     found = optuna.load_study(study_name=name, storage=store.optuna)
-    spec = found.user_attrs.get(SPEC)
+    attrs = found.user_attrs
+    spec = attrs.get(SPEC)
     if spec is None:
-        raise Problem(f"--study: {name!r} was not created by `hpo launch`")
-    _check_version(found)
-    budget = found.user_attrs.get(BUDGET) or spec["budget"]
-    return StoredStudy(study_from_spec({**spec, "budget": budget}), found, Slots(store, get_study_id(found)), store)
+        raise unregistered_problem(store, name, get_study_id(found), attrs)
+    check_version(found)
+    study = study_from_spec({**spec, "budget": attrs.get(BUDGET) or spec["budget"]}, name)
+    check_directions(found, study)
+    slots, notes = _open_slots(store, found)
+    return StoredStudy(study, found, slots, store, spec["name"], spec_fingerprint(spec), notes)
 
 
-def _protocol(study: optuna.Study) -> int:
-    return int(study.user_attrs.get(PROTOCOL, 1))
-
-
-def _check_version(study: optuna.Study) -> None:
-    """Check that this program knows the protocol of a study.
+def _open_slots(store: Store, found: optuna.Study) -> tuple[Slots, tuple[str, ...]]:
+    """Return the slots of a study, and a note if the study was renamed.
 
     Raises:
-        Problem: A newer version of hpo created or continued the study.
+        Problem: The study has lost slots, or is a copy of another study.
     """
-    if (protocol := _protocol(study)) > PROTOCOL_VERSION:
-        raise Problem(
-            f"study {study.study_name}: a newer version of hpo uses it with protocol {protocol}, and this version "
-            f"knows protocols up to {PROTOCOL_VERSION}; "
-            "install the newer version on all machines, or use another study name"
-        )
+    slots = Slots(store, get_study_id(found), _uid(store, found))
+    note = follow_renamed(slots, found.study_name)
+    if note:
+        with experimental():  # a renamed study loses it
+            found.set_metric_names([found.user_attrs[SPEC]["objective"]])
+    check_slots(slots, found.study_name)
+    return slots, (note,) if note else ()
 
 
-def check_data_hash(study: optuna.Study, data_hash: str | None) -> None:
-    """Check that prepared data are those of a study.
-
-    Raises:
-        Problem: The hashes differ.
-    """
-    stored = study.user_attrs.get(DATA_HASH)
-    if stored != data_hash:
-        raise Problem(
-            f"study {study.study_name}: its data has the hash {_short(stored)}, here it has {_short(data_hash)}; "
-            "losses on different data cannot be compared: use the same text, or another study name"
-        )
-
-
-def _check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
-    if spec_fingerprint(stored) == spec_fingerprint(spec):
-        return
-    before, after = flatten({**stored, "budget": None}), flatten({**spec, "budget": None})
-    lines = [
-        f"{study.source}: {key}: the study in the storage has {old}, here it is {new}"
-        for key in sorted(before.keys() | after.keys())
-        if (old := _as_json(before, key)) != (new := _as_json(after, key))
-    ]
-    fork = shlex.join(["hpo", "fork", study.source, "--from", study.name, "--as", f"{study.name}-2"])
-    remedy = (
-        f"the definition of a study cannot change: `{fork}` "
-        "creates another study with the trials that fit its definition; or give the file another name"
-    )
-    raise Problem(*lines, remedy)
-
-
-def _as_json(leaves: Mapping[str, Any], key: str) -> str:
-    return json.dumps(leaves[key]) if key in leaves else "nothing"
-
-
-def _short(data_hash: str | None) -> str:
-    return data_hash[:12] if data_hash else "none"
+def _uid(store: Store, found: optuna.Study) -> str:
+    """Return the uid of a study. A study of an earlier version gets one."""
+    if UID not in found.user_attrs:
+        assign_uid(store, get_study_id(found), uuid.uuid4().hex)
+    return str(found.user_attrs[UID])

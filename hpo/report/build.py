@@ -53,7 +53,8 @@ def write_report(storage: str, name: str | None, out: Path, files: ReportFiles, 
     with open_readonly(storage) as store:
         data = read_report(store, name)
         if files == ReportFiles():
-            files = ReportFiles(html=study_folder(out, data.snapshot.name) / "report.html")
+            folder = study_folder(out, data.snapshot.first_name, data.snapshot.uid)
+            files = ReportFiles(html=folder / "report.html")
         page = report_page(data, out)
         if files.html:
             write_file(files.html, page)
@@ -80,7 +81,7 @@ def read_report(store: OpenStorage, name: str | None) -> ReportData:
     snapshot = read_snapshot(store, name)
     if not snapshot.in_state(State.COMPLETE, State.PRUNED, State.FAIL):
         raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` shows the progress")
-    confirmations, ablations = (related_studies(store, snapshot.name, key) for key in ("confirms", "ablates"))
+    confirmations, ablations = (related_studies(store, snapshot.names, key) for key in ("confirms", "ablates"))
     return ReportData(snapshot, verdict(snapshot, confirmations), confirmations, ablations)
 
 

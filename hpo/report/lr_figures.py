@@ -11,7 +11,7 @@ from hpo.report.axes import Axis, value_text
 from hpo.report.curve_figures import MAX_MARKS, thinned
 from hpo.report.importance import varied_trials
 from hpo.report.style import BLUE, INK, ORANGE, SHADES, AnnotatedFigure, draw_level, empty_figure, objective_label, zoom
-from hpo.runs.run_dir import read_metrics, trial_folder
+from hpo.runs.run_dir import read_metrics, study_folder, trial_folder
 from hpo.storage.trials import State
 
 
@@ -59,7 +59,8 @@ def schedule_figure(snapshot: Snapshot, out: Path) -> AnnotatedFigure | None:
     best = snapshot.best()
     if best is None:
         return None
-    metrics = read_metrics(trial_folder(out, snapshot.name, best.number) / "metrics.jsonl")
+    folder = study_folder(out, snapshot.first_name, snapshot.uid)
+    metrics = read_metrics(trial_folder(folder, best.number) / "metrics.jsonl")
     rungs = [m for m in metrics if isinstance(m.get("lr"), int | float) and "rung" in m]
     if len(rungs) < 2:
         return None

@@ -29,7 +29,7 @@ from hpo.report import importance
 from hpo.report.curve_figures import arms_figure, curves_figure, history_figure
 from hpo.report.importance_figures import importance_by_rung_figure
 from hpo.report.verdict import Verdict
-from hpo.runs.run_dir import artifact_folder, trial_folder
+from hpo.runs.run_dir import artifact_folder, study_folder, trial_folder
 from hpo.search.study_view import experimental
 from hpo.storage.store import open_store
 
@@ -114,11 +114,12 @@ def _attach_files(study: optuna.Study, snapshot: Snapshot, out: Path, page: str)
     artifact_folder(out).mkdir(parents=True, exist_ok=True)
     files = FileSystemArtifactStore(artifact_folder(out))
     _attach(study, files, STUDY_ARTIFACT_PREFIX, "report.html", page.encode())
+    folder = study_folder(out, snapshot.first_name, snapshot.uid)
     for trial in sorted(snapshot.feasible, key=snapshot.loss)[:N_BEST]:
         # In an attribute of the study, which the dashboard reads too: Optuna refuses to write to a finished trial.
         prefix = trial_artifact_prefix(trial.user_attrs.trial_id)
         for name in FILES:
-            path = trial_folder(out, snapshot.name, trial.number) / name
+            path = trial_folder(folder, trial.number) / name
             if path.is_file():
                 _attach(study, files, prefix, name, path.read_bytes())
 

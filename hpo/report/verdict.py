@@ -1,6 +1,6 @@
 """State what a study shows: the best trial against the baseline, the noise, confirmation, and the tokens saved."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,12 +40,15 @@ class Verdict:
         return {"headline": self.headline, "grounds": list(self.grounds), "caveats": list(self.warnings)}
 
 
-def related_studies(store: OpenStorage, name: str, key: str) -> list[RelatedStudy]:
-    """Return the studies made for a study; key: confirms or ablates."""
+def related_studies(store: OpenStorage, names: Collection[str], key: str) -> list[RelatedStudy]:
+    """Return the studies made for a study.
+
+    names: the name of the study, and its earlier names. key: confirms or ablates.
+    """
     studies = []
     for other, study_id in sorted(study_ids(store).items()):
         spec = study_attrs(store, study_id).get(SPEC) or {}
-        if (spec.get("about") or {}).get(key) == name:
+        if (spec.get("about") or {}).get(key) in names:
             studies.append(_interpret(read_snapshot(store, other), key))
     return studies
 

@@ -10,15 +10,83 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from hpo.errors import Unwritable
+from hpo.errors import Unwritable, WorkFailed
+
+OWNER = ".study"  # file in a run folder that holds the uid of its study
 
 
-def study_folder(out: Path, study: str) -> Path:
-    return out / study
+def study_folder(out: Path, name: str, uid: str) -> Path:
+    """Return the run folder of a study: out/NAME, or out/NAME-UID if out/NAME belongs to another study.
+
+    Two storages may hold studies of one name and share `out`. A file in the folder says to which study it belongs.
+    Folders of earlier versions of hpo have no such file.
+
+    name: the first name of the study, which it keeps here when it is renamed. uid: its uid, "" if it has none yet.
+    """
+    own_folder = _second_folder(out, name, uid)
+    if uid and _owner(own_folder) == uid:
+        return own_folder
+    return out / name if not uid or _owner(out / name) in ("", uid) else own_folder
 
 
-def trial_folder(out: Path, study: str, number: int) -> Path:
-    return study_folder(out, study) / "trials" / f"{number:04d}"
+def claim_folder(out: Path, name: str, uid: str, is_new: bool = False) -> Path:
+    """Return the run folder of a study, and write into the folder that it belongs to this study.
+
+    is_new: whether the study has just been created. Trials in a folder without an owner are then of another study.
+    The mark is not written if the disk is full; the next process writes it.
+    """
+    folder = study_folder(out, name, uid)
+    if is_new and not _owner(folder) and any((folder / "trials").glob("*")):
+        folder = _second_folder(out, name, uid)
+    if not _owner(folder):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / OWNER).open("x") as file:  # fails if another process has just written it
+                file.write(uid + "\n")
+    return study_folder(out, name, uid)
+
+
+class FolderGuard:
+    """Notices that the run folder of a study was removed while the study ran."""
+
+    def __init__(self, folder: Path, uid: str) -> None:
+        self.folder, self.uid = folder.absolute(), uid
+        self._was_there = _owner(folder) == uid  # not if the disk was full
+
+    def check(self) -> None:
+        """Check that the folder still exists and belongs to the study.
+
+        Raises:
+            WorkFailed: The folder was removed, or replaced by that of another study.
+        """
+        try:
+            is_there = (self.folder / OWNER).read_text().strip() == self.uid
+        except (FileNotFoundError, NotADirectoryError):
+            is_there = False
+        except OSError:  # for example an I/O error, which says nothing about the folder
+            return
+        if self._was_there and not is_there:
+            raise WorkFailed(
+                f"{self.folder}: the run folder was removed while the study ran; the storage has every reported value, "
+                "and the next launch continues the study; interrupted trials then start again"
+            )
+
+
+def _second_folder(out: Path, name: str, uid: str) -> Path:
+    return out / f"{name}-{uid[:8]}"
+
+
+def _owner(folder: Path) -> str:
+    """Return the uid of the study to which a run folder belongs, "" if the folder does not exist or names none."""
+    try:
+        return (folder / OWNER).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """Return the folder of a trial in the run folder of its study."""
+    return folder / "trials" / f"{number:04d}"
 
 
 def artifact_folder(out: Path) -> Path:

@@ -1,14 +1,16 @@
 """Keys of the attributes that hpo stores in Optuna's tables."""
 
 # User attributes of a study
-SPEC = "hpo:spec"  # the complete study file
+UID = "hpo:uid"  # names the study in its slots and its run folder; a study keeps it when it is renamed
+SPEC = "hpo:spec"  # the complete study file; its name is the first name of the study, and of its run folder
+REGISTERING = "hpo:registering"  # until SPEC is set: number of the slots, and fingerprint of the definition
 BUDGET = "hpo:budget"  # the current budget, the only part of a study file that may change later
 STARTED = "hpo:started"  # time of the first launch, by the database's clock
 ANCHORS = "hpo:anchors"  # losses of a unigram and a bigram model on the validation split
 DATA_ROWS = "hpo:rows"  # rows of the data: read, without text, repeated, and documents that are used
 DATA_HASH = "hpo:data"  # hash of the prepared data
 STUDY_STATE = "hpo:state"  # active, paused or stopped
-PROTOCOL = "hpo:protocol"  # see hpo.queue.registry.PROTOCOL_VERSION
+PROTOCOL = "hpo:protocol"  # see hpo.queue.compatibility.PROTOCOL_VERSION
 
 # User attributes of a trial. The dashboard shows them as columns.
 ARM = "arm"  # name of its arm, in a study of arms

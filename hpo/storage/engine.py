@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from hpo.errors import StorageError
+from hpo.storage.file_guard import FileGuard
 from hpo.storage.retry import QUICK, patience_limit, retry
-from hpo.storage.schema import missing_columns
+from hpo.storage.schema import missing_columns, needed_for_reading
 from hpo.storage.url import masked_url, normalise_url, sqlite_file
 
 BUSY_TIMEOUT_S = 60.0  # how long SQLite waits for the lock of another process
@@ -110,12 +111,12 @@ def columns_to_add(url: str, patience: float) -> list[sa.Column[Any]]:
 
 
 def check_tables(url: str, patience: float) -> None:
-    """Check that a storage has all tables and columns of hpo.
+    """Check that a storage has the tables and columns of hpo that a command needs for reading.
 
     Raises:
         StorageError: It lacks some, there is no such storage, or it does not answer.
     """
-    missing = columns_to_add(url, patience)
+    missing = needed_for_reading(columns_to_add(url, patience))
     if missing:
         raise StorageError(
             f"{masked_url(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}; "
@@ -123,11 +124,13 @@ def check_tables(url: str, patience: float) -> None:
         )
 
 
-def set_up_sqlite(engine: sa.Engine, readonly: bool = False) -> None:
-    """Use write-ahead logging, and begin every write transaction with BEGIN IMMEDIATE.
+def set_up_sqlite(engine: sa.Engine, readonly: bool = False) -> FileGuard:
+    """Use write-ahead logging, and begin every write transaction with BEGIN IMMEDIATE; return the guard of the file.
 
     A deferred transaction that reads and then writes lets two processes claim the same trial: 42 of 200 measured.
+    No transaction begins after the file was removed or replaced.
     """
+    guard = FileGuard(Path(str(engine.url.database)))
 
     @sa.event.listens_for(engine, "connect")
     def _set_up(connection: sqlite3.Connection, _: object) -> None:
@@ -137,10 +140,14 @@ def set_up_sqlite(engine: sa.Engine, readonly: bool = False) -> None:
         else:
             connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
             connection.execute("PRAGMA synchronous = NORMAL")
+        guard.remember()
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
+        guard.check()
         # SQLite waits for a lock inside one call, which nothing else can interrupt.
         timeout = min(BUSY_TIMEOUT_S, patience_limit())
         connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(1000 * timeout)}")
         connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+    return guard

@@ -7,7 +7,7 @@ from hpo.errors import StorageError
 from hpo.storage.engine import columns_to_add, unpooled_options
 from hpo.storage.locks import creation_lock
 from hpo.storage.retry import QUICK, retry
-from hpo.storage.schema import OURS, missing_columns
+from hpo.storage.schema import OURS, missing_columns, needed_for_reading
 from hpo.storage.url import masked_url
 
 
@@ -36,7 +36,7 @@ def schema_problem(url: str, patience: float = QUICK) -> str | None:
     Raises:
         StorageError: There is no storage, or it does not answer.
     """
-    missing = columns_to_add(url, patience)
+    missing = needed_for_reading(columns_to_add(url, patience))
     if missing:
         return f"{masked_url(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}"
     options = unpooled_options(url)
@@ -47,10 +47,10 @@ def schema_problem(url: str, patience: float = QUICK) -> str | None:
     return None
 
 
-def update_schema(url: str) -> None:
+def update_schema(url: str, patience: float = QUICK) -> None:
     """Create the tables and columns that a storage lacks. `optuna storage upgrade` updates Optuna's own tables."""
-    with creation_lock(url, QUICK):
-        retry(create_tables, url, patience=QUICK, url=url)
+    with creation_lock(url, patience):
+        retry(create_tables, url, patience=patience, url=url)
 
 
 def add_columns(engine: sa.Engine) -> None:

@@ -1,5 +1,6 @@
 """The tables of hpo, which share a database with the tables of Optuna."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
@@ -7,6 +8,10 @@ import sqlalchemy as sa
 from hpo.optuna_internals import VERSION_TABLE
 
 OURS = sa.MetaData()
+
+# Marks columns that version 0.1 lacks. Commands that read do not need them, so that they open its storages unchanged.
+# Commands that write add them.
+ADDED = {"added": True}
 
 # One row for each slot: a slot is one trial of the budget. A worker that runs the trial holds a lease on the slot.
 SLOT = sa.Table(
@@ -24,6 +29,8 @@ SLOT = sa.Table(
     sa.Column("origin", sa.Integer),  # of a retry: the number of the trial that failed
     sa.Column("wish", sa.String(16), key="requested_action"),  # kill: the action that `hpo kill` requests
     sa.Column("rungs", sa.Integer, nullable=False, server_default="0"),  # trained, or reserved from a token budget
+    # The uid of the study: study ids are reused on SQLite. Empty: an earlier version of hpo created the slot.
+    sa.Column("study_uid", sa.String(32), nullable=False, server_default=sa.text("''"), info=ADDED),
     sa.Column("failures", sa.Integer, nullable=False, server_default="0"),  # failed attempts since the last new rung
 )
 
@@ -54,6 +61,11 @@ def missing_columns(engine: sa.Engine) -> list[sa.Column[Any]] | None:
         if table.name in names
     }
     return [c for table in OURS.tables.values() for c in table.columns if c.name not in existing.get(table.name, ())]
+
+
+def needed_for_reading(columns: Iterable[sa.Column[Any]]) -> list[sa.Column[Any]]:
+    """Return the columns that commands need that only read."""
+    return [column for column in columns if "added" not in column.info]
 
 
 # Seconds since 1970 by the database's clock: the clocks of workers differ.

@@ -19,10 +19,11 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import StorageError
 from hpo.optuna_internals import cached_storage
-from hpo.storage.engine import check_tables, engine_options, set_up_sqlite
+from hpo.storage.engine import check_tables, columns_to_add, engine_options, set_up_sqlite
 from hpo.storage.fencing import run_check, run_link
+from hpo.storage.file_guard import FileGuard
 from hpo.storage.locks import creation_lock
-from hpo.storage.migrate import create_tables, optuna_url
+from hpo.storage.migrate import create_tables, optuna_url, update_schema
 from hpo.storage.retry import QUICK, patience_limit, retry
 from hpo.storage.schema import SLOT
 from hpo.storage.url import network_file_system, normalise_url, sqlite_file
@@ -40,13 +41,14 @@ class Store:
     """An open storage.
 
     rdb: Optuna's storage without retries. optuna: the same with retries and a cache of finished trials; pass it to
-    Optuna's functions.
+    Optuna's functions. guard: notices that the SQLite file was removed or replaced, None for a server.
     """
 
     url: str
     rdb: RDBStorage
     optuna: BaseStorage
     patience: float
+    guard: FileGuard | None = None
 
     @property
     def engine(self) -> sa.Engine:
@@ -56,6 +58,15 @@ class Store:
     def retry(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call with the patience of this storage; see `hpo.storage.retry.retry`."""
         return retry(call, *args, patience=self.patience, url=self.url, **kwargs)
+
+    def check_file(self) -> None:
+        """Check that the file of the storage is still the one that was opened; every transaction does so too.
+
+        Raises:
+            StorageError: The file was removed or replaced.
+        """
+        if self.guard is not None:
+            self.guard.check()
 
     def create_new_trial(self, study_id: int, template: FrozenTrial) -> int:
         """Create a trial as Optuna's method does, without a retry: the caller retries a larger unit."""
@@ -92,13 +103,15 @@ def open_store(url: str, create: bool = False, patience: float = QUICK) -> Store
     else:
         _check_writable(url)
         check_tables(url, patience)
-    rdb = retry(_open_rdb, url, patience=patience, url=url)
+        if columns_to_add(url, patience):  # those that version 0.1 lacks
+            update_schema(url, patience)
+    rdb, guard = retry(_open_rdb, url, patience=patience, url=url)
     retry(_probe_write, rdb.engine, patience=patience, url=url)
     cached = cached_storage(rdb)
     for name, method in vars(BaseStorage).items():
         if callable(method) and not name.startswith("_"):
             setattr(cached, name, functools.partial(retry, getattr(cached, name), patience=patience, url=url))
-    return Store(url, rdb, cached, patience)
+    return Store(url, rdb, cached, patience, guard)
 
 
 def _check_writable(url: str) -> None:
@@ -110,18 +123,19 @@ def _check_writable(url: str) -> None:
             raise StorageError(f"storage: {path} cannot be written: {os.strerror(reason)}")
 
 
-def _open_rdb(url: str) -> RDBStorage:
-    """Return Optuna's storage, with the fences of hpo on its transactions."""
+def _open_rdb(url: str) -> tuple[RDBStorage, FileGuard | None]:
+    """Return Optuna's storage, with the fences of hpo on its transactions, and the guard of its file."""
     options = engine_options(url)
     rdb = RDBStorage(optuna_url(url), options, skip_compatibility_check=True, skip_table_creation=True)
     if rdb.engine.name == "postgresql":
         sa.event.listen(rdb.engine, "begin", _limit_statements)
+    guard = None
     if rdb.engine.name == "sqlite":
         rdb.engine.dispose()  # Optuna's constructor has opened a connection, which lacks our settings
-        set_up_sqlite(rdb.engine)
+        guard = set_up_sqlite(rdb.engine)
     sa.event.listen(rdb.engine, "begin", run_check)
     sa.event.listen(rdb.engine, "commit", run_link)
-    return rdb
+    return rdb, guard
 
 
 def _limit_statements(connection: sa.Connection) -> None:

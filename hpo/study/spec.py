@@ -30,6 +30,9 @@ STUDY_NAME = re.compile(r"[^\W_][\w.+-]{0,99}")  # of a study that a command cre
 # Keys of a study file that a study of arms does not have.
 SEARCH_KEYS = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
 
+# Fields of TrainConfig that say where files are. They may differ between machines, because the data has a hash.
+PLACES = ("data.path",)
+
 DEFAULT_CONFIG = "model.config:TrainConfig"
 DEFAULT_TRAIN = "model.train.trainer:Trainer"
 
@@ -239,14 +242,38 @@ def study_file_tree(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[
     }
 
 
-def study_from_spec(spec: Mapping[str, Any]) -> Study:
-    """Return the study from the result of `Study.spec`."""
+def study_from_spec(spec: Mapping[str, Any], name: str | None = None) -> Study:
+    """Return the study from the result of `Study.spec`.
+
+    name: name of the study in the storage, None for its first name. A study may be renamed after its creation.
+    """
+    name = name or spec["name"]
     tree = {key: value for key, value in spec.items() if key not in ("name", "rung_tokens", "closed")}
     file = StudyFile.model_validate(tree)
-    return Study(spec["name"], f"study {spec['name']}", file, import_target(file.config, "config")(**file.base))
+    return Study(name, f"study {name}", file, import_target(file.config, "config")(**file.base))
 
 
 def spec_fingerprint(spec: Mapping[str, Any]) -> str:
-    """Return a hash of everything that must not change while a study runs: all keys except the budget."""
-    fixed = {key: value for key, value in with_current_addresses(spec).items() if key != "budget"}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+    """Return a hash of everything that must not change while a study runs: all keys except budget, name and places.
+
+    The place of the data does not count, because the hash of the data is stored and compared.
+    """
+    spec = {"direction": "minimize", **with_current_addresses(spec)}  # version 0.1 stored no direction
+    fixed = {key: value for key, value in spec.items() if key not in ("budget", "name")}
+    base = without_places(fixed["base"]) if spec["config"] == DEFAULT_CONFIG else fixed["base"]
+    return hashlib.sha256(json.dumps({**fixed, "base": base}, sort_keys=True).encode()).hexdigest()
+
+
+def with_places(spec: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a definition with the places of another definition of the same study."""
+    if spec["config"] != DEFAULT_CONFIG or other["config"] != DEFAULT_CONFIG:
+        return dict(spec)
+    places = {key: value for key, value in other["base"]["data"].items() if f"data.{key}" in PLACES}
+    data = spec["base"]["data"]
+    return {**spec, "base": {**spec["base"], "data": {k: places.get(k, value) for k, value in data.items()}}}
+
+
+def without_places(base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration of the GPT trainer, as JSON values, without the fields that only say where files are."""
+    data = {key: value for key, value in base["data"].items() if f"data.{key}" not in PLACES}
+    return {**base, "data": data}

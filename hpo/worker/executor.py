@@ -16,13 +16,13 @@ from hpo.config.validation import error_messages
 from hpo.errors import Problem, StorageError, Unwritable, error_summary
 from hpo.optuna_internals import get_trial_id
 from hpo.queue.heartbeat import LeaseRenewer
-from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import MAX_FAILURES, Claim
+from hpo.queue.stored_study import StoredStudy
 from hpo.runs import checkpoints
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.memory import memory_problem
 from hpo.runs.provenance import describe_machine
-from hpo.runs.run_dir import append_error_log, read_metrics, trial_folder, write_file
+from hpo.runs.run_dir import append_error_log, claim_folder, read_metrics, trial_folder, write_file
 from hpo.search.pruners import build_pruner
 from hpo.search.pruning import CachedPruner
 from hpo.storage.attributes import FORKED
@@ -50,7 +50,8 @@ class TrialExecutor:
 
         out: folder of the runs. lease_s: seconds until a lease expires. emit: receives the worker's events.
         """
-        self.stored, self.owner, self.renewer, self.out = stored, owner, renewer, out
+        self.stored, self.owner, self.renewer = stored, owner, renewer
+        self.folder = claim_folder(out, stored.first_name, stored.uid)
         self.lease_s, self.emit = lease_s, emit
         self.reporter = Reporter(stored, owner, renewer, lease_s)
         self.pruner = CachedPruner(
@@ -235,7 +236,7 @@ class TrialExecutor:
             self.stored.slots.log(event_type, text, self.owner)
 
     def _folder(self, number: int) -> Path:
-        return trial_folder(self.out, self.stored.study.name, number)
+        return trial_folder(self.folder, number)
 
     def _write_config(self, trial: RunningTrial, data_hash: str | None, pack: int) -> None:
         provenance = {

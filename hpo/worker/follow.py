@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from hpo.console import say
 from hpo.errors import Problem, StorageError
 from hpo.queue.heartbeat import LeaseRenewer, lease_seconds
-from hpo.queue.registry import StoredStudy, load_stored_study
+from hpo.queue.registry import load_stored_study
 from hpo.queue.slots import Slots
+from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.resources import available_cores, set_thread_environment
 from hpo.storage.attributes import SPEC, STUDY_STATE
@@ -47,7 +48,7 @@ class Follower:
         self.storage, self.pack, self.out = storage, pack, out
         self.signals = SignalHandler()
         self.datasets = PreparedDatasets()
-        self.checked: set[str] = set()  # studies whose baseline trains on this machine
+        self.checked: set[str] = set()  # uids of the studies whose baseline trains on this machine
         self.served: dict[str, float] = {}  # study -> when it was served last
         self.skipped_until: dict[str, float] = {}  # study -> until when it is skipped
 
@@ -109,10 +110,12 @@ class Follower:
         self.served[name] = time.monotonic()
         try:
             stored = load_stored_study(store, name)
-            if name not in self.checked:
+            for note in stored.notes:
+                say(note)
+            if stored.uid not in self.checked:
                 preflight(stored, self.datasets)
                 stored.raise_protocol()
-                self.checked.add(name)
+                self.checked.add(stored.uid)
         except Problem as problem:
             self._skip(name, problem)
             return

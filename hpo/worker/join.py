@@ -1,5 +1,6 @@
 """hpo worker: join an existing study, from any machine that can reach its storage."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -9,10 +10,13 @@ from pathlib import Path
 from hpo.config.importer import error_location
 from hpo.console import say
 from hpo.errors import Problem, StorageError, WorkFailed
-from hpo.queue.registry import StoredStudy, check_data_hash, load_stored_study
+from hpo.queue.compatibility import check_data_hash
+from hpo.queue.registry import load_stored_study
+from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.memory import dry_run_baseline
 from hpo.runs.resources import available_cores, set_thread_environment
+from hpo.storage.file_guard import rescued
 from hpo.storage.retry import PATIENCE
 from hpo.storage.store import open_store
 from hpo.study.spec import DEFAULT_TRAIN
@@ -36,14 +40,18 @@ def join_study(storage: str, name: str | None, pack: int, out: Path) -> int:
     set_thread_environment(available_cores())
     from hpo.worker.worker import Worker  # after the variables are set, because torch reads them at its import
 
-    with open_store(storage, patience=PATIENCE) as store:
+    launched = os.environ.get(EVENTS) == "json"
+    with open_store(storage, patience=PATIENCE) as store, contextlib.ExitStack() as stack:
+        if not launched:  # otherwise the launcher saves the storage
+            stack.enter_context(rescued(store.guard, "`hpo worker` again"))
         stored = load_stored_study(store, name)
+        for note in stored.notes:
+            say(note)
         state = stored.read_state().state
         if state != "active":
             say(f"study {stored.study.name} is {state}; `hpo resume` resumes it")
         preflight(stored, PreparedDatasets())
         stored.raise_protocol()
-        launched = os.environ.get(EVENTS) == "json"
         parent = _stop_with_parent() if launched else None
         return Worker(stored, out.absolute(), pack, event_printer(stored.study.rungs), parent).work()
 

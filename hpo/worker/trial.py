@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel
 
 from hpo.optuna_internals import get_study_id, get_trial_id
-from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import Claim
+from hpo.queue.stored_study import StoredStudy
 from hpo.runs.provenance import describe_machine
 from hpo.search.complement_log import ComplementLogSampler
 from hpo.search.samplers import build_sampler

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from hpo.errors import WorkFailed
 from hpo.queue.heartbeat import LeaseRenewer, lease_seconds
-from hpo.queue.registry import StoredStudy, StudyState
-from hpo.runs.run_dir import cache_is_writable, is_writable
+from hpo.queue.stored_study import StoredStudy, StudyState
+from hpo.runs.run_dir import FolderGuard, cache_is_writable, is_writable
 from hpo.storage.retry import outages
 from hpo.worker.events import Event, EventListener
 from hpo.worker.executor import TrialExecutor
@@ -48,6 +48,7 @@ class Worker:
         self.renewer = LeaseRenewer(stored.slots, self.owner, lease_s)
         self.signals = SignalHandler()
         self.executor = TrialExecutor(stored, self.owner, self.renewer, out, lease_s, self.emit)
+        self.folder = FolderGuard(self.executor.folder, stored.uid)
         self.state = StudyState("active", False, None)
         self.n_claimed = 0
 
@@ -111,11 +112,17 @@ class Worker:
             self.signals.request_stop(signal.SIGTERM)
 
     def _should_stop(self) -> bool:
-        """Return whether to stop: after a signal, if the parent process has ended, or if the study is stopped."""
+        """Return whether to stop: after a signal, if the parent process has ended, or if the study is stopped.
+
+        Raises:
+            WorkFailed: the study or its run folder is gone.
+            StorageError: the file of the storage is gone.
+        """
         if self.parent is not None and os.getppid() != self.parent:
             self.signals.request_stop(signal.SIGTERM)
         if self.signals.signal is None:
             self.state = self.executor.reporter.study_state()
+            self.folder.check()
             for seconds in outages.pop_durations():
                 if seconds >= OUTAGE_S:
                     self.executor.log_event("away", f"the storage was unreachable for {seconds:.0f} s")

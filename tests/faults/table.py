@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.queue.registry import PROTOCOL_VERSION
+from hpo.queue.compatibility import PROTOCOL_VERSION
 from tests.faults.scene import GPT, NAME, PLANTED, TRIALS, Scene
 from tests.support.disk import small_disk
 from tests.support.fork_server import SERVER

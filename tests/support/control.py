@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from hpo.analysis.snapshot import read_snapshot
 from hpo.config.yaml import dump_yaml
 from hpo.errors import Problem
-from hpo.queue.registry import StoredStudy, register_study
+from hpo.queue.registry import register_study
+from hpo.queue.stored_study import StoredStudy
 from hpo.storage.schema import EVENT
 from hpo.storage.store import Store
 from hpo.storage.trials import State, Trial

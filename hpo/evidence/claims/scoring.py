@@ -8,7 +8,7 @@ import numpy as np
 
 from hpo.analysis.snapshot import Snapshot
 from hpo.errors import WorkFailed
-from hpo.runs.run_dir import read_metrics, trial_folder
+from hpo.runs.run_dir import read_metrics, study_folder, trial_folder
 from hpo.storage.attributes import METRICS
 from hpo.storage.trials import State, Trial
 
@@ -36,9 +36,10 @@ def metrics_at_equal_seconds(
         WorkFailed: the curves are not in `out`.
     """
     metrics: dict[int, dict[str, float] | None] = {}
+    folder = study_folder(out, snapshot.first_name, snapshot.uid)
     for seed in snapshot.spec["seeds"]:
         complete = [arm[seed] for arm in trials.values() if seed in arm and arm[seed].state == State.COMPLETE]
-        curves = {t.number: read_curve(trial_folder(out, snapshot.name, t.number) / "metrics.jsonl") for t in complete}
+        curves = {t.number: read_curve(trial_folder(folder, t.number) / "metrics.jsonl") for t in complete}
         end = min((curve["seconds"][-1] for curve in curves.values()), default=0.0)
         for number, curve in curves.items():
             numeric = {key: values for key, values in curve.items() if None not in values}

@@ -17,7 +17,8 @@ from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.commands.enqueue import enqueue_trial, retry_trials
 from hpo.config.yaml import dump_yaml
 from hpo.queue.heartbeat import free_leases_of
-from hpo.queue.registry import StoredStudy, register_study
+from hpo.queue.registry import register_study
+from hpo.queue.stored_study import StoredStudy
 from hpo.search.pruning_rules import format_spans, parse_spans
 from hpo.storage.attributes import END_REASON, ERROR, FIXED_VALUES, PRUNING_DECISION, SUGGESTED_BY
 from hpo.storage.engine import open_readonly

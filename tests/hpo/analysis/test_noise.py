@@ -24,7 +24,8 @@ from hpo.config.yaml import parse_yaml
 from hpo.console import Format, Rounded, format_number, json_value, print_records
 from hpo.launcher.progress import LiveTable
 from hpo.queue.budget import add_slots
-from hpo.queue.registry import StoredStudy, register_study
+from hpo.queue.registry import register_study
+from hpo.queue.stored_study import StoredStudy
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State

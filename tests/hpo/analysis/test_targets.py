@@ -17,7 +17,8 @@ from hpo.cli.main import app
 from hpo.commands.enqueue import enqueue_trial
 from hpo.errors import Problem
 from hpo.launcher.plan import describe_plan
-from hpo.queue.registry import StoredStudy, register_study
+from hpo.queue.registry import register_study
+from hpo.queue.stored_study import StoredStudy
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
 from hpo.storage.targets import TargetReached

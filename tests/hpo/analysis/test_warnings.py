@@ -19,7 +19,8 @@ from hpo.analysis.warnings import MAX_TRIALS, position, study_warnings
 from hpo.config.yaml import dump_yaml
 from hpo.evidence.confirm import ConfirmRequest, plan_confirmation
 from hpo.queue.budget import fill_slots
-from hpo.queue.registry import StoredStudy, register_study
+from hpo.queue.registry import register_study
+from hpo.queue.stored_study import StoredStudy
 from hpo.report.curve_figures import study_progress
 from hpo.report.verdict import verdict
 from hpo.storage.attributes import END_REASON

@@ -10,7 +10,8 @@ from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.control import set_study_state
 from hpo.commands.enqueue import enqueue_trial, retry_trials
 from hpo.errors import Problem
-from hpo.queue.registry import StoredStudy, register_study
+from hpo.queue.registry import register_study
+from hpo.queue.stored_study import StoredStudy
 from hpo.storage.attributes import END_REASON
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State

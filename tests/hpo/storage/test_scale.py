@@ -14,8 +14,8 @@ import hpo.storage.trials
 from bench.crowd import SPACE, plant
 from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.analysis.summary import summary, trial_row
-from hpo.queue.registry import StoredStudy
 from hpo.queue.slots import Claim
+from hpo.queue.stored_study import StoredStudy
 from hpo.search.pruning import CachedPruner
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store

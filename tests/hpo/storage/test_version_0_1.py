@@ -18,7 +18,8 @@ import pytest
 
 from hpo.errors import Problem
 from hpo.optuna_internals import FINISHED
-from hpo.queue.registry import PROTOCOL_VERSION, load_stored_study
+from hpo.queue.compatibility import PROTOCOL_VERSION
+from hpo.queue.registry import load_stored_study
 from hpo.storage.attributes import PROTOCOL, SPEC
 from hpo.storage.store import open_store
 from hpo.study.load import load_study

@@ -15,8 +15,9 @@ from optuna.trial import TrialState, create_trial
 import hpo.worker.signals
 from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.queue.heartbeat import free_expired_leases, free_leases_of
-from hpo.queue.registry import StoredStudy, register_study
+from hpo.queue.registry import register_study
 from hpo.queue.slots import Slots
+from hpo.queue.stored_study import StoredStudy
 from hpo.storage.attributes import END_REASON, ERROR
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store

@@ -13,7 +13,9 @@ import pytest
 
 from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.errors import StorageError
-from hpo.queue.registry import PROTOCOL_VERSION, StoredStudy, register_study
+from hpo.queue.compatibility import PROTOCOL_VERSION
+from hpo.queue.registry import register_study
+from hpo.queue.stored_study import StoredStudy
 from hpo.storage.attributes import STUDY_STATE
 from hpo.storage.store import open_store
 from hpo.study.load import load_study

@@ -20,8 +20,9 @@ from hpo.analysis.snapshot import read_snapshot, trial_counts
 from hpo.analysis.summary import summary
 from hpo.errors import StorageError
 from hpo.queue.heartbeat import free_expired_leases, free_leases_of
-from hpo.queue.registry import StoredStudy, register_study
+from hpo.queue.registry import register_study
 from hpo.queue.slots import Claim
+from hpo.queue.stored_study import StoredStudy
 from hpo.runs.run_dir import read_metrics
 from hpo.storage.attributes import END_REASON, ERROR, STARTED
 from hpo.storage.engine import open_readonly
