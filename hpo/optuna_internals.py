@@ -4,7 +4,7 @@ Written for Optuna 5.0.0 and optuna-dashboard 0.21. Optuna may change any of the
 module of hpo uses them directly. tests/hpo/test_optuna_internals.py compares every assumption with the installed
 version; when the test fails after an upgrade, this module is the place to change.
 
-Two classes must also override private methods: `hpo.search.study_view.View` and `hpo.search.samplers.Sobol`.
+Some classes of `hpo.search.study_view` and `hpo.search.optuna_samplers` must also override private methods.
 `OVERRIDDEN_METHODS` lists these methods, and the same test checks their signatures.
 
 The module does not import Optuna when it is loaded: `hpo status` reads the tables without Optuna, whose import takes
@@ -37,6 +37,7 @@ OVERRIDDEN_METHODS = {
         "_get_best_trial": ("self", "deepcopy"),
     },
     "optuna.samplers.QMCSampler": {"_find_sample_id": ("self", "study", "search_space")},
+    "optuna.samplers.CmaEsSampler": {"_restore_optimizer": ("self", "completed_trials")},
 }
 
 # Attributes that Study.__init__ sets.
@@ -85,6 +86,13 @@ def get_best_trial(study: optuna.Study) -> FrozenTrial:
         ValueError: No feasible trial is complete.
     """
     return study._get_best_trial(deepcopy=False)
+
+
+def cma_state(sampler: optuna.samplers.CmaEsSampler, trial: FrozenTrial) -> str:
+    """Return the state of CMA-ES, a pickle as hexadecimal digits, that a trial stores; "" if it stores none."""
+    key = sampler._attr_key_optimizer
+    parts = {name: text for name, text in trial.system_attrs.items() if name.startswith(key)}
+    return "".join(str(parts.get(f"{key}:{i}", "")) for i in range(len(parts)))
 
 
 def get_study_system_attrs(study: optuna.Study) -> dict[str, Any]:

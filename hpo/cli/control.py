@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from hpo.cli.groups import Commands
-from hpo.cli.options import DEFAULT_STORAGE, Set, StorageOptions, StudyName, TrialNumber, storage_url
+from hpo.cli.options import DEFAULT_STORAGE, AllowTrain, Set, StorageOptions, StudyName, TrialNumber, storage_url
 from hpo.cli.panels import CONTROL
 from hpo.console import say
 from hpo.errors import Problem
@@ -79,15 +79,22 @@ def retry(
 
 
 @control_commands.command(rich_help_panel=CONTROL, epilog="Example: hpo enqueue --set optimizer.lr=3e-3")
-def enqueue(overrides: Set = None, study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE) -> None:
+def enqueue(
+    overrides: Set = None,
+    study: StudyName = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
+    allow_train: AllowTrain = None,
+) -> None:
     """Add a trial with parameters that you choose.
 
     The trial runs before the next trial of the search and does not count toward the budget. All other fields have the
     value of the study's base configuration.
     """
     from hpo.commands.enqueue import enqueue_trial
+    from hpo.config.permission import permit_options
     from hpo.storage.store import open_store
 
+    permit_options(allow_train or [])
     with open_store(storage_url(storage)) as store:
         say("\n".join(enqueue_trial(store, study, overrides or [])))
 
@@ -104,6 +111,7 @@ def fork(
         int | None, typer.Option(min=1, help="Number of trials to run in addition to the copied trials.")
     ] = None,
     storage: StorageOptions = DEFAULT_STORAGE,
+    allow_train: AllowTrain = None,
 ) -> None:
     """Create a study that starts with trials of another study.
 
@@ -111,8 +119,10 @@ def fork(
     space contains its parameters. `hpo launch` then runs the new study.
     """
     from hpo.commands.fork import fork_study
+    from hpo.config.permission import permit_options
     from hpo.storage.store import open_store
 
+    permit_options(allow_train or [])
     with open_store(storage_url(storage)) as store:
         say(fork_study(store, file, origin, name, overrides or [], trials))
 

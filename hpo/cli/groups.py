@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from hpo.cli.options import DEFAULT_STORAGE, RUNS, Out, Pack, StorageOptions, split_names, storage_url
+from hpo.cli.options import DEFAULT_STORAGE, RUNS, AllowTrain, Out, Pack, StorageOptions, split_names, storage_url
 
 if TYPE_CHECKING:
     from hpo.launcher.options import LaunchOptions
@@ -62,6 +62,7 @@ class RunOptions:
 
     storage: StorageOptions = DEFAULT_STORAGE
     out: Out = RUNS
+    allow_train: AllowTrain = None
     placement: Placement
     display: Display
 
@@ -72,12 +73,14 @@ class RunOptions:
         seed: int | None = None,
         budget: Mapping[str, Any] | None = None,
     ) -> "LaunchOptions":
-        """Return the options of the launcher.
+        """Return the options of the launcher, and permit the code of --allow-train in this process.
 
         study: "" for a command that names its study itself, such as `hpo confirm`.
         """
+        from hpo.config.permission import permit_options
         from hpo.launcher.options import LaunchOptions
 
+        permit_options(self.allow_train or [])
         place, display = self.placement, self.display
         return LaunchOptions(
             study=study,
@@ -93,6 +96,7 @@ class RunOptions:
             gpus_per_worker=place.gpus_per_worker,
             pack=place.pack,
             out=self.out,
+            allow_train=self.allow_train or [],
             dry_run=display.dry_run,
             quiet=display.quiet,
             plain=display.plain,

@@ -9,6 +9,7 @@ from hpo.cli.groups import Commands
 from hpo.cli.options import (
     DEFAULT_STORAGE,
     RUNS,
+    AllowTrain,
     Out,
     OutputFormat,
     StorageOptions,
@@ -148,6 +149,7 @@ def export(
     trial: Annotated[int | None, typer.Option(help="Number of the trial. Default: the best trial.")] = None,
     study: StudyName = None,
     storage: StorageOptions = DEFAULT_STORAGE,
+    allow_train: AllowTrain = None,
 ) -> None:
     """Write the complete configuration of the best trial.
 
@@ -156,9 +158,11 @@ def export(
     """
     from hpo.analysis.export import export_text, select_trial
     from hpo.analysis.snapshot import read_snapshot
+    from hpo.config.permission import permit_options
     from hpo.evidence.preferred import trial_to_export
     from hpo.runs.run_dir import write_file
 
+    permit_options(allow_train or [])
     with open_to_read(storage) as store:
         snapshot = read_snapshot(store, study)
         exported, confirmation = (

@@ -70,6 +70,15 @@ Config = Annotated[
         help="Configuration file as `hpo export` writes it, or the name of a base configuration.", callback=valid_path
     ),
 ]
+AllowTrain = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-train",
+        metavar="MODULE:NAME",
+        help="Import this training function or configuration class although only the storage names it. "
+        "Can be repeated.",
+    ),
+]
 TrialNumber = Annotated[int, typer.Argument(help="Number of the trial.")]
 RUNS = Path("runs")
 

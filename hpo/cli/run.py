@@ -10,6 +10,7 @@ from hpo.cli.groups import Commands, RunOptions
 from hpo.cli.options import (
     DEFAULT_STORAGE,
     RUNS,
+    AllowTrain,
     Config,
     Out,
     Pack,
@@ -64,8 +65,16 @@ def worker(
     follow: Annotated[
         bool, typer.Option("--follow", help="Work on every active study of the storage, and wait for new studies.")
     ] = False,
+    allow_train: AllowTrain = None,
 ) -> None:
-    """Join a study and run its trials until none is left."""
+    """Join a study and run its trials until none is left.
+
+    Everyone who can write the storage can choose which training code a study names. A worker imports your own training
+    code only if --allow-train or a study file in this folder names it; with --follow, only if --allow-train names it.
+    """
+    from hpo.config.permission import permit_options
+
+    permit_options(allow_train or [])
     if gpus:
         from hpo.runs.resources import check_gpus
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
+from hpo.config.permission import named_code
+from hpo.config.validation import error_messages
 from hpo.errors import Problem
 from hpo.optuna_internals import RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.heartbeat import free_expired_leases
@@ -30,7 +33,7 @@ from hpo.storage.schema import SLOT
 from hpo.storage.store import open_store
 from hpo.storage.trials import State, Trial, study_attrs, study_ids
 from hpo.storage.url import masked_url, network_file_system, normalise_url, sqlite_file
-from hpo.study.spec import study_from_spec
+from model.config import TrainConfig
 
 MAX_SKEW_S = 2.0  # largest difference between this machine's clock and the database's that keeps logs readable
 LOW_BYTES, FULL_BYTES = 2e9, 1e8  # free bytes of a disk below which the check is a warning, or an error
@@ -67,11 +70,18 @@ def check_all(url: str, only: str | None, out: Path) -> Iterator[CheckResult]:
         for name, study_id in sorted(study_ids(store).items()):
             attrs = study_attrs(store, study_id)
             if only in (None, name) and SPEC in attrs:
-                snapshot = read_snapshot(store, name)
-                yield _check_slots(store, snapshot, study_id)
-                yield _check_data(snapshot)
-                yield _check_run_folder(snapshot, out)
-                yield _check_checkpoints(snapshot, out)
+                yield from _check_study(store, name, study_id, out)
+
+
+def _check_study(store: Reader, name: str, study_id: int, out: Path) -> Iterator[CheckResult]:
+    try:
+        snapshot = read_snapshot(store, name)
+        yield _check_slots(store, snapshot, study_id)
+        yield _check_data(snapshot)
+        yield _check_run_folder(snapshot, out)
+        yield _check_checkpoints(snapshot, out)
+    except Problem as problem:
+        yield CheckResult("study", "error", str(problem))
 
 
 def _check_storage(url: str) -> Iterator[CheckResult]:
@@ -191,10 +201,15 @@ def _check_slots(reader: Reader, snapshot: Snapshot, study_id: int) -> CheckResu
 
 def _check_data(snapshot: Snapshot) -> CheckResult:
     name = snapshot.name
+    local = None
     try:
-        local = PreparedDatasets().data_hash(study_from_spec(snapshot.spec).base)
+        if "config" not in named_code(snapshot.spec):  # other training code loads its own data
+            local = PreparedDatasets().data_hash(TrainConfig.model_validate(snapshot.spec["base"]))
     except Problem as problem:
         return CheckResult("data", "error", f"{name}: {problem}", "put the data where the study expects it")
+    except ValidationError as error:
+        reasons = "; ".join(error_messages(error, TrainConfig, "base"))
+        return CheckResult("data", "error", f"{name}: {reasons}", "restore the study from a backup of the storage")
     if local == snapshot.data_hash:
         return CheckResult("data", "ok", f"{name}: the data has the study's hash, {(local or 'none')[:12]}")
     hashes = f"has the hash {(local or 'none')[:12]}, and the study's data {(snapshot.data_hash or 'none')[:12]}"

@@ -15,13 +15,13 @@ from typing import Any
 import optuna_dashboard
 import sqlalchemy as sa
 from bottle import HTTPError  # type: ignore[import-untyped]
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
 from hpo.console import say
 from hpo.dashboard.access import AccessControl, Environ, Login, Refusal, StartResponse, WsgiApp, is_loopback
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.optuna_internals import TRIALS, cached_storage
+from hpo.runs.artifacts import ArtifactFolder
 from hpo.runs.run_dir import artifact_folder
 from hpo.storage.schema import SLOT, database_clock
 from hpo.storage.store import Store, open_dashboard, open_store
@@ -93,9 +93,9 @@ def serve(storage: str, host: str, port: int, edit: bool | None = None, out: Pat
         server.serve_forever()
 
 
-def artifact_store(out: Path | None) -> FileSystemArtifactStore | None:
+def artifact_store(out: Path | None) -> ArtifactFolder | None:
     """Return the store of attached files, None if there are none."""
-    return FileSystemArtifactStore(artifact_folder(out)) if out is not None and artifact_folder(out).is_dir() else None
+    return ArtifactFolder(artifact_folder(out)) if out is not None and artifact_folder(out).is_dir() else None
 
 
 def build_app(
@@ -103,7 +103,7 @@ def build_app(
     edit_store: Store | None,
     login: Login | None,
     local: bool,
-    files: FileSystemArtifactStore | None = None,
+    files: ArtifactFolder | None = None,
 ) -> AccessControl:
     """Return Optuna's application behind the access control.
 
@@ -117,7 +117,7 @@ def build_app(
 class _Pages:
     """Optuna's application of a storage. Optuna caches the trials that it has read."""
 
-    def __init__(self, store: Store, files: FileSystemArtifactStore | None) -> None:
+    def __init__(self, store: Store, files: ArtifactFolder | None) -> None:
         self._store, self._files = store, files
         self.drop_cache()
 
@@ -129,7 +129,7 @@ class _Pages:
         return self._app(environ, start)
 
 
-def _edit_app(store: Store, pages: _Pages, files: FileSystemArtifactStore | None) -> WsgiApp:
+def _edit_app(store: Store, pages: _Pages, files: ArtifactFolder | None) -> WsgiApp:
     """Return Optuna's application for requests that change a study.
 
     The application drops the cache of the pages after a study was deleted or renamed. It refuses to rename a study

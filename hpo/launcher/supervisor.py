@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
+from hpo.config.permission import named_code
 from hpo.config.yaml import dump_yaml
 from hpo.console import say
 from hpo.errors import Problem, StorageError, WorkFailed
@@ -139,6 +140,9 @@ def _supervise(
         WorkFailed: a worker failed and trials are left.
     """
     arguments = ["--study", stored.study.name, "--pack", str(options.pack), "--out", str(options.out.absolute())]
+    # The launcher has permission to import the training code of the study, and passes it on.
+    code = named_code({"train": stored.study.file.train, "config": stored.study.file.config})
+    arguments += [word for address in code.values() for word in ("--allow-train", address)]
     # The URL is passed in the environment, because every user of the machine can read a password on a command line.
     urls = {"HPO_STORAGE": normalise_url(options.storage)}
     # The launcher waits for an unreachable storage as long as its workers do, so that a short outage does not end them.

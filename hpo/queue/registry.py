@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 
+from hpo.config.names import check_folder_name
 from hpo.errors import Problem
 from hpo.optuna_internals import get_study_id
 from hpo.queue.budget import Progress, delete_slots, fill_slots
@@ -92,7 +93,7 @@ def _continue_study(
     """
     stored = found.user_attrs[SPEC]
     check_version(found)
-    check_same(study, study_from_spec(stored).spec(), study.spec())
+    check_same(study, _with_defaults(stored), study.spec())
     check_data_hash(found, data_hash)
     study = _with_budget(study, found.user_attrs.get(BUDGET) or stored["budget"], requested)
     slots, notes = _open_slots(store, found)
@@ -100,6 +101,18 @@ def _continue_study(
     if moved != stored:  # the project was moved, or is in another folder on this machine
         found.set_user_attr(SPEC, moved)
     return StoredStudy(study, found, slots, store, stored["name"], spec_fingerprint(stored), notes)
+
+
+def _with_defaults(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a stored definition with the fields that later versions have added.
+
+    If another program has changed the definition, so that it is invalid or names code that may not be imported, return
+    it as it is: the comparison then names what differs.
+    """
+    try:
+        return study_from_spec(stored).spec()
+    except Problem:
+        return stored
 
 
 def _create_row(store: Store, study: Study) -> tuple[str, ...]:
@@ -172,6 +185,7 @@ def load_stored_study(store: Store, name: str | None) -> StoredStudy:
     if spec is None:
         raise unregistered_problem(store, name, get_study_id(found), attrs)
     check_version(found)
+    check_folder_name(str(spec["name"]))
     study = study_from_spec({**spec, "budget": attrs.get(BUDGET) or spec["budget"]}, name)
     check_directions(found, study)
     slots, notes = _open_slots(store, found)

@@ -13,7 +13,6 @@ from typing import Any
 
 import optuna
 import plotly.graph_objects as go
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
@@ -29,6 +28,7 @@ from hpo.report import importance
 from hpo.report.curve_figures import arms_figure, curves_figure, history_figure
 from hpo.report.importance_figures import importance_by_rung_figure
 from hpo.report.verdict import Verdict
+from hpo.runs.artifacts import ArtifactFolder, is_artifact_id
 from hpo.runs.run_dir import artifact_folder, study_folder, trial_folder
 from hpo.search.study_view import experimental
 from hpo.storage.store import open_store
@@ -112,7 +112,7 @@ def _save_figure(study: optuna.Study, name: str, figure: go.Figure) -> None:
 def _attach_files(study: optuna.Study, snapshot: Snapshot, out: Path, page: str) -> None:
     """Attach the page to the study, and configuration and curves to its best trials."""
     artifact_folder(out).mkdir(parents=True, exist_ok=True)
-    files = FileSystemArtifactStore(artifact_folder(out))
+    files = ArtifactFolder(artifact_folder(out))
     _attach(study, files, STUDY_ARTIFACT_PREFIX, "report.html", page.encode())
     folder = study_folder(out, snapshot.first_name, snapshot.uid)
     for trial in sorted(snapshot.feasible, key=snapshot.loss)[:N_BEST]:
@@ -124,7 +124,7 @@ def _attach_files(study: optuna.Study, snapshot: Snapshot, out: Path, page: str)
                 _attach(study, files, prefix, name, path.read_bytes())
 
 
-def _attach(study: optuna.Study, files: FileSystemArtifactStore, prefix: str, name: str, content: bytes) -> None:
+def _attach(study: optuna.Study, files: ArtifactFolder, prefix: str, name: str, content: bytes) -> None:
     """Store a file as an artifact, under its existing id if it has one."""
     attrs = get_study_system_attrs(study)
     artifact_id = _artifact_id(attrs, prefix, name) or str(uuid.uuid4())
@@ -139,12 +139,12 @@ def _attach(study: optuna.Study, files: FileSystemArtifactStore, prefix: str, na
 def _artifact_id(attrs: Mapping[str, Any], prefix: str, name: str) -> str | None:
     for key, value in attrs.items():
         meta = json.loads(value) if key.startswith(prefix) else None  # null if deleted in the dashboard
-        if meta and meta["filename"] == name:
+        if isinstance(meta, dict) and meta.get("filename") == name and is_artifact_id(meta.get("artifact_id")):
             return str(meta["artifact_id"])
     return None
 
 
-def _content(files: FileSystemArtifactStore, artifact_id: str) -> bytes | None:
+def _content(files: ArtifactFolder, artifact_id: str) -> bytes | None:
     try:
         with files.open_reader(artifact_id) as file:
             return bytes(file.read())

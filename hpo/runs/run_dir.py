@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from hpo.config.names import check_folder_name
 from hpo.errors import Unwritable, WorkFailed
 
 OWNER = ".study"  # file in a run folder that holds the uid of its study
@@ -22,7 +23,12 @@ def study_folder(out: Path, name: str, uid: str) -> Path:
     Folders of earlier versions of hpo have no such file.
 
     name: the first name of the study, which it keeps here when it is renamed. uid: its uid, "" if it has none yet.
+
+    Raises:
+        Problem: The name or uid, which the storage holds, is not part of the name of a folder in `out`.
     """
+    check_folder_name(name)
+    check_folder_name(f"{name}-{uid}")
     own_folder = _second_folder(out, name, uid)
     if uid and _owner(own_folder) == uid:
         return own_folder

@@ -1,12 +1,16 @@
 """Samplers of Optuna with changes that several workers need."""
 
 import copy
+import io
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.errors import Problem
+from hpo.optuna_internals import cma_state
 from hpo.search.complement_log import Distributions
 from hpo.search.study_view import StudyView
 
@@ -37,6 +41,45 @@ def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
             trial.state, trial.values = TrialState.COMPLETE, values
         completed.append(trial)
     return completed
+
+
+class CMAESWithCheckedState(optuna.samplers.CmaEsSampler):
+    """Optuna's CmaEsSampler, which reads its state from the storage without running code that the storage names.
+
+    CmaEsSampler stores its state with pickle, in attributes of trials. Everyone who can write the storage could change
+    it, and unpickling any bytes can run any code.
+    """
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
+        """Return the state after the last generation, None before the first generation."""
+        for trial in reversed(completed_trials):
+            if stored := cma_state(self, trial):
+                try:
+                    return _CMAUnpickler(io.BytesIO(bytes.fromhex(stored))).load()
+                except Exception as error:  # damaged bytes may raise anything
+                    raise Problem(
+                        f"study: trial {trial.number} holds a state of the sampler cmaes that cannot be used "
+                        f"({error}); use another study name"
+                    ) from None
+        return None
+
+
+class _CMAUnpickler(pickle.Unpickler):
+    """Builds the classes of cmaes, and arrays and numbers of NumPy."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a class by name.
+
+        Raises:
+            UnpicklingError: the class is no part of a state of CMA-ES.
+        """
+        if (module, name) not in _CMA_CLASSES:
+            raise pickle.UnpicklingError(f"it must not contain {module}.{name}")
+        return super().find_class(module, name)
+
+
+_ARRAYS = [(f"numpy.{core}.multiarray", name) for core in ("_core", "core") for name in ("_reconstruct", "scalar")]
+_CMA_CLASSES = {("cmaes._cma", "CMA"), ("numpy", "dtype"), ("numpy", "ndarray"), *_ARRAYS}
 
 
 class SobolByTrialNumber(optuna.samplers.QMCSampler):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from hpo.search.complement_log import ComplementLogSampler, Distributions
 from hpo.search.grid import build_grid
-from hpo.search.optuna_samplers import GPWithPrunedTrials, SobolByTrialNumber
+from hpo.search.optuna_samplers import CMAESWithCheckedState, GPWithPrunedTrials, SobolByTrialNumber
 from hpo.search.ranges import Entry, Range, Space, discrete_values, spaced_values
 from hpo.search.space import configs_with_field, field_type, unconditional
 from hpo.search.study_view import experimental
@@ -169,7 +169,7 @@ class CMAES(SamplerConfig):
 
     def build(self, seed: int, study_seed: int) -> BaseSampler:
         with experimental():  # consider_pruned_trials
-            return optuna.samplers.CmaEsSampler(
+            return CMAESWithCheckedState(
                 seed=seed,
                 n_startup_trials=self.startup_trials,
                 popsize=self.population,

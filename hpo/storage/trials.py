@@ -229,7 +229,8 @@ def resolve_study_name(store: OpenStorage, name: str | None) -> str:
         if len(searches) != 1:
             raise Problem(f"--study: the storage holds {len(names)} studies, {listed}; name one")
         return searches[0]
-    name = name.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")
+    if name not in names:  # the path of its file
+        name = name.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")
     if name not in names:
         raise Problem(f"--study: no study {name!r} in the storage; {listed}")
     return name

@@ -13,6 +13,7 @@ from hpo.config.discovery import find_study, is_ledger
 from hpo.config.files import resolve_base
 from hpo.config.importer import model_class
 from hpo.config.overrides import apply_overrides
+from hpo.config.permission import permit
 from hpo.config.validation import error_messages
 from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
@@ -80,6 +81,7 @@ def _read_tree(path: Path) -> dict[str, Any]:
 def _load_base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseModel:
     """Return the base with overrides, and with rung marks that all trials of the space reach exactly."""
     try:
+        permit((file.train, file.config))  # the user has named this file
         kind = model_class(file.config, "config")
         base = resolve_base(file.base, kind)
     except Problem as problem:

@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from hpo.config.addresses import current_address, with_current_addresses
-from hpo.config.importer import import_target
+from hpo.config.importer import model_class
+from hpo.config.permission import BUILT_IN, check_permission
+from hpo.config.validation import error_messages
+from hpo.errors import Problem
 from hpo.search.direction import Direction
 from hpo.search.pruners import Median, Pruner
 from hpo.search.ranges import Space
@@ -33,8 +36,7 @@ SEARCH_KEYS = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
 # Fields of TrainConfig that say where files are. They may differ between machines, because the data has a hash.
 PLACES = ("data.path",)
 
-DEFAULT_CONFIG = "model.config:TrainConfig"
-DEFAULT_TRAIN = "model.train.trainer:Trainer"
+DEFAULT_CONFIG, DEFAULT_TRAIN = BUILT_IN["config"], BUILT_IN["train"]
 
 
 class Budget(Section):
@@ -246,11 +248,21 @@ def study_from_spec(spec: Mapping[str, Any], name: str | None = None) -> Study:
     """Return the study from the result of `Study.spec`.
 
     name: name of the study in the storage, None for its first name. A study may be renamed after its creation.
+
+    Raises:
+        Problem: the user has not permitted the code that the study names, or a value is not valid.
     """
-    name = name or spec["name"]
+    name = name or str(spec.get("name"))
+    source = f"study {name}"
+    check_permission(source, spec)
     tree = {key: value for key, value in spec.items() if key not in ("name", "rung_tokens", "closed")}
-    file = StudyFile.model_validate(tree)
-    return Study(name, f"study {name}", file, import_target(file.config, "config")(**file.base))
+    kind: type[BaseModel] = StudyFile
+    try:
+        file = StudyFile.model_validate(tree)
+        kind = model_class(file.config, f"{source}: config")
+        return Study(name, source, file, kind(**file.base))
+    except ValidationError as error:
+        raise Problem(*(f"{source}: {line}" for line in error_messages(error, kind))) from None
 
 
 def spec_fingerprint(spec: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
+from hpo.config.permission import check_permission
 from hpo.console import say
 from hpo.errors import Problem, StorageError
 from hpo.queue.heartbeat import LeaseRenewer, lease_seconds
@@ -109,6 +110,8 @@ class Follower:
         """Run one pack of trials of a study."""
         self.served[name] = time.monotonic()
         try:
+            spec = study_attrs(store, study_ids(store).get(name, -1)).get(SPEC, {})
+            check_permission(f"study {name}", spec, read_files=False)
             stored = load_stored_study(store, name)
             for note in stored.notes:
                 say(note)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pickle
 import statistics
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from optuna.samplers._tpe.sampler import _split_trials, default_gamma
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import Field, TypeAdapter
 
+from hpo.errors import Problem
 from hpo.search.complement_log import ComplementLogSampler
 from hpo.search.optuna_samplers import _as_complete
 from hpo.search.ranges import Space, is_inside
@@ -306,6 +308,30 @@ def test_cmaes_refuses_a_space_without_numbers() -> None:
 def test_cmaes_searches_a_single_parameter() -> None:
     one = space(optimizer__lr=LR)
     assert len(search(optuna.create_study(), sampler("cmaes"), one, 8)) == 8
+
+
+class _Opens:
+    """An object whose pickle runs code when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.path), "w")
+
+
+def test_cmaes_runs_no_code_that_another_program_put_into_its_stored_state(tmp_path: Path) -> None:
+    study = optuna.create_study()
+    search(study, sampler("cmaes", population=4), TWO, 12)
+    stored = [t for t in study.get_trials() if any(":optimizer:" in key for key in t.system_attrs)]
+    assert len(stored) >= 2, "the state is stored after each generation, and read again by the next one"
+    planted = pickle.dumps(_Opens(tmp_path / "ran")).hex()
+    for key in stored[-1].system_attrs:  # the state is split into several attributes
+        if ":optimizer:" in key:
+            stored[-1].system_attrs[key] = planted if key.endswith(":0") else ""
+    with pytest.raises(Problem, match=r"cannot be used \(it must not contain (io|_io).open\)"):
+        sampler("cmaes").build(0, 0)._restore_optimizer(stored)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "gp", "cmaes", "qmc", "nsga2"])

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("here")
 @contextmanager
 def follower(url: str, folder: Path, **more: str) -> Iterator["subprocess.Popen[str]"]:
     """Run `hpo worker --follow`; kill it at the end if it still runs."""
-    command = [sys.executable, "-m", "hpo", "worker", "--follow", "--storage", url]
+    command = [sys.executable, "-m", "hpo", "worker", "--follow", "--storage", url, "--allow-train", "curves:train"]
     env = environment(HPO_LEASE_S="4", **more)
     with subprocess.Popen(
         command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
