@@ -109,8 +109,9 @@ class TrainConfig(Section):
             )
         if self.rung_tokens() < self.update_tokens():
             raise ValueError(
-                f"run.align must leave at least one update, {self.update_tokens()} tokens, between two rungs; "
-                f"got {self.run.align}, which leaves {self.rung_tokens()}"
+                f"run.batch_size x run.grad_accum x model.context must be at most the {self.rung_tokens():g} tokens "
+                f"between two rungs, which are a multiple of run.align, {self.run.align}; got {self.update_tokens()}; "
+                "use a smaller batch, more run.tokens, or run.align: 0"
             )
         return self
 

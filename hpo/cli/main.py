@@ -5,7 +5,8 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated, Any, TextIO
+from contextlib import redirect_stdout
+from typing import Annotated, Any
 
 import typer
 
@@ -50,23 +51,44 @@ def _options(
     """Declare the options that stand before a command."""
 
 
+class _Output(io.FileIO):
+    """Standard output, which remembers why a write failed."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> Any:
+        """Write bytes.
+
+        Raises:
+            OSError: the bytes cannot be written, for example because the disk is full.
+        """
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+
 def main() -> None:
     """Run the command line. An error ends the process with a message on standard error and an exit status."""
     _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # the encoding of a terminal may lack characters
-    status = _run()
-    for stream in (sys.stdout, sys.stderr):
-        if failure := _flush_error(stream):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # otherwise Python reports it once more
-            if stream is sys.stdout and failure.errno != errno.EPIPE:  # a reader such as `head` may have read enough
-                say(f"hpo: standard output cannot be written: {failure.strerror}")
-                status = status or 1
+    output = _Output(1, "w", closefd=False)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # which may lack characters
+    stdout = io.TextIOWrapper(io.BufferedWriter(output), encoding, "backslashreplace", line_buffering=output.isatty())
+    with redirect_stdout(stdout):
+        status = _run(output)
+    for stream, number in ((stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # otherwise Python reports it when it ends
+    if output.failure and output.failure.errno != errno.EPIPE:  # a reader such as `head` may have read enough
+        say(f"hpo: standard output cannot be written: {output.failure.strerror}")
+        status = status or 1
     sys.exit(status)
 
 
-def _run() -> int:
+def _run(output: _Output) -> int:
     """Run a command and return its exit status."""
     from hpo.errors import StorageError
 
@@ -76,7 +98,7 @@ def _run() -> int:
         text = io.StringIO()
         error.show(text)
         _say_error(text.getvalue().rstrip())
-        return error.exit_code
+        return int(error.exit_code)
     except Problem as problem:
         _say_error(f"hpo: {problem}")
         return problem.status
@@ -85,8 +107,10 @@ def _run() -> int:
         return 4
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except SystemExit as end:  # of Typer, if nobody reads standard output
+        return 0 if output.failure else int(end.code or 0)
     except OSError:
-        if _flush_error(sys.stdout) is None:
+        if output.failure is None:
             raise
         return 0  # `main` reports the error
 
@@ -109,16 +133,5 @@ def _open_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             os.dup2(os.open(os.devnull, flag), number)
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-
-
-def _flush_error(stream: TextIO) -> OSError | None:
-    """Write what a stream holds back; return the error if that fails."""
-    try:
-        stream.flush()
-    except OSError as error:
-        return error
-    return None

@@ -6,6 +6,7 @@ from pathlib import Path
 from hpo.config.discovery import find_study, is_ledger
 from hpo.errors import Problem
 from hpo.study.load import load_study
+from hpo.study.names import name_problem
 
 
 def check_file(name: str, overrides: Sequence[str]) -> str:
@@ -22,6 +23,8 @@ def check_file(name: str, overrides: Sequence[str]) -> str:
     study = load_study(name, overrides)
     if study.objections:
         raise Problem(*study.objections)
+    if problem := name_problem(study.name):
+        raise Problem(f"{study.source}: the name of the file {problem}, got {study.name!r:.60}; rename the file")
     arms, n = study.file.arms, len(study.file.space)
     contents = f"{n} hyperparameters" if arms is None else f"{len(arms)} arms x {len(study.file.seeds)} seeds"
     return f"{study.source}: ok; {contents}, {study.rungs} rungs"

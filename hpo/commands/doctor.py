@@ -25,7 +25,8 @@ def run_doctor(url: str, only: str | None, out: Path, fix: bool, format: Format)
             results.append(result)
             status = status or int(result.state == "error")
     except StorageError as error:
-        results.append(CheckResult("storage", "error", str(error), "start the server, or use another --storage"))
+        remedy = "start the server, or use another --storage" if url.startswith("postgres") else "use another --storage"
+        results.append(CheckResult("storage", "error", str(error), remedy))
         status = 4
     if format is not Format.table:
         records = [

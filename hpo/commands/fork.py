@@ -23,7 +23,8 @@ from hpo.storage.store import Store
 from hpo.storage.trials import study_ids
 from hpo.study.comparable import different_measures
 from hpo.study.load import load_study
-from hpo.study.spec import STUDY_NAME, Study, study_from_spec
+from hpo.study.names import name_problem
+from hpo.study.spec import Study, study_from_spec
 from model.section import flat
 
 FROM = "forked_from"  # user attribute of a copied trial: study/number
@@ -69,11 +70,10 @@ def _new_name(store: Store, study: Study, name: str | None) -> str:
     Raises:
         Problem: the name has invalid characters, or the storage holds a study of this name.
     """
-    if name is not None and (not STUDY_NAME.fullmatch(name) or name.endswith((".yaml", ".yml"))):
-        raise Problem(
-            f"--as: must be a name of letters, digits, '-', '_' and '.', such as {study.name}-2, got {name!r}"
-        )
-    new = name or study.name
+    new = study.name if name is None else name
+    if problem := name_problem(new):
+        where = "--as" if name is not None else f"{study.source}: the name of the file"
+        raise Problem(f"{where}: {problem}, got {new!r:.60}; give the new study another name with --as")
     if new in study_ids(store):
         raise Problem(f"fork: the storage already holds a study {new!r}; give the new study another name with --as")
     return new
@@ -87,12 +87,23 @@ def _check_comparable(old: StoredStudy, new: Study, data_hash: str | None) -> No
     """
     problems = [
         f"{new.source}: {key}: must be the same as in study {old.study.name}, {old_value!r}, because otherwise their "
-        f"trials cannot be compared; got {new_value!r}"
+        f"trials cannot be compared; got {new_value!r}{_cause(key, old, new)}"
         for key, (old_value, new_value) in different_measures(old.study, new).items()
     ]
     if problems:
         raise Problem(*problems)
     check_data_hash(old.optuna, data_hash)
+
+
+def _cause(key: str, old: StoredStudy, new: Study) -> str:
+    """Return the fields whose values change the number of tokens of a rung, in parentheses; "" for other keys."""
+    if key != "tokens of a rung":
+        return ""
+    before, after = flat(old.study.base), flat(new.base)
+    sizes = ("run.tokens", "run.rungs", "run.batch_size", "run.grad_accum", "model.context")
+    changed = [f"{path} {before[path]} -> {after[path]}" for path in sizes if before.get(path) != after.get(path)]
+    searched = [f"space.{path}" for path in sizes if old.study.file.space.get(path) != new.file.space.get(path)]
+    return f" (from {', '.join([*changed, *searched])})" if changed or searched else ""
 
 
 def matching_trials(old: StoredStudy, new: Study) -> tuple[list[FrozenTrial], Counter[str]]:

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from hpo.analysis.export import changed_fields, export_text
 from hpo.analysis.snapshot import Snapshot, best_trial, token_counts, trial_counts
@@ -19,12 +20,16 @@ from hpo.storage.attributes import BUDGET, SPEC
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import study_attrs, study_ids
 from hpo.study.load import load_study
+from hpo.study.names import name_problem
 from hpo.study.spec import Study, study_from_spec
 
 
 def launch_study(options: LaunchOptions) -> int:
     """Run a study to the end of its budget and return the exit status."""
     study = find_stored_study(options) or load_study(options.study, options.overrides, options.budget, options.seed)
+    # A study of an earlier version may have another name.
+    if (problem := name_problem(study.name)) and SPEC not in _stored_attrs(options.storage, study.name):
+        raise Problem(f"{study.source}: the name of the file {problem}, got {study.name!r:.60}; rename the file")
     if study.file.arms is not None and options.budget.get("trials") not in (None, study.file.budget.trials):
         raise Problem(f"--trials: must be omitted, because {study.name} has arms, and their runs are the budget")
     return run_study(options, study, conclude_arms if study.file.arms is not None else conclude_search)
@@ -35,12 +40,7 @@ def find_stored_study(options: LaunchOptions) -> Study | None:
     with suppress(Problem):
         find_study(options.study)
         return None
-    try:
-        with open_readonly(options.storage) as store:
-            study_id = study_ids(store).get(options.study)
-            attrs = {} if study_id is None else study_attrs(store, study_id)
-    except StorageError:
-        return None
+    attrs = _stored_attrs(options.storage, options.study)
     if SPEC not in attrs:
         return None
     if options.overrides or options.seed is not None:
@@ -50,6 +50,16 @@ def find_stored_study(options: LaunchOptions) -> Study | None:
     budget = {key: value for key, value in options.budget.items() if value is not None}
     spec = {**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **budget}}
     return study_from_spec(spec, options.study)
+
+
+def _stored_attrs(storage: str, name: str) -> dict[str, Any]:
+    """Return the attributes of a study in the storage, {} if there is none."""
+    try:
+        with open_readonly(storage) as store:
+            study_id = study_ids(store).get(name)
+            return {} if study_id is None else study_attrs(store, study_id)
+    except StorageError:
+        return {}
 
 
 def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, seconds: float) -> int:

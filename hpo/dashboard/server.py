@@ -23,6 +23,7 @@ from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.optuna_internals import TRIALS, cached_storage
 from hpo.runs.artifacts import ArtifactFolder
 from hpo.runs.run_dir import artifact_folder
+from hpo.storage.engine import is_read_only
 from hpo.storage.schema import SLOT, database_clock
 from hpo.storage.store import Store, open_dashboard, open_store
 
@@ -81,7 +82,7 @@ def serve(storage: str, host: str, port: int, edit: bool | None = None, out: Pat
         )
     with contextlib.ExitStack() as stack:
         read_store = stack.enter_context(open_dashboard(storage))
-        can_edit = local if edit is None else edit
+        can_edit = local and not is_read_only(storage) if edit is None else edit
         edit_store = stack.enter_context(open_store(storage)) if can_edit else None
         app = build_app(
             read_store, edit_store, Login(password) if password.strip() else None, local, artifact_store(out)

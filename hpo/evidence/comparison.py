@@ -14,7 +14,8 @@ from hpo.errors import NothingFeasible, Problem
 from hpo.storage.attributes import FIXED_VALUES, SPEC
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import study_attrs, study_ids
-from hpo.study.spec import DEFAULT_CONFIG, STUDY_NAME, Study, seed_path, study_from_spec
+from hpo.study.names import name_problem
+from hpo.study.spec import DEFAULT_CONFIG, Study, seed_path, study_from_spec
 from model.section import flat, updated
 
 # Comparisons use seeds from here on. The baseline and the noise floor of a search use seeds from 0 on by default.
@@ -58,10 +59,9 @@ def existing_study(store: OpenStorage, name: str, key: str, search: Snapshot) ->
     Raises:
         Problem: `name` is not a valid name, or it is the name of another study.
     """
-    if not STUDY_NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
-        raise Problem(
-            f"--as: must be a name of letters, digits, '-', '_' and '.', such as {search.name}-2, got {name!r:.60}"
-        )
+    # A study of an earlier version may have a name that is not valid any more; the default name starts with it.
+    if problem := name_problem(name.removeprefix(f"{search.name}-")):
+        raise Problem(f"--as: {problem}, such as {search.name}-2, got {name!r:.60}")
     study_id = study_ids(store).get(name)
     if study_id is None:
         return None

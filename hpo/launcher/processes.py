@@ -159,6 +159,19 @@ class WorkerGroup:
             if worker.process.poll() is None:
                 worker.process.send_signal(number)
 
+    def suspend(self) -> None:
+        """Suspend all workers, with the processes that they have started."""
+        self._signal_groups(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Continue all suspended workers."""
+        self._signal_groups(signal.SIGCONT)
+
+    def _signal_groups(self, number: signal.Signals) -> None:
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                os.killpg(worker.process.pid, number)
+
     def stop(self, patience: float = 10.0) -> None:
         """Stop all workers: SIGTERM, and after `patience` seconds SIGKILL."""
         self.send_signal(signal.SIGTERM)

@@ -13,6 +13,11 @@ from hpo.console import format_duration, printable, say
 from hpo.worker.events import ENDS, Event, event_line
 
 
+def is_dumb_terminal() -> bool:
+    """Return whether the terminal of standard error cannot move its cursor, so that it cannot show a live table."""
+    return Console(stderr=True).is_dumb_terminal
+
+
 class RegistrationProgress:
     """Prints how many trials of a large study are registered, at most one line in two seconds."""
 

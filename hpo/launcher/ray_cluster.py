@@ -153,6 +153,9 @@ class RayWorkerGroup(WorkerGroup):
         self._stack.enter_context(redirect_stdout(io.StringIO()))
         super().__init__(arguments, environments, folder)
 
+    def _signal_groups(self, number: signal.Signals) -> None:
+        """Do nothing, so that the workers on the nodes continue while the launcher is suspended."""
+
     def _start_process(self, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
         arguments = (importlib.metadata.version("hpo"), list(self._arguments), dict(environment), os.getcwd())
         return cast("subprocess.Popen[str]", RemoteProcess(self._actors.remote(), log, arguments))

@@ -1,5 +1,6 @@
 """Run a study to the end of its budget: start workers, restart crashed ones, pass signals on, show events."""
 
+import os
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from hpo.launcher.options import LaunchOptions, resume_command
 from hpo.launcher.placement import GroupFactory, resolve_workers
 from hpo.launcher.plan import describe_plan
 from hpo.launcher.processes import WorkerGroup
-from hpo.launcher.progress import EventLog, LiveTable, RegistrationProgress
+from hpo.launcher.progress import EventLog, LiveTable, RegistrationProgress, is_dumb_terminal
 from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
 from hpo.queue.registry import check_objections, register_study
 from hpo.queue.stored_study import StoredStudy
@@ -148,7 +149,7 @@ def _supervise(
     # The launcher waits for an unreachable storage as long as its workers do, so that a short outage does not end them.
     with open_readonly(options.storage, PATIENCE) as reader, LeaseRenewer(stored.slots, "launch", lease_seconds()):
         snapshot = read_snapshot(reader, stored.study.name)
-        plain = options.plain or options.quiet or not sys.stderr.isatty()
+        plain = options.plain or options.quiet or not sys.stderr.isatty() or is_dumb_terminal()
         view = EventLog(snapshot, options.quiet) if plain else LiveTable(snapshot, len(environments))
         group = start_group(arguments, [{**urls, **env} for env in environments], guard.folder)
         signals = _SignalForwarder(group)
@@ -223,10 +224,22 @@ class _SignalForwarder:
         self.first: int | None = None
         self.reported = False
         self.previous = {n: signal.signal(n, self._forward) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.previous[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._suspend)
 
     def _forward(self, number: int, _: FrameType | None) -> None:
         self.first = self.first or number
         self.group.send_signal(signal.Signals(number))
+
+    def _suspend(self, number: int, _: FrameType | None) -> None:
+        """Suspend the workers and this process until the user continues it. The workers' leases may expire meanwhile.
+
+        The workers are in sessions of their own, so the terminal does not suspend them.
+        """
+        self.group.suspend()
+        handler = signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # returns when this process is continued
+        signal.signal(number, handler)
+        self.group.resume()
 
     def events(self) -> list[Event]:
         """Return a note after the first signal. The handler does not print it: it may interrupt another line."""

@@ -81,6 +81,9 @@ def check_data_hash(study: optuna.Study, data_hash: str | None) -> None:
         )
 
 
+_DERIVED = ("base.run.align", "rung_tokens")
+
+
 def check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
     """Check that a study has the definition of the study in the storage, except its budget, name and places.
 
@@ -91,17 +94,19 @@ def check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any])
         return
     stored = {**with_places(stored, spec), "name": spec["name"]}
     before, after = flatten({**stored, "budget": None}), flatten({**spec, "budget": None})
-    lines = [
-        f"{study.source}: {key}: the study in the storage has {old}, here it is {new}"
+    lines = {
+        key: f"{study.source}: {key}: the study in the storage has {old}, here it is {new}"
         for key in sorted(before.keys() | after.keys())
         if (old := _as_json(before, key)) != (new := _as_json(after, key))
-    ]
+    }
+    # Fields that follow from others, such as a batch size, are named only if nothing else differs.
+    changed = [line for key, line in lines.items() if key not in _DERIVED and not key.startswith("closed")]
     fork = shlex.join(["hpo", "fork", study.source, "--from", study.name, "--as", f"{study.name}-2"])
     remedy = (
         f"the definition of a study cannot change: `{fork}` "
         "creates another study with the trials that fit its definition; or give the file another name"
     )
-    raise Problem(*lines, remedy)
+    raise Problem(*(changed or lines.values()), remedy)
 
 
 def _as_json(leaves: Mapping[str, Any], key: str) -> str:

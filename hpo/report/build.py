@@ -9,7 +9,7 @@ from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.console import say
-from hpo.errors import NothingFeasible
+from hpo.errors import NothingFeasible, StorageError
 from hpo.report import appendix, sections
 from hpo.report.html import html_page, paragraph
 from hpo.report.pdf import write_pdf
@@ -69,7 +69,10 @@ def write_report(storage: str, name: str | None, out: Path, files: ReportFiles, 
         if publish:
             from hpo.report.publish import publish_report
 
-            publish_report(storage, data.snapshot, data.verdict, out, page)
+            try:
+                publish_report(storage, data.snapshot, data.verdict, out, page)
+            except (StorageError, OSError) as error:  # for example on a read-only mount
+                say(f"note: the dashboard does not show the report: {error}")
 
 
 def read_report(store: OpenStorage, name: str | None) -> ReportData:

@@ -6,18 +6,21 @@ one write transaction runs at a time. Postgres serves several machines. Each wor
 This module does not import Optuna, whose import takes half the time of a command such as `hpo status`.
 """
 
+import functools
+import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import sqlalchemy as sa
 
 from hpo.errors import StorageError
 from hpo.storage.file_guard import FileGuard
 from hpo.storage.retry import QUICK, patience_limit, retry
-from hpo.storage.schema import missing_columns, needed_for_reading
+from hpo.storage.schema import N_COLUMNS, foreign_studies, missing_columns, needed_for_reading
 from hpo.storage.url import masked_url, normalise_url, sqlite_file
 
 BUSY_TIMEOUT_S = 60.0  # how long SQLite waits for the lock of another process
@@ -63,7 +66,10 @@ def open_readonly(url: str, patience: float = QUICK) -> Reader:
 
 def engine_options(url: str, readonly: bool = False) -> dict[str, Any]:
     """Return the arguments of `sqlalchemy.create_engine`."""
-    if sqlite_file(url):
+    if file := sqlite_file(url):
+        if readonly and is_frozen(file):
+            # No pool, so that each connection checks again whether the file is frozen.
+            return {"creator": functools.partial(_connect_frozen, file), "poolclass": sa.NullPool}
         return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     options = f"-c timezone=UTC -c idle_in_transaction_session_timeout={IDLE_TIMEOUT_MS}"
     options += " -c default_transaction_read_only=on" if readonly else ""
@@ -81,9 +87,44 @@ def engine_options(url: str, readonly: bool = False) -> dict[str, Any]:
     return {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0, "connect_args": connect_args}
 
 
-def unpooled_options(url: str) -> dict[str, Any]:
+def unpooled_options(url: str, readonly: bool = False) -> dict[str, Any]:
     """Return the arguments of `sqlalchemy.create_engine` for an engine that keeps no connection open."""
-    return {"connect_args": engine_options(url)["connect_args"], "poolclass": sa.NullPool}
+    options = engine_options(url, readonly)
+    kept: dict[str, Any] = {key: options[key] for key in ("connect_args", "creator") if key in options}
+    return {**kept, "poolclass": sa.NullPool}
+
+
+def is_frozen(file: Path) -> bool:
+    """Return whether the folder of a SQLite file cannot be written, for example on a read-only mount.
+
+    Readers and writers of the file share files beside it, so SQLite can then read it only if no process writes to it.
+    """
+    return file.is_file() and not os.access(file.parent, os.W_OK)
+
+
+def is_read_only(url: str) -> bool:
+    """Return whether a storage is a file that cannot be written."""
+    file = sqlite_file(normalise_url(url))
+    return file is not None and is_frozen(file)
+
+
+def _connect_frozen(file: Path) -> sqlite3.Connection:
+    """Open a SQLite file that nobody can write.
+
+    Raises:
+        sqlite3.Error: The file cannot be read.
+        StorageError: Its last writer did not close it, so that a part of its content is in another file.
+    """
+    log = Path(f"{file}-wal")
+    frozen = not (log.is_file() and log.stat().st_size)
+    if not frozen and not Path(f"{file}-shm").is_file():
+        raise StorageError(
+            f"storage: {file} was not closed, and its last changes in {log} cannot be read in a folder that is not "
+            "writable; copy both files to a writable folder"
+        )
+    options = "mode=ro&immutable=1" if frozen else "mode=ro"
+    address = f"file:{quote(str(file.absolute()))}?{options}"
+    return sqlite3.connect(address, BUSY_TIMEOUT_S, uri=True, check_same_thread=False)
 
 
 def no_storage(file: Path) -> StorageError:
@@ -103,11 +144,26 @@ def columns_to_add(url: str, patience: float) -> list[sa.Column[Any]]:
     file = sqlite_file(url)
     if file and not file.is_file():
         raise no_storage(file)
-    engine = sa.create_engine(url, **unpooled_options(url))
+    engine = sa.create_engine(url, **unpooled_options(url, readonly=True))
     missing = retry(missing_columns, engine, patience=patience, url=url)
-    if missing is None:
+    check_ours(engine, url, patience)
+    if missing is None or len(missing) == N_COLUMNS:
         raise no_tables(url)
     return missing
+
+
+def check_ours(engine: sa.Engine, url: str, patience: float) -> None:
+    """Check that no other program created the tables of a storage.
+
+    Raises:
+        StorageError: The storage has studies in the tables of Optuna, but no table of hpo.
+    """
+    if names := retry(foreign_studies, engine, patience=patience, url=url):
+        raise StorageError(
+            f"{masked_url(url)}: must be a database that `hpo launch` created, got a database of Optuna with "
+            f"{len(names)} studies, such as {names[0]!r}; hpo does not change it: use another --storage",
+            passing=True,
+        )
 
 
 def check_tables(url: str, patience: float) -> None:

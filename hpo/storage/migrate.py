@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from hpo.errors import StorageError
-from hpo.storage.engine import columns_to_add, unpooled_options
+from hpo.storage.engine import check_ours, columns_to_add, unpooled_options
 from hpo.storage.locks import creation_lock
 from hpo.storage.retry import QUICK, retry
 from hpo.storage.schema import OURS, missing_columns, needed_for_reading
@@ -20,8 +20,9 @@ def create_tables(url: str) -> None:
     """Create the missing tables and columns of Optuna and hpo.
 
     Raises:
-        StorageError: The tables belong to another version of Optuna.
+        StorageError: The tables belong to another program, or to another version of Optuna.
     """
+    check_ours(sa.create_engine(url, **unpooled_options(url)), url, QUICK)
     try:
         rdb = RDBStorage(optuna_url(url), engine_kwargs=unpooled_options(url))
     except RuntimeError as error:  # the tables are of another version of Optuna
@@ -39,7 +40,7 @@ def schema_problem(url: str, patience: float = QUICK) -> str | None:
     missing = needed_for_reading(columns_to_add(url, patience))
     if missing:
         return f"{masked_url(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}"
-    options = unpooled_options(url)
+    options = unpooled_options(url, readonly=True)
     try:
         retry(RDBStorage, optuna_url(url), engine_kwargs=options, skip_table_creation=True, patience=patience)
     except RuntimeError as error:  # the tables are of another version of Optuna

@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.optuna_internals import VERSION_TABLE
+from hpo.optuna_internals import STUDIES, VERSION_TABLE
 
 OURS = sa.MetaData()
 
@@ -49,6 +49,9 @@ EVENT = sa.Table(
 )
 
 
+N_COLUMNS = sum(len(table.columns) for table in OURS.tables.values())
+
+
 def missing_columns(engine: sa.Engine) -> list[sa.Column[Any]] | None:
     """Return the columns of hpo's tables that a storage lacks, or None if it even lacks Optuna's tables."""
     inspector = sa.inspect(engine)
@@ -66,6 +69,18 @@ def missing_columns(engine: sa.Engine) -> list[sa.Column[Any]] | None:
 def needed_for_reading(columns: Iterable[sa.Column[Any]]) -> list[sa.Column[Any]]:
     """Return the columns that commands need that only read."""
     return [column for column in columns if "added" not in column.info]
+
+
+def foreign_studies(engine: sa.Engine) -> list[str]:
+    """Return the names of the studies in a database of Optuna that has no table of hpo, [] for every other database.
+
+    Without studies, a launch may have been interrupted between the tables of Optuna and those of hpo.
+    """
+    names = set(sa.inspect(engine).get_table_names())
+    if STUDIES.name not in names or names & OURS.tables.keys():
+        return []
+    with engine.connect() as connection:
+        return sorted(str(name) for name in connection.scalars(sa.select(STUDIES.c.study_name)))
 
 
 # Seconds since 1970 by the database's clock: the clocks of workers differ.

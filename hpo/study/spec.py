@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -27,8 +26,6 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
-
-STUDY_NAME = re.compile(r"[^\W_][\w.+-]{0,99}")  # of a study that a command creates
 
 # Keys of a study file that a study of arms does not have.
 SEARCH_KEYS = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
