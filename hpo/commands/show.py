@@ -23,7 +23,7 @@ from hpo.analysis.warnings import study_warnings
 from hpo.console import Format, format_duration, print_record, print_records, say, show
 from hpo.errors import error_summary
 from hpo.queue.inspect import SlotEvent
-from hpo.runs.run_dir import read_metrics, study_folder, trial_folder
+from hpo.runs.run_dir import read_metrics, read_rungs, study_folder, trial_folder
 from hpo.storage.attributes import ERROR, METRICS
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import Trial, study_ids
@@ -182,10 +182,10 @@ def _interruptions(snapshot: Snapshot, trial: Trial) -> list[str]:
 def show_logs(snapshot: Snapshot, trial: Trial, out: Path, format: Format) -> None:
     """Print the metrics of a trial, and on standard error what the trial wrote there."""
     folder = trial_folder(study_folder(out, snapshot.first_name, snapshot.uid), trial.number)
-    metrics = list(read_metrics(folder / "metrics.jsonl"))
-    if not metrics:
+    rungs = read_rungs(folder / "metrics.jsonl", snapshot.objective, trial.intermediate_values)
+    if not list(read_metrics(folder / "metrics.jsonl")):
         say(f"no metrics in {folder}; they may be on another machine, or --out differs from the --out of the launch")
-        metrics = [{"rung": rung, snapshot.objective: v} for rung, v in sorted(trial.intermediate_values.items())]
+    metrics = [rungs[rung] for rung in sorted(rungs)]
     metrics = [_round_objective(snapshot, m) for m in metrics]
     print_records(_table_columns(metrics) if format is Format.table else metrics, format)
     stderr = folder / "stderr.log"

@@ -19,7 +19,7 @@ from hpo.runs import checkpoints, trainable
 from hpo.runs.datasets import PreparedDatasets, rows_text
 from hpo.runs.provenance import describe_machine
 from hpo.runs.resources import available_cores, set_thread_environment, threads_in_use
-from hpo.runs.run_dir import append_metrics, read_metrics, truncate_metrics, write_file
+from hpo.runs.run_dir import append_metrics, metric, read_metrics, truncate_metrics, write_file
 from hpo.search.direction import Direction
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
 from model.errors import ConfigError
@@ -92,7 +92,8 @@ def _train_to_end(runs: trainable.Runs, config: BaseModel, folder: Path, objecti
             rung, value, metrics = trainable.parse_report(reports[0], objective)
             if math.isnan(best):  # the first rung of this process
                 truncate_metrics(log, rung - 1)
-                best = min((loss(row[objective]) for row in read_metrics(log)), default=math.inf)
+                known = [metric(row, objective) for row in read_metrics(log)]
+                best = min((loss(v) for v in known if v is not None), default=math.inf)
             append_metrics(log, metrics)
             show(_rung_line(rung, value, objective, metrics))
             checkpoints.save_checkpoints(runs, 0, config, folder, rung, loss(value) < best)
@@ -114,7 +115,7 @@ def _conclude(folder: Path, objective: str, value: float) -> int:
     if not last:
         raise WorkFailed(f"{folder}: the training function ended before its first rung")
     if math.isnan(value):  # the run was resumed at its end, or it diverged
-        value = math.nan if last[0][objective] is None else last[0][objective]
+        value = math.nan if (known := metric(last[0], objective)) is None else known
     if not math.isfinite(value):
         raise WorkFailed(f"the run diverged: {objective} is not finite; try a lower optimizer.lr first")
     checkpoints.remove_checkpoints(folder)

@@ -11,7 +11,7 @@ from hpo.report.axes import Axis, value_text
 from hpo.report.curve_figures import MAX_MARKS, thinned
 from hpo.report.importance import varied_trials
 from hpo.report.style import BLUE, INK, ORANGE, SHADES, AnnotatedFigure, draw_level, empty_figure, objective_label, zoom
-from hpo.runs.run_dir import read_metrics, study_folder, trial_folder
+from hpo.runs.run_dir import metric, read_metrics, study_folder, trial_folder
 from hpo.storage.trials import State
 
 
@@ -61,10 +61,10 @@ def schedule_figure(snapshot: Snapshot, out: Path) -> AnnotatedFigure | None:
         return None
     folder = study_folder(out, snapshot.first_name, snapshot.uid)
     metrics = read_metrics(trial_folder(folder, best.number) / "metrics.jsonl")
-    rungs = [m for m in metrics if isinstance(m.get("lr"), int | float) and "rung" in m]
+    rungs = [m for m in metrics if metric(m, "lr") is not None]
     if len(rungs) < 2:
         return None
-    has_tokens = all("tokens" in m for m in rungs)
+    has_tokens = all(metric(m, "tokens") is not None for m in rungs)
     figure = empty_figure("tokens of the run" if has_tokens else "rung", "learning rate", 240)
     x, y = [m["tokens" if has_tokens else "rung"] for m in rungs], [m["lr"] for m in rungs]
     line = {"color": ORANGE, "width": 2}

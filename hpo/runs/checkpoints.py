@@ -2,12 +2,15 @@
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from hpo.runs.run_dir import set_aside_folder
 from hpo.runs.trainable import Runs
 
+FILE = "state.safetensors"  # the file of a checkpoint
 KEPT = "checkpoint"  # folder of the checkpoints that run.keep_checkpoints selects
 INTERRUPTED = "interrupted"  # folder of the checkpoint from which an interrupted run resumes, if KEPT has no such one
 
@@ -19,17 +22,26 @@ def save_checkpoints(runs: Runs, lane: int, config: BaseModel, folder: Path, run
     """
     policy = getattr(getattr(config, "run", None), "keep_checkpoints", "none")
     if policy == "last" or (best and policy == "best"):
-        runs.save(lane, folder / KEPT)
+        _save(runs, lane, folder / KEPT)
     elif policy == "all":
-        runs.save(lane, folder / KEPT / f"rung-{rung:03d}")
+        _save(runs, lane, folder / KEPT / f"rung-{rung:03d}")
     if policy in ("none", "best"):
-        runs.save(lane, folder / INTERRUPTED)
+        _save(runs, lane, folder / INTERRUPTED)
+
+
+def _save(runs: Runs, lane: int, folder: Path) -> None:
+    set_aside_folder(folder / FILE)
+    runs.save(lane, folder)
 
 
 def resumable_checkpoints(folder: Path) -> list[Path]:
-    """Return the folders of the checkpoints of a run, the newest first."""
-    files = sorted(folder.glob("**/state.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
-    return [file.parent for file in files]
+    """Return the folders of the checkpoints of a run, the newest first, damaged ones included."""
+    times: dict[Path, float] = {}
+    with suppress(OSError):  # a folder that cannot be read has no checkpoint that can be resumed
+        for file in folder.glob(f"**/{FILE}"):
+            with suppress(OSError):
+                times[file.parent] = file.stat().st_mtime
+    return sorted(times, key=lambda parent: times[parent], reverse=True)
 
 
 def remove_checkpoints(folder: Path, all_of_them: bool = False) -> None:

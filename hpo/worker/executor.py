@@ -22,7 +22,7 @@ from hpo.runs import checkpoints
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.memory import memory_problem
 from hpo.runs.provenance import describe_machine
-from hpo.runs.run_dir import append_error_log, claim_folder, read_metrics, trial_folder, write_file
+from hpo.runs.run_dir import append_error_log, claim_folder, repair_metrics, trial_folder, write_file
 from hpo.search.pruners import build_pruner
 from hpo.search.pruning import CachedPruner
 from hpo.storage.attributes import FORKED
@@ -109,7 +109,8 @@ class TrialExecutor:
             return
         last = trial.frozen.intermediate_values.get(self.stored.study.rungs)
         if last is not None and math.isfinite(last):  # the last attempt reported its last rung, but not its end
-            trial.metrics = next(iter(reversed(list(read_metrics(trial.folder / "metrics.jsonl")))), {})
+            log, reported = trial.folder / "metrics.jsonl", trial.frozen.intermediate_values
+            trial.metrics = repair_metrics(log, self.stored.study.file.objective, reported)[self.stored.study.rungs]
             self.complete(trial, last)
 
     def _configure(self, trial: RunningTrial, pack: int) -> bool:

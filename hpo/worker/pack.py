@@ -11,12 +11,15 @@ from typing import Any
 from optuna.trial import TrialState
 
 from hpo.runs import checkpoints
-from hpo.runs.run_dir import append_metrics, read_metrics, to_json_value, truncate_metrics
+from hpo.runs.run_dir import append_metrics, metric, read_rungs, to_json_value, write_rungs
 from hpo.runs.trainable import build_runs, pack_key, parse_report
 from hpo.worker.executor import TrialExecutor
 from hpo.worker.failures import classify_failure
 from hpo.worker.signals import SignalHandler, TrialTimeout
 from hpo.worker.trial import RunningTrial
+from model.errors import is_device_fault, is_out_of_memory
+
+NO_CHECKPOINT = "there is no checkpoint"
 
 
 class PackRunner:
@@ -61,8 +64,9 @@ class PackRunner:
         self.lanes = dict(enumerate(self.first_trials))
         arguments = self.executor.datasets.training_arguments(self.first_trials[0].config)
         self.runs = build_runs(self.study.file.train, [trial.config for trial in self.first_trials], **arguments)
-        for lane, trial in self.lanes.items():
-            self._resume(lane, trial)
+        for lane, trial in list(self.lanes.items()):
+            if self._resume(lane, trial):
+                del self.lanes[lane]
         self.started = True
 
     def _train(self, should_stop: Callable[[], bool], refill: Callable[[], None]) -> None:
@@ -87,40 +91,50 @@ class PackRunner:
         if self.lanes and limit is not None:
             self.signals.start_timeout(limit - max(trial.seconds() for trial in self.lanes.values()))
 
-    def _resume(self, lane: int, trial: RunningTrial) -> None:
-        """Resume a trial from its newest readable checkpoint, or start it again if there is none."""
-        log = trial.folder / "metrics.jsonl"
-        rows = {row["rung"]: row for row in read_metrics(log) if "rung" in row}
+    def _resume(self, lane: int, trial: RunningTrial) -> bool:
+        """Resume a trial from its newest readable checkpoint, or start it again if there is none.
+
+        Return whether the trial has ended, because its checkpoint is that of its last rung.
+        """
+        objective, log = self.study.file.objective, trial.folder / "metrics.jsonl"
         reported = trial.frozen.intermediate_values
+        rows = read_rungs(log, objective, reported)
+        known = {r for r, row in rows.items() if r in reported or metric(row, objective) is not None}
         rung, reason = 0, ""
         if trial.claim.attempt > 1 or trial.rung:
-            rung, reason = self._load_checkpoint(lane, trial, {*rows, *reported})
-        if not rung and trial.rung:
+            rung, reason = self._load_checkpoint(lane, trial, known)
+        if not rung and (trial.rung or reason != NO_CHECKPOINT):
             self.executor.log_event("restarted", f"trial {trial.number} restarts from its first rung: {reason}")
-        for r in range(1, rung + 1):  # the storage was unreachable, and the attempt ended before it reported these
+        for r in range(1, rung + 1):  # the storage was unreachable, or it was restored from an older copy
             if r not in reported:
-                value = rows[r].get(self.study.file.objective)
-                trial.add_value(r, float("nan") if value is None else float(value))
-        trial.earlier_seconds = float(rows.get(rung, {}).get("seconds") or 0.0)
+                trial.add_value(r, float(rows[r][objective]))
+        trial.earlier_seconds = metric(rows.get(rung, {}), "seconds") or 0.0
         trial.started_at = time.monotonic()
-        truncate_metrics(log, rung)
+        write_rungs(log, {r: rows[r] for r in range(1, rung + 1)})
+        if rung < self.study.rungs:
+            return False
+        trial.metrics = rows[rung]
+        self.runs.stop(lane)
+        self._end(trial, "continue", trial.frozen.intermediate_values[rung])
+        return True
 
     def _load_checkpoint(self, lane: int, trial: RunningTrial, known: set[int]) -> tuple[int, str]:
         """Load the newest checkpoint of which all rungs are known; return its rung, or 0 and the reason.
 
         known: rungs whose values are in the study or in metrics.jsonl.
         """
-        reason = "there is no checkpoint"
+        reason = NO_CHECKPOINT
         for folder in checkpoints.resumable_checkpoints(trial.folder):
             try:
                 rung = self.runs.resume(lane, folder)
-            except (ValueError, OSError) as error:
-                reason = str(error)
-                continue
-            if known >= set(range(1, rung + 1)):
-                return rung, ""
-            reason = "values of its first rungs are missing"
-            self.runs.stop(lane)
+                if rung in range(1, self.study.rungs + 1) and known >= set(range(1, rung + 1)):
+                    return rung, ""
+                reason = f"{folder}: values of its first rungs are missing"
+            except Exception as error:  # a checkpoint may be damaged in any way; the trial does not need it
+                if is_out_of_memory(error) or is_device_fault(error):
+                    raise
+                reason = str(error) or type(error).__name__
+            self.runs.stop(lane)  # it may have been loaded in part
             self.runs.start(lane, trial.config)
         return 0, reason
 
@@ -197,8 +211,8 @@ class PackRunner:
         for lane, trial in zip(free, waiting, strict=False):
             try:
                 self.runs.start(lane, trial.config)
-                self._resume(lane, trial)
-                self.lanes[lane] = trial
+                if not self._resume(lane, trial):
+                    self.lanes[lane] = trial
             except Exception as error:  # this trial alone has failed, not its pack
                 with contextlib.suppress(KeyError):  # the run may have failed before it was added
                     self.runs.stop(lane)

@@ -8,7 +8,7 @@ import numpy as np
 
 from hpo.analysis.snapshot import Snapshot
 from hpo.errors import WorkFailed
-from hpo.runs.run_dir import read_metrics, study_folder, trial_folder
+from hpo.runs.run_dir import metric, read_metrics, study_folder, trial_folder
 from hpo.storage.attributes import METRICS
 from hpo.storage.trials import State, Trial
 
@@ -53,9 +53,9 @@ def read_curve(path: Path) -> dict[str, list[Any]]:
     """Return metric -> its values, one per rung, of a run.
 
     Raises:
-        WorkFailed: the file does not exist, or is empty.
+        WorkFailed: the file does not exist, or has no rung.
     """
-    rows = list(read_metrics(path))
+    rows = [row for row in read_metrics(path) if metric(row, "seconds") is not None]
     if not rows:
         raise WorkFailed(f"no curve in {path}: losses at equal seconds need the folder of the runs; set it by --out")
-    return {key: [row[key] for row in rows] for key, value in rows[0].items() if isinstance(value, int | float)}
+    return {key: [metric(row, key) for row in rows] for key, value in rows[0].items() if isinstance(value, int | float)}
