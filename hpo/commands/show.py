@@ -23,7 +23,8 @@ from hpo.analysis.warnings import study_warnings
 from hpo.console import Format, format_duration, print_record, print_records, say, show
 from hpo.errors import error_summary
 from hpo.queue.inspect import SlotEvent
-from hpo.runs.run_dir import read_metrics, read_rungs, study_folder, trial_folder
+from hpo.runs.metrics import read_metrics, read_rungs
+from hpo.runs.run_dir import study_folder, trial_folder
 from hpo.storage.attributes import ERROR, METRICS
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import Trial, study_ids

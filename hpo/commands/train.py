@@ -17,9 +17,10 @@ from hpo.console import command_line, format_number, say, show
 from hpo.errors import Problem, WorkFailed
 from hpo.runs import checkpoints, trainable
 from hpo.runs.datasets import PreparedDatasets, rows_text
+from hpo.runs.metrics import append_metrics, metric, read_metrics, truncate_metrics
 from hpo.runs.provenance import describe_machine
 from hpo.runs.resources import available_cores, set_thread_environment, threads_in_use
-from hpo.runs.run_dir import append_metrics, metric, read_metrics, truncate_metrics, write_file
+from hpo.runs.run_dir import write_file
 from hpo.search.direction import Direction
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
 from model.errors import ConfigError

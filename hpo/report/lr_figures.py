@@ -11,7 +11,8 @@ from hpo.report.axes import Axis, value_text
 from hpo.report.curve_figures import MAX_MARKS, thinned
 from hpo.report.importance import varied_trials
 from hpo.report.style import BLUE, INK, ORANGE, SHADES, AnnotatedFigure, draw_level, empty_figure, objective_label, zoom
-from hpo.runs.run_dir import metric, read_metrics, study_folder, trial_folder
+from hpo.runs.metrics import metric, read_metrics
+from hpo.runs.run_dir import study_folder, trial_folder
 from hpo.storage.trials import State
 
 

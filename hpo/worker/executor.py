@@ -21,8 +21,9 @@ from hpo.queue.stored_study import StoredStudy
 from hpo.runs import checkpoints
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.memory import memory_problem
+from hpo.runs.metrics import repair_metrics
 from hpo.runs.provenance import describe_machine
-from hpo.runs.run_dir import append_error_log, claim_folder, repair_metrics, trial_folder, write_file
+from hpo.runs.run_dir import append_error_log, claim_folder, trial_folder, write_file
 from hpo.search.pruners import build_pruner
 from hpo.search.pruning import CachedPruner
 from hpo.storage.attributes import FORKED

@@ -11,7 +11,8 @@ from typing import Any
 from optuna.trial import TrialState
 
 from hpo.runs import checkpoints
-from hpo.runs.run_dir import append_metrics, metric, read_rungs, to_json_value, write_rungs
+from hpo.runs.metrics import append_metrics, metric, read_rungs, write_rungs
+from hpo.runs.run_dir import to_json_value
 from hpo.runs.trainable import build_runs, pack_key, parse_report
 from hpo.worker.executor import TrialExecutor
 from hpo.worker.failures import classify_failure

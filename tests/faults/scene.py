@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from hpo.analysis.snapshot import read_snapshot
 from hpo.config.yaml import dump_yaml
 from hpo.errors import StorageError
+from hpo.runs.metrics import read_metrics
 from hpo.runs.resources import thread_environment
-from hpo.runs.run_dir import read_metrics
 from hpo.storage.attributes import END_REASON
 from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.retry import limit_patience

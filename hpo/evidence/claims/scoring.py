@@ -8,7 +8,8 @@ import numpy as np
 
 from hpo.analysis.snapshot import Snapshot
 from hpo.errors import WorkFailed
-from hpo.runs.run_dir import metric, read_metrics, study_folder, trial_folder
+from hpo.runs.metrics import metric, read_metrics
+from hpo.runs.run_dir import study_folder, trial_folder
 from hpo.storage.attributes import METRICS
 from hpo.storage.trials import State, Trial
 

@@ -13,7 +13,7 @@ from hpo.analysis.snapshot import read_snapshot
 from hpo.config.yaml import dump_yaml
 from hpo.queue.registry import StoredStudy, register_study
 from hpo.runs.datasets import describe_data
-from hpo.runs.run_dir import read_metrics
+from hpo.runs.metrics import read_metrics
 from hpo.storage.store import open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study

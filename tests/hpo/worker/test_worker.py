@@ -23,7 +23,7 @@ from hpo.queue.heartbeat import free_expired_leases, free_leases_of
 from hpo.queue.registry import register_study
 from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy
-from hpo.runs.run_dir import read_metrics
+from hpo.runs.metrics import read_metrics
 from hpo.storage.attributes import END_REASON, ERROR, STARTED
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store

@@ -18,7 +18,7 @@ from hpo.evidence.claims.ledger import load_ledger
 from hpo.evidence.claims.results import ClaimResults
 from hpo.evidence.claims.schema import LedgerClaim
 from hpo.evidence.claims.scoring import metrics_at_equal_seconds, run_score
-from hpo.runs.run_dir import append_metrics
+from hpo.runs.metrics import append_metrics
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import read_trials, study_ids
 from tests.support.command import hpo, write_base
