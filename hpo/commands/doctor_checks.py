@@ -224,7 +224,7 @@ def _check_run_folder(snapshot: Snapshot, out: Path) -> CheckResult:
     if not others:
         return CheckResult("runs", "ok", f"{name}: no other machine has run trials of this study")
     n_present = sum((trial_folder(folder, t.number) / "config.yaml").is_file() for t in others)
-    message = f"{name}: {n_present} of {len(others)} trials of other machines have their files in {folder}"
+    message = f"{name}: {n_present} of {len(others)} trials of other machines have their files in {out}"
     if n_present == len(others):
         return CheckResult("runs", "ok", message)
     remedy = "share one --out folder between all machines; otherwise trials interrupted elsewhere start again here"

@@ -87,7 +87,7 @@ def test_leftover_checkpoints_are_found_and_removed_but_not_those_of_the_best(st
     snapshot = read_snapshot(store, "planted")
     best = sorted(snapshot.trials, key=lambda trial: trial.values[0])
     for trial in snapshot.trials:
-        folder = trial_folder(Path("runs"), "planted", trial.number) / "checkpoint"
+        folder = trial_folder(Path("runs/planted"), trial.number) / "checkpoint"
         folder.mkdir(parents=True)
         (folder / "state.safetensors").write_bytes(b"x" * 1000)
     assert "3 ended trials left checkpoints" in result_of(store, "checkpoints").message
