@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hpo.cli.groups import Commands, RunOptions
-from hpo.cli.options import OutputFormat, StudyName, exit_with, output_file, split_names, valid_path
+from hpo.cli.options import OutputFormat, Place, StudyName, exit_with, output_file, split_names, valid_path
 from hpo.cli.panels import EVIDENCE
 from hpo.console import Format, say
 
@@ -70,6 +70,7 @@ def confirm(
     tokens: Tokens = None,
     test: Annotated[TestName | None, typer.Option(help="Test of the paired differences. Default: t.")] = None,
     name: ComparisonName = None,
+    overrides: Place = None,
     run: RunOptions,
     format: OutputFormat = Format.table,
 ) -> None:
@@ -82,7 +83,7 @@ def confirm(
     from hpo.evidence.confirm import ConfirmRequest, run_confirmation
 
     request = ConfirmRequest(study, top, seeds, tokens, name, None if test is None else test.value)
-    exit_with(run_confirmation(request, run.launch_options(), format))
+    exit_with(run_confirmation(request, run.launch_options(overrides=overrides or []), format))
 
 
 @evidence_commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo ablate --study beta2_sweep --workers 4")
@@ -101,6 +102,7 @@ def ablate(
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each combination. Default: 5.")] = None,
     tokens: Tokens = None,
     name: ComparisonName = None,
+    overrides: Place = None,
     run: RunOptions,
     format: OutputFormat = Format.table,
 ) -> None:
@@ -120,7 +122,7 @@ def ablate(
     from hpo.evidence.ablate import AblateRequest, run_ablation
 
     request = AblateRequest(study, before, after, design.value, groups or [], split_names(order), seeds, tokens, name)
-    exit_with(run_ablation(request, run.launch_options(), format))
+    exit_with(run_ablation(request, run.launch_options(overrides=overrides or []), format))
 
 
 @evidence_commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo claims S002 --workers 4")

@@ -61,6 +61,14 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Set a field of the configuration. Can be repeated."),
 ]
+Place = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="data.path=PATH",
+        help="Set the place of the data on this machine, if it differs from the place in the study.",
+    ),
+]
 Pack = Annotated[
     int, typer.Option(min=1, help="Number of trials that one worker trains together in one process, as a pack.")
 ]

@@ -14,6 +14,7 @@ from hpo.cli.options import (
     Config,
     Out,
     Pack,
+    Place,
     Set,
     StorageOptions,
     StudyName,
@@ -62,6 +63,7 @@ def worker(
     pack: Pack = 1,
     gpus: Annotated[str, typer.Option(help="Index of the GPU to use.")] = "",
     out: Out = RUNS,
+    overrides: Place = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Work on every active study of the storage, and wait for new studies.")
     ] = False,
@@ -85,11 +87,13 @@ def worker(
 
         if study is not None:
             raise Problem(f"--study: must be omitted with --follow, which works on every study, got {study}")
+        if overrides:
+            raise Problem(f"--set: must be omitted with --follow, which works on every study, got {overrides[0]}")
         exit_with(Follower(storage_url(storage), pack, out).work())
         return
     from hpo.worker.join import join_study
 
-    exit_with(join_study(storage_url(storage), study, pack, out))
+    exit_with(join_study(storage_url(storage), study, pack, out, overrides or []))
 
 
 @run_commands.command(rich_help_panel=RUN, epilog="Example: hpo train best.yaml")

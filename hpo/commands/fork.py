@@ -22,6 +22,7 @@ from hpo.storage.locks import creation_lock
 from hpo.storage.store import Store
 from hpo.storage.trials import study_ids
 from hpo.study.comparable import different_measures
+from hpo.study.fingerprint import PLACES
 from hpo.study.load import load_study
 from hpo.study.names import name_problem
 from hpo.study.spec import Study, study_from_spec
@@ -125,7 +126,8 @@ def _copy_or_reason(old: Study, new: Study, trial: FrozenTrial) -> FrozenTrial |
     except ValidationError:
         return "not a valid configuration"
     after = flat(config)
-    differs = next((path for path in {**after, **before} if after.get(path) != before.get(path)), None)
+    fields = {**after, **before}.keys() - set(PLACES)  # the hash of the data is compared
+    differs = next((path for path in sorted(fields) if after.get(path) != before.get(path)), None)
     if differs is not None:
         return f"different {differs}"
     params = params_in_range(config, new.file.space)

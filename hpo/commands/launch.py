@@ -21,6 +21,7 @@ from hpo.storage.engine import open_readonly
 from hpo.storage.trials import study_attrs, study_ids
 from hpo.study.load import load_study
 from hpo.study.names import name_problem
+from hpo.study.places import at_places
 from hpo.study.spec import Study, study_from_spec
 
 
@@ -43,13 +44,11 @@ def find_stored_study(options: LaunchOptions) -> Study | None:
     attrs = _stored_attrs(options.storage, options.study)
     if SPEC not in attrs:
         return None
-    if options.overrides or options.seed is not None:
-        raise Problem(
-            f"--set, --seed: must be omitted, because study {options.study} exists and its definition cannot change"
-        )
+    if options.seed is not None:
+        raise Problem(f"--seed: must be omitted, because study {options.study} exists and its definition cannot change")
     budget = {key: value for key, value in options.budget.items() if value is not None}
     spec = {**attrs[SPEC], "budget": {**(attrs.get(BUDGET) or attrs[SPEC]["budget"]), **budget}}
-    return study_from_spec(spec, options.study)
+    return at_places(study_from_spec(spec, options.study), options.overrides)
 
 
 def _stored_attrs(storage: str, name: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
 from hpo.storage.engine import open_readonly
 from hpo.study.arms import ArmsPlan, plan_study
+from hpo.study.places import at_places
 from hpo.study.spec import Study
 from model.section import flat
 
@@ -79,6 +80,7 @@ def run_ablation(request: AblateRequest, options: LaunchOptions, format: Format)
             study = plan_ablation(snapshot, name, request, first_new_seed(store, snapshot))
         else:
             check_same_options(study, _requested_and_stored(study, request))
+    study = at_places(study, options.overrides)
     return run_study(replace(options, study=name), study, partial(conclude_ablation, format=format))
 
 

@@ -27,6 +27,7 @@ from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import Trial
 from hpo.study.arms import ArmsPlan, plan_study
+from hpo.study.places import at_places
 from hpo.study.spec import Study, seed_path, study_from_spec
 from model.section import flat
 
@@ -66,6 +67,7 @@ def run_confirmation(request: ConfirmRequest, options: LaunchOptions, format: Fo
                     f"note: trial {trial} is among the best only since {name} was started, which does not include it; "
                     "`--as NAME` starts another confirmation on new seeds"
                 )
+    study = at_places(study, options.overrides)
     return run_study(replace(options, study=name), study, partial(conclude_confirmation, format=format))
 
 

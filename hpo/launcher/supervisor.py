@@ -30,6 +30,7 @@ from hpo.storage.file_guard import rescued
 from hpo.storage.retry import PATIENCE, limit_patience
 from hpo.storage.store import open_store
 from hpo.storage.url import normalise_url
+from hpo.study.places import place_options
 from hpo.study.spec import Study, study_file_tree
 from hpo.worker.events import Event
 
@@ -141,6 +142,7 @@ def _supervise(
         WorkFailed: a worker failed and trials are left.
     """
     arguments = ["--study", stored.study.name, "--pack", str(options.pack), "--out", str(options.out.absolute())]
+    arguments += place_options(stored.study)  # a launch on another machine may store other places meanwhile
     # The launcher has permission to import the training code of the study, and passes it on.
     code = named_code({"train": stored.study.file.train, "config": stored.study.file.config})
     arguments += [word for address in code.values() for word in ("--allow-train", address)]

@@ -9,7 +9,8 @@ import optuna
 
 from hpo.errors import Problem
 from hpo.storage.attributes import DATA_HASH, PROTOCOL, SPEC, UID
-from hpo.study.spec import Study, spec_fingerprint, with_places
+from hpo.study.fingerprint import spec_fingerprint, with_places
+from hpo.study.spec import Study
 from model.section import flatten
 
 # Version of what the workers of a study share: tables, attributes, the meaning of a slot, checkpoints.

@@ -40,7 +40,8 @@ from hpo.storage.retry import OpenStorage
 from hpo.storage.store import Store
 from hpo.storage.studies import assign_uid, create_study_row
 from hpo.storage.trials import resolve_study_name, study_attrs, study_ids
-from hpo.study.spec import Budget, Study, spec_fingerprint, study_from_spec, with_places
+from hpo.study.fingerprint import spec_fingerprint, with_places
+from hpo.study.spec import Budget, Study, study_from_spec
 
 
 def register_study(

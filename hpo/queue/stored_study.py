@@ -15,7 +15,8 @@ from hpo.search.direction import Direction
 from hpo.storage.attributes import ANCHORS, BUDGET, DATA_HASH, DATA_ROWS, PROTOCOL, SPEC, STARTED, STUDY_STATE, UID
 from hpo.storage.store import Store
 from hpo.storage.targets import target_reached
-from hpo.study.spec import Budget, Study, spec_fingerprint
+from hpo.study.fingerprint import spec_fingerprint
+from hpo.study.spec import Budget, Study
 
 
 @dataclass(frozen=True)

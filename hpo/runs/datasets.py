@@ -12,6 +12,9 @@ from model.data.prepare import prepare, stderr_progress
 from model.data.prepared import PreparedData
 from model.errors import CacheError, ConfigError
 
+MISSING_FILES = ("data.path: no such file", "data.path: no file matches")
+PLACE_REMEDY = "; --set data.path=PATH gives the place of the data on this machine"
+
 Progress = Callable[[str, float], None]
 
 
@@ -29,7 +32,8 @@ def prepare_data(config: TrainConfig, progress: Progress | None = None) -> Prepa
     except CacheError as error:
         raise Unwritable(str(error)) from None
     except ConfigError as error:
-        raise Problem(str(error)) from None
+        missing = str(error).startswith(MISSING_FILES)
+        raise Problem(f"{error}{PLACE_REMEDY if missing else ''}") from None
 
 
 def describe_data(config: BaseModel) -> tuple[str | None, dict[str, float]]:

@@ -20,6 +20,7 @@ from hpo.errors import Problem
 from hpo.search.ranges import Space, discrete_values
 from hpo.study import arms, checks
 from hpo.study.objections import find_objections
+from hpo.study.places import absolute_places
 from hpo.study.spec import DEFAULT_CONFIG, Study, StudyFile
 from model.section import flat, updated
 
@@ -91,16 +92,8 @@ def _load_base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseMod
     base = apply_overrides(base, overrides)
     if file.config != DEFAULT_CONFIG:
         return base
-    base = updated(base, _absolute_data_path(flat(base)))  # because workers may start in another folder
+    base = updated(base, absolute_places(flat(base)))
     return updated(base, {"run.align": space_alignment(base, file.space)})
-
-
-def _absolute_data_path(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return data.path as an absolute path, by dotted field; {} if it is the name of a dataset on a hub."""
-    path = fields.get("data.path")
-    if path is None or (fields["data.name"] == "hub" and not Path(path).is_dir()):
-        return {}
-    return {"data.path": str(Path(path).absolute())}
 
 
 def space_alignment(base: BaseModel, space: Space) -> int:

@@ -1,7 +1,5 @@
 """The study: the keys of a study file, and the properties that follow from them. `load` reads study files."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from hpo.config.addresses import current_address, with_current_addresses
+from hpo.config.addresses import current_address
 from hpo.config.importer import model_class
 from hpo.config.permission import BUILT_IN, check_permission
 from hpo.config.validation import error_messages
@@ -29,9 +27,6 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 # Keys of a study file that a study of arms does not have.
 SEARCH_KEYS = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
-
-# Fields of TrainConfig that say where files are. They may differ between machines, because the data has a hash.
-PLACES = ("data.path",)
 
 DEFAULT_CONFIG, DEFAULT_TRAIN = BUILT_IN["config"], BUILT_IN["train"]
 
@@ -260,29 +255,3 @@ def study_from_spec(spec: Mapping[str, Any], name: str | None = None) -> Study:
         return Study(name, source, file, kind(**file.base))
     except ValidationError as error:
         raise Problem(*(f"{source}: {line}" for line in error_messages(error, kind))) from None
-
-
-def spec_fingerprint(spec: Mapping[str, Any]) -> str:
-    """Return a hash of everything that must not change while a study runs: all keys except budget, name and places.
-
-    The place of the data does not count, because the hash of the data is stored and compared.
-    """
-    spec = {"direction": "minimize", **with_current_addresses(spec)}  # version 0.1 stored no direction
-    fixed = {key: value for key, value in spec.items() if key not in ("budget", "name")}
-    base = without_places(fixed["base"]) if spec["config"] == DEFAULT_CONFIG else fixed["base"]
-    return hashlib.sha256(json.dumps({**fixed, "base": base}, sort_keys=True).encode()).hexdigest()
-
-
-def with_places(spec: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a definition with the places of another definition of the same study."""
-    if spec["config"] != DEFAULT_CONFIG or other["config"] != DEFAULT_CONFIG:
-        return dict(spec)
-    places = {key: value for key, value in other["base"]["data"].items() if f"data.{key}" in PLACES}
-    data = spec["base"]["data"]
-    return {**spec, "base": {**spec["base"], "data": {k: places.get(k, value) for k, value in data.items()}}}
-
-
-def without_places(base: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration of the GPT trainer, as JSON values, without the fields that only say where files are."""
-    data = {key: value for key, value in base["data"].items() if f"data.{key}" not in PLACES}
-    return {**base, "data": data}

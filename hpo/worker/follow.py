@@ -50,6 +50,7 @@ class Follower:
         self.signals = SignalHandler()
         self.datasets = PreparedDatasets()
         self.checked: set[str] = set()  # uids of the studies whose baseline trains on this machine
+        self.uids: dict[int, str] = {}  # uid of each study that Optuna may have cached since the storage was opened
         self.served: dict[str, float] = {}  # study -> when it was served last
         self.skipped_until: dict[str, float] = {}  # study -> until when it is skipped
 
@@ -87,7 +88,9 @@ class Follower:
             name = self._next_study(store)
             if name is not None:
                 idle = False
-                self._serve_study(store, name)
+                if not self._serve_study(store, name):
+                    self.uids.clear()
+                    return
                 continue
             if not idle:
                 say("waiting for a study that has trials to run")
@@ -106,13 +109,18 @@ class Follower:
                 turns.append(StudyTurn(leased.get(study_id, 0), self.served.get(name, -math.inf), name))
         return min(turns).name if turns else None
 
-    def _serve_study(self, store: Store, name: str) -> None:
-        """Run one pack of trials of a study."""
+    def _serve_study(self, store: Store, name: str) -> bool:
+        """Run one pack of trials of a study; return False if the storage must be opened again first.
+
+        SQLite gives the id of a deleted study to the next study, and Optuna caches trials by this id.
+        """
         self.served[name] = time.monotonic()
         try:
             spec = study_attrs(store, study_ids(store).get(name, -1)).get(SPEC, {})
             check_permission(f"study {name}", spec, read_files=False)
             stored = load_stored_study(store, name)
+            if self.uids.setdefault(stored.slots.study_id, stored.uid) != stored.uid:
+                return False
             for note in stored.notes:
                 say(note)
             if stored.uid not in self.checked:
@@ -121,8 +129,9 @@ class Follower:
                 self.checked.add(stored.uid)
         except Problem as problem:
             self._skip(name, problem)
-            return
+            return True
         self._run_pack(stored, name)
+        return True
 
     def _run_pack(self, stored: StoredStudy, name: str) -> None:
         from hpo.worker.worker import Worker  # loads the trainer, which an idle worker does not need

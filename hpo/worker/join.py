@@ -5,6 +5,8 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hpo.config.importer import error_location
@@ -19,6 +21,7 @@ from hpo.runs.resources import available_cores, set_thread_environment
 from hpo.storage.file_guard import rescued
 from hpo.storage.retry import PATIENCE
 from hpo.storage.store import open_store
+from hpo.study.places import at_places
 from hpo.study.spec import DEFAULT_TRAIN
 from hpo.worker.events import EVENTS, event_printer
 from model.config import TrainConfig
@@ -26,11 +29,11 @@ from model.config import TrainConfig
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def join_study(storage: str, name: str | None, pack: int, out: Path) -> int:
+def join_study(storage: str, name: str | None, pack: int, out: Path, overrides: Sequence[str] = ()) -> int:
     """Run trials of a study until its budget is spent; return the exit status.
 
     name: the study, or None for the only study of the storage. pack: number of trials to train side by side.
-    out: folder of the runs.
+    out: folder of the runs. overrides: path=value, where the files of the study are on this machine.
 
     Raises:
         Problem: the study does not exist, or the data on this machine differs from the study's data.
@@ -45,6 +48,7 @@ def join_study(storage: str, name: str | None, pack: int, out: Path) -> int:
         if not launched:  # otherwise the launcher saves the storage
             stack.enter_context(rescued(store.guard, "`hpo worker` again"))
         stored = load_stored_study(store, name)
+        stored = replace(stored, study=at_places(stored.study, overrides))
         for note in stored.notes:
             say(note)
         state = stored.read_state().state

@@ -22,7 +22,8 @@ from hpo.storage.attributes import MACHINE, METRICS, SPEC
 from hpo.storage.engine import open_readonly
 from hpo.storage.trials import State, study_attrs, study_ids
 from hpo.study.arms import ArmsPlan, plan_study
-from hpo.study.spec import Study, StudyFile, spec_fingerprint, study_from_spec
+from hpo.study.fingerprint import spec_fingerprint
+from hpo.study.spec import Study, StudyFile, study_from_spec
 from model.config import TrainConfig
 from model.section import updated
 

@@ -94,7 +94,7 @@ def test_fork_that_a_launch_offers_for_a_changed_space_does_what_it_says(here: P
     snapshot = read_snapshot(store, "planted-2")
     assert (len(snapshot.own), len(snapshot.trials)) == (4, 7), "what was copied does not count in the budget"
     told = hpo("launch", "--study", "planted-2", "--seed", "3", "--storage", store.url, cwd=here, status=2).stderr
-    assert "--set, --seed: must be omitted, because study planted-2 exists" in told
+    assert "--seed: must be omitted, because study planted-2 exists" in told
 
 
 def test_fork_refuses_another_measure_no_overlap_and_a_name_that_is_taken(here: Path, store: Store) -> None:
