@@ -8,6 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
+from hpo.config.foreign_names import component_remedy, field_remedy
 from model.section import close_match
 
 Kind = type[BaseModel]
@@ -69,11 +70,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {match}?" if match else ""
 
 
-def nearest_path(path: str, known: Iterable[str]) -> str:
+def nearest_path(path: str, known: Iterable[str], value: Any = None) -> str:
     """Return "; did you mean X?" for the known field most similar to a dotted path, "" if no field is similar.
 
-    Only one part of the path may be misspelled: with a common first part, all fields look similar.
+    A name that another program uses for a field comes first: "; use optimizer.lr" for learning_rate. Otherwise
+    only one part of the path may be misspelled: with a common first part, all fields look similar.
+
+    value: what was given for the field.
     """
+    known = list(known)
+    if remedy := field_remedy(path, known, value):
+        return remedy
     section, _, leaf = path.rpartition(".")
     split = [other.rpartition(".") for other in known]
     siblings = {name: f"{parent}{dot}{name}" for parent, dot, name in split if parent == section}
@@ -125,7 +132,7 @@ def _rule(problem: ErrorDetails, root: Kind, key: str) -> str:
     if word in ("missing", "union_tag_not_found"):
         return "required"
     if word == "extra_forbidden":
-        return "no such field" + _unknown(root, problem["loc"], key)
+        return "no such field" + _unknown(root, problem["loc"], key, value)
     if word == "union_tag_invalid":
         return _one_of(context["expected_tags"], context["tag"])
     if word == "literal_error":
@@ -143,11 +150,14 @@ def _rule(problem: ErrorDetails, root: Kind, key: str) -> str:
         return f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, got {shown_value(value)}"
     quotes = "; put it in quotes" if word.startswith("string") and isinstance(value, bool | int | float) else ""
     remedy = number_remedy(value) if "number" in expected else quotes
+    if problem["type"].startswith("model") and key in ("sampler", "pruner") and isinstance(value, str):
+        remedy = f"; use {key}: {{name: {value}}}"
     return f"must be {expected}, got {shown_value(value)}{remedy}"
 
 
 def _one_of(expected: str, value: Any) -> str:
     like = nearest(repr(value), expected.split(", ")) if isinstance(value, str) else ""
+    like = component_remedy(value, expected) or like
     return f"must be one of {expected}, got {shown_value(value)}{like}"
 
 
@@ -164,7 +174,7 @@ def _key(root: Kind, loc: tuple[int | str, ...]) -> str:
     return ".".join(_walk(root, loc)[0])
 
 
-def _unknown(root: Kind, loc: tuple[int | str, ...], key: str) -> str:
+def _unknown(root: Kind, loc: tuple[int | str, ...], key: str, value: Any) -> str:
     """Return the remedy for an unknown key: a similar field of the same section, another section or component."""
     prefix = key.rpartition(".")[0]
     parent = _walk(root, loc[:-1])[1]
@@ -172,7 +182,7 @@ def _unknown(root: Kind, loc: tuple[int | str, ...], key: str) -> str:
     known = field_paths(root)
     if key in known and _names(parent):
         return f" while {prefix}.name is {_names(parent)[0]!r}"
-    return nearest_path(key, [*beside, *known])
+    return nearest_path(key, [*beside, *known], value)
 
 
 def _walk(root: Kind, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:

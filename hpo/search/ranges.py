@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Discriminator, Field, Strict, Tag, field_validator, model_validator
 
-from hpo.config.validation import nearest
+from hpo.search.foreign_ranges import read_range
 from model.section import Section
 
 # Strict, because pydantic otherwise accepts true and "1e-4" as numbers.
@@ -15,16 +15,6 @@ Number = Annotated[int, Strict()] | Annotated[float, Field(strict=True, allow_in
 Choice = None | Annotated[bool, Strict()] | Number | Annotated[str, Strict()]
 
 MAX_STEPS = 1_000_000  # of a range, because some samplers try every value
-
-# The distributions of a W&B sweep, as keys of a range.
-SWEEP_DISTRIBUTIONS: dict[str, dict[str, Any]] = {
-    "uniform": {},
-    "int_uniform": {},
-    "q_uniform": {},
-    "log_uniform_values": {"log": True},
-    "categorical": {},
-}
-SWEEP_KEYS = {"min": "low", "max": "high", "values": "choices", "q": "step"}
 
 
 class Range(Section):
@@ -46,7 +36,7 @@ class Range(Section):
     @model_validator(mode="before")
     @classmethod
     def _read_sweep_words(cls, given: Any) -> Any:
-        return _from_sweep(given) if isinstance(given, Mapping) else given
+        return read_range(given)
 
     @model_validator(mode="after")
     def _check_scale(self) -> Self:
@@ -96,7 +86,7 @@ class Choices(Section):
     @model_validator(mode="before")
     @classmethod
     def _read_sweep_words(cls, given: Any) -> Any:
-        return _from_sweep(given) if isinstance(given, Mapping) else given
+        return read_range(given)
 
     @field_validator("choices")
     @classmethod
@@ -113,22 +103,6 @@ class Choices(Section):
 
 def _decimal(number: float) -> Decimal:
     return Decimal(str(number))  # as in Optuna, so that 0.3 is three steps of 0.1
-
-
-def _from_sweep(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a range whose W&B keys are replaced by ours."""
-    if "value" in given:
-        raise ValueError("value must not be in a space, because it is not a range; set the field in base")
-    for their_key, our_key in SWEEP_KEYS.items():
-        if their_key in given and our_key in given:
-            raise ValueError(f"must not have both {their_key} and {our_key}, which mean the same; remove one of them")
-    ours = {SWEEP_KEYS.get(key, key): value for key, value in given.items()}
-    word = ours.pop("distribution", "uniform")
-    if not isinstance(word, str) or word not in SWEEP_DISTRIBUTIONS:
-        known = ", ".join(SWEEP_DISTRIBUTIONS)
-        hint = nearest(str(word), SWEEP_DISTRIBUTIONS)
-        raise ValueError(f"distribution must be one of {known}, got {word!r}{hint}")
-    return ours | SWEEP_DISTRIBUTIONS[word]
 
 
 def _tag(given: Any) -> str:

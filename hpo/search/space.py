@@ -10,7 +10,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ValidationError
 
-from hpo.config.validation import explain_errors, field_paths, nearest_path, number_remedy, union_members
+from hpo.config.validation import field_paths, nearest_path, number_remedy, union_members
+from hpo.search.fit import unfit_values
 from hpo.search.ranges import Choices, Entry, Space, is_inside
 from model.section import flat, updated
 
@@ -89,8 +90,9 @@ def unconditional(base: BaseModel, space: Space) -> dict[str, BaseDistribution]:
 
 
 def space_problems(base: BaseModel, space: Space) -> list[str]:
-    """Return the problems of a space. To find them, build the configuration at both ends of every range."""
+    """Return the problems of a space. To find them, build configurations with both ends of every range."""
     problems: list[str] = []
+    all_kinds = {p: field_type(configs[0], p) for p in space if (configs := configs_with_field(base, space, p))}
     for path in components_first(space):
         configs = configs_with_field(base, space, path)
         kinds = {field_type(config, path) for config in configs}
@@ -101,7 +103,7 @@ def space_problems(base: BaseModel, space: Space) -> list[str]:
         elif wrong := _misfit(path, space[path], kinds.pop()):
             problems += wrong
         else:
-            problems += [line for config in configs for line in _check_ends(config, path, space[path])]
+            problems += [line for config in configs for line in unfit_values(config, space, path, all_kinds)]
     return list(dict.fromkeys(problems))
 
 
@@ -118,23 +120,6 @@ def _misfit(path: str, entry: Entry, kind: type) -> list[str]:
     if kind is int and entry.step is not None and not float(entry.step).is_integer():
         return [f"{key}.step: must be a whole number, got {entry.step}"]
     return []
-
-
-def _check_ends(config: BaseModel, path: str, entry: Entry) -> list[str]:
-    if isinstance(entry, Choices):
-        ends = [("choices", choice) for choice in entry.choices]
-    else:
-        ends = [("low", entry.low), ("high", entry.high)]
-    problems = []
-    for end, value in ends:
-        try:
-            updated(config, {path: value})
-        except ValidationError as error:
-            for key, rule in explain_errors(error, type(config)):
-                rule = rule if key in ("", path) else f"{key} {rule}"
-                rule = rule if "got" in rule else f"{rule}, got {value!r}"
-                problems.append(f"space.{path}.{end}: {rule}")
-    return problems
 
 
 def closed_ends(base: BaseModel, space: Space) -> dict[str, list[str]]:

@@ -57,7 +57,7 @@ def load_study(
     problems = [f"{path}: {line}" for line in arms_problems or checks.study_file_problems(file, base)]
     if problems:
         raise Problem(*problems)
-    objections = tuple(f"{path}: {line}" for line in find_objections(file))
+    objections = tuple(f"{path}: {line}" for line in find_objections(file, base))
     if file.arms is not None:
         base = arms.with_common_rungs(file, base)
         file = arms.with_arms_as_space(file, base)

@@ -5,8 +5,13 @@ A check that is added here does not stop the studies that users have already sta
 
 import re
 
+from pydantic import BaseModel, ValidationError
+
 from hpo.config.validation import shown_value
+from hpo.search.ranges import Choices
+from hpo.search.space import configs_with_field
 from hpo.study.spec import DEFAULT_CONFIG, StudyFile
+from model.section import flat, updated
 
 # Words in the names of metrics. A word for a loss has precedence: accuracy_error is a loss.
 _MAXIMIZED = re.compile(
@@ -22,9 +27,10 @@ _MINIMIZED = re.compile(
 _SEED = re.compile(r"(^|[._])(seed|random_state)$")
 
 
-def find_objections(file: StudyFile) -> list[str]:
+def find_objections(file: StudyFile, base: BaseModel) -> list[str]:
     """Return the objections to a study file that is valid otherwise."""
-    objections = [
+    objections = _words_for_booleans(file, base) if file.arms is None else []
+    objections += [
         f"space.{path}: must not be searched, because the best seed is luck and not a better configuration; use "
         "baseline_seeds to measure the noise of the seed, or arms with seeds to compare configurations on equal seeds"
         for path in (file.space if file.arms is None else ())
@@ -35,6 +41,22 @@ def find_objections(file: StudyFile) -> list[str]:
             f"direction: required with objective {shown_value(file.objective)}, of which by its name a larger value is "
             "better; add `direction: maximize`, or `direction: minimize` if a smaller value is better"
         )
+    return objections
+
+
+def _words_for_booleans(file: StudyFile, base: BaseModel) -> list[str]:
+    """Return the objections to choices such as yes, which stay words, but which a boolean field reads as true."""
+    objections = []
+    for path, entry in file.space.items():
+        for choice in entry.choices if isinstance(entry, Choices) else ():
+            for config in configs_with_field(base, file.space, path)[:1]:
+                try:
+                    value = flat(updated(config, {path: choice}))[path]
+                except ValidationError:  # the choice fits only with other values of the space
+                    continue
+                if isinstance(value, bool) and not isinstance(choice, bool):
+                    rule = f"must be true or false, got {choice!r}, which YAML 1.2 does not read as a boolean"
+                    objections.append(f"space.{path}.choices: {rule}; write {str(value).lower()}")
     return objections
 
 

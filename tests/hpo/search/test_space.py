@@ -79,7 +79,7 @@ NAMES = {"choices": ["adamw", "sgd"]}
         (
             {"min": 1, "max": 2, "distribution": "log_uniform"},
             "distribution must be one of uniform, int_uniform, q_uniform, log_uniform_values, categorical, "
-            "got 'log_uniform'; did you mean log_uniform_values?",
+            "got 'log_uniform'; use {low: 1, high: 2, log: true}",
         ),
     ],
 )

@@ -259,7 +259,7 @@ def test_file_that_is_no_mapping_is_told_the_keys(text: str, got: str) -> None:
     Path("s.yaml").write_text(text)
     keys = (
         "base, space, arms, seeds, equal, baseline, baseline_seeds, sampler, pruner, budget, limits, targets, "
-        "milestones, keep_best, objective, seed, train, config, rungs, about"
+        "milestones, keep_best, objective, direction, seed, train, config, rungs, about"
     )
     assert problems("s.yaml") == [f"s.yaml: must be a mapping with the keys {keys}, got {got}"]
 
