@@ -42,7 +42,7 @@ def unfit_values(config: BaseModel, space: Space, path: str, kinds: Kinds) -> li
                 continue
             found, proven = _search(config, space, {path: (value,)}, kinds, error)
             if len(space) > 1:
-                lines = [f"{line}, and no other value of the space was found with which it is valid" for line in lines]
+                lines = [f"{line}; no other values in the space make it valid" for line in lines]
             if not found and proven:
                 problems += lines
             elif not found:
@@ -76,33 +76,42 @@ def _may_fit(error: ValidationError) -> bool:
 def _search(
     config: BaseModel, space: Space, fixed: Mapping[str, Sequence[Any]], kinds: Kinds, error: ValidationError
 ) -> tuple[bool, bool]:
-    """Search a valid combination; return whether there is one, and whether all combinations were tried.
+    """Search a valid combination; return whether one was found, and whether there is none if it was not.
 
-    fixed: values of the field in question. error: of one of these values in the base. Fields of its section are varied
-    first. If a rule of another section or of the whole configuration fails, all fields are varied.
+    fixed: values of the field in question. error: of the first of these values in the base.
     """
-    section, own = _sections(error), next(iter(fixed))
-    for paths in ([p for p in space if {p.partition(".")[0]} == section], list(space)):
-        varied = [p for p in paths if p != own and p != f"{own.rpartition('.')[0]}.name" and p in kinds]
-        pools, complete = dict(fixed), True
-        for path in varied:
-            pools[path], is_whole = _values(space[path], kinds[path])
-            complete = complete and is_whole
-        seen: set[str] = set()
-        for combination in _combinations(pools):
-            try:
-                _configured(config, combination)
-                return True, True
-            except ValidationError as wrong:
-                seen |= _sections(wrong)
-        if seen == section and section != {""}:
-            return False, complete and math.prod(map(len, pools.values())) <= MAX_COMBINATIONS
-    return False, complete and math.prod(map(len, pools.values())) <= MAX_COMBINATIONS
+    ((own, values),) = fixed.items()
+    pools, whole = {}, {}
+    for path in space:
+        if path in kinds and path not in (own, f"{own.rpartition('.')[0]}.name"):
+            pools[path], whole[path] = _values(space[path], kinds[path])
+    relevant = {p: pool for p, pool in pools.items() if _changes_error(config, {own: values[0]}, p, pool, error)}
+    for varied in (relevant, pools):
+        if any(_errors(config, combination) is None for combination in _combinations({**fixed, **varied})):
+            return True, True
+    n_combinations = math.prod(map(len, [values, *relevant.values()]))
+    return False, all(whole[path] for path in relevant) and n_combinations <= MAX_COMBINATIONS
 
 
-def _sections(error: ValidationError) -> set[str]:
-    """Return the sections whose rules a configuration does not meet; "" for a rule of the whole configuration."""
-    return {str(problem["loc"][0]) if problem["loc"] else "" for problem in error.errors(include_url=False)}
+def _changes_error(
+    config: BaseModel, wrong: Mapping[str, Any], path: str, pool: Sequence[Any], error: ValidationError
+) -> bool:
+    """Return whether another field changes the error of a value, so that the rule concerns this field too."""
+    sample = pool[:: -(-len(pool) // POINTS)]
+    return any(_errors(config, {**wrong, path: value}) != _texts(error) for value in [*sample, pool[-1]])
+
+
+def _errors(config: BaseModel, values: Mapping[str, Any]) -> list[str] | None:
+    """Return the errors of a configuration with these values, None if it is valid."""
+    try:
+        _configured(config, values)
+    except ValidationError as error:
+        return _texts(error)
+    return None
+
+
+def _texts(error: ValidationError) -> list[str]:
+    return [f"{problem['loc']} {problem['msg']}" for problem in error.errors(include_url=False)]
 
 
 def _values(entry: Entry, kind: type) -> tuple[Sequence[Any], bool]:

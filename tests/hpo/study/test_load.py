@@ -128,7 +128,10 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     ("space/optimizer.lr", {"choices": [1e-3, "fast"]}, [
         "space.optimizer.lr.choices: must be a number, got 'fast'"
     ]),
-    ("space/optimizer.lr", 3, ["space.optimizer.lr: must be a mapping, got 3"]),
+    ("space/optimizer.lr", 3, [
+        "space.optimizer.lr: must be a mapping, got 3; use {low: A, high: B} or {choices: [...]}, or set the field "
+        "in base"
+    ]),
     ("space", {}, ["space: must have at least one field; add a field, or add arms to compare configurations"]),
     ("space", GONE, ["space: must have at least one field; add a field, or add arms to compare configurations"]),
     ("base/optimizer", {"lr": "1-e4"}, ["base.optimizer.lr: must be a number, got '1-e4'"]),
@@ -140,7 +143,8 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     # what does not go together
     ("base/model/n_head", 3, ["base.model: n_embd must be a multiple of n_head, got 32 and 3"]),
     ("space/model.n_head", {"choices": [1, 3]}, [
-        "space.model.n_head.choices: model n_embd must be a multiple of n_head, got 32 and 3"
+        "space.model.n_head.choices: model n_embd must be a multiple of n_head, got 32 and 3; "
+        "no other values in the space make it valid"
     ]),
     ("base/run/tokens", 10, [
         "base: run.tokens must be at least rungs x batch_size x grad_accum x context = 512, "
@@ -148,7 +152,7 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     ]),
     ("space/run.grad_accum", {"low": 1, "high": 100}, [
         "space.run.grad_accum.high: run.tokens must be at least rungs x batch_size x grad_accum x context = 51200, "
-        "so that every rung has an update, got 8192"
+        "so that every rung has an update, got 8192; no other values in the space make it valid"
     ]),
     ("space/data.max_documents", {"choices": [100, 200]}, [
         f"space.data.max_documents: {COMPARED} data cannot be compared"
