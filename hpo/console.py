@@ -165,7 +165,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(format_value(inner) for inner in value)
     if isinstance(value, int):
-        return f"{value:.4g}" if abs(value) >= 10**21 else f"{value:,}" if abs(value) >= 10_000 else str(value)
+        return f"{value:.6g}" if abs(value) >= 10**21 else f"{value:,}" if abs(value) >= 10_000 else str(value)
     return printable(str(value), keep="")
 
 
@@ -175,7 +175,7 @@ def format_number(value: float) -> str:
         return str(value)
     size = abs(value)
     if size >= LARGEST_FIXED:
-        return f"{value:.4g}"
+        return f"{value:.6g}"
     if isinstance(value, Rounded):
         return f"{value:,.{value.decimals}f}"
     if size >= 10_000:
@@ -187,7 +187,7 @@ def format_number(value: float) -> str:
 
 def fixed(value: float, decimals: int) -> str:
     """Return a number with this many decimals, or with an exponent if it is too large for them."""
-    return f"{value:.{decimals}f}" if abs(value) < LARGEST_FIXED else f"{value:.4g}"
+    return f"{value:.{decimals}f}" if abs(value) < LARGEST_FIXED else f"{value:.6g}"
 
 
 def json_value(value: Any) -> Any:

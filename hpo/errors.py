@@ -57,4 +57,4 @@ def error_summary(text: str) -> str:
     return named[0] if named else ""
 
 
-_TRACEBACK = ("Traceback (most recent call last):", "  + Exception Group Traceback (most recent call last):")
+_TRACEBACK = ("Traceback", "  + Exception Group Traceback")

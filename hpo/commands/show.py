@@ -112,7 +112,9 @@ def _event_details(snapshot: Snapshot, event: SlotEvent) -> str:
     details = [f"trial {t.number}" for t in trials]
     details += [f"attempt {event.attempt}"] if event.attempt is not None else []
     details += [event.owner.rpartition(":")[0]] if event.owner else []
-    text = error_summary(event.text or "")
+    text = (event.text or "").strip()
+    # The text of a lost worker ends with the last lines of its log.
+    text = error_summary(text) if "Traceback" in text else text.rpartition("\n")[2]
     return "".join([f" ({', '.join(details)})" if details else "", f": {text}" if text else ""])
 
 

@@ -1,13 +1,10 @@
 """Run a study to the end of its budget: start workers, restart crashed ones, pass signals on, show events."""
 
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.config.permission import named_code
@@ -19,6 +16,7 @@ from hpo.launcher.placement import GroupFactory, resolve_workers
 from hpo.launcher.plan import describe_plan
 from hpo.launcher.processes import WorkerGroup
 from hpo.launcher.progress import EventLog, LiveTable, RegistrationProgress, is_dumb_terminal
+from hpo.launcher.signals import SignalForwarder
 from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
 from hpo.queue.registry import check_objections, register_study
 from hpo.queue.stored_study import StoredStudy
@@ -32,7 +30,6 @@ from hpo.storage.store import open_store
 from hpo.storage.url import normalise_url
 from hpo.study.places import place_options
 from hpo.study.spec import Study, study_file_tree
-from hpo.worker.events import Event
 
 # Prints the result of a study and returns the exit status: (snapshot, folder of the study, options, seconds of the
 # launch).
@@ -154,7 +151,7 @@ def _supervise(
         plain = options.plain or options.quiet or not sys.stderr.isatty() or is_dumb_terminal()
         view = EventLog(snapshot, options.quiet) if plain else LiveTable(snapshot, len(environments))
         group = start_group(arguments, [{**urls, **env} for env in environments], guard.folder)
-        signals = _SignalForwarder(group)
+        signals = SignalForwarder(group)
         try:
             with view:
                 _watch(group, signals, view, reader, stored, guard)
@@ -170,7 +167,7 @@ def _supervise(
 
 def _watch(
     group: WorkerGroup,
-    signals: "_SignalForwarder",
+    signals: SignalForwarder,
     view: EventLog | LiveTable,
     reader: Reader,
     stored: StoredStudy,
@@ -216,42 +213,3 @@ def _check_failed(group: WorkerGroup) -> None:
     statuses = {worker.process.returncode for worker in failed}
     problem.status = statuses.pop() if len(statuses) == 1 and statuses <= {2, 4} else WorkFailed.status
     raise problem
-
-
-class _SignalForwarder:
-    """Passes SIGINT and SIGTERM on to the workers: the first one ends their rung, the second stops them immediately."""
-
-    def __init__(self, group: WorkerGroup) -> None:
-        self.group = group
-        self.first: int | None = None
-        self.reported = False
-        self.previous = {n: signal.signal(n, self._forward) for n in (signal.SIGINT, signal.SIGTERM)}
-        self.previous[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._suspend)
-
-    def _forward(self, number: int, _: FrameType | None) -> None:
-        self.first = self.first or number
-        self.group.send_signal(signal.Signals(number))
-
-    def _suspend(self, number: int, _: FrameType | None) -> None:
-        """Suspend the workers and this process until the user continues it. The workers' leases may expire meanwhile.
-
-        The workers are in sessions of their own, so the terminal does not suspend them.
-        """
-        self.group.suspend()
-        handler = signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)  # returns when this process is continued
-        signal.signal(number, handler)
-        self.group.resume()
-
-    def events(self) -> list[Event]:
-        """Return a note after the first signal. The handler does not print it: it may interrupt another line."""
-        if self.first is None or self.reported:
-            return []
-        self.reported = True
-        text = "stopping: each worker finishes its rung and saves a checkpoint; press Ctrl-C again to stop immediately"
-        return [{"event": "note", "text": text}]
-
-    def restore(self) -> None:
-        """Restore the previous signal handlers."""
-        for n, handler in self.previous.items():
-            signal.signal(n, handler)

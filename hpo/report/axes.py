@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hpo.analysis.snapshot import Snapshot
+from hpo.console import printable
 from hpo.search.ranges import Choices, Entry, Space
 from hpo.search.scale import unit_position
 from hpo.storage.trials import Trial
@@ -84,6 +85,7 @@ def _round_values(low: float, high: float, log: bool, complement: bool) -> list[
 
 def short(text: str, longest: int = MAX_CHARACTERS) -> str:
     """Truncate a text to `longest` characters and escape it for Plotly, which does not decode &quot;."""
+    text = printable(text, keep="")
     return html.escape(text if len(text) <= longest else text[: longest - 1] + "…", quote=False)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
-from hpo.console import say
+from hpo.console import printable, say
 from hpo.errors import NothingFeasible, StorageError
 from hpo.report import appendix, sections
 from hpo.report.html import html_page, paragraph
@@ -92,7 +92,10 @@ def report_page(data: ReportData, out: Path) -> str:
     """Return the report as one HTML page."""
     snapshot = data.snapshot
     time = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    body = [f"<h1>{escape(snapshot.name)}</h1>\n", paragraph(f"{_purpose(snapshot)}Report of {time}.", "small")]
+    body = [
+        f"<h1>{escape(printable(snapshot.name))}</h1>\n",
+        paragraph(f"{_purpose(snapshot)}Report of {time}.", "small"),
+    ]
     body.append(sections.summary_section(snapshot, data.verdict))
     body += sections.arms_section(snapshot, data.confirmations, data.ablations)
     body += sections.curves_section(snapshot)

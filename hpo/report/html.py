@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
-from hpo.console import format_value
+from hpo.console import format_value, printable
 
 # The browser refuses to load anything that is not in the file itself.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -59,10 +59,14 @@ def paragraph(words: str, kind: str = "") -> str:
 
 
 def inline(words: str) -> str:
-    parts = html.escape(words).split("`")
+    parts = _escaped(words).split("`")
     if len(parts) % 2 == 0:  # a single back tick in the user's text
-        return html.escape(words)
+        return _escaped(words)
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+
+
+def _escaped(words: str) -> str:
+    return html.escape(printable(words))
 
 
 def bullets(lines: Iterable[str], kind: str = "") -> str:
@@ -72,11 +76,11 @@ def bullets(lines: Iterable[str], kind: str = "") -> str:
 
 
 def heading(words: str) -> str:
-    return f"<h2>{html.escape(words)}</h2>\n"
+    return f"<h2>{_escaped(words)}</h2>\n"
 
 
 def code_block(words: str, kind: str = "") -> str:
-    return f"<pre{_class(kind)}>{html.escape(words)}</pre>\n"
+    return f"<pre{_class(kind)}>{_escaped(words)}</pre>\n"
 
 
 def html_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -122,7 +126,7 @@ def html_page(title: str, body: str) -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
-<title>{html.escape(title)}</title>
+<title>{_escaped(title)}</title>
 <style>{_CSS}</style>
 <script>{get_plotlyjs()}</script>
 </head>
@@ -137,13 +141,13 @@ the file.</p></noscript>
 
 def _breakable(path: str) -> str:
     """Return the name of a column, which may break after a dot or an underscore."""
-    return html.escape(path).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    return _escaped(path).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, str) and value.count("`") and value.count("`") % 2 == 0:
         return inline(value)
-    return html.escape("–" if value is None else format_value(value))
+    return _escaped("–" if value is None else format_value(value))
 
 
 def _is_number(value: Any) -> bool:

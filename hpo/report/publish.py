@@ -17,6 +17,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from hpo.analysis.snapshot import Snapshot
+from hpo.console import printable
 from hpo.optuna_internals import (
     STUDY_ARTIFACT_PREFIX,
     figure_prefix,
@@ -62,14 +63,14 @@ def note_markdown(verdict: Verdict) -> str:
 
 def _escape(text: str) -> str:
     """Return text that Markdown and HTML show unchanged, except that text between back ticks is code."""
-    parts = text.split("`")
+    parts = printable(text).split("`")
     if len(parts) % 2 == 0:
         return _escape_markup(text.replace("`", "'"))
     return "`".join(part if i % 2 else _escape_markup(part) for i, part in enumerate(parts))
 
 
 def _escape_markup(text: str) -> str:
-    return "".join(f"\\{character}" if character in "\\*_[]<>#|" else character for character in text)
+    return "".join(f"\\{character}" if character in "\\*_[]<>#|!&~" else character for character in printable(text))
 
 
 def dashboard_figures(snapshot: Snapshot) -> dict[str, go.Figure]:

@@ -31,3 +31,16 @@ def used(folder: Path) -> int:
     """Return the number of bytes in use on the file system of a folder."""
     stat = os.statvfs(folder)
     return (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+
+
+@contextmanager
+def read_only(folder: Path, mount: Path) -> Iterator[Path]:
+    """Mount a folder at another place, where nobody can write to it; skip the test if this user may not mount."""
+    mount.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "--bind", folder, mount], capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a folder")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", mount], check=True)
+        yield mount
+    finally:
+        subprocess.run(["umount", "--lazy", mount], check=True)

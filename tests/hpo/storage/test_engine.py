@@ -1,0 +1,134 @@
+"""A storage that cannot be written can be read, and a database of another program is never changed."""
+
+import sqlite3
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from hpo.errors import StorageError
+from hpo.storage.engine import open_readonly
+from hpo.storage.store import open_store
+from tests.support.command import MODULE, environment, hpo, run_in_process, trivial
+from tests.support.disk import read_only
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study that has ended."""
+    folder = tmp_path_factory.mktemp("done")
+    trivial(folder)
+    hpo("launch", "--study", "trivial.yaml", cwd=folder)
+    return folder
+
+
+def test_finished_results_can_be_read_on_a_read_only_mount(done: Path, tmp_path: Path) -> None:
+    with read_only(done, tmp_path / "mount") as here:
+        for command in ("status", "studies", "trials", "show 1", "why 1", "logs 1", "best", "export"):
+            assert run_in_process(*command.split(), cwd=here)
+        report = hpo("report", "--html", f"{tmp_path}/report.html", cwd=here)
+        assert "report.html: written" in report.stderr
+        assert "the dashboard does not show the report" in report.stderr
+        for command in ("pause", "launch --study trivial.yaml", "retry --failed"):
+            failed = hpo(*command.split(), cwd=here, status=4)
+            assert "cannot be written: Read-only file system" in failed.stderr
+        assert "study_summaries" in first_page(here)
+    assert (done / "runs" / "hpo.db").is_file()
+
+
+def first_page(folder: Path) -> str:
+    """Start the dashboard in a folder; return what it says about the studies."""
+    command = [sys.executable, "-m", "hpo", "dashboard", "--port", "0"]
+    with subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        line = server.stderr.readline()
+        try:
+            assert "read-only" in line
+            address = line.split()[1].partition("/dashboard")[0]
+            with urllib.request.urlopen(f"{address}/api/studies") as answer:
+                return str(answer.read())
+        finally:
+            server.terminate()
+
+
+def test_changes_that_a_writer_left_beside_a_read_only_file_are_not_left_out(done: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    writer = sqlite3.connect(done / "runs" / "hpo.db")
+    writer.execute("PRAGMA wal_autocheckpoint = 0")
+    writer.execute("UPDATE studies SET study_name = study_name")
+    writer.commit()
+    for name in ("hpo.db", "hpo.db-wal"):
+        (copy / name).write_bytes((done / "runs" / name).read_bytes())
+    writer.close()
+    with (
+        read_only(copy, tmp_path / "mount") as here,
+        pytest.raises(StorageError, match="copy both files"),
+    ):
+        open_readonly(f"sqlite:///{here}/hpo.db")
+
+
+@pytest.mark.parametrize("command", ["status", "doctor --fix", "pause", "launch --study trivial.yaml", "worker"])
+def test_database_of_optuna_is_named_and_never_changed(command: str, tmp_path: Path) -> None:
+    trivial(tmp_path)
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/theirs.db", study_name="their study")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    before = dump(tmp_path / "theirs.db")
+    failed = hpo(*command.split(), "--storage", "theirs.db", cwd=tmp_path, status=4)
+    said = failed.stdout + failed.stderr
+    assert "got a database of Optuna with 1 studies, such as 'their study'; hpo does not change it" in said
+    assert "hpo_slot" not in said
+    assert dump(tmp_path / "theirs.db") == before
+
+
+def dump(file: Path) -> list[Any]:
+    """Return everything in a SQLite file."""
+    with sqlite3.connect(file) as connection:
+        return list(connection.iterdump())
+
+
+def test_launch_continues_after_an_interruption_between_the_tables_of_optuna_and_those_of_hpo(tmp_path: Path) -> None:
+    optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/hpo.db").engine.dispose()
+    with pytest.raises(StorageError, match="no study in"):
+        open_readonly(f"sqlite:///{tmp_path}/hpo.db")
+    open_store(f"sqlite:///{tmp_path}/hpo.db", create=True).close()
+
+
+def test_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("content")
+    (tmp_path / "hpo.db.lock").symlink_to("precious")
+    with pytest.raises(StorageError, match=r"hpo.db.lock must be a file, got a symbolic link; remove it"):
+        open_store(f"sqlite:///{tmp_path}/hpo.db", create=True)
+    assert (tmp_path / "precious").read_text() == "content"
+
+
+def test_links_in_the_place_of_logs_are_not_followed(tmp_path: Path) -> None:
+    trivial(tmp_path)
+    hpo("launch", "--study", "trivial.yaml", cwd=tmp_path)
+    (tmp_path / "precious").write_text("content")
+    log, metrics = (tmp_path / "runs" / "trivial" / name for name in ("worker-1.log", "trials/0004/stderr.log"))
+    log.unlink()
+    metrics.parent.mkdir()
+    for link in (log, metrics):
+        link.symlink_to(tmp_path / "precious")
+    failing = MODULE.replace("for rung in", "raise ValueError('two\\nlines')\n    for rung in")
+    (tmp_path / "trivial.py").write_text(failing)
+    hpo("launch", "--study", "trivial.yaml", "--trials", "5", cwd=tmp_path)
+    assert (tmp_path / "precious").read_text() == "content"
+    assert not log.is_symlink()
+    assert " ValueError: two\n" in hpo("show", "4", cwd=tmp_path).stdout
+
+
+def test_command_that_waits_for_the_lock_of_another_process_says_so(tmp_path: Path) -> None:
+    lock = tmp_path / "hpo.db.lock"
+    script = f"exec 9>{lock}; flock 9; sleep 3.5"
+    with subprocess.Popen(["bash", "-c", script]):
+        while not lock.exists():
+            pass
+        trivial(tmp_path)
+        waited = hpo("launch", "--study", "trivial.yaml", "--storage", "hpo.db", cwd=tmp_path)
+    assert "waiting for another process, which holds" in waited.stderr
