@@ -1,5 +1,6 @@
 """Warn about results of a study that may mislead: a best value at the end of its range, or one that chance explains."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -15,6 +16,8 @@ from hpo.storage.trials import State
 NEAR = 0.02  # share of a range, on its own scale, within which a value counts as at the end
 MIN_SEARCHED = 10  # searched trials of a running study before its best trial is worth a warning
 MANY_ROWS = 0.1  # share of the rows without text, or of repeats, above which there is a warning
+FEW_TOKENS = 5_000  # of the validation split, below which there is a warning: a standard error of 0.03 nats
+TOKEN_SIGMA = 2.0  # nats, about the standard deviation of the loss of one token
 MAX_TRIALS = 1000  # above this, warnings do not read the parameters and curves of all trials
 
 
@@ -28,10 +31,12 @@ def study_warnings(snapshot: Snapshot) -> list[str]:
         return []
     small = len(snapshot.trials) <= MAX_TRIALS
     if snapshot.spec.get("arms"):
-        return [*lost_rows(snapshot), *worse_than_bigrams(snapshot), *(equal_arms(snapshot) if small else ())]
+        equal = equal_arms(snapshot) if small else ()
+        return [*lost_rows(snapshot), *small_validation(snapshot), *worse_than_bigrams(snapshot), *equal]
     ineffective = without_effect(snapshot) if small and has_ended(snapshot) else {}
     return [
         *lost_rows(snapshot),
+        *small_validation(snapshot),
         *worse_than_baseline(snapshot),
         *worse_than_bigrams(snapshot),
         *within_noise(snapshot),
@@ -49,6 +54,17 @@ def lost_rows(snapshot: Snapshot) -> Iterator[str]:
     ):
         if (n := snapshot.rows.get(key, 0)) > MANY_ROWS * read:
             yield f"{n:,} of {read:,} rows of the data {what}, and are left out."
+
+
+def small_validation(snapshot: Snapshot) -> Iterator[str]:
+    """Warn that the validation split has so little text that its choice decides about the losses."""
+    tokens, documents = snapshot.rows.get("val_tokens"), snapshot.rows.get("val_documents", 0)
+    if tokens is not None and tokens < FEW_TOKENS:
+        n, error = f"{documents:,} document{'s' if documents != 1 else ''}", TOKEN_SIGMA / math.sqrt(max(1, tokens))
+        yield (
+            f"the validation split has only {tokens:,} tokens in {n}. A loss on so little text has a standard error of "
+            f"about {error:.1g} nats per token, whatever the seed. Use more text, or a larger data.val_fraction."
+        )
 
 
 def _has_result(snapshot: Snapshot) -> bool:

@@ -25,7 +25,7 @@ from hpo.errors import error_summary
 from hpo.queue.inspect import SlotEvent
 from hpo.runs.metrics import read_metrics, read_rungs
 from hpo.runs.run_dir import study_folder, trial_folder
-from hpo.storage.attributes import ERROR, METRICS
+from hpo.storage.attributes import ERROR, METRICS, NOTE
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import Trial, study_ids
 
@@ -137,6 +137,7 @@ def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
         **{key: attrs[key] for key in ("retry_of", "forked_from") if key in attrs},
         **({"interruptions": interruptions} if interruptions else {}),
         **({"reason": error} if error else {}),
+        **({"note": attrs[NOTE]} if NOTE in attrs else {}),
     }
 
 

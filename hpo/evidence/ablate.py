@@ -20,7 +20,7 @@ from hpo.evidence.comparison import (
 )
 from hpo.evidence.designs import ALL, DESIGNS, NONE, ArmsAndContrasts, Contrast, fields_of
 from hpo.evidence.factors import find_factors, named_configuration, order_factors, with_run_settings_of
-from hpo.evidence.paired import ended_without_value, final_score, runs_by_arm
+from hpo.evidence.paired import ended_without_value, final_score, runs_by_arm, scope_note
 from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
 from hpo.storage.engine import open_readonly
@@ -91,7 +91,7 @@ def conclude_ablation(
 
     def print_result() -> bool:
         print_records(effect_table(snapshot), format)
-        say("\n".join(["", *effect_verdicts(snapshot)]))
+        say("\n".join(["", *effect_verdicts(snapshot), scope_note(snapshot)]))
         return any(effect.n for effect in estimate_effects(snapshot))
 
     return conclude_comparison(snapshot, seconds, print_result)

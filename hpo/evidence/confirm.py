@@ -20,7 +20,7 @@ from hpo.evidence.comparison import (
     full_length_base,
     search_study,
 )
-from hpo.evidence.paired import ArmComparison, compare_arms, comparison_record
+from hpo.evidence.paired import ArmComparison, compare_arms, comparison_record, scope_note
 from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
 from hpo.storage.attributes import FIXED_VALUES
@@ -78,7 +78,7 @@ def conclude_confirmation(
 
     def print_result() -> bool:
         print_records(confirmation_table(snapshot), format)
-        say("\n".join(["", *confirmation_verdicts(snapshot)]))
+        say("\n".join(["", *confirmation_verdicts(snapshot), scope_note(snapshot)]))
         return any(arm.difference for arm in compare_arms(snapshot))
 
     return conclude_comparison(snapshot, seconds, print_result)

@@ -135,6 +135,13 @@ def _verdict(difference: Paired | None, p: float | None, better: bool, lost: int
     return "better" if better else "worse"
 
 
+def scope_note(snapshot: Snapshot) -> str:
+    """Return what the p-values and intervals of a comparison cover: the seeds, because all runs score the same text."""
+    note = "p-values and intervals cover the seeds of the runs, not the choice of the validation data"
+    tokens, documents = (snapshot.rows.get(key) for key in ("val_tokens", "val_documents"))
+    return note if tokens is None else f"{note} ({tokens:,} tokens in {documents:,} documents)"
+
+
 def comparison_record(comparison: ArmComparison) -> dict[str, Any]:
     """Return a comparison as one row of the printed table."""
     difference = comparison.difference

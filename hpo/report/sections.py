@@ -9,6 +9,7 @@ from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts
 from hpo.analysis.statistics import LEVEL
 from hpo.analysis.summary import objective_decimals
 from hpo.console import fixed
+from hpo.evidence.paired import scope_note
 from hpo.report import curve_figures, importance, importance_figures, lr_figures, space_figures
 from hpo.report.axes import Axis, axes
 from hpo.report.html import bullets, definition_table, figure_element, heading, html_table, paragraph
@@ -69,7 +70,8 @@ def _comparison_note(snapshot: Snapshot) -> str:
     seeds = snapshot.spec["seeds"]
     note = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}) that the search did not use. Runs with the same seed have "
     note += "the same initial weights and batches, and are compared in pairs."
-    return note + (" search: the value in the search." if "confirms" in snapshot.spec["about"] else "")
+    note += " search: the value in the search." if "confirms" in snapshot.spec["about"] else ""
+    return f"{note} The {scope_note(snapshot)}."
 
 
 def curves_section(snapshot: Snapshot) -> Iterator[str]:

@@ -56,18 +56,24 @@ def describe_data(config: BaseModel) -> tuple[str | None, dict[str, float]]:
 def row_counts(config: BaseModel) -> dict[str, int]:
     """Return what became of the rows of a configuration's data: read, missing, repeated, documents.
 
-    The result is empty for a configuration class of the user, and for data that version 0.1 prepared.
+    val_tokens and val_documents are the size of the validation split. The result is empty for a configuration class of
+    the user, and contains only the size of the split for data that version 0.1 prepared.
 
     Raises:
         Problem: The text cannot be used.
         Unwritable: The cache folder cannot hold the prepared data.
     """
-    return prepare_data(config).rows if isinstance(config, TrainConfig) else {}
+    return _row_counts(prepare_data(config)) if isinstance(config, TrainConfig) else {}
+
+
+def _row_counts(data: PreparedData) -> dict[str, int]:
+    split = data.splits["val"]
+    return {**data.rows, "val_tokens": split.n_targets, "val_documents": split.n_documents}
 
 
 def rows_text(rows: Mapping[str, int]) -> str:
     """Return the result of `row_counts` as a sentence; "" if it is empty."""
-    if not rows:
+    if "read" not in rows:
         return ""
     words = {"read": "rows read", "missing": "missing", "repeated": "repeated", "documents": "documents kept"}
     return ", ".join(f"{rows[key]:,} {text}" for key, text in words.items())

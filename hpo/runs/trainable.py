@@ -62,6 +62,17 @@ class GeneratorRuns:
         if close is not None:
             close()
 
+    def finish(self, lane: int) -> int | None:
+        """Run the code after the last `yield` that is used; return the next rung if the function yields again.
+
+        Raises:
+            Exception: The exception of the training function.
+        """
+        try:
+            return _checked_item(next(self.generators[lane]))[0]
+        except StopIteration:
+            return None
+
     def save(self, lane: int, folder: Path) -> None:
         """Save nothing, because only the user's function knows its state. An interrupted trial starts again."""
 

@@ -22,6 +22,7 @@ METRICS = "hpo:metrics"  # the metrics of its last rung
 SUGGESTED_BY = "hpo:suggested"  # what suggested its parameters
 PRUNING_DECISION = "hpo:pruned"  # the comparison that pruned it
 END_REASON = "hpo:ended"  # why it ended, in one word
+NOTE = "hpo:note"  # what a reader of its result should know
 ERROR = "hpo:error"  # text of the exception that ended it
 ATTEMPTS = "hpo:attempts"  # how its earlier attempts ended: [attempt, event type, worker]
 IS_FEASIBLE = "hpo:feasible"  # false if it exceeded a limit; the dashboard does not show Optuna's constraints

@@ -42,6 +42,7 @@ class TrialExecutor:
     """Holds the trials that one owner has claimed: they are being trained, or wait for a pack of their shape.
 
     quarantine: kind and message of the failures that this machine repeats, None while the machine is trusted.
+    yields_more: a note that the training function yields after its last rung, "" if that is not known.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class TrialExecutor:
         self.breaker = CircuitBreaker()
         self.trials: list[RunningTrial] = []
         self.quarantine: tuple[str, str] | None = None
+        self.yields_more = ""
 
     def claim_trial(self, pack: int) -> bool:
         """Claim a trial and prepare its configuration; return False if there is no free slot.

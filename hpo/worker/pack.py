@@ -5,15 +5,17 @@ Each trial of a pack has a lane. When a trial ends, its lane is refilled with an
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from optuna.trial import TrialState
 
+from hpo.errors import error_summary
 from hpo.runs import checkpoints
 from hpo.runs.metrics import append_metrics, metric, read_rungs, write_rungs
-from hpo.runs.run_dir import to_json_value
-from hpo.runs.trainable import build_runs, pack_key, parse_report
+from hpo.runs.run_dir import append_error_log, to_json_value
+from hpo.runs.trainable import GeneratorRuns, build_runs, pack_key, parse_report
 from hpo.worker.executor import TrialExecutor
 from hpo.worker.failures import classify_failure
 from hpo.worker.signals import SignalHandler, TrialTimeout
@@ -168,9 +170,29 @@ class PackRunner:
             self._save_checkpoints(lane, trial, rung, value)
             if rung < self.study.rungs:
                 return False
+            self._finish(lane, trial, rung)
         self.runs.stop(lane)
         self._end(trial, decision, value)
         return True
+
+    def _finish(self, lane: int, trial: RunningTrial, rung: int) -> None:
+        """Let a training function of the user end, and note if it does not end at the last rung of the study file.
+
+        The result is already known. The next rung of a function that yields more is trained once per worker only.
+        """
+        rungs, text = self.study.rungs, ""
+        if isinstance(self.runs, GeneratorRuns) and not self.executor.yields_more:
+            try:
+                further = self.runs.finish(lane) if rung <= rungs else rung
+                if further is not None:
+                    text = f"the training function reports rung {further}, but `rungs` of the study file is {rungs}"
+                    self.executor.yields_more = text
+            except (Exception, SystemExit) as error:
+                append_error_log(trial.folder, trial.claim.attempt, "".join(traceback.format_exception(error)))
+                text = f"the training function failed after its last rung: {type(error).__name__}: {error}"
+        if text:
+            self.executor.log_event("rungs", f"trial {trial.number}: {text}")
+        trial.note = error_summary(text) or self.executor.yields_more
 
     def _save_checkpoints(self, lane: int, trial: RunningTrial, rung: int, value: float) -> None:
         loss = self.study.direction.loss

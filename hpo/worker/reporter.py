@@ -23,6 +23,7 @@ from hpo.storage.attributes import (
     IS_FEASIBLE,
     LIMIT_CONSTRAINTS,
     METRICS,
+    NOTE,
     PRUNING_DECISION,
 )
 from hpo.storage.fencing import LeaseLost, fenced
@@ -136,6 +137,7 @@ class Reporter:
         """Return the user attributes of a trial that ends."""
         attrs: dict[str, Any] = {METRICS: {k: to_json_value(v) for k, v in trial.metrics.items()}, END_REASON: reason}
         attrs |= {ERROR: error} if error else {}
+        attrs |= {NOTE: trial.note} if trial.note else {}
         attrs |= {PRUNING_DECISION: trial.pruning_decision} if reason == "pruned" else {}
         attrs |= {IS_FEASIBLE: False} if reason in LIMIT_CONSTRAINTS else {}
         return attrs | ({ATTEMPTS: self.stored.slots.attempts(trial.claim.slot)} if trial.claim.attempt > 1 else {})

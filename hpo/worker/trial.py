@@ -37,6 +37,7 @@ class RunningTrial:
     alone: whether to train the trial in a pack of its own, to find out which trial of a pack has failed.
     unreported: values by rung that the storage does not have yet, because it was unreachable.
     pruning_decision: the comparison by which the pruner ended the trial.
+    note: what a reader of the result should know.
     earlier_seconds: training time of earlier attempts. started_at: when this attempt started, by time.monotonic().
     """
 
@@ -48,6 +49,7 @@ class RunningTrial:
     alone: bool = False
     unreported: dict[int, float] = field(default_factory=dict)
     pruning_decision: dict[str, Any] | None = None
+    note: str = ""
     earlier_seconds: float = 0.0
     started_at: float = field(default_factory=time.monotonic)
 
