@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from contextlib import redirect_stdout
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -73,8 +73,7 @@ def main() -> None:
     """Run the command line. An error ends the process with a message on standard error and an exit status."""
     _open_closed_streams()
     output = _Output(1, "w", closefd=False)
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # which may lack characters
-    stdout = io.TextIOWrapper(io.BufferedWriter(output), encoding, "backslashreplace", line_buffering=output.isatty())
+    stdout = _wrapped(output)
     with redirect_stdout(stdout):
         status = _run(output)
     for stream, number in ((stdout, 1), (sys.stderr, 2)):
@@ -86,6 +85,21 @@ def main() -> None:
         say(f"hpo: standard output cannot be written: {output.failure.strerror}")
         status = status or 1
     sys.exit(status)
+
+
+def _wrapped(output: _Output) -> TextIO:
+    """Return a text stream that writes to `output`, or the current stream if that is not the standard output.
+
+    An encoding that lacks a character gets an escape.
+    """
+    try:
+        encoding = sys.stdout.encoding if sys.stdout.fileno() == 1 else None
+    except (AttributeError, OSError):  # closed, or a stream in memory
+        encoding = "utf-8" if sys.stdout is None else None
+    if encoding is None:
+        return sys.stdout
+    buffer = io.BufferedWriter(output)
+    return io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=output.isatty())
 
 
 def _run(output: _Output) -> int:

@@ -194,7 +194,7 @@ def show_logs(snapshot: Snapshot, trial: Trial, out: Path, format: Format) -> No
     print_records(_table_columns(metrics) if format is Format.table else metrics, format)
     stderr = folder / "stderr.log"
     if stderr.is_file():
-        say(stderr.read_text("utf-8", "replace").rstrip())
+        say(stderr.read_bytes().decode("utf-8", "replace").rstrip())
 
 
 def _table_columns(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
