@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hpo.analysis.snapshot import has_ended, read_snapshot, searched_trials
 from hpo.analysis.warnings import MAX_TRIALS, position, study_warnings
 from hpo.config.yaml import dump_yaml
 from hpo.evidence.confirm import ConfirmRequest, plan_confirmation
+from hpo.evidence.paired import scope_note
 from hpo.queue.budget import fill_slots
 from hpo.queue.registry import register_study
 from hpo.queue.stored_study import StoredStudy
@@ -28,9 +30,11 @@ from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
 from hpo.study.load import load_study
 from tests.hpo.storage.test_scale import counted
+from tests.support.command import hpo
 from tests.support.control import run_worker
 from tests.support.planted import edit
 from tests.support.planted import planted_study as planted
+from tests.support.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -432,3 +436,38 @@ def test_status_ends_with_the_notes_and_loads_scipy_only_for_a_test(store: Store
     *_, note, loaded = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
     assert note == "note: x of the best trial, 1, is the upper end of its range. Values beyond it were not tried."
     assert loaded == "[]"
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (
+            {"val_tokens": 54, "val_documents": 2},
+            "only 54 tokens in 2 documents. A loss on so little text has a standard",
+        ),
+        ({"val_tokens": 4999, "val_documents": 1}, "only 4,999 tokens in 1 document. "),
+        ({"val_tokens": 5000, "val_documents": 1}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_small_validation_split_is_noted_with_its_tokens_and_documents(
+    store: Store, here: Path, size: dict[str, int], said: str
+) -> None:
+    stored = began(store, here)
+    put(stored, 1.5, x=0.2, pause=0.1)
+    snapshot = replace(read_snapshot(store, "planted"), rows=size)
+    notes = [note for note in study_warnings(snapshot) if "validation split" in note]
+    assert len(notes) == bool(said)
+    assert all(said in note for note in notes)
+    scope = scope_note(snapshot)
+    assert scope.startswith("p-values and intervals cover the seeds of the runs, not the choice of the validation data")
+    assert ("tokens in" in scope) == bool(size)
+
+
+def test_the_size_of_the_split_is_stored_by_a_launch(here: Path) -> None:
+    base = tiny().model_dump(mode="json")
+    space = {"optimizer.lr": {"choices": [1e-3]}}
+    (here / "s.yaml").write_text(dump_yaml({"base": base, "space": space, "budget": {"trials": 1}}))
+    launched = hpo("launch", "--study", "s.yaml", cwd=here)
+    assert "note: the validation split has only " in launched.stdout
+    assert "note: the validation split has only " in hpo("status", cwd=here).stdout
