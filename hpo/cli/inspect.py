@@ -226,11 +226,17 @@ def dashboard(
         ),
     ] = None,
     out: Out = RUNS,
+    no_token: Annotated[
+        bool,
+        typer.Option("--no-token", help="Let all users of this machine in without the token of the printed link."),
+    ] = False,
 ) -> None:
     """Serve the Optuna Dashboard for a storage.
 
-    To listen on any address other than 127.0.0.1, set a password in HPO_DASHBOARD_PASSWORD.
+    On 127.0.0.1, open the link that the command prints. Its token lets only you in, not the other users of this
+    machine. If HPO_DASHBOARD_PASSWORD is set, the dashboard asks for this password instead. To listen on any other
+    address, a password is required.
     """
     from hpo.dashboard.server import serve
 
-    serve(storage_url(storage), host, port, edit, out)
+    serve(storage_url(storage), host, port, edit, out, use_token=not no_token)

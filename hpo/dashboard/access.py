@@ -4,17 +4,12 @@ The application refuses a request
 
 * to a host name that is not this machine's, if the dashboard is local (421),
 * from a page of another site (403),
-* without the password (401), or after too many wrong passwords (429),
+* without the password or the token (401), or while many wrong passwords are answered (429),
+* whose body is too long (413),
 * that changes a study, if the dashboard is read-only (403),
 * whose answer needs gigabytes of memory (413).
 """
 
-import base64
-import binascii
-import collections
-import hmac
-import json
-import math
 import re
 import threading
 import time
@@ -23,12 +18,12 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-Environ = dict[str, Any]
-StartResponse = Callable[..., Any]
-WsgiApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+from hpo.dashboard.login import Login
+from hpo.dashboard.wsgi import Environ, Headers, Refusal, StartResponse, WsgiApp
 
 READ_METHODS = ("GET", "HEAD")
-MAX_WRONG_PASSWORDS = 10  # wrong passwords that are accepted from one address per minute
+MAX_BODY, MAX_UPLOAD = 2**20, 2**25  # bytes of a request, and of one that uploads a file as base64
+DISCARD_S = 10.0  # seconds for which a body that is too long is read, because browsers send it before they read answers
 MAX_TRIALS_IN_HEAVY_PLOTS = (
     500  # trials above which Optuna's contour and rank plots are refused: 5,000 took 23 s and 2.4 GB
 )
@@ -42,60 +37,6 @@ _HARDENED = [
 ]
 # Artifacts are files of runs and uploads of visitors, so they may contain scripts. The browser must not run these.
 _SANDBOX = ("Content-Security-Policy", "sandbox; default-src 'none'; img-src 'self'; style-src 'unsafe-inline'")
-
-
-class Refusal(Exception):
-    """A request that is refused: HTTP status, reason, additional headers."""
-
-    def __init__(self, status: str, reason: str, *headers: tuple[str, str]) -> None:
-        super().__init__(reason)
-        self.status, self.reason, self.headers = status, reason, headers
-
-    def answer(self, start: StartResponse) -> Iterable[bytes]:
-        """Send the reason in the form of Optuna's own errors, which its pages show."""
-        body = json.dumps({"reason": self.reason}).encode()
-        lines = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start(self.status, [*lines, *self.headers])
-        return [body]
-
-
-class Login:
-    """Checks the password (HTTP basic authentication, any user name) and limits wrong passwords per address."""
-
-    def __init__(self, password: bytes, clock: Callable[[], float] = time.monotonic) -> None:
-        self._password, self._clock = password, clock
-        self._wrong: dict[str, collections.deque[float]] = {}  # address -> times of its last wrong passwords
-        self._lock = threading.Lock()
-
-    def check(self, environ: Environ) -> None:
-        """Check the password of a request.
-
-        Raises:
-            Refusal: the password is missing or wrong, or the address has sent too many wrong ones.
-        """
-        password = _password(environ.get("HTTP_AUTHORIZATION", ""))
-        with self._lock:  # otherwise simultaneous guesses could all be compared before one is counted
-            if wait := self._wait(environ["REMOTE_ADDR"]):
-                reason = f"too many wrong passwords from this address; try again in {wait} s"
-                raise Refusal("429 Too Many Requests", reason, ("Retry-After", str(wait)))
-            if hmac.compare_digest(password or b"", self._password):
-                return
-            if password is not None:  # the first request of a browser has no password
-                self._record(environ["REMOTE_ADDR"])
-        challenge = ("WWW-Authenticate", 'Basic realm="hpo", charset="UTF-8"')
-        raise Refusal("401 Unauthorized", "a password is required; the user name is not checked", challenge)
-
-    def _wait(self, address: str) -> int:
-        """Return the seconds until this address may try again."""
-        times = self._wrong.get(address)
-        if not times or len(times) < MAX_WRONG_PASSWORDS:
-            return 0
-        return max(0, math.ceil(times[0] + 60 - self._clock()))
-
-    def _record(self, address: str) -> None:
-        now = self._clock()
-        self._wrong = {a: times for a, times in self._wrong.items() if times[-1] > now - 60}  # drops old entries
-        self._wrong.setdefault(address, collections.deque(maxlen=MAX_WRONG_PASSWORDS)).append(now)
 
 
 class AccessControl:
@@ -118,24 +59,31 @@ class AccessControl:
         """
         self._read_app, self._edit_app, self._login, self._local = read_app, edit_app, login, local
         self._count_trials = count_trials
+        self._upload = threading.Lock()  # Optuna needs five times the memory of an upload
 
     def __call__(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
         # Bottle decodes paths in this way, so both see the same path.
         path = environ["PATH_INFO"].encode("latin1").decode("utf8", "ignore").rstrip("/")
         environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # Optuna's dashboard requires this key
-        start = _hardened(start, path)
+        added: Headers = []  # by the login
+        start = _hardened(start, path, added)
         try:
-            return self._application(environ, path)(environ, start)
+            app = self._application(environ, path, added)
+            if not _is_upload(path):
+                return app(environ, start)
+            with self._upload:
+                return app(environ, start)
         except Refusal as refusal:
             return refusal.answer(start)
 
-    def _application(self, environ: Environ, path: str) -> WsgiApp:
+    def _application(self, environ: Environ, path: str, added: Headers) -> WsgiApp:
         if self._local and not is_loopback(_host(environ.get("HTTP_HOST", ""))):
             reason = "this dashboard is local; open it at 127.0.0.1 or localhost"
             raise Refusal("421 Misdirected Request", reason)
         _check_site(environ)
         if self._login:
-            self._login.check(environ)
+            added += self._login.check(environ)
+        _check_body(environ, MAX_UPLOAD if _is_upload(path) and self._edit_app else MAX_BODY)
         if environ["REQUEST_METHOD"] in READ_METHODS:
             self._check_size(path)
             return self._read_app
@@ -149,6 +97,27 @@ class AccessControl:
             limit = f"the {heavy[2]} plot is limited to {MAX_TRIALS_IN_HEAVY_PLOTS} trials"
             reason = f"{limit}, this study has {n_trials}"
             raise Refusal("413 Content Too Large", reason)
+
+
+def _is_upload(path: str) -> bool:
+    return path.startswith("/api/artifacts/")
+
+
+def _check_body(environ: Environ, limit: int) -> None:
+    """Check the length of the body before any of it is stored.
+
+    Raises:
+        Refusal: the body is too long, or its length is not given.
+    """
+    length = environ.get("CONTENT_LENGTH") or "0"
+    if "HTTP_TRANSFER_ENCODING" in environ or not (length.isascii() and length.isdigit()):
+        raise Refusal("411 Length Required", "a request must have a Content-Length")
+    if len(length) <= 15 and int(length) <= limit:
+        return
+    deadline, left = time.monotonic() + DISCARD_S, int(length[:15])
+    while left > 0 and time.monotonic() < deadline and (data := environ["wsgi.input"].read(min(left, 2**16))):
+        left -= len(data)
+    raise Refusal("413 Content Too Large", f"a request must have at most {limit / 2**20:.0f} MiB here")
 
 
 def is_loopback(host: str) -> bool:
@@ -188,23 +157,12 @@ def _netloc(origin: str) -> str:
         return ""
 
 
-def _password(header: str) -> bytes | None:
-    """Return the password of an Authorization header, None without one, b"" if it cannot be decoded."""
-    scheme, _, text = header.partition(" ")
-    if scheme.lower() != "basic":
-        return None
-    try:
-        return base64.b64decode(text.strip(), validate=True).partition(b":")[2]
-    except (binascii.Error, ValueError):
-        return b""
+def _hardened(start: StartResponse, path: str, added: Headers) -> StartResponse:
+    """Return `start` with security headers and `added`, without the header that lets other sites read the answer."""
 
-
-def _hardened(start: StartResponse, path: str) -> StartResponse:
-    """Return `start` with security headers added, and without the header that lets other sites read the answer."""
-    added = [*_HARDENED, _SANDBOX] if path.startswith("/artifacts") else _HARDENED
-
-    def hardened(status: str, headers: list[tuple[str, str]], *info: Any) -> Any:
+    def hardened(status: str, headers: Headers, *info: Any) -> Any:
         own = [(key, value) for key, value in headers if key.lower() != "access-control-allow-origin"]
-        return start(status, own + added, *info)
+        sandbox = [_SANDBOX] if path.startswith("/artifacts") else []
+        return start(status, own + _HARDENED + sandbox + added, *info)
 
     return hardened

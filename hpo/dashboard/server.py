@@ -4,12 +4,10 @@ import contextlib
 import os
 import re
 import signal
-import socketserver
 import sys
 import wsgiref.simple_server
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from socket import AF_INET6
 from typing import Any
 
 import optuna_dashboard
@@ -18,7 +16,10 @@ from bottle import HTTPError  # type: ignore[import-untyped]
 from optuna.storages import BaseStorage
 
 from hpo.console import say
-from hpo.dashboard.access import AccessControl, Environ, Login, Refusal, StartResponse, WsgiApp, is_loopback
+from hpo.dashboard.access import AccessControl, is_loopback
+from hpo.dashboard.http_server import IPv6Server, QuietRequestHandler, ThreadingServer
+from hpo.dashboard.login import Login, PasswordLogin, TokenLogin
+from hpo.dashboard.wsgi import Environ, Refusal, StartResponse, WsgiApp
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.optuna_internals import TRIALS, cached_storage
 from hpo.runs.artifacts import ArtifactFolder
@@ -32,42 +33,14 @@ PASSWORD = "HPO_DASHBOARD_PASSWORD"
 _RENAME = re.compile(r"/api/studies/(\d+)/rename")
 
 
-class ThreadingServer(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
-    """A server with one thread per request, so that a slow request does not block others."""
-
-    daemon_threads = True
-    request_queue_size = 64
-
-    def server_bind(self) -> None:
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
-        socketserver.TCPServer.server_bind(self)  # the parent class would look up the host's name, which can be slow
-        self.server_port = self.socket.getsockname()[1]
-        self.setup_environ()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # OSError: the client has closed the connection
-            super().handle_error(request, client_address)
-
-
-class IPv6Server(ThreadingServer):
-    """The server of an IPv6 address."""
-
-    address_family = AF_INET6
-
-
-class QuietRequestHandler(wsgiref.simple_server.WSGIRequestHandler):
-    """A request handler that prints no log lines."""
-
-    timeout = 60  # seconds after which an idle connection is closed
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
-def serve(storage: str, host: str, port: int, edit: bool | None = None, out: Path | None = None) -> None:
+def serve(
+    storage: str, host: str, port: int, edit: bool | None = None, out: Path | None = None, use_token: bool = True
+) -> None:
     """Serve the dashboard until the process is interrupted.
 
     edit: whether users of the dashboard may change studies; None: only if the dashboard is local.
     out: folder of the runs, which contains the files that `hpo report` attached.
+    use_token: whether a dashboard without a password requires the token of the link that it prints.
 
     Raises:
         Problem: other machines can reach the address, and no password is set.
@@ -84,13 +57,13 @@ def serve(storage: str, host: str, port: int, edit: bool | None = None, out: Pat
         read_store = stack.enter_context(open_dashboard(storage))
         can_edit = local and not is_read_only(storage) if edit is None else edit
         edit_store = stack.enter_context(open_store(storage)) if can_edit else None
-        app = build_app(
-            read_store, edit_store, Login(password) if password.strip() else None, local, artifact_store(out)
-        )
+        login = PasswordLogin(password) if password.strip() else TokenLogin() if use_token else None
+        app = build_app(read_store, edit_store, login, local, artifact_store(out))
         server = stack.enter_context(_create_server(host, port, app))
         signal.signal(signal.SIGTERM, _exit_on_sigterm)
         mode = "" if edit_store else ", read-only"
-        say(f"dashboard: http://{_url_host(host)}:{server.server_port}/dashboard{mode}  (press Ctrl-C to stop)")
+        page = f"dashboard?token={login.token}" if isinstance(login, TokenLogin) else "dashboard"
+        say(f"dashboard: http://{_url_host(host)}:{server.server_port}/{page}{mode}  (press Ctrl-C to stop)")
         server.serve_forever()
 
 

@@ -12,15 +12,20 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def dashboard(url: str, *arguments: str, password: str = "") -> Iterator[str]:
-    """Run `hpo dashboard`; yield its address."""
+def dashboard(url: str, *arguments: str, password: str = "", token: bool = False, files: int = 0) -> Iterator[str]:
+    """Run `hpo dashboard`; yield its address.
+
+    token: require a token, and yield the printed link, which contains it. files: limit of open files, as `ulimit -n`.
+    """
     command = [sys.executable, "-m", "hpo", "dashboard", "--storage", url, "--port", "0", *arguments]
+    command += [] if token else ["--no-token"]
+    command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command] if files else command
     env = {**os.environ, "HPO_DASHBOARD_PASSWORD": password}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
         try:
             assert process.stderr is not None
             line = process.stderr.readline()
-            address = re.search(r"http://[^/]+", line)
+            address = re.search(r"http://\S+" if token else r"http://[^/]+", line)
             assert address, line
             yield address[0].replace("0.0.0.0", "127.0.0.1")
         finally:

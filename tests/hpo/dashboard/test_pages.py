@@ -16,8 +16,9 @@ import optuna_dashboard
 import pytest
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 
-from hpo.dashboard.access import AccessControl, WsgiApp
-from hpo.dashboard.server import QuietRequestHandler, ThreadingServer
+from hpo.dashboard.access import AccessControl
+from hpo.dashboard.http_server import QuietRequestHandler, ThreadingServer
+from hpo.dashboard.wsgi import WsgiApp
 from hpo.storage.store import open_store
 from tests.support.chromium import CHROMIUM, MISSING, Browser
 from tests.support.command import environment
@@ -117,6 +118,31 @@ def test_browser_without_the_password_is_shown_nothing(running: str, tmp_path: P
                 assert set(browser.statuses.values()) <= {401}  # the icon
                 assert "password is required" in browser.evaluate("document.body.innerText")
                 assert browser.evaluate(PLOTS) == 0
+
+
+def test_browser_that_opens_the_printed_link_may_use_the_pages_and_no_other_browser_may(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hpo.db"
+    with open_store(url, create=True) as store:
+        optuna.create_study(study_name="planted", storage=store.optuna)
+    with dashboard(url, token=True) as link:
+        address, _, token = link.partition("/dashboard?token=")
+        with Browser(tmp_path) as browser:
+            browser.open(link)
+            browser.wait(READY)
+            assert browser.evaluate("location.href") == f"{address}/dashboard"
+            assert browser.evaluate("document.cookie") == ""  # no script can read the cookie
+            browser.open(f"{address}/dashboard/studies/1")
+            browser.wait(READY)
+            delete = f"fetch('{address}/api/studies/1', {{method: 'DELETE', body: '{{}}'}})"
+            browser.evaluate(f"{delete}.then(answer => window.deleted = answer.status)")
+            assert browser.wait("window.deleted") == 204
+            assert [request for request in browser.requests if token in request] == [link]
+            assert browser.errors == []
+        (tmp_path / "other").mkdir()
+        with Browser(tmp_path / "other") as browser:
+            browser.open(f"{address}/dashboard")
+            assert browser.statuses[f"{address}/dashboard"] == 401
+            assert "a token is required" in browser.evaluate("document.body.innerText")
 
 
 @contextlib.contextmanager

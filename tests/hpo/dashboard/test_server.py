@@ -6,13 +6,17 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+import urllib.error
 import urllib.request
+import wsgiref.simple_server
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
 
+from hpo.dashboard import http_server
 from hpo.dashboard.server import build_app
 from hpo.storage.store import open_dashboard, open_store
 from tests.hpo.dashboard.test_access import Answer
@@ -162,3 +166,67 @@ def test_client_that_closes_its_connection_is_no_error(url: str) -> None:
                 connection.sendall(sent)
         with urllib.request.urlopen(f"{address}/dashboard", timeout=50) as page:
             assert b"Optuna Dashboard" in page.read()
+
+
+def test_other_users_of_this_machine_need_the_token_of_the_printed_link(url: str) -> None:
+    with dashboard(url, token=True) as link:
+        address, _, token = link.partition("/dashboard?token=")
+        assert len(token) >= 32
+        assert [get_status(f"{address}{path}") for path in ("/dashboard", "/api/studies", "/csv/1")] == [401] * 3
+        assert get_status(f"{address}/api/studies/1", "DELETE") == 401
+        assert get_status(f"{address}/api/studies/1?token={token[:-1]}", "DELETE") == 401
+        with pytest.raises(urllib.error.HTTPError, match="303"):
+            urllib.request.build_opener(NoRedirect).open(link)
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())  # as a browser
+        with opener.open(link) as page:
+            assert (page.url, page.status) == (f"{address}/dashboard", 200)
+        with opener.open(urllib.request.Request(f"{address}/api/studies/1", method="DELETE")) as deleted:
+            assert deleted.status == 204
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def test_slow_connections_do_not_stop_the_dashboard(url: str) -> None:
+    with dashboard(url, files=256) as address, contextlib.ExitStack() as stack:
+        host, _, port = address.removeprefix("http://").partition(":")
+        for i in range(300):
+            slow = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            slow.sendall(b"GET / HTTP/1.1\r\nHost: local" if i % 2 else b"")
+        assert [get_status(f"{address}/api/studies") for _ in range(5)] == [200] * 5
+
+
+def test_client_that_sends_no_request_is_disconnected(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "HEAD_S", 0.2)
+    with wsgiref.simple_server.make_server(
+        "127.0.0.1", 0, lambda *_: [], http_server.ThreadingServer, http_server.QuietRequestHandler
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        with socket.create_connection(server.server_address, timeout=10) as client:  # type: ignore[arg-type]
+            client.sendall(b"GET / HT")
+            assert client.recv(100) == b""
+        server.shutdown()
+        thread.join()
+
+
+def test_body_of_100_megabytes_does_not_take_memory(url: str) -> None:
+    with dashboard(url) as address:
+        get_status(f"{address}/api/studies")
+        (child,) = (
+            int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()[-1:]
+        )
+        before = peak_mb(child)
+        for path in ("/api/studies/1/note", "/api/artifacts/1"):
+            request = urllib.request.Request(address + path, data=bytes(100 * 2**20), method="POST")
+            with pytest.raises(urllib.error.HTTPError, match="413"):
+                urllib.request.urlopen(request, timeout=50)
+        assert peak_mb(child) - before < 20
+
+
+def peak_mb(process: int) -> float:
+    """Return the largest memory that a process had so far."""
+    (line,) = (line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
