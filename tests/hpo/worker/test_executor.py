@@ -14,7 +14,9 @@ from optuna.trial import TrialState, create_trial
 
 import hpo.worker.signals
 from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.errors import error_summary
 from hpo.queue.heartbeat import free_expired_leases, free_leases_of
+from hpo.queue.inspect import SlotTable
 from hpo.queue.registry import register_study
 from hpo.queue.slots import Slots
 from hpo.queue.stored_study import StoredStudy
@@ -244,3 +246,28 @@ def test_slots_of_a_deleted_study_are_not_those_of_the_next(store: Store, here: 
     assert again.slots.counts() == {"free": 3, "leased": 0, "done": 0, "expired": 0}
     with store.engine.begin() as connection:
         assert connection.execute(sa.select(sa.func.count()).select_from(SLOT)).scalar() == 3
+
+
+def test_first_line_of_an_error_is_shown_and_each_attempt_keeps_its_whole_traceback(store: Store, here: Path) -> None:
+    failing = """
+
+def failing(config):
+    import pathlib
+
+    if not pathlib.Path("tried").exists():
+        pathlib.Path("tried").touch()
+        raise RuntimeError("CUDA error: device-side assert triggered\\nCompile with `TORCH_USE_CUDA_DSA`")
+    raise ValueError("boom\\n" + "\\n".join(f"line {i}" for i in range(60)))
+    yield
+"""
+    stored = create_study(store, here, failing, train="curves:failing", budget={"trials": 1})
+    events: list[dict[str, Any]] = []
+    assert Worker(stored, Path("runs"), 1, events.append).work() == 0
+    assert [event["error"] for event in events if event["event"] == "error"] == ["ValueError: boom"]
+    texts = [event.text for event in SlotTable(store, stored.optuna._study_id).events()]
+    assert {"RuntimeError: CUDA error: device-side assert triggered", "ValueError: boom"} <= set(texts)
+    log = (here / "runs" / "planted" / "trials" / "0000" / "stderr.log").read_text()
+    for part in ("attempt 1:\nTraceback", "Compile with", "attempt 2:\nTraceback", "line 0\n", "line 59\n"):
+        assert part in log
+    trial = stored.optuna.get_trials()[0]
+    assert error_summary(trial.user_attrs[ERROR]) == "ValueError: boom"
