@@ -25,11 +25,28 @@ ODD_LEAVES = st.one_of(
     st.integers(-3, 40),
     st.sampled_from([0.0, 0.5, 1e-9, 1e308, float("inf"), float("nan"), -1.5, 2**70, 10**300, 1e-320]),
     st.sampled_from(
-        ["", "adamw", "names", "bytes", "gpt", "1e-4", "off", "2001-12-14", "math:sin", "x:y", ":", "\x85"]
+        ["", "adamw", "names", "bytes", "gpt", "1e-4", "off", "2001-12-14", "math:sin", "x:y", ":", "\x85", "[/INST]"]
+    ),
+    st.sampled_from(
+        [
+            "yes",
+            "no",
+            "loguniform",
+            "q_uniform",
+            "int_uniform",
+            "categorical",
+            "maximize",
+            "val_acc",
+            "bayes",
+            "a\x1b[2Jb",
+        ]
     ),
     st.text(max_size=3),
 )
-PARTS = "name low high log step choices min q distribution points trials hours from optimizer optimizer.lr run.tokens"
+PARTS = (
+    "name low high log step choices min q distribution points trials hours from optimizer optimizer.lr run.tokens "
+    "run.seed max value values type scale lower upper parameters method metric early_terminate learning_rate max_iters n_layer"
+)
 WORDS = st.sampled_from([*KEYS, *PARTS.split(), "optimizer.name", "run.batch_size", "x.name", ".name", "", "."])
 TREES = st.recursive(
     ODD_LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3), max_leaves=6
@@ -123,7 +140,26 @@ WRONG: dict[str, list[Change]] = {  # key that the refusal names -> changes that
         at(*LR, value={"min": 1e-3, "low": 1e-3, "high": 1e-2}),
         at(*LR, value={"min": 1e-3, "max": 1e-2, "distribution": []}),
         at(*LR, value=3),
+        *(at(*LR, value=[*choices]) for choices in ([1e-3, 1e-2], [[1, 2], [3, 4]], ["[/INST]"])),
+        *(at(*LR, value={key: [[1, 2], [3, 4]]}) for key in ("choices", "values")),
+        *(
+            at(*LR, value={"min": 1e-4, "max": 1e-2, "distribution": word})
+            for word in ("loguniform", "log_uniform", "q_uniform", "int_uniform", "categorical", "normal", "x\x1b[2J")
+        ),
+        *(at(*LR, value={"low": 1e-4, "high": 1e-2, key: "log"}) for key in ("type", "scale", "prior")),
+        at(*LR, value="loguniform(1e-5, 1e-1)"),
+        at(*LR, value={"lower": 1e-4, "upper": 1e-2}),
     ],
+    "direction": [at("direction", value=value) for value in ("maximize", "max", "", None, True)],
+    **{
+        key: [at(key, value=value) for value in (3, "x", {}, {"name": "acc"})]
+        for key in ("method", "metric", "parameters", "early_terminate", "learning_rate", "max_iters", "n_trials")
+    },
+    "space.run.seed": [
+        lambda tree: tree.update(space={"run.seed": {"choices": [1, 2]}}, baseline_seeds=1, sampler={"name": "random"})
+    ],
+    "space.learning_rate": [at("space", "learning_rate", value={"low": 1e-4, "high": 1e-2})],
+    "base.learning_rate": [at("base", "learning_rate", value=1e-3)],
     "space.optimizer.lr.low": [at(*LR, value={"low": "1.e-4x", "high": 1}), at(*LR, value={"low": -1.0, "high": 1.0})],
     "space.optimizer.lr.choices": [at(*LR, value={"choices": []}), at(*LR, value={"choices": [0.1, 0.1]})],
     "space.optimizer.lrr": [at("space", "optimizer.lrr", value={"low": 1e-3, "high": 1e-2})],
