@@ -22,7 +22,7 @@ from hpo.analysis.targets import milestone_records
 from hpo.analysis.warnings import study_warnings
 from hpo.console import Format, format_duration, print_record, print_records, say, show
 from hpo.errors import error_summary
-from hpo.queue.inspect import SlotEvent
+from hpo.queue.inspect import BeingRegistered, SlotEvent
 from hpo.runs.metrics import read_metrics, read_rungs
 from hpo.runs.run_dir import study_folder, trial_folder
 from hpo.storage.attributes import ERROR, METRICS, NOTE
@@ -56,15 +56,24 @@ def study_records(store: OpenStorage) -> list[dict[str, Any]]:
 
 def show_status(store: OpenStorage, name: str | None, format: Format, watch: bool) -> None:
     """Print the progress of a study once, or every two seconds until the study ends."""
-    while True:
-        snapshot = read_snapshot(store, name)
-        if format is Format.table:
-            show(_status_text(snapshot))
-        else:
-            print_record(summary(snapshot), format)
-        if not watch or has_ended(snapshot):
-            return
+    while not _print_status(store, name, format) and watch:
         time.sleep(2)
+
+
+def _print_status(store: OpenStorage, name: str | None, format: Format) -> bool:
+    """Print the progress of a study; return whether the study has ended."""
+    try:
+        snapshot = read_snapshot(store, name)
+    except BeingRegistered as problem:
+        if format is not Format.table:
+            raise
+        show(str(problem))
+        return False
+    if format is Format.table:
+        show(_status_text(snapshot))
+    else:
+        print_record(summary(snapshot), format)
+    return has_ended(snapshot)
 
 
 def _status_text(snapshot: Snapshot) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from hpo.optuna_internals import STUDIES, STUDY_USER_ATTRS
 from hpo.queue.inspect import SlotTable
+from hpo.storage.attributes import UID
 from hpo.storage.schema import EVENT, SLOT
 
 Fixed = Mapping[str, Any] | None  # the values that the trial of a slot must use; None: the sampler suggests them
@@ -30,9 +32,19 @@ _INSERT_POSTGRES = f"""
 
 
 def delete_slots(slots: SlotTable) -> None:
-    """Delete all slots and events under the id of a study, also those of a deleted study that had the same id."""
+    """Delete all slots and events under the id of a study, also those of a deleted study that had the same id.
+
+    Those of all other studies that were deleted are deleted too. A renamed study keeps its uid, and its slots.
+    """
+    attrs = STUDY_USER_ATTRS.c
+    deleted = ~sa.exists().where(STUDIES.c.study_id == _c.study_id)
+    stored_uid = sa.literal('"') + _c.study_uid + '"'
+    unknown = ~sa.exists().where(attrs.key == UID, attrs.value_json == stored_uid)
 
     def write(connection: sa.Connection) -> None:
+        connection.execute(sa.delete(SLOT).where(_c.study_uid != "", deleted, unknown))
+        orphaned = ~sa.exists().where(STUDIES.c.study_id == EVENT.c.study_id)
+        connection.execute(sa.delete(EVENT).where(orphaned, ~sa.exists().where(_c.study_id == EVENT.c.study_id)))
         connection.execute(sa.delete(SLOT).where(_c.study_id == slots.study_id))
         connection.execute(sa.delete(EVENT).where(EVENT.c.study_id == slots.study_id))
 

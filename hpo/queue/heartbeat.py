@@ -62,14 +62,19 @@ def free_leases_of(store: OpenStorage, owner: str, text: str = "") -> list[Lease
 def _free(store: OpenStorage, condition: sa.ColumnElement[bool], text: str = "") -> list[Lease]:
     """Free the leased slots that meet a condition. A slot whose trial has finished becomes done instead."""
     now = database_clock(store.engine)
-    finished = sa.exists().where(TRIALS.c.trial_id == _c.trial_id, state_name().in_(FINISHED))
+    finished = sa.exists().where(
+        TRIALS.c.trial_id == _c.trial_id, TRIALS.c.study_id == _c.study_id, state_name().in_(FINISHED)
+    )
     values = {"state": sa.case((finished, "done"), else_="free"), "failures": _c.failures + 1}
     free = sa.update(SLOT).where(_c.state == "leased", condition).values(values)
     columns = (_c.study_id, _c.owner, _c.slot, _c.attempt, _c.kind, _c.trial_id, _c.state)
 
     def write(connection: sa.Connection) -> list[Lease]:
         rows = connection.execute(free.returning(*columns)).all()
-        set_trial_states(connection, [row.trial_id for row in rows if row.state == "free"], RUNNING, WAITING)
+        # A trial of another study may have the id of a trial of a deleted study.
+        pairs = [(row.trial_id, row.study_id) for row in rows if row.state == "free" and row.trial_id is not None]
+        own = sa.select(TRIALS.c.trial_id).where(sa.tuple_(TRIALS.c.trial_id, TRIALS.c.study_id).in_(pairs))
+        set_trial_states(connection, connection.execute(own).scalars().all(), RUNNING, WAITING)
         for row in rows:
             lease = {"study_id": row.study_id, "slot": row.slot, "attempt": row.attempt, "owner": row.owner}
             connection.execute(insert_event(now, "lost", text, **lease))

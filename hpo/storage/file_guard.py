@@ -78,6 +78,9 @@ def _save(connection: sqlite3.Connection, file: Path, command: str) -> str:
         saved = next(file.with_name(name) for name in names if not file.with_name(name).exists())
         with closing(sqlite3.connect(saved)) as copy:
             connection.backup(copy)
+        if not file.exists():
+            for suffix in ("-wal", "-shm"):  # SQLite would apply an old log to the file that takes the place
+                Path(f"{file}{suffix}").unlink(missing_ok=True)
     except (OSError, sqlite3.Error) as error:
         return f"its content could not be saved: {error}"
     return f"its content is saved in {saved}; to continue: mv {saved} {file}, then {command}"

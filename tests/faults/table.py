@@ -13,8 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import optuna_dashboard
+
 from hpo.queue.compatibility import PROTOCOL_VERSION
+from hpo.storage.store import open_store
+from hpo.storage.trials import study_ids
 from tests.faults.scene import GPT, NAME, PLANTED, TRIALS, Scene
+from tests.hpo.dashboard.test_access import Answer
 from tests.support.disk import small_disk
 from tests.support.fork_server import SERVER
 
@@ -47,6 +52,14 @@ def kill_at(where: str, keys: Mapping[str, object] = PLANTED) -> Callable[[Scene
         assert mark.exists(), scene.everything()
 
     return provoke
+
+
+def kill_at_registration(scene: Scene) -> None:
+    launcher = scene.launch(FAULT="registering")
+    launcher.wait(60)
+    assert scene.rows("SELECT count(*) FROM hpo_slot") == [(TRIALS // 2,)]
+    said = scene.end(scene.start("status"), 0, 30)
+    assert f"study scene: being registered, {TRIALS // 2} of {TRIALS} trials" in said
 
 
 def kill_launcher(scene: Scene) -> None:
@@ -326,8 +339,66 @@ def join_with_another_version(scene: Scene) -> None:
     scene.write(speak.format(PROTOCOL_VERSION))
 
 
+def remove_database(scene: Scene) -> None:
+    """Remove the database file, and put the file in its place that the launcher has saved."""
+    launcher = scene.launch()
+    scene.wait_for_values()
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{scene.database}{suffix}").unlink(missing_ok=True)
+    said = scene.end(launcher, 4, 30)
+    assert f"storage {scene.database}: the file was removed while it was in use; its content is saved in" in said
+    Path(f"{scene.database}.rescued").rename(scene.database)
+
+
+def remove_run_folder(scene: Scene) -> None:
+    """Remove the run folder; then restore it, because the checks compare its files."""
+    launcher = scene.launch()
+    scene.wait_for_values()
+    kept = (scene.out / NAME).rename(scene.folder / "kept")
+    assert "the run folder was removed while the study ran" in scene.end(launcher, 1, 30)
+    shutil.rmtree(scene.out / NAME, ignore_errors=True)  # what a worker has still written
+    kept.rename(scene.out / NAME)
+
+
+def rename_study(scene: Scene) -> None:
+    """Rename the study in Optuna's dashboard while it runs, and back."""
+    scene.study(LONG)
+    launcher = scene.launch()
+    scene.wait_for_values()
+    with scene.witness.lock:  # Optuna copies the values, and a value that a worker reports meanwhile is reported again
+        rename(scene, NAME, "renamed")
+        assert "study scene: was renamed to 'renamed' while it ran" in scene.end(launcher, 1, 30)
+        rename(scene, "renamed", NAME)
+        scene.finish()
+    assert "study scene: was renamed; it continues with all of its trials" in scene.said(scene.processes[-1])
+
+
+def rename(scene: Scene, old: str, new: str) -> None:
+    with open_store(scene.url, patience=60.0) as store:
+        app = optuna_dashboard.wsgi(store.rdb)
+        Answer(app, f"/api/studies/{study_ids(store)[old]}/rename", "POST", {"study_name": new})
+        assert new in study_ids(store)
+
+
+def create_again(scene: Scene) -> None:
+    """Delete the study while it runs, and launch it again under the same name."""
+    scene.study(LONG)
+    launcher = scene.launch()
+    scene.wait_for_values()
+    with scene.witness.lock, open_store(scene.url, patience=60.0) as store:
+        store.rdb.delete_study(study_ids(store)[NAME])
+        again = scene.launch()
+        scene.until(lambda: NAME in study_ids(store))
+        scene.witness.seen.clear()
+    assert "study scene: was deleted while it ran" in scene.end(launcher, 1, 30)
+    assert f"{NAME} belongs to another study; this study uses {scene.out / NAME}-" in scene.end(again)
+    shutil.rmtree(scene.out / NAME)
+    next(scene.out.glob(f"{NAME}-*")).rename(scene.out / NAME)
+
+
 LOST = frozenset({"lost"})
 PREEMPTED = frozenset({"preempted"})
+SERVED = {"postgres": "the server keeps its files open"}
 FILES = {"sqlite": "a file needs no server"}
 CLIENTS = {"sqlite": "there is no connection: a statement is a call in the worker's own process"}
 BEFORE = {"postgres": "it happens before the storage is opened"}
@@ -360,6 +431,11 @@ FAULTS = [
     Fault("read-only storage", write_protect, PREEMPTED, of_storage=True),
     Fault("clocks of workers wrong by an hour", turn_clock),
     Fault("two launches at the same time", launch_twice, of_storage=True),
+    Fault("database file removed", remove_database, LOST, SERVED),
+    Fault("run folder removed", remove_run_folder),
+    Fault("study renamed while it runs", rename_study, frozenset({"lost", "renamed"})),
+    Fault("study deleted and created again while it runs", create_again),
+    Fault("launcher killed while it registers a study", kill_at_registration),
     Fault("loss is NaN", diverge, frozenset({"diverged"})),
     Fault("out of memory", run_out_of_memory, frozenset({"oom"})),
     Fault("corrupt checkpoint", garble_checkpoints, frozenset({"preempted", "restarted"})),

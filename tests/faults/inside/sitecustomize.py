@@ -138,6 +138,24 @@ def memory():
     before(PackRunner, "_train", limit)
 
 
+def registering():
+    """Die in the launcher after half of the slots."""
+    import hpo.queue.budget
+
+    hpo.queue.budget.CHUNK = 3
+    chunks = []
+
+    def count():
+        chunks.append(1)
+        if len(chunks) == 2:
+            die()
+
+    before(hpo.queue.budget, "_insert", count)
+
+
+if os.environ.get("FAULT") == "registering" and "launch" in getattr(sys, "orig_argv", ()):
+    registering()
+
 if "SCENE_CORES" in os.environ and "launch" in getattr(sys, "orig_argv", ()):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, random.sample(cores, min(len(cores), int(os.environ["SCENE_CORES"]))))
@@ -146,5 +164,5 @@ if "FAULT" in os.environ and "worker" in getattr(sys, "orig_argv", ()):
     import hpo.worker.worker
 
     hpo.worker.worker.PROBE_S = 0.5
-    if os.environ["FAULT"]:
+    if os.environ["FAULT"] not in ("", "registering"):
         globals()[os.environ["FAULT"]]()
