@@ -45,7 +45,8 @@ ODD_LEAVES = st.one_of(
 )
 PARTS = (
     "name low high log step choices min q distribution points trials hours from optimizer optimizer.lr run.tokens "
-    "run.seed max value values type scale lower upper parameters method metric early_terminate learning_rate max_iters n_layer"
+    "run.seed max value values type scale lower upper parameters method metric early_terminate learning_rate max_iters "
+    "n_layer"
 )
 WORDS = st.sampled_from([*KEYS, *PARTS.split(), "optimizer.name", "run.batch_size", "x.name", ".name", "", "."])
 TREES = st.recursive(
