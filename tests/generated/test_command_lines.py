@@ -4,6 +4,7 @@ What would train, listen or wait for long is given arguments that end it first: 
 """
 
 import enum
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ QUICK = {tuple(name.split()) for name in NAMES.split(",")}
 
 ODD = st.one_of(
     st.sampled_from(["", " ", "-", "--", "-1", "é", "\udcff", "x" * 300, "x" * 5000, "../..", "[1", "{a: 1}", "\n"]),
+    st.sampled_from(["\x1b[31mred", "[/INST]", "[bold]x", "\u202eabc", "a;b", "my study", "\x9b2J", "...yaml", "<b>x"]),
     st.text(st.characters(exclude_characters="\0/"), max_size=6),
 )
 STORAGES = [  # none of them can be used
@@ -47,9 +49,37 @@ STORAGES = [  # none of them can be used
     *("sqlite:///a\udcff.db", "journal://x", "postgresql+asyncpg://h/db", "sqlite+pysqlcipher://:s3cret@/x.db"),
 ]
 GOOD = ("trivial.yaml", "fresh", "beta2_sweep", "claims", "./trivial.yaml")
-BAD = ("broken.yaml", "best.yaml", "bytes.yaml", "notes.txt", "empty", "empty/", "nope", "no/such.yaml", "mainrun")
+BAD = (
+    "broken.yaml",
+    "best.yaml",
+    "bytes.yaml",
+    "notes.txt",
+    "empty",
+    "empty/",
+    "nope",
+    "./my study.yaml",
+    "./...yaml",
+    "no/such.yaml",
+    "mainrun",
+)
 FILES = dict.fromkeys(GOOD, 0) | dict.fromkeys(BAD, 2)
-SETS = ["lr=0.2", "lr=-3", "lr=x", "lr", "=1", "x.name=1", "lr.x=1", "lr={a: 1}", "lr=[", "lr=1e400", "lr=.nan", "é=1"]
+SETS = [
+    "lr=\x1b[31m",
+    "lr=[/INST]",
+    "\u202e=1",
+    "lr=0.2",
+    "lr=-3",
+    "lr=x",
+    "lr",
+    "=1",
+    "x.name=1",
+    "lr.x=1",
+    "lr={a: 1}",
+    "lr=[",
+    "lr=1e400",
+    "lr=.nan",
+    "é=1",
+]
 PATHS = ["empty", "notes.txt", "new", "new/deep/x.yaml", ".", "/dev/null/x", "notes.txt/x", "", "x" * 300, "\udcff"]
 
 
@@ -71,6 +101,11 @@ class Line:
         return bool(missing) or any(
             not fits(p, self.values[p.name]) for p in command.params if p.name in self.values and not flag(p)
         )
+
+
+def hidden(text: str) -> set[str]:
+    """Return the characters of an output that a terminal interprets."""
+    return {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n", "\t"}
 
 
 def flag(parameter: Any) -> bool:
@@ -288,6 +323,8 @@ def test_whatever_is_typed_is_answered_or_refused_with_the_right_status(line: Li
     assert ended.status in due(line), (line, ended)
     assert "Traceback" not in ended.err
     assert "s3cret" not in ended.out + ended.err
+    assert not hidden(ended.err)
+    assert not hidden(ended.out) or "csv" in line.words or "--format=csv" in line.words
     if ended.status in (2, 3, 4):
         if line.path != ("doctor",):  # whose findings are its answer, also where the storage is away
             assert ended.err.startswith(("hpo: ", "Usage: ", "Error: ", "warning: ")), ended.err

@@ -134,6 +134,8 @@ def prepare_workspace(parent: Path) -> Workspace:
     hpo("launch", "--study", "trivial.yaml", cwd=folder)
     (folder / "best.yaml").write_text(run_in_process("export", cwd=folder))
     (folder / "broken.yaml").write_text(STUDY.replace("low: 0.0", "low: 2.0"))
+    for name in ("my study.yaml", "...yaml"):
+        (folder / name).write_text(STUDY)
     (folder / "notes.txt").write_text("a: [b\n")
     (folder / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     (folder / "other.db").write_bytes(b"not a database" * 100)
