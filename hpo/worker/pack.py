@@ -103,7 +103,7 @@ class PackRunner:
         reported = trial.frozen.intermediate_values
         rows = read_rungs(log, objective, reported)
         known = {r for r, row in rows.items() if r in reported or metric(row, objective) is not None}
-        rung, reason = 0, ""
+        rung, reason = 0, NO_CHECKPOINT
         if trial.claim.attempt > 1 or trial.rung:
             rung, reason = self._load_checkpoint(lane, trial, known)
         if not rung and (trial.rung or reason != NO_CHECKPOINT):
