@@ -149,6 +149,12 @@ def trial_artifact_prefix(trial_id: int) -> str:
 
 # Optuna's tables, with the columns that hpo reads or writes.
 VERSION_TABLE = "version_info"  # exists where Optuna has created its tables
+OPTUNA_TABLES = frozenset(
+    """
+    studies study_directions study_system_attributes study_user_attributes trial_heartbeats trial_intermediate_values
+    trial_params trial_system_attributes trial_user_attributes trial_values trials version_info
+    """.split()  # noqa: SIM905
+)
 
 STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
 STUDY_USER_ATTRS = sa.table(

@@ -127,6 +127,12 @@ def _run(output: _Output) -> int:
         if output.failure is None:
             raise
         return 0  # `main` reports the error
+    except Exception as error:
+        damage = sys.modules.get("hpo.storage.damage")  # imported by the commands that open a storage
+        if damage is None or (failure := damage.explain_failure(error)) is None:
+            raise
+        _say_error(f"hpo: {failure}")
+        return 4
 
 
 def _say_error(text: str) -> None:

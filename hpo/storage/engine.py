@@ -18,6 +18,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 from hpo.errors import StorageError
+from hpo.storage.damage import check_damage
 from hpo.storage.file_guard import FileGuard
 from hpo.storage.retry import QUICK, patience_limit, retry
 from hpo.storage.schema import N_COLUMNS, foreign_studies, missing_columns, needed_for_reading
@@ -145,6 +146,7 @@ def columns_to_add(url: str, patience: float) -> list[sa.Column[Any]]:
     if file and not file.is_file():
         raise no_storage(file)
     engine = sa.create_engine(url, **unpooled_options(url, readonly=True))
+    check_damage(engine, url, patience)
     missing = retry(missing_columns, engine, patience=patience, url=url)
     check_ours(engine, url, patience)
     if missing is None or len(missing) == N_COLUMNS:

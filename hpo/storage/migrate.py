@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from hpo.errors import StorageError
+from hpo.storage.damage import check_damage
 from hpo.storage.engine import check_ours, columns_to_add, unpooled_options
 from hpo.storage.locks import creation_lock
 from hpo.storage.retry import QUICK, retry
@@ -22,7 +23,9 @@ def create_tables(url: str) -> None:
     Raises:
         StorageError: The tables belong to another program, or to another version of Optuna.
     """
-    check_ours(sa.create_engine(url, **unpooled_options(url)), url, QUICK)
+    engine = sa.create_engine(url, **unpooled_options(url))
+    check_damage(engine, url, QUICK)
+    check_ours(engine, url, QUICK)
     try:
         rdb = RDBStorage(optuna_url(url), engine_kwargs=unpooled_options(url))
     except RuntimeError as error:  # the tables are of another version of Optuna

@@ -31,6 +31,8 @@ QUICK = 5.0  # the same for commands that a person waits for
 # SQLite result codes of errors that end by themselves or by an administrator's action:
 # SQLITE_BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN, PROTOCOL. https://www.sqlite.org/rescode.html
 _SQLITE_TEMPORARY = {5, 6, 7, 10, 13, 14, 15}
+_SQLITE_DAMAGED = {11, 26}  # SQLITE_CORRUPT, NOTADB
+_DAMAGED = "it is damaged, or not a database: restore a copy of it, or use another --storage"
 # Classes of SQLSTATE: connection exception, transaction rollback, insufficient resources, object not in prerequisite
 # state, operator intervention, system error. PostgreSQL documentation, appendix "PostgreSQL Error Codes".
 _POSTGRES_TEMPORARY = {"08", "40", "53", "55", "57", "58"}
@@ -115,6 +117,8 @@ def retry(call: Callable[..., T], *args: Any, patience: float = PATIENCE, url: s
             result = call(*args, **kwargs)
             outages.end()
             return result
+        except UnicodeDecodeError as error:  # of a value, or of SQLite's message, which quotes a damaged schema
+            raise StorageError(f"storage {masked_url(url)}: text in it is not UTF-8; {_DAMAGED}") from error
         except _storage_errors() as error:
             cause = _cause(error)
             # Random, so that workers that lost the server at the same time do not reconnect at the same time.
@@ -161,6 +165,9 @@ def _explanation(cause: BaseException, url: str) -> str:
     if url:
         for secret in secrets_of(url):
             text = text.replace(secret, "***")
+    is_damaged = getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_DAMAGED
+    if is_damaged or text.startswith("Could not decode to UTF-8"):
+        text += f"; {_DAMAGED}"
     return f"storage {masked_url(url)}: {mask_passwords(text)}"
 
 

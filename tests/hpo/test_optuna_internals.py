@@ -28,8 +28,9 @@ def test_tables_have_the_columns(table: sa.TableClause) -> None:
     assert set(table.c.keys()) <= set(theirs.c.keys())
 
 
-def test_version_table_exists() -> None:
-    assert internals.VERSION_TABLE in internals.rdb_models().BaseModel.metadata.tables
+def test_tables_are_all_of_optuna() -> None:
+    assert set(internals.rdb_models().BaseModel.metadata.tables) == internals.OPTUNA_TABLES
+    assert internals.VERSION_TABLE in internals.OPTUNA_TABLES
 
 
 @pytest.mark.parametrize("owner", internals.OVERRIDDEN_METHODS)
