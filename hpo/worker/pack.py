@@ -190,9 +190,9 @@ class PackRunner:
             except (Exception, SystemExit) as error:
                 append_error_log(trial.folder, trial.claim.attempt, "".join(traceback.format_exception(error)))
                 text = f"the training function failed after its last rung: {type(error).__name__}: {error}"
-        if text:
+        if text := error_summary(text):
             self.executor.log_event("rungs", f"trial {trial.number}: {text}")
-        trial.note = error_summary(text) or self.executor.yields_more
+        trial.note = text or self.executor.yields_more
 
     def _save_checkpoints(self, lane: int, trial: RunningTrial, rung: int, value: float) -> None:
         loss = self.study.direction.loss
