@@ -1,5 +1,6 @@
 """Summarize the progress of a study, as JSON fields and as lines of text."""
 
+import re
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
@@ -11,6 +12,12 @@ from hpo.console import format_number, with_columns
 from hpo.search.direction import Direction
 from hpo.storage.attributes import ARM
 from hpo.storage.trials import State, Trial
+
+# Columns of tables of trials and studies, which may also be the name of a user's objective.
+COLUMNS = re.compile(
+    "number|state|kind|rung|sigmas|seconds|params|curve|metrics|milestones|worker|attempt|reason|interruptions|"
+    "baseline|study|complete|pruned|failed|running|waiting|started|ended|slot|retry_of|forked_from|trial|tokens|arm|seed"
+)
 
 
 def summary(snapshot: Snapshot) -> dict[str, Any]:
@@ -55,6 +62,11 @@ def milestones_of(snapshot: Snapshot, trial: Trial) -> list[Milestone]:
     return milestones(expected, snapshot.rungs, curve, snapshot.direction) if expected else []
 
 
+def objective_column(snapshot: Snapshot) -> str:
+    """Return the column of the objective in tables of trials and studies, whose other columns have fixed names."""
+    return f"value.{snapshot.objective}" if COLUMNS.fullmatch(snapshot.objective) else snapshot.objective
+
+
 def trial_row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     """Return one row of the table that `hpo trials` prints."""
     value = trial_value(trial)
@@ -63,12 +75,10 @@ def trial_row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
         "state": trial_status(snapshot, trial),
         "kind": trial.user_attrs.get("kind", "search"),
         "rung": trial.last_step or 0,
+        objective_column(snapshot): None if value is None else rounded(snapshot.noise, value),
+        **({"sigmas": sigmas(snapshot.noise, trial, value)} if snapshot.noise else {}),
+        "seconds": trial.duration.total_seconds() if trial.duration else None,
     }
-    columns = with_columns(
-        columns, {snapshot.objective: None if value is None else rounded(snapshot.noise, value)}, "value"
-    )
-    columns |= {"sigmas": sigmas(snapshot.noise, trial, value)} if snapshot.noise else {}
-    columns = with_columns(columns, {"seconds": trial.duration.total_seconds() if trial.duration else None}, "measured")
     # The user's configuration may have a field with the name of a column.
     return with_columns(columns, trial.params, "params")
 

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -69,9 +70,17 @@ class _Output(io.FileIO):
             raise
 
 
+class _Messages(logging.Handler):
+    """Prints the messages of loggers without a handler of their own, as all other messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say_error(self.format(record))
+
+
 def main() -> None:
     """Run the command line. An error ends the process with a message on standard error and an exit status."""
     _open_closed_streams()
+    logging.lastResort = _Messages(logging.WARNING)
     output = _Output(1, "w", closefd=False)
     stdout = _wrapped(output)
     with redirect_stdout(stdout):

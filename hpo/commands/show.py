@@ -17,7 +17,7 @@ from hpo.analysis.snapshot import (
     trial_status,
     trial_value,
 )
-from hpo.analysis.summary import best_summary, goal_lines, milestones_of, summary
+from hpo.analysis.summary import best_summary, goal_lines, milestones_of, objective_column, summary
 from hpo.analysis.targets import milestone_records
 from hpo.analysis.warnings import study_warnings
 from hpo.console import Format, format_duration, print_record, print_records, say, show
@@ -50,7 +50,7 @@ def study_records(store: OpenStorage) -> list[dict[str, Any]]:
             continue  # a study of another program
         best = snapshot.best()
         objective = best and rounded(snapshot.noise, best.values[0])
-        studies.append({"study": name, **trial_counts(snapshot), snapshot.objective: objective})
+        studies.append({"study": name, **trial_counts(snapshot), objective_column(snapshot): objective})
     return studies
 
 
@@ -154,10 +154,10 @@ def _result(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     """Return the value of a trial, and its distance from the baseline in standard deviations of the noise if known."""
     result, noise = trial_value(trial), snapshot.noise
     if noise is None or result is None:
-        return {snapshot.objective: result}
+        return {objective_column(snapshot): result}
     baseline = {"mean": rounded(noise, noise.mean), "sigma": rounded(noise, noise.sigma), "seeds": noise.n}
     return {
-        snapshot.objective: rounded(noise, result),
+        objective_column(snapshot): rounded(noise, result),
         "sigmas": sigmas(noise, trial, result),
         "baseline": baseline,
     }

@@ -101,6 +101,8 @@ class WorkerGroup:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
+                encoding="utf-8",
+                errors="replace",
                 env={**os.environ, **environment, EVENTS: "json"},
                 # The launcher passes Ctrl-C on. In its own session a worker does not receive Ctrl-C a second time.
                 start_new_session=True,
@@ -112,13 +114,14 @@ class WorkerGroup:
     def _read_events(self, worker: WorkerProcess, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            with contextlib.suppress(json.JSONDecodeError):
-                event = json.loads(line)
-                if event["event"] == "joined":
-                    worker.owner = event["owner"]
-                elif event["event"] in (*ENDS, "rung"):
-                    worker.n_crashes = 0
-                self._events.put({**event, "worker": worker.number})
+            event = _parse_event(line)
+            if event is None:
+                continue
+            if event["event"] == "joined":
+                worker.owner = event["owner"]
+            elif event["event"] in (*ENDS, "rung"):
+                worker.n_crashes = 0
+            self._events.put({**event, "worker": worker.number})
         self._events.put({"event": "exit", "worker": worker.number, "status": process.wait()})
 
     def restart_crashed(self) -> Iterator[WorkerProcess]:
@@ -183,3 +186,13 @@ class WorkerGroup:
             if worker.process.poll() is None:
                 os.killpg(worker.process.pid, signal.SIGKILL)
                 worker.process.wait()
+
+
+def _parse_event(line: str) -> Event | None:
+    """Return the event in a line, None for a line that the user's training function has printed."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_event = isinstance(event, dict) and isinstance(event.get("event"), str)
+    return event if is_event and (event["event"] != "joined" or "owner" in event) else None

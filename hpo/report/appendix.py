@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts
-from hpo.analysis.summary import objective_decimals
+from hpo.analysis.summary import objective_column, objective_decimals
 from hpo.config.yaml import dump_yaml
 from hpo.console import command_line, fixed, format_duration, json_value
 from hpo.errors import error_summary
@@ -48,7 +48,7 @@ def trials_section(snapshot: Snapshot) -> Iterator[str]:
 
 def _trial_record(snapshot: Snapshot, trial: Trial, paths: Sequence[str]) -> dict[str, Any]:
     value = fixed(trial.values[0], objective_decimals(snapshot))
-    record: dict[str, Any] = {"trial": trial.number, "kind": snapshot.kind(trial), snapshot.objective: value}
+    record: dict[str, Any] = {"trial": trial.number, "kind": snapshot.kind(trial), objective_column(snapshot): value}
     record["seconds"] = f"{trial.duration.total_seconds():.1f}" if trial.duration else None
     return record | {f"params.{k}" if k in record else k: v for k, v in trial.params.items() if k in paths}
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from hpo.analysis.snapshot import Snapshot, trial_status, trial_value
+from hpo.analysis.summary import objective_column
 from hpo.runs.run_dir import to_json_value, write_file
 from hpo.storage.attributes import ARM, METRICS, SEED
 from hpo.storage.trials import Trial
@@ -26,7 +27,7 @@ def _row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
         "state": trial_status(snapshot, trial),
         "kind": snapshot.kind(trial),
     }
-    fields |= {"rung": trial.last_step or 0, snapshot.objective: trial_value(trial)}
+    fields |= {"rung": trial.last_step or 0, objective_column(snapshot): trial_value(trial)}
     fields |= {
         "started": trial.started,
         "ended": trial.ended,
@@ -44,12 +45,12 @@ def curves_frame(snapshot: Snapshot) -> pd.DataFrame:
     rows = [
         {"number": trial.number, "rung": rung}
         | ({"tokens": round(rung * snapshot.rung_tokens)} if snapshot.rung_tokens else {})
-        | {snapshot.objective: value}
+        | {objective_column(snapshot): value}
         for trial in snapshot.trials
         for rung, value in sorted(trial.intermediate_values.items())
     ]
     return pd.DataFrame(
-        rows, columns=["number", "rung", *(["tokens"] if snapshot.rung_tokens else []), snapshot.objective]
+        rows, columns=["number", "rung", *(["tokens"] if snapshot.rung_tokens else []), objective_column(snapshot)]
     )
 
 

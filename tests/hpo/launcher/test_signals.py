@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import MODULE, environment, trivial, worker_processes
+from tests.support.command import MODULE, environment, hpo, trivial, worker_processes
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
@@ -66,3 +66,14 @@ def test_launch_prints_lines_in_a_terminal_that_cannot_show_a_table(tmp_path: Pa
         assert launch.wait() == 0
     assert b"worker 1: trial 3: complete at rung 3/3" in text
     assert b"\x1b" not in text
+
+
+def test_whatever_a_training_function_prints_is_not_taken_for_an_event(tmp_path: Path) -> None:
+    trivial(tmp_path)
+    printed = "5", "[1]", "null", '{"event": 3}', '{"event": "joined"}', "{" * 5, "[" * 9000
+    lines = "".join(f"    print({text!r}, flush=True)\n" for text in printed)
+    lines += "    import sys\n    sys.stdout.buffer.write(bytes([255, 10]) * 50_000)\n    sys.stdout.flush()\n"
+    (tmp_path / "trivial.py").write_text(MODULE.replace("    for rung in", f"{lines}    for rung in"))
+    done = hpo("launch", "--study", "trivial.yaml", "--plain", cwd=tmp_path)
+    assert "4 complete, 0 pruned, 0 failed" in done.stderr
+    assert "worker 1: trial 3: complete at rung 3/3" in done.stderr
