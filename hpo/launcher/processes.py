@@ -22,6 +22,7 @@ from hpo.worker.events import ENDS, EVENTS, Event
 # AFTER_JOIN: of a worker that reached no rung in between. This number is larger than MAX_FAILURES, so that a trial that
 # crashes its workers fails first.
 MAX_CRASHES_BEFORE_JOIN, MAX_CRASHES_AFTER_JOIN = 3, MAX_FAILURES + 1
+READ_S = 5.0  # seconds for which the launcher reads the last events after all workers have ended
 # Exit statuses after which a worker is restarted: its device failed, and may work again in a new process.
 RESTART_STATUSES = (75,)
 
@@ -84,6 +85,8 @@ class WorkerGroup:
         """
         self._events: queue.Queue[Event] = queue.Queue()
         self._arguments, self._stopping = arguments, False
+        self._readers: list[threading.Thread] = []
+        self._ended_at = math.inf  # when all workers had ended, by time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         self.workers = []
         for number, environment in enumerate(environments, 1):
@@ -109,7 +112,9 @@ class WorkerGroup:
             )
 
     def _start_reader(self, worker: WorkerProcess) -> None:
-        threading.Thread(target=self._read_events, args=(worker, worker.process), daemon=True).start()
+        reader = threading.Thread(target=self._read_events, args=(worker, worker.process), daemon=True)
+        self._readers = [thread for thread in self._readers if thread.is_alive()] + [reader]
+        reader.start()
 
     def _read_events(self, worker: WorkerProcess, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -149,7 +154,13 @@ class WorkerGroup:
     def is_active(self) -> bool:
         """Return whether a worker runs, will be restarted, or has sent events that are not read yet."""
         restarting = any(w.has_crashed() and w.restart_at != math.inf for w in self.workers) and not self._stopping
-        return restarting or any(w.process.poll() is None for w in self.workers) or not self._events.empty()
+        if restarting or any(w.process.poll() is None for w in self.workers):
+            self._ended_at = math.inf
+            return True
+        self._ended_at = min(self._ended_at, time.monotonic())
+        # A process that a training function has started may keep the pipe open.
+        reading = any(thread.is_alive() for thread in self._readers) and time.monotonic() < self._ended_at + READ_S
+        return reading or not self._events.empty()
 
     def failed(self) -> list[WorkerProcess]:
         """Return the workers that ended with another status than 0."""
