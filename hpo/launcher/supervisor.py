@@ -27,7 +27,7 @@ from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.file_guard import rescued
 from hpo.storage.retry import PATIENCE, limit_patience
 from hpo.storage.store import open_store
-from hpo.storage.url import normalise_url
+from hpo.storage.url import normalise_url, sqlite_file
 from hpo.study.places import place_options
 from hpo.study.spec import Study, study_file_tree
 
@@ -121,8 +121,9 @@ def _check_new(storage: str, study: Study) -> None:
     try:
         with open_readonly(storage) as store:
             check_objections(store, study)
-    except StorageError as error:
-        if not error.passing:  # there is no storage yet
+    except StorageError:  # of an existing storage: `open_store` reports it, or adds what an earlier version lacks
+        file = sqlite_file(normalise_url(storage))
+        if file is not None and not file.exists():
             check_objections(None, study)
 
 
