@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -306,3 +307,41 @@ def test_a_seed_is_not_searched_by_a_new_study(here: Path, field: str) -> None:
     assert f"planted.yaml: space.{field}: must not be searched" in refused
     assert "baseline_seeds" in refused
     assert "arms with seeds" in refused
+
+
+SAVING = """
+
+from hpo.runs.trainable import GeneratorRuns
+
+
+class Run(BaseModel):
+    keep_checkpoints: str = "best"
+
+
+class Saved(Signed):
+    run: Run = Run()
+
+
+class Saving(GeneratorRuns):
+    def __init__(self, configs, **arguments):
+        super().__init__(signed, configs)
+
+    def save(self, lane, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "state.safetensors").write_text("")
+"""
+
+
+def test_the_checkpoints_of_the_largest_values_are_kept(here: Path, stores: dict[str, Store]) -> None:
+    kept = {}
+    for direction in SIGNS:
+        keys = {"train": "curves:Saving", "config": "curves:Saved", "pruner": {"name": "none"}, "keep_best": 2}
+        path = write(here, direction, {**keys, "budget": {"trials": 6}, "base": {"digits": 4}})
+        (here / "curves.py").write_text((here / "curves.py").read_text() + SAVING)
+        snapshot = run_study(stores[direction], load_study(str(path)))
+        trials = next((here / "runs").glob("planted*")) / "trials"
+        kept[direction] = {int(file.parts[-3]) for file in trials.glob("*/checkpoint/state.safetensors")}
+        best = sorted(snapshot.feasible, key=snapshot.loss)[:2]
+        assert kept[direction] == {t.number for t in best}
+        shutil.rmtree(here / "runs")
+    assert kept["minimize"] == kept["maximize"]
