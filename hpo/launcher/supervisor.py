@@ -190,12 +190,19 @@ def _watch(
                 # If the storage is unreachable, the trials are freed when their leases expire.
                 with suppress(StorageError), limit_patience(VIEW_WAIT_S):
                     free_leases_of(stored.store, worker.owner, worker.describe_exit())
-        _check_still_there(stored, guard)
+        try:
+            _check_still_there(stored, guard)
+        except (StorageError, WorkFailed) as error:  # the workers may take some seconds to stop
+            view.show({"event": "note", "text": f"stopping: {error}"})
+            raise
         if time.monotonic() >= refresh_at:
             with suppress(StorageError), limit_patience(VIEW_WAIT_S):
                 stored.read_state()  # raises an error if the study is gone
                 view.refresh(read_snapshot(reader, stored.study.name))
             refresh_at = time.monotonic() + REFRESH_S
+    _check_still_there(stored, guard)  # the workers may have noticed it first
+    with suppress(StorageError), limit_patience(VIEW_WAIT_S):
+        stored.read_state()
 
 
 def _check_failed(group: WorkerGroup) -> None:

@@ -4,6 +4,7 @@ SQLite goes on with an open file that has no name any more. Everything that it w
 """
 
 import os
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -83,4 +84,5 @@ def _save(connection: sqlite3.Connection, file: Path, command: str) -> str:
                 Path(f"{file}{suffix}").unlink(missing_ok=True)
     except (OSError, sqlite3.Error) as error:
         return f"its content could not be saved: {error}"
-    return f"its content is saved in {saved}; to continue: mv {saved} {file}, then {command}"
+    move = shlex.join(["mv", str(saved), str(file)])
+    return f"its content is saved in {saved}; to continue: {move}, then {command}"
