@@ -1,6 +1,8 @@
 """Errors that the user can fix, and the exit status of each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class Problem(Exception):
@@ -21,7 +23,14 @@ class WorkFailed(Problem):
 
 
 class Unwritable(WorkFailed):
-    """A file cannot be written, because the disk is full or write permission is missing."""
+    """A file of hpo cannot be written, because the disk is full or write permission is missing.
+
+    path: the file. n_bytes: its size as far as it is known, so that a later test writes as much to the same place.
+    """
+
+    def __init__(self, message: str, path: Path, n_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.path, self.n_bytes = path, n_bytes
 
 
 class NothingFeasible(Problem):
@@ -58,3 +67,38 @@ def error_summary(text: str) -> str:
 
 
 _TRACEBACK = ("Traceback", "  + Exception Group Traceback")
+
+
+class Interruption(BaseException):
+    """A signal or a time limit interrupts the code that is running.
+
+    This is a BaseException, so that `except Exception` in a user's training function does not catch it. The signal
+    handlers of a worker raise nothing else: every other exception out of a user's code is a failure of that code.
+    """
+
+
+class UserExit(Exception):
+    """Code of the user raised something that is no Exception, which is the cause of this exception.
+
+    Examples are SystemExit, which argparse raises too, KeyboardInterrupt and asyncio.CancelledError.
+    """
+
+
+@contextmanager
+def user_code() -> Iterator[None]:
+    """Run code of the user, so that only an `Interruption` of this process ends it as one.
+
+    Raises:
+        UserExit: the code raised something else that is no Exception.
+    """
+    try:
+        yield
+    except (Exception, Interruption):
+        raise
+    except BaseException as error:
+        raise UserExit(f"{type(error).__name__}: {error}") from error
+
+
+def raised_error(error: BaseException) -> BaseException:
+    """Return what code of the user has raised: the cause of a `UserExit`, otherwise the error itself."""
+    return error.__cause__ if isinstance(error, UserExit) and error.__cause__ is not None else error

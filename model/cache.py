@@ -3,12 +3,17 @@
 import errno
 import fcntl
 import os
+import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from model.errors import CacheError
+
+SILENT_S = 2.0  # seconds after which a process that waits for a lock says so
 
 
 def cache_root() -> Path:
@@ -30,14 +35,27 @@ def locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Never the target of a link, which another user of the folder may have made.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        file = open(os.open(path.parent / f".{path.name}.lock", flags, 0o666), "r+")  # noqa: SIM115
+        name = path.parent / f".{path.name}.lock"
+        file = open(name, "r+", opener=lambda name, _: os.open(name, flags, 0o666))  # noqa: SIM115
     except OSError as error:
         raise CacheError(
             f"data: cannot write in {path.parent}: {error.strerror}; set HPO_CACHE to a writable directory"
         ) from None
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _wait_for(file, path)
         yield
+
+
+def _wait_for(file: IO[str], path: Path) -> None:
+    """Lock a file; while another process holds it, say so once."""
+    deadline = time.monotonic() + SILENT_S
+    while time.monotonic() < deadline:
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.05)
+    print(f"waiting for another process, which prepares {path}; `fuser {file.name}` shows it", file=sys.stderr)
+    fcntl.flock(file, fcntl.LOCK_EX)
 
 
 @contextmanager

@@ -49,4 +49,11 @@ class ConfigError(ValueError):
 
 
 class CacheError(ConfigError):
-    """The cache directory is not writable. The cause is the machine, not the configuration."""
+    """The cache directory is not writable. The cause is the machine, not the configuration.
+
+    n_bytes: size of what cannot be written, 0 if it is not known.
+    """
+
+    def __init__(self, message: str, n_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.n_bytes = n_bytes

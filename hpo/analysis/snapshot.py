@@ -56,6 +56,7 @@ class Snapshot:
     reached: Mapping[str, targets.TargetReached] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
     uid: str = ""
+    stalled: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def first_name(self) -> str:
@@ -202,6 +203,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
         reached=targets.targets_reached(store, study_id, spec.get("targets") or {}, maximize),
         rows=attrs.get(DATA_ROWS) or {},
         uid=uid,
+        stalled=slots.stalled(),
     )
 
 

@@ -9,6 +9,7 @@ from hpo.analysis.noise import baseline_text, decimals, rounded, sigmas
 from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts, trial_status, trial_value
 from hpo.analysis.targets import Milestone, milestone_records, milestones, target_records
 from hpo.console import format_number, with_columns
+from hpo.queue.slots import MAX_FAILURES, MAX_INTERRUPTIONS
 from hpo.search.direction import Direction
 from hpo.storage.attributes import ARM
 from hpo.storage.trials import State, Trial
@@ -164,3 +165,13 @@ def _target_line(snapshot: Snapshot, name: str, record: Mapping[str, Any]) -> st
     return (
         f"{line}: reached by trial {reached.trial} at rung {reached.rung}, {snapshot.objective} {value}, after {cost}"
     )
+
+
+def stalled_lines(snapshot: Snapshot) -> list[str]:
+    """Return a line for each trial that is interrupted again and again without a new rung."""
+    trials = {t.user_attrs.get("slot"): f"trial {t.number}" for t in snapshot.own}
+    return [
+        f"{trials.get(slot, f'slot {slot}')}: the last {n} attempts ended without a new rung; it fails after "
+        f"{MAX_FAILURES} failures or {MAX_INTERRUPTIONS} attempts in a row"
+        for slot, n in snapshot.stalled.items()
+    ]

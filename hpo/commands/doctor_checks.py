@@ -12,18 +12,19 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
+from hpo.analysis.summary import stalled_lines
 from hpo.config.permission import named_code
 from hpo.config.validation import error_messages
 from hpo.errors import Problem
 from hpo.optuna_internals import RUNNING, TRIALS, WAITING, state_name
-from hpo.queue.heartbeat import free_expired_leases
+from hpo.queue.heartbeat import free_expired_leases, void_leases
 from hpo.queue.identity import find_slots, lost_slots, restore_slots
 from hpo.queue.inspect import SlotTable
 from hpo.queue.slots import Slots, set_trial_states
 from hpo.runs import checkpoints
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.resources import available_cores, list_gpus
-from hpo.runs.run_dir import is_writable, study_folder, trial_folder
+from hpo.runs.run_dir import can_write, study_folder, trial_folder
 from hpo.storage.attributes import SPEC
 from hpo.storage.connections import read_connections
 from hpo.storage.engine import Reader, open_readonly
@@ -77,6 +78,7 @@ def _check_study(store: Reader, name: str, study_id: int, out: Path) -> Iterator
     try:
         snapshot = read_snapshot(store, name)
         yield _check_slots(store, snapshot, study_id)
+        yield _check_attempts(snapshot)
         yield _check_data(snapshot)
         yield _check_run_folder(snapshot, out)
         yield _check_checkpoints(snapshot, out)
@@ -117,7 +119,7 @@ def _check_disks(url: str, out: Path) -> Iterator[CheckResult]:
         parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(parent).free
         message = f"{use}: {free / 1e9:.1f} GB free in {parent}"
-        if not os.access(parent, os.W_OK) or not is_writable(parent):
+        if not os.access(parent, os.W_OK) or not can_write(parent / "probe", 0):
             message = f"{use}: {parent} is not writable"
             yield CheckResult("disk", "error", message, "free disk space, or change the permissions")
         elif free < LOW_BYTES:
@@ -149,16 +151,19 @@ def _check_connections(store: Reader) -> CheckResult:
 
 
 def _check_leases(reader: Reader) -> CheckResult:
-    """Count the leases that have expired and that no worker or launcher has freed."""
+    """Count the leases that have expired or are void, and that no worker or launcher has freed."""
     expired = sum(Slots(reader, study_id).counts()["expired"] for study_id in study_ids(reader).values())
     if not expired:
         return CheckResult("leases", "ok", "none has expired")
+    n_void = len(void_leases(reader))
 
     def free() -> None:
         with open_store(reader.url) as store:
             free_expired_leases(store)
 
     message = f"{expired} have expired, and no process has freed them"
+    if n_void:
+        message += f"; {n_void} of them end later than a lease can, because the clock of the database was set back"
     return CheckResult(
         "leases", "warning", message, "hpo launch resumes their trials; --fix frees the leases now", free
     )
@@ -214,6 +219,14 @@ def _check_data(snapshot: Snapshot) -> CheckResult:
         return CheckResult("data", "ok", f"{name}: the data has the study's hash, {(local or 'none')[:12]}")
     hashes = f"has the hash {(local or 'none')[:12]}, and the study's data {(snapshot.data_hash or 'none')[:12]}"
     return CheckResult("data", "error", f"{name}: the data here {hashes}", "use the same data on every machine")
+
+
+def _check_attempts(snapshot: Snapshot) -> CheckResult:
+    lines = stalled_lines(snapshot)
+    if not lines:
+        return CheckResult("attempts", "ok", f"{snapshot.name}: no trial is interrupted again and again")
+    remedy = "`hpo show N` says what ended the attempts; `hpo kill N` ends the trial"
+    return CheckResult("attempts", "warning", f"{snapshot.name}: {'; '.join(lines)}", remedy)
 
 
 def _check_run_folder(snapshot: Snapshot, out: Path) -> CheckResult:

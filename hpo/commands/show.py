@@ -17,7 +17,7 @@ from hpo.analysis.snapshot import (
     trial_status,
     trial_value,
 )
-from hpo.analysis.summary import best_summary, goal_lines, milestones_of, objective_column, summary
+from hpo.analysis.summary import best_summary, goal_lines, milestones_of, objective_column, stalled_lines, summary
 from hpo.analysis.targets import milestone_records
 from hpo.analysis.warnings import study_warnings
 from hpo.console import Format, format_duration, print_record, print_records, say, show
@@ -29,7 +29,7 @@ from hpo.storage.attributes import ERROR, METRICS, NOTE
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import Trial, study_ids
 
-FAILURES = ("diverged", "invalid", "oom", "timeout", "lost", "killed", "error")
+FAILURES = ("diverged", "invalid", "oom", "timeout", "lost", "disk", "killed", "error")
 NEXT_STEPS = {
     "paused": "; paused: `hpo resume` continues the study",
     "stopped": "; stopped: `hpo launch` continues the study",
@@ -88,6 +88,7 @@ def _status_text(snapshot: Snapshot) -> str:
     interrupted = [t.number for t in snapshot.trials if trial_status(snapshot, t) == "interrupted"]
     if interrupted:
         lines.append(f"interrupted, the next worker resumes them: trials {', '.join(map(str, interrupted))}")
+    lines += stalled_lines(snapshot)
     if copied := len(snapshot.trials) - len(snapshot.own):
         lines.append(f"{copied} more were copied from another study")
     ends = Counter(trial_status(snapshot, t) for t in snapshot.own)
@@ -132,6 +133,7 @@ def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
     trial = find_trial(snapshot, number)
     attrs, interruptions = trial.user_attrs, _interruptions(snapshot, trial)
     error = error_summary(str(attrs.get(ERROR, "")))
+    attempts = snapshot.stalled.get(attrs.get("slot", -1))
     return {
         "number": number,
         "state": trial_status(snapshot, trial),
@@ -145,6 +147,7 @@ def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
         "attempt": attrs.get("attempt"),
         **{key: attrs[key] for key in ("retry_of", "forked_from") if key in attrs},
         **({"interruptions": interruptions} if interruptions else {}),
+        **({"attempts_without_rung": attempts} if attempts else {}),
         **({"reason": error} if error else {}),
         **({"note": attrs[NOTE]} if NOTE in attrs else {}),
     }

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from hpo.config.addresses import current_address
 from hpo.config.validation import nearest
-from hpo.errors import Problem
+from hpo.errors import Interruption, Problem
 
 
 def import_target(target: str, key: str) -> Any:
@@ -30,7 +30,9 @@ def import_target(target: str, key: str) -> Any:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise Problem(f"{key}: no module {error.name!r} in the current folder or installed, got {target!r}") from None
-    except (Exception, SystemExit) as error:  # code of the user may raise anything
+    except Interruption:
+        raise
+    except BaseException as error:  # code of the user may raise anything, SystemExit too
         raise Problem(
             f"{key}: {module} cannot be imported, {type(error).__name__}: {error}{error_location(error)}"
         ) from None

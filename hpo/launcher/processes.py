@@ -36,6 +36,7 @@ class WorkerProcess:
     owner: name under which the process holds leases, None before it has joined its study.
     n_crashes: consecutive crashes without a new rung.
     restart_at: when to restart the process, by time.monotonic(); infinity: never.
+    cleaned: the ended process whose child processes were killed.
     """
 
     number: int
@@ -45,11 +46,24 @@ class WorkerProcess:
     owner: str | None = None
     n_crashes: int = 0
     restart_at: float | None = None
+    cleaned: subprocess.Popen[str] | None = None
 
     def has_crashed(self) -> bool:
         """Return whether the process ended by a signal or with a failed device, so that a new one may succeed."""
         status = self.process.poll()
         return status is not None and (status < 0 or status in RESTART_STATUSES)
+
+    def kill_children(self) -> None:
+        """Kill the processes that an ended worker has left behind, such as data loaders, once for each process.
+
+        They would hold memory of the GPU, and the worker's standard output.
+        """
+        if self.process.poll() is None or self.cleaned is self.process:
+            return
+        self.cleaned = self.process
+        if pid := getattr(self.process, "pid", None):  # a worker on a Ray cluster has none here; see RayWorker
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
 
     def is_given_up(self) -> bool:
         """Return whether the worker has crashed too often to be restarted."""
@@ -132,6 +146,7 @@ class WorkerGroup:
     def restart_crashed(self) -> Iterator[WorkerProcess]:
         """Yield each worker that has just crashed, and restart it after a pause that doubles with each crash."""
         for worker in self.workers:
+            worker.kill_children()
             if self._stopping or not worker.has_crashed():
                 continue
             if worker.restart_at is None:
@@ -197,6 +212,7 @@ class WorkerGroup:
             if worker.process.poll() is None:
                 os.killpg(worker.process.pid, signal.SIGKILL)
                 worker.process.wait()
+            worker.kill_children()
 
 
 def _parse_event(line: str) -> Event | None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,6 +97,8 @@ class RayWorker:
         for reader in readers:
             reader.start()
         status = process.wait()
+        with suppress(ProcessLookupError, PermissionError):  # child processes of the worker, such as data loaders
+            os.killpg(process.pid, signal.SIGKILL)
         for reader in readers:
             reader.join(2.0)  # not longer: child processes of the worker may hold its pipes open
         self._output.put(("exit", None if self._raylet_ended else status))

@@ -1,4 +1,4 @@
-"""Pass the signals of a launch on to its workers."""
+"""Pass signals of the launcher on to its workers."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ from hpo.worker.events import Event
 class SignalForwarder:
     """Passes SIGINT and SIGTERM on to the workers: the first one ends their rung, the second stops them immediately."""
 
-    def __init__(self, group: WorkerGroup) -> None:
-        self.group = group
+    def __init__(self) -> None:
+        self.group: WorkerGroup | None = None
         self.first: int | None = None
         self.reported = False
         self.previous = {n: signal.signal(n, self._forward) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -20,18 +20,27 @@ class SignalForwarder:
 
     def _forward(self, number: int, _: FrameType | None) -> None:
         self.first = self.first or number
-        self.group.send_signal(signal.Signals(number))
+        if self.group is not None:
+            self.group.send_signal(signal.Signals(number))
+
+    def forward_to(self, group: WorkerGroup) -> None:
+        """Pass signals on to this group, including one that has arrived already."""
+        self.group = group
+        if self.first is not None:
+            group.send_signal(signal.Signals(self.first))
 
     def _suspend(self, number: int, _: FrameType | None) -> None:
         """Suspend the workers and this process until the user continues it. The workers' leases may expire meanwhile.
 
         The workers are in sessions of their own, so the terminal does not suspend them.
         """
-        self.group.suspend()
+        if self.group is not None:
+            self.group.suspend()
         handler = signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)  # returns when this process is continued
         signal.signal(number, handler)
-        self.group.resume()
+        if self.group is not None:
+            self.group.resume()
 
     def events(self) -> list[Event]:
         """Return a note after the first signal. The handler does not print it: it may interrupt another line."""

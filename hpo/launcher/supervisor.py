@@ -1,5 +1,6 @@
 """Run a study to the end of its budget: start workers, restart crashed ones, pass signals on, show events."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from hpo.runs.run_dir import FolderGuard, claim_folder, write_file
 from hpo.storage.connections import check_connections
 from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.file_guard import rescued
-from hpo.storage.retry import PATIENCE, limit_patience
+from hpo.storage.retry import limit_patience, outages
 from hpo.storage.store import open_store
 from hpo.storage.url import normalise_url, sqlite_file
 from hpo.study.places import place_options
@@ -50,6 +51,7 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
         Problem: an option, the storage or the study's data is not valid.
         WorkFailed: a worker failed and trials are left.
     """
+    lease_seconds()  # refuses a wrong value before the study is registered
     environments, start_group = resolve_workers(options)
     if study.objections:
         _check_new(options.storage, study)
@@ -67,14 +69,19 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
         check_connections(store, len(environments))
         stored = register_study(store, study, data_hash, anchors, options.budget, RegistrationProgress(study.name))
         stored.store_rows(rows)
+        store.patience = math.inf  # from now on an unreachable storage is waited for
         guard = _open_folder(options.out, stored)
-        status = _supervise(options, stored, environments, guard, start_group)
+        status, given_up = _supervise(options, stored, environments, guard, start_group)
         if status:
             return status
         _check_still_there(stored, guard)
         if stored.read_state().state == "stopped":
             say(f"{study.name} was stopped; to resume it: {resume_command(options)}")
-        return on_finish(read_snapshot(store, study.name), guard.folder, options, time.monotonic() - started_at)
+        status = on_finish(read_snapshot(store, study.name), guard.folder, options, time.monotonic() - started_at)
+    if given_up:
+        numbers = ", ".join(map(str, sorted(given_up)))
+        say(f"trials were given up, because their files could not be written: {numbers}; `hpo show N` names the file")
+    return status or (WorkFailed.status if given_up else 0)
 
 
 def _open_folder(out: Path, stored: StoredStudy) -> FolderGuard:
@@ -133,8 +140,9 @@ def _supervise(
     environments: Sequence[Mapping[str, str]],
     guard: FolderGuard,
     start_group: GroupFactory,
-) -> int:
-    """Run workers until they end; return 0, or 128 + the number of the signal that stopped them.
+) -> tuple[int, set[int]]:
+    """Run workers until they end; return 0 or 128 + the number of the signal that stopped them, and the trials that
+    were given up because their files could not be written.
 
     Raises:
         WorkFailed: a worker failed and trials are left.
@@ -147,23 +155,26 @@ def _supervise(
     # The URL is passed in the environment, because every user of the machine can read a password on a command line.
     urls = {"HPO_STORAGE": normalise_url(options.storage)}
     # The launcher waits for an unreachable storage as long as its workers do, so that a short outage does not end them.
-    with open_readonly(options.storage, PATIENCE) as reader, LeaseRenewer(stored.slots, "launch", lease_seconds()):
+    with open_readonly(options.storage, math.inf) as reader, LeaseRenewer(stored.slots, "launch", lease_seconds()):
         snapshot = read_snapshot(reader, stored.study.name)
         plain = options.plain or options.quiet or not sys.stderr.isatty() or is_dumb_terminal()
         view = EventLog(snapshot, options.quiet) if plain else LiveTable(snapshot, len(environments))
-        group = start_group(arguments, [{**urls, **env} for env in environments], guard.folder)
-        signals = SignalForwarder(group)
+        signals = SignalForwarder()  # before the workers start, so that a signal cannot leave them without a launcher
         try:
-            with view:
-                _watch(group, signals, view, reader, stored, guard)
+            group = start_group(arguments, [{**urls, **env} for env in environments], guard.folder)
+            signals.forward_to(group)
+            try:
+                with view:
+                    given_up = _watch(group, signals, view, reader, stored, guard)
+            finally:
+                group.stop()
         finally:
             signals.restore()
-            group.stop()
         if signals.first is not None:
             say(f"stopped; to resume it: {resume_command(options)}")
-            return 128 + signals.first
+            return 128 + signals.first, given_up
         _check_failed(group)
-    return 0
+    return 0, given_up
 
 
 def _watch(
@@ -173,17 +184,23 @@ def _watch(
     reader: Reader,
     stored: StoredStudy,
     guard: FolderGuard,
-) -> None:
+) -> set[int]:
     """Show events, restart crashed workers and free their trials, until all workers have ended.
+
+    Return the trials that were given up because their files could not be written.
 
     Raises:
         StorageError: the file of the storage was removed or replaced.
         WorkFailed: the study or its run folder was removed.
     """
-    refresh_at = 0.0
+    refresh_at, given_up = 0.0, set()
     while group.is_active():
         for event in [*group.events(wait=0.5), *signals.events()]:
             view.show(event)
+            if event["event"] == "disk":
+                given_up.add(event["trial"])
+        if note := outages.note():
+            view.show({"event": "note", "text": note})
         for worker in group.restart_crashed():
             view.show({"event": "note", "worker": worker.number, "text": worker.describe_crash()})
             if worker.owner is not None:
@@ -203,6 +220,7 @@ def _watch(
     _check_still_there(stored, guard)  # the workers may have noticed it first
     with suppress(StorageError), limit_patience(VIEW_WAIT_S):
         stored.read_state()
+    return given_up
 
 
 def _check_failed(group: WorkerGroup) -> None:

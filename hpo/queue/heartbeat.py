@@ -9,14 +9,16 @@ import math
 import os
 import threading
 import time
+from collections.abc import Collection
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from hpo.errors import Problem
 from hpo.optuna_internals import FINISHED, RUNNING, TRIALS, WAITING, state_name
-from hpo.queue.inspect import Lease
+from hpo.queue.inspect import Lease, is_void
 from hpo.queue.slots import Claim, Slots, insert_event, set_trial_states
-from hpo.storage.retry import OpenStorage, limit_patience, transact
+from hpo.storage.retry import OpenStorage, limit_patience, outages, transact
 from hpo.storage.schema import SLOT, database_clock
 
 LEASE_S = "HPO_LEASE_S"  # environment variable: length of a lease in seconds, equal in all processes of a study
@@ -42,13 +44,43 @@ def lease_seconds() -> float:
     return seconds
 
 
-def free_expired_leases(store: OpenStorage, before: float | None = None) -> list[Lease]:
+class VoidLease(NamedTuple):
+    """A lease that lies further ahead than a lease can, because the database's clock was set back."""
+
+    study_id: int
+    slot: int
+    attempt: int
+    lease_until: float
+    lease_s: float
+
+
+def void_leases(store: OpenStorage) -> list[VoidLease]:
+    """Return the void leases of all studies.
+
+    A live worker renews its own within a quarter of a lease after the clock was set back.
+    """
+    if "lease_s" in store.lacks:
+        return []
+    columns = (_c.study_id, _c.slot, _c.attempt, _c.lease_until, _c.lease_s)
+    void = sa.select(*columns).where(_c.state == "leased", is_void(store))
+    return transact(store, lambda connection: [VoidLease(*row) for row in connection.execute(void)])
+
+
+def free_expired_leases(
+    store: OpenStorage, before: float | None = None, void: Collection[VoidLease] | None = None
+) -> list[Lease]:
     """Free the slots of all studies whose lease has expired, and return these leases.
 
-    before: compare with this time of the database's clock instead of the current time.
+    before: the leases must have expired by this time of the database's clock, as well as by now.
+    void: the void leases to free; None: all of them.
     """
-    limit = database_clock(store.engine) if before is None else before
-    return _free(store, _c.lease_until < limit)
+    clock = database_clock(store.engine)
+    # The clock may have been set back since `before`, and then a lease that ends before it can be in force.
+    expired = _c.lease_until < clock if before is None else sa.and_(_c.lease_until < before, _c.lease_until < clock)
+    if void is None:
+        return _free(store, sa.or_(expired, is_void(store)))
+    same = (sa.and_(*(_c[key] == value for key, value in lease._asdict().items())) for lease in void)
+    return _free(store, sa.or_(expired, *same))
 
 
 def free_leases_of(store: OpenStorage, owner: str, text: str = "") -> list[Lease]:
@@ -65,7 +97,8 @@ def _free(store: OpenStorage, condition: sa.ColumnElement[bool], text: str = "")
     finished = sa.exists().where(
         TRIALS.c.trial_id == _c.trial_id, TRIALS.c.study_id == _c.study_id, state_name().in_(FINISHED)
     )
-    values = {"state": sa.case((finished, "done"), else_="free"), "failures": _c.failures + 1}
+    counts = {"failures": _c.failures + 1, "interruptions": _c.interruptions + 1}
+    values = {"state": sa.case((finished, "done"), else_="free"), **counts}
     free = sa.update(SLOT).where(_c.state == "leased", condition).values(values)
     columns = (_c.study_id, _c.owner, _c.slot, _c.attempt, _c.kind, _c.trial_id, _c.state)
 
@@ -88,7 +121,8 @@ class LeaseRenewer:
 
     The thread renews only the claims passed to `hold`. It also frees the expired leases of every owner and study, under
     two conditions: the storage has been reachable for at least half the duration of a lease, and the lease had expired
-    at the previous renewal. After an outage of the storage, live workers can therefore renew first.
+    at the previous renewal. After an outage of the storage, live workers can therefore renew first. For the same reason
+    it frees a void lease only after nobody has renewed it for half of its length.
 
     lost: (slot, attempt) of each held claim that the owner has lost.
     """
@@ -101,6 +135,7 @@ class LeaseRenewer:
         self._stop = threading.Event()
         self._answering_since = time.monotonic()
         self._previous_round: float | None = None  # by the database's clock
+        self._void_since: dict[VoidLease, float] = {}  # by time.monotonic()
         # daemon: a storage that does not answer must not keep the process alive
         self._thread = threading.Thread(target=self._loop, name="lease-renewer", daemon=True)
 
@@ -110,7 +145,7 @@ class LeaseRenewer:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=1 if outages.is_ongoing() else 10)
 
     def hold(self, claim: Claim) -> None:
         """Renew this claim from now on."""
@@ -144,8 +179,14 @@ class LeaseRenewer:
         self._renew()
         answering_for = time.monotonic() - self._answering_since
         if self._previous_round is not None and answering_for >= self._lease_s / 2:
-            free_expired_leases(self._slots.store, before=self._previous_round)
+            free_expired_leases(self._slots.store, before=self._previous_round, void=self._abandoned())
         self._previous_round = self._slots.now()
+
+    def _abandoned(self) -> list[VoidLease]:
+        """Return the void leases that nobody has renewed for half of their length."""
+        now = time.monotonic()
+        self._void_since = {lease: self._void_since.get(lease, now) for lease in void_leases(self._slots.store)}
+        return [lease for lease, since in self._void_since.items() if now - since >= lease.lease_s / 2]
 
     def _renew(self) -> None:
         with self._lock:

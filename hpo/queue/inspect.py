@@ -16,6 +16,9 @@ _LOCK = 0x68706F  # "hpo": with a study's id, the key of an advisory lock
 # Event types that an ordinary run produces; `events` leaves them out.
 ORDINARY = ("began", "complete", "pruned", "diverged", "invalid")
 
+# Attempts in a row without a new rung from which on `hpo status` and `hpo doctor` name the trial.
+STALLED = 3
+
 T = TypeVar("T")
 _c = SLOT.c
 
@@ -24,7 +27,7 @@ class Lease(NamedTuple):
     """A leased slot.
 
     trial_id: the Optuna trial, None before an attempt has created it.
-    seconds: time until the lease expires, negative after that.
+    seconds: time until the lease expires, negative after that; 0 for a void lease.
     """
 
     owner: str
@@ -44,6 +47,21 @@ class SlotEvent(NamedTuple):
     attempt: int | None
     owner: str | None
     text: str | None
+
+
+def is_void(store: OpenStorage) -> sa.ColumnElement[bool]:
+    """Return the condition under which a lease is void: it lies further ahead than a lease can.
+
+    The database's clock was then set back after the lease had started. The margin is one length of the lease.
+    """
+    if "lease_s" in store.lacks:
+        return sa.false()
+    return _c.lease_until > database_clock(store.engine) + 2 * _c.lease_s
+
+
+def not_in_force(store: OpenStorage) -> sa.ColumnElement[bool]:
+    """Return the condition under which a lease has expired or is void."""
+    return sa.or_(_c.lease_until < database_clock(store.engine), is_void(store))
 
 
 class SlotTable:
@@ -76,8 +94,8 @@ class SlotTable:
         return rows[0][0] if rows else None
 
     def counts(self) -> dict[str, int]:
-        """Return how many slots are free, leased, done, and expired (leased, but the lease has expired)."""
-        has_expired = sa.and_(_c.state == "leased", _c.lease_until < self.clock)
+        """Return how many slots are free, leased, done, and expired (leased, but the lease has expired or is void)."""
+        has_expired = sa.and_(_c.state == "leased", not_in_force(self.store))
         state = sa.case((has_expired, "expired"), else_=_c.state).label("state")
         states = sa.select(state).where(self.of_study).subquery()
         rows = self.run(sa.select(states.c.state, sa.func.count()).group_by(states.c.state))
@@ -95,7 +113,8 @@ class SlotTable:
 
     def owners(self) -> list[Lease]:
         """Return the leases, sorted by owner and slot."""
-        columns = (_c.owner, _c.slot, _c.attempt, _c.kind, _c.trial_id, _c.lease_until - self.clock)
+        seconds = sa.case((is_void(self.store), 0.0), else_=_c.lease_until - self.clock)
+        columns = (_c.owner, _c.slot, _c.attempt, _c.kind, _c.trial_id, seconds)
         leased = sa.select(*columns).where(self.of_study, _c.state == "leased")
         return [Lease(*row) for row in self.run(leased.order_by(_c.owner, _c.slot))]
 
@@ -112,6 +131,13 @@ class SlotTable:
         columns = (seconds_ago, EVENT.c.event_type, EVENT.c.slot, EVENT.c.attempt, EVENT.c.owner, EVENT.c.text)
         latest = sa.select(*columns).where(unusual).order_by(EVENT.c.id.desc()).limit(limit)
         return [SlotEvent(*row) for row in self.run(latest)]
+
+    def stalled(self) -> dict[int, int]:
+        """Return the number of attempts since the last new rung by slot, for slots with at least STALLED of them."""
+        if "interruptions" in self.store.lacks:
+            return {}
+        stalled = sa.and_(self.of_study, _c.state != "done", _c.interruptions >= STALLED)
+        return {row[0]: row[1] for row in self.run(sa.select(_c.slot, _c.interruptions).where(stalled))}
 
     def lock(self, connection: sa.Connection) -> None:
         """Lock the study for this transaction. SQLite needs no lock: its write transactions are exclusive."""

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from hpo.optuna_internals import RUNNING, TRIALS, WAITING, trial_state
-from hpo.queue.inspect import SlotTable
+from hpo.queue.inspect import SlotTable, not_in_force
 from hpo.storage.schema import EVENT, SLOT
 
-MAX_FAILURES = 5  # failed attempts without a new rung, after which the trial fails: it may be what kills its workers
+# Attempts in a row without a new rung after which the trial fails. FAILURES: its worker died, its device failed, or its
+# files could not be written; the trial may be the cause. INTERRUPTIONS: whatever ended them, signals included.
+MAX_FAILURES, MAX_INTERRUPTIONS = 5, 20
 
 T = TypeVar("T")
 _c = SLOT.c
@@ -32,7 +34,7 @@ class Claim(NamedTuple):
     trial_id: the Optuna trial that an earlier attempt created.
     origin: of a retry, the number of the trial that failed.
     requested_action: "kill" if `hpo kill` has requested the end of the trial.
-    failures: failed attempts since the last new rung.
+    failures: failed attempts since the last new rung. interruptions: all attempts since then.
     """
 
     slot: int
@@ -43,6 +45,7 @@ class Claim(NamedTuple):
     origin: int | None = None
     requested_action: str | None = None
     failures: int = 0
+    interruptions: int = 0
 
 
 class Slots(SlotTable):
@@ -71,12 +74,13 @@ class Slots(SlotTable):
         reserved = sa.case((started, _c.rungs), else_=rungs[0] if rungs else 0)
         values = self._lease(owner, lease_s) | {"rungs": reserved}
         update = sa.update(SLOT).where(self.of_study, _c.slot == first.scalar_subquery()).values(values)
-        columns = (_c.slot, _c.attempt, _c.kind, _c.fixed, _c.trial_id, _c.origin, _c.requested_action, _c.failures)
+        columns = (_c.slot, _c.attempt, _c.kind, _c.fixed, _c.trial_id, _c.origin, _c.requested_action)
+        counts = (_c.failures, _c.interruptions)
 
         def write(connection: sa.Connection) -> Claim | None:
             if rungs is not None:
                 self.lock(connection)  # otherwise two simultaneous claims could both take the last rungs
-            row = connection.execute(update.returning(*columns)).first()
+            row = connection.execute(update.returning(*columns, *counts)).first()
             if row is None:
                 return None
             claim = Claim(*row)._replace(fixed=row.fixed and json.loads(row.fixed))
@@ -99,8 +103,11 @@ class Slots(SlotTable):
 
     def _lease(self, owner: str, lease_s: float) -> dict[str, Any]:
         """Return the values of a slot that becomes leased."""
-        until = self.clock + lease_s
-        return {"state": "leased", "owner": owner, "attempt": _c.attempt + 1, "lease_until": until}
+        return {"state": "leased", "owner": owner, "attempt": _c.attempt + 1, **self._until(lease_s)}
+
+    def _until(self, lease_s: float) -> dict[str, Any]:
+        """Return the values of a lease that starts now."""
+        return {"lease_until": self.clock + lease_s, "lease_s": lease_s}
 
     def held(self, claim: Claim, owner: str) -> sa.Select[Any]:
         """Return the query that finds and locks the slot while the owner holds the claim: the check of `fenced`."""
@@ -119,12 +126,12 @@ class Slots(SlotTable):
     def renewal(self, claim: Claim, owner: str, lease_s: float, rung: int, new: bool = True) -> sa.Executable:
         """Return the statement that renews a lease at a rung and returns the requested action: a check of `fenced`.
 
-        new: whether no earlier attempt has reported this rung. Only a new rung resets the count of failures, because
-            whatever ended the earlier attempt may end this one too.
+        new: whether no earlier attempt has reported this rung. Only a new rung resets the counts of failures and
+            interruptions, because whatever ended the earlier attempt may end this one too.
         """
         rungs = sa.case((_c.rungs < rung, rung), else_=_c.rungs)
         update = sa.update(SLOT).where(self._is(claim, owner), _c.state == "leased")
-        values = {"lease_until": self.clock + lease_s, "rungs": rungs} | ({"failures": 0} if new else {})
+        values = {**self._until(lease_s), "rungs": rungs} | ({"failures": 0, "interruptions": 0} if new else {})
         return update.values(values).returning(_c.requested_action)
 
     def renew_at_rung(self, claim: Claim, owner: str, lease_s: float, rung: int) -> str | None:
@@ -143,7 +150,8 @@ class Slots(SlotTable):
         self, claim: Claim, owner: str, event_type: str = "preempted", text: str = "", failed: bool = False
     ) -> bool:
         """Free the slot, so that any worker can resume its trial; return False if the claim is lost."""
-        return self._close(claim, owner, "free", event_type, text, failures=_c.failures + (1 if failed else 0))
+        counts = {"failures": _c.failures + (1 if failed else 0), "interruptions": _c.interruptions + 1}
+        return self._close(claim, owner, "free", event_type, text, **counts)
 
     def request_action(self, slot: int, action: str) -> bool:
         """Store an action for the worker of a slot, such as "kill"; return False if the slot is done."""
@@ -152,7 +160,7 @@ class Slots(SlotTable):
 
     def take(self, slot: int, owner: str, lease_s: float) -> Claim | None:
         """Claim this slot if its trial was started and no lease on it is in force."""
-        idle = sa.or_(_c.state == "free", sa.and_(_c.state == "leased", _c.lease_until < self.clock))
+        idle = sa.or_(_c.state == "free", sa.and_(_c.state == "leased", not_in_force(self.store)))
         interrupted = sa.and_(self.of_study, _c.slot == slot, idle, _c.trial_id.is_not(None))
         update = sa.update(SLOT).where(interrupted).values(self._lease(owner, lease_s))
         for slot, attempt, kind, trial_id in self.run(update.returning(_c.slot, _c.attempt, _c.kind, _c.trial_id)):
@@ -168,7 +176,7 @@ class Slots(SlotTable):
         rows = self.run(
             sa.update(SLOT)
             .where(self.of_study, _c.owner == owner, _c.state == "leased", claimed)
-            .values(lease_until=self.clock + lease_s)
+            .values(self._until(lease_s))
             .returning(_c.slot, _c.attempt),
             patience=0.0,
         )

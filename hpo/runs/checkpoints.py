@@ -1,5 +1,6 @@
 """The checkpoints in the folder of a run: which are saved, resumed and removed."""
 
+import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from hpo.runs.run_dir import set_aside_folder
+from hpo.runs.run_dir import set_aside_folder, writing
 from hpo.runs.trainable import Runs
 
 FILE = "state.safetensors"  # the file of a checkpoint
@@ -19,6 +20,10 @@ def save_checkpoints(runs: Runs, lane: int, config: BaseModel, folder: Path, run
     """Save the checkpoints that run.keep_checkpoints selects, and always one from which the run can resume.
 
     folder: of the run. best: whether the run has its lowest loss at this rung.
+
+    Raises:
+        Unwritable: A checkpoint cannot be written; the message names it.
+        ValueError: The run cannot be saved at this rung.
     """
     policy = getattr(getattr(config, "run", None), "keep_checkpoints", "none")
     if policy == "last" or (best and policy == "best"):
@@ -30,8 +35,25 @@ def save_checkpoints(runs: Runs, lane: int, config: BaseModel, folder: Path, run
 
 
 def _save(runs: Runs, lane: int, folder: Path) -> None:
-    set_aside_folder(folder / FILE)
-    runs.save(lane, folder)
+    file = folder / FILE
+    set_aside_folder(file)
+    elsewhere: OSError | None = None
+    with writing(file, file.stat().st_size if file.is_file() else 0):
+        try:
+            runs.save(lane, folder)
+        except OSError as error:
+            if not _names_other_place(error, folder):
+                raise
+            elsewhere = error
+    if elsewhere is not None:  # a class of the user has failed to write a file of its own
+        raise elsewhere
+
+
+def _names_other_place(error: OSError, folder: Path) -> bool:
+    """Return whether an error names a file that is not in the folder."""
+    if not isinstance(error.filename, str | bytes):
+        return False
+    return not Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder.absolute())
 
 
 def resumable_checkpoints(folder: Path) -> list[Path]:

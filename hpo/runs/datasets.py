@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hpo.errors import Problem, Unwritable
+from model.cache import cache_root
 from model.config import TrainConfig
 from model.data.ngrams import anchors
 from model.data.prepare import prepare, stderr_progress
@@ -30,7 +31,7 @@ def prepare_data(config: TrainConfig, progress: Progress | None = None) -> Prepa
     try:
         return prepare(config.data, config.tokenizer, progress or stderr_progress())
     except CacheError as error:
-        raise Unwritable(str(error)) from None
+        raise Unwritable(str(error), cache_root() / "prepared data", error.n_bytes) from None
     except ConfigError as error:
         missing = str(error).startswith(MISSING_FILES)
         raise Problem(f"{error}{PLACE_REMEDY if missing else ''}") from None

@@ -16,7 +16,7 @@ def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
         Unwritable: The file cannot be written; the message names it.
     """
     line = json.dumps({key: to_json_value(value) for key, value in metrics.items()}) + "\n"
-    with writing(path):
+    with writing(path, len(line)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open_log(path) as file:
             file.write(line)

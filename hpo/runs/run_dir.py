@@ -14,6 +14,8 @@ from hpo.errors import Unwritable, WorkFailed
 
 OWNER = ".study"  # file in a run folder that holds the uid of its study
 
+PROBE_BYTES = 2**20  # size of a file whose writing is tested, if the size of the real one is not known
+
 
 def study_folder(out: Path, name: str, uid: str) -> Path:
     """Return the run folder of a study: out/NAME, or out/NAME-UID if out/NAME belongs to another study.
@@ -105,7 +107,7 @@ def write_file(path: Path, text: str) -> None:
     Raises:
         Unwritable: The file cannot be written; the message names it.
     """
-    with _replaced(path) as part:
+    with _replaced(path, len(text.encode())) as part:
         part.write_text(text, "utf-8")
 
 
@@ -115,7 +117,7 @@ def copy_file(source: Path, path: Path) -> None:
     Raises:
         Unwritable: The file cannot be written; the message names it.
     """
-    with _replaced(path) as part:
+    with _replaced(path, source.stat().st_size) as part:
         shutil.copyfile(source, part)
 
 
@@ -145,27 +147,28 @@ def set_aside_folder(path: Path) -> None:
             path.rename(next(name for name in names if not name.exists()))
 
 
-def is_writable(folder: Path, n_bytes: int = 2**20) -> bool:
-    """Return whether a file of this size can be written into a folder."""
-    probe = folder / f".probe.{os.getpid()}"
+def can_write(path: Path, n_bytes: int) -> bool:
+    """Return whether a file of this size can be written to a path. An existing file stays as it is.
+
+    n_bytes: 0 if the size is not known; then the test writes PROBE_BYTES.
+    """
+    probe = path.with_name(f".probe.{os.getpid()}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with path.open("ab"):  # fails for a file of another owner, and for a folder in place of the file
+                pass
         probe.unlink(missing_ok=True)  # it may be a link that another user has made
         with probe.open("xb") as file:
-            file.write(bytes(n_bytes))
+            for start in range(0, n_bytes or PROBE_BYTES, PROBE_BYTES):
+                file.write(bytes(min(PROBE_BYTES, (n_bytes or PROBE_BYTES) - start)))
+            os.fsync(file.fileno())  # network file systems report a full disk only now
         return True
     except OSError:
         return False
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
-
-
-def cache_is_writable() -> bool:
-    """Return whether the folder of prepared data is writable and has room."""
-    from model.cache import cache_root
-
-    return is_writable(cache_root())
 
 
 def to_json_value(value: Any) -> Any:
@@ -183,18 +186,25 @@ def to_json_value(value: Any) -> Any:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError into the error that users see."""
+def writing(path: Path, n_bytes: int = 0) -> Iterator[None]:
+    """Turn an OSError into the error that users see, and that a worker does not blame on the trial.
+
+    n_bytes: size of the file, 0 if it is not known.
+
+    Raises:
+        Unwritable: The block has raised an OSError; the message names the file.
+    """
     try:
         yield
     except OSError as error:
-        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
+        n_bytes = n_bytes or getattr(error, "n_bytes", 0)
+        raise Unwritable(f"cannot write {path}: {error.strerror or error}", path, n_bytes) from None
 
 
 @contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
+def _replaced(path: Path, n_bytes: int) -> Iterator[Path]:
     """Yield a path whose file replaces `path` at the end of the block."""
     from model.cache import atomic_write  # imported here, so that `hpo show` reads metrics without the trainer
 
-    with writing(path), atomic_write(path) as part:
+    with writing(path, n_bytes), atomic_write(path) as part:
         yield part

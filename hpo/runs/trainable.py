@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from pydantic import BaseModel
 
 from hpo.config.importer import import_target
-from hpo.errors import Problem
+from hpo.errors import Problem, user_code
 
 RungReports = tuple[int, dict[int, Any]]  # rung, and by lane what the run reports: see `parse_report`
 
@@ -45,6 +45,43 @@ class Runs(Protocol):
         """
 
 
+class GuardedRuns:
+    """Runs whose code may raise anything: what is neither an Exception nor an Interruption becomes a UserExit."""
+
+    def __init__(self, runs: Runs) -> None:
+        self.runs = runs
+
+    def start(self, lane: int, config: Any) -> None:
+        with user_code():
+            self.runs.start(lane, config)
+
+    def stop(self, lane: int) -> None:
+        with user_code():
+            self.runs.stop(lane)
+
+    def finish(self, lane: int) -> int | None:
+        """Run the code after the last `yield` that is used; return the next rung if a function yields again."""
+        with user_code():
+            return self.runs.finish(lane) if isinstance(self.runs, GeneratorRuns) else None
+
+    def save(self, lane: int, folder: Path) -> None:
+        with user_code():
+            self.runs.save(lane, folder)
+
+    def resume(self, lane: int, folder: Path) -> int:
+        with user_code():
+            return self.runs.resume(lane, folder)
+
+    def __iter__(self) -> Iterator[RungReports]:
+        rungs = iter(self.runs)
+        while True:
+            with user_code():
+                reports = next(rungs, None)
+            if reports is None:
+                return
+            yield reports
+
+
 class GeneratorRuns:
     """Runs of a user's training function. One generator per lane; each iteration takes one report from each."""
 
@@ -58,9 +95,7 @@ class GeneratorRuns:
         self.generators[lane] = iter(self.train(config))
 
     def stop(self, lane: int) -> None:
-        close = getattr(self.generators.pop(lane, None), "close", None)
-        if close is not None:
-            close()
+        close_generator(self.generators.pop(lane, None))
 
     def finish(self, lane: int) -> int | None:
         """Run the code after the last `yield` that is used; return the next rung if the function yields again.
@@ -85,14 +120,27 @@ class GeneratorRuns:
             rung = 0
             for lane, generator in list(self.generators.items()):
                 try:
-                    rung, value = _checked_item(next(generator))
+                    with user_code():
+                        item = next(generator, _END)
+                    if item is _END:
+                        del self.generators[lane]
+                        continue
+                    rung, value = _checked_item(item)
                     reports[lane] = _GeneratorReport(rung, value)
-                except StopIteration:
-                    del self.generators[lane]
                 except Exception as error:  # `parse_report` raises it, so that the other lanes continue
                     reports[lane] = error
             if reports:
                 yield rung, reports
+
+
+_END = object()  # next() returns it after the last report of a generator
+
+
+def close_generator(generator: object) -> None:
+    """Close a generator, so that its `finally` blocks run. Other iterators need no end."""
+    close = getattr(generator, "close", None)
+    if close is not None:
+        close()
 
 
 class _GeneratorReport(NamedTuple):
@@ -141,21 +189,23 @@ def _as_dict(metrics: Any) -> dict[str, Any]:
     raise TypeError(f"metrics must be a number, a mapping or a named tuple, got {metrics!r}")
 
 
-def build_runs(train: str, configs: Sequence[BaseModel], **arguments: Any) -> Runs:
+def build_runs(train: str, configs: Sequence[BaseModel], **arguments: Any) -> "GuardedRuns":
     """Return a pack of these configurations under the training function `train` (`module:name`).
 
     arguments: keyword arguments for a class with the methods of `Runs`; see `PreparedDatasets.training_arguments`.
 
     Raises:
         Problem: The training function cannot be imported or called.
+        Exception: The training code has raised it.
     """
     target = import_target(train, "train")
-    if isinstance(target, type) and issubclass(target, Runs):
-        build: Callable[..., Runs] = target
-        return build(configs, **arguments)
     if not callable(target):
         raise Problem(f"train: must be a function, got {train}")
-    return GeneratorRuns(target, configs)
+    with user_code():
+        if isinstance(target, type) and issubclass(target, Runs):
+            build: Callable[..., Runs] = target
+            return GuardedRuns(build(configs, **arguments))
+        return GuardedRuns(GeneratorRuns(target, configs))
 
 
 def pack_key(config: BaseModel) -> str:

@@ -62,7 +62,8 @@ def check_connections(store: OpenStorage, n_workers: int) -> None:
     if n_workers > connections.n_workers:
         needed = n_workers * PER_WORKER + RESERVE
         raise StorageError(
-            f"storage: {n_workers} workers need {n_workers} x {PER_WORKER} + {RESERVE} = {needed} connections, the "
-            f"server allows {connections.allowed} and {connections.used} are in use; start at most "
-            f"{connections.n_workers} workers, or raise max_connections"
+            f"storage: {n_workers} worker{'s need' if n_workers > 1 else ' needs'} {n_workers} x {PER_WORKER} + "
+            f"{RESERVE} = {needed} connections, the server allows {connections.allowed} and {connections.used} are in "
+            f"use; start at most {connections.n_workers} workers, or raise max_connections",
+            passing=True,
         )

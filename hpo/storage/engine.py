@@ -32,11 +32,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Reader:
-    """A storage opened for reading. It takes no write lock, so it never slows down a worker."""
+    """A storage opened for reading. It takes no write lock, so it never slows down a worker.
+
+    lacks: names of columns that later versions of hpo have added, and that this storage does not have.
+    """
 
     url: str
     engine: sa.Engine
     patience: float
+    lacks: frozenset[str] = frozenset()
 
     def retry(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call with the patience of this reader; see `hpo.storage.retry.retry`."""
@@ -58,11 +62,11 @@ def open_readonly(url: str, patience: float = QUICK) -> Reader:
         StorageError: There is no such storage, or it does not answer.
     """
     url = normalise_url(url)
-    check_tables(url, patience)
+    lacks = check_tables(url, patience)
     engine = sa.create_engine(url, **engine_options(url, readonly=True))
     if engine.name == "sqlite":
         set_up_sqlite(engine, readonly=True)
-    return Reader(url, engine, patience)
+    return Reader(url, engine, patience, lacks)
 
 
 def engine_options(url: str, readonly: bool = False) -> dict[str, Any]:
@@ -168,18 +172,19 @@ def check_ours(engine: sa.Engine, url: str, patience: float) -> None:
         )
 
 
-def check_tables(url: str, patience: float) -> None:
-    """Check that a storage has the tables and columns of hpo that a command needs for reading.
+def check_tables(url: str, patience: float) -> frozenset[str]:
+    """Check that a storage has the tables and columns that a command needs for reading; return the others it lacks.
 
     Raises:
         StorageError: It lacks some, there is no such storage, or it does not answer.
     """
-    missing = needed_for_reading(columns_to_add(url, patience))
-    if missing:
+    lacks = columns_to_add(url, patience)
+    if missing := needed_for_reading(lacks):
         raise StorageError(
             f"{masked_url(url)}: its tables are of another version of hpo, without {', '.join(map(str, missing))}; "
             "`hpo doctor --fix` adds them"
         )
+    return frozenset(column.name for column in lacks)
 
 
 def set_up_sqlite(engine: sa.Engine, readonly: bool = False) -> FileGuard:

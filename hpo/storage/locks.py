@@ -61,10 +61,19 @@ def _wait_for(lock: int, name: str) -> None:
 
 
 def _connect_locked(engine: sa.Engine) -> sa.Connection:
-    """Return a connection that holds the lock."""
+    """Return a connection that holds the lock; while another connection holds it, say so once."""
     connection = engine.connect()
     try:
-        connection.exec_driver_sql(f"SELECT pg_advisory_lock({_LOCK})")
+        deadline = time.monotonic() + SILENT_S
+        while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK})").scalar_one():
+            if time.monotonic() > deadline:
+                query = "SELECT pid FROM pg_locks WHERE locktype = 'advisory'"
+                _log.warning(
+                    "waiting for another client, which holds the lock for creating studies; `%s` shows it", query
+                )
+                connection.exec_driver_sql(f"SELECT pg_advisory_lock({_LOCK})")
+                break
+            time.sleep(0.05)
     except BaseException:
         connection.close()
         raise

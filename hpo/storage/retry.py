@@ -5,6 +5,7 @@ resources, and a server that shuts down or restarts. Not retried: a wrong passwo
 statement, or a violated constraint. No error message contains a password.
 """
 
+import functools
 import itertools
 import logging
 import math
@@ -25,8 +26,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from hpo.errors import StorageError
 from hpo.storage.url import mask_passwords, masked_url, secrets_of
 
-PATIENCE = 300.0  # seconds for which a worker retries, for example while a server restarts
-QUICK = 5.0  # the same for commands that a person waits for
+QUICK = 5.0  # seconds for which a command retries. Workers and launchers retry without limit once the study exists.
+NOTE_S = 60.0  # seconds between two messages about one outage
 
 # SQLite result codes of errors that end by themselves or by an administrator's action:
 # SQLITE_BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN, PROTOCOL. https://www.sqlite.org/rescode.html
@@ -37,6 +38,7 @@ _DAMAGED = "it is damaged, or not a database: restore a copy of it, or use anoth
 # state, operator intervention, system error. PostgreSQL documentation, appendix "PostgreSQL Error Codes".
 _POSTGRES_TEMPORARY = {"08", "40", "53", "55", "57", "58"}
 _IDLE_IN_TRANSACTION = "25P03"  # this process was suspended inside a transaction, and the server ended the session
+_FULL = re.compile(r"too many clients|too many connections|connection slots are reserved")
 # A refused connection has no SQLSTATE, only the message of libpq.
 _REFUSED = re.compile(
     r"authentication failed|no password|does not exist|pg_hba\.conf|not permitted|invalid (port|conn)"
@@ -77,11 +79,26 @@ class _Outages:
         self._lock = threading.Lock()
         self._since: float | None = None
         self._durations: list[float] = []
+        self._reason = ""
+        self._noted_at = -math.inf
 
-    def start(self) -> None:
+    def start(self, reason: str) -> None:
         """Record that a call has failed. The first failure starts an outage."""
         with self._lock:
-            self._since = self._since or time.monotonic()
+            self._since, self._reason = self._since or time.monotonic(), reason
+
+    def is_ongoing(self) -> bool:
+        """Return whether the last call has failed."""
+        return self._since is not None
+
+    def note(self) -> str:
+        """Return a message about the outage, "" if it is younger than two seconds or NOTE_S have not passed."""
+        with self._lock:
+            now = time.monotonic()
+            if self._since is None or now - self._since < 2.0 or now - self._noted_at < NOTE_S:
+                return ""
+            self._noted_at = now
+            return f"{self._reason}; waiting for the storage, which has been unreachable for {now - self._since:.0f} s"
 
     def end(self) -> None:
         """Record that a call has succeeded, which ends an outage."""
@@ -100,21 +117,41 @@ class _Outages:
 outages = _Outages()
 
 
-def retry(call: Callable[..., T], *args: Any, patience: float = PATIENCE, url: str = "", **kwargs: Any) -> T:
+class _Waiting:
+    """Whether the main thread waits without limit for an unreachable storage."""
+
+    now = False
+
+
+def is_waiting() -> bool:
+    """Return whether the main thread waits without limit for an unreachable storage, so that a signal may end it."""
+    return _Waiting.now
+
+
+def retry(call: Callable[..., T], *args: Any, patience: float = QUICK, url: str = "", **kwargs: Any) -> T:
     """Call until the storage answers. Every call of a storage goes through this function.
 
     A call may take effect although its answer is lost. The retry then takes effect a second time, so a call must
     tolerate this.
 
-    patience: seconds after which to give up; see also `limit_patience`. url: of the storage, for messages.
+    patience: seconds after which to give up; see also `limit_patience`. url: of the storage, for messages. While a call
+    waits, a message is logged every NOTE_S.
 
     Raises:
         StorageError: The error is permanent, or it lasted longer than `patience`.
     """
     deadline = time.monotonic() + min(patience, patience_limit())
+    try:
+        return _retry_until(deadline, functools.partial(call, *args, **kwargs), url)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            _Waiting.now = False
+
+
+def _retry_until(deadline: float, call: Callable[[], T], url: str) -> T:
     for attempt in itertools.count():
         try:
-            result = call(*args, **kwargs)
+            result = call()
             outages.end()
             return result
         except UnicodeDecodeError as error:  # of a value, or of SQLite's message, which quotes a damaged schema
@@ -124,12 +161,15 @@ def retry(call: Callable[..., T], *args: Any, patience: float = PATIENCE, url: s
             # Random, so that workers that lost the server at the same time do not reconnect at the same time.
             pause = random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(attempt, 10))
             temporary = _is_temporary(cause)
+            explanation = _explanation(cause, url)
             if temporary:
-                outages.start()
+                outages.start(explanation)
             if not temporary or time.monotonic() + pause > deadline:
-                raise StorageError(_explanation(cause, url), temporary) from error
-            if attempt == 5:
-                _log.warning("%s; trying again for %.0f s", _explanation(cause, url), deadline - time.monotonic())
+                raise StorageError(explanation, temporary) from error
+            if attempt >= 5 and (note := outages.note()):
+                _log.warning(note)
+            if deadline == math.inf and threading.current_thread() is threading.main_thread():
+                _Waiting.now = True
             time.sleep(pause)
     raise AssertionError
 
@@ -168,6 +208,8 @@ def _explanation(cause: BaseException, url: str) -> str:
     is_damaged = getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_DAMAGED
     if is_damaged or text.startswith("Could not decode to UTF-8"):
         text += f"; {_DAMAGED}"
+    if _FULL.search(text):
+        text += "; every connection of the server is in use: end programs that use it, or raise max_connections"
     return f"storage {masked_url(url)}: {mask_passwords(text)}"
 
 
@@ -182,6 +224,8 @@ class OpenStorage(Protocol):
     def engine(self) -> sa.Engine: ...
     @property
     def retry(self) -> Any: ...
+    @property
+    def lacks(self) -> frozenset[str]: ...
 
 
 def transact(store: OpenStorage, work: Callable[[sa.Connection], T], patience: float | None = None) -> T:

@@ -32,6 +32,9 @@ SLOT = sa.Table(
     # The uid of the study: study ids are reused on SQLite. Empty: an earlier version of hpo created the slot.
     sa.Column("study_uid", sa.String(32), nullable=False, server_default=sa.text("''"), info=ADDED),
     sa.Column("failures", sa.Integer, nullable=False, server_default="0"),  # failed attempts since the last new rung
+    # All attempts since the last new rung, and the length of the lease in seconds.
+    sa.Column("interruptions", sa.Integer, nullable=False, server_default="0", info=ADDED),
+    sa.Column("lease_s", sa.Double, nullable=False, server_default="60", info=ADDED),
 )
 
 # One row for each event of an attempt, a worker or the study. A row never changes.

@@ -36,12 +36,13 @@ DASHBOARD_IDLE_TIMEOUT_MS = 300_000  # Optuna may take longer than a worker's li
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Store:
     """An open storage.
 
     rdb: Optuna's storage without retries. optuna: the same with retries and a cache of finished trials; pass it to
-    Optuna's functions. guard: notices that the SQLite file was removed or replaced, None for a server.
+    Optuna's functions. patience: seconds for which each call retries; it may be changed. guard: notices that the SQLite
+    file was removed or replaced, None for a server. lacks: see `Reader`; only the dashboard opens such a storage.
     """
 
     url: str
@@ -49,6 +50,7 @@ class Store:
     optuna: BaseStorage
     patience: float
     guard: FileGuard | None = None
+    lacks: frozenset[str] = frozenset()
 
     @property
     def engine(self) -> sa.Engine:
@@ -107,11 +109,11 @@ def open_store(url: str, create: bool = False, patience: float = QUICK) -> Store
             update_schema(url, patience)
     rdb, guard = retry(_open_rdb, url, patience=patience, url=url)
     retry(_probe_write, rdb.engine, patience=patience, url=url)
-    cached = cached_storage(rdb)
+    store = Store(url, rdb, cached_storage(rdb), patience, guard)
     for name, method in vars(BaseStorage).items():
         if callable(method) and not name.startswith("_"):
-            setattr(cached, name, functools.partial(retry, getattr(cached, name), patience=patience, url=url))
-    return Store(url, rdb, cached, patience, guard)
+            setattr(store.optuna, name, functools.partial(store.retry, getattr(store.optuna, name)))
+    return store
 
 
 def _check_writable(url: str) -> None:
@@ -161,7 +163,7 @@ def open_dashboard(url: str, patience: float = QUICK) -> Store:
         StorageError: There is no such storage, or it does not answer.
     """
     url = normalise_url(url)
-    check_tables(url, patience)
+    lacks = check_tables(url, patience)
     options = engine_options(url, readonly=True)
     if not sqlite_file(url):
         idle = f" -c idle_in_transaction_session_timeout={DASHBOARD_IDLE_TIMEOUT_MS}"
@@ -170,4 +172,4 @@ def open_dashboard(url: str, patience: float = QUICK) -> Store:
     if rdb.engine.name == "sqlite":
         rdb.engine.dispose()  # as in _open_rdb
         set_up_sqlite(rdb.engine, readonly=True)
-    return Store(url, rdb, cached_storage(rdb), patience)
+    return Store(url, rdb, cached_storage(rdb), patience, lacks=lacks)

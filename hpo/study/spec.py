@@ -11,7 +11,7 @@ from hpo.config.addresses import current_address
 from hpo.config.importer import model_class
 from hpo.config.permission import BUILT_IN, check_permission
 from hpo.config.validation import error_messages
-from hpo.errors import Problem
+from hpo.errors import Problem, user_code
 from hpo.search.direction import Direction
 from hpo.search.pruners import Median, Pruner
 from hpo.search.ranges import Space
@@ -177,8 +177,14 @@ class Study:
         return math.ceil(self.file.budget.tokens / self.rung_tokens)
 
     def configured(self, values: Mapping[str, Any]) -> BaseModel:
-        """Return the base with dotted fields replaced."""
-        return updated(self.base, values)
+        """Return the base with dotted fields replaced.
+
+        Raises:
+            pydantic.ValidationError: the values are not a valid configuration.
+            Exception: the user's configuration class has raised it.
+        """
+        with user_code():
+            return updated(self.base, values)
 
     def slots(self) -> list[tuple[str, dict[str, Any] | None]]:
         """Return the slots of the study, one for each trial of the budget, as (kind, fixed values); baselines come

@@ -13,7 +13,7 @@ Event = dict[str, Any]
 EventListener = Callable[[Event], None]
 
 # Types of events that end a trial.
-ENDS = ("complete", "pruned", "diverged", "invalid", "error", "oom", "timeout", "killed", "lost")
+ENDS = ("complete", "pruned", "diverged", "invalid", "error", "oom", "timeout", "killed", "lost", "disk")
 
 # Environment variable: if its value is "json", a worker prints its events as lines of JSON.
 EVENTS = "HPO_EVENTS"

@@ -9,39 +9,37 @@ from contextlib import suppress
 from pathlib import Path
 
 from optuna.trial import TrialState
-from pydantic import ValidationError
 
-from hpo.config.files import config_text
-from hpo.config.validation import error_messages
-from hpo.errors import Problem, StorageError, Unwritable, error_summary
-from hpo.optuna_internals import get_trial_id
+from hpo.errors import StorageError, Unwritable, error_summary, raised_error
 from hpo.queue.heartbeat import LeaseRenewer
-from hpo.queue.slots import MAX_FAILURES, Claim
+from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs import checkpoints
 from hpo.runs.datasets import PreparedDatasets
-from hpo.runs.memory import memory_problem
 from hpo.runs.metrics import repair_metrics
-from hpo.runs.provenance import describe_machine
-from hpo.runs.run_dir import append_error_log, claim_folder, trial_folder, write_file
+from hpo.runs.run_dir import append_error_log, claim_folder, trial_folder
 from hpo.search.pruners import build_pruner
 from hpo.search.pruning import CachedPruner
 from hpo.storage.attributes import FORKED
-from hpo.storage.fencing import LeaseLost, fenced
+from hpo.storage.fencing import LeaseLost
 from hpo.storage.retry import limit_patience
+from hpo.worker.configure import configure_trial
 from hpo.worker.events import EventListener
-from hpo.worker.failures import CircuitBreaker, classify_failure
+from hpo.worker.failures import CircuitBreaker, Quarantine, classify_failure, disk_is_full, give_up_reason, is_given_up
 from hpo.worker.reporter import UNREACHABLE_WAIT_S, Reporter
-from hpo.worker.trial import RunningTrial, open_trial, trial_config
+from hpo.worker.trial import RunningTrial, open_trial
 
 # State of a trial -> reason under which its slot is closed, if an earlier attempt finished the trial.
 END_REASONS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "error"}
+
+# Seconds after a failure before the worker claims another trial. It doubles with each failure of one trial.
+PAUSE_S = 1.0
 
 
 class TrialExecutor:
     """Holds the trials that one owner has claimed: they are being trained, or wait for a pack of their shape.
 
-    quarantine: kind and message of the failures that this machine repeats, None while the machine is trusted.
+    quarantine: the failure of this machine, None while the machine is trusted.
     yields_more: a note that the training function yields after its last rung, "" if that is not known.
     """
 
@@ -64,7 +62,7 @@ class TrialExecutor:
         self.datasets = PreparedDatasets()
         self.breaker = CircuitBreaker()
         self.trials: list[RunningTrial] = []
-        self.quarantine: tuple[str, str] | None = None
+        self.quarantine: Quarantine | None = None
         self.yields_more = ""
 
     def claim_trial(self, pack: int) -> bool:
@@ -104,43 +102,18 @@ class TrialExecutor:
         if claim.requested_action == "kill":
             self.end(trial, TrialState.FAIL, "killed")
             return
-        if claim.failures >= MAX_FAILURES:
-            error = f"{claim.failures} attempts in a row ended without a new rung; the trial may crash its workers"
-            self.end(trial, TrialState.FAIL, "lost", error)
+        if is_given_up(claim):
+            self.end(trial, TrialState.FAIL, *give_up_reason(claim, self.stored.slots.attempts(claim.slot)))
             return
-        if not self._configure(trial, pack):
+        problem = configure_trial(self.stored, trial, self.owner, self.datasets, pack)
+        if problem is not None:
+            self.end(trial, TrialState.PRUNED, *problem)
             return
         last = trial.frozen.intermediate_values.get(self.stored.study.rungs)
         if last is not None and math.isfinite(last):  # the last attempt reported its last rung, but not its end
             log, reported = trial.folder / "metrics.jsonl", trial.frozen.intermediate_values
             trial.metrics = repair_metrics(log, self.stored.study.file.objective, reported)[self.stored.study.rungs]
             self.complete(trial, last)
-
-    def _configure(self, trial: RunningTrial, pack: int) -> bool:
-        """Set the configuration of a trial and write it; end the trial and return False if it cannot be trained.
-
-        Values that are valid one by one may be invalid together, as n_head and n_embd, or leave too little text. Such
-        a trial is pruned. The sampler ignores failed trials, so it would suggest the same values again.
-        """
-        try:
-            with fenced(self.stored.slots.held(trial.claim, self.owner)):
-                trial.config = trial_config(self.stored, trial.claim, trial.frozen)
-            data_hash = self.datasets.data_hash(trial.config)
-        except ValidationError as error:
-            problems = "; ".join(error_messages(error, type(self.stored.study.base)))
-            self.end(trial, TrialState.PRUNED, "invalid", problems)
-            return False
-        except Unwritable:
-            raise
-        except Problem as problem:
-            self.end(trial, TrialState.PRUNED, "invalid", str(problem))
-            return False
-        trial.frozen = self.stored.store.optuna.get_trial(get_trial_id(trial.frozen))  # now with its parameters
-        if reason := memory_problem(self.stored.study, trial.config, self.datasets):
-            self.end(trial, TrialState.PRUNED, "oom", reason)
-            return False
-        self._write_config(trial, data_hash, pack)
-        return True
 
     def decide(self, trial: RunningTrial) -> str:
         """Return the pruner's decision: "continue", "prune" or "diverged".
@@ -204,25 +177,46 @@ class TrialExecutor:
         Raises:
             Exception: the failure itself, if neither the trials nor this machine caused it.
         """
-        text = "".join(traceback.format_exception(error))
+        raised = raised_error(error)
+        text = "".join(traceback.format_exception(raised))
         for trial in trials:
             append_error_log(trial.folder, trial.claim.attempt, text)
         match classify_failure(error):
             case "external":
                 raise error
-            case "disk" | "device" as kind:
-                # A trial cannot cause a disk failure. It may cause a device failure by an invalid operation.
-                self.requeue(trials, kind, error_summary(text), failed=kind == "device")
-                if self.breaker.record_failure(kind):
-                    self.quarantine = kind, error_summary(text)
+            case "disk":
+                assert isinstance(error, Unwritable)
+                self._handle_unwritable(error, trials)
+            case "device":  # a trial may cause it by an invalid operation
+                self.requeue(trials, "device", error_summary(text), failed=True)
+                if self.breaker.record_device_failure():
+                    self.quarantine = Quarantine("device", error_summary(text))
                 else:
-                    time.sleep(1.0)  # a transient failure may pass
+                    time.sleep(PAUSE_S)  # a transient failure may pass
             case "oom":
                 return self._handle_oom(trials, text)
             case _:
                 for trial in trials:
                     self.end(trial, TrialState.FAIL, "error", text)
         return None
+
+    def _handle_unwritable(self, error: Unwritable, trials: Sequence[RunningTrial]) -> None:
+        """Requeue trials whose files cannot be written; if the whole disk is full, quarantine it."""
+        full = disk_is_full(error, self.folder)
+        failures = max(trial.claim.failures for trial in trials)
+        self.requeue(trials, "disk", str(error), failed=not full)
+        if full:
+            self.quarantine = Quarantine("disk", str(error), error)
+        else:
+            time.sleep(PAUSE_S * 2**failures)  # the reason may pass, and other workers may need the room
+
+    def note(self, trial: RunningTrial, text: str, error: Exception | None = None) -> None:
+        """Store a note on a trial: the training code did something that has no effect on the trial's result."""
+        if error is not None:
+            raised = raised_error(error)
+            text = f"{text}, its training code raised {type(raised).__name__}: {raised}"
+            append_error_log(trial.folder, trial.claim.attempt, "".join(traceback.format_exception(raised)))
+        self.log_event("note", f"trial {trial.number}: {text}")
 
     def _handle_oom(self, trials: Sequence[RunningTrial], text: str) -> int | None:
         """Prune a trial that ran out of memory. Of several trials in a pack, train half as many side by side."""
@@ -241,16 +235,3 @@ class TrialExecutor:
 
     def _folder(self, number: int) -> Path:
         return trial_folder(self.folder, number)
-
-    def _write_config(self, trial: RunningTrial, data_hash: str | None, pack: int) -> None:
-        provenance = {
-            "study": self.stored.study.name,
-            "trial": trial.number,
-            "kind": trial.claim.kind,
-            "data_hash": data_hash,
-            "train": self.stored.study.file.train,
-            "config": self.stored.study.file.config,
-            "pack": pack,
-            **describe_machine(),
-        }
-        write_file(trial.folder / "config.yaml", config_text(trial.config, provenance))

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from hpo.config.permission import check_permission
 from hpo.console import say
-from hpo.errors import Problem, StorageError
+from hpo.errors import Interruption, Problem, StorageError
 from hpo.queue.heartbeat import LeaseRenewer, lease_seconds
 from hpo.queue.registry import load_stored_study
 from hpo.queue.slots import Slots
@@ -17,13 +17,14 @@ from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.resources import available_cores, set_thread_environment
 from hpo.storage.attributes import SPEC, STUDY_STATE
+from hpo.storage.connections import check_connections
 from hpo.storage.retry import QUICK, transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import study_attrs, study_ids
 from hpo.worker.events import event_printer
 from hpo.worker.join import preflight
-from hpo.worker.signals import GracePeriodExpired, SignalHandler
+from hpo.worker.signals import SignalHandler
 
 POLL_S = 2.0  # seconds between two searches for a study, or two attempts to reach the storage
 SKIP_S = 60.0  # seconds for which a study is skipped after this machine could not serve it
@@ -61,14 +62,15 @@ class Follower:
             StorageError: the storage is unusable. The worker waits for an unreachable storage.
         """
         set_thread_environment(available_cores())
-        message = ""
+        lease_s, message = lease_seconds(), ""
         with self.signals:
             while self.signals.signal is None:
                 try:
                     with (
                         open_store(self.storage, patience=QUICK) as store,
-                        LeaseRenewer(Slots(store, 0), "follow", lease_seconds()),
+                        LeaseRenewer(Slots(store, 0), "follow", lease_s),
                     ):
+                        check_connections(store, 1)
                         message = ""
                         self._serve(store)
                 except StorageError as error:
@@ -78,7 +80,7 @@ class Follower:
                         say(f"waiting for the storage: {error}")
                     message = str(error)
                     self._pause()
-                except GracePeriodExpired:
+                except Interruption:
                     break
         return 128 + (self.signals.signal or 0)
 
@@ -138,12 +140,15 @@ class Follower:
 
         worker = Worker(stored, self.out.absolute(), self.pack, event_printer(stored.study.rungs, f"{name}: "))
         worker.signals, worker.executor.datasets = self.signals, self.datasets
+        stored.store.patience = math.inf  # the worker holds trials, which wait for an unreachable storage
         try:
             worker.work(max_trials=self.pack)
         except StorageError:
             raise
         except Exception as error:  # a failure in one study must not end the service of the others
             self._skip(name, error)
+        finally:
+            stored.store.patience = QUICK
         if not worker.n_claimed:
             self.skipped_until[name] = time.monotonic() + IDLE_S
 

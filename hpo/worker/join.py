@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -13,13 +14,15 @@ from hpo.config.importer import error_location
 from hpo.console import say
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.queue.compatibility import check_data_hash
+from hpo.queue.heartbeat import lease_seconds
 from hpo.queue.registry import load_stored_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.memory import dry_run_baseline
 from hpo.runs.resources import available_cores, set_thread_environment
+from hpo.storage.connections import check_connections
 from hpo.storage.file_guard import rescued
-from hpo.storage.retry import PATIENCE
+from hpo.storage.retry import QUICK
 from hpo.storage.store import open_store
 from hpo.study.places import at_places
 from hpo.study.spec import DEFAULT_TRAIN
@@ -41,11 +44,13 @@ def join_study(storage: str, name: str | None, pack: int, out: Path, overrides: 
     """
     # A launcher divides the cores among its workers and sets these variables. A worker alone uses all cores.
     set_thread_environment(available_cores())
+    lease_seconds()  # refuses a wrong value before anything is claimed
     from hpo.worker.worker import Worker  # after the variables are set, because torch reads them at its import
 
     launched = os.environ.get(EVENTS) == "json"
-    with open_store(storage, patience=PATIENCE) as store, contextlib.ExitStack() as stack:
+    with open_store(storage, patience=math.inf if launched else QUICK) as store, contextlib.ExitStack() as stack:
         if not launched:  # otherwise the launcher saves the storage
+            check_connections(store, 1)
             stack.enter_context(rescued(store.guard, "`hpo worker` again"))
         stored = load_stored_study(store, name)
         stored = replace(stored, study=at_places(stored.study, overrides))
@@ -56,6 +61,7 @@ def join_study(storage: str, name: str | None, pack: int, out: Path, overrides: 
             say(f"study {stored.study.name} is {state}; `hpo resume` resumes it")
         preflight(stored, PreparedDatasets())
         stored.raise_protocol()
+        store.patience = math.inf  # from now on an unreachable storage is waited for
         parent = _stop_with_parent() if launched else None
         return Worker(stored, out.absolute(), pack, event_printer(stored.study.rungs), parent).work()
 

@@ -4,25 +4,22 @@ Each trial of a pack has a lane. When a trial ends, its lane is refilled with an
 """
 
 import contextlib
-import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from optuna.trial import TrialState
 
-from hpo.errors import error_summary
+from hpo.errors import Unwritable, error_summary, raised_error
 from hpo.runs import checkpoints
-from hpo.runs.metrics import append_metrics, metric, read_rungs, write_rungs
+from hpo.runs.metrics import append_metrics
 from hpo.runs.run_dir import append_error_log, to_json_value
-from hpo.runs.trainable import GeneratorRuns, build_runs, pack_key, parse_report
+from hpo.runs.trainable import build_runs, pack_key, parse_report
 from hpo.worker.executor import TrialExecutor
 from hpo.worker.failures import classify_failure
+from hpo.worker.resume import resume_run
 from hpo.worker.signals import SignalHandler, TrialTimeout
 from hpo.worker.trial import RunningTrial
-from model.errors import is_device_fault, is_out_of_memory
-
-NO_CHECKPOINT = "there is no checkpoint"
 
 
 class PackRunner:
@@ -68,7 +65,11 @@ class PackRunner:
         arguments = self.executor.datasets.training_arguments(self.first_trials[0].config)
         self.runs = build_runs(self.study.file.train, [trial.config for trial in self.first_trials], **arguments)
         for lane, trial in list(self.lanes.items()):
-            if self._resume(lane, trial):
+            try:
+                has_ended = self._resume(lane, trial)
+            except Unwritable as error:  # the files of this trial alone
+                has_ended = self._fail(lane, trial, error)
+            if has_ended:
                 del self.lanes[lane]
         self.started = True
 
@@ -95,67 +96,54 @@ class PackRunner:
             self.signals.start_timeout(limit - max(trial.seconds() for trial in self.lanes.values()))
 
     def _resume(self, lane: int, trial: RunningTrial) -> bool:
-        """Resume a trial from its newest readable checkpoint, or start it again if there is none.
-
-        Return whether the trial has ended, because its checkpoint is that of its last rung.
-        """
-        objective, log = self.study.file.objective, trial.folder / "metrics.jsonl"
-        reported = trial.frozen.intermediate_values
-        rows = read_rungs(log, objective, reported)
-        known = {r for r, row in rows.items() if r in reported or metric(row, objective) is not None}
-        rung, reason = 0, NO_CHECKPOINT
-        if trial.claim.attempt > 1 or trial.rung:
-            rung, reason = self._load_checkpoint(lane, trial, known)
-        if not rung and (trial.rung or reason != NO_CHECKPOINT):
-            self.executor.log_event("restarted", f"trial {trial.number} restarts from its first rung: {reason}")
-        for r in range(1, rung + 1):  # the storage was unreachable, or it was restored from an older copy
-            if r not in reported:
-                trial.add_value(r, float(rows[r][objective]))
-        trial.earlier_seconds = metric(rows.get(rung, {}), "seconds") or 0.0
-        trial.started_at = time.monotonic()
-        write_rungs(log, {r: rows[r] for r in range(1, rung + 1)})
+        """Resume a trial; return whether it has ended, because its checkpoint is that of its last rung."""
+        rung = resume_run(self.executor, self.runs, lane, trial)
         if rung < self.study.rungs:
             return False
-        trial.metrics = rows[rung]
-        self.runs.stop(lane)
-        self._end(trial, "continue", trial.frozen.intermediate_values[rung])
+        self._stop(lane, trial)
+        self.executor.complete(trial, trial.frozen.intermediate_values[rung])
         return True
-
-    def _load_checkpoint(self, lane: int, trial: RunningTrial, known: set[int]) -> tuple[int, str]:
-        """Load the newest checkpoint of which all rungs are known; return its rung, or 0 and the reason.
-
-        known: rungs whose values are in the study or in metrics.jsonl.
-        """
-        reason = NO_CHECKPOINT
-        for folder in checkpoints.resumable_checkpoints(trial.folder):
-            try:
-                rung = self.runs.resume(lane, folder)
-                if rung in range(1, self.study.rungs + 1) and known >= set(range(1, rung + 1)):
-                    return rung, ""
-                reason = f"{folder}: values of its first rungs are missing"
-            except Exception as error:  # a checkpoint may be damaged in any way; the trial does not need it
-                if is_out_of_memory(error) or is_device_fault(error):
-                    raise
-                reason = str(error) or type(error).__name__
-            self.runs.stop(lane)  # it may have been loaded in part
-            self.runs.start(lane, trial.config)
-        return 0, reason
 
     def _report(self, lane: int, trial: RunningTrial, metrics: Any) -> bool:
         """Report one rung of a trial; return whether the trial has left its lane."""
         try:
             rung, value, trial.metrics = parse_report(metrics, self.study.file.objective)
         except Exception as error:  # this trial alone has failed, not its pack
-            self.runs.stop(lane)
-            self.executor.handle_failure(error, [trial])
+            return self._fail(lane, trial, error)
+        try:
+            decision = self._report_value(trial, rung, value)
+        except Unwritable as error:  # the files of this trial alone
+            return self._fail(lane, trial, error)
+        if decision == "lost":
+            self._stop(lane, trial)
+            self.executor.drop_lost(trial.claim)
             return True
+        if decision != "continue":
+            self._stop(lane, trial)
+            self._end(trial, decision)
+            return True
+        try:
+            self._save_checkpoints(lane, trial, rung, value)
+        except Exception as error:  # a class of the user may raise anything
+            return self._fail(lane, trial, error)
+        if rung < self.study.rungs:
+            return False
+        self._finish(lane, trial, rung)
+        self._stop(lane, trial)
+        self.executor.complete(trial, value)
+        return True
+
+    def _report_value(self, trial: RunningTrial, rung: int, value: float) -> str:
+        """Report the value of a rung; return what to do with the trial: continue, lost, or why to end it.
+
+        Raises:
+            Unwritable: the metrics cannot be written.
+        """
         last_rung = trial.rung
         trial.add_value(rung, value)
         status = self.executor.reporter.report_values(trial, wait=rung >= self.study.rungs)
         if status == "lost":
-            self.runs.stop(lane)
-            self.executor.drop_lost(trial.claim)
-            return True
+            return status
         append_metrics(trial.folder / "metrics.jsonl", trial.metrics)
         shown = {key: to_json_value(v) for key, v in trial.metrics.items()}
         event = {"event": "rung", "trial": trial.number, "rung": rung, "value": to_json_value(value)}
@@ -163,16 +151,22 @@ class PackRunner:
         # An earlier attempt has already decided about a rung that it reported.
         decision = self.executor.decide(trial) if rung >= last_rung else "continue"
         if status == "killed":
-            decision = "killed"
-        elif trial.is_over(self.study.file.limits.seconds) and rung < self.study.rungs:
-            decision = "timeout"
-        if decision == "continue":
-            self._save_checkpoints(lane, trial, rung, value)
-            if rung < self.study.rungs:
-                return False
-            self._finish(lane, trial, rung)
-        self.runs.stop(lane)
-        self._end(trial, decision, value)
+            return status
+        if trial.is_over(self.study.file.limits.seconds) and rung < self.study.rungs:
+            return "timeout"
+        return decision
+
+    def _stop(self, lane: int, trial: RunningTrial) -> None:
+        """End the run of a lane. An exception in a `finally` block of the training function has no effect."""
+        try:
+            self.runs.stop(lane)
+        except Exception as error:
+            self.executor.note(trial, "while it was closed", error)
+
+    def _fail(self, lane: int, trial: RunningTrial, error: Exception) -> bool:
+        """End or requeue one trial of the pack; return True, because it has left its lane."""
+        self._stop(lane, trial)
+        self.executor.handle_failure(error, [trial])
         return True
 
     def _finish(self, lane: int, trial: RunningTrial, rung: int) -> None:
@@ -180,16 +174,24 @@ class PackRunner:
 
         The result is already known. The next rung of a function that yields more is trained once per worker only.
         """
-        rungs, text = self.study.rungs, ""
-        if isinstance(self.runs, GeneratorRuns) and not self.executor.yields_more:
-            try:
-                further = self.runs.finish(lane) if rung <= rungs else rung
-                if further is not None:
-                    text = f"the training function reports rung {further}, but `rungs` of the study file is {rungs}"
-                    self.executor.yields_more = text
-            except (Exception, SystemExit) as error:
-                append_error_log(trial.folder, trial.claim.attempt, "".join(traceback.format_exception(error)))
-                text = f"the training function failed after its last rung: {type(error).__name__}: {error}"
+        rungs, limit, text = self.study.rungs, self.study.file.limits.seconds, ""
+        try:
+            if limit is not None:
+                self.signals.start_timeout(limit - trial.seconds())
+            further = rung
+            if rung <= rungs and not self.executor.yields_more:
+                further = self.runs.finish(lane) or 0
+            if further > rungs:
+                text = f"the training function reports rung {further}, but `rungs` of the study file is {rungs}"
+                self.executor.yields_more = text
+        except TrialTimeout:
+            text = f"the code after its last rung was stopped by limits.seconds: {limit:g}"
+        except Exception as error:
+            raised = raised_error(error)
+            append_error_log(trial.folder, trial.claim.attempt, "".join(traceback.format_exception(raised)))
+            text = f"the training function failed after its last rung: {type(raised).__name__}: {raised}"
+        finally:
+            self.signals.cancel_timeout()
         if text := error_summary(text):
             self.executor.log_event("rungs", f"trial {trial.number}: {text}")
         trial.note = text or self.executor.yields_more
@@ -201,18 +203,14 @@ class PackRunner:
         with contextlib.suppress(ValueError):
             checkpoints.save_checkpoints(self.runs, lane, trial.config, trial.folder, rung, best)
 
-    def _end(self, trial: RunningTrial, decision: str, value: float) -> None:
+    def _end(self, trial: RunningTrial, decision: str) -> None:
         match decision:
-            case "continue":
-                self.executor.complete(trial, value)
             case "killed":
                 self.executor.end(trial, TrialState.FAIL, "killed")
             case "timeout":
                 self.executor.end(trial, TrialState.PRUNED, "timeout", self._timeout_problem(trial))
-            case "prune":
-                self.executor.end(trial, TrialState.PRUNED, "pruned")
             case _:
-                self.executor.end(trial, TrialState.PRUNED, decision)
+                self.executor.end(trial, TrialState.PRUNED, "pruned" if decision == "prune" else decision)
 
     def _end_timed_out(self) -> None:
         """End the trials that timed out in the middle of a rung. The other trials resume from their last rung."""
@@ -237,7 +235,7 @@ class PackRunner:
                 if not self._resume(lane, trial):
                     self.lanes[lane] = trial
             except Exception as error:  # this trial alone has failed, not its pack
-                with contextlib.suppress(KeyError):  # the run may have failed before it was added
+                with contextlib.suppress(KeyError):  # it may have failed before it was added
                     self.runs.stop(lane)
                 self.executor.handle_failure(error, [trial])
 
@@ -245,6 +243,6 @@ class PackRunner:
         """Drop the trials whose leases the LeaseRenewer found lost."""
         for lane, trial in list(self.lanes.items()):
             if (trial.claim.slot, trial.claim.attempt) in self.executor.renewer.lost:
-                self.runs.stop(lane)
+                self._stop(lane, trial)
                 self.executor.drop_lost(trial.claim)
                 del self.lanes[lane]

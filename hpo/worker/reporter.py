@@ -27,15 +27,15 @@ from hpo.storage.attributes import (
     PRUNING_DECISION,
 )
 from hpo.storage.fencing import LeaseLost, fenced
-from hpo.storage.retry import limit_patience
+from hpo.storage.retry import limit_patience, outages
 from hpo.worker.trial import RunningTrial
 
 # Minimum seconds between two reads of the study's state, because rungs can be shorter than a read.
 STATE_REFRESH_S = 0.1
 # Seconds that training waits at a rung for an unreachable storage. Then it continues and reports the values later.
 UNREACHABLE_WAIT_S = 3.0
-# The same for a worker that must stop.
-LEAVING_WAIT_S = 5.0
+# The same for a worker that must stop, and for one that stops because the storage is unreachable.
+LEAVING_WAIT_S, UNREACHABLE_LEAVING_WAIT_S = 5.0, 1.0
 # Lines of a traceback that are stored.
 MAX_ERROR_LINES = 40
 
@@ -65,11 +65,10 @@ class Reporter:
     def report_values(self, trial: RunningTrial, wait: bool) -> LeaseStatus:
         """Write the unreported values of a trial and renew its lease; return the status of the lease.
 
-        wait: whether to wait for an unreachable storage as long as the worker's patience lasts, instead of
-            UNREACHABLE_WAIT_S.
+        wait: whether to wait for an unreachable storage without limit, instead of UNREACHABLE_WAIT_S.
 
         Raises:
-            StorageError: the storage is unusable, or still unreachable after the worker's patience.
+            StorageError: the storage is unusable.
         """
         try:
             with limit_patience(math.inf if wait else UNREACHABLE_WAIT_S):
@@ -154,7 +153,7 @@ class Reporter:
         """
         self.renewer.drop(trial.claim)
         try:
-            with limit_patience(LEAVING_WAIT_S):
+            with limit_patience(UNREACHABLE_LEAVING_WAIT_S if outages.is_ongoing() else LEAVING_WAIT_S):
                 self.stored.slots.release(trial.claim, self.owner, reason, error, failed)
         except StorageError:
             return False  # the lease expires, and then any LeaseRenewer frees the slot

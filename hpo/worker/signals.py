@@ -7,18 +7,22 @@ the grace period, stops it immediately.
 import signal
 from types import FrameType
 
+from hpo.errors import Interruption
+from hpo.storage.retry import is_waiting
+
 GRACE_S = 10.0  # time that a rung has to end after the first signal
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class GracePeriodExpired(BaseException):
-    """The rung did not end within the grace period.
-
-    This is a BaseException, so that `except Exception` in a user's training function does not catch it.
-    """
+class GracePeriodExpired(Interruption):
+    """The rung did not end within the grace period."""
 
 
-class TrialTimeout(BaseException):
+class SecondSignal(Interruption):
+    """A second signal arrived: the worker must stop now."""
+
+
+class TrialTimeout(Interruption):
     """A trial took longer than `limits.seconds` of its study."""
 
 
@@ -77,8 +81,10 @@ class SignalHandler:
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise SecondSignal
         self.request_stop(number)
+        if is_waiting():  # nothing can be finished while the storage is unreachable
+            raise GracePeriodExpired
 
     def _on_alarm(self, number: int, _: FrameType | None) -> None:
         raise TrialTimeout if self.signal is None else GracePeriodExpired

@@ -10,21 +10,23 @@ import time
 import uuid
 from pathlib import Path
 
-from hpo.errors import WorkFailed
+from hpo.errors import Interruption, WorkFailed
 from hpo.queue.heartbeat import LeaseRenewer, lease_seconds
 from hpo.queue.stored_study import StoredStudy, StudyState
-from hpo.runs.run_dir import FolderGuard, cache_is_writable, is_writable
+from hpo.runs.run_dir import FolderGuard, can_write
 from hpo.storage.retry import outages
 from hpo.worker.events import Event, EventListener
 from hpo.worker.executor import TrialExecutor
-from hpo.worker.failures import MAX_FAILURES_IN_A_ROW
+from hpo.worker.failures import Quarantine
 from hpo.worker.pack import PackRunner
-from hpo.worker.signals import GracePeriodExpired, SignalHandler
+from hpo.worker.signals import SignalHandler
 
 # Seconds between two attempts to claim a slot while no slot is free: (first, longest).
 POLL_S = (0.5, 3.0)
-# Seconds between two tests of a disk that was full.
-PROBE_S = 10.0
+# Seconds before the first test of a full disk, and the most before a later one. They double with each test.
+PROBE_S, MAX_PROBE_S = 10.0, 160.0
+# Quarantines without a trial that ends in between, after which the worker ends: the disk is too small for the study.
+MAX_QUARANTINES = 5
 # Outages of the storage of at least this many seconds are stored as events.
 OUTAGE_S = 2.0
 # Exit status of a worker whose device failed. The launcher starts a new process, in which the device may work again.
@@ -66,7 +68,7 @@ class Worker:
             try:
                 self._run_trials(max_trials)
                 reason = "preempted" if self.signals.signal else self.state.state
-            except (GracePeriodExpired, KeyboardInterrupt):  # each trial resumes later from its last rung
+            except Interruption:  # each trial resumes later from its last rung
                 if self.signals.signal is None:
                     raise
                 reason = "preempted"
@@ -80,7 +82,7 @@ class Worker:
         waits = max_trials == math.inf  # otherwise the worker serves several studies, and another one may have work
         while not self._should_stop():
             if self.executor.quarantine:
-                self._recover(*self.executor.quarantine, waits=waits)
+                self._recover(self.executor.quarantine, waits)
             elif self.state.state == "paused":
                 self.executor.requeue(self.executor.trials, "paused")
                 if not waits or self._is_spent():
@@ -150,25 +152,36 @@ class Worker:
         trial_rungs, budget_rungs = self.state.rungs
         return slots.rungs() + trial_rungs > budget_rungs and not slots.n_unfinished(only_started=True)
 
-    def _recover(self, kind: str, text: str, waits: bool) -> None:
+    def _recover(self, quarantine: Quarantine, waits: bool) -> None:
         """Requeue all trials and wait until this machine works again.
 
-        kind, text: kind and message of the failures. waits: whether to wait in this process for a disk.
+        waits: whether to wait in this process for a disk.
 
         Raises:
-            WorkFailed: a new process is needed, or the worker has other studies to serve.
+            WorkFailed: a new process is needed, the worker has other studies to serve, or waiting is useless.
         """
         self.executor.quarantine = None
-        failures = f"{MAX_FAILURES_IN_A_ROW} failures in a row: {text}"
-        self.executor.log_event("quarantined", failures)
+        kind, text, unwritable = quarantine
+        self.executor.log_event("quarantined", f"the {kind} failed: {text}")
         self.executor.requeue(self.executor.trials, kind)
-        if kind != "disk" or not waits:
-            failed = WorkFailed(f"worker quarantined after {failures}; repair the {kind} of this machine")
+        if unwritable is None or not waits:
+            failed = WorkFailed(f"worker quarantined: {text}; repair the {kind} of this machine")
             failed.status = RESTART_STATUS
             raise failed
+        breaker = self.executor.breaker
+        breaker.n_quarantines += 1
+        if breaker.n_quarantines > MAX_QUARANTINES:
+            raise WorkFailed(f"{text}, {MAX_QUARANTINES} times although there was space in between; free disk space")
+        pause = PROBE_S * 2 ** (breaker.n_quarantines - 1)
+        probe_at = time.monotonic() + pause
         while not self._should_stop() and not self._is_spent():
-            if is_writable(self.out) and cache_is_writable():
-                self.executor.breaker.half_open()
+            time.sleep(min(pause, POLL_S[0]))
+            if time.monotonic() < probe_at:
+                continue
+            if can_write(unwritable.path, unwritable.n_bytes):
                 self.executor.log_event("released", "the disk is writable again")
                 return
-            time.sleep(PROBE_S)
+            if self.stored.is_over(self.state):  # only trials that have started are left, and they need this disk
+                raise WorkFailed(f"the budget is spent, and interrupted trials cannot be continued: {text}")
+            pause = min(2 * pause, MAX_PROBE_S)
+            probe_at = time.monotonic() + pause

@@ -111,7 +111,8 @@ def _prepare_folder(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress
         size = sum(count_utf8_bytes(texts) for texts in splits.values()) * token_dtype(vocabulary.vocab_size).itemsize
         raise CacheError(
             f"data: {str(error.strerror).lower()} preparing {corpus.name} under {folder.parent}; "
-            f"needs up to {size * (1 + corpus.synthetic) / 1e6:.1f} MB; set HPO_CACHE to a folder with room"
+            f"needs up to {size * (1 + corpus.synthetic) / 1e6:.1f} MB; set HPO_CACHE to a folder with room",
+            round(size * (1 + corpus.synthetic)),
         ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)

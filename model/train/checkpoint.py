@@ -30,6 +30,12 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read or belongs to another run."""
 
 
+class Unwritten(OSError):
+    """A checkpoint cannot be written. n_bytes: its size."""
+
+    n_bytes: int = 0
+
+
 def save(
     folder: Path,
     config: TrainConfig,
@@ -51,7 +57,9 @@ def save(
         with atomic_write(folder / FILE, sync=True) as part:
             save_file(copies, part, metadata={"state": state, "sha256": _checksum(state, copies)})
     except SafetensorError as error:  # safetensors raises its own error when the disk is full
-        raise OSError(errno.ENOSPC, f"checkpoint not written: {error}", str(folder / FILE)) from error
+        unwritten = Unwritten(errno.ENOSPC, f"checkpoint not written: {error}", str(folder / FILE))
+        unwritten.n_bytes = sum(tensor.nbytes for tensor in copies.values())
+        raise unwritten from error
 
 
 def load(folder: Path, config: TrainConfig, data_hash: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,0 +1,60 @@
+"""Choose and write the configuration of a claimed trial."""
+
+from pydantic import ValidationError
+
+from hpo.config.files import config_text
+from hpo.config.validation import error_messages
+from hpo.errors import Problem, Unwritable
+from hpo.optuna_internals import get_trial_id
+from hpo.queue.stored_study import StoredStudy
+from hpo.runs.datasets import PreparedDatasets
+from hpo.runs.memory import memory_problem
+from hpo.runs.provenance import describe_machine
+from hpo.runs.run_dir import write_file
+from hpo.storage.fencing import fenced
+from hpo.worker.trial import RunningTrial, trial_config
+
+
+def configure_trial(
+    stored: StoredStudy, trial: RunningTrial, owner: str, datasets: PreparedDatasets, pack: int
+) -> tuple[str, str] | None:
+    """Set the configuration of a trial and write it to its folder.
+
+    Values that are valid one by one may be invalid together, as n_head and n_embd, or leave too little text. Return the
+    end reason and the message of such a trial, with which it is pruned: the sampler ignores failed trials, so it would
+    suggest the same values again.
+
+    Raises:
+        Unwritable: the prepared data or the configuration cannot be written.
+        LeaseLost: the claim is lost.
+        Exception: the user's configuration class has raised it.
+    """
+    try:
+        with fenced(stored.slots.held(trial.claim, owner)):
+            trial.config = trial_config(stored, trial.claim, trial.frozen)
+        data_hash = datasets.data_hash(trial.config)
+    except ValidationError as error:
+        return "invalid", "; ".join(error_messages(error, type(stored.study.base)))
+    except Unwritable:
+        raise
+    except Problem as problem:
+        return "invalid", str(problem)
+    trial.frozen = stored.store.optuna.get_trial(get_trial_id(trial.frozen))  # now with its parameters
+    if reason := memory_problem(stored.study, trial.config, datasets):
+        return "oom", reason
+    _write_config(stored, trial, data_hash, pack)
+    return None
+
+
+def _write_config(stored: StoredStudy, trial: RunningTrial, data_hash: str | None, pack: int) -> None:
+    provenance = {
+        "study": stored.study.name,
+        "trial": trial.number,
+        "kind": trial.claim.kind,
+        "data_hash": data_hash,
+        "train": stored.study.file.train,
+        "config": stored.study.file.config,
+        "pack": pack,
+        **describe_machine(),
+    }
+    write_file(trial.folder / "config.yaml", config_text(trial.config, provenance))

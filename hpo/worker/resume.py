@@ -1,0 +1,58 @@
+"""Resume a trial from its newest checkpoint."""
+
+import time
+
+from hpo.runs import checkpoints
+from hpo.runs.metrics import metric, read_rungs, write_rungs
+from hpo.runs.trainable import GuardedRuns
+from hpo.worker.executor import TrialExecutor
+from hpo.worker.trial import RunningTrial
+from model.errors import is_device_fault, is_out_of_memory
+
+NO_CHECKPOINT = "there is no checkpoint"
+
+
+def resume_run(executor: TrialExecutor, runs: GuardedRuns, lane: int, trial: RunningTrial) -> int:
+    """Resume a trial from its newest readable checkpoint, or start it again if there is none; return its rung.
+
+    Raises:
+        Unwritable: the file of the trial's metrics cannot be written.
+    """
+    file, log = executor.stored.study.file, trial.folder / "metrics.jsonl"
+    reported = trial.frozen.intermediate_values
+    rows = read_rungs(log, file.objective, reported)
+    known = {r for r, row in rows.items() if r in reported or metric(row, file.objective) is not None}
+    rung, reason = 0, ""
+    if trial.claim.attempt > 1 or trial.rung:
+        rung, reason = _load_checkpoint(runs, lane, trial, known & set(range(1, executor.stored.study.rungs + 1)))
+    if not rung and (trial.rung or reason != NO_CHECKPOINT):
+        executor.log_event("restarted", f"trial {trial.number} restarts from its first rung: {reason}")
+    for r in range(1, rung + 1):  # the storage was unreachable, or it was restored from an older copy
+        if r not in reported:
+            trial.add_value(r, float(rows[r][file.objective]))
+    trial.metrics = rows.get(rung, {})
+    trial.earlier_seconds = metric(trial.metrics, "seconds") or 0.0
+    trial.started_at = time.monotonic()
+    write_rungs(log, {r: rows[r] for r in range(1, rung + 1)})
+    return rung
+
+
+def _load_checkpoint(runs: GuardedRuns, lane: int, trial: RunningTrial, known: set[int]) -> tuple[int, str]:
+    """Load the newest checkpoint of which all rungs are known; return its rung, or 0 and the reason.
+
+    known: rungs whose values are in the study or in metrics.jsonl.
+    """
+    reason = NO_CHECKPOINT
+    for folder in checkpoints.resumable_checkpoints(trial.folder):
+        try:
+            rung = runs.resume(lane, folder)
+            if rung > 0 and known >= set(range(1, rung + 1)):
+                return rung, ""
+            reason = f"{folder}: values of its first rungs are missing"
+        except Exception as error:  # a checkpoint may be damaged in any way; the trial does not need it
+            if is_out_of_memory(error) or is_device_fault(error):
+                raise
+            reason = str(error) or type(error).__name__
+        runs.stop(lane)  # it may have been loaded in part
+        runs.start(lane, trial.config)
+    return 0, reason

@@ -1,0 +1,92 @@
+"""What a launch does with the processes of its workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import environment, hpo, trivial
+from tests.support.command import worker_processes as workers
+from tests.support.planted import planted_study as planted
+
+CHILDREN = """
+
+import subprocess
+
+
+def parent(config):
+    child = subprocess.Popen(["sleep", "600"])
+    with open("children", "a") as file:
+        file.write(f"{child.pid}\\n")
+    yield from train(config)
+    time.sleep(600 if os.path.exists("hang") else 0)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_children_of_a_training_do_not_outlive_their_worker(tmp_path: Path) -> None:
+    planted(tmp_path, train="curves:parent", budget={"trials": 2}, pruner={"name": "none"}, baseline=[])
+    with (tmp_path / "curves.py").open("a") as module:
+        module.write(CHILDREN)
+    (tmp_path / "hang").touch()
+    command = [sys.executable, "-m", "hpo", "launch", "--study", "planted.yaml", "--plain"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as launch:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "children").exists() or not (tmp_path / "children").read_text().endswith("\n"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (first,) = map(int, (tmp_path / "children").read_text().split())
+        (tmp_path / "hang").unlink()
+        (worker,) = workers(tmp_path)
+        assert is_alive(first)
+        os.kill(worker, signal.SIGKILL)
+        _, stderr = launch.communicate(timeout=120)
+    assert launch.returncode == 0, stderr
+    children = [int(pid) for pid in (tmp_path / "children").read_text().split()]
+    assert len(children) >= 2
+    assert [pid for pid in children if is_alive(pid)] == []
+
+
+@pytest.mark.parametrize("command", [("launch", "--study", "trivial.yaml"), ("worker",), ("worker", "--follow")])
+@pytest.mark.parametrize("value", ["abc", "0"])
+def test_wrong_length_of_a_lease_is_refused_before_anything_is_registered(
+    tmp_path: Path, command: tuple[str, ...], value: str
+) -> None:
+    trivial(tmp_path)
+    arguments = {
+        "launch": ["launch", "--study", "trivial.yaml"],
+        "worker": ["worker"],
+        "follow": ["worker", "--follow"],
+    }
+    done = hpo(*arguments[command], cwd=tmp_path, status=2, HPO_LEASE_S=value)
+    assert f"HPO_LEASE_S: must be a number of seconds from 1 to 86400, got '{value}'" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_ctrl_c_while_the_command_line_is_imported_prints_nothing(tmp_path: Path) -> None:
+    hook = "import os, sys, signal, builtins\n"
+    hook += "real = builtins.__import__\n"
+    hook += "def imported(name, *more, **keys):\n"
+    hook += "    if name == os.environ.get('INTERRUPT_AT'):\n"
+    hook += "        del os.environ['INTERRUPT_AT']\n"
+    hook += "        signal.raise_signal(signal.SIGINT)\n"
+    hook += "    return real(name, *more, **keys)\n"
+    hook += "builtins.__import__ = imported\n"
+    (tmp_path / "sitecustomize.py").write_text(hook)
+    root = environment()["PYTHONPATH"]
+    for module in ("hpo.cli.main", "typer", "hpo.commands.show", "rich.console"):
+        env = environment(PYTHONPATH=f"{tmp_path}:{root}", INTERRUPT_AT=module, TESTS_FORK_SERVER="")
+        done = subprocess.run(
+            [sys.executable, "-m", "hpo", "status"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", ""), module
