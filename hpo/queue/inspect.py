@@ -56,7 +56,8 @@ def is_void(store: OpenStorage) -> sa.ColumnElement[bool]:
     """
     if "lease_s" in store.lacks:
         return sa.false()
-    return _c.lease_until > database_clock(store.engine) + 2 * _c.lease_s
+    clock = database_clock(store.engine)
+    return sa.and_(_c.lease_until > clock, _c.lease_until > clock + 2 * _c.lease_s)
 
 
 def not_in_force(store: OpenStorage) -> sa.ColumnElement[bool]:

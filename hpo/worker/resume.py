@@ -22,7 +22,7 @@ def resume_run(executor: TrialExecutor, runs: GuardedRuns, lane: int, trial: Run
     reported = trial.frozen.intermediate_values
     rows = read_rungs(log, file.objective, reported)
     known = {r for r, row in rows.items() if r in reported or metric(row, file.objective) is not None}
-    rung, reason = 0, ""
+    rung, reason = 0, NO_CHECKPOINT
     if trial.claim.attempt > 1 or trial.rung:
         rung, reason = _load_checkpoint(runs, lane, trial, known & set(range(1, executor.stored.study.rungs + 1)))
     if not rung and (trial.rung or reason != NO_CHECKPOINT):

@@ -63,12 +63,7 @@ def test_wrong_length_of_a_lease_is_refused_before_anything_is_registered(
     tmp_path: Path, command: tuple[str, ...], value: str
 ) -> None:
     trivial(tmp_path)
-    arguments = {
-        "launch": ["launch", "--study", "trivial.yaml"],
-        "worker": ["worker"],
-        "follow": ["worker", "--follow"],
-    }
-    done = hpo(*arguments[command], cwd=tmp_path, status=2, HPO_LEASE_S=value)
+    done = hpo(*command, cwd=tmp_path, status=2, HPO_LEASE_S=value)
     assert f"HPO_LEASE_S: must be a number of seconds from 1 to 86400, got '{value}'" in done.stderr
     assert not (tmp_path / "runs").exists()
 

@@ -72,7 +72,7 @@ def test_an_interrupted_trial_comes_before_new_ones(slots: Slots) -> None:
     begin(slots, second, 17)
     assert slots.release(second, "me")
     fill_slots(slots, [SEARCH] * 5)
-    assert claim(slots) == Claim(1, 2, "search", None, 17)
+    assert claim(slots) == Claim(1, 2, "search", None, 17, interruptions=1)
     assert claim(slots).slot == 2
 
 
