@@ -4,6 +4,7 @@ Sources: nanoGPT's train.py, transformers.TrainingArguments, W&B sweep files, Op
 unknown name gives the counterpart, because names such as `max_iters` look like no field of the configuration.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -179,10 +180,10 @@ def _study_remedy(path: str, word: str, value: Any) -> str:
         return "; omit it"
     instead = STUDY_KEYS.get(word)
     if word == "method" and isinstance(value, str):
-        instead = f"sampler: {{name: {COMPONENTS.get(_plain(value), _plain(value))}}}"
+        instead = f"sampler: {{name: {component_name(value)}}}"
     if word == "metric" and isinstance(value, Mapping) and "name" in value:
         direction = value.get("goal", "minimize")
-        instead = f"objective: {value['name']!s:.60} and direction: {direction!s:.60}"
+        instead = f"objective: {_shown(value['name'])} and direction: {_shown(direction)}"
     return f"; use {instead}" if instead else ""
 
 
@@ -191,8 +192,19 @@ def component_remedy(value: Any, known: str) -> str:
 
     known: the names of the samplers or pruners, each in quotes.
     """
-    name = COMPONENTS.get(_plain(value))
+    name = COMPONENTS.get(_plain(str(value).rpartition(".")[2]))
     return f"; use {name}" if name is not None and f"'{name}'" in known else ""
+
+
+def component_name(value: str) -> str:
+    """Return the name here of a sampler or pruner, or the name itself if no other is known."""
+    return COMPONENTS.get(_plain(value.rpartition(".")[2]), _shown(value))
+
+
+def _shown(value: Any) -> str:
+    """Return a name as it is, and any other text in quotes with its control characters escaped."""
+    text = str(value)[:60]
+    return text if re.fullmatch(r"[A-Za-z0-9_./@-]+", text) else json.dumps(text)
 
 
 def _plain(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from hpo.config.foreign_names import component_remedy, field_remedy
+from hpo.config.foreign_names import component_name, component_remedy, field_remedy
 from model.section import close_match
 
 Kind = type[BaseModel]
@@ -151,7 +151,7 @@ def _rule(problem: ErrorDetails, root: Kind, key: str) -> str:
     quotes = "; put it in quotes" if word.startswith("string") and isinstance(value, bool | int | float) else ""
     remedy = number_remedy(value) if "number" in expected else quotes
     if problem["type"].startswith("model") and key in ("sampler", "pruner") and isinstance(value, str):
-        remedy = f"; use {key}: {{name: {value}}}"
+        remedy = f"; use {key}: {{name: {component_name(value)}}}"
     return f"must be {expected}, got {shown_value(value)}{remedy}"
 
 

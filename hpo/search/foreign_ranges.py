@@ -3,6 +3,7 @@
 A word that is close in letters may mean another scale: `loguniform` of Optuna and Ray Tune is not `uniform`.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -72,6 +73,10 @@ def read_range(given: Any) -> Any:
 def _check_keys(given: Mapping[str, Any]) -> None:
     if "value" in given:
         raise ValueError(f"value must not be in a space, because it is not a range; {FIX}")
+    if "probabilities" in given:
+        raise ValueError(
+            "probabilities must be omitted, because all choices are equally likely until trials have ended"
+        )
     if "parameters" in given:
         raise ValueError("parameters must not be nested; use a dotted field for each, such as optimizer.lr: RANGE")
     for their_key, our_key in SWEEP_KEYS.items():
@@ -104,16 +109,24 @@ def _check_choices(choices: Any) -> None:
     """Check that no choice is a list or a mapping, which Optuna cannot store."""
     nested = [c for c in choices if isinstance(c, list | tuple | dict)] if isinstance(choices, list | tuple) else []
     if nested:
-        texts = ", ".join(f'"{_as_text(choice)}"' for choice in nested[:3])
-        raise ValueError(
-            f"choices must be numbers, text, true, false or null, got {shown_value(nested[0])}; use text, such as "
-            f"choices: [{texts}], and let a validator of the configuration convert the text"
-        )
+        got = f"got {shown_value(nested[0])}; {_instead_of_lists(choices)}"
+        raise ValueError(f"choices must be numbers, text, true, false or null, {got}")
+
+
+def _instead_of_lists(choices: Sequence[Any]) -> str:
+    """Return what to write instead of choices that are lists: their items, or each as a text."""
+    items = [item for choice in choices for item in (choice if isinstance(choice, list | tuple) else [choice])]
+    single = [item for item in items if isinstance(item, bool | int | float | str)]
+    texts = ", ".join(_as_text(choice) for choice in choices[:3])
+    return (
+        f"use choices: {shown_value(list(dict.fromkeys(single)))} for single values, or texts, such as "
+        f"choices: [{texts}], which a validator of your own configuration converts"
+    )
 
 
 def _as_text(choice: Any) -> str:
-    items = choice.values() if isinstance(choice, dict) else choice
-    return "-".join(str(item) for item in items)[:40].replace('"', "'")
+    items = choice.values() if isinstance(choice, dict) else choice if isinstance(choice, list | tuple) else [choice]
+    return json.dumps("-".join(str(item) for item in items)[:40])
 
 
 def _instead_of_value(given: Any) -> str:
@@ -125,8 +138,9 @@ def _instead_of_value(given: Any) -> str:
         hint = _instead_of_word(word.group().rpartition(".")[2] if word else "", ours)
         return hint.removeprefix("; ") or f"use {{low: A, high: B}} or {{choices: [...]}}, or {FIX}"
     if isinstance(given, Sequence):
-        items = [f'"{_as_text(item)}"' if isinstance(item, list | tuple | dict) else item for item in given]
-        shown = shown_value(items).replace("'\"", '"').replace("\"'", '"')
+        if any(isinstance(item, list | tuple | dict) for item in given):
+            return _instead_of_lists(given)
+        shown = shown_value(list(given))
         return f"use {{choices: {shown}}}" + (f" or {{low: {given[0]}, high: {given[1]}}}" if _is_pair(given) else "")
     return f"use {{low: A, high: B}} or {{choices: [...]}}, or {FIX}"
 
@@ -142,16 +156,19 @@ def _instead_of_word(word: Any, ours: Mapping[str, Any]) -> str:
     """
     plain = re.sub(r"[\W_]", "", str(word)[:60]).lower().removeprefix("hp").removeprefix("suggest")
     form = FORMS.get(plain.removesuffix("distribution"))
-    low, high = ours.get("low", "A"), ours.get("high", "B")
+    low, high = (
+        ours[key] if type(ours.get(key)) in (int, float) else word for key, word in (("low", "A"), ("high", "B"))
+    )
     if str(word) in ("log_uniform", "q_log_uniform", "inv_log_uniform"):
         low, high = _from_exponents(low, high)
+    step = ours["step"] if type(ours.get("step")) in (int, float) else "Q"
     match form:
         case "linear":
             return f"; use {{low: {low}, high: {high}}}"
         case "log":
             return f"; use {{low: {low}, high: {high}, log: true}}"
         case "steps":
-            return f"; use {{low: {low}, high: {high}, step: {ours.get('step', 'Q')}}}"
+            return f"; use {{low: {low}, high: {high}, step: {step}}}"
         case "choices":
             return f"; use {{choices: {shown_value(ours.get('choices', ['A', 'B']))}}}"
         case "log steps":

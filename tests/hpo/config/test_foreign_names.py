@@ -127,6 +127,8 @@ def test_a_sweep_file_is_refused_with_the_key_to_use_for_each_of_its_keys(tmp_pa
     ("keys", "said"),
     [
         ({"sampler": {"name": "TPESampler"}}, "got 'TPESampler'; use tpe"),
+        ({"sampler": {"name": "optuna.samplers.TPESampler"}}, "; use tpe"),
+        ({"sampler": "GPSampler"}, "got 'GPSampler'; use sampler: {name: gp}"),
         ({"sampler": {"name": "bayes"}}, "got 'bayes'; use tpe"),
         ({"pruner": {"name": "SuccessiveHalvingPruner"}}, "got 'SuccessiveHalvingPruner'; use halving"),
         ({"pruner": {"name": "NopPruner"}}, "got 'NopPruner'; use none"),

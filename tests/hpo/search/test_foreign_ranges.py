@@ -47,6 +47,8 @@ def test_a_distribution_of_another_program_is_refused_with_ours(word: str, remed
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
+        ({"choices": [[1, 2], [3, 4]]}, "use choices: [1, 2, 3, 4] for single values, or texts, such as"),
+        ({"values": [1, 2], "probabilities": [0.5, 0.5]}, "probabilities must be omitted"),
         ({"type": "loguniform", "low": 1, "high": 2}, "type must not be in a range, got 'loguniform'; use {low: 1, "),
         ({"low": 1, "high": 2, "scale": "log"}, "scale must not be in a range, got 'log'; use {low: 1, high: 2, log: "),
         ({"lower": 1, "upper": 2}, "use low instead of lower, high instead of upper"),
@@ -73,11 +75,13 @@ def test_a_range_in_another_form_is_refused_with_ours(entry: Any, said: str) -> 
     [
         ({"choices": [[1, 2], [3, 4]]}, '"1-2", "3-4"'),
         ({"values": [{"a": 1, "b": 2}]}, '"1-2"'),
-        ({"choices": [1, [2]]}, '"2"'),
+        ({"choices": [1, [2]]}, '"1", "2"'),
         ([[1, 2], [3, 4]], '"1-2", "3-4"'),
+        ({"choices": [["\x1b[2J", 1]]}, r'"\u001b[2J-1"'),
     ],
 )
 def test_choices_that_are_lists_are_refused_with_texts_to_use(entry: Any, texts: str) -> None:
     said = rule(entry)
     assert f"choices: [{texts}]" in said
+    assert "\x1b" not in said
     assert "must be a mapping" in said or "must be numbers, text, true, false or null" in said
