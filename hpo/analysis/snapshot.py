@@ -182,7 +182,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
     """
     name = resolve_study_name(store, name)
     study_id = study_ids(store)[name]
-    attrs = study_attrs(store, study_id)
+    attrs = study_attrs(store, study_id, name)
     if SPEC not in attrs:
         raise unregistered_problem(store, name, study_id, attrs)
     uid = attrs.get(UID, "")

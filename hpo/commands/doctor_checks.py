@@ -69,13 +69,14 @@ def check_all(url: str, only: str | None, out: Path) -> Iterator[CheckResult]:
         yield _check_leases(store)
         yield _check_trials(store)
         for name, study_id in sorted(study_ids(store).items()):
-            attrs = study_attrs(store, study_id)
-            if only in (None, name) and SPEC in attrs:
+            if only in (None, name):
                 yield from _check_study(store, name, study_id, out)
 
 
 def _check_study(store: Reader, name: str, study_id: int, out: Path) -> Iterator[CheckResult]:
     try:
+        if SPEC not in study_attrs(store, study_id, name):
+            return
         snapshot = read_snapshot(store, name)
         yield _check_slots(store, snapshot, study_id)
         yield _check_attempts(snapshot)

@@ -56,7 +56,7 @@ def _stored_attrs(storage: str, name: str) -> dict[str, Any]:
     try:
         with open_readonly(storage) as store:
             study_id = study_ids(store).get(name)
-            return {} if study_id is None else study_attrs(store, study_id)
+            return {} if study_id is None else study_attrs(store, study_id, name)
     except StorageError:
         return {}
 

@@ -65,7 +65,7 @@ def existing_study(store: OpenStorage, name: str, key: str, search: Snapshot) ->
     study_id = study_ids(store).get(name)
     if study_id is None:
         return None
-    attrs = study_attrs(store, study_id)
+    attrs = study_attrs(store, study_id, name)
     if attrs.get(SPEC, {}).get("about", {}).get(key) not in search.names:
         raise Problem(f"--as: must not be the name of another study in the storage, got {name!r}")
     return study_from_spec(attrs[SPEC], name)

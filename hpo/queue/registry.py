@@ -65,6 +65,7 @@ def register_study(
     with creation_lock(store.url, store.patience):
         check_objections(store, study)
         note = _create_row(store, study)
+        study_attrs(store, study_ids(store)[study.name], study.name)  # checks what another program may have changed
         found = optuna.load_study(study_name=study.name, storage=store.optuna)
         check_ours(found)
         check_directions(found, study)
@@ -180,6 +181,7 @@ def load_stored_study(store: Store, name: str | None) -> StoredStudy:
             created the study, or the study has lost its slots.
     """
     name = resolve_study_name(store, name)
+    study_attrs(store, study_ids(store)[name], name)  # checks the attributes, which anyone may have changed
     found = optuna.load_study(study_name=name, storage=store.optuna)
     attrs = found.user_attrs
     spec = attrs.get(SPEC)

@@ -91,9 +91,11 @@ class Choices(Section):
     @field_validator("choices")
     @classmethod
     def _check_distinct(cls, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
-        for i, choice in enumerate(choices):
-            if choice in choices[:i]:  # Optuna finds a choice by ==, so that True and 1 are equal
+        seen: set[Choice] = set()
+        for choice in choices:
+            if choice in seen:  # Optuna finds a choice by ==, so that True and 1 are equal
                 raise ValueError(f"must be distinct, got {choice!r} twice; remove one of them")
+            seen.add(choice)
         return choices
 
     def distribution(self, kind: type) -> BaseDistribution:

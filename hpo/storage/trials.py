@@ -31,6 +31,7 @@ from hpo.optuna_internals import (
 )
 from hpo.storage.attributes import SPEC
 from hpo.storage.retry import OpenStorage
+from hpo.storage.stored_json import MAX_LENGTH, parse_attributes
 
 Rows = list[Any]
 
@@ -140,11 +141,21 @@ def study_ids(store: OpenStorage) -> dict[str, int]:
     return {name: study_id for study_id, name in _rows(store, sa.select(STUDIES.c.study_id, STUDIES.c.study_name))}
 
 
-def study_attrs(store: OpenStorage, study_id: int) -> dict[str, Any]:
-    """Return a study's user attributes."""
+def study_attrs(store: OpenStorage, study_id: int, name: str | None = None) -> dict[str, Any]:
+    """Return a study's user attributes.
+
+    name: of the study, in the message about invalid attributes; None: invalid attributes are left out.
+
+    Raises:
+        Problem: `name` is given, and another program has changed an attribute so that it is not valid.
+    """
     columns = STUDY_USER_ATTRS.c
-    rows = _rows(store, sa.select(columns.key, columns.value_json).where(columns.study_id == study_id))
-    return {key: json.loads(text) for key, text in rows}
+    text = sa.func.substr(columns.value_json, 1, MAX_LENGTH + 1)
+    attrs, problems = parse_attributes(_rows(store, sa.select(columns.key, text).where(columns.study_id == study_id)))
+    if name is not None and problems:
+        remedy = "restore it from a backup of the storage, or delete the study in `hpo dashboard`"
+        raise Problem(*(f"study {name}: {problem}; {remedy}" for problem in problems))
+    return attrs
 
 
 def read_trials(store: OpenStorage, study_id: int) -> list[Trial]:
