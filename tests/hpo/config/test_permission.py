@@ -94,7 +94,9 @@ def test_no_form_of_a_stored_address_is_imported(folder: Path, code: dict[str, A
     change(folder, **code)
     for command in "export", "worker", "confirm --dry-run":
         refused = hpo(*command.split(), cwd=folder, status=2).stderr
-        assert re.search(r"is not imported|must be module:name|must be a pydantic model", refused), command
+        assert re.search(r"is not imported|must be module:name|must be a pydantic model|has an invalid", refused), (
+            command
+        )
     assert not (folder / "imported").exists()
 
 
