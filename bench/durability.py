@@ -2,7 +2,7 @@
 
 python bench/durability.py [FOLDER]
 
-FOLDER is on the disk to measure. The trials of the study do nothing, so the ratio is the largest that a search can have.
+FOLDER is on the disk to measure. The trials of the study do nothing, so no search has a larger ratio.
 """
 
 import os

@@ -18,7 +18,7 @@ import optuna_dashboard
 from hpo.queue.compatibility import PROTOCOL_VERSION
 from hpo.storage.store import open_store
 from hpo.storage.trials import study_ids
-from tests.faults.scene import GPT, NAME, PLANTED, TRIALS, Scene
+from tests.faults.scene import GPT, NAME, PLANTED, RUNGS, TRIALS, Scene
 from tests.hpo.dashboard.test_access import Answer
 from tests.support.disk import small_disk
 from tests.support.fork_server import SERVER
@@ -330,6 +330,41 @@ def garble_checkpoints(scene: Scene) -> None:
         file.write_bytes(data[: len(data) // 2] if n % 2 else bytes(b ^ 0xFF for b in data))
 
 
+def flip_bits(scene: Scene) -> None:
+    """Interrupt the study, and change eight bits in the tensors of each checkpoint."""
+    scene.study(GPT, trials=3)
+    halve(scene, 1)
+    files = list(scene.out.glob(f"{NAME}/trials/*/*/state.safetensors"))
+    assert files
+    for file in files:
+        data = bytearray(file.read_bytes())
+        for n in range(8):
+            data[-100 - 37 * n] ^= 1 << n
+        file.write_bytes(data)
+
+
+def restore_older_storage(scene: Scene) -> None:
+    """Kill a worker when the values of its trial are known, and remove these values, as if from an older copy."""
+    halve(scene)
+    worker = scene.worker(FAULT="completing")
+    scene.until(lambda: worker.poll() is not None)
+    ids = "SELECT trial_id FROM trials WHERE CAST(state AS VARCHAR) = 'RUNNING'"
+    assert len(scene.rows(f"SELECT 1 FROM trial_intermediate_values WHERE trial_id IN ({ids})")) == RUNGS
+    with scene.witness.lock:
+        scene.write(f"DELETE FROM trial_intermediate_values WHERE step > 1 AND trial_id IN ({ids})")
+        scene.witness.seen.clear()
+
+
+def damage_metrics(scene: Scene) -> None:
+    """Interrupt the study, and damage the metrics of each interrupted trial."""
+    halve(scene)
+    numbers = [n for (n,) in scene.rows("SELECT number FROM trials WHERE CAST(state AS VARCHAR) = 'WAITING'")]
+    assert numbers
+    for number in numbers:
+        file = scene.out / NAME / "trials" / f"{number:04d}" / "metrics.jsonl"
+        file.write_bytes(b"5\n\xff" + file.read_bytes()[:-5])
+
+
 def join_with_another_version(scene: Scene) -> None:
     halve(scene)
     speak = "UPDATE study_user_attributes SET value_json = '{}' WHERE key = 'hpo:protocol'"
@@ -439,5 +474,8 @@ FAULTS = [
     Fault("loss is NaN", diverge, frozenset({"diverged"})),
     Fault("out of memory", run_out_of_memory, frozenset({"oom"})),
     Fault("corrupt checkpoint", garble_checkpoints, frozenset({"preempted", "restarted"})),
+    Fault("checkpoint with flipped bits", flip_bits, frozenset({"preempted", "restarted"})),
+    Fault("storage older than the checkpoint", restore_older_storage, frozenset({"preempted", "lost"})),
+    Fault("damaged metrics.jsonl", damage_metrics, PREEMPTED),
     Fault("worker of another version", join_with_another_version, PREEMPTED),
 ]

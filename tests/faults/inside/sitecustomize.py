@@ -66,6 +66,13 @@ def checkpoint():
     after(checkpoints, "save_checkpoints", lambda runs, lane, config, folder, rung, best: rung == 2)
 
 
+def completing():
+    """Die after the checkpoint of the last rung, before the trial ends."""
+    from hpo.worker.executor import TrialExecutor
+
+    before(TrialExecutor, "complete")
+
+
 def end():
     """Die in the transaction that ends a trial: everything is written, nothing is committed."""
     import sqlalchemy as sa
