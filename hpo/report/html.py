@@ -145,8 +145,6 @@ def _breakable(path: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, str) and value.count("`") and value.count("`") % 2 == 0:
-        return inline(value)
     return _escaped("–" if value is None else format_value(value))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpo.console import printable
 from hpo.evidence.claims.results import ClaimResults, arm_records, verdict_records
 from hpo.evidence.claims.schema import Ledger
 
@@ -74,7 +75,7 @@ def _table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(key: str, value: Any) -> str:
-    text = "" if value is None else str(value).replace("|", "\\|")
+    text = "" if value is None else printable(str(value), keep="").replace("|", "\\|")
     return f"`{text}`" if key == "command" else text
 
 

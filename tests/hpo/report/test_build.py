@@ -204,6 +204,7 @@ def test_names_and_errors_of_the_user_are_shown_and_never_run() -> None:
 def test_back_ticks_and_markup_of_the_user_stay_text() -> None:
     assert paragraph("a ` <b>") == "<p>a ` &lt;b&gt;</p>\n"
     assert "<i>" not in html_table([{"<i>": "<i>", "b": "`x` <i>"}])
+    assert "`x` \\u202e" in html_table([{"a": "`x` \u202e"}])  # a cell is a text of the user
 
 
 @pytest.mark.usefixtures("folder")
