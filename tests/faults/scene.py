@@ -278,7 +278,8 @@ def check(scene: Scene) -> None:
         assert Counter(trial for *_, trial in slots) == Counter(trials)
         assert [t.number for t in snapshot.trials] == list(range(scene.trials))
         assert {t.state.name for t in snapshot.trials} <= set(FINISHED)
-        assert all(t.state.name != "FAIL" or t.user_attrs[END_REASON] == "lost" for t in snapshot.trials)
+        expected_ends = ("lost", "error", "disk")
+        assert all(t.state.name != "FAIL" or t.user_attrs[END_REASON] in expected_ends for t in snapshot.trials)
         for trial in snapshot.trials:
             check_curve(scene, trial)
     scene.ends = Counter(word for _, _, word in events if word != "began")

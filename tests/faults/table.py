@@ -431,8 +431,42 @@ def create_again(scene: Scene) -> None:
     next(scene.out.glob(f"{NAME}-*")).rename(scene.out / NAME)
 
 
+def raise_in_training(scene: Scene) -> None:
+    """Let three of five configurations raise what looks like a full disk, a signal and an exit."""
+    raising = [{"x": 0.2, "raises": name} for name in ("PermissionError", "SystemExit", "KeyboardInterrupt")]
+    scene.study(PLANTED, trials=5, baseline=[{"x": 0.1}, *raising], base={"pause": 0.1})
+    scene.end(scene.launch(), 0)
+    ended = scene.rows("SELECT CAST(state AS VARCHAR) FROM trials")
+    assert sorted(state for (state,) in ended) == ["COMPLETE"] * 2 + ["FAIL"] * 3
+
+
+def block_trial_folder(scene: Scene) -> None:
+    """Put a file in the place of one trial's folder, as another owner of the folder would refuse every write."""
+    scene.study(PLANTED, trials=4, base={"pause": 0.1})
+    assert "trials were given up" in scene.end(scene.launch(1, FAULT="blocked"), 1)
+
+
+def stop_server_beyond_patience(scene: Scene) -> None:
+    """Stop the server for longer than interactive commands, leases and the last rungs of all trials take."""
+    assert scene.server
+    launcher = scene.launch(FAULT="impatient")
+    scene.wait_for_values()
+    scene.server.stop(signal.SIGQUIT)
+    time.sleep(10.0)
+    assert launcher.poll() is None
+    scene.server.start()
+    assert "waiting for the storage, which has been unreachable for" in scene.end(launcher)
+
+
+def set_clock_back(scene: Scene) -> None:
+    """Kill everything, and move the leases an hour ahead: the clock of the database was set back by an hour."""
+    kill_everything(scene)
+    scene.write("UPDATE hpo_slot SET lease_until = lease_until + 3600 WHERE state = 'leased'")
+
+
 LOST = frozenset({"lost"})
 PREEMPTED = frozenset({"preempted"})
+ERROR = frozenset({"error"})
 SERVED = {"postgres": "the server keeps its files open"}
 FILES = {"sqlite": "a file needs no server"}
 CLIENTS = {"sqlite": "there is no connection: a statement is a call in the worker's own process"}
@@ -471,6 +505,10 @@ FAULTS = [
     Fault("study renamed while it runs", rename_study, frozenset({"lost", "renamed"})),
     Fault("study deleted and created again while it runs", create_again),
     Fault("launcher killed while it registers a study", kill_at_registration),
+    Fault("training code raises PermissionError, SystemExit, KeyboardInterrupt", raise_in_training, ERROR),
+    Fault("folder of a trial cannot be written", block_trial_folder, frozenset({"disk"})),
+    Fault("Postgres down for longer than any patience", stop_server_beyond_patience, UNREACHABLE, FILES),
+    Fault("clock set back by an hour", set_clock_back, LOST, of_storage=True),
     Fault("loss is NaN", diverge, frozenset({"diverged"})),
     Fault("out of memory", run_out_of_memory, frozenset({"oom"})),
     Fault("corrupt checkpoint", garble_checkpoints, frozenset({"preempted", "restarted"})),

@@ -1,5 +1,6 @@
 """Runs of a scene: known curves that resume from checkpoints, so that the checks find every wrong value."""
 
+import builtins
 import json
 import math
 import time
@@ -15,6 +16,7 @@ class Config(BaseModel):
     rungs: int = 4
     pause: float = 0.1
     nan_above: float = 1.0
+    raises: str = ""
 
 
 def curve(x: float, rungs: int) -> list[float]:
@@ -58,6 +60,8 @@ class Curves:
 
     def _advance(self, lane: int) -> dict[str, float]:
         config, states = self.configs[lane], self.states[lane]
+        if config.raises:
+            raise getattr(builtins, config.raises)(13, "Permission denied")
         states.append(states[-1] / 2 + config.x if states else 1.0 + config.x)
         diverged = config.x > config.nan_above and len(states) == 2
         return {"rung": len(states), "val_loss": math.nan if diverged else states[-1]}

@@ -163,6 +163,27 @@ def registering():
 if os.environ.get("FAULT") == "registering" and "launch" in getattr(sys, "orig_argv", ()):
     registering()
 
+
+def blocked():
+    """Put a file in the place of the second trial's folder, and do not pause after a failure."""
+    import hpo.worker.executor
+
+    hpo.worker.executor.PAUSE_S = 0.0
+    for run_folder in Path("runs").glob("*/"):
+        (run_folder / "trials").mkdir(exist_ok=True)
+        (run_folder / "trials" / "0001").write_text("")
+
+
+def impatient():
+    """Report an outage every second."""
+    import hpo.storage.retry
+
+    hpo.storage.retry.NOTE_S = 1.0
+
+
+if os.environ.get("FAULT") == "impatient":
+    impatient()
+
 if "SCENE_CORES" in os.environ and "launch" in getattr(sys, "orig_argv", ()):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, random.sample(cores, min(len(cores), int(os.environ["SCENE_CORES"]))))
