@@ -124,6 +124,7 @@ def texts(path: Path_, parameter: Any) -> st.SearchStrategy[str]:
         "run": ["empty", "nope", "notes.txt", "best.yaml"],
         "study": [*STUDIES, "nope", "trivial.yaml"],
         "gpus": ["0", "x", "0,,1", "99"],
+        "allow_train": ["trivial:train"],
     }
     if name == "study" and path[0] in ("check", "launch", "data"):
         known["study"] = [*FILES] if path[0] == "check" else known["file"]
@@ -248,6 +249,10 @@ def due(line: Line) -> set[int]:
     if line.misfit:
         return {2}
     name, of = " ".join(line.path), line.values
+    if of.get("allow_train", "trivial:train") != "trivial:train":  # none of the others has the form module:name
+        return {2, 4} if "storage_file" in of else {2}
+    if "allow_train" in of:  # an earlier one may not have the form
+        return {0, 1, 2, 3, 4}
     if "storage_file" in of:  # none of the paths is a file that holds a URL, and --storage excludes it
         return {2, 4}
     match name:

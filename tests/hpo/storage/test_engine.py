@@ -42,7 +42,7 @@ def test_finished_results_can_be_read_on_a_read_only_mount(done: Path, tmp_path:
 
 def first_page(folder: Path) -> str:
     """Start the dashboard in a folder; return what it says about the studies."""
-    command = [sys.executable, "-m", "hpo", "dashboard", "--port", "0"]
+    command = [sys.executable, "-m", "hpo", "dashboard", "--port", "0", "--no-token"]
     with subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         line = server.stderr.readline()
