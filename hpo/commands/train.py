@@ -51,7 +51,7 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
     try:
         runs = trainable.build_runs(target, [config], **datasets.training_arguments(config))
         if resume:
-            runs.resume(0, _checkpoint_to_resume(folder))
+            _resume(runs, folder)
         origin = {**provenance, **describe_machine(), "data_hash": datasets.data_hash(config)}
         if overrides:  # the configuration differs from the trial's, so the trial's value does not hold for it
             origin = {key: v for key, v in origin.items() if key not in ("value", "state")} | {"set": list(overrides)}
@@ -195,16 +195,26 @@ def _run_folder(path: Path, out: Path, resume: bool) -> Path:
     return max(taken, key=lambda folder: folder.stat().st_mtime)
 
 
-def _checkpoint_to_resume(folder: Path) -> Path:
-    """Return the checkpoint from which a run resumes.
+def _resume(runs: trainable.Runs, folder: Path) -> None:
+    """Resume a run from its newest checkpoint that can be used, with a warning for each newer one.
 
     Raises:
-        Problem: the folder has no checkpoint.
+        Problem: the folder has no checkpoint that can be used.
     """
     candidates = checkpoints.resumable_checkpoints(folder)
     if not candidates:
         raise Problem(f"--resume: needs a checkpoint; there is no checkpoint in {folder}")
-    return candidates[0]
+    reasons = []
+    for candidate in candidates:
+        try:
+            runs.resume(0, candidate)
+        except (ValueError, OSError) as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            say(f"warning: {reason}; the run resumes from {candidate}")
+        return
+    raise Problem(f"--resume: {reasons[0]}; without --resume, the run starts again in a new folder")
 
 
 def sample_text(run: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> str:
