@@ -1,10 +1,12 @@
 """A file is replaced completely or not at all."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from model.cache import atomic_write
+from model.cache import atomic_write, locked
 
 
 def test_file_is_replaced_at_the_end_of_the_block(tmp_path: Path) -> None:
@@ -30,3 +32,16 @@ def test_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> No
         fail_halfway()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_process_that_waits_for_the_lock_of_another_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("model.cache.SILENT_S", 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / "corpus"):
+            waiting = pool.submit(lambda: locked(tmp_path / "corpus").__enter__())
+            time.sleep(0.5)
+            assert not waiting.done()
+        waiting.result(timeout=30)
+    assert f"waiting for another process, which prepares {tmp_path / 'corpus'}" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from hpo.analysis.snapshot import read_snapshot, trial_counts
@@ -126,3 +127,18 @@ def test_follower_survives_an_unreachable_server(here: Path) -> None:
         assert trial_counts(snapshot)["complete"] == len(snapshot.trials) == 4
     finally:
         server.remove()
+
+
+def test_follower_waits_where_the_storage_is_a_database_of_optuna_alone(here: Path) -> None:
+    url = f"sqlite:///{here}/plain.db"
+    optuna.create_study(study_name="theirs", storage=url)
+    before = (here / "plain.db").read_bytes()
+    with follower(url, here) as process:
+        assert process.stderr is not None
+        assert "got a database of Optuna with 1 studies" in process.stderr.readline()
+        time.sleep(3.0)  # longer than the pause between two attempts
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert (here / "plain.db").read_bytes() == before

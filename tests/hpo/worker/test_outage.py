@@ -122,3 +122,19 @@ def test_server_without_free_connections_says_so_and_a_worker_leaves_some_for_ot
     finally:
         for connection in held:
             connection.close()
+
+
+def test_launch_says_that_it_waits_for_the_lock_of_another_client(server: Postgres, tmp_path: Path) -> None:
+    import psycopg
+
+    name = server.database()
+    planted(tmp_path, budget={"trials": 1}, pruner={"name": "none"})
+    command = [sys.executable, "-m", "hpo", "launch", "--study", "planted.yaml"]
+    env = environment(HPO_STORAGE=server.url(name))
+    with psycopg.connect(server.url(name), autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(6844527)")
+        with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as process:
+            until(lambda: "waiting for another client" in ((process.stderr and process.stderr.readline()) or ""))
+            other.close()
+            _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
