@@ -18,7 +18,7 @@ from hpo.cli.panels import PanelGroup
 from hpo.cli.run import run_commands
 from hpo.cli.setup import setup_commands
 from hpo.console import say, show
-from hpo.errors import Problem
+from hpo.errors import Interruption, Problem, UserExit, raised_error
 
 # The base class of the errors of the command line itself, for which Typer has no public name.
 ClickException: type[Any] = typer.BadParameter.__mro__[2]
@@ -128,8 +128,13 @@ def _run(output: _Output) -> int:
     except StorageError as error:
         _say_error(f"hpo: {error}")
         return 4
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interruption):
         return 128 + signal.SIGINT
+    except UserExit as error:
+        if isinstance(raised_error(error), KeyboardInterrupt):
+            return 128 + signal.SIGINT
+        _say_error(f"hpo: the code that the study names ended the command with {error}")
+        return 1
     except SystemExit as end:  # of Typer, if nobody reads standard output
         return 0 if output.failure else int(end.code or 0)
     except OSError:

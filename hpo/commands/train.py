@@ -14,7 +14,7 @@ from hpo.config.importer import error_location, model_class
 from hpo.config.overrides import apply_overrides
 from hpo.config.validation import error_messages
 from hpo.console import command_line, format_number, say, show
-from hpo.errors import Problem, WorkFailed
+from hpo.errors import Interruption, Problem, WorkFailed, raised_error
 from hpo.runs import checkpoints, trainable
 from hpo.runs.datasets import PreparedDatasets, rows_text
 from hpo.runs.metrics import append_metrics, metric, read_metrics, truncate_metrics
@@ -62,12 +62,15 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
         raise Problem(f"{path}: {error}") from None
     except Problem:
         raise
-    except Exception as error:  # a training function of the user may raise anything
+    except Exception as failure:  # a training function of the user may raise anything
+        cause = raised_error(failure)
+        if isinstance(cause, KeyboardInterrupt):  # Ctrl-C before the first rung
+            raise cause from None
         if target != DEFAULT_TRAIN:
-            raise WorkFailed(f"{target}: {type(error).__name__}: {error}{error_location(error)}") from None
-        if not isinstance(error, ValueError | TypeError | OSError):
+            raise WorkFailed(f"{target}: {type(cause).__name__}: {cause}{error_location(cause)}") from None
+        if not isinstance(cause, ValueError | TypeError | OSError):
             raise
-        raise WorkFailed(str(error)) from None
+        raise WorkFailed(str(cause)) from None
 
 
 def _set_threads(path: Path, provenance: Mapping[str, Any]) -> None:
@@ -128,12 +131,12 @@ def _conclude(folder: Path, objective: str, value: float) -> int:
 
 @contextmanager
 def _collected_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM. The second one raises KeyboardInterrupt."""
+    """Collect the first SIGINT or SIGTERM. The second one raises Interruption."""
     signals: list[int] = []
 
     def stop(number: int, _: Any) -> None:
         if signals:
-            raise KeyboardInterrupt
+            raise Interruption
         signals.append(number)
         say("stopping after this rung, with a checkpoint; press Ctrl-C again to stop immediately")
 

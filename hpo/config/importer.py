@@ -30,7 +30,7 @@ def import_target(target: str, key: str) -> Any:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise Problem(f"{key}: no module {error.name!r} in the current folder or installed, got {target!r}") from None
-    except Interruption:
+    except (Interruption, KeyboardInterrupt):  # Ctrl-C, for example while the module imports torch
         raise
     except BaseException as error:  # code of the user may raise anything, SystemExit too
         raise Problem(

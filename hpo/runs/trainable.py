@@ -198,7 +198,8 @@ def build_runs(train: str, configs: Sequence[BaseModel], **arguments: Any) -> "G
         Problem: The training function cannot be imported or called.
         Exception: The training code has raised it.
     """
-    target = import_target(train, "train")
+    with user_code():
+        target = import_target(train, "train")
     if not callable(target):
         raise Problem(f"train: must be a function, got {train}")
     with user_code():

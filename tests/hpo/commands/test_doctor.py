@@ -16,6 +16,7 @@ from hpo.commands.doctor_checks import CheckResult, check_all
 from hpo.queue.registry import register_study
 from hpo.runs.run_dir import trial_folder
 from hpo.storage.attributes import DATA_HASH
+from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
@@ -184,3 +185,29 @@ def test_states_of_version_0_1_are_printed_on_request_with_a_note(here: Path) ->
     table, note = printed("table", "")
     assert (table.split()[0], note) == ("ok", "")
     assert "HPO_DOCTOR_STATES: must be 0.1 or 0.2, got 'x'" in printed("json", "x", status=2)[1]
+
+
+def test_trial_that_is_interrupted_again_and_again_is_named(store: Store) -> None:
+    slots = register_study(store, load_study("planted.yaml"), None, {}).slots
+    for _ in range(3):
+        claim = slots.claim("owner", 60)
+        assert claim is not None
+        slots.release(claim, "owner", "preempted")
+    said = "slot 1: the last 3 attempts ended without a new rung; it fails after 5 failures or 20 attempts in a row"
+    found = result_of(store, "attempts")
+    assert (found.state, said in found.message) == ("warning", True)
+    assert said in command("status", "--storage", store.url, cwd=Path.cwd()).stdout
+
+
+def test_void_leases_are_found_and_freed(store: Store) -> None:
+    with store.engine.begin() as connection:  # the clock of the database was set back by an hour
+        now = hpo.commands.doctor_checks.Slots(store, 1).clock
+        leased = {"state": "leased", "owner": "gone", "lease_until": now + 3600, "lease_s": 60}
+        connection.execute(sa.update(SLOT).where(SLOT.c.slot == 1).values(leased))
+    found = result_of(store, "leases")
+    assert (found.state, found.message.partition("; ")[2]) == (
+        "warning",
+        "1 of them end later than a lease can, because the clock of the database was set back",
+    )
+    assert doctor(store, "--fix")["leases"] == ["fixed"]
+    assert result_of(store, "leases").state == "ok"

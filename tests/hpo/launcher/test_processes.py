@@ -85,3 +85,27 @@ def test_ctrl_c_while_the_command_line_is_imported_prints_nothing(tmp_path: Path
             [sys.executable, "-m", "hpo", "status"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
         )
         assert (done.returncode, done.stdout, done.stderr) == (130, "", ""), module
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_ends_the_training_of_a_users_function_with_status_130(tmp_path: Path, signals: int) -> None:
+    planted(tmp_path)
+    with (tmp_path / "curves.py").open("a") as module:
+        module.write(
+            "\n\ndef slow(config):\n    yield 1, 1.0\n    time.sleep(0.5 if os.path.exists('first') else 60)\n"
+        )
+        module.write("    yield 2, 1.0\n    yield 3, 1.0\n")
+    (tmp_path / "one.yaml").write_text("x: 0.5\nprovenance: {train: 'curves:slow', config: 'curves:Config'}\n")
+    if signals == 1:
+        (tmp_path / "first").touch()
+    command = [sys.executable, "-m", "hpo", "train", "one.yaml"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes, text=True) as train:
+        assert train.stdout is not None
+        assert "rung 1" in train.stdout.readline()
+        for _ in range(signals):
+            train.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        _, stderr = train.communicate(timeout=60)
+    assert train.returncode == 130, stderr
+    assert "Traceback" not in stderr
