@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hpo.commands.doctor_checks import CheckResult, check_all
+from hpo.commands.doctor_checks import check_all
+from hpo.commands.doctor_files import CheckResult
 from hpo.console import Format, print_records, say, show
 from hpo.errors import Problem, StorageError
 

@@ -2,17 +2,16 @@
 
 import os
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import sqlalchemy as sa
 from pydantic import ValidationError
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.summary import stalled_lines
+from hpo.commands.doctor_files import CheckResult, check_checkpoints, check_run_folder
 from hpo.config.permission import named_code
 from hpo.config.validation import error_messages
 from hpo.errors import Problem
@@ -21,10 +20,9 @@ from hpo.queue.heartbeat import free_expired_leases, void_leases
 from hpo.queue.identity import find_slots, lost_slots, restore_slots
 from hpo.queue.inspect import SlotTable
 from hpo.queue.slots import Slots, set_trial_states
-from hpo.runs import checkpoints
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.resources import available_cores, list_gpus
-from hpo.runs.run_dir import can_write, study_folder, trial_folder
+from hpo.runs.run_dir import can_write
 from hpo.storage.attributes import SPEC
 from hpo.storage.connections import read_connections
 from hpo.storage.engine import Reader, open_readonly
@@ -32,22 +30,12 @@ from hpo.storage.migrate import schema_problem, update_schema
 from hpo.storage.retry import transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import open_store
-from hpo.storage.trials import State, Trial, study_attrs, study_ids
+from hpo.storage.trials import study_attrs, study_ids
 from hpo.storage.url import masked_url, network_file_system, normalise_url, sqlite_file
 from model.config import TrainConfig
 
 MAX_SKEW_S = 2.0  # largest difference between this machine's clock and the database's that keeps logs readable
 LOW_BYTES, FULL_BYTES = 2e9, 1e8  # free bytes of a disk below which the check is a warning, or an error
-
-
-class CheckResult(NamedTuple):
-    """The result of one check. state: ok, warning, error or fixed; `repair` does what `remedy` says."""
-
-    check: str
-    state: str
-    message: str
-    remedy: str = ""
-    repair: Callable[[], object] | None = None
 
 
 def check_all(url: str, only: str | None, out: Path) -> Iterator[CheckResult]:
@@ -81,8 +69,8 @@ def _check_study(store: Reader, name: str, study_id: int, out: Path) -> Iterator
         yield _check_slots(store, snapshot, study_id)
         yield _check_attempts(snapshot)
         yield _check_data(snapshot)
-        yield _check_run_folder(snapshot, out)
-        yield _check_checkpoints(snapshot, out)
+        yield check_run_folder(snapshot, out)
+        yield check_checkpoints(snapshot, out)
     except Problem as problem:
         yield CheckResult("study", "error", str(problem))
 
@@ -228,42 +216,3 @@ def _check_attempts(snapshot: Snapshot) -> CheckResult:
         return CheckResult("attempts", "ok", f"{snapshot.name}: no trial is interrupted again and again")
     remedy = "`hpo show N` says what ended the attempts; `hpo kill N` ends the trial"
     return CheckResult("attempts", "warning", f"{snapshot.name}: {'; '.join(lines)}", remedy)
-
-
-def _check_run_folder(snapshot: Snapshot, out: Path) -> CheckResult:
-    """Check whether the folder of runs holds the files of trials of other machines."""
-    name, machine = snapshot.name, socket.gethostname()
-    folder = study_folder(out, snapshot.first_name, snapshot.uid)
-    others = [t for t in snapshot.trials if str(t.user_attrs.get("worker", machine)).partition(":")[0] != machine]
-    if not others:
-        return CheckResult("runs", "ok", f"{name}: no other machine has run trials of this study")
-    n_present = sum((trial_folder(folder, t.number) / "config.yaml").is_file() for t in others)
-    message = f"{name}: {n_present} of {len(others)} trials of other machines have their files in {out}"
-    if n_present == len(others):
-        return CheckResult("runs", "ok", message)
-    remedy = "share one --out folder between all machines; otherwise trials interrupted elsewhere start again here"
-    return CheckResult("runs", "warning", message, remedy)
-
-
-def _check_checkpoints(snapshot: Snapshot, out: Path) -> CheckResult:
-    """Find the checkpoints that no trial will use again: those of ended trials that are not among the best."""
-    name = snapshot.name
-    ranked = sorted((t for t in snapshot.own if t.state == State.COMPLETE), key=snapshot.loss)
-    best = {trial.number for trial in ranked[: int(snapshot.spec.get("keep_best", 3))]}
-    folder = study_folder(out, snapshot.first_name, snapshot.uid)
-    ended = [trial_folder(folder, t.number) for t in snapshot.own if _has_ended(t) and t.number not in best]
-    leftover = [folder for folder in ended if checkpoints.resumable_checkpoints(folder)]
-    if not leftover:
-        return CheckResult("checkpoints", "ok", f"{name}: no checkpoint is left over")
-    size = sum(file.stat().st_size for folder in leftover for file in folder.glob("**/state.safetensors"))
-    message = f"{name}: {len(leftover)} ended trials left checkpoints of {size / 1e6:.1f} MB"
-
-    def remove() -> None:
-        for folder in leftover:
-            checkpoints.remove_checkpoints(folder, all_of_them=True)
-
-    return CheckResult("checkpoints", "warning", message, "hpo doctor --fix removes them", remove)
-
-
-def _has_ended(trial: Trial) -> bool:
-    return trial.state in (State.COMPLETE, State.PRUNED, State.FAIL)

@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 
 import hpo.commands.doctor_checks
 from hpo.analysis.snapshot import read_snapshot, trial_counts
-from hpo.commands.doctor_checks import CheckResult, check_all
+from hpo.commands.doctor_checks import check_all
+from hpo.commands.doctor_files import CheckResult
 from hpo.queue.registry import register_study
 from hpo.runs.run_dir import trial_folder
 from hpo.storage.attributes import DATA_HASH
