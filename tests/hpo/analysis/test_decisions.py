@@ -146,6 +146,7 @@ def copies(snapshot: Snapshot, n: int) -> list[Any]:
 def ended(stored: StoredStudy, state: TrialState, word: str, rungs: int = 2, **attrs: Any) -> int:
     """Put a trial into the study that ended in this way."""
     told = {"slot": 0, "kind": "search", "attempt": 1, END_REASON: word, **attrs}
+    told = {key: value for key, value in told.items() if value is not None}
     curve = {rung: 3.0 - rung / 4 for rung in range(1, rungs + 1)}
     value = [curve[rungs]] if state != TrialState.FAIL and rungs else None
     drawn = {"params": {"x": 0.5}, "distributions": {"x": stored.study.file.space["x"].distribution(float)}}
@@ -179,8 +180,8 @@ def test_each_end_has_its_sentence_and_a_trial_without_a_record_says_so(
 
 def test_what_came_by_hand_from_another_study_or_on_a_seed_says_so(sqlite: Store, here: Path) -> None:
     stored = create_study(sqlite, here, baseline_seeds=2, budget={"trials": 3}, sampler={"name": "qmc"})
-    ended(stored, TrialState.FAIL, "error", slot=77, **{FIXED_VALUES: {"x": 0.25}})
-    ended(stored, TrialState.PRUNED, "pruned", kind="forked", forked_from="old/one/7")
+    ended(stored, TrialState.FAIL, "error", slot=None, **{FIXED_VALUES: {"x": 0.25}})
+    ended(stored, TrialState.PRUNED, "pruned", kind="forked", slot=None, forked_from="old/one/7")
     enqueue_trial(sqlite, "planted", ["x=0.3"])
     retry_trials(sqlite, "planted", 0, False)
     assert run_worker(stored) == 0

@@ -147,6 +147,7 @@ def awaited(condition, subject: str):
     return value
 
 
+@pytest.mark.usefixtures("new_interpreters")
 @pytest.mark.parametrize("number", [signal.SIGINT, exhaustive(signal.SIGTERM)])
 def test_a_signal_ends_the_try_too(tmp_path, number):
     path = written(tmp_path, run={"tokens": 2**24, "rungs": 1, "batch_size": 1, "device": "cpu"})
@@ -160,6 +161,7 @@ def test_a_signal_ends_the_try_too(tmp_path, number):
     awaited(lambda: ended(child), "end of the try")
 
 
+@pytest.mark.usefixtures("new_interpreters")
 def test_a_try_that_the_system_kills_does_not_fit():
     answers, others = [], set(children(os.getpid()))  # for example the server of other tests
     trying = threading.Thread(target=lambda: answers.append(trial_run(tiny(), 1, GB)))
