@@ -165,11 +165,12 @@ def test_curve_is_read_between_rungs_and_not_before_the_first(ran: Path, tmp_pat
         ("a", 2): [(1, 5.0), (2, 4.0)], ("b", 2): [(1, 6.0), (2, 2.0)],
     }  # fmt: skip
     for (arm, seed), rungs in curves.items():
-        for seconds, loss in rungs:
+        for rung, (seconds, loss) in enumerate(rungs, 1):
             path = tmp_path / study.name / "trials" / f"{arms[arm][seed].number:04d}" / "metrics.jsonl"
-            append_metrics(path, {"seconds": seconds, "val_loss": loss, "ema_val_loss": None})
+            append_metrics(path, {"rung": rung, "seconds": seconds, "val_loss": loss, "ema_val_loss": None})
     read = metrics_at_equal_seconds(study, arms, tmp_path)
-    metrics = {(arm, seed): read[arms[arm][seed].number] for arm, seed in curves}
+    found = {(arm, seed): read[arms[arm][seed].number] for arm, seed in curves}
+    metrics = {at: row and {key: v for key, v in row.items() if key != "rung"} for at, row in found.items()}
     assert metrics["a", 0] == {"seconds": 2.5, "val_loss": pytest.approx(3.5)}
     assert metrics["b", 0] == {"seconds": 2.5, "val_loss": 1.0}
     assert metrics["a", 1] is None
