@@ -50,7 +50,8 @@ def test_commands_act_through_the_storage_from_any_folder_and_their_status_says_
         assert asked.stderr == "hpo: retry: must have either the number of a trial or --failed\n"
         assert "no study 'x'" in hpo("pause", "--study", "x", "--storage", url, cwd=away, status=2).stderr
         assert "no storage at" in hpo("pause", "--storage", "none.db", cwd=away, status=4).stderr
-        assert "config: " in hpo("enqueue", "--set", "x=0.5", "--storage", url, cwd=away, status=2).stderr
+        asked = hpo("enqueue", "--set", "x=0.5", "--storage", url, cwd=away, status=2)
+        assert asked.stderr.endswith("add --allow-train curves:train\n")
         assert stored.slots.n_unfinished() == 2
 
 
