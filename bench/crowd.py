@@ -12,7 +12,9 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import TrialState
 from pydantic import BaseModel, Field
 
+from hpo.config.permission import permit
 from hpo.optuna_internals import get_study_id, rdb_models
+from hpo.queue.heartbeat import lease_seconds
 from hpo.queue.registry import StoredStudy, register_study
 from hpo.runs.provenance import describe_machine
 from hpo.storage.attributes import END_REASON, MACHINE, METRICS
@@ -85,9 +87,10 @@ def study(n_trials: int, sampler: Mapping[str, Any] | None = None, name: str = "
 
 def plant(store: Store, n_finished: int, n_running: int, sampler: Mapping[str, Any] | None = None) -> StoredStudy:
     """Create a study with finished trials, half of them pruned, and running trials; 100 slots are free."""
+    permit(["bench.crowd:train"])
     stored = register_study(store, study(n_finished + n_running + 100, sampler), None, {})
     draw = random.Random(0)
-    lease = stored.slots.now() + 3600
+    lease = stored.slots.now() + lease_seconds()
     host = describe_machine()
     with store.engine.begin() as connection:
         first = (connection.execute(sa.select(sa.func.max(models.TrialModel.trial_id))).scalar() or 0) + 1

@@ -157,6 +157,8 @@ def trial(name: str, server: Postgres, folder: str) -> None:
             "worker",
             "--study",
             "crowd",
+            "--allow-train",
+            "bench.crowd:train",
             "--out",
             f"{folder}/{name}{n_trials}",
         ]

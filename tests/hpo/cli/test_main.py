@@ -200,7 +200,7 @@ def test_study_that_another_program_made_is_refused(storage_url: str, tmp_path: 
         theirs.tell(theirs.ask(), 1.0)
     before = contents(storage_url)
     failed = hpo("launch", "--study", "trivial.yaml", cwd=tmp_path, status=2, HPO_STORAGE=storage_url)
-    assert "the storage holds a study 'trivial' that another program made; use another --storage" in failed.stderr
+    assert "study trivial: the storage holds a study of this name that another program created" in failed.stderr
     assert contents(storage_url) == before
     for command in ("status", "best", "trials", "worker"):
         with pytest.raises(Problem, match="'trivial' was not created by `hpo launch`"):
