@@ -20,7 +20,8 @@ from hpo.runs.provenance import describe_machine
 from hpo.storage.attributes import END_REASON, MACHINE, METRICS
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store
-from hpo.study.spec import Study, study_from_spec
+from hpo.study.spec import Study
+from hpo.study.stored import study_from_spec
 
 RUNGS = 20
 EPOCH = datetime(2026, 1, 1)

@@ -42,15 +42,8 @@ OVERRIDDEN_METHODS = {
 
 # Attributes that Study.__init__ sets.
 STUDY_ATTRIBUTES = (
-    "study_name",
-    "sampler",
-    "pruner",
-    "_study_id",
-    "_storage",
-    "_directions",
-    "_thread_local",
-    "_stop_flag",
-)
+    "study_name", "sampler", "pruner", "_study_id", "_storage", "_directions", "_thread_local", "_stop_flag",
+)  # fmt: skip
 
 
 def get_study_id(study: optuna.Study) -> int:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hpo.analysis.snapshot import Snapshot, searched_trials
+from hpo.analysis.progress import searched_trials
+from hpo.analysis.snapshot import Snapshot
 from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.trials import State, Trial
 

@@ -11,7 +11,8 @@ from hpo.errors import Problem
 from hpo.search.direction import Direction
 from hpo.storage.attributes import FIXED_VALUES, MACHINE
 from hpo.storage.trials import Trial
-from hpo.study.spec import Study, study_from_spec
+from hpo.study.spec import Study
+from hpo.study.stored import study_from_spec
 from model.section import flat
 
 

@@ -29,7 +29,8 @@ from hpo.storage.attributes import (
     UID,
 )
 from hpo.storage.retry import OpenStorage
-from hpo.storage.trials import State, Trial, read_trials, resolve_study_name, study_attrs, study_ids
+from hpo.storage.studies import resolve_study_name, study_attrs, study_ids
+from hpo.storage.trials import State, Trial, read_trials
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ class Snapshot:
         return next((t for t in tries if t.state == State.COMPLETE), first)
 
     @cached_property
-    def _counts(self) -> dict[str, int]:
+    def state_counts(self) -> dict[str, int]:
+        """The number of trials by state. waiting includes the slots whose trial no worker has started."""
         started = {t.user_attrs["slot"] for t in self.own}
         states = Counter(t.state for t in self.own)
         waiting = states[State.WAITING]  # interrupted trials, which a worker resumes
@@ -217,45 +219,6 @@ def best_trial(snapshot: Snapshot) -> Trial:
     if best is None:
         raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` shows the progress")
     return best
-
-
-def trial_counts(snapshot: Snapshot) -> dict[str, int]:
-    """Return the number of trials by state; waiting includes the slots whose trial no worker has started."""
-    return dict(snapshot._counts)
-
-
-def has_ended(snapshot: Snapshot) -> bool:
-    """Return whether a study has used its budget or reached its target, and no trial is running or interrupted."""
-    n, budget = trial_counts(snapshot), snapshot.budget
-    over = bool(budget.get("hours")) and snapshot.elapsed >= 3600 * float(budget["hours"])
-    if (
-        budget.get("tokens") and snapshot.rung_tokens
-    ):  # a trial starts only if the rest of the budget pays for all of it
-        spent = sum(t.last_step or 0 for t in snapshot.own)
-        over = over or spent + snapshot.rungs > math.ceil(budget["tokens"] / snapshot.rung_tokens)
-    over = over or snapshot.target is not None
-    if n["running"] or snapshot.in_state(State.WAITING):
-        return False
-    return over or (bool(budget.get("trials")) and not n["waiting"])
-
-
-def searched_trials(snapshot: Snapshot) -> list[Trial]:
-    """Return the complete and pruned trials, without the baselines.
-
-    A diverged trial counts as pruned. Repeated runs of a baseline, and arms, count as baselines, because no search
-    chose their values. Trials that failed, have invalid values or exceeded a limit of memory or time are excluded.
-    """
-    ended = [t for t in snapshot.in_state(State.COMPLETE, State.PRUNED) if snapshot.kind(t) not in GIVEN_KINDS]
-    return [t for t in ended if trial_status(snapshot, t) in ("complete", "pruned", "diverged")]
-
-
-def token_counts(snapshot: Snapshot) -> dict[str, int | None]:
-    """Return the tokens trained and the tokens saved by pruning, None where the training function counts no tokens."""
-    if snapshot.rung_tokens is None:
-        return {"trained": None, "saved_by_pruning": None}
-    trained = sum(t.last_step or 0 for t in snapshot.own)
-    saved = sum(snapshot.rungs - (t.last_step or 0) for t in snapshot.own if t.state == State.PRUNED)
-    return {"trained": round(trained * snapshot.rung_tokens), "saved_by_pruning": round(saved * snapshot.rung_tokens)}
 
 
 def trial_value(trial: Trial) -> float | None:

@@ -6,7 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from hpo.analysis.noise import baseline_text, decimals, rounded, sigmas
-from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts, trial_status, trial_value
+from hpo.analysis.progress import token_counts, trial_counts
+from hpo.analysis.snapshot import Snapshot, trial_status, trial_value
 from hpo.analysis.targets import Milestone, milestone_records, milestones, target_records
 from hpo.console import format_number, with_columns
 from hpo.queue.slots import MAX_FAILURES, MAX_INTERRUPTIONS

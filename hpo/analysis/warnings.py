@@ -6,7 +6,8 @@ from itertools import combinations
 from typing import Any
 
 from hpo.analysis.effects import is_number, without_effect
-from hpo.analysis.snapshot import Snapshot, has_ended, searched_trials
+from hpo.analysis.progress import has_ended, searched_trials
+from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.summary import objective_text
 from hpo.console import format_number, format_value
 from hpo.search.scale import unit_position

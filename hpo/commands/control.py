@@ -14,7 +14,8 @@ from hpo.queue.slots import Claim, Slots
 from hpo.storage.attributes import ATTEMPTS, END_REASON, METRICS, SPEC, STUDY_STATE, UID
 from hpo.storage.fencing import LeaseLost, fenced
 from hpo.storage.store import Store
-from hpo.storage.trials import State, Trial, resolve_study_name, study_attrs, study_ids
+from hpo.storage.studies import resolve_study_name, study_attrs, study_ids
+from hpo.storage.trials import State, Trial
 
 STATE_EVENTS = {"active": "resumed", "paused": "paused", "stopped": "stopped"}  # state of a study -> type of the event
 

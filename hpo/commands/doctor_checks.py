@@ -30,7 +30,7 @@ from hpo.storage.migrate import schema_problem, update_schema
 from hpo.storage.retry import transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import open_store
-from hpo.storage.trials import study_attrs, study_ids
+from hpo.storage.studies import study_attrs, study_ids
 from hpo.storage.url import masked_url, network_file_system, normalise_url, sqlite_file
 from model.config import TrainConfig
 

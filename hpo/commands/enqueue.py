@@ -22,7 +22,8 @@ from hpo.storage.locks import creation_lock
 from hpo.storage.retry import transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store
-from hpo.storage.trials import State, Trial, study_attrs, study_ids
+from hpo.storage.studies import study_attrs, study_ids
+from hpo.storage.trials import State, Trial
 from hpo.study.comparable import incomparable_reason
 from hpo.study.spec import DEFAULT_CONFIG, Study
 from model.section import flat

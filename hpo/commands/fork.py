@@ -20,12 +20,13 @@ from hpo.search.space import params_in_range
 from hpo.storage.attributes import END_REASON, FIXED_VALUES, FORKED, IS_FEASIBLE, LIMIT_CONSTRAINTS, MACHINE, METRICS
 from hpo.storage.locks import creation_lock
 from hpo.storage.store import Store
-from hpo.storage.trials import study_ids
+from hpo.storage.studies import study_ids
 from hpo.study.comparable import different_measures
 from hpo.study.fingerprint import PLACES
 from hpo.study.load import load_study
 from hpo.study.names import name_problem
-from hpo.study.spec import Study, study_from_spec
+from hpo.study.spec import Study
+from hpo.study.stored import study_from_spec
 from model.section import flat
 
 FROM = "forked_from"  # user attribute of a copied trial: study/number

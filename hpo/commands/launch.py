@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.export import changed_fields, export_text
-from hpo.analysis.snapshot import Snapshot, best_trial, token_counts, trial_counts
+from hpo.analysis.progress import token_counts, trial_counts
+from hpo.analysis.snapshot import Snapshot, best_trial
 from hpo.analysis.summary import best_summary, goal_lines
 from hpo.analysis.warnings import study_warnings
 from hpo.config.discovery import find_study
@@ -18,11 +19,12 @@ from hpo.launcher.supervisor import run_study
 from hpo.runs.run_dir import write_file
 from hpo.storage.attributes import BUDGET, SPEC
 from hpo.storage.engine import open_readonly
-from hpo.storage.trials import study_attrs, study_ids
+from hpo.storage.studies import study_attrs, study_ids
 from hpo.study.load import load_study
 from hpo.study.names import name_problem
 from hpo.study.places import at_places
-from hpo.study.spec import Study, study_from_spec
+from hpo.study.spec import Study
+from hpo.study.stored import study_from_spec
 
 
 def launch_study(options: LaunchOptions) -> int:

@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.noise import rounded, sigmas
-from hpo.analysis.snapshot import (
-    Snapshot,
-    find_trial,
-    has_ended,
-    read_snapshot,
-    token_counts,
-    trial_counts,
-    trial_status,
-    trial_value,
-)
+from hpo.analysis.progress import has_ended, token_counts, trial_counts
+from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status, trial_value
 from hpo.analysis.summary import best_summary, goal_lines, milestones_of, objective_column, stalled_lines, summary
 from hpo.analysis.targets import milestone_records
 from hpo.analysis.warnings import study_warnings
@@ -27,7 +19,8 @@ from hpo.runs.metrics import read_metrics, read_rungs
 from hpo.runs.run_dir import study_folder, trial_folder
 from hpo.storage.attributes import ERROR, METRICS, NOTE
 from hpo.storage.retry import OpenStorage
-from hpo.storage.trials import Trial, study_ids
+from hpo.storage.studies import study_ids
+from hpo.storage.trials import Trial
 
 FAILURES = ("diverged", "invalid", "oom", "timeout", "lost", "disk", "killed", "error")
 NEXT_STEPS = {

@@ -8,14 +8,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import Snapshot, has_ended, trial_counts
+from hpo.analysis.progress import has_ended, trial_counts
+from hpo.analysis.snapshot import Snapshot
 from hpo.console import format_duration, format_value, say
 from hpo.errors import NothingFeasible, Problem
 from hpo.storage.attributes import FIXED_VALUES, SPEC
 from hpo.storage.retry import OpenStorage
-from hpo.storage.trials import study_attrs, study_ids
+from hpo.storage.studies import study_attrs, study_ids
 from hpo.study.names import name_problem
-from hpo.study.spec import DEFAULT_CONFIG, Study, seed_path, study_from_spec
+from hpo.study.spec import DEFAULT_CONFIG, Study, seed_path
+from hpo.study.stored import study_from_spec
 from model.section import flat, updated
 
 # Comparisons use seeds from here on. The baseline and the noise floor of a search use seeds from 0 on by default.

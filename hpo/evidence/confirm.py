@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.analysis.snapshot import Snapshot, read_snapshot, searched_trials
+from hpo.analysis.progress import searched_trials
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.statistics import Test, min_pairs
 from hpo.console import Format, format_number, print_records, say
 from hpo.errors import NothingFeasible, Problem
@@ -28,7 +29,8 @@ from hpo.storage.engine import open_readonly
 from hpo.storage.trials import Trial
 from hpo.study.arms import ArmsPlan, plan_study
 from hpo.study.places import at_places
-from hpo.study.spec import Study, seed_path, study_from_spec
+from hpo.study.spec import Study, seed_path
+from hpo.study.stored import study_from_spec
 from model.section import flat
 
 BASELINE = "baseline"

@@ -1,10 +1,12 @@
 """Choose the trial of a study that `hpo export` writes: a confirmed trial, else the best trial of the search."""
 
-from hpo.analysis.snapshot import Snapshot, best_trial, find_trial, has_ended, read_snapshot
+from hpo.analysis.progress import has_ended
+from hpo.analysis.snapshot import Snapshot, best_trial, find_trial, read_snapshot
 from hpo.errors import Problem
 from hpo.storage.attributes import SPEC
 from hpo.storage.retry import OpenStorage
-from hpo.storage.trials import Trial, study_attrs, study_ids
+from hpo.storage.studies import study_attrs, study_ids
+from hpo.storage.trials import Trial
 
 UNCONFIRMED = "not confirmed: best of the search; `hpo confirm` tests whether it is better than the baseline"
 

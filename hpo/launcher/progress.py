@@ -7,7 +7,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpo.analysis.snapshot import Snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.summary import best_summary, goal_lines, objective_decimals, objective_text
 from hpo.console import format_duration, printable, say
 from hpo.worker.events import ENDS, Event, event_line

@@ -30,7 +30,8 @@ from hpo.storage.retry import limit_patience, outages
 from hpo.storage.store import open_store
 from hpo.storage.url import normalise_url, sqlite_file
 from hpo.study.places import place_options
-from hpo.study.spec import Study, study_file_tree
+from hpo.study.spec import Study
+from hpo.study.stored import study_file_tree
 
 # Prints the result of a study and returns the exit status: (snapshot, folder of the study, options, seconds of the
 # launch).

@@ -11,8 +11,8 @@ from hpo.queue.slots import insert_event, set_trial_states
 from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.retry import OpenStorage
 from hpo.storage.schema import EVENT, SLOT
-from hpo.storage.studies import names_of_uid
-from hpo.storage.trials import read_trials, study_ids
+from hpo.storage.studies import names_of_uid, study_ids
+from hpo.storage.trials import read_trials
 
 _c = SLOT.c
 

@@ -38,10 +38,10 @@ from hpo.storage.attributes import (
 from hpo.storage.locks import creation_lock
 from hpo.storage.retry import OpenStorage
 from hpo.storage.store import Store
-from hpo.storage.studies import assign_uid, create_study_row
-from hpo.storage.trials import resolve_study_name, study_attrs, study_ids
+from hpo.storage.studies import assign_uid, create_study_row, resolve_study_name, study_attrs, study_ids
 from hpo.study.fingerprint import spec_fingerprint, with_places
-from hpo.study.spec import Budget, Study, study_from_spec
+from hpo.study.spec import Budget, Study
+from hpo.study.stored import study_from_spec
 
 
 def register_study(

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts
+from hpo.analysis.progress import token_counts, trial_counts
+from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.summary import objective_column, objective_decimals
 from hpo.config.yaml import dump_yaml
 from hpo.console import command_line, fixed, format_duration, json_value
@@ -14,7 +15,7 @@ from hpo.report.sections import figure_html
 from hpo.report.verdict import RelatedStudy
 from hpo.storage.attributes import END_REASON, ERROR, FIXED_VALUES, MACHINE
 from hpo.storage.trials import State, Trial
-from hpo.study.spec import study_file_tree
+from hpo.study.stored import study_file_tree
 from model.section import flatten
 
 MAX_COLUMNS = 6  # hyperparameters in one table, so that the table fits on a page

@@ -8,7 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from hpo.analysis.noise import Noise
-from hpo.analysis.snapshot import Snapshot, searched_trials
+from hpo.analysis.progress import searched_trials
+from hpo.analysis.snapshot import Snapshot
 from hpo.evidence.paired import runs_by_arm
 from hpo.report.axes import short
 from hpo.report.style import (

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.noise import baseline_text
-from hpo.analysis.snapshot import Snapshot, token_counts, trial_counts
+from hpo.analysis.progress import token_counts, trial_counts
+from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import LEVEL
 from hpo.analysis.summary import objective_decimals
 from hpo.console import fixed

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpo.analysis.noise import Noise
-from hpo.analysis.snapshot import Snapshot, has_ended, read_snapshot, searched_trials, token_counts, trial_counts
+from hpo.analysis.progress import has_ended, searched_trials, token_counts, trial_counts
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.summary import goal_lines, objective_decimals
 from hpo.analysis.warnings import study_warnings
 from hpo.console import command_line, fixed, format_number
@@ -13,7 +14,8 @@ from hpo.errors import Problem
 from hpo.evidence.paired import compare_arms, comparison_record
 from hpo.storage.attributes import SPEC
 from hpo.storage.retry import OpenStorage
-from hpo.storage.trials import State, Trial, study_attrs, study_ids
+from hpo.storage.studies import study_attrs, study_ids
+from hpo.storage.trials import State, Trial
 
 CLEAR_SIGMAS = 2.0  # a smaller gain counts as noise
 

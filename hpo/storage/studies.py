@@ -7,10 +7,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from hpo.errors import Problem
 from hpo.optuna_internals import STUDIES, STUDY_USER_ATTRS, add_study, attribute_json
-from hpo.storage.attributes import UID
+from hpo.storage.attributes import SPEC, UID
 from hpo.storage.retry import OpenStorage, transact
 from hpo.storage.schema import SLOT
+from hpo.storage.stored_json import MAX_LENGTH, parse_attributes
+from hpo.storage.trials import query_rows
 
 
 def create_study_row(store: OpenStorage, name: str, direction: str, attrs: Mapping[str, Any]) -> None:
@@ -59,3 +62,55 @@ def study_has_uid(study_id: int, uid: str) -> sa.ColumnElement[bool]:
     """Return the condition that a study exists under this id and has this uid, for use in a statement."""
     attrs = STUDY_USER_ATTRS.c
     return sa.exists().where(attrs.study_id == study_id, attrs.key == UID, attrs.value_json == attribute_json(uid))
+
+
+def study_ids(store: OpenStorage) -> dict[str, int]:
+    """Return the id of each study by name."""
+    return {name: study_id for study_id, name in query_rows(store, sa.select(STUDIES.c.study_id, STUDIES.c.study_name))}
+
+
+def study_attrs(store: OpenStorage, study_id: int, name: str | None = None) -> dict[str, Any]:
+    """Return a study's user attributes.
+
+    name: of the study, in the message about invalid attributes; None: invalid attributes are left out.
+
+    Raises:
+        Problem: `name` is given, and another program has changed an attribute so that it is not valid.
+    """
+    columns = STUDY_USER_ATTRS.c
+    text = sa.func.substr(columns.value_json, 1, MAX_LENGTH + 1)
+    attrs, problems = parse_attributes(
+        query_rows(store, sa.select(columns.key, text).where(columns.study_id == study_id))
+    )
+    if name is not None and problems:
+        remedy = "restore it from a backup of the storage, or delete the study in `hpo dashboard`"
+        raise Problem(*(f"study {name}: {problem}; {remedy}" for problem in problems))
+    return attrs
+
+
+def resolve_study_name(store: OpenStorage, name: str | None) -> str:
+    """Return the name of the requested study, or of the only search if no name is given.
+
+    A study that was created for another study, such as its confirmation, is returned only by its name.
+
+    Raises:
+        Problem: No study has this name, or `name` is None and the storage does not hold exactly one search.
+    """
+    names = sorted(study_ids(store))
+    listed = f"there are {', '.join(names)}" if names else "`hpo launch` makes one"
+    if name is None:
+        searches = names if len(names) == 1 else [n for n in names if not _has_parent(store, n)]
+        if len(searches) != 1:
+            raise Problem(f"--study: the storage holds {len(names)} studies, {listed}; name one")
+        return searches[0]
+    if name not in names:  # the path of its file
+        name = name.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")
+    if name not in names:
+        raise Problem(f"--study: no study {name!r} in the storage; {listed}")
+    return name
+
+
+def _has_parent(store: OpenStorage, name: str) -> bool:
+    """Return whether a study was created for another study."""
+    spec = study_attrs(store, study_ids(store)[name]).get(SPEC, {})
+    return bool(spec.get("about"))

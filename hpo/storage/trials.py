@@ -14,11 +14,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.errors import Problem
 from hpo.optuna_internals import (
     CONSTRAINT_PREFIX,
-    STUDIES,
-    STUDY_USER_ATTRS,
     TRIAL_CURVES,
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
@@ -29,9 +26,7 @@ from hpo.optuna_internals import (
     stored_number,
     stored_parameter,
 )
-from hpo.storage.attributes import SPEC
 from hpo.storage.retry import OpenStorage
-from hpo.storage.stored_json import MAX_LENGTH, parse_attributes
 
 Rows = list[Any]
 
@@ -136,35 +131,13 @@ class _LazyTable:
         return self.mappings.setdefault(trial_id, {})
 
 
-def study_ids(store: OpenStorage) -> dict[str, int]:
-    """Return the id of each study by name."""
-    return {name: study_id for study_id, name in _rows(store, sa.select(STUDIES.c.study_id, STUDIES.c.study_name))}
-
-
-def study_attrs(store: OpenStorage, study_id: int, name: str | None = None) -> dict[str, Any]:
-    """Return a study's user attributes.
-
-    name: of the study, in the message about invalid attributes; None: invalid attributes are left out.
-
-    Raises:
-        Problem: `name` is given, and another program has changed an attribute so that it is not valid.
-    """
-    columns = STUDY_USER_ATTRS.c
-    text = sa.func.substr(columns.value_json, 1, MAX_LENGTH + 1)
-    attrs, problems = parse_attributes(_rows(store, sa.select(columns.key, text).where(columns.study_id == study_id)))
-    if name is not None and problems:
-        remedy = "restore it from a backup of the storage, or delete the study in `hpo dashboard`"
-        raise Problem(*(f"study {name}: {problem}; {remedy}" for problem in problems))
-    return attrs
-
-
 def read_trials(store: OpenStorage, study_id: int) -> list[Trial]:
     """Return the trials of a study in the order of their numbers."""
     details = Details(store, study_id)
     columns = (TRIALS.c.trial_id, TRIALS.c.number, state_name(), TRIALS.c.datetime_start, TRIALS.c.datetime_complete)
     trials = {
         trial_id: Trial(number, State[state], started, ended, Attributes(trial_id, details))
-        for trial_id, number, state, started, ended in _rows(store, sa.select(*columns).where(_of_study(study_id)))
+        for trial_id, number, state, started, ended in query_rows(store, sa.select(*columns).where(_of_study(study_id)))
     }
     # The queries below can return rows of a trial that was created after the first query; these rows are left out.
     for trial_id, value, value_type in _rows_of_trials(store, TRIAL_VALUES, "value, value_type", study_id):
@@ -194,7 +167,7 @@ def _last_steps(store: OpenStorage, study_id: int) -> Rows:
     joined = TRIAL_CURVES.join(TRIALS, TRIALS.c.trial_id == TRIAL_CURVES.c.trial_id)
     columns = (TRIAL_CURVES.c.trial_id, sa.func.max(TRIAL_CURVES.c.step))
     statement = sa.select(*columns).select_from(joined).where(_of_study(study_id)).group_by(TRIAL_CURVES.c.trial_id)
-    return _rows(store, statement)
+    return query_rows(store, statement)
 
 
 def _rows_of_trials(
@@ -213,41 +186,13 @@ def _rows_of_trials(
         statement = statement.where(table.c.trial_id == trial_id)
     if where is not None:
         statement = statement.where(where)
-    return _rows(store, statement)
+    return query_rows(store, statement)
 
 
-def _rows(store: OpenStorage, statement: sa.Select[Any]) -> Rows:
+def query_rows(store: OpenStorage, statement: sa.Select[Any]) -> Rows:
     def read() -> Rows:
         with store.engine.connect() as connection:
             return list(connection.execute(statement))
 
     rows: Rows = store.retry(read)
     return rows
-
-
-def resolve_study_name(store: OpenStorage, name: str | None) -> str:
-    """Return the name of the requested study, or of the only search if no name is given.
-
-    A study that was created for another study, such as its confirmation, is returned only by its name.
-
-    Raises:
-        Problem: No study has this name, or `name` is None and the storage does not hold exactly one search.
-    """
-    names = sorted(study_ids(store))
-    listed = f"there are {', '.join(names)}" if names else "`hpo launch` makes one"
-    if name is None:
-        searches = names if len(names) == 1 else [n for n in names if not _has_parent(store, n)]
-        if len(searches) != 1:
-            raise Problem(f"--study: the storage holds {len(names)} studies, {listed}; name one")
-        return searches[0]
-    if name not in names:  # the path of its file
-        name = name.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")
-    if name not in names:
-        raise Problem(f"--study: no study {name!r} in the storage; {listed}")
-    return name
-
-
-def _has_parent(store: OpenStorage, name: str) -> bool:
-    """Return whether a study was created for another study."""
-    spec = study_attrs(store, study_ids(store)[name]).get(SPEC, {})
-    return bool(spec.get("about"))

@@ -21,7 +21,7 @@ from hpo.storage.connections import check_connections
 from hpo.storage.retry import QUICK, transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
-from hpo.storage.trials import study_attrs, study_ids
+from hpo.storage.studies import study_attrs, study_ids
 from hpo.worker.events import event_printer
 from hpo.worker.join import preflight
 from hpo.worker.signals import SignalHandler

@@ -17,7 +17,7 @@ import optuna_dashboard
 
 from hpo.queue.compatibility import PROTOCOL_VERSION
 from hpo.storage.store import open_store
-from hpo.storage.trials import study_ids
+from hpo.storage.studies import study_ids
 from tests.faults.scene import GPT, NAME, PLANTED, RUNGS, TRIALS, Scene
 from tests.hpo.dashboard.test_access import Answer
 from tests.support.disk import small_disk

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hpo.analysis.snapshot import Snapshot, has_ended, read_snapshot, trial_status
+from hpo.analysis.progress import has_ended
+from hpo.analysis.snapshot import Snapshot, read_snapshot, trial_status
 from hpo.console import command_line, say
 from hpo.errors import Problem, StorageError, WorkFailed
 from hpo.evidence.claims.results import ClaimRun, scores_by_arm
@@ -20,10 +21,12 @@ from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
 from hpo.storage.attributes import MACHINE, METRICS, SPEC
 from hpo.storage.engine import open_readonly
-from hpo.storage.trials import State, study_attrs, study_ids
+from hpo.storage.studies import study_attrs, study_ids
+from hpo.storage.trials import State
 from hpo.study.arms import ArmsPlan, plan_study
 from hpo.study.fingerprint import spec_fingerprint
-from hpo.study.spec import Study, StudyFile, study_from_spec
+from hpo.study.spec import Study, StudyFile
+from hpo.study.stored import study_from_spec
 from model.config import TrainConfig
 from model.section import updated
 

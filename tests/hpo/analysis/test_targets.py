@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from hpo.analysis.snapshot import has_ended, read_snapshot
+from hpo.analysis.progress import has_ended
+from hpo.analysis.snapshot import read_snapshot
 from hpo.analysis.summary import goal_lines, summary
 from hpo.analysis.targets import milestones
 from hpo.cli.main import app

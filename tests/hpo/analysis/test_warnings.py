@@ -15,7 +15,8 @@ from optuna.trial import TrialState, create_trial
 
 from bench.crowd import plant
 from hpo.analysis.effects import no_effect_p_value, without_effect
-from hpo.analysis.snapshot import has_ended, read_snapshot, searched_trials
+from hpo.analysis.progress import has_ended, searched_trials
+from hpo.analysis.snapshot import read_snapshot
 from hpo.analysis.warnings import MAX_TRIALS, position, study_warnings
 from hpo.config.yaml import dump_yaml
 from hpo.evidence.confirm import ConfirmRequest, plan_confirmation

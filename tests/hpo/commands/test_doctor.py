@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 import hpo.commands.doctor_checks
-from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.doctor_checks import check_all
 from hpo.commands.doctor_files import CheckResult
 from hpo.queue.registry import register_study

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import read_snapshot
 from hpo.launcher.progress import LiveTable
 from hpo.queue.registry import register_study
 from hpo.storage.engine import open_readonly

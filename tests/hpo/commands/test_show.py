@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.show import show_status, trial_record
 from hpo.console import Format
 from hpo.queue.heartbeat import free_leases_of

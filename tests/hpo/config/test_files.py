@@ -11,7 +11,7 @@ from hpo.config.files import read_config
 from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
 from hpo.study.load import load_study
-from hpo.study.spec import study_from_spec
+from hpo.study.stored import study_from_spec
 from model.config import TrainConfig
 from model.section import flat
 from tests.support.command import hpo, write_base

@@ -26,9 +26,10 @@ from hpo.evidence.paired import compare_arms
 from hpo.evidence.preferred import trial_to_export
 from hpo.storage.attributes import SPEC
 from hpo.storage.store import Store, open_store
-from hpo.storage.trials import State, resolve_study_name
+from hpo.storage.studies import resolve_study_name
+from hpo.storage.trials import State
 from hpo.study.load import load_study
-from hpo.study.spec import study_from_spec
+from hpo.study.stored import study_from_spec
 from tests.hpo.commands.test_launch import until
 from tests.support.command import hpo
 from tests.support.comparisons import run_search, run_study

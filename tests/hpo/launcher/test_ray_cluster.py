@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import read_snapshot
 from hpo.config.yaml import dump_yaml
 from hpo.errors import Problem
 from hpo.evidence.claims.results import load_results

@@ -9,7 +9,8 @@ import optuna_dashboard
 import pytest
 import sqlalchemy as sa
 
-from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.doctor_checks import check_all
 from hpo.errors import Problem, WorkFailed
 from hpo.queue.registry import load_stored_study, register_study
@@ -18,9 +19,10 @@ from hpo.storage.attributes import SPEC, UID
 from hpo.storage.engine import open_readonly
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
-from hpo.storage.trials import State, study_ids
+from hpo.storage.studies import study_ids
+from hpo.storage.trials import State
 from hpo.study.load import load_study
-from hpo.study.spec import study_from_spec
+from hpo.study.stored import study_from_spec
 from tests.hpo.dashboard.test_access import Answer
 from tests.support.control import create_study, events, run_worker
 from tests.support.planted import planted_study

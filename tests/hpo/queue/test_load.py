@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import read_snapshot
 from hpo.queue.registry import load_stored_study, register_study
 from hpo.storage.store import open_store
 from hpo.storage.trials import State

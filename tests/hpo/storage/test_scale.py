@@ -12,7 +12,8 @@ from optuna.trial import TrialState, create_trial
 import hpo.search.complement_log
 import hpo.storage.trials
 from bench.crowd import SPACE, plant
-from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import read_snapshot
 from hpo.analysis.summary import summary, trial_row
 from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy

@@ -12,7 +12,8 @@ from optuna.trial import TrialState, create_trial
 from hpo.errors import Problem
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
-from hpo.storage.trials import read_trials, resolve_study_name, study_attrs, study_ids
+from hpo.storage.studies import resolve_study_name, study_attrs, study_ids
+from hpo.storage.trials import read_trials
 
 SPACE = {
     "optimizer.lr": FloatDistribution(1e-5, 1.0, log=True),

@@ -24,7 +24,8 @@ from hpo.storage.attributes import PROTOCOL, SPEC
 from hpo.storage.store import open_store
 from hpo.study.fingerprint import spec_fingerprint
 from hpo.study.load import load_study
-from hpo.study.spec import DEFAULT_TRAIN, study_from_spec
+from hpo.study.spec import DEFAULT_TRAIN
+from hpo.study.stored import study_from_spec
 from tests.support.command import hpo, run_in_process
 from tests.support.tiny import text
 

@@ -10,7 +10,8 @@ from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
 from hpo.study.fingerprint import spec_fingerprint
 from hpo.study.load import load_study
-from hpo.study.spec import Study, study_from_spec
+from hpo.study.spec import Study
+from hpo.study.stored import study_from_spec
 from model.config import TrainConfig
 from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat

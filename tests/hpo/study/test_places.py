@@ -9,7 +9,7 @@ from hpo.config.yaml import dump_yaml
 from hpo.errors import Problem
 from hpo.storage.attributes import SPEC
 from hpo.storage.engine import open_readonly
-from hpo.storage.trials import study_attrs
+from hpo.storage.studies import study_attrs
 from hpo.study.fingerprint import spec_fingerprint
 from hpo.study.load import load_study
 from hpo.study.places import at_places, place_options

@@ -13,7 +13,8 @@ import sqlalchemy.orm
 from optuna.trial import TrialState, create_trial
 
 import hpo.worker.signals
-from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import read_snapshot
 from hpo.errors import error_summary
 from hpo.queue.heartbeat import free_expired_leases, free_leases_of
 from hpo.queue.inspect import SlotTable

@@ -12,7 +12,8 @@ from typing import Any
 import optuna
 import pytest
 
-from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import read_snapshot
 from hpo.errors import StorageError
 from hpo.queue.compatibility import PROTOCOL_VERSION
 from hpo.queue.registry import register_study

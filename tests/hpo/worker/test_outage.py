@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import read_snapshot
 from hpo.storage.engine import open_readonly
 from tests.support.command import ROOT, environment, hpo
 from tests.support.planted import planted_study as planted

@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 
 import hpo.worker.reporter
 import hpo.worker.worker
-from hpo.analysis.snapshot import read_snapshot, trial_counts
+from hpo.analysis.progress import trial_counts
+from hpo.analysis.snapshot import read_snapshot
 from hpo.analysis.summary import summary
 from hpo.errors import StorageError
 from hpo.queue.heartbeat import free_expired_leases, free_leases_of

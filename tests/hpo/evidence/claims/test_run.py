@@ -20,7 +20,8 @@ from hpo.evidence.claims.schema import LedgerClaim
 from hpo.evidence.claims.scoring import metrics_at_equal_seconds, run_score
 from hpo.runs.metrics import append_metrics
 from hpo.storage.engine import open_readonly
-from hpo.storage.trials import read_trials, study_ids
+from hpo.storage.studies import study_ids
+from hpo.storage.trials import read_trials
 from tests.support.command import hpo, write_base
 from tests.support.ledger import ARMS, BASE, claim, verdicts_of, without
 

@@ -1,0 +1,45 @@
+"""Count the trials and tokens of a study, and decide whether the study has ended."""
+
+import math
+
+from hpo.analysis.snapshot import GIVEN_KINDS, Snapshot, trial_status
+from hpo.storage.trials import State, Trial
+
+
+def trial_counts(snapshot: Snapshot) -> dict[str, int]:
+    """Return a copy of the number of trials by state, with "waiting" for trials and slots that wait for a worker."""
+    return dict(snapshot.state_counts)
+
+
+def has_ended(snapshot: Snapshot) -> bool:
+    """Return whether a study has used its budget or reached its target, and no trial is running or interrupted."""
+    n, budget = trial_counts(snapshot), snapshot.budget
+    over = bool(budget.get("hours")) and snapshot.elapsed >= 3600 * float(budget["hours"])
+    if (
+        budget.get("tokens") and snapshot.rung_tokens
+    ):  # a trial starts only if the rest of the budget pays for all of it
+        spent = sum(t.last_step or 0 for t in snapshot.own)
+        over = over or spent + snapshot.rungs > math.ceil(budget["tokens"] / snapshot.rung_tokens)
+    over = over or snapshot.target is not None
+    if n["running"] or snapshot.in_state(State.WAITING):
+        return False
+    return over or (bool(budget.get("trials")) and not n["waiting"])
+
+
+def searched_trials(snapshot: Snapshot) -> list[Trial]:
+    """Return the complete and pruned trials, without the baselines.
+
+    A diverged trial counts as pruned. Repeated runs of a baseline, and arms, count as baselines, because no search
+    chose their values. Trials that failed, have invalid values or exceeded a limit of memory or time are excluded.
+    """
+    ended = [t for t in snapshot.in_state(State.COMPLETE, State.PRUNED) if snapshot.kind(t) not in GIVEN_KINDS]
+    return [t for t in ended if trial_status(snapshot, t) in ("complete", "pruned", "diverged")]
+
+
+def token_counts(snapshot: Snapshot) -> dict[str, int | None]:
+    """Return the tokens trained and the tokens saved by pruning, None where the training function counts no tokens."""
+    if snapshot.rung_tokens is None:
+        return {"trained": None, "saved_by_pruning": None}
+    trained = sum(t.last_step or 0 for t in snapshot.own)
+    saved = sum(snapshot.rungs - (t.last_step or 0) for t in snapshot.own if t.state == State.PRUNED)
+    return {"trained": round(trained * snapshot.rung_tokens), "saved_by_pruning": round(saved * snapshot.rung_tokens)}
