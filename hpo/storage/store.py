@@ -108,7 +108,11 @@ def open_store(url: str, create: bool = False, patience: float = QUICK) -> Store
         if columns_to_add(url, patience):  # those that version 0.1 lacks
             update_schema(url, patience)
     rdb, guard = retry(_open_rdb, url, patience=patience, url=url)
-    retry(_probe_write, rdb.engine, patience=patience, url=url)
+    try:
+        retry(_probe_write, rdb.engine, patience=patience, url=url)
+    except BaseException:
+        rdb.engine.dispose()
+        raise
     store = Store(url, rdb, cached_storage(rdb), patience, guard)
     for name, method in vars(BaseStorage).items():
         if callable(method) and not name.startswith("_"):

@@ -246,7 +246,7 @@ def test_optuna_knows_the_direction_and_a_stored_study_keeps_it(here: Path, tmp_
     assert f'"number": {study.best_trial.number}' in best
     path.write_text(path.read_text().replace("direction: maximize\n", "direction: minimize\n"))
     changed = hpo("launch", "--study", path.name, "--storage", url, cwd=here, status=2)
-    assert 'direction: the study in the storage has "maximize", here it is "minimize"' in changed.stderr
+    assert "must minimize gain, and the storage holds a study of this name with directions maximize" in changed.stderr
 
 
 @pytest.mark.parametrize(

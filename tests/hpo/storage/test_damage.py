@@ -80,7 +80,6 @@ KINDS: dict[str, Callable[[bytes], bytes]] = {
     "damaged schema": lambda content: content[:100] + b"\xff" * 100 + content[200:],
     "without the table trials": changed("DROP TABLE trials"),
     "without the table version_info": changed("DROP TABLE version_info"),
-    "half a JSON value": changed("UPDATE study_user_attributes SET value_json = '{\"a'"),
     "a value that is not UTF-8": changed("UPDATE study_user_attributes SET value_json = CAST(x'22ff' AS TEXT)"),
 }
 

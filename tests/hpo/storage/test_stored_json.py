@@ -45,9 +45,10 @@ def changed(launched: Path, folder: Path, key: str, change: Callable[[Any], Any]
     [
         ("hpo:spec", lambda spec: spec | {"space": {"lr": {"choices": list(range(1_000_000))}}}, "values"),
         ("hpo:spec", lambda spec: "[" * 100_000 + "]" * 100_000, "is nested too deeply"),
+        ("hpo:anchors", lambda anchors: '{"a', "is not JSON"),
         ("hpo:budget", lambda budget: {"trials": 10**30}, "has an invalid budget.trials: 1000000"),
     ],
-    ids=["a million choices", "nesting", "budget"],
+    ids=["a million choices", "nesting", "half a value", "budget"],
 )
 def test_commands_refuse_an_attribute_at_once_with_the_reason(
     launched: Path, tmp_path: Path, key: str, change: Callable[[Any], Any], message: str
