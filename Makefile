@@ -18,7 +18,7 @@ test: .venv/.installed-dev
 	$(MAKE) --jobs=2 --output-sync=line lint suite
 
 suite: .venv/.installed-dev
-	$(BIN)/pytest -n 4 --dist loadgroup --durations=15
+	$(BIN)/pytest -n 5 --dist loadgroup --durations=15
 
 # Made-up command lines and study files, far more of them than in `make test`: about five minutes.
 generated: .venv/.installed-dev

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 from hpo.storage.store import Store, open_store
-from tests.support.cases import TOGETHER, on_other_storage
+from tests.support.cases import FIRST, TOGETHER, on_other_storage
 from tests.support.fork_server import SERVER, ForkServer, use_fork_server
 from tests.support.postgres import MISSING, Postgres, binaries
 from tests.support.race import Race
@@ -30,13 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers of groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep some files in one process, and leave out the cases that only `make exhaustive` runs.
+    """Keep some files in one process, start the longest first, and leave out what only `make exhaustive` runs.
 
     A test that is named with its case on the command line always runs.
     """
     for item in items:
         if item.nodeid.startswith(TOGETHER):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
     if config.getoption("--exhaustive") or any("[" in argument for argument in config.args):
         return
     left_out = [item for item in items if item.get_closest_marker("exhaustive") or on_other_storage(item)]

@@ -25,6 +25,9 @@ TOGETHER = (
     "tests/project/test_wheel.py",
 )
 
+# What starts first, because it takes longest: at the end of a run, one long test would leave the other cores idle.
+FIRST = (*TOGETHER, "tests/faults/", "tests/project/test_docs.py", "tests/hpo/dashboard/test_pages.py")
+
 
 def exhaustive(*values: Any, **options: Any) -> Any:
     """Return a case that only `make exhaustive` runs."""

@@ -28,7 +28,7 @@ from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.support.command import STUDY, hpo, run_in_process, trivial
 
-EXAMPLES = int(os.environ.get("HPO_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("HPO_EXAMPLES", "200"))
 HANGS_S = 20.0
 
 

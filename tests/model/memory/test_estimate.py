@@ -14,7 +14,7 @@ from model.nn.gpt import Network, build_network
 from model.section import updated
 from model.train.pack import Pack
 from model.train.trainer import Trainer
-from tests.support.cases import exhaustive
+from tests.support.cases import covering, exhaustive
 from tests.support.tiny import alone, tiny
 
 ROOT = Path(__file__).parents[3]
@@ -111,8 +111,9 @@ def test_activations_are_what_the_real_forward_pass_keeps(name):
     assert estimate_memory(run, V).activations == pytest.approx(sum(saved.values()), rel=0.02)
 
 
-@pytest.mark.parametrize("field", ["run.batch_size", "model.context", "model.n_layer", "model.n_embd"])
-@pytest.mark.parametrize("name", ["gpt", "moe"])
+@pytest.mark.parametrize(
+    ("field", "name"), covering(["run.batch_size", "model.context", "model.n_layer", "model.n_embd"], ["gpt", "moe"])
+)
 def test_more_of_anything_needs_more(name, field):
     # Large batches, so that no validation batch, which has a size of its own, is the peak.
     sizes = [config({"model.name": name, "run.batch_size": 512, "run.tokens": 2**17, field: n}) for n in (64, 128)]
