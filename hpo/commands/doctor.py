@@ -27,7 +27,7 @@ def run_doctor(url: str, only: str | None, out: Path, fix: bool, format: Format)
             status = status or int(result.state == "error")
     except StorageError as error:
         remedy = "start the server, or use another --storage" if url.startswith("postgres") else "use another --storage"
-        results.append(CheckResult("storage", "error", str(error), remedy))
+        results.append(CheckResult("storage", "error", str(error), "" if remedy in str(error) else remedy))
         status = 4
     if format is not Format.table:
         records = [

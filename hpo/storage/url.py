@@ -91,8 +91,9 @@ def normalise_url(url: str) -> str:
             f"storage: {reason}, got {masked_url(url)}; use SQLite on one machine, Postgres between machines"
         )
     raise StorageError(
-        f"storage: must be a file that ends in {', '.join(_FILES)}, sqlite:///FILE or "
-        f"postgresql://USER@HOST/DATABASE, got {masked_url(url)}"
+        # Without @ in the rule: the last @ in a message is taken for the end of a password.
+        f"storage: {masked_url(url)} is no storage: must be a file that ends in {', '.join(_FILES)}, sqlite:///FILE or "
+        "postgresql://HOST/DATABASE"
     )
 
 
@@ -135,6 +136,8 @@ def masked_url(url: str) -> str:
     url, n_passwords = _USER_AND_PASSWORD.subn(r"\1***@", url)
     if not n_passwords:
         url = _NO_HOST.sub(r"\1***", url)
+        if "@" in url and "//" not in url and "=" not in url and not url.endswith(_FILES):  # as user/password@host
+            url = f"***@{url.rpartition('@')[2]}"
     return _SETTING.sub(_masked_setting, url)
 
 
