@@ -107,10 +107,10 @@ def test_status_4_where_the_storage_does_not_answer_and_no_password_is_shown(tmp
         ("mysql://me:s3cret@h/db", "got mysql://me:***@h/db"),
         ("redis://h", "a journal in Redis has no transactions for leases"),
         ("sqlite:///:memory:", "storage: must be a file that workers can share"),
-        ("some words", "got some words"),
+        ("some words", "some words is no storage"),
         ("empty.db", "`hpo launch` creates the tables"),
         ("text.db", "file is not a database"),
-        (".", "got ."),
+        (".", ": . is no storage"),
     ],
 )
 def test_status_4_where_the_storage_is_none(tmp_path: Path, url: str, said: str) -> None:
