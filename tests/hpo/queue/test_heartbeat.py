@@ -47,8 +47,8 @@ def test_lease_that_lies_further_ahead_than_a_lease_can_is_void(slots: Slots) ->
 
 
 def test_void_lease_of_a_dead_worker_is_freed_and_a_live_worker_keeps_its_own(slots: Slots) -> None:
-    alive, dead = claim(slots, "alive", 1.0), claim(slots, "dead", 1.0)
-    with LeaseRenewer(slots, "alive", 1.0) as renewer, LeaseRenewer(slots, "launch", 1.0):
+    alive, dead = claim(slots, "alive", 3.0), claim(slots, "dead", 3.0)
+    with LeaseRenewer(slots, "alive", 3.0) as renewer, LeaseRenewer(slots, "launch", 3.0):
         renewer.hold(alive)
         time.sleep(0.3)
         set_clock_back(slots)

@@ -66,8 +66,8 @@ def test_launch_waits_for_a_stopped_server_without_limit_and_costs_no_attempt(se
     assert 2 <= len(notes) <= 12, stderr
     with open_readonly(url) as store:
         snapshot = read_snapshot(store, "planted")
-    assert trial_counts(snapshot)["complete"] == 4
-    assert [t.user_attrs["attempt"] for t in snapshot.trials] == [1] * 4
+        assert trial_counts(snapshot)["complete"] == 4
+        assert [t.user_attrs["attempt"] for t in snapshot.trials] == [1] * 4
     logs = "".join(path.read_text() for path in (tmp_path / "runs/planted").glob("worker-*.log"))
     assert 1 <= logs.count("waiting for the storage") <= 24, logs
 
