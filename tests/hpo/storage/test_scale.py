@@ -53,7 +53,7 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
 def rows_of_a_look(monkeypatch: pytest.MonkeyPatch, url: str) -> tuple[int, int]:
     """Rows and statements behind `hpo status`."""
     rows = 0
-    read = hpo.storage.trials._rows
+    read = hpo.storage.trials.query_rows
 
     def counting(*args: Any, **named: Any) -> Any:
         nonlocal rows
@@ -62,7 +62,7 @@ def rows_of_a_look(monkeypatch: pytest.MonkeyPatch, url: str) -> tuple[int, int]
         return found
 
     with open_readonly(url) as store, monkeypatch.context() as patch, counted(store.engine) as statements:
-        patch.setattr(hpo.storage.trials, "_rows", counting)
+        patch.setattr(hpo.storage.trials, "query_rows", counting)
         assert summary(read_snapshot(store, "crowd"))["trials"]["running"] == N_RUNNING
     return rows, len(statements)
 
