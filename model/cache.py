@@ -6,10 +6,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from model.errors import CacheError
 
@@ -33,29 +32,42 @@ def locked(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Never the target of a link, which another user of the folder may have made.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         name = path.parent / f".{path.name}.lock"
-        file = open(name, "r+", opener=lambda name, _: os.open(name, flags, 0o666))  # noqa: SIM115
+        lock = open_lock(name)
     except OSError as error:
         raise CacheError(
             f"data: cannot write in {path.parent}: {error.strerror}; set HPO_CACHE to a writable directory"
         ) from None
-    with file:
-        _wait_for(file, path)
+    text = f"waiting for another process, which prepares {path}; `fuser {name}` shows it"
+    try:
+        wait_for_lock(lock, lambda: print(text, file=sys.stderr))
         yield
+    finally:
+        os.close(lock)
 
 
-def _wait_for(file: IO[str], path: Path) -> None:
-    """Lock a file; while another process holds it, say so once."""
+def open_lock(path: Path) -> int:
+    """Return the descriptor of a lock file, which is created if it is missing.
+
+    Raises:
+        OSError: the file cannot be opened. It is never a link, which another user of the folder may have made.
+    """
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+
+
+def wait_for_lock(lock: int, note: Callable[[], None]) -> None:
+    """Lock an open file.
+
+    note: called once, after SILENT_S seconds in which another process has held the lock.
+    """
     deadline = time.monotonic() + SILENT_S
     while time.monotonic() < deadline:
         with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         time.sleep(0.05)
-    print(f"waiting for another process, which prepares {path}; `fuser {file.name}` shows it", file=sys.stderr)
-    fcntl.flock(file, fcntl.LOCK_EX)
+    note()
+    fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 @contextmanager

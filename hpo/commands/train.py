@@ -63,14 +63,20 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
     except Problem:
         raise
     except Exception as failure:  # a training function of the user may raise anything
-        cause = raised_error(failure)
-        if isinstance(cause, KeyboardInterrupt):  # Ctrl-C before the first rung
-            raise cause from None
-        if target != DEFAULT_TRAIN:
-            raise WorkFailed(f"{target}: {type(cause).__name__}: {cause}{error_location(cause)}") from None
-        if not isinstance(cause, ValueError | TypeError | OSError):
+        explained = _explained(failure, target)
+        if explained is failure:
             raise
-        raise WorkFailed(str(cause)) from None
+        raise explained from None
+
+
+def _explained(failure: Exception, target: str) -> BaseException:
+    """Return the exception to raise for a failure of a training function: the failure itself if it is our own fault."""
+    cause = raised_error(failure)
+    if isinstance(cause, KeyboardInterrupt):  # Ctrl-C before the first rung
+        return cause
+    if target != DEFAULT_TRAIN:
+        return WorkFailed(f"{target}: {type(cause).__name__}: {cause}{error_location(cause)}")
+    return WorkFailed(str(cause)) if isinstance(cause, ValueError | TypeError | OSError) else failure
 
 
 def _set_threads(path: Path, provenance: Mapping[str, Any]) -> None:

@@ -9,20 +9,20 @@ from pathlib import Path
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.config.permission import named_code
-from hpo.config.yaml import dump_yaml
 from hpo.console import say
-from hpo.errors import Problem, StorageError, WorkFailed
+from hpo.errors import StorageError, WorkFailed
 from hpo.launcher.options import LaunchOptions, resume_command
 from hpo.launcher.placement import GroupFactory, resolve_workers
 from hpo.launcher.plan import describe_plan
 from hpo.launcher.processes import WorkerGroup
 from hpo.launcher.progress import EventLog, LiveTable, RegistrationProgress, is_dumb_terminal
+from hpo.launcher.run_folder import check_still_there, open_folder
 from hpo.launcher.signals import SignalForwarder
 from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
 from hpo.queue.registry import check_objections, register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import describe_data, row_counts, rows_text
-from hpo.runs.run_dir import FolderGuard, claim_folder, write_file
+from hpo.runs.run_dir import FolderGuard
 from hpo.storage.connections import check_connections
 from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.file_guard import rescued
@@ -31,7 +31,6 @@ from hpo.storage.store import open_store
 from hpo.storage.url import normalise_url, sqlite_file
 from hpo.study.places import place_options
 from hpo.study.spec import Study
-from hpo.study.stored import study_file_tree
 
 # Prints the result of a study and returns the exit status: (snapshot, folder of the study, options, seconds of the
 # launch).
@@ -41,8 +40,6 @@ OnFinish = Callable[[Snapshot, Path, LaunchOptions, float], int]
 VIEW_WAIT_S = 2.0
 # Seconds between two reads of the whole study.
 REFRESH_S = 5.0
-# Seconds that the removal of a folder may take.
-REMOVAL_S = 1.0
 
 
 def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
@@ -71,11 +68,11 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
         stored = register_study(store, study, data_hash, anchors, options.budget, RegistrationProgress(study.name))
         stored.store_rows(rows)
         store.patience = math.inf  # from now on an unreachable storage is waited for
-        guard = _open_folder(options.out, stored)
+        guard = open_folder(options.out, stored)
         status, given_up = _supervise(options, stored, environments, guard, start_group)
         if status:
             return status
-        _check_still_there(stored, guard)
+        check_still_there(stored, guard)
         if stored.read_state().state == "stopped":
             say(f"{study.name} was stopped; to resume it: {resume_command(options)}")
         status = on_finish(read_snapshot(store, study.name), guard.folder, options, time.monotonic() - started_at)
@@ -83,41 +80,6 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
         numbers = ", ".join(map(str, sorted(given_up)))
         say(f"trials were given up, because their files could not be written: {numbers}; `hpo show N` names the file")
     return status or (WorkFailed.status if given_up else 0)
-
-
-def _open_folder(out: Path, stored: StoredStudy) -> FolderGuard:
-    """Claim the run folder of a study, write the study file into it, and print notes about the study.
-
-    Raises:
-        Problem: the folder cannot be written.
-    """
-    study, folder = stored.study, claim_folder(out, stored.first_name, stored.uid, stored.is_new)
-    notes = list(stored.notes)
-    if folder != out / stored.first_name:
-        notes.append(f"{out / stored.first_name} belongs to another study; this study uses {folder}")
-    for note in notes:
-        say(f"note: {note}")
-    try:
-        write_file(folder / "study.yaml", dump_yaml(study_file_tree(study.spec(), study.file.budget.model_dump())))
-    except WorkFailed as failed:  # nothing has run yet, so the folder is a mistake of the user
-        raise Problem(str(failed)) from None
-    return FolderGuard(folder, stored.uid)
-
-
-def _check_still_there(stored: StoredStudy, guard: FolderGuard) -> None:
-    """Check that nobody has removed the file of the storage, the study or its run folder.
-
-    Raises:
-        StorageError: the file of the storage was removed or replaced.
-        WorkFailed: the study or its run folder was removed.
-    """
-    stored.store.check_file()
-    try:
-        guard.check()
-    except WorkFailed:
-        time.sleep(REMOVAL_S)  # if a folder is being removed that holds both, the loss of the storage matters more
-        stored.store.check_file()
-        raise
 
 
 def _check_new(storage: str, study: Study) -> None:
@@ -148,13 +110,8 @@ def _supervise(
     Raises:
         WorkFailed: a worker failed and trials are left.
     """
-    arguments = ["--study", stored.study.name, "--pack", str(options.pack), "--out", str(options.out.absolute())]
-    arguments += place_options(stored.study)  # a launch on another machine may store other places meanwhile
-    # The launcher has permission to import the training code of the study, and passes it on.
-    code = named_code({"train": stored.study.file.train, "config": stored.study.file.config})
-    arguments += [word for address in code.values() for word in ("--allow-train", address)]
     # The URL is passed in the environment, because every user of the machine can read a password on a command line.
-    urls = {"HPO_STORAGE": normalise_url(options.storage)}
+    environments = [{"HPO_STORAGE": normalise_url(options.storage), **env} for env in environments]
     # The launcher waits for an unreachable storage as long as its workers do, so that a short outage does not end them.
     with open_readonly(options.storage, math.inf) as reader, LeaseRenewer(stored.slots, "launch", lease_seconds()):
         snapshot = read_snapshot(reader, stored.study.name)
@@ -162,7 +119,7 @@ def _supervise(
         view = EventLog(snapshot, options.quiet) if plain else LiveTable(snapshot, len(environments))
         signals = SignalForwarder()  # before the workers start, so that a signal cannot leave them without a launcher
         try:
-            group = start_group(arguments, [{**urls, **env} for env in environments], guard.folder)
+            group = start_group(_worker_arguments(options, stored.study), environments, guard.folder)
             signals.forward_to(group)
             try:
                 with view:
@@ -176,6 +133,15 @@ def _supervise(
             return 128 + signals.first, given_up
         _check_failed(group)
     return 0, given_up
+
+
+def _worker_arguments(options: LaunchOptions, study: Study) -> list[str]:
+    """Return the arguments of `hpo worker`."""
+    arguments = ["--study", study.name, "--pack", str(options.pack), "--out", str(options.out.absolute())]
+    arguments += place_options(study)  # a launch on another machine may store other places meanwhile
+    # The launcher has permission to import the training code of the study, and passes it on.
+    code = named_code({"train": study.file.train, "config": study.file.config})
+    return arguments + [word for address in code.values() for word in ("--allow-train", address)]
 
 
 def _watch(
@@ -202,14 +168,9 @@ def _watch(
                 given_up.add(event["trial"])
         if note := outages.note():
             view.show({"event": "note", "text": note})
-        for worker in group.restart_crashed():
-            view.show({"event": "note", "worker": worker.number, "text": worker.describe_crash()})
-            if worker.owner is not None:
-                # If the storage is unreachable, the trials are freed when their leases expire.
-                with suppress(StorageError), limit_patience(VIEW_WAIT_S):
-                    free_leases_of(stored.store, worker.owner, worker.describe_exit())
+        _restart_crashed(group, view, stored)
         try:
-            _check_still_there(stored, guard)
+            check_still_there(stored, guard)
         except (StorageError, WorkFailed) as error:  # the workers may take some seconds to stop
             view.show({"event": "note", "text": f"stopping: {error}"})
             raise
@@ -218,10 +179,20 @@ def _watch(
                 stored.read_state()  # raises an error if the study is gone
                 view.refresh(read_snapshot(reader, stored.study.name))
             refresh_at = time.monotonic() + REFRESH_S
-    _check_still_there(stored, guard)  # the workers may have noticed it first
+    check_still_there(stored, guard)  # the workers may have noticed it first
     with suppress(StorageError), limit_patience(VIEW_WAIT_S):
         stored.read_state()
     return given_up
+
+
+def _restart_crashed(group: WorkerGroup, view: EventLog | LiveTable, stored: StoredStudy) -> None:
+    """Restart crashed workers and free their trials."""
+    for worker in group.restart_crashed():
+        view.show({"event": "note", "worker": worker.number, "text": worker.describe_crash()})
+        if worker.owner is not None:
+            # If the storage is unreachable, the trials are freed when their leases expire.
+            with suppress(StorageError), limit_patience(VIEW_WAIT_S):
+                free_leases_of(stored.store, worker.owner, worker.describe_exit())
 
 
 def _check_failed(group: WorkerGroup) -> None:

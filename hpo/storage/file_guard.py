@@ -1,6 +1,6 @@
 """Notice that the file of a SQLite storage was removed or replaced, and save what an open connection still holds.
 
-SQLite goes on with an open file that has no name any more. Everything that it writes would be lost at the end.
+SQLite continues to write into an open file whose name was removed. All of it would be lost when the file is closed.
 """
 
 import os

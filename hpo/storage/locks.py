@@ -1,12 +1,12 @@
 """The lock that a process holds while it creates tables or studies."""
 
 import errno
-import fcntl
 import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -14,9 +14,9 @@ from hpo.errors import StorageError
 from hpo.storage.engine import unpooled_options
 from hpo.storage.retry import retry
 from hpo.storage.url import sqlite_file
+from model.cache import SILENT_S, open_lock, wait_for_lock
 
 _LOCK = 0x68706F  # "hpo": key of the advisory lock on Postgres
-SILENT_S = 2.0  # seconds after which a process that waits for the lock says so
 
 _log = logging.getLogger(__name__)
 
@@ -35,29 +35,18 @@ def creation_lock(url: str, patience: float) -> Iterator[None]:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Never the target of a link, which another user of the folder may have made.
-        lock = os.open(f"{file}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        name = Path(f"{file}.lock")
+        lock = open_lock(name)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise StorageError(f"storage: {file}.lock must be a file, got a symbolic link; remove it") from None
         raise StorageError(f"storage: {file.parent} cannot be written: {error.strerror}") from error
     try:
-        _wait_for(lock, f"{file}.lock")
+        text = "waiting for another process, which holds %s; `fuser %s` shows it"
+        wait_for_lock(lock, lambda: _log.warning(text, name, name))
         yield
     finally:
         os.close(lock)
-
-
-def _wait_for(lock: int, name: str) -> None:
-    """Lock a file; while another process holds it, say so once."""
-    deadline = time.monotonic() + SILENT_S
-    while time.monotonic() < deadline:
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        time.sleep(0.05)
-    _log.warning("waiting for another process, which holds %s; `fuser %s` shows it", name, name)
-    fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _connect_locked(engine: sa.Engine) -> sa.Connection:

@@ -85,6 +85,13 @@ def trivial(folder: Path, name: str = "trivial") -> Path:
     return path
 
 
+def finished_study(folder: Path) -> Path:
+    """Run the trivial study to its end in a folder; return the folder."""
+    trivial(folder)
+    hpo("launch", "--study", "trivial.yaml", cwd=folder)
+    return folder
+
+
 def write_base(folder: Path, name: str, tree: dict[str, Any]) -> None:
     """Write a base configuration on the tiny text for commands that run in `folder`."""
     (folder / "studies" / "bases").mkdir(parents=True)

@@ -19,17 +19,14 @@ from hpo.errors import NothingFeasible, Problem, StorageError
 from hpo.queue.registry import register_study
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
-from tests.support.command import COMMANDS, STUDY, environment, hpo, run_in_process, trivial
+from tests.support.command import COMMANDS, STUDY, environment, finished_study, hpo, run_in_process, trivial
 from tests.support.tiny import corpus
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a study that has ended."""
-    folder = tmp_path_factory.mktemp("done")
-    trivial(folder)
-    hpo("launch", "--study", "trivial.yaml", cwd=folder)
-    return folder
+    return finished_study(tmp_path_factory.mktemp("done"))
 
 
 def text_study(folder: Path, *, context: int = 32) -> str:

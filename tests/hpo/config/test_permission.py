@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -129,8 +128,9 @@ def test_follower_serves_the_code_that_an_option_names_and_no_other(folder: Path
             assert process.returncode == 130
 
 
-@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "..", "a/b", ""])
+@pytest.mark.parametrize("name", ["../../outside", "{folder}/outside", "..", "a/b", ""])
 def test_study_whose_name_leads_out_of_the_folder_of_runs_writes_nothing_there(folder: Path, name: str) -> None:
+    name = name.format(folder=folder.parent)
     before = sorted(str(path) for path in folder.parent.rglob("*"))
     with contextlib.closing(sqlite3.connect(folder / "runs/hpo.db")) as connection:
         connection.execute("UPDATE studies SET study_name = ?", (name,))
@@ -145,4 +145,3 @@ def test_study_whose_name_leads_out_of_the_folder_of_runs_writes_nothing_there(f
     assert [path for path in after if path not in before and not path.startswith(str(folder / "runs/hpo.db"))] == [
         str(folder / "file.yaml")
     ]
-    assert not os.path.exists("/tmp/outside")

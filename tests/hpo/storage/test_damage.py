@@ -15,7 +15,7 @@ from hpo.cli.main import _Output, _run
 from hpo.storage import damage
 from hpo.storage.damage import check_damage
 from tests.support.cases import covering
-from tests.support.command import hpo, trivial
+from tests.support.command import finished_study, hpo
 
 COMMANDS = [
     "status",
@@ -40,10 +40,7 @@ COMMANDS = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a study has run to its end."""
-    folder = tmp_path_factory.mktemp("finished")
-    trivial(folder)
-    hpo("launch", "--study", "trivial", "--workers", "1", "--plain", cwd=folder)
-    return folder
+    return finished_study(tmp_path_factory.mktemp("finished"))
 
 
 def garbage(content: bytes) -> bytes:
@@ -125,8 +122,12 @@ def test_a_large_file_is_not_checked_at_every_start(finished: Path, monkeypatch:
     url = f"sqlite:///{finished}/runs/hpo.db"
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     check_damage(engine, url, 1.0)
-    monkeypatch.setattr(damage, "_structure", lambda _: pytest.fail("checked"))
+    checks: list[object] = []
+    monkeypatch.setattr(damage, "_structure", lambda checked: checks.append(checked) or "ok")
     check_damage(engine, url, 1.0, max_bytes=1000)
+    assert checks == []
+    check_damage(engine, url, 1.0)
+    assert len(checks) == 1
 
 
 def test_an_error_of_the_program_is_not_called_damage(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,17 +13,14 @@ import pytest
 from hpo.errors import StorageError
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
-from tests.support.command import MODULE, environment, hpo, run_in_process, trivial
+from tests.support.command import MODULE, environment, finished_study, hpo, run_in_process, trivial
 from tests.support.disk import read_only
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a study that has ended."""
-    folder = tmp_path_factory.mktemp("done")
-    trivial(folder)
-    hpo("launch", "--study", "trivial.yaml", cwd=folder)
-    return folder
+    return finished_study(tmp_path_factory.mktemp("done"))
 
 
 def test_finished_results_can_be_read_on_a_read_only_mount(done: Path, tmp_path: Path) -> None:

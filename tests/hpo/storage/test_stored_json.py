@@ -12,17 +12,14 @@ from typing import Any
 import pytest
 
 from hpo.storage.stored_json import MAX_VALUES, parse_attributes
-from tests.support.command import hpo, trivial
+from tests.support.command import finished_study, hpo, trivial
 
 COMMANDS = ("status", "show 1", "export", "worker", "launch --study trivial --quiet")
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("launched")
-    trivial(folder)
-    hpo("launch", "--study", "trivial", "--quiet", cwd=folder)
-    return folder
+    return finished_study(tmp_path_factory.mktemp("launched"))
 
 
 def changed(launched: Path, folder: Path, key: str, change: Callable[[Any], Any]) -> Path:

@@ -48,14 +48,18 @@ def launch(folder: Path, url: str) -> "subprocess.Popen[str]":
     planted(folder, budget={"trials": 4}, base={"pause": 0.4}, pruner={"name": "none"})
     command = [sys.executable, "-m", "hpo", "launch", "--study", "planted.yaml", "--workers", "2", "--plain"]
     env = environment(PYTHONPATH=f"{folder}:{ROOT}", HPO_STORAGE=url, HPO_LEASE_S="2")
-    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: "rung 1" in ((process.stderr and process.stderr.readline()) or ""))
+    except BaseException:
+        process.kill()
+        raise
+    return process
 
 
 def test_launch_waits_for_a_stopped_server_without_limit_and_costs_no_attempt(server: Postgres, tmp_path: Path) -> None:
     url = server.url(server.database())
-    process = launch(tmp_path, url)
-    with process:
-        until(lambda: "rung 1" in ((process.stderr and process.stderr.readline()) or ""))
+    with launch(tmp_path, url) as process:
         server.stop(signal.SIGQUIT)
         time.sleep(9.0)  # longer than a lease and than the patience of a command that a person waits for
         assert process.poll() is None
@@ -74,9 +78,7 @@ def test_launch_waits_for_a_stopped_server_without_limit_and_costs_no_attempt(se
 
 def test_signal_ends_a_launch_that_waits_for_its_storage_at_once(server: Postgres, tmp_path: Path) -> None:
     url = server.url(server.database())
-    process = launch(tmp_path, url)
-    with process:
-        until(lambda: "rung 1" in ((process.stderr and process.stderr.readline()) or ""))
+    with launch(tmp_path, url) as process:
         server.stop(signal.SIGQUIT)
         try:
             until(lambda: "waiting for the storage" in ((process.stderr and process.stderr.readline()) or ""))
