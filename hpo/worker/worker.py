@@ -141,9 +141,14 @@ class Worker:
             self.n_claimed += 1
 
     def _is_spent(self) -> bool:
-        """Return whether the study's budget leaves no work for this worker, now or later."""
+        """Return whether the study's budget leaves no work for this worker, now or later.
+
+        Raises:
+            WorkFailed: the study is gone.
+        """
         slots = self.stored.slots
         if slots.n_unfinished(only_started=self.stored.is_over(self.state)) == 0:
+            self.stored.read_state()  # a study that is gone has no slots either
             return True
         if self.state.rungs is None:
             return False

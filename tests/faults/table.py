@@ -19,9 +19,9 @@ from hpo.queue.compatibility import PROTOCOL_VERSION
 from hpo.storage.store import open_store
 from hpo.storage.studies import study_ids
 from tests.faults.scene import GPT, NAME, PLANTED, RUNGS, TRIALS, Scene
-from tests.hpo.dashboard.test_access import Answer
 from tests.support.disk import small_disk
 from tests.support.fork_server import SERVER
+from tests.support.wsgi import Answer
 
 LONG = {**PLANTED, "base": {"pause": 1.0}}
 

@@ -5,6 +5,8 @@ import io
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,20 @@ def run_in_process(*arguments: str, cwd: Path) -> str:
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out):
         COMMANDS.main(list(arguments), standalone_mode=False)
     return out.getvalue()
+
+
+def start_launch(*arguments: str) -> subprocess.Popen[str]:
+    """Start `hpo launch` in the current folder."""
+    command = [sys.executable, "-m", "hpo", "launch", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until(true: Callable[[], Any], seconds: float = 60.0) -> bool:
+    """Wait until a function returns a true value; return whether it did so in time."""
+    deadline = time.monotonic() + seconds
+    while not (found := true()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(found)
 
 
 def worker_processes(folder: Path) -> list[int]:

@@ -5,7 +5,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,13 +68,6 @@ def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     """Wait for processes; return exit status and standard error of each."""
     errors = [process.communicate(timeout=60)[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
-
-
-def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.05)
 
 
 def create_study(store: Store, here: Path, **keys: Any) -> StoredStudy:

@@ -27,7 +27,7 @@ from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.worker.trial import open_trial
 from hpo.worker.worker import Worker
-from tests.hpo.commands.test_launch import launch
+from tests.support.command import start_launch
 from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -146,7 +146,7 @@ def test_several_workers_end_a_study_at_its_target_and_a_further_launch_begins_n
     random: dict[str, Any] = {"space": {"x": {"low": 0.0, "high": 1.0}}, "sampler": {"name": "random"}}
     path = planted(here, **POINTS | random | {"targets": {"tier1": 1.4}, "budget": {"target": "tier1"}})
     for turn in range(2):
-        process = launch("--study", str(path), "--workers", "3")
+        process = start_launch("--study", str(path), "--workers", "3")
         stdout, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
         assert "ended by its target tier1: no further trials start" in stdout

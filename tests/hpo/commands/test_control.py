@@ -15,7 +15,7 @@ from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.worker.trial import open_trial
 from hpo.worker.worker import Worker
-from tests.support.command import hpo
+from tests.support.command import hpo, until
 from tests.support.control import (
     LONG,
     create_study,
@@ -28,7 +28,6 @@ from tests.support.control import (
     run_worker,
     rungs,
     states,
-    until,
     working,
 )
 
@@ -58,11 +57,11 @@ def test_commands_act_through_the_storage_from_any_folder_and_their_status_says_
 def test_paused_study_trains_nothing_and_goes_on_to_the_exact_total(here: Path, store: Store) -> None:
     stored = create_study(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
-        until(lambda: stored.slots.counts()["leased"] == 2 and rungs(store) > 0)
+        assert until(lambda: stored.slots.counts()["leased"] == 2 and rungs(store) > 0)
         told = set_study_state(store, None, "paused", "the machine is needed")
         before = rungs(store)
         assert told.startswith("planted: paused; its workers requeue ")
-        until(lambda: stored.slots.counts()["leased"] == 0)
+        assert until(lambda: stored.slots.counts()["leased"] == 0)
         held = rungs(store)
         assert held - before <= 2, "each worker ends the rung that it is in"
         given_back = states(store)[State.WAITING]
@@ -107,7 +106,7 @@ def test_workers_of_a_paused_study_end_when_nothing_is_left_to_wait_for(here: Pa
 def test_stopped_workers_leave_with_0_and_another_worker_goes_on_after_resume(here: Path, store: Store) -> None:
     stored = create_study(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
-        until(lambda: stored.slots.counts()["leased"] == 2)
+        assert until(lambda: stored.slots.counts()["leased"] == 2)
         assert "planted: stopped; its workers requeue " in run_control(store.url, "stop")
         assert ends(workers) == [(0, ""), (0, "")]
     assert stored.slots.counts()["leased"] == 0
@@ -126,7 +125,7 @@ def test_stopped_launcher_ends_and_says_what_was_found(here: Path, store: Store,
     stored = create_study(store, here, **LONG, budget={"trials": 5})
     with working(store.url, "launch", "--workers", "2", n=1) as launchers:
         done = 0 if when == "before a trial is complete" else 1
-        until(lambda: rungs(store) > 0 and stored.slots.counts()["done"] >= done)
+        assert until(lambda: rungs(store) > 0 and stored.slots.counts()["done"] >= done)
         run_control(store.url, "stop")
         stdout, stderr = launchers[0].communicate(timeout=60)
     assert "planted was stopped" in stderr
@@ -142,7 +141,7 @@ def test_stopped_launcher_ends_and_says_what_was_found(here: Path, store: Store,
 def test_killed_trial_that_runs_ends_within_one_rung_and_its_neighbours_go_on(here: Path, store: Store) -> None:
     stored = create_study(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
-        until(lambda: any(t.number == 1 and t.last_step for t in read_snapshot(store, "planted").trials))
+        assert until(lambda: any(t.number == 1 and t.last_step for t in read_snapshot(store, "planted").trials))
         told = kill_trial(store, None, 1)
         seen = get_trial(store, 1).last_step or 0
         assert told == "trial 1: its worker stops it within one rung"

@@ -16,6 +16,7 @@ from hpo.storage.attributes import END_REASON
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
+from tests.support.command import until
 from tests.support.control import (
     create_study,
     ends,
@@ -26,7 +27,6 @@ from tests.support.control import (
     run_worker,
     rungs,
     states,
-    until,
     working,
 )
 from tests.support.planted import planted_study as planted
@@ -122,7 +122,7 @@ def test_retry_takes_what_failed_and_nothing_whose_result_stands(here: Path, sto
 def test_enqueued_configuration_runs_next_and_beside_the_budget(here: Path, store: Store) -> None:
     stored = create_study(store, here, base={"pause": 0.15}, pruner={"name": "none"}, budget={"trials": 8})
     with working(store.url) as workers:
-        until(lambda: rungs(store) > 0)
+        assert until(lambda: rungs(store) > 0)
         told = run_control(store.url, "enqueue", "--set", "x=0.125")
         assert "enqueued x=0.1250, in addition to the budget; it runs next" in told
         assert "no worker is training" not in told

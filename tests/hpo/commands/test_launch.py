@@ -18,22 +18,10 @@ from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.worker.events import event_line
-from tests.support.command import worker_processes
+from tests.support.command import start_launch, until, worker_processes
 from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
-
-
-def launch(*arguments: str) -> subprocess.Popen[str]:
-    asked = [sys.executable, "-m", "hpo", "launch", *arguments]
-    return subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return true()
 
 
 def running(folder: Path) -> Callable[[], bool]:
@@ -41,7 +29,7 @@ def running(folder: Path) -> Callable[[], bool]:
 
 
 def test_launch_prints_the_best_configuration_what_changed_and_what_to_type_next(here: Path) -> None:
-    process = launch("--study", str(planted(here)), "--workers", "2")
+    process = start_launch("--study", str(planted(here)), "--workers", "2")
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     assert "best: trial" in stdout
@@ -60,13 +48,13 @@ def test_launch_prints_the_best_configuration_what_changed_and_what_to_type_next
 
 
 def test_quiet_prints_only_what_was_found(here: Path) -> None:
-    process = launch("--study", str(planted(here)), "--workers", "1", "--quiet")
+    process = start_launch("--study", str(planted(here)), "--workers", "1", "--quiet")
     _, stderr = process.communicate(timeout=60)
     assert len(stderr.splitlines()) == 1
 
 
 def test_dry_run_checks_and_leaves_nothing(here: Path) -> None:
-    process = launch("--study", str(planted(here)), "--dry-run")
+    process = start_launch("--study", str(planted(here)), "--dry-run")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "budget 12 trials" in stderr
@@ -78,7 +66,7 @@ def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_goes_on
     here: Path, number: signal.Signals, status: int
 ) -> None:
     path = planted(here, base={"pause": 0.3}, budget={"trials": 6}, train="curves:noted")
-    process = launch("--study", str(path), "--workers", "2")
+    process = start_launch("--study", str(path), "--workers", "2")
     assert until(running(here))
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
@@ -88,7 +76,7 @@ def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_goes_on
     assert worker_processes(here) == []
     with open_readonly("runs/hpo.db") as store:
         assert read_snapshot(store, "planted").slots["leased"] == 0
-    again = launch("--study", str(path), "--workers", "2")
+    again = start_launch("--study", str(path), "--workers", "2")
     again.communicate(timeout=60)
     assert again.returncode == 0
     with open_readonly("runs/hpo.db") as store:
@@ -99,7 +87,7 @@ def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_goes_on
 
 def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
     path = planted(here, base={"pause": 1.5}, budget={"trials": 2})
-    process = launch("--study", str(path), "--workers", "2")
+    process = start_launch("--study", str(path), "--workers", "2")
     assert until(running(here))
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -119,7 +107,7 @@ def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
 @pytest.mark.usefixtures("new_interpreters")
 def test_workers_end_when_their_launcher_is_killed(here: Path) -> None:
     path = planted(here, base={"pause": 0.3}, budget={"trials": 100})
-    process = launch("--study", str(path), "--workers", "2")
+    process = start_launch("--study", str(path), "--workers", "2")
     assert until(running(here))
     process.kill()
     process.communicate()
@@ -132,7 +120,7 @@ def test_launch_fails_with_the_last_words_of_a_worker_that_cannot_work(here: Pat
     path = planted(here)
     module = here / "curves.py"
     module.write_text(module.read_text() + "\nimport os\nif os.environ.get('HPO_EVENTS'):\n    os._exit(7)\n")
-    process = launch("--study", str(path), "--workers", "1")
+    process = start_launch("--study", str(path), "--workers", "1")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "worker 1 ended with status 7" in stderr
@@ -142,7 +130,7 @@ def test_screen_shows_workers_progress_and_the_best_against_baseline_and_anchors
     from rich.console import Console
 
     path = planted(here, budget={"trials": 3})
-    launch("--study", str(path), "--quiet").communicate(timeout=60)
+    start_launch("--study", str(path), "--quiet").communicate(timeout=60)
     with open_store("runs/hpo.db") as store:
         register_study(store, load_study(str(path), budget={"trials": 8}), None, {})
         snapshot = read_snapshot(store, "planted")

@@ -13,8 +13,7 @@ import pytest
 from hpo.errors import StorageError
 from hpo.storage.engine import open_readonly
 from hpo.storage.file_guard import FileGuard, rescued
-from tests.support.command import environment, hpo, run_in_process, trivial
-from tests.support.control import until
+from tests.support.command import environment, hpo, run_in_process, trivial, until
 from tests.support.planted import planted_study
 
 
@@ -25,7 +24,7 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
         command, cwd=folder, env=environment(HPO_LEASE_S="2"), stdout=-1, stderr=subprocess.STDOUT, text=True
     )
-    until(lambda: n_values(folder / "runs" / "hpo.db") > 1)
+    assert until(lambda: n_values(folder / "runs" / "hpo.db") > 1)
     return process
 
 

@@ -5,8 +5,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from wsgiref.util import setup_testing_defaults
 
 import optuna
 import optuna_dashboard
@@ -30,36 +28,10 @@ from hpo.queue.budget import fill_slots
 from hpo.queue.slots import Slots
 from hpo.storage.store import Store, open_dashboard, open_store
 from tests.support.dashboard import basic
+from tests.support.wsgi import Answer
 
 PASSWORD = "pä$s:wörd"
 OTHERS = {"HTTP_HOST": "study.example:8080"}
-
-
-class Answer:
-    """The answer of an application to one request."""
-
-    def __init__(self, app: WsgiApp, path: str, method: str = "GET", send: Any = None, **environ: str) -> None:
-        self.headers: dict[str, str] = {}
-        path, _, query = path.partition("?")
-        body = b"" if send is None else json.dumps(send).encode()
-        environment: dict[str, Any] = {"REMOTE_ADDR": "10.0.0.1", "REQUEST_METHOD": method, "PATH_INFO": path}
-        environment |= {"QUERY_STRING": query, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
-        environment |= {"CONTENT_TYPE": "application/json", **environ}
-        setup_testing_defaults(environment)
-        chunks = app(environment, self._start)
-        self.body = b"".join(chunks)
-        if hasattr(chunks, "close"):
-            chunks.close()
-
-    def _start(self, status: str, headers: list[tuple[str, str]], *_: object) -> None:
-        self.status = int(status[:3])
-        assert len({key.lower() for key, _ in headers}) == len(headers), headers
-        self.headers = {key.lower(): value for key, value in headers}
-
-    @property
-    def reason(self) -> str:
-        """Return the reason of a refusal, which the pages show."""
-        return str(json.loads(self.body)["reason"])
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ import pytest
 from hpo.dashboard import http_server
 from hpo.dashboard.server import build_app
 from hpo.storage.store import open_dashboard, open_store
-from tests.hpo.dashboard.test_access import Answer
 from tests.support.dashboard import dashboard, get_status
 from tests.support.postgres import MISSING, Postgres, binaries
+from tests.support.wsgi import Answer
 
 
 @pytest.fixture

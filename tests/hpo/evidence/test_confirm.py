@@ -30,8 +30,7 @@ from hpo.storage.studies import resolve_study_name
 from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.study.stored import study_from_spec
-from tests.hpo.commands.test_launch import until
-from tests.support.command import hpo
+from tests.support.command import hpo, until
 from tests.support.comparisons import run_search, run_study
 from tests.support.planted import edit
 from tests.support.planted import planted_study as planted

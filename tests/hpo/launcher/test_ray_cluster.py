@@ -11,8 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from hpo.errors import Problem
 from hpo.evidence.claims.results import load_results
 from hpo.launcher.ray_cluster import check_ray_options
 from hpo.storage.engine import open_readonly
-from tests.support.command import environment, run_in_process, write_base
+from tests.support.command import environment, run_in_process, until, write_base
 from tests.support.ledger import BASE, claim
 from tests.support.planted import planted_study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
@@ -32,13 +31,6 @@ from tests.support.postgres import MISSING, Postgres, binaries
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no Ray: pip install 'hpo[ray]'")
 
 POSTGRES = "postgresql://hpo:secret@127.0.0.1:1/hpo"
-
-
-def until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return true()
 
 
 def free_port() -> int:

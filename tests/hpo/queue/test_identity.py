@@ -23,9 +23,9 @@ from hpo.storage.studies import study_ids
 from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.study.stored import study_from_spec
-from tests.hpo.dashboard.test_access import Answer
 from tests.support.control import create_study, events, run_worker
 from tests.support.planted import planted_study
+from tests.support.wsgi import Answer
 
 pytestmark = pytest.mark.usefixtures("here")
 

@@ -21,7 +21,7 @@ from hpo.queue.stored_study import StoredStudy
 from hpo.storage.attributes import STUDY_STATE
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
-from tests.support.command import environment
+from tests.support.command import environment, until
 from tests.support.planted import planted_study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
 
@@ -40,13 +40,6 @@ def follower(url: str, folder: Path, **more: str) -> Iterator["subprocess.Popen[
             yield process
         finally:
             process.kill()
-
-
-def until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return true()
 
 
 def create_study(store: Any, folder: Path, name: str, **keys: Any) -> StoredStudy:

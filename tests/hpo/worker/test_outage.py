@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from hpo.analysis.progress import trial_counts
 from hpo.analysis.snapshot import read_snapshot
 from hpo.storage.engine import open_readonly
-from tests.support.command import ROOT, environment, hpo
+from tests.support.command import ROOT, environment, hpo, until
 from tests.support.planted import planted_study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
 
@@ -35,13 +35,6 @@ def server() -> Iterator[Postgres]:
         server.remove()
 
 
-def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.05)
-
-
 def launch(folder: Path, url: str) -> "subprocess.Popen[str]":
     """Start a launch of four trials that takes a few seconds; wait until it reports values."""
     (folder / "sitecustomize.py").write_text(IMPATIENT)
@@ -50,7 +43,7 @@ def launch(folder: Path, url: str) -> "subprocess.Popen[str]":
     env = environment(PYTHONPATH=f"{folder}:{ROOT}", HPO_STORAGE=url, HPO_LEASE_S="2")
     process = subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
     try:
-        until(lambda: "rung 1" in ((process.stderr and process.stderr.readline()) or ""))
+        assert until(lambda: "rung 1" in ((process.stderr and process.stderr.readline()) or ""))
     except BaseException:
         process.kill()
         raise
@@ -81,7 +74,7 @@ def test_signal_ends_a_launch_that_waits_for_its_storage_at_once(server: Postgre
     with launch(tmp_path, url) as process:
         server.stop(signal.SIGQUIT)
         try:
-            until(lambda: "waiting for the storage" in ((process.stderr and process.stderr.readline()) or ""))
+            assert until(lambda: "waiting for the storage" in ((process.stderr and process.stderr.readline()) or ""))
             time.sleep(3.0)  # until both workers wait at the last rungs of their trials
             started = time.monotonic()
             process.send_signal(signal.SIGTERM)
@@ -137,7 +130,7 @@ def test_launch_says_that_it_waits_for_the_lock_of_another_client(server: Postgr
     with psycopg.connect(server.url(name), autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(6844527)")
         with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as process:
-            until(lambda: "waiting for another client" in ((process.stderr and process.stderr.readline()) or ""))
+            assert until(lambda: "waiting for another client" in ((process.stderr and process.stderr.readline()) or ""))
             other.close()
             _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr

@@ -172,6 +172,7 @@ def test_dropout_keeps_the_type(dtype):
     assert found.dtype == dtype
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_compiled_random_numbers_of_a_pack_are_those_of_eager(monkeypatch, tmp_path):
     # torch.compile once multiplied the keys in float32, so that the runs of a compiled pack had masks of their own
