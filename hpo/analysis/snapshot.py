@@ -38,8 +38,8 @@ class Snapshot:
     """The definition, the trials and the slots of a study as the storage holds them at one moment.
 
     spec: the study file as stored. slots: kind of a trial -> number of slots; a slot is one trial of the budget.
-    leased: slots that a live worker holds. anchors: losses of the unigram and bigram models. elapsed: seconds since
-    the first launch. rows: what became of the rows of the data, empty if an earlier version prepared it.
+    leased: slots that a live worker holds. anchors: losses of the n-gram models. elapsed: seconds since the first
+    launch. rows: what became of the rows of the data, empty if an earlier version prepared it.
     uid: "" for a study of an earlier version of hpo.
     """
 

@@ -88,7 +88,7 @@ def trial_row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
 def best_summary(snapshot: Snapshot) -> str:
     """Return one line with the best trial, the baseline and the anchors; "" while no trial is complete.
 
-    Anchors are the losses of the bigram and unigram models. For a study of arms, return the mean of each arm.
+    Anchors are the losses of the n-gram models. For a study of arms, return the mean of each arm.
     """
     if snapshot.spec.get("arms"):
         return _arm_means(snapshot)
@@ -101,8 +101,8 @@ def best_summary(snapshot: Snapshot) -> str:
     elif baseline is not None and (value := trial_value(baseline)) is not None:
         references.append(f"baseline {format_number(value)}")
     suffix = "_bpb" if snapshot.objective.endswith("val_bpb") else ""
-    anchors = ("bigram", "unigram") if snapshot.anchors else ()
-    references += [f"{name} {format_number(snapshot.anchors[name + suffix])}" for name in anchors]
+    anchors = {name: snapshot.anchors.get(name + suffix) for name in ("trigram", "bigram", "unigram")}
+    references += [f"{name} {format_number(value)}" for name, value in anchors.items() if value is not None]
     line = f"best: trial {best.number}, {snapshot.objective} {objective_text(snapshot, best.values[0])}"
     if floor is None:
         return f"{line} ({', '.join(references)})" if references else line

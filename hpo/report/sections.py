@@ -127,7 +127,7 @@ def _noise_note(snapshot: Snapshot) -> str:
 def _anchor_note(snapshot: Snapshot) -> str:
     if not anchor_levels(snapshot):
         return ""
-    return "Dashed: loss of the unigram and bigram models on the same text. "
+    return "Dashed: loss of n-gram models on the same text. "
 
 
 def hyperparameters_section(snapshot: Snapshot, out: Path) -> Iterator[str]:

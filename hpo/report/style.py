@@ -72,9 +72,9 @@ def run_axis(snapshot: Snapshot) -> tuple[str, float]:
 
 
 def anchor_levels(snapshot: Snapshot) -> dict[str, float]:
-    """Return the losses of the unigram and bigram models in the unit of the objective, by name."""
+    """Return the losses of the n-gram models in the unit of the objective, by name."""
     suffix = "_bpb" if snapshot.objective.endswith("val_bpb") else ""
-    names = ("unigram", "bigram") if snapshot.objective.endswith(("val_loss", "val_bpb")) else ()
+    names = ("unigram", "bigram", "trigram") if snapshot.objective.endswith(("val_loss", "val_bpb")) else ()
     return {name: float(snapshot.anchors[name + suffix]) for name in names if name + suffix in snapshot.anchors}
 
 

@@ -38,7 +38,7 @@ def prepare_data(config: TrainConfig, progress: Progress | None = None) -> Prepa
 
 
 def describe_data(config: BaseModel) -> tuple[str | None, dict[str, float]]:
-    """Return the hash of a configuration's data and its anchors, the losses of a unigram and a bigram model.
+    """Return the hash of a configuration's data and its anchors, the losses of n-gram models.
 
     The result is (None, {}) for a configuration class of the user.
 

@@ -96,7 +96,7 @@ def test_exported_file_is_complete_and_says_where_it_comes_from(alone: Path, bes
     assert set(provenance["versions"]) == {"python", "hpo", "torch", "optuna", "numpy", "tokenizers"}
     assert provenance["threads"] == max(1, (os.cpu_count() or 1) // 2)
     assert "git_commit" in provenance
-    assert {"unigram", "bigram"} <= set(provenance["anchors"])
+    assert {"unigram", "bigram", "trigram"} <= set(provenance["anchors"])
     assert {"train", "config", "objective"} <= set(provenance)
 
 

@@ -17,6 +17,7 @@ from bench.crowd import plant
 from hpo.analysis.effects import no_effect_p_value, without_effect
 from hpo.analysis.progress import has_ended, searched_trials
 from hpo.analysis.snapshot import read_snapshot
+from hpo.analysis.summary import best_summary
 from hpo.analysis.warnings import MAX_TRIALS, position, study_warnings
 from hpo.config.yaml import dump_yaml
 from hpo.evidence.confirm import ConfirmRequest, plan_confirmation
@@ -235,6 +236,16 @@ def test_a_best_trial_that_loses_to_bigrams_says_so(store: Store, here: Path, ob
     ]
     put(stored, 1.44, x=0.5)
     assert notes(stored) == []
+
+
+def test_the_best_trial_stands_beside_the_anchors_that_the_study_stores(store: Store, here: Path) -> None:
+    anchors = {"unigram": 5.25, "bigram": 3.5, "trigram": 2.5, "unigram_bpb": 7.0}
+    stored = began(store, here, anchors, objective="val_loss")
+    put(stored, 3.1, "baseline", x=0.5)
+    line = best_summary(read_snapshot(store, "planted"))
+    assert line.endswith("(baseline 3.1000, trigram 2.5000, bigram 3.5000, unigram 5.2500)")
+    stored.optuna.set_user_attr("hpo:anchors", {"unigram": 5.25, "bigram": 3.5})  # of an earlier version
+    assert best_summary(read_snapshot(store, "planted")).endswith("(baseline 3.1000, bigram 3.5000, unigram 5.2500)")
 
 
 def noisy(stored: StoredStudy, best: float) -> list[str]:

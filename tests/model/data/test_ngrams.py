@@ -1,15 +1,16 @@
+import functools
 import json
 import math
 import os
 import time
 from collections import Counter, defaultdict
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 
 from model.data.corpus import HackerNews, Lines
-from model.data.ngrams import anchors, bigram_probabilities, unigram_probabilities
+from model.data.ngrams import anchors, bigram_probabilities, kneser_ney_probabilities, unigram_probabilities
 from model.data.prepare import prepare
 from model.data.prepared import bits_per_byte
 from model.data.tokenizer import BPE, Bytes, Chars
@@ -41,10 +42,38 @@ def slow_anchors(train, val, V):
         return (follows[h][w] + t * p1[w]) / (c + t) if c else p1[w]
 
     pairs = list(pairwise(val))
+    p3 = slow_kneser_ney(train, V, 3)
     return {
         "unigram": -sum(math.log(p1[w]) for _, w in pairs) / len(pairs),
         "bigram": -sum(math.log(p2(h, w)) for h, w in pairs) / len(pairs),
+        "trigram": -sum(math.log(p3(tuple(val[max(0, i - 2) : i]), val[i])) for i in range(1, len(val))) / len(pairs),
     }
+
+
+def slow_kneser_ney(train, V, order):
+    """Return p(history, w) of Chen and Goodman 1998, equations (24) and (25), with sets of tuples."""
+
+    def windows(n):
+        return [tuple(train[i : i + n]) for i in range(len(train) - n + 1)]
+
+    counts = {order: Counter(windows(order))}
+    for n in range(1, order):
+        before = defaultdict(set)
+        for v, *gram in windows(n + 1):
+            before[tuple(gram)].add(v)
+        counts[n] = Counter({gram: len(found) for gram, found in before.items()})
+
+    def p(history, w):
+        n = len(history) + 1
+        shorter = p(history[1:], w) if history else 1 / V
+        followers = {gram[-1]: count for gram, count in counts[n].items() if gram[:-1] == history}
+        if not followers:
+            return shorter
+        once, twice = (list(counts[n].values()).count(k) for k in (1, 2))
+        D = once / (once + 2 * twice) if once else 0.5
+        return (max(followers.get(w, 0) - D, 0) + D * len(followers) * shorter) / sum(followers.values())
+
+    return functools.cache(p)
 
 
 @pytest.mark.parametrize("tokenizer", [Bytes(), Chars(), BPE(vocab_size=300)], ids=lambda t: t.name)
@@ -66,6 +95,25 @@ def test_distributions_sum_to_one_after_seen_and_unseen_tokens():
         p = bigram_probabilities(train, unigram, np.full(V, before), np.arange(V))
         assert (p > 0).all()
         assert p.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("train", [[3, 1, 3, 1, 2, 3, 1, 4, 0, 3, 1, 2], [1, 1, 1, 1, 1, 1], [2, 2], [2]], ids=str)
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_kneser_ney_sums_to_one_after_every_history_as_the_formula_written_out(train, order):
+    V, slow = 6, slow_kneser_ney(train, 6, order)
+    for history in product(range(V), repeat=min(order - 1, 2)):
+        streams = [np.array([5, *history, w] if order == 1 else [*history, w]) for w in range(V)]
+        p = [kneser_ney_probabilities(np.array(train), stream, V, order)[-1] for stream in streams]
+        assert sum(p) == pytest.approx(1)
+        assert p == pytest.approx([slow(history, w) for w in range(V)], rel=1e-12)
+
+
+def test_anchors_without_the_trigram_of_an_earlier_version_are_computed_again(corpus):
+    prepared = prepare(corpus, Bytes())
+    found = anchors(prepared)
+    before = {name: 1.0 for name in found if not name.startswith("trigram")}
+    (prepared.folder / "anchors.json").write_text(json.dumps(before))
+    assert anchors(prepared) == found
 
 
 def test_anchors_are_kept_beside_the_data(corpus):
@@ -91,7 +139,7 @@ def test_a_folder_that_cannot_be_written_does_no_harm(corpus):
     (prepared.folder / "gone").mkdir()
     moved = prepared.folder.rename(prepared.folder.with_name("moved"))
     prepared.folder.write_text("a file, so nothing can be written below it")
-    assert anchors(prepared)["bigram"] < anchors(prepared)["unigram"]
+    assert anchors(prepared)["trigram"] < anchors(prepared)["bigram"] < anchors(prepared)["unigram"]
     assert not (moved / "anchors.json").exists()
 
 
@@ -101,6 +149,7 @@ def test_millions_of_tokens_and_16k_ids_take_seconds():
     start = time.monotonic()
     unigram = unigram_probabilities(train, 16_384)
     bigram_probabilities(train, unigram, train[:-1], train[1:])
+    kneser_ney_probabilities(train[:1_000_000], train[:100_000], 16_384, order=3)
     assert time.monotonic() - start < 10
 
 
