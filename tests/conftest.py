@@ -13,7 +13,7 @@ import pytest
 from hpo.storage.store import Store, open_store
 from tests.support.cases import FIRST, TOGETHER, on_other_storage
 from tests.support.fork_server import SERVER, ForkServer, use_fork_server
-from tests.support.postgres import MISSING, Postgres, binaries
+from tests.support.postgres import MISSING, TEMPLATE, Postgres, binaries
 from tests.support.race import Race
 
 
@@ -47,12 +47,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep prepared data out of the user's own cache, one folder for all processes of a test run."""
+    """Keep prepared data out of the user's own cache, in one folder for all processes of a test run."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "hpo-cache"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HPO_CACHE", str(folder))
+        patch.setenv(TEMPLATE, str(folder / "postgres"))
         patch.delenv("HPO_STORAGE", raising=False)
         patch.delenv("OPTUNA_STORAGE", raising=False)
         yield folder

@@ -143,6 +143,7 @@ class Reporter:
 
     def close_slot(self, trial: RunningTrial, reason: str, error: str = "") -> None:
         """Mark the slot of a finished trial as done."""
+        self._refresh_at = -math.inf  # a target of the study may be reached since, and then no trial starts
         self.renewer.drop(trial.claim)
         self.stored.slots.done(trial.claim, self.owner, trial.rung, reason, error_summary(error))
 

