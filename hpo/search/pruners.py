@@ -14,6 +14,7 @@ import optuna
 from optuna.pruners import BasePruner
 from pydantic import Field, model_validator
 
+from hpo.search.asha import AshaPruner
 from hpo.search.direction import Direction
 from hpo.search.halving import HalvingPruner
 from hpo.search.pruning_rules import rule_for_losses
@@ -101,6 +102,27 @@ class Halving(Section):
     def build(self, rungs: int) -> BasePruner:
         """Return the pruner for runs with this number of rungs."""
         return HalvingPruner(self.min_rungs, self.factor, n_brackets=1)
+
+
+class Asha(Section):
+    """Asynchronous successive halving by promotion: trials pause at marks, and the best of the paused continue.
+
+    Use it for many cheap trials of which good ones are plenty. Marks are the rungs min_rungs, min_rungs x factor, and
+    so on. A trial among the best 1 / factor of the trials that reached a mark continues. Any other trial pauses, and
+    keeps its checkpoint. A free worker continues the best paused trial that is now among them, from the last mark
+    down, and starts a new trial only if there is none. When the budget ends, the trials still paused are pruned.
+    Source: Li et al. 2020, arXiv:1810.05934, algorithm 2.
+    """
+
+    name: Literal["asha"] = "asha"
+    min_rungs: Count = 1
+    """First rung at which trials pause."""
+    factor: Factor = 3
+    """Reduction factor. With 3, the best third of the trials continue."""
+
+    def build(self, rungs: int) -> BasePruner:
+        """Return the pruner for runs with this number of rungs."""
+        return AshaPruner(self.min_rungs, self.factor, rungs)
 
 
 class Hyperband(Section):
@@ -194,6 +216,6 @@ def build_pruner(rule: "Pruner", rungs: int, direction: Direction) -> BasePruner
 
 
 Pruner = Annotated[
-    Median | Percentile | Halving | Hyperband | Patient | Threshold | Wilcoxon | NoPruning,
+    Median | Percentile | Asha | Halving | Hyperband | Patient | Threshold | Wilcoxon | NoPruning,
     Field(discriminator="name"),
 ]

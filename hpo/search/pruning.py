@@ -9,13 +9,15 @@ from optuna.pruners import BasePruner, PercentilePruner, WilcoxonPruner
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.optuna_internals import get_best_trial
+from hpo.search.asha import AshaPruner
 from hpo.search.direction import Direction
 from hpo.search.halving import HalvingPruner
+from hpo.search.marks import Standing
 from hpo.search.pruning_rules import compare_at_last_rung, format_spans
 from hpo.search.study_view import StudyView, as_minimized, direction_of
 from model.section import Section
 
-Decision = Literal["continue", "prune", "diverged"]
+Decision = Literal["continue", "prune", "diverged", "pause"]
 
 
 class CachedPruner:
@@ -46,6 +48,7 @@ class CachedPruner:
     def decide(self, trial: FrozenTrial, never_prune: bool = False) -> Decision:
         """Return the decision for a trial after its last value was added to it.
 
+        The decision "pause" comes from `AshaPruner` only. At its marks, the trials are read again.
         never_prune: whether the trial continues unless it diverged, as baselines and runs of arms do.
         """
         rung = trial.last_step
@@ -55,11 +58,22 @@ class CachedPruner:
             return "diverged"
         if never_prune or rung >= self.rungs:
             return "continue"
+        if isinstance(self.pruner, AshaPruner):
+            if rung in self.pruner.marks:
+                self.refresh()
+            return "pause" if self.pruner.prune(self._view, as_minimized(trial, self._direction)) else "continue"
         return "prune" if self.pruner.prune(self._view, as_minimized(trial, self._direction)) else "continue"
 
     def prune(self, trial: FrozenTrial, never_prune: bool = False) -> bool:
         """Return whether the pruner ends the trial. A trial that diverged is not pruned."""
         return self.decide(trial, never_prune) == "prune"
+
+    def promotions(self) -> list[tuple[int, Standing]]:
+        """Return number and place of the paused trials that may continue, in the order in which to continue them."""
+        if not isinstance(self.pruner, AshaPruner):
+            return []
+        self.refresh()
+        return self.pruner.promotions(self._view.get_trials(deepcopy=False))
 
     def describe(self, rule: Section, trial: FrozenTrial) -> dict[str, Any]:
         """Return the comparison by which `decide` has just pruned a trial, in its stored form.

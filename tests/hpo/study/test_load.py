@@ -81,7 +81,7 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     # keys
     ("spaces", {}, ["spaces: no such field; did you mean space?"]),
     ("pruner", {"name": "medain"}, [
-        "pruner.name: must be one of 'median', 'percentile', 'halving', 'hyperband', 'patient', 'threshold', "
+        "pruner.name: must be one of 'median', 'percentile', 'asha', 'halving', 'hyperband', 'patient', 'threshold', "
         "'wilcoxon', 'none', got 'medain'; did you mean 'median'?"
     ]),
     ("pruner", {"name": "median", "warmup": 1}, [
