@@ -99,12 +99,23 @@ def _suggested(snapshot: Snapshot, trial: Trial) -> str:
         case "retry":
             status = trial_status(snapshot, find_trial(snapshot, record["of"]))
             return f"retries trial {record['of']}, which ended with status {status}"
-    return _sampled(record)
+    return _sampled(record) + _followed(snapshot, record)
+
+
+def _followed(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
+    """Return which fields follow a prior instead of the sampler, as a further clause; "" if no field does."""
+    priors = {name: snapshot.spec["space"][name]["prior"] for name in record.get("prior", ())}
+    stated = ", ".join(f"{name} ({format_value(p['at'])}, {p['trust']})" for name, p in priors.items())
+    return f"; instead, it follows the prior of {stated}" if stated else ""
 
 
 def _sampled(record: Mapping[str, Any]) -> str:
     """Return how a sampler chose parameters, and from how many trials, as the predicate of a sentence."""
     sampler = record["by"]
+    if "auto" in record:
+        known = f"{record['finished']:,} finished trials, {record['running']} running"
+        source = "is a point of a Sobol design" if sampler == "sobol" else f"was suggested by {sampler} from {known}"
+        return f"{source}: sampler auto took {sampler}, because {record['auto']}"
     if "point" in record:
         return f"is point {record['point']} of the {record['of']:,} points of sampler {sampler}"
     if "finished" not in record:

@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.optuna_internals import get_sampler_trials, get_trial_id
+from hpo.search.prior_draws import PriorDraws
 from hpo.search.ranges import is_inside
 from hpo.search.study_view import StudyView, as_minimized, direction_of
 
@@ -43,13 +44,15 @@ class ComplementLogSampler(optuna.samplers.BaseSampler):
         joint: Distributions,
         complemented_names: frozenset[str],
         history: int | None = None,
+        priors: PriorDraws | None = None,
     ) -> None:
         """Wrap a sampler.
 
         joint: distributions of the parameters that are sampled jointly. complemented_names: names of the parameters
-        that the inner sampler sees as 1 - x. history: number of finished trials that it sees, None for all.
+        that the inner sampler sees as 1 - x. history: number of finished trials that it sees, None for all. priors:
+        what the user expects; where a trial follows a prior, its value replaces that of the inner sampler.
         """
-        self.inner, self.history = inner, history
+        self.inner, self.history, self.priors = inner, history, priors or PriorDraws({}, 0)
         self._seen: dict[frozenset[str], list[FrozenTrial]] = {}
         self.joint = {name: kind for name, kind in joint.items() if not kind.single()}
         self.complemented_names = complemented_names
@@ -64,12 +67,15 @@ class ComplementLogSampler(optuna.samplers.BaseSampler):
             return {}
         kinds = {name: self._complement_range(name, kind) for name, kind in search_space.items()}
         sampled = self.inner.sample_relative(self.view(study, kinds), self._complement(trial), kinds)
-        return {name: self._to_plain(name, value, search_space[name]) for name, value in sampled.items()}
+        plain = {name: self._to_plain(name, value, search_space[name]) for name, value in sampled.items()}
+        return plain | self.priors.draw(trial.number, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Return a value of one parameter, as x."""
+        if drawn := self.priors.draw(trial.number, {param_name: param_distribution}):
+            return drawn[param_name]
         kind = self._complement_range(param_name, param_distribution)
         sampled = self.inner.sample_independent(self.view(study, {}), self._complement(trial), param_name, kind)
         return self._to_plain(param_name, sampled, param_distribution)

@@ -84,12 +84,21 @@ def _check_keys(given: Mapping[str, Any]) -> None:
             raise ValueError(f"must not have both {their_key} and {our_key}, which mean the same; remove one of them")
     ours = {OTHER_KEYS.get(key, SWEEP_KEYS.get(key, key)): value for key, value in given.items()}
     for key in SCALE_KEYS[1:]:
-        if key in given:
+        if key == "prior" and not isinstance(given.get(key), str):
+            _check_prior(given)
+        elif key in given:
             hint = _instead_of_word(given[key], ours) or "; omit it"
             raise ValueError(f"{key} must not be in a range, got {shown_value(given[key])}{hint}")
     if wrong := [key for key in given if key in OTHER_KEYS]:
         keys = ", ".join(f"{OTHER_KEYS[key]} instead of {key}" for key in wrong)
         raise ValueError(f"must have the keys low and high, or choices; use {keys}")
+
+
+def _check_prior(given: Mapping[str, Any]) -> None:
+    """Check that a prior is not the value itself. A text is the scale of a range in scikit-optimize."""
+    prior = given.get("prior")
+    if isinstance(prior, int | float | Sequence):
+        raise ValueError(f"prior must be a mapping, got {shown_value(prior)}; use {{at: {shown_value(prior)}}}")
 
 
 def _check_distribution(word: str, ours: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import Problem
-from hpo.optuna_internals import cma_state
+from hpo.optuna_internals import CONSTRAINT_PREFIX, cma_state
 from hpo.search.complement_log import Distributions
 from hpo.search.study_view import StudyView
 
@@ -18,29 +19,46 @@ from hpo.search.study_view import StudyView
 class GPWithPrunedTrials(optuna.samplers.GPSampler):
     """Optuna's GPSampler, which treats a pruned trial as a finished trial with its last value.
 
-    GPSampler ignores pruned trials, so that the process does not learn from them and proposes similar values again.
+    GPSampler ignores pruned trials, so that the process does not learn from them and proposes similar values again. It
+    also requires the same constraints of all trials, while a worker stores a constraint only with a trial that
+    exceeded a limit.
     """
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
         """Return jointly sampled values."""
-        trials = _as_complete(study.get_trials(deepcopy=False))
+        trials = _with_one_constraint(_as_complete(study.get_trials(deepcopy=False)))
         return super().sample_relative(StudyView(study, lambda _: trials), trial, search_space)
 
 
 def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials with pruned trials as finished ones.
 
-    The result of a pruned trial is its last value, or the worst result of all trials if it has no value.
+    The result of a pruned trial is its last value, or the worst result of all trials if it has no value or diverged.
     """
     known = [t.values[0] for t in trials if t.state.is_finished() and t.values]
     completed = []
     for trial in trials:
         if trial.state == TrialState.PRUNED and known:
-            values = trial.values or [max(known)]
+            last = trial.intermediate_values[trial.last_step] if trial.last_step is not None else 0.0
+            values = trial.values if trial.values and math.isfinite(last) else [max(known)]
             trial = copy.copy(trial)
             trial.state, trial.values = TrialState.COMPLETE, values
         completed.append(trial)
     return completed
+
+
+def _with_one_constraint(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials with one constraint each if any of them has exceeded a limit: 1 if it has, else -1."""
+    if not any(t.constraints for t in trials):
+        return list(trials)
+    constrained = []
+    for trial in trials:
+        exceeds = any(excess > 0 for excess in trial.constraints.values())
+        attrs = {key: value for key, value in trial.system_attrs.items() if not key.startswith(CONSTRAINT_PREFIX)}
+        trial = copy.copy(trial)
+        trial.system_attrs = attrs | {CONSTRAINT_PREFIX + "limits": 1.0 if exceeds else -1.0}
+        constrained.append(trial)
+    return constrained
 
 
 class CMAESWithCheckedState(optuna.samplers.CmaEsSampler):
@@ -83,14 +101,18 @@ _CMA_CLASSES = {("cmaes._cma", "CMA"), ("numpy", "dtype"), ("numpy", "ndarray"),
 
 
 class SobolByTrialNumber(optuna.samplers.QMCSampler):
-    """Optuna's QMCSampler, which uses the number of the trial as the index of the point.
+    """Optuna's QMCSampler with a given index of the point, by default the number of the trial.
 
     QMCSampler counts points in an attribute of the study, without a lock. Two workers could get the same point.
     """
 
+    def __init__(self, point: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._given = point
+
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
-        """Return the point with the index `trial.number`."""
-        self._point = trial.number
+        """Return the point."""
+        self._point = trial.number if self._given is None else self._given
         return super().sample_relative(study, trial, search_space)
 
     def _find_sample_id(self, study: optuna.Study, search_space: Distributions) -> int:

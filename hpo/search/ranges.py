@@ -5,14 +5,11 @@ from decimal import Decimal
 from typing import Annotated, Any, Self
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import Discriminator, Field, Strict, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from hpo.search.foreign_ranges import read_range
+from hpo.search.prior import Choice, ChoicePrior, Number, Prior
 from model.section import Section
-
-# Strict, because pydantic otherwise accepts true and "1e-4" as numbers.
-Number = Annotated[int, Strict()] | Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Choice = None | Annotated[bool, Strict()] | Number | Annotated[str, Strict()]
 
 MAX_STEPS = 1_000_000  # of a range, because some samplers try every value
 
@@ -32,6 +29,8 @@ class Range(Section):
     step: Number | None = None
     """Distance between values: only low, low + step, ..., high are used. Default: 1 for whole numbers, else
     continuous."""
+    prior: Prior | None = None
+    """Where you expect the best value: {at: 3e-3} or {at: 3e-3, trust: strong}. Default: no prior."""
 
     @model_validator(mode="before")
     @classmethod
@@ -50,6 +49,11 @@ class Range(Section):
             raise ValueError(f"high must be less than 1 for complement_log, got {self.high}")
         if self.step is not None:
             self._check_step(_decimal(self.step))
+        if self.prior is not None and not self.low <= self.prior.at <= self.high:
+            raise ValueError(
+                f"prior.at must be in the range, from {self.low} to {self.high}, got {self.prior.at}; "
+                "move the prior, or widen the range"
+            )
         return self
 
     def _check_step(self, step: Decimal) -> None:
@@ -82,6 +86,8 @@ class Choices(Section):
 
     choices: tuple[Choice, ...] = Field(min_length=1)
     """The values, at least one, each different."""
+    prior: ChoicePrior | None = None
+    """Which choice you expect to be the best: {at: 0.05} or {at: 0.05, trust: strong}. Default: no prior."""
 
     @model_validator(mode="before")
     @classmethod
@@ -97,6 +103,14 @@ class Choices(Section):
                 raise ValueError(f"must be distinct, got {choice!r} twice; remove one of them")
             seen.add(choice)
         return choices
+
+    @model_validator(mode="after")
+    def _check_prior(self) -> Self:
+        if self.prior is not None and self.prior.at not in self.choices:
+            raise ValueError(
+                f"prior.at must be one of the choices, got {self.prior.at!r}; use one of {list(self.choices)!r:.200}"
+            )
+        return self
 
     def distribution(self, kind: type) -> BaseDistribution:
         """Return Optuna's distribution, which does not depend on the type of the field."""
@@ -146,6 +160,16 @@ def discrete_values(entry: Entry, kind: type) -> Sequence[Any] | None:
     return [float(low + k * step) for k in range(int((_decimal(entry.high) - low) / step) + 1)]
 
 
+def nearest_value(entry: Range, value: float, kind: type) -> int | float:
+    """Return the value of a range that is nearest to a number between its ends."""
+    if kind is not int and entry.step is None:
+        return min(max(value, float(entry.low)), float(entry.high))
+    low, step = _decimal(entry.low), _decimal(entry.step or 1)
+    n_steps = int((_decimal(entry.high) - low) / step)
+    nearest = low + step * min(max(round((_decimal(value) - low) / step), 0), n_steps)
+    return int(nearest) if kind is int else float(nearest)
+
+
 def spaced_values(entry: Entry, points: int, kind: type = float) -> list[Any]:
     """Return values that are evenly spaced on the scale of a range, including both ends; all values of choices.
 
@@ -157,11 +181,11 @@ def spaced_values(entry: Entry, points: int, kind: type = float) -> list[Any]:
     if grid is not None and not entry.log:
         n = min(points, len(grid))
         return [grid[round(i * (len(grid) - 1) / max(1, n - 1))] for i in range(n)]
-    spaced = [_value_at(entry, i / (points - 1)) for i in range(points)]
+    spaced = [value_at(entry, i / (points - 1)) for i in range(points)]
     return list(dict.fromkeys(round(x) for x in spaced)) if kind is int else spaced
 
 
-def _value_at(entry: Range, t: float) -> float:
+def value_at(entry: Range, t: float) -> float:
     """Return the value at a position in [0, 1]: the inverse of `unit_position`."""
     low, high = float(entry.low), float(entry.high)
     if t in (0, 1):

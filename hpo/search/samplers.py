@@ -12,47 +12,18 @@ from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler
 from pydantic import BaseModel, Field
 
+from hpo.search.auto import AutoSampler, choose_sampler
 from hpo.search.complement_log import ComplementLogSampler, Distributions
 from hpo.search.grid import build_grid
 from hpo.search.optuna_samplers import CMAESWithCheckedState, GPWithPrunedTrials, SobolByTrialNumber
+from hpo.search.prior_draws import PriorDraws
 from hpo.search.ranges import Entry, Range, Space, discrete_values, spaced_values
+from hpo.search.sampler_config import Combinations, SamplerConfig, Seeds
 from hpo.search.space import configs_with_field, field_type, unconditional
 from hpo.search.study_view import experimental
-from model.section import Count, Section
+from model.section import Count
 
-Combinations = Sequence[dict[str, Any]]
 History = Annotated[int, Field(ge=100)]
-
-
-class SamplerConfig(Section):
-    """Base of all samplers. By default, all finished trials are used and all parameters are sampled jointly."""
-
-    def recall(self) -> int | None:
-        """Return the number of finished trials that the sampler uses, None for all."""
-        return None
-
-    def build(self, seed: int, study_seed: int) -> BaseSampler:
-        """Return Optuna's sampler for one trial.
-
-        seed: the seed of this trial. It differs between trials; otherwise parallel workers propose the same values.
-        study_seed: the seed of the study, which all its trials share.
-        """
-        return optuna.samplers.RandomSampler(seed=seed)
-
-    def combinations(self, base: BaseModel, space: Space) -> Combinations | None:
-        """Return the values of trials 0, 1, 2, ... if they are known in advance, else None."""
-        return None
-
-    def joint(self, distributions: Distributions) -> Distributions:
-        """Return the parameters that are sampled jointly.
-
-        distributions: the parameters that every trial has.
-        """
-        return distributions
-
-    def problems(self, base: BaseModel, space: Space) -> list[str]:
-        """Return the reasons why this sampler cannot search a space, as lines that name the keys."""
-        return []
 
 
 class TPE(SamplerConfig):
@@ -66,8 +37,9 @@ class TPE(SamplerConfig):
     """Number of finished or pruned trials before the estimator is used. Until then, values are drawn at random."""
     ei_candidates: Count = 24
     """Number of candidates for each proposal. The candidate with the best expected improvement is used."""
-    multivariate: bool = True
-    """Sample all parameters jointly, so that the estimator can model how they interact."""
+    multivariate: bool = False
+    """Sample all parameters jointly, so that the estimator can model how they interact. In replays of real searches,
+    a joint estimator needed more trials and often got stuck."""
     constant_liar: bool = True
     """Treat running trials as bad results, so that parallel workers do not try similar values."""
     history: History = 1000
@@ -77,9 +49,9 @@ class TPE(SamplerConfig):
     def recall(self) -> int | None:
         return self.history
 
-    def build(self, seed: int, study_seed: int) -> BaseSampler:
+    def build(self, seeds: Seeds) -> BaseSampler:
         return optuna.samplers.TPESampler(
-            seed=seed,
+            seed=seeds.trial,
             n_startup_trials=self.startup_trials,
             n_ei_candidates=self.ei_candidates,
             multivariate=self.multivariate,
@@ -149,8 +121,10 @@ class GP(SamplerConfig):
     def recall(self) -> int | None:
         return self.history
 
-    def build(self, seed: int, study_seed: int) -> BaseSampler:
-        return GPWithPrunedTrials(seed=seed, n_startup_trials=self.startup_trials, warn_independent_sampling=False)
+    def build(self, seeds: Seeds) -> BaseSampler:
+        return GPWithPrunedTrials(
+            seed=seeds.trial, n_startup_trials=self.startup_trials, warn_independent_sampling=False
+        )
 
 
 class CMAES(SamplerConfig):
@@ -167,10 +141,10 @@ class CMAES(SamplerConfig):
     consider_pruned_trials: bool = True
     """Use the last value of a pruned trial as its result. Otherwise a generation waits for trials that finish."""
 
-    def build(self, seed: int, study_seed: int) -> BaseSampler:
+    def build(self, seeds: Seeds) -> BaseSampler:
         with experimental():  # consider_pruned_trials
             return CMAESWithCheckedState(
-                seed=seed,
+                seed=seeds.trial,
                 n_startup_trials=self.startup_trials,
                 popsize=self.population,
                 consider_pruned_trials=self.consider_pruned_trials,
@@ -196,12 +170,13 @@ class QMC(SamplerConfig):
 
     name: Literal["qmc"] = "qmc"
 
-    def build(self, seed: int, study_seed: int) -> BaseSampler:
+    def build(self, seeds: Seeds) -> BaseSampler:
         with experimental():
             return SobolByTrialNumber(
-                seed=study_seed,
+                seeds.point,
+                seed=seeds.study,
                 scramble=True,  # without scrambling, the second point is the lower corner of the space
-                independent_sampler=optuna.samplers.RandomSampler(seed=seed),
+                independent_sampler=optuna.samplers.RandomSampler(seed=seeds.trial),
                 warn_independent_sampling=False,
             )
 
@@ -216,8 +191,37 @@ class NSGA2(SamplerConfig):
     population: Annotated[int, Field(ge=2)] = 20
     """Number of finished trials in a generation. The first generation is drawn at random."""
 
-    def build(self, seed: int, study_seed: int) -> BaseSampler:
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=self.population)
+    def build(self, seeds: Seeds) -> BaseSampler:
+        return optuna.samplers.NSGAIISampler(seed=seeds.trial, population_size=self.population)
+
+
+class Auto(SamplerConfig):
+    """Choose the sampler for each trial by the space and the number of finished trials.
+
+    The first trials are points of a scrambled Sobol design, which covers the space evenly. After them, a Gaussian
+    process proposes the trials if at most 20 fields vary in every trial, at least one of them is a number, none has
+    more than 6 choices, and at most `gp_trials` trials have finished. Otherwise TPE does.
+    """
+
+    name: Literal["auto"] = "auto"
+    startup_trials: Count = 10
+    """Number of finished or pruned trials before a model of the results is used."""
+    gp_trials: Count = 200
+    """Largest number of finished or pruned trials with which the Gaussian process is used. Its proposals take longer
+    with each trial."""
+
+    def recall(self) -> int | None:
+        return max(1000, self.gp_trials)
+
+    def build(self, seeds: Seeds) -> BaseSampler:
+        tpe = TPE(startup_trials=self.startup_trials).build(seeds)
+        return AutoSampler(
+            QMC().build(seeds), GP(startup_trials=1).build(seeds), tpe, self.startup_trials, self.gp_trials
+        )
+
+    def origin(self, joint: Distributions, finished: int) -> dict[str, Any]:
+        name, reason = choose_sampler(joint, finished, self.startup_trials, self.gp_trials)
+        return {"by": name, "auto": reason}
 
 
 def _all(entry: Entry, kind: type) -> Sequence[Any]:
@@ -226,11 +230,17 @@ def _all(entry: Entry, kind: type) -> Sequence[Any]:
     return points
 
 
-def build_sampler(sampler: SamplerConfig, base: BaseModel, space: Space, seed: int, study_seed: int) -> BaseSampler:
-    """Return the sampler of a study for one trial. Set it as `study.sampler` before the trial is created."""
+def build_sampler(
+    sampler: SamplerConfig, base: BaseModel, space: Space, seed: int, study_seed: int, point: int | None = None
+) -> ComplementLogSampler:
+    """Return the sampler of a study for one trial. Set it as `study.sampler` before the trial is created.
+
+    point: see `Seeds`.
+    """
     complemented_names = frozenset(p for p, entry in space.items() if isinstance(entry, Range) and entry.complement_log)
     joint = sampler.joint(unconditional(base, space))
-    return ComplementLogSampler(sampler.build(seed, study_seed), joint, complemented_names, sampler.recall())
+    inner = sampler.build(Seeds(seed, study_seed, point))
+    return ComplementLogSampler(inner, joint, complemented_names, sampler.recall(), PriorDraws(space, seed))
 
 
-Sampler = Annotated[TPE | Random | Grid | BruteForce | GP | CMAES | QMC | NSGA2, Field(discriminator="name")]
+Sampler = Annotated[Auto | TPE | Random | Grid | BruteForce | GP | CMAES | QMC | NSGA2, Field(discriminator="name")]

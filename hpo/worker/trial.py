@@ -9,7 +9,6 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel
 
@@ -151,12 +150,16 @@ def _fixed_by(stored: StoredStudy, claim: Claim) -> dict[str, Any]:
         return {"by": claim.kind, "of": claim.origin}
     if claim.kind != "search":
         return {"by": claim.kind}
-    n_baselines = len(file.baseline) + len(stored.study.noise_seeds())
     return {
         "by": file.sampler.name,
-        "point": claim.slot - n_baselines + 1,
+        "point": _point(stored, claim) + 1,
         "of": len(file.sampler.combinations(stored.study.base, file.space) or ()),
     }
+
+
+def _point(stored: StoredStudy, claim: Claim) -> int:
+    """Return the index of a slot among those that follow the baselines. No two slots have the same index."""
+    return claim.slot - len(stored.study.file.baseline) - len(stored.study.noise_seeds())
 
 
 def _arm_attrs(stored: StoredStudy, claim: Claim) -> dict[str, Any]:
@@ -193,7 +196,10 @@ def trial_config(stored: StoredStudy, claim: Claim, frozen: FrozenTrial) -> Base
     seed = derive(stored.study.file.seed, f"sampler/{claim.slot}/{claim.attempt}") % 2**32
     study_seed = derive(stored.study.file.seed, "sampler") % 2**32
     file = stored.study.file
-    stored.optuna.sampler = sampler = build_sampler(file.sampler, stored.study.base, file.space, seed, study_seed)
+    point = _point(stored, claim)
+    stored.optuna.sampler = sampler = build_sampler(
+        file.sampler, stored.study.base, file.space, seed, study_seed, point
+    )
     trial = optuna.Trial(stored.optuna, get_trial_id(frozen))
     if not frozen.params:  # before the first suggestion, so that every parameter has a stored origin
         suggested_by = _suggested_by(stored, sampler, trial)
@@ -202,20 +208,22 @@ def trial_config(stored: StoredStudy, claim: Claim, frozen: FrozenTrial) -> Base
     return stored.study.configured(suggest_values(trial, stored.study.base, file.space))
 
 
-def _suggested_by(stored: StoredStudy, sampler: BaseSampler, trial: optuna.Trial) -> dict[str, Any]:
+def _suggested_by(stored: StoredStudy, sampler: ComplementLogSampler, trial: optuna.Trial) -> dict[str, Any]:
     """Return what the sampler knows at a suggestion, as it is stored.
 
-    The dictionary holds the number of finished and running trials that the sampler reads, and whether the sampler
-    still draws at random.
+    The dictionary holds the sampler that proposes the trial, the number of finished and running trials that it reads,
+    whether it still draws at random, and the fields that follow their priors instead.
     """
     spec = stored.study.file.sampler
+    followed = sampler.priors.followed(trial.number)
+    record: dict[str, Any] = {"prior": followed} if followed else {}
     if spec.name in INDEPENDENT_SAMPLERS:
-        return {"by": spec.name}
-    assert isinstance(sampler, ComplementLogSampler)
+        return {"by": spec.name} | record
     # The sampler reads the same view for its suggestion, and keeps it, so the trials are read only once.
     trials = sampler.view(stored.optuna, sampler.joint).get_trials(deepcopy=False)
     finished = sum(other.state.is_finished() for other in trials)
     running = sum(o.state == TrialState.RUNNING and o.number != trial.number for o in trials)
+    record |= spec.origin(sampler.joint, finished) | {"finished": finished, "running": running}
     first = getattr(spec, "startup_trials", getattr(spec, "population", 0))
-    random = not trial.relative_params if sampler.joint else finished < first
-    return {"by": spec.name, "finished": finished, "running": running} | ({"random_until": first} if random else {})
+    random = not trial.relative_params.keys() - set(followed) if sampler.joint else finished < first
+    return record | ({"random_until": first} if random and spec.name != "auto" else {})

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from hpo.search.ranges import Choice
+from hpo.search.prior import Choice
 from model.section import Section
 
 

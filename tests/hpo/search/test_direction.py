@@ -141,7 +141,7 @@ def test_a_threshold_of_a_study_that_maximizes_is_one_of_its_objective(here: Pat
 
 
 def test_a_run_that_diverges_is_the_worst_whatever_its_sign(here: Path, stores: dict[str, Store]) -> None:
-    keys = {"sampler": {"name": "tpe", "startup_trials": 4}, "pruner": {"name": "none"}}
+    keys = {"sampler": {"name": "tpe", "startup_trials": 4, "multivariate": True}, "pruner": {"name": "none"}}
     space = {"x": {"low": 0.85, "high": 1.0}, "y": {"low": 0.0, "high": 1.0}}
     one, other = mirrored(here, stores, **keys, space=space, budget={"trials": 18})
     for snapshot in (one, other):

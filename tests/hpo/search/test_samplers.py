@@ -19,6 +19,7 @@ from hpo.errors import Problem
 from hpo.search.complement_log import ComplementLogSampler
 from hpo.search.optuna_samplers import _as_complete
 from hpo.search.ranges import Space, is_inside
+from hpo.search.sampler_config import Seeds
 from hpo.search.samplers import Sampler, build_sampler
 from hpo.search.space import params_in_range, space_problems, suggest_values, unconditional
 from model.section import Count, Decay, Fraction, Positive, Section, updated
@@ -50,7 +51,7 @@ class Config(Section):
 BASE = Config()
 BETA2 = {"low": 0.8, "high": 0.9999, "complement_log": True}
 LR = {"low": 1e-4, "high": 1e-1, "log": True}
-ADAPTIVE = ["tpe", "gp", "cmaes", "nsga2"]
+ADAPTIVE = ["auto", "tpe", "gp", "cmaes", "nsga2"]
 DRAWING = [*ADAPTIVE, "random", "qmc"]
 
 
@@ -69,6 +70,7 @@ def quick(name: str) -> Any:
     return sampler(name, startup_trials=3) if name in ADAPTIVE else sampler(name)
 
 
+JOINT_TPE = sampler("tpe", startup_trials=3, multivariate=True)
 TWO = space(optimizer__beta2=BETA2, optimizer__lr=LR)
 MIXED = space(
     optimizer__name={"choices": ["adamw", "sgd"]},
@@ -163,17 +165,18 @@ class Fixed(optuna.samplers.RandomSampler):
         return self.value
 
 
-def test_running_trials_are_seen_before_their_parameters_are_stored(study: optuna.Study) -> None:
-    search(study, quick("tpe"), TWO, 12)
+@pytest.mark.parametrize("kind", [JOINT_TPE, quick("gp"), quick("auto")], ids=lambda kind: kind.name)
+def test_running_trials_are_seen_before_their_parameters_are_stored(study: optuna.Study, kind: Any) -> None:
+    search(study, kind, TWO, 12)
     opened = []
     for slot in range(6):  # six workers that have drawn jointly and stored nothing yet
-        study.sampler = build_sampler(quick("tpe"), BASE, TWO, seed=slot, study_seed=0)
+        study.sampler = build_sampler(kind, BASE, TWO, seed=slot, study_seed=0)
         opened.append(study.ask())
         assert opened[-1].relative_params.keys() == TWO.keys()
     assert not any(trial.params for trial in opened)
 
     def next_draw() -> dict[str, Any]:
-        study.sampler = build_sampler(quick("tpe"), BASE, TWO, seed=99, study_seed=0)
+        study.sampler = build_sampler(kind, BASE, TWO, seed=99, study_seed=0)
         trial = study.ask()
         drawn = dict(trial.relative_params)
         study.tell(trial, state=TrialState.FAIL)
@@ -195,8 +198,8 @@ def test_baseline_that_carries_less_leaves_the_others_sampled_jointly(study: opt
             value=0.1,
         )
     )
-    search(study, quick("tpe"), TWO, 8)
-    for ours in build_sampler(quick("tpe"), BASE, TWO, 1, 1), optuna.samplers.TPESampler(seed=1, n_startup_trials=3):
+    search(study, JOINT_TPE, TWO, 8)
+    for ours in build_sampler(JOINT_TPE, BASE, TWO, 1, 1), optuna.samplers.TPESampler(seed=1, n_startup_trials=3):
         study.sampler = ours
         trial = study.ask()
         joint = trial.relative_params.keys()
@@ -214,9 +217,8 @@ def test_baseline_outside_the_space_does_not_stop_a_sampler(study: optuna.Study,
 
 
 def test_trials_opened_and_ended_without_ask_and_tell_see_what_has_finished(study: optuna.Study) -> None:
-    kind = sampler("tpe", startup_trials=3)
     for slot in range(5):
-        study.sampler = build_sampler(kind, BASE, TWO, slot, 0)
+        study.sampler = build_sampler(JOINT_TPE, BASE, TWO, slot, 0)
         trial = optuna.Trial(study, study._storage.create_new_trial(study._study_id))
         assert bool(trial.relative_params) == (slot >= 3)
         values = suggest_values(trial, BASE, TWO)
@@ -224,7 +226,7 @@ def test_trials_opened_and_ended_without_ask_and_tell_see_what_has_finished(stud
 
 
 def test_univariate_tpe_draws_nothing_jointly(study: optuna.Study) -> None:
-    kind = sampler("tpe", startup_trials=2, multivariate=False)
+    kind = sampler("tpe", startup_trials=2)
     search(study, kind, TWO, 4)
     study.sampler = build_sampler(kind, BASE, TWO, 1, 0)
     assert study.ask().relative_params == {}
@@ -330,7 +332,7 @@ def test_cmaes_runs_no_code_that_another_program_put_into_its_stored_state(tmp_p
         if ":optimizer:" in key:
             stored[-1].system_attrs[key] = planted if key.endswith(":0") else ""
     with pytest.raises(Problem, match=r"cannot be used \(it must not contain (io|_io).open\)"):
-        sampler("cmaes").build(0, 0)._restore_optimizer(stored)
+        sampler("cmaes").build(Seeds(0, 0))._restore_optimizer(stored)
     assert not (tmp_path / "ran").exists()
 
 
@@ -411,7 +413,7 @@ def test_process_goes_away_from_where_a_trial_was_pruned(ours: bool, stays: bool
         study.add_trial(create_trial(value=-x, params={"x": x}, distributions=kind))
     found = []
     for seed in range(4):
-        inner = sampler("gp", startup_trials=2).build(seed, 0)
+        inner = sampler("gp", startup_trials=2).build(Seeds(seed, 0))
         if not ours:
             inner = optuna.samplers.GPSampler(seed=seed, n_startup_trials=2)
         study.sampler = ComplementLogSampler(inner, kind, frozenset())
