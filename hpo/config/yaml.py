@@ -93,7 +93,8 @@ def _parse(text: str) -> Any:
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise YamlError(f"{where}{error.problem or 'not YAML'}") from None
+        remedy = "; indent with spaces" if "'\\t'" in (error.problem or "") else ""
+        raise YamlError(f"{where}{error.problem or 'not YAML'}{remedy}") from None
     except (YAMLError, ValueError, AssertionError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
         raise YamlError(f"not YAML ({reason})") from None

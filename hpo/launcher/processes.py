@@ -77,7 +77,8 @@ class WorkerProcess:
 
     def describe_exit(self) -> str:
         """Return how the process ended, and the last lines of its log."""
-        return f"worker {self.number} ended with {self._exit()}:\n{self._last_log_lines()}".strip()
+        log = self._last_log_lines() or "it printed nothing"
+        return f"worker {self.number} ended with {self._exit()}:\n{log}"
 
     def _exit(self) -> str:
         status = self.process.returncode
