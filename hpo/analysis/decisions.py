@@ -7,7 +7,14 @@ from hpo.analysis.snapshot import Snapshot, find_trial, trial_status, trial_valu
 from hpo.console import format_number, format_value
 from hpo.errors import error_summary
 from hpo.search.direction import Direction
-from hpo.search.pruning_rules import Comparison, compare_at_last_rung, n_promoted, parse_spans
+from hpo.search.pruning_rules import (
+    Comparison,
+    compare_at_last_rung,
+    compares_all,
+    n_continuing,
+    n_promoted,
+    parse_spans,
+)
 from hpo.storage.attributes import (
     ARM,
     ATTEMPTS,
@@ -54,8 +61,12 @@ def recompute(snapshot: Snapshot, trial: Trial) -> Comparison | None:
     if record is None:
         return None
     own = {rung: v for rung, v in trial.intermediate_values.items() if rung <= record["rung"]}
-    peers = [find_trial(snapshot, number).intermediate_values for number in parse_spans(record["peers"])]
-    return compare_at_last_rung(snapshot.spec["pruner"], own, peers, snapshot.direction)
+    return compare_at_last_rung(snapshot.spec["pruner"], own, _peer_curves(snapshot, record), snapshot.direction)
+
+
+def _peer_curves(snapshot: Snapshot, record: Mapping[str, Any]) -> list[Mapping[int, float]]:
+    numbers = set(parse_spans(record["peers"]))
+    return [trial.intermediate_values for trial in snapshot.trials if trial.number in numbers]
 
 
 def _pruning_record(trial: Trial) -> Mapping[str, Any] | None:
@@ -168,6 +179,11 @@ def _comparison(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
     a, b = distinct_text(record["value"], record["threshold"])
     worse = f"{a}, was {snapshot.direction.worse_side} {b}"
     match rule["name"]:
+        case "median" | "percentile" if compares_all(rule):
+            n = record["n"] + 1
+            best = f"only the best {n_continuing(n, rule.get('percentile', 50))} of {n:,} trials continue"
+            ended = _ended_before(snapshot, record)
+            return f"its best {objective} so far, {worse}; {best} (compared with {peers} at that rung{ended})"
         case "median":
             return f"its best {objective} so far, {worse}, the median of {peers} at that rung"
         case "percentile":
@@ -186,6 +202,12 @@ def _comparison(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
             side = "above" if record["value"] > record["threshold"] else "below"
             return f"its {objective}, {a}, was {side} the study's threshold, {b}"
     return f"its curve was worse than that of {peers}, the best trial then: p = {a}, below {b}, in a signed-rank test"
+
+
+def _ended_before(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
+    """Return how many of the peers of a comparison ended before its rung, as a clause; "" for none."""
+    n = sum(record["rung"] not in curve for curve in _peer_curves(snapshot, record))
+    return f"; {n:,} of them pruned or diverged before it" if n else ""
 
 
 def _peer_text(record: Mapping[str, Any]) -> str:

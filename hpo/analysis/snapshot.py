@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 from hpo.analysis.noise import Noise, noise_floor
-from hpo.config.addresses import with_current_addresses
 from hpo.errors import NothingFeasible, Problem
 from hpo.queue.identity import find_slots
 from hpo.queue.inspect import SlotEvent, unregistered_problem
@@ -31,15 +30,16 @@ from hpo.storage.attributes import (
 from hpo.storage.retry import OpenStorage
 from hpo.storage.studies import resolve_study_name, study_attrs, study_ids
 from hpo.storage.trials import State, Trial, read_trials
+from hpo.study.earlier import complete_spec
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """The definition, the trials and the slots of a study as the storage holds them at one moment.
 
-    spec: the study file as stored. slots: kind of a trial -> number of slots; a slot is one trial of the budget.
-    leased: slots that a live worker holds. anchors: losses of the n-gram models. elapsed: seconds since the first
-    launch. rows: what became of the rows of the data, empty if an earlier version prepared it.
+    spec: the study file as stored, completed as `complete_spec` does. slots: kind of a trial -> number of slots; a slot
+    is one trial of the budget. leased: slots that a live worker holds. anchors: losses of the n-gram models. elapsed:
+    seconds since the first launch. rows: what became of the rows of the data, empty if an earlier version prepared it.
     uid: "" for a study of an earlier version of hpo.
     """
 
@@ -188,7 +188,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
     if SPEC not in attrs:
         raise unregistered_problem(store, name, study_id, attrs)
     uid = attrs.get(UID, "")
-    slots, spec = find_slots(store, study_id, uid), with_current_addresses(attrs[SPEC])
+    slots, spec = find_slots(store, study_id, uid), complete_spec(attrs[SPEC])
     maximize = spec.get("direction") == Direction.MAXIMIZE
     return Snapshot(
         name=name,

@@ -8,15 +8,18 @@ To add a pruner, add a class with a unique `name` and a method `build` to this f
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal, Self
 
 import optuna
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, PercentilePruner
 from pydantic import Field, model_validator
 
 from hpo.search.asha import AshaPruner
 from hpo.search.direction import Direction
 from hpo.search.halving import HalvingPruner
+from hpo.search.peers import PeersPruner
 from hpo.search.pruning_rules import rule_for_losses
 from hpo.search.study_view import experimental
 from model.section import Count, NonNegative, Section
@@ -41,49 +44,55 @@ class Warmup(Section):
 
 
 class RankBased(Warmup):
-    """The fields of pruners that compare a trial with the finished trials at the same rung."""
+    """The fields of pruners that compare a trial with other trials at the same rung."""
 
+    peers: Literal["all", "finished"] = "all"
+    """The trials with which a trial is compared. all: every trial that has a value at the rung, and every trial that
+    was pruned or diverged before it, which counts as worse than any; failed trials and trials that exceeded a limit
+    before the rung are left out. finished: complete trials only, as in Optuna. They are the best of earlier
+    comparisons, so a growing share of the trials is pruned. Studies of earlier versions continue with finished."""
     startup_trials: Annotated[int, Field(ge=0)] = 5
-    """No trial is pruned until this many trials have finished. If the number of workers is larger, every trial of the
+    """No trial is pruned until this many trials are complete. If the number of workers is larger, every trial of the
     first batch therefore runs to the end."""
     min_trials: Count = 5
-    """Minimum number of finished trials with a value at a rung. With fewer, no trial is pruned there."""
+    """Minimum number of trials to compare with at a rung. With fewer, no trial is pruned there."""
     interval: Count = 1
     """Number of rungs from one decision to the next."""
 
+    def build_rank(self, kind: Callable[..., PercentilePruner], rungs: int) -> BasePruner:
+        """Return the pruner for runs with this number of rungs.
+
+        kind: Optuna's class, which decides.
+        """
+        first = self.first_rung(rungs)
+        if self.peers == "finished":
+            return kind(self.startup_trials, first, self.interval, n_min_trials=self.min_trials)
+        return PeersPruner(partial(kind, 0, first, self.interval), self.startup_trials, self.min_trials)
+
 
 class Median(RankBased):
-    """Prune a trial if its best value so far is worse than the median of the finished trials at the same rung.
+    """Prune a trial if at least half of the trials are better than its best value so far, at the same rung.
 
-    Source: Golovin et al. 2017, Google Vizier.
+    Source: Golovin et al. 2017, Google Vizier. Vizier compares with complete trials only, as `peers: finished` does.
     """
 
     name: Literal["median"] = "median"
 
     def build(self, rungs: int) -> BasePruner:
         """Return Optuna's pruner for runs with this number of rungs."""
-        return optuna.pruners.MedianPruner(
-            self.startup_trials, self.first_rung(rungs), self.interval, n_min_trials=self.min_trials
-        )
+        return self.build_rank(optuna.pruners.MedianPruner, rungs)
 
 
 class Percentile(RankBased):
-    """Prune a trial if its best value so far is worse than a percentile of the finished trials at the same rung."""
+    """Prune a trial if a percentage of the trials are better than its best value so far, at the same rung."""
 
     name: Literal["percentile"] = "percentile"
     percentile: Annotated[float, Field(gt=0, lt=100)] = 75
-    """Percentage of trials that continue. In simulations, 75 pruned none of the trials that are truly among the best
-    5 %; the median pruned 17 to 20 % of them."""
+    """Percentage of trials that continue."""
 
     def build(self, rungs: int) -> BasePruner:
         """Return Optuna's pruner for runs with this number of rungs."""
-        return optuna.pruners.PercentilePruner(
-            self.percentile,
-            self.startup_trials,
-            self.first_rung(rungs),
-            self.interval,
-            n_min_trials=self.min_trials,
-        )
+        return self.build_rank(partial(PercentilePruner, self.percentile), rungs)
 
 
 class Halving(Section):

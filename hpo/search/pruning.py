@@ -13,6 +13,7 @@ from hpo.search.asha import AshaPruner
 from hpo.search.direction import Direction
 from hpo.search.halving import HalvingPruner
 from hpo.search.marks import Standing
+from hpo.search.peers import PeersPruner
 from hpo.search.pruning_rules import compare_at_last_rung, format_spans
 from hpo.search.study_view import StudyView, as_minimized, direction_of
 from model.section import Section
@@ -96,6 +97,8 @@ class CachedPruner:
         match self.pruner:
             case HalvingPruner():
                 return self.pruner.rivals(view, trial)
+            case PeersPruner():
+                return self.pruner.peers(view, trial)
             case PercentilePruner():
                 complete = view.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
                 return [peer for peer in complete if trial.last_step in peer.intermediate_values]

@@ -14,6 +14,9 @@ from hpo.search.direction import Direction
 
 Curve = Mapping[int, float]  # rung -> value
 
+# Largest rounding error of a percentage of a number of trials: 55 % of 20 trials is 11.000000000000002.
+RANK_TOLERANCE = 1e-9
+
 
 class Comparison(NamedTuple):
     """A value of the trial, the threshold it was compared with, and whether the trial is pruned."""
@@ -28,8 +31,8 @@ def compare_at_last_rung(
 ) -> Comparison:
     """Return the comparison that a pruner makes at the last rung of a learning curve, in the unit of the objective.
 
-    rule: the keys of `pruner` of the study. peers: the curves of the trials it is compared with; each has a value at
-    that rung.
+    rule: the keys of `pruner` of the study. peers: the curves of the trials it is compared with. Each has a value at
+    that rung, except with `peers: all`, where a curve that ends before counts as worse than any.
     """
     own, *peers = ({rung: direction.loss(value) for rung, value in curve.items()} for curve in (own, *peers))
     compared = _compare_losses(rule_for_losses(rule, direction), own, peers)
@@ -49,6 +52,9 @@ def rule_for_losses(rule: Mapping[str, Any], direction: Direction) -> dict[str, 
 def _compare_losses(rule: Mapping[str, Any], own: Curve, peers: Sequence[Curve]) -> Comparison:
     rung = max(own)
     match rule["name"]:
+        case "median" | "percentile" if compares_all(rule):
+            losses = [peer.get(rung, math.inf) for peer in peers]
+            return _rank_of_all(own, losses, float(rule.get("percentile", 50)))
         case "median" | "percentile":
             return _rank(own, [peer[rung] for peer in peers], float(rule.get("percentile", 50)))
         case "halving" | "hyperband":
@@ -67,6 +73,16 @@ def n_promoted(n: int, factor: int) -> int:
     return max(1, n // factor)
 
 
+def compares_all(rule: Mapping[str, Any]) -> bool:
+    """Return whether a rule compares a trial with all trials, and not only with finished ones."""
+    return rule.get("peers", "finished") == "all"
+
+
+def n_continuing(n: int, percentile: float) -> int:
+    """Return how many of n trials are in the best percentile, rounded up: a trial is pruned if as many are better."""
+    return math.ceil(n * percentile / 100 - RANK_TOLERANCE)
+
+
 def _above(value: float, threshold: float) -> Comparison:
     return Comparison(value, threshold, value > threshold)
 
@@ -80,6 +96,12 @@ def _rank(own: Curve, peers: Sequence[float], percentile: float) -> Comparison:
 
     known = [value for value in peers if not math.isnan(value)]
     return _above(_best(own.values()), float(np.percentile(known, percentile)) if known else math.nan)
+
+
+def _rank_of_all(own: Curve, losses: Sequence[float], percentile: float) -> Comparison:
+    ordered = sorted(loss if math.isfinite(loss) else math.inf for loss in losses)
+    last = n_continuing(len(ordered) + 1, percentile) - 1
+    return _above(_best(own.values()), ordered[last] if last < len(ordered) else math.inf)
 
 
 def _kept(value: float, rivals: Sequence[float], factor: int) -> float:

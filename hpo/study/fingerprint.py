@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hpo.config.addresses import with_current_addresses
+from hpo.study.earlier import complete_spec
 from hpo.study.spec import DEFAULT_CONFIG
 
 # Fields of TrainConfig that say where files are. They may differ between machines, because the data has a hash.
@@ -17,7 +17,7 @@ def spec_fingerprint(spec: Mapping[str, Any]) -> str:
 
     The place of the data does not count, because the hash of the data is stored and compared.
     """
-    spec = {"direction": "minimize", **with_current_addresses(spec)}  # version 0.1 stored no direction
+    spec = complete_spec(spec)
     fixed = {key: value for key, value in spec.items() if key not in ("budget", "name")}
     base = without_places(fixed["base"]) if spec["config"] == DEFAULT_CONFIG else fixed["base"]
     return hashlib.sha256(json.dumps({**fixed, "base": base}, sort_keys=True).encode()).hexdigest()

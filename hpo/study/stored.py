@@ -9,6 +9,7 @@ from hpo.config.importer import model_class
 from hpo.config.permission import check_permission
 from hpo.config.validation import error_messages
 from hpo.errors import Problem
+from hpo.study.earlier import complete_spec
 from hpo.study.spec import DEFAULT_CONFIG, SEARCH_KEYS, Study, StudyFile
 
 
@@ -39,6 +40,7 @@ def study_from_spec(spec: Mapping[str, Any], name: str | None = None) -> Study:
     """
     name = name or str(spec.get("name"))
     source = f"study {name}"
+    spec = complete_spec(spec)
     check_permission(source, spec)
     tree = {key: value for key, value in spec.items() if key not in ("name", "rung_tokens", "closed")}
     kind: type[BaseModel] = StudyFile

@@ -28,7 +28,7 @@ from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.worker.trial import open_trial, trial_config
 from hpo.worker.worker import Worker
-from tests.hpo.search.test_pruners import LOOSE
+from tests.hpo.search.test_pruners import LOOSE, loose
 from tests.support.command import run_in_process as typed
 from tests.support.control import create_study, interrupt_trial, run_worker
 from tests.support.planted import planted_study as planted
@@ -68,7 +68,7 @@ def test_every_pruning_decision_of_a_study_follows_again_from_its_stored_curves(
     here: Path, storage_url: str, name: str
 ) -> None:
     with open_store(storage_url, create=True) as store:
-        at = wavy(store, here, pruner={"name": name, **LOOSE[name]})
+        at = wavy(store, here, pruner=loose(name))
         assert Worker(at, Path("runs"), 3, lambda event: None).work() == 0
     with open_readonly(storage_url) as reader:
         snapshot = read_snapshot(reader, "planted")
@@ -79,7 +79,7 @@ def test_every_pruning_decision_of_a_study_follows_again_from_its_stored_curves(
             assert found is not None
             assert found.prunes
             assert (found.value, found.threshold) == (record["value"], record["threshold"])
-            assert (record["rule"], record["rung"]) == (name, trial.last_step)
+            assert (record["rule"], record["rung"]) == (loose(name)["name"], trial.last_step)
             assert sentences(snapshot, trial.number)[-1].startswith(
                 f"it was pruned at rung {trial.last_step} of 8: its "
             )
@@ -90,7 +90,7 @@ def test_every_pruning_decision_of_a_study_follows_again_from_its_stored_curves(
 
 
 def test_a_decision_that_the_stored_curves_do_not_give_is_told(sqlite: Store, here: Path) -> None:
-    at = wavy(sqlite, here, pruner={"name": "median", **LOOSE["median"]})
+    at = wavy(sqlite, here, pruner=loose("median"))
     assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
     snapshot = read_snapshot(sqlite, "planted")
     trial = next(t for t in snapshot.trials if PRUNING_DECISION in t.user_attrs)
@@ -99,10 +99,21 @@ def test_a_decision_that_the_stored_curves_do_not_give_is_told(sqlite: Store, he
     assert sentences(snapshot, trial.number)[-1].startswith("the stored curves do not reproduce this decision: ")
 
 
-def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: Path) -> None:
+@pytest.mark.parametrize(
+    ("peers", "said"),
+    [
+        ("finished", "2.00004, was above 2, the median of trials 0, 1, 2, 3, 4, 5, 6, 7, 8 at that rung"),
+        (
+            "all",
+            "2.00004, was above 2; only the best 5 of 10 trials continue (compared with trials "
+            "0, 1, 2, 3, 4, 5, 6, 7, 8 at that rung)",
+        ),
+    ],
+)
+def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: Path, peers: str, said: str) -> None:
     points = {"choices": [0.1, 0.2, 0.3, 0.4, 0.50004]}
     grid = {"space": {"x": points}, "sampler": {"name": "grid"}, "baseline": [{"x": 0.5}] * 5}
-    pruner = {"name": "median", "startup_trials": 3, "min_trials": 3, "warmup_rungs": 1}
+    pruner = {"name": "median", "startup_trials": 3, "min_trials": 3, "warmup_rungs": 1, "peers": peers}
     stored = create_study(sqlite, here, **grid, budget={"trials": 10}, pruner=pruner)
     assert run_worker(stored) == 0
     snapshot = read_snapshot(sqlite, "planted")
@@ -112,8 +123,7 @@ def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: 
     ]
     assert sentences(snapshot, 9) == [
         "trial 9 is point 5 of the 5 points of sampler grid",
-        "it was pruned at rung 2 of 4: its best val_loss so far, 2.00004, was above 2, the median of trials "
-        "0, 1, 2, 3, 4, 5, 6, 7, 8 at that rung",
+        f"it was pruned at rung 2 of 4: its best val_loss so far, {said}",
     ]
 
 
@@ -121,6 +131,10 @@ def test_a_median_sentence_names_value_threshold_and_peers(sqlite: Store, here: 
     ("rule", "said"),
     [
         ({"name": "percentile", "percentile": 75}, "percentile 75 of 20 trials there"),
+        (
+            {"name": "percentile", "percentile": 75, "peers": "all"},
+            "only the best 16 of 21 trials continue (compared with 20 trials at that rung)",
+        ),
         ({"name": "halving", "factor": 4}, "only the best 5 of 21 trials continue (compared with 20 trials)"),
         ({"name": "patient", "patience": 2, "min_delta": 0.5}, "its best before plus 0.5"),
         ({"name": "patient", "patience": 2, "min_delta": 0.0}, "its best before"),

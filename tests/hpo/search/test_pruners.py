@@ -167,7 +167,7 @@ def random_curves(seed: int, n: int) -> list[dict[int, float]]:
 def test_decisions_equal_should_prune_on_the_same_trials(study: optuna.Study, stock: Any) -> None:
     name = "median" if isinstance(stock, optuna.pruners.MedianPruner) else "percentile"
     study.pruner = stock
-    cached = CachedPruner(study, pruner(name).build(R), R, refresh_s=0)
+    cached = CachedPruner(study, pruner(name, peers="finished").build(R), R, refresh_s=0)
     decisions = []
     for values in random_curves(0, 14):
         trial = study.ask()
@@ -290,13 +290,21 @@ def test_a_rival_whose_value_is_no_number_changes_no_decision_in_halving(study: 
 
 LOOSE: dict[str, dict[str, Any]] = {  # each decides from the first rung and the first peer on
     "median": {"startup_trials": 0, "min_trials": 1, "warmup_rungs": 0},
-    "percentile": {"startup_trials": 0, "min_trials": 1, "warmup_rungs": 0, "percentile": 60},
+    "percentile": {"startup_trials": 0, "min_trials": 1, "warmup_rungs": 0, "percentile": 40},
     "halving": {"factor": 2},
     "hyperband": {"factor": 2},
     "patient": {"patience": 1, "min_delta": 0.1},
     "threshold": {"lower": 1.0, "upper": 2.0, "warmup_rungs": 0},
     "wilcoxon": {"warmup_rungs": 0, "p_threshold": 0.3},
 }
+
+
+for rank in ("median", "percentile"):
+    LOOSE[f"{rank} of finished"] = {**LOOSE[rank], "name": rank, "peers": "finished"}
+
+
+def loose(name: str) -> dict[str, Any]:
+    return {"name": name, **LOOSE[name]}
 
 
 def odd_curve(chance: random.Random, rungs: int, with_nan: bool) -> dict[int, float]:
@@ -308,7 +316,7 @@ def odd_curve(chance: random.Random, rungs: int, with_nan: bool) -> dict[int, fl
 
 @pytest.mark.parametrize("name", LOOSE)
 def test_the_recorded_comparison_is_that_of_the_pruner_with_ties_and_values_that_are_no_numbers(name: str) -> None:
-    rule, chance = pruner(name, **LOOSE[name]), random.Random(name)
+    rule, chance = pruner(**loose(name)), random.Random(name)
     decisions, parted = [], 0
     for _ in range(120):
         study = optuna.create_study(study_name="s")

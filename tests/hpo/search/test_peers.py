@@ -1,0 +1,161 @@
+"""peers: all, the rule of median and percentile: decisions, and who is compared."""
+
+import math
+import random
+from fractions import Fraction
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo.search.direction import Direction
+from hpo.search.peers import loss_at
+from hpo.search.pruners import build_pruner
+from hpo.search.pruning import CachedPruner
+from hpo.search.pruning_rules import compare_at_last_rung, parse_spans
+from tests.hpo.search.test_pruners import pruner, running
+
+R = 6
+COMPLETE, PRUNED, FAIL, RUNNING, WAITING = (
+    TrialState.COMPLETE,
+    TrialState.PRUNED,
+    TrialState.FAIL,
+    TrialState.RUNNING,
+    TrialState.WAITING,
+)
+
+
+def odd_trial(chance: random.Random, state: TrialState) -> FrozenTrial:
+    """A trial with values in steps of a tenth, so that many are equal, and with values that are not finite."""
+    length = R if state == COMPLETE else chance.randint(0, R - 1)
+    values = {rung: round(chance.gauss(1.5, 0.3), 1) for rung in range(1, length + 1)}
+    if values and state == PRUNED and chance.random() < 0.3:
+        values[length] = chance.choice([math.nan, math.inf, -math.inf])
+    limited = state == PRUNED and chance.random() < 0.2
+    return create_trial(
+        state=state,
+        value=values[R] if state == COMPLETE else None,
+        intermediate_values=values,
+        constraints={"memory": 1.0} if limited else {},
+    )
+
+
+def stated_rule(rule: Any, trials: list[FrozenTrial], own: FrozenTrial, sign: int) -> bool:
+    """Decide as the documentation states the rule, in exact numbers."""
+    rung = max(own.intermediate_values)
+    first = rule.first_rung(R)
+    if sum(t.state == COMPLETE for t in trials) < rule.startup_trials:
+        return False
+    if rung < first or (rung - first) % rule.interval:
+        return False
+    peers = []
+    for trial in trials:
+        curve = trial.intermediate_values
+        limited = any(c > 0 for c in trial.constraints.values())
+        if trial.number == own.number or trial.state == FAIL:
+            continue
+        if rung in curve:
+            peers.append(sign * curve[rung] if math.isfinite(curve[rung]) else math.inf)
+        elif trial.state == PRUNED and curve and not limited:
+            peers.append(math.inf)
+    if len(peers) < rule.min_trials:
+        return False
+    best = min(sign * value for value in own.intermediate_values.values())
+    n_better = sum(peer < best for peer in peers)
+    percentile = getattr(rule, "percentile", 50)
+    return Fraction(n_better, len(peers) + 1) >= Fraction(str(percentile)) / 100
+
+
+RULES: list[dict[str, Any]] = [
+    {"name": "median"},
+    {"name": "median", "startup_trials": 0, "min_trials": 1, "warmup_rungs": 0},
+    {"name": "median", "startup_trials": 2, "min_trials": 3, "warmup_rungs": 0, "interval": 2},
+    *(
+        {"name": "percentile", "percentile": p, "startup_trials": 1, "min_trials": 1, "warmup_rungs": 0}
+        for p in (75, 25, 55, 33.3, 0.5)
+    ),
+]
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_decisions_are_those_of_the_stated_rule_with_ties_and_values_that_are_not_finite(direction: Direction) -> None:
+    chance, sign = random.Random(1), 1 if direction is Direction.MINIMIZE else -1
+    decisions = []
+    for i in range(600):
+        rule = pruner(**RULES[i % len(RULES)])
+        study = optuna.create_study(direction=direction.value)
+        states = chance.choices([COMPLETE, PRUNED, FAIL, RUNNING, WAITING], [6, 6, 1, 2, 1], k=chance.randint(0, 24))
+        study.add_trials([odd_trial(chance, state) for state in states])
+        trials = study.get_trials(deepcopy=False)
+        cached = CachedPruner(study, build_pruner(rule, R, direction), R)
+        for number in {1000, *(t.number for t in trials if t.state == RUNNING)}:
+            own = running({}, number)
+            for rung in range(1, chance.randint(2, R)):
+                own.intermediate_values[rung] = round(chance.gauss(1.6, 0.3), 1)
+                decisions.append(cached.prune(own))
+                assert decisions[-1] == stated_rule(rule, trials, own, sign), (rule, rung, number)
+                record = cached.describe(rule, own)
+                peers = [trials[peer].intermediate_values for peer in parse_spans(record["peers"])]
+                again = compare_at_last_rung(rule.model_dump(), own.intermediate_values, peers, direction)
+                assert again.prunes or not decisions[-1]
+                assert record["n"] == len(peers)
+    assert 0.1 < sum(decisions) / len(decisions) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("trial", "loss"),
+    [
+        (create_trial(state=COMPLETE, value=1.0, intermediate_values={1: 3.0, 2: 2.0}), 2.0),
+        (create_trial(state=RUNNING, intermediate_values={1: 3.0, 2: 2.5}), 2.5),
+        (create_trial(state=RUNNING, intermediate_values={1: 3.0}), None),
+        (create_trial(state=PRUNED, intermediate_values={1: 3.0}), math.inf),
+        (create_trial(state=PRUNED, intermediate_values={1: math.nan}), math.inf),
+        (create_trial(state=PRUNED, intermediate_values={1: 3.0, 2: -math.inf}), math.inf),
+        (create_trial(state=PRUNED, intermediate_values={1: 3.0}, constraints={"memory": 1.0}), None),
+        (create_trial(state=PRUNED, intermediate_values={1: 3.0, 2: 2.0}, constraints={"memory": 1.0}), 2.0),
+        (create_trial(state=PRUNED), None),
+        (create_trial(state=FAIL, intermediate_values={1: 3.0, 2: 2.0}), None),
+    ],
+    ids=["complete", "running", "behind", "pruned", "nan", "infinite", "memory", "memory_later", "invalid", "failed"],
+)  # fmt: skip
+def test_peers_are_trials_with_a_value_at_the_rung_and_trials_that_lost_before_it(
+    trial: FrozenTrial, loss: float | None
+) -> None:
+    assert loss_at(trial, 2) == loss
+
+
+def test_median_continues_to_end_half_where_optunas_ends_more_and_more() -> None:
+    shares = {}
+    for peers in ("all", "finished"):
+        rule = pruner("median", peers=peers, warmup_rungs=0)
+        study, chance, ended = optuna.create_study(), random.Random(3), []
+        cached = CachedPruner(study, build_pruner(rule, R, Direction.MINIMIZE), R, refresh_s=0)
+        for number in range(200):
+            quality, own = chance.gauss(2.0, 0.3), running({}, number)
+            for rung in range(1, R + 1):
+                own.intermediate_values[rung] = quality + chance.gauss(0.0, 0.1)
+                if cached.prune(own):
+                    break
+            ended.append(rung < R)
+            state = PRUNED if rung < R else COMPLETE
+            value = own.intermediate_values[rung]
+            study.add_trial(create_trial(state=state, value=value, intermediate_values=dict(own.intermediate_values)))
+        shares[peers] = sum(ended[100:]) / 100
+    assert abs(shares["all"] - 0.5) < 0.12
+    assert shares["finished"] > 0.8
+
+
+def test_deciding_again_reads_finished_trials_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    study, chance = optuna.create_study(), random.Random(0)
+    study.add_trials([odd_trial(chance, COMPLETE) for _ in range(50)])
+    cached = CachedPruner(study, pruner("median").build(R), R, refresh_s=0)
+    own = running({1: 1.0, 2: 1.0, 3: 1.0})
+    cached.prune(own)
+    asked: list[int] = []
+    monkeypatch.setattr("hpo.search.peers.loss_at", lambda trial, rung: asked.append(trial.number))
+    cached.prune(own)
+    assert asked == []
+    study.add_trial(odd_trial(chance, COMPLETE))
+    cached.prune(own)
+    assert sorted(asked) == list(range(51))
