@@ -162,7 +162,13 @@ TRIALS = sa.table(
     sa.column("datetime_start", sa.DateTime),
     sa.column("datetime_complete", sa.DateTime),
 )
-TRIAL_VALUES = sa.table("trial_values", sa.column("trial_id"), sa.column("value"), sa.column("value_type"))
+TRIAL_VALUES = sa.table(
+    "trial_values",
+    sa.column("trial_id", sa.Integer),
+    sa.column("objective", sa.Integer),
+    sa.column("value", sa.Double),
+    sa.column("value_type"),  # on Postgres an enumeration
+)
 TRIAL_CURVES = sa.table(
     "trial_intermediate_values",
     sa.column("trial_intermediate_value_id", sa.Integer),  # ascends in the order of writing
@@ -212,6 +218,11 @@ def trial_state(name: str) -> sa.ColumnElement[Any]:
     """Return a state as a literal: on Postgres the column is an enumeration, to which no text parameter converts."""
     assert name in (RUNNING, WAITING, *FINISHED)
     return sa.literal_column(f"'{name}'")
+
+
+def finite_value() -> sa.ColumnElement[Any]:
+    """Return the value of `TRIAL_VALUES.value_type` of a finite number, as a literal as in `trial_state`."""
+    return sa.literal_column("'FINITE'")
 
 
 def attribute_json(value: Any) -> str:

@@ -19,7 +19,7 @@ from hpo.optuna_internals import RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.heartbeat import free_expired_leases, void_leases
 from hpo.queue.identity import find_slots, lost_slots, restore_slots
 from hpo.queue.inspect import SlotTable
-from hpo.queue.slots import Slots, set_trial_states
+from hpo.queue.slots import Slots
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.resources import available_cores, list_gpus
 from hpo.runs.run_dir import can_write
@@ -31,6 +31,7 @@ from hpo.storage.retry import transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import open_store
 from hpo.storage.studies import study_attrs, study_ids
+from hpo.storage.trial_rows import set_trial_states
 from hpo.storage.url import masked_url, network_file_system, normalise_url, sqlite_file
 from model.config import TrainConfig
 

@@ -17,9 +17,10 @@ import sqlalchemy as sa
 from hpo.errors import Problem
 from hpo.optuna_internals import FINISHED, RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.inspect import Lease, is_void
-from hpo.queue.slots import Claim, Slots, insert_event, set_trial_states
+from hpo.queue.slots import Claim, Slots, insert_event
 from hpo.storage.retry import OpenStorage, limit_patience, outages, transact
 from hpo.storage.schema import SLOT, database_clock
+from hpo.storage.trial_rows import set_trial_states
 
 LEASE_S = "HPO_LEASE_S"  # environment variable: length of a lease in seconds, equal in all processes of a study
 RETRY_S = 1.0  # pause after a failed renewal; short, so that live workers renew first once the storage is back

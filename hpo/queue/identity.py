@@ -7,12 +7,13 @@ import sqlalchemy as sa
 from hpo.errors import Problem, WorkFailed
 from hpo.optuna_internals import FINISHED, RUNNING, TRIAL_USER_ATTRS, TRIALS, WAITING, state_name
 from hpo.queue.inspect import SlotTable
-from hpo.queue.slots import insert_event, set_trial_states
-from hpo.storage.attributes import FIXED_VALUES
+from hpo.queue.slots import insert_event
+from hpo.storage.attributes import FIXED_VALUES, PAUSED
 from hpo.storage.retry import OpenStorage
 from hpo.storage.schema import EVENT, SLOT
 from hpo.storage.studies import names_of_uid, study_ids
-from hpo.storage.trials import read_trials
+from hpo.storage.trial_rows import set_trial_states, trials_with_attr
+from hpo.storage.trials import State, Trial, read_trials
 
 _c = SLOT.c
 
@@ -71,8 +72,10 @@ def _move_slots(connection: sa.Connection, slots: SlotTable, former: int, name: 
 
 
 def _link_trials(connection: sa.Connection, slots: SlotTable) -> None:
-    """Store in each slot the id of its trial. A slot is done only if its trial was copied after it had finished."""
+    """Store in each slot the id of its trial. A slot is done or paused only if its trial was when it was copied."""
     trials = {slot: (trial_id, state) for slot, trial_id, state in _trials_by_slot(connection, slots.study_id)}
+    waiting = [trial_id for trial_id, state in trials.values() if state == WAITING]
+    paused = set(trials_with_attr(connection, waiting, PAUSED))
     started = sa.or_(_c.trial_id.is_not(None), _c.state != "free")
     rows = connection.execute(sa.select(_c.slot, _c.state).where(slots.of_study, started)).all()
     states = dict.fromkeys(trials, "free") | dict(map(tuple, rows))
@@ -80,7 +83,8 @@ def _link_trials(connection: sa.Connection, slots: SlotTable) -> None:
     for slot, state in states.items():
         trial_id, trial_state = trials.get(slot, (None, ""))
         is_done = state == "done" and trial_state in FINISHED
-        values.append({"row": slot, "id": trial_id, "to": "done" if is_done else "free"})
+        to = "done" if is_done else "paused" if trial_id in paused else "free"
+        values.append({"row": slot, "id": trial_id, "to": to})
     if values:
         one = sa.and_(_c.study_id == slots.study_id, _c.slot == sa.bindparam("row"))
         update = sa.update(SLOT).where(one).values(trial_id=sa.bindparam("id"), state=sa.bindparam("to"))
@@ -135,7 +139,7 @@ def restore_slots(slots: SlotTable) -> None:
                 "study_uid": slots.uid,
                 "slot": attrs["slot"],
                 "kind": attrs["kind"],
-                "state": "done" if trial.state.name in FINISHED else "free",
+                "state": _state_of(trial),
                 "attempt": attrs.get("attempt", 1),
                 "trial_id": attrs.trial_id,
                 "fixed": None if fixed is None else json.dumps(fixed),
@@ -154,6 +158,13 @@ def restore_slots(slots: SlotTable) -> None:
 
     if rows:
         slots.transact(write)
+
+
+def _state_of(trial: Trial) -> str:
+    """Return the state of the slot of a trial that no worker holds."""
+    if trial.state.name in FINISHED:
+        return "done"
+    return "paused" if trial.state == State.WAITING and PAUSED in trial.user_attrs else "free"
 
 
 def gone_problem(slots: SlotTable, name: str) -> WorkFailed | None:

@@ -14,7 +14,7 @@ from hpo.storage.studies import study_has_uid
 _LOCK = 0x68706F  # "hpo": with a study's id, the key of an advisory lock
 
 # Event types that an ordinary run produces; `events` leaves them out.
-ORDINARY = ("began", "complete", "pruned", "diverged", "invalid")
+ORDINARY = ("began", "complete", "pruned", "diverged", "invalid", "paused_at_rung")
 
 # Attempts in a row without a new rung from which on `hpo status` and `hpo doctor` name the trial.
 STALLED = 3
@@ -103,10 +103,18 @@ class SlotTable:
         return {"free": 0, "leased": 0, "done": 0, "expired": 0} | dict(rows)
 
     def n_unfinished(self, only_started: bool = False) -> int:
-        """Return how many slots are not done; with `only_started`, how many of them are leased or have a trial."""
+        """Return how many slots are free or leased; with `only_started`, how many of them are leased or have a trial.
+
+        A paused slot does not count, because its trial may never continue.
+        """
         started = sa.or_(_c.state == "leased", _c.trial_id.is_not(None)) if only_started else sa.true()
-        rows = self.run(sa.select(sa.func.count()).select_from(SLOT).where(self.of_study, _c.state != "done", started))
+        unfinished = _c.state.in_(("free", "leased"))
+        rows = self.run(sa.select(sa.func.count()).select_from(SLOT).where(self.of_study, unfinished, started))
         return int(rows[0][0])
+
+    def paused(self) -> frozenset[int]:
+        """Return the slots whose trials are paused."""
+        return frozenset(row[0] for row in self.run(sa.select(_c.slot).where(self.of_study, _c.state == "paused")))
 
     def rungs(self) -> int:
         """Return how many rungs of the study are trained or reserved."""
@@ -122,7 +130,8 @@ class SlotTable:
     def attempts(self, slot: int) -> list[list[Any]]:
         """Return [attempt, event type, owner] for the end of each attempt of a slot."""
         columns = (EVENT.c.attempt, EVENT.c.event_type, EVENT.c.owner)
-        ends = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.slot == slot, EVENT.c.event_type != "began")
+        of_slot = sa.and_(EVENT.c.study_id == self.study_id, EVENT.c.slot == slot, EVENT.c.attempt.is_not(None))
+        ends = sa.and_(of_slot, EVENT.c.event_type != "began")
         return [list(row) for row in self.run(sa.select(*columns).where(ends).order_by(EVENT.c.id))]
 
     def events(self, limit: int = 1000) -> list[SlotEvent]:

@@ -6,22 +6,26 @@ claim, so a worker that lost its lease changes nothing. There is one row for eac
 is exact for any number of workers.
 
 The state of Optuna's trial follows the state of the slot: RUNNING while the slot is leased, and WAITING while it is
-free after an interruption.
+free after an interruption or paused (see `hpo.queue.pausing`).
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
-from hpo.optuna_internals import RUNNING, TRIALS, WAITING, trial_state
+from hpo.optuna_internals import RUNNING, TRIALS, WAITING
 from hpo.queue.inspect import SlotTable, not_in_force
+from hpo.storage.attributes import PAUSED
 from hpo.storage.schema import EVENT, SLOT
+from hpo.storage.trial_rows import delete_attr, set_trial_states
 
 # Attempts in a row without a new rung after which the trial fails. FAILURES: its worker died, its device failed, or its
 # files could not be written; the trial may be the cause. INTERRUPTIONS: whatever ended them, signals included.
 MAX_FAILURES, MAX_INTERRUPTIONS = 5, 20
+
+PAUSABLE = ("search", "enqueued")  # kinds of slots whose trials may pause at a mark
 
 T = TypeVar("T")
 _c = SLOT.c
@@ -47,12 +51,23 @@ class Claim(NamedTuple):
     failures: int = 0
     interruptions: int = 0
 
+    @classmethod
+    def from_row(cls, row: sa.Row[Any]) -> "Claim":
+        """Return the claim in a row that `Slots.claiming` returns."""
+        return cls._make(row)._replace(fixed=row.fixed and json.loads(row.fixed))
+
 
 class Slots(SlotTable):
     """The slots of one study. Each method is one transaction, retried while the storage is unreachable."""
 
     def claim(
-        self, owner: str, lease_s: float, only_started: bool = False, rungs: tuple[int, int] | None = None
+        self,
+        owner: str,
+        lease_s: float,
+        only_started: bool = False,
+        rungs: tuple[int, int] | None = None,
+        first_stop: int | None = None,
+        search: bool = True,
     ) -> Claim | None:
         """Claim a free slot, or return None if there is none.
 
@@ -62,30 +77,33 @@ class Slots(SlotTable):
         only_started: claim only interrupted trials.
         rungs: (r, n): reserve r rungs for a new trial, and start one only if the reserved and trained rungs of the
             whole study stay at or below n.
+        first_stop: reserve only this number of rungs for a trial that may pause there.
+        search: whether to claim trials of the search that have not started.
         """
         started = _c.trial_id.is_not(None)
         first = (
             sa.select(_c.slot)
             .where(self.of_study, _c.state == "free", self._may_start(started, only_started, rungs))
+            .where(sa.true() if search else sa.or_(started, _c.kind != "search"))
             .order_by(sa.not_(started), _c.kind == "search", _c.slot)
             .limit(1)
             .with_for_update(skip_locked=True)  # SQLite has no such clause; there the whole transaction is exclusive
         )
-        reserved = sa.case((started, _c.rungs), else_=rungs[0] if rungs else 0)
-        values = self._lease(owner, lease_s) | {"rungs": reserved}
-        update = sa.update(SLOT).where(self.of_study, _c.slot == first.scalar_subquery()).values(values)
-        columns = (_c.slot, _c.attempt, _c.kind, _c.fixed, _c.trial_id, _c.origin, _c.requested_action)
-        counts = (_c.failures, _c.interruptions)
+        full = rungs[0] if rungs else 0
+        pausable = _c.kind.in_(PAUSABLE) if first_stop is not None else sa.false()
+        reserved = sa.case((started, _c.rungs), (pausable, min(full, first_stop or 0)), else_=full)
+        values = self.lease(owner, lease_s) | {"rungs": reserved}
+        update = self.claiming(sa.and_(self.of_study, _c.slot == first.scalar_subquery()), values)
 
         def write(connection: sa.Connection) -> Claim | None:
             if rungs is not None:
                 self.lock(connection)  # otherwise two simultaneous claims could both take the last rungs
-            row = connection.execute(update.returning(*columns, *counts)).first()
+            row = connection.execute(update).first()
             if row is None:
                 return None
-            claim = Claim(*row)._replace(fixed=row.fixed and json.loads(row.fixed))
+            claim = Claim.from_row(row)
             set_trial_states(connection, [claim.trial_id], WAITING, RUNNING)
-            self._log(connection, "began", slot=claim.slot, attempt=claim.attempt, owner=owner)
+            self.store_event(connection, "began", slot=claim.slot, attempt=claim.attempt, owner=owner)
             return claim
 
         return self.transact(write)
@@ -98,10 +116,19 @@ class Slots(SlotTable):
             return started
         if rungs is None:
             return sa.true()
-        used = sa.select(sa.func.coalesce(sa.func.sum(_c.rungs), 0)).where(self.of_study).scalar_subquery()
-        return sa.or_(started, used + rungs[0] <= rungs[1])
+        return sa.or_(started, self.used_rungs() + rungs[0] <= rungs[1])
 
-    def _lease(self, owner: str, lease_s: float) -> dict[str, Any]:
+    def used_rungs(self) -> sa.ScalarSelect[Any]:
+        """Return the query of the rungs of the whole study that are trained or reserved."""
+        return sa.select(sa.func.coalesce(sa.func.sum(_c.rungs), 0)).where(self.of_study).scalar_subquery()
+
+    def claiming(self, condition: sa.ColumnElement[bool], values: Mapping[str, Any]) -> sa.Executable:
+        """Return the statement that sets values of the slots under a condition, and returns rows of `Claim`."""
+        columns = (_c.slot, _c.attempt, _c.kind, _c.fixed, _c.trial_id, _c.origin, _c.requested_action)
+        update = sa.update(SLOT).where(condition).values(values)
+        return update.returning(*columns, _c.failures, _c.interruptions)
+
+    def lease(self, owner: str, lease_s: float) -> dict[str, Any]:
         """Return the values of a slot that becomes leased."""
         return {"state": "leased", "owner": owner, "attempt": _c.attempt + 1, **self._until(lease_s)}
 
@@ -111,7 +138,7 @@ class Slots(SlotTable):
 
     def held(self, claim: Claim, owner: str) -> sa.Select[Any]:
         """Return the query that finds and locks the slot while the owner holds the claim: the check of `fenced`."""
-        return sa.select(_c.slot).where(self._is(claim, owner), _c.state == "leased").with_for_update()
+        return sa.select(_c.slot).where(self.claimed(claim, owner), _c.state == "leased").with_for_update()
 
     def link(self, claim: Claim, owner: str) -> sa.Update:
         """Return the statement that stores the newest Optuna trial of the study as the trial of the slot.
@@ -120,7 +147,9 @@ class Slots(SlotTable):
         newest trial is then the new one.
         """
         newest = sa.select(sa.func.max(TRIALS.c.trial_id)).where(TRIALS.c.study_id == self.study_id)
-        unlinked = sa.and_(self._is(claim, owner), _c.trial_id.is_(None))  # a lost answer must not link a second trial
+        unlinked = sa.and_(
+            self.claimed(claim, owner), _c.trial_id.is_(None)
+        )  # a lost answer must not link a second trial
         return sa.update(SLOT).where(unlinked).values(trial_id=newest.scalar_subquery())
 
     def renewal(self, claim: Claim, owner: str, lease_s: float, rung: int, new: bool = True) -> sa.Executable:
@@ -130,7 +159,7 @@ class Slots(SlotTable):
             interruptions, because whatever ended the earlier attempt may end this one too.
         """
         rungs = sa.case((_c.rungs < rung, rung), else_=_c.rungs)
-        update = sa.update(SLOT).where(self._is(claim, owner), _c.state == "leased")
+        update = sa.update(SLOT).where(self.claimed(claim, owner), _c.state == "leased")
         values = {**self._until(lease_s), "rungs": rungs} | ({"failures": 0, "interruptions": 0} if new else {})
         return update.values(values).returning(_c.requested_action)
 
@@ -159,13 +188,18 @@ class Slots(SlotTable):
         return bool(self.run(update.values(requested_action=action).returning(_c.slot)))
 
     def take(self, slot: int, owner: str, lease_s: float) -> Claim | None:
-        """Claim this slot if its trial was started and no lease on it is in force."""
-        idle = sa.or_(_c.state == "free", sa.and_(_c.state == "leased", not_in_force(self.store)))
+        """Claim this slot if its trial was started and no lease on it is in force, as of a paused trial."""
+        idle = sa.or_(_c.state.in_(("free", "paused")), sa.and_(_c.state == "leased", not_in_force(self.store)))
         interrupted = sa.and_(self.of_study, _c.slot == slot, idle, _c.trial_id.is_not(None))
-        update = sa.update(SLOT).where(interrupted).values(self._lease(owner, lease_s))
-        for slot, attempt, kind, trial_id in self.run(update.returning(_c.slot, _c.attempt, _c.kind, _c.trial_id)):
-            return Claim(slot, attempt, kind, None, trial_id)
-        return None
+        take = self.claiming(interrupted, self.lease(owner, lease_s))
+
+        def write(connection: sa.Connection) -> Claim | None:
+            row = connection.execute(take).first()
+            if row is not None:
+                delete_attr(connection, row.trial_id, PAUSED)
+            return None if row is None else Claim.from_row(row)
+
+        return self.transact(write)
 
     def renew(self, owner: str, claims: Collection[tuple[int, int]], lease_s: float) -> set[tuple[int, int]]:
         """Renew these (slot, attempt) in one statement and return those that the owner still holds.
@@ -184,39 +218,33 @@ class Slots(SlotTable):
 
     def log(self, event_type: str, text: str = "", owner: str | None = None) -> None:
         """Store an event of the study or of a worker."""
-        self.transact(lambda connection: self._log(connection, event_type, text, owner=owner))
+        self.transact(lambda connection: self.store_event(connection, event_type, text, owner=owner))
 
     def _close(self, claim: Claim, owner: str, after: str, event_type: str, text: str, **values: Any) -> bool:
         """End an attempt; return whether the claim is held, or was ended like this already by a call without answer."""
 
         def write(connection: sa.Connection) -> bool:
-            leased = sa.update(SLOT).where(self._is(claim, owner), _c.state == "leased")
+            leased = sa.update(SLOT).where(self.claimed(claim, owner), _c.state == "leased")
             row = connection.execute(leased.values(state=after, **values).returning(_c.trial_id)).first()
             if row is None:
-                ended = sa.select(_c.slot).where(self._is(claim, owner), _c.state == after)
+                ended = sa.select(_c.slot).where(self.claimed(claim, owner), _c.state == after)
                 return connection.execute(ended).first() is not None
             if after == "free":
                 set_trial_states(connection, [row[0] or claim.trial_id], RUNNING, WAITING)
-            self._log(connection, event_type, text, slot=claim.slot, attempt=claim.attempt, owner=owner)
+            self.store_event(connection, event_type, text, slot=claim.slot, attempt=claim.attempt, owner=owner)
             return True
 
         return self.transact(write)
 
-    def _is(self, claim: Claim, owner: str) -> sa.ColumnElement[bool]:
+    def claimed(self, claim: Claim, owner: str) -> sa.ColumnElement[bool]:
+        """Return the condition under which a slot is at this attempt of this owner."""
         return sa.and_(self.of_study, _c.slot == claim.slot, _c.attempt == claim.attempt, _c.owner == owner)
 
-    def _log(self, connection: sa.Connection, event_type: str, text: str = "", **values: Any) -> None:
+    def store_event(self, connection: sa.Connection, event_type: str, text: str = "", **values: Any) -> None:
+        """Store an event of the study in a transaction."""
         connection.execute(insert_event(self.clock, event_type, text, study_id=self.study_id, **values))
 
 
 def insert_event(now: sa.ColumnElement[float], event_type: str, text: str, **values: Any) -> sa.Insert:
     """Return the statement that stores an event."""
     return sa.insert(EVENT).values(at=now, event_type=event_type, text=text or None, **values)
-
-
-def set_trial_states(connection: sa.Connection, trial_ids: Sequence[int | None], before: str, after: str) -> None:
-    """Change the state of Optuna's trials from `before` to `after`; a trial in a third state stays as it is."""
-    ids = [trial_id for trial_id in trial_ids if trial_id is not None]
-    if ids:
-        matching = sa.and_(TRIALS.c.trial_id.in_(ids), TRIALS.c.state == trial_state(before))
-        connection.execute(sa.update(TRIALS).where(matching).values(state=trial_state(after)))

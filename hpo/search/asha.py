@@ -8,7 +8,7 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.search.marks import Standing, mark_rungs, promotions, standing
+from hpo.search.marks import Standing, mark_rungs, promotions, ranking
 from hpo.storage.attributes import PAUSED
 
 
@@ -27,16 +27,18 @@ class AshaPruner(BasePruner):
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Return whether a trial pauses at its last rung: the rung is a mark, and the trial is not among the best
         1 / factor of the trials that reached it."""
-        return trial.last_step in self.marks and not self.standing(study.get_trials(deepcopy=False), trial).is_kept
+        return trial.last_step in self.marks and not self.compare(study.get_trials(deepcopy=False), trial)[0].is_kept
 
-    def standing(self, trials: Iterable[FrozenTrial], trial: FrozenTrial) -> Standing:
-        """Return the place of a trial at its last rung, a mark.
+    def compare(self, trials: Iterable[FrozenTrial], trial: FrozenTrial) -> tuple[Standing, list[int]]:
+        """Return the place of a trial at its last rung, a mark, and the numbers of the others there, the best first.
 
         trials: all trials of the study. The values of `trial` itself may be newer.
         """
         rung = trial.last_step
         assert rung in self.marks
-        return standing(_curves(trials) | _curves([trial]), self.marks, rung, trial.number, self.factor)
+        ranked = ranking(_curves(trials) | _curves([trial]), self.marks, rung)
+        place = Standing(rung, ranked.index(trial.number) + 1, len(ranked), len(ranked) // self.factor)
+        return place, [number for number in ranked if number != trial.number]
 
     def promotable(self, trials: Sequence[FrozenTrial]) -> list[int]:
         """Return the numbers of the paused trials that may continue, in the order in which to continue them.

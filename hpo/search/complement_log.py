@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.optuna_internals import get_sampler_trials, get_trial_id
+from hpo.search.asha import as_pruned, is_paused
 from hpo.search.prior_draws import PriorDraws
 from hpo.search.ranges import is_inside
 from hpo.search.study_view import StudyView, as_minimized, direction_of
@@ -110,12 +111,16 @@ class ComplementLogSampler(optuna.samplers.BaseSampler):
         return StudyView(study, read)
 
     def _read(self, study: optuna.Study, needed: frozenset[str]) -> list[FrozenTrial]:
-        ended = _FINISHED_TRIALS.setdefault(study, {}).setdefault(self.complemented_names, {})
-        trials, direction = get_sampler_trials(study), direction_of(study)
+        stored = _FINISHED_TRIALS.setdefault(study, {}).setdefault(self.complemented_names, {})
+        read, direction = get_sampler_trials(study), direction_of(study)
+        paused = {get_trial_id(trial) for trial in read if is_paused(trial)}
+        trials = [as_pruned(trial) if get_trial_id(trial) in paused else trial for trial in read]
+        ended = dict(stored)
         for trial in trials:
             if trial.state in _FINISHED and get_trial_id(trial) not in ended:
                 minimized = as_minimized(trial, direction)
                 ended[get_trial_id(trial)] = self._complement(minimized), _rank(minimized)
+        stored.update((i, entry) for i, entry in ended.items() if i not in paused)
         # GP and NSGA-II need every parameter in every finished trial. TPE skips trials that lack one.
         ids = [get_trial_id(trial) for trial in trials]
         fit = [i for i in ids if i in ended and needed <= ended[i][0].params.keys()]

@@ -55,13 +55,6 @@ def _loss_at(curve: Mapping[int, float], before: int, mark: int) -> float | None
     return None if loss is None or math.isnan(loss) else loss
 
 
-def standing(curves: Curves, marks: Collection[int], mark: int, number: int, factor: int) -> Standing:
-    """Return the place of a trial at a mark that it has reached. The best 1 / factor of the trials, rounded down,
-    continue."""
-    ranked = ranking(curves, marks, mark)
-    return Standing(mark, ranked.index(number) + 1, len(ranked), len(ranked) // factor)
-
-
 def promotions(
     curves: Curves, marks: Collection[int], paused: Collection[int], factor: int
 ) -> list[tuple[int, Standing]]:

@@ -69,12 +69,24 @@ class CachedPruner:
         """Return whether the pruner ends the trial. A trial that diverged is not pruned."""
         return self.decide(trial, never_prune) == "prune"
 
-    def promotions(self) -> list[tuple[int, Standing]]:
-        """Return number and place of the paused trials that may continue, in the order in which to continue them."""
-        if not isinstance(self.pruner, AshaPruner):
-            return []
+    def promotions(self) -> list[tuple[FrozenTrial, Standing]]:
+        """Read the trials, and return the paused ones that `AshaPruner` lets continue, in order, with their places."""
+        assert isinstance(self.pruner, AshaPruner)
         self.refresh()
-        return self.pruner.promotions(self._view.get_trials(deepcopy=False))
+        trials = self._view.get_trials(deepcopy=False)
+        by_number = {trial.number: trial for trial in trials}
+        return [(by_number[number], place) for number, place in self.pruner.promotions(trials)]
+
+    def describe_mark(self, trial: FrozenTrial) -> tuple[Standing, dict[str, Any]]:
+        """Return the place of a trial at its last rung, a mark of `AshaPruner`, also in its stored form.
+
+        The trials are those that the last decision read.
+        """
+        assert isinstance(self.pruner, AshaPruner)
+        trials = self._view.get_trials(deepcopy=False)
+        place, peers = self.pruner.compare(trials, as_minimized(trial, self._direction))
+        record = {**place._asdict(), "value": trial.intermediate_values[place.rung], "peers": format_spans(peers)}
+        return place, record
 
     def describe(self, rule: Section, trial: FrozenTrial) -> dict[str, Any]:
         """Return the comparison by which `decide` has just pruned a trial, in its stored form.

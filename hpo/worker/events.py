@@ -44,6 +44,8 @@ def event_line(event: Event, rungs: int, digits: int = 4) -> str:
             rate = event.get("tokens_per_second")
             speed = f", {rate:,.0f} tokens/s" if rate else ""
             return f"trial {trial}: rung {event['rung']}/{rungs}, {_loss(event, digits)}{speed}"
+        case "paused":
+            return f"trial {trial}: {event['text']}, {_loss(event, digits)}"
         case "requeued":
             return f"trial {trial}: requeued after rung {event['rung']} ({event['text']})"
         case "taken":

@@ -12,8 +12,9 @@ from optuna.trial import TrialState
 
 from hpo.errors import StorageError, Unwritable, error_summary, raised_error
 from hpo.queue.heartbeat import LeaseRenewer
+from hpo.queue.pausing import place_text
 from hpo.queue.slots import Claim
-from hpo.queue.stored_study import StoredStudy
+from hpo.queue.stored_study import StoredStudy, StudyState
 from hpo.runs import checkpoints
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.metrics import repair_metrics
@@ -26,6 +27,7 @@ from hpo.storage.retry import limit_patience
 from hpo.worker.configure import configure_trial
 from hpo.worker.events import EventListener
 from hpo.worker.failures import CircuitBreaker, Quarantine, classify_failure, disk_is_full, give_up_reason, is_given_up
+from hpo.worker.promotion import Promoter
 from hpo.worker.reporter import UNREACHABLE_WAIT_S, Reporter
 from hpo.worker.trial import RunningTrial, open_trial
 
@@ -59,6 +61,7 @@ class TrialExecutor:
             build_pruner(stored.study.file.pruner, stored.study.rungs, stored.study.direction),
             stored.study.rungs,
         )
+        self.promoter = Promoter(stored, owner, lease_s, self.pruner)
         self.datasets = PreparedDatasets()
         self.breaker = CircuitBreaker()
         self.trials: list[RunningTrial] = []
@@ -71,7 +74,7 @@ class TrialExecutor:
         pack: number of trials that the worker trains side by side.
         """
         state = self.reporter.study_state()
-        claim = self.stored.slots.claim(self.owner, self.lease_s, self.stored.is_over(state), state.rungs)
+        claim = self.promoter.claim(self.stored.is_over(state), state.rungs)
         if claim is None:
             return False
         self.renewer.hold(claim)
@@ -116,13 +119,19 @@ class TrialExecutor:
             self.complete(trial, last)
 
     def decide(self, trial: RunningTrial) -> str:
-        """Return the pruner's decision: "continue", "prune" or "diverged".
+        """Return the pruner's decision: "continue", "prune", "pause" or "diverged"; "lost" if the lease is lost.
 
-        While the storage is unreachable, the decision is "continue".
+        While the storage is unreachable, the decision is "continue". At a mark of `asha`, the worker waits for it.
         """
+        is_due = self.promoter.is_due(trial)
         try:
-            with limit_patience(UNREACHABLE_WAIT_S):
-                decision = self.pruner.decide(trial.frozen, trial.never_prune)
+            with limit_patience(math.inf if is_due else UNREACHABLE_WAIT_S):
+                decision: str = self.pruner.decide(trial.frozen, trial.never_prune)
+                if decision in ("continue", "pause"):
+                    rungs = self.reporter.study_state().rungs if is_due else None
+                    return self.promoter.settle(trial, decision, rungs) if is_due else "continue"
+        except LeaseLost:
+            return "lost"
         except StorageError as error:
             if not error.passing:
                 raise
@@ -139,6 +148,29 @@ class TrialExecutor:
         ranked = sorted(own, key=lambda frozen: self.stored.study.direction.loss(frozen.values[0]))
         others = ranked[self.stored.study.file.keep_best :]
         checkpoints.remove_all_checkpoints(self._folder(frozen.number) for frozen in others)
+
+    def pause(self, trial: RunningTrial) -> None:
+        """Pause a trial at a mark. Its checkpoint is saved."""
+        self.renewer.drop(trial.claim)
+        if not self.promoter.pause(trial):
+            self.drop_lost(trial.claim)
+            return
+        self.trials.remove(trial)
+        self.breaker.reset()
+        assert trial.mark is not None
+        place, record = trial.mark
+        event = {"event": "paused", "trial": trial.number, "rung": place.rung, "value": record["value"]}
+        self.emit({**event, "text": f"paused at {place_text(place)}"})
+
+    def end_paused(self, state: StudyState) -> bool:
+        """End the trials that are paused when nothing else is left to run; return False if one of them may continue."""
+        ended = self.promoter.end_paused(self.stored.is_over(state), state.rungs)
+        for frozen in ended or ():
+            checkpoints.remove_checkpoints(self._folder(frozen.number), all_of_them=True)
+            rung = frozen.last_step or 0
+            value = frozen.intermediate_values[rung]
+            self.emit({"event": "pruned", "trial": frozen.number, "rung": rung, "value": value})
+        return ended is not None
 
     def end(
         self, trial: RunningTrial, state: TrialState, reason: str, error: str = "", value: float | None = None

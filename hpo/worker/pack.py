@@ -96,13 +96,32 @@ class PackRunner:
             self.signals.start_timeout(limit - max(trial.seconds() for trial in self.lanes.values()))
 
     def _resume(self, lane: int, trial: RunningTrial) -> bool:
-        """Resume a trial; return whether it has ended, because its checkpoint is that of its last rung."""
+        """Resume a trial; return whether it has left its lane.
+
+        Its checkpoint may be that of its last rung, or of a mark at which the last attempt ended before it decided.
+        """
         rung = resume_run(self.executor, self.runs, lane, trial)
         if rung < self.study.rungs:
-            return False
+            return rung > 0 and rung == trial.rung and self._decide_resumed(lane, trial)
         self._stop(lane, trial)
         self.executor.complete(trial, trial.frozen.intermediate_values[rung])
         return True
+
+    def _decide_resumed(self, lane: int, trial: RunningTrial) -> bool:
+        """Decide about a trial at a mark if its last attempt has not; return whether the trial has left its lane."""
+        if not self.executor.promoter.is_due(trial):
+            return False
+        status = self.executor.reporter.report_values(trial, wait=True)
+        decision = self.executor.decide(trial) if status == "held" else status
+        if decision == "pause":
+            return self._pause(lane, trial)
+        if decision == "lost":
+            self._stop(lane, trial)
+            self.executor.drop_lost(trial.claim)
+        elif decision == "killed":
+            self._stop(lane, trial)
+            self._end(trial, decision)
+        return decision != "continue"
 
     def _report(self, lane: int, trial: RunningTrial, metrics: Any) -> bool:
         """Report one rung of a trial; return whether the trial has left its lane."""
@@ -118,7 +137,7 @@ class PackRunner:
             self._stop(lane, trial)
             self.executor.drop_lost(trial.claim)
             return True
-        if decision != "continue":
+        if decision not in ("continue", "pause"):
             self._stop(lane, trial)
             self._end(trial, decision)
             return True
@@ -126,6 +145,8 @@ class PackRunner:
             self._save_checkpoints(lane, trial, rung, value)
         except Exception as error:  # a class of the user may raise anything
             return self._fail(lane, trial, error)
+        if decision == "pause":
+            return self._pause(lane, trial)
         if rung < self.study.rungs:
             return False
         self._finish(lane, trial, rung)
@@ -141,7 +162,8 @@ class PackRunner:
         """
         last_rung = trial.rung
         trial.add_value(rung, value)
-        status = self.executor.reporter.report_values(trial, wait=rung >= self.study.rungs)
+        wait = rung >= self.study.rungs or self.executor.promoter.is_due(trial)
+        status = self.executor.reporter.report_values(trial, wait)
         if status == "lost":
             return status
         append_metrics(trial.folder / "metrics.jsonl", trial.metrics)
@@ -155,6 +177,12 @@ class PackRunner:
         if trial.is_over(self.study.file.limits.seconds) and rung < self.study.rungs:
             return "timeout"
         return decision
+
+    def _pause(self, lane: int, trial: RunningTrial) -> bool:
+        """Pause a trial; return True, because it has left its lane."""
+        self._stop(lane, trial)
+        self.executor.pause(trial)
+        return True
 
     def _stop(self, lane: int, trial: RunningTrial) -> None:
         """End the run of a lane. An exception in a `finally` block of the training function has no effect."""

@@ -17,6 +17,7 @@ from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.provenance import describe_machine
 from hpo.search.complement_log import ComplementLogSampler
+from hpo.search.marks import Standing
 from hpo.search.samplers import build_sampler
 from hpo.search.space import params_in_range, suggest_values
 from hpo.storage.attributes import ARM, FIXED_VALUES, MACHINE, RETRIED, SEED, SUGGESTED_BY
@@ -36,6 +37,7 @@ class RunningTrial:
     alone: whether to train the trial in a pack of its own, to find out which trial of a pack has failed.
     unreported: values by rung that the storage does not have yet, because it was unreachable.
     pruning_decision: the comparison by which the pruner ended the trial.
+    mark: the place at the mark at which the trial pauses, and its record.
     note: what a reader of the result should know.
     earlier_seconds: training time of earlier attempts. started_at: when this attempt started, by time.monotonic().
     """
@@ -48,6 +50,7 @@ class RunningTrial:
     alone: bool = False
     unreported: dict[int, float] = field(default_factory=dict)
     pruning_decision: dict[str, Any] | None = None
+    mark: tuple[Standing, dict[str, Any]] | None = None
     note: str = ""
     earlier_seconds: float = 0.0
     started_at: float = field(default_factory=time.monotonic)

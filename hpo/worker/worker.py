@@ -93,7 +93,7 @@ class Worker:
                 if self.executor.trials:
                     pause = POLL_S[0]
                     self._run_pack(max_trials)
-                elif not waits or self._is_spent():
+                elif self._is_spent() or not waits:
                     return
                 elif not self.executor.quarantine:
                     time.sleep(random.uniform(0.7, 1.0) * pause)
@@ -141,11 +141,15 @@ class Worker:
             self.n_claimed += 1
 
     def _is_spent(self) -> bool:
-        """Return whether the study's budget leaves no work for this worker, now or later.
+        """Return whether the study's budget leaves no work for this worker, now or later; then end paused trials.
 
         Raises:
             WorkFailed: the study is gone.
         """
+        return self._is_used_up() and self.executor.end_paused(self.state)
+
+    def _is_used_up(self) -> bool:
+        """Return whether no trial is running or interrupted, and the budget has no room for another trial."""
         slots = self.stored.slots
         if slots.n_unfinished(only_started=self.stored.is_over(self.state)) == 0:
             self.stored.read_state()  # a study that is gone has no slots either
