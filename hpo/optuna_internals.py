@@ -38,6 +38,7 @@ OVERRIDDEN_METHODS = {
     },
     "optuna.samplers.QMCSampler": {"_find_sample_id": ("self", "study", "search_space")},
     "optuna.samplers.CmaEsSampler": {"_restore_optimizer": ("self", "completed_trials")},
+    "optuna.samplers.GPSampler": {"_optimize_acqf": ("self", "acqf", "best_params")},
 }
 
 # Attributes that Study.__init__ sets.
@@ -86,6 +87,25 @@ def cma_state(sampler: optuna.samplers.CmaEsSampler, trial: FrozenTrial) -> str:
     key = sampler._attr_key_optimizer
     parts = {name: text for name, text in trial.system_attrs.items() if name.startswith(key)}
     return "".join(str(parts.get(f"{key}:{i}", "")) for i in range(len(parts)))
+
+
+def limit_gp_search(sampler: optuna.samplers.GPSampler, n_candidates: int, n_starts: int) -> None:
+    """Set how many random candidates a proposal of the Gaussian process compares, and from how many it climbs."""
+    sampler._n_preliminary_samples, sampler._n_local_search = n_candidates, n_starts
+
+
+def draw_by_acquisition(sampler: optuna.samplers.GPSampler, acquisition: Any) -> Any:
+    """Return one of the random candidates, drawn in proportion to its expected improvement."""
+    rng = sampler._rng.rng
+    candidates = acquisition.search_space.sample_normalized_params(sampler._n_preliminary_samples, rng=rng)
+    log_values = acquisition.eval_acqf_no_grad(candidates)
+    weights = [math.exp(value) for value in log_values - max(log_values)]
+    return candidates[rng.choice(len(candidates), p=[weight / sum(weights) for weight in weights])]
+
+
+def has_proposal(trial: FrozenTrial) -> bool:
+    """Return whether a trial has parameters, or values that a sampler has proposed and that are not stored yet."""
+    return bool(trial.params) or any(":relative_params:" in key for key in trial.system_attrs)
 
 
 def get_study_system_attrs(study: optuna.Study) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The sampler `auto`: what it takes for which trial, and that workers neither share a point nor stop at a limit."""
 
+import copy
 import itertools
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from hpo.search.auto import MAX_CHOICES, MAX_FIELDS, choose_sampler
 from hpo.search.ranges import Space
-from hpo.search.samplers import Auto, build_sampler
+from hpo.search.samplers import GP, Auto, build_sampler
 from hpo.search.space import suggest_values
 
 NUMBER = FloatDistribution(0.0, 1.0)
@@ -69,27 +70,41 @@ def test_64_workers_start_with_distinct_points_of_one_sobol_design() -> None:
     assert sum(values["c"] == "a" for values in found) == 32
 
 
-def test_process_proposes_another_point_for_each_worker_that_asks_meanwhile() -> None:
+def searched(n_trials: int) -> optuna.Study:
     study = optuna.create_study()
-    for point in range(12):
+    for point in range(n_trials):
         study.sampler = build_sampler(Auto(startup_trials=5), Config(), SPACE, point, 0, point)
         trial = study.ask()
         study.tell(trial, loss(suggest_values(trial, Config(), SPACE)))
-    found = []
+    return study
+
+
+def smallest_gap(found: list[dict[str, Any]]) -> float:
+    pairs = itertools.combinations(found, 2)
+    return min(abs(a["x"] - b["x"]) + abs(a["y"] - b["y"]) + (a["c"] != b["c"]) for a, b in pairs)
+
+
+def test_process_proposes_another_point_while_earlier_ones_run() -> None:
+    study, found = searched(12), []
     for point in range(12, 20):
         study.sampler = build_sampler(Auto(startup_trials=5), Config(), SPACE, 7, 0, point)  # equal seeds
         found.append(suggest_values(study.ask(), Config(), SPACE))
-    gaps = [
-        abs(a["x"] - b["x"]) + abs(a["y"] - b["y"]) + (a["c"] != b["c"]) for a, b in itertools.combinations(found, 2)
-    ]
-    assert min(gaps) > 1e-3
+    assert smallest_gap(found) > 1e-3
+
+
+def test_process_proposes_another_point_to_each_of_the_workers_that_ask_at_the_same_time() -> None:
+    study, found = searched(12), []
+    started = [study._storage.create_new_trial(study._study_id) for _ in range(8)]
+    for point, trial_id in enumerate(started, 12):
+        alone = copy.deepcopy(study)  # no worker sees what another one is proposed
+        alone.sampler = build_sampler(Auto(startup_trials=5), Config(), SPACE, point, 0, point)
+        found.append(suggest_values(optuna.Trial(alone, trial_id), Config(), SPACE))
+    assert smallest_gap(found) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["auto", "gp"])
 def test_process_learns_from_a_trial_that_exceeded_a_limit(kind: str) -> None:
     """A worker stores a constraint only with the trial that exceeded it, and no value if it did so at once."""
-    from hpo.search.samplers import GP
-
     rule: Any = Auto(startup_trials=5) if kind == "auto" else GP(startup_trials=5)
     study = optuna.create_study()
     kinds = {path: entry.distribution(float) for path, entry in SPACE.items()}
