@@ -26,7 +26,9 @@ def check_file(name: str, overrides: Sequence[str]) -> str:
     if problem := name_problem(study.name):
         raise Problem(f"{study.source}: the name of the file {problem}, got {study.name!r:.60}; rename the file")
     arms, n = study.file.arms, len(study.file.space)
-    contents = f"{n} hyperparameter{'s' * (n != 1)}" if arms is None else f"{len(arms)} arms x {len(study.file.seeds)} seeds"
+    contents = (
+        f"{n} hyperparameter{'s' * (n != 1)}" if arms is None else f"{len(arms)} arms x {len(study.file.seeds)} seeds"
+    )
     return f"{study.source}: ok; {contents}, {study.rungs} rungs"
 
 

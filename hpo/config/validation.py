@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from hpo.config.foreign_names import component_name, component_remedy, field_remedy
+from hpo.config.foreign_names import component_remedy, field_remedy
 from model.section import close_match
 
 Kind = type[BaseModel]
@@ -34,6 +34,10 @@ KINDS = {
 }
 
 
+class NameOnly(dict[str, str]):
+    """The section {name: X} of a component for which the user wrote only the name X."""
+
+
 def explain_errors(error: ValidationError, kind: Kind) -> list[tuple[str, str]]:
     """Return (key, rule) for each problem, such as ("optimizer.beta2", "must be less than 1, got 1.5").
 
@@ -42,7 +46,7 @@ def explain_errors(error: ValidationError, kind: Kind) -> list[tuple[str, str]]:
     rules: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         key = _key(kind, problem["loc"])
-        if problem["type"].startswith("union_tag"):
+        if problem["type"].startswith("union_tag") and not isinstance(problem["input"], NameOnly):
             key = f"{key}.name".lstrip(".")
         rule = _rule(problem, kind, key)
         # A union such as int | float has one error for each member. An error about a bound is more useful than an error
@@ -150,8 +154,6 @@ def _rule(problem: ErrorDetails, root: Kind, key: str) -> str:
         return f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, got {shown_value(value)}"
     quotes = "; put it in quotes" if word.startswith("string") and isinstance(value, bool | int | float) else ""
     remedy = number_remedy(value) if "number" in expected else quotes
-    if problem["type"].startswith("model") and key in ("sampler", "pruner") and isinstance(value, str):
-        remedy = f"; use {key}: {{name: {component_name(value)}}}"
     return f"must be {expected}, got {shown_value(value)}{remedy}"
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from hpo.config.addresses import current_address
 from hpo.config.permission import BUILT_IN
+from hpo.config.validation import NameOnly
 from hpo.errors import user_code
 from hpo.search.direction import Direction
 from hpo.search.pruners import Median, Pruner
@@ -85,9 +86,10 @@ class StudyFile(Section):
     """Number of runs of the first baseline, each with a different seed. The standard deviation of their results is
     the noise estimate."""
     sampler: Sampler = TPE()
-    """How the values of the next trial are chosen."""
+    """How the values of the next trial are chosen. A name alone, such as `sampler: gp`, selects a sampler with its
+    defaults."""
     pruner: Pruner = Median()
-    """Which trials stop early."""
+    """Which trials stop early. A name alone, such as `pruner: asha`, selects a pruner with its defaults."""
     budget: Budget = Budget(trials=24)
     """When the study ends."""
     limits: Limits = Limits()
@@ -118,6 +120,11 @@ class StudyFile(Section):
     field run.rungs. The GPT trainer uses run.rungs."""
     about: dict[str, Any] = Field(default_factory=dict)
     """Metadata that `hpo confirm`, `hpo ablate` and `hpo claims` store with their studies. Omit it in study files."""
+
+    @field_validator("sampler", "pruner", mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return NameOnly(name=value) if isinstance(value, str) else value
 
     @field_validator("train", "config")
     @classmethod

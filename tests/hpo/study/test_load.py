@@ -2,12 +2,14 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
+from hpo.search.pruners import Pruner
+from hpo.search.samplers import Sampler
 from hpo.study.fingerprint import spec_fingerprint
 from hpo.study.load import load_study
 from hpo.study.spec import Study
@@ -82,6 +84,10 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     ("spaces", {}, ["spaces: no such field; did you mean space?"]),
     ("pruner", {"name": "medain"}, [
         "pruner.name: must be one of 'median', 'percentile', 'asha', 'halving', 'hyperband', 'patient', 'threshold', "
+        "'wilcoxon', 'none', got 'medain'; did you mean 'median'?"
+    ]),
+    ("pruner", "medain", [
+        "pruner: must be one of 'median', 'percentile', 'asha', 'halving', 'hyperband', 'patient', 'threshold', "
         "'wilcoxon', 'none', got 'medain'; did you mean 'median'?"
     ]),
     ("pruner", {"name": "median", "warmup": 1}, [
@@ -388,6 +394,14 @@ def test_study_travels_as_text_and_comes_back_the_same(tree: dict[str, Any]) -> 
     assert again.spec() == study.spec()
     assert (again.name, again.base, again.rungs, again.slots()) == (study.name, study.base, study.rungs, study.slots())
     assert spec_fingerprint(spec) == spec_fingerprint(study.spec())
+
+
+@pytest.mark.parametrize(("key", "union"), [("sampler", Sampler), ("pruner", Pruner)])
+def test_name_alone_is_a_sampler_or_pruner_with_its_defaults(key: str, union: Any) -> None:
+    for kind in get_args(get_args(union)[0]):
+        name = get_args(kind.model_fields["name"].annotation)[0]
+        if name not in ("threshold", "brute-force"):  # needs a field; needs another space
+            assert valid({**VALID, key: name}).spec() == valid({**VALID, key: {"name": name}}).spec()
 
 
 def test_fingerprint_ignores_the_budget_and_nothing_else() -> None:
