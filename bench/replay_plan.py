@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hpo.search.pruners import Pruner
-from hpo.search.samplers import Sampler, SamplerConfig
+from hpo.search.sampler_config import SamplerConfig
+from hpo.search.samplers import Sampler
 
 _SAMPLER: TypeAdapter[Any] = TypeAdapter(Sampler)
 _PRUNER: TypeAdapter[Any] = TypeAdapter(Pruner)

@@ -14,7 +14,8 @@ from hpo.replay.measures import Record, record
 from hpo.replay.simulation import Search, simulate
 from hpo.replay.worlds import WORLDS, World
 from hpo.search.pruners import NoPruning, Pruner
-from hpo.search.samplers import Random, Sampler, SamplerConfig
+from hpo.search.sampler_config import SamplerConfig
+from hpo.search.samplers import Random, Sampler
 from model.section import Section
 
 FOR_SAMPLERS = ("surrogate", "nearest")  # worlds that answer any configuration

@@ -19,7 +19,8 @@ from hpo.replay.worlds import Run, World
 from hpo.search.asha import AshaPruner
 from hpo.search.pruners import Pruner, build_pruner
 from hpo.search.pruning import CachedPruner
-from hpo.search.samplers import SamplerConfig, build_sampler
+from hpo.search.sampler_config import SamplerConfig
+from hpo.search.samplers import build_sampler
 from hpo.search.space import suggest_values
 from hpo.storage.attributes import PAUSED
 from model.section import flat, updated
@@ -87,6 +88,7 @@ class _Simulation:
         self.study = optuna.create_study(storage=self.storage, study_name="replay")
         pruner = build_pruner(search.pruner, self.rungs, world.curves.direction)
         self.pruner = CachedPruner(self.study, pruner, self.rungs, refresh_s=0.0)
+        self.asha = pruner if isinstance(pruner, AshaPruner) else None
         given = world.given(seed)
         self.given: Iterator[Run] | None = None if given is None else iter(given)
         self.best = math.inf
@@ -132,12 +134,11 @@ class _Simulation:
         return self.search.rungs is None or reserved + n <= self.search.rungs
 
     def _promoted(self) -> SimulatedTrial | None:
-        rule = self.pruner.pruner
-        if not isinstance(rule, AshaPruner):
+        if self.asha is None:
             return None
-        for number, _ in self.pruner.promotions():
-            trial = self.outcome.trials[number]
-            goal = rule.next_stop(trial.rungs)
+        for frozen, place in self.pruner.promotions():
+            trial = self.outcome.trials[frozen.number]
+            goal = self.asha.next_stop(place.rung)
             if self._has_rungs(goal - trial.rungs):
                 trial.goal = goal
                 self.storage.set_trial_state_values(get_trial_id(trial.frozen), TrialState.RUNNING)
@@ -150,7 +151,7 @@ class _Simulation:
             return None
         trial = self._next()
         if trial is not None:
-            trial.goal = self.rungs
+            trial.goal = self.rungs if self.asha is None or trial.run.fixed else self.asha.next_stop(0)
             self.outcome.trials.append(trial)
         return trial
 
@@ -171,7 +172,7 @@ class _Simulation:
         began = time.process_time()
         seeds = derive(self.seed, f"sampler/{number}/1") % 2**32, derive(self.seed, "sampler") % 2**32
         trial_id = self.storage.create_new_trial(get_study_id(self.study), create_trial(state=TrialState.RUNNING))
-        self.study.sampler = build_sampler(sampler, curves.base, curves.space, *seeds)
+        self.study.sampler = build_sampler(sampler, curves.base, curves.space, *seeds, point=number)
         values = suggest_values(optuna.Trial(self.study, trial_id), curves.base, curves.space)
         self.outcome.asks.append(time.process_time() - began)
         fields = flat(updated(curves.base, values))
@@ -191,13 +192,23 @@ class _Simulation:
         self.storage.set_trial_intermediate_value(get_trial_id(trial.frozen), trial.rungs, value)
         decision = self.pruner.decide(trial.frozen, never_prune=trial.run.fixed)
         if decision == "continue" and trial.rungs < self.rungs:
-            trial.goal = max(trial.goal, trial.rungs + 1)
-            return True
+            if trial.rungs < trial.goal or self._extend(trial):
+                return True
+            decision = "pause"
         if decision == "pause":
             self._pause(trial)
             return False
         self._end(trial, {"continue": "complete", "prune": "pruned"}.get(decision, decision))
         return False
+
+    def _extend(self, trial: SimulatedTrial) -> bool:
+        """Reserve the rungs to the next mark for a trial that continues at a mark; return whether the budget allows."""
+        assert self.asha is not None
+        goal = self.asha.next_stop(trial.rungs)
+        if not self._has_rungs(goal - trial.rungs):
+            return False
+        trial.goal = goal
+        return True
 
     def _pause(self, trial: SimulatedTrial) -> None:
         trial.state = "paused"

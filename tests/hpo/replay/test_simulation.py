@@ -32,11 +32,12 @@ def search(pruner: dict[str, Any], sampler: dict[str, Any] | None = None, **limi
     return Search(chosen, TypeAdapter(Pruner).validate_python(pruner), **limits)
 
 
-def replay_slowly(curves: Sequence[Sequence[float]], workers: int) -> list[tuple[int, bool]]:
+def replay_slowly(curves: Sequence[Sequence[float]], workers: int, peers: str) -> list[tuple[int, bool]]:
     """Return (rungs, pruned) of each trial of random search with the median rule: written without hpo and Optuna.
 
-    All workers train one rung, one after the other, and so on. A trial is pruned from rung 3 on if its best value so
-    far is worse than the median of at least five finished trials there.
+    All workers train one rung, one after the other, and so on. A trial is pruned from rung 3 on, if five trials have
+    finished. finished: if its best value so far is worse than the median of at least five finished trials there.
+    all: if at least half of at least five other trials and itself are better there; a pruned trial counts as worse.
     """
     waiting, lanes = list(range(len(curves))), [-1] * workers
     trained, pruned, finished = [0] * len(curves), [False] * len(curves), list[int]()
@@ -51,21 +52,28 @@ def replay_slowly(curves: Sequence[Sequence[float]], workers: int) -> list[tuple
             over = rung == len(curves[trial])
             if over:
                 finished.append(trial)
-            elif rung >= 3 and len(at_rung) >= 5:
+            elif peers == "finished" and rung >= 3 and len(at_rung) >= 5:
                 pruned[trial] = min(curves[trial][:rung]) > statistics.median(at_rung)
+            elif peers == "all" and rung >= 3 and len(finished) >= 5:
+                others = [other for other in range(len(curves)) if other != trial]
+                there = [curves[other][rung - 1] for other in others if trained[other] >= rung]
+                n_peers = len(there) + sum(pruned[other] and trained[other] < rung for other in others)
+                n_better = sum(value < min(curves[trial][:rung]) for value in there)
+                pruned[trial] = n_peers >= 5 and 2 * n_better >= n_peers + 1
             if over or pruned[trial]:
                 lanes[lane] = waiting.pop(0) if waiting else -1
     return list(zip(trained, pruned, strict=True))
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_random_search_with_the_median_rule_equals_a_slow_replay(workers: int) -> None:
+@pytest.mark.parametrize("peers", ["finished", "all"])
+def test_random_search_with_the_median_rule_equals_a_slow_replay(workers: int, peers: str) -> None:
     world = Shuffled(made_up())
-    rule = {"name": "median", "startup_trials": 5, "warmup_rungs": 2, "min_trials": 5}
+    rule = {"name": "median", "startup_trials": 5, "warmup_rungs": 2, "min_trials": 5, "peers": peers}
     outcome = simulate(world, search(rule, workers=workers), seed=3)
     given = world.given(3)
     assert given is not None
-    expected = replay_slowly([list(run.curve) for run in given], workers)
+    expected = replay_slowly([list(run.curve) for run in given], workers, peers)
     assert [(trial.rungs, trial.state == "pruned") for trial in outcome.trials] == expected
     assert 10 < sum(pruned for _, pruned in expected) < 55
     assert outcome.spent == sum(rungs for rungs, _ in expected)
