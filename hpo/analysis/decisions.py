@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hpo.analysis.marks import mark_rows, paused_text, pruned_text
 from hpo.analysis.snapshot import Snapshot, find_trial, trial_status, trial_value
 from hpo.console import format_number, format_value
 from hpo.errors import error_summary
@@ -39,8 +40,9 @@ def decisions(snapshot: Snapshot, number: int) -> list[dict[str, Any]]:
     rows += [
         ("interrupted", f"attempt {attempt} was interrupted: {reason}", None)
         for attempt, reason, _ in trial.user_attrs.get(ATTEMPTS, ())
-        if attempt < trial.user_attrs["attempt"]  # the last attempt ended the trial
+        if attempt < trial.user_attrs["attempt"] and reason != "paused_at_rung"  # the last attempt ended the trial
     ]
+    rows += mark_rows(snapshot, trial)
     rows.append(
         (trial_status(snapshot, trial), f"it {_ended(snapshot, trial)}", trial.user_attrs.get(PRUNING_DECISION))
     )
@@ -58,7 +60,7 @@ def decisions(snapshot: Snapshot, number: int) -> list[dict[str, Any]]:
 def recompute(snapshot: Snapshot, trial: Trial) -> Comparison | None:
     """Repeat the comparison that pruned a trial, from the stored curves; None where no comparison was recorded."""
     record = _pruning_record(trial)
-    if record is None:
+    if record is None or record["rule"] == "asha":  # `mark_rows` checks the ranks
         return None
     own = {rung: v for rung, v in trial.intermediate_values.items() if rung <= record["rung"]}
     return compare_at_last_rung(snapshot.spec["pruner"], own, _peer_curves(snapshot, record), snapshot.direction)
@@ -154,6 +156,7 @@ def _ended(snapshot: Snapshot, trial: Trial) -> str:
     predicates = {
         "running": f"is running, {at}",
         "waiting": "waits for a worker",
+        "paused": paused_text(snapshot, trial) if status == "paused" else "",
         "interrupted": f"was interrupted {at}; the next worker resumes it",
         "diverged": f"diverged {at}: its {snapshot.objective} is not finite",
         "invalid": f"did not start, because its values are invalid together{cause}",
@@ -170,6 +173,8 @@ def _pruned(snapshot: Snapshot, trial: Trial) -> str:
     record = _pruning_record(trial)
     if record is None:
         return f"was pruned at rung {trial.last_step} of {snapshot.rungs}; the comparison was not recorded"
+    if record["rule"] == "asha":
+        return pruned_text(snapshot, record)
     return f"was pruned at rung {record['rung']} of {snapshot.rungs}: {_comparison(snapshot, record)}"
 
 

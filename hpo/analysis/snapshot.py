@@ -40,7 +40,7 @@ class Snapshot:
     spec: the study file as stored, completed as `complete_spec` does. slots: kind of a trial -> number of slots; a slot
     is one trial of the budget. leased: slots that a live worker holds. anchors: losses of the n-gram models. elapsed:
     seconds since the first launch. rows: what became of the rows of the data, empty if an earlier version prepared it.
-    uid: "" for a study of an earlier version of hpo.
+    uid: "" for a study of an earlier version of hpo. paused: slots whose trials are paused.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Snapshot:
     rows: Mapping[str, int] = field(default_factory=dict)
     uid: str = ""
     stalled: Mapping[int, int] = field(default_factory=dict)
+    paused: frozenset[int] = frozenset()
 
     @property
     def first_name(self) -> str:
@@ -163,13 +164,17 @@ class Snapshot:
 
     @cached_property
     def state_counts(self) -> dict[str, int]:
-        """The number of trials by state. waiting includes the slots whose trial no worker has started."""
+        """The number of trials by state. waiting includes the slots whose trial no worker has started.
+
+        Only a study whose trials may pause has paused.
+        """
         started = {t.user_attrs["slot"] for t in self.own}
         states = Counter(t.state for t in self.own)
-        waiting = states[State.WAITING]  # interrupted trials, which a worker resumes
+        waiting = states[State.WAITING] - len(self.paused)  # interrupted trials, which a worker resumes
         if self.budget.get("trials"):
             waiting += max(0, sum(self.slots.values()) - len(started))
-        return {state.value: states[state] for state in _SHOWN} | {"waiting": waiting}
+        paused = {"paused": len(self.paused)} if self.spec.get("pruner", {}).get("name") == "asha" else {}
+        return {state.value: states[state] for state in _SHOWN} | paused | {"waiting": waiting}
 
 
 GIVEN_KINDS = ("baseline", "seed", "arm")  # kinds of trials whose values the study file gives
@@ -206,6 +211,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
         rows=attrs.get(DATA_ROWS) or {},
         uid=uid,
         stalled=slots.stalled(),
+        paused=slots.paused(),
     )
 
 
@@ -230,7 +236,9 @@ def trial_value(trial: Trial) -> float | None:
 
 
 def trial_status(snapshot: Snapshot, trial: Trial) -> str:
-    """Return the status of a trial in one word: running, interrupted, complete, or the reason why it ended."""
+    """Return the status of a trial in one word: running, interrupted, paused, complete, or the reason why it ended."""
+    if trial.state == State.WAITING and trial.user_attrs.get("slot") in snapshot.paused:
+        return "paused"
     lost = trial.state == State.RUNNING and trial.user_attrs.get("slot") not in snapshot.leased
     if lost or trial.state == State.WAITING:
         return "interrupted"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+from hpo.analysis.marks import paused_records
 from hpo.analysis.noise import baseline_text, decimals, rounded, sigmas
 from hpo.analysis.progress import token_counts, trial_counts
 from hpo.analysis.snapshot import Snapshot, trial_status, trial_value
@@ -18,7 +19,7 @@ from hpo.storage.trials import State, Trial
 # Columns of tables of trials and studies, which may also be the name of a user's objective.
 COLUMNS = re.compile(
     "number|state|kind|rung|sigmas|seconds|params|curve|metrics|milestones|worker|attempt|reason|interruptions|"
-    "baseline|study|complete|pruned|failed|running|waiting|started|ended|slot|retry_of|forked_from|trial|tokens|arm|seed"
+    "baseline|study|complete|pruned|failed|running|paused|waiting|started|ended|slot|retry_of|forked_from|trial|tokens|arm|seed"
 )
 
 
@@ -50,6 +51,8 @@ def optional_fields(snapshot: Snapshot, best: Trial | None) -> dict[str, Any]:
     if snapshot.spec.get("baseline_seeds", 1) > 1:
         floor = snapshot.noise
         fields["noise"] = {"n": floor.n, "mean": floor.mean, "sigma": floor.sigma} if floor else None
+    if snapshot.paused:
+        fields["paused"] = paused_records(snapshot)
     if targets := snapshot.spec.get("targets"):
         fields["targets"] = target_records(targets, snapshot.reached, snapshot.rung_tokens)
     if snapshot.spec.get("milestones"):

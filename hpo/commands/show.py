@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpo.analysis.marks import paused_lines, paused_trials, place_text, places
 from hpo.analysis.noise import rounded, sigmas
 from hpo.analysis.progress import has_ended, token_counts, trial_counts
 from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status, trial_value
@@ -81,6 +82,7 @@ def _status_text(snapshot: Snapshot) -> str:
     interrupted = [t.number for t in snapshot.trials if trial_status(snapshot, t) == "interrupted"]
     if interrupted:
         lines.append(f"interrupted, the next worker resumes them: trials {', '.join(map(str, interrupted))}")
+    lines += paused_lines(snapshot)
     lines += stalled_lines(snapshot)
     if copied := len(snapshot.trials) - len(snapshot.own):
         lines.append(f"{copied} more were copied from another study")
@@ -130,6 +132,7 @@ def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
     return {
         "number": number,
         "state": trial_status(snapshot, trial),
+        **({"paused": place_text(places(snapshot).get(number), trial)} if trial in paused_trials(snapshot) else {}),
         "kind": attrs.get("kind"),
         **_result(snapshot, trial),
         "params": dict(trial.params),
@@ -183,7 +186,8 @@ def _interruptions(snapshot: Snapshot, trial: Trial) -> list[str]:
     events = [
         event
         for event in reversed(snapshot.events)
-        if slot is not None and event.slot == slot and event.event_type != trial_status(snapshot, trial)
+        if slot is not None and event.slot == slot and event.attempt is not None
+        if event.event_type != trial_status(snapshot, trial)
     ]
     return [f"attempt {event.attempt}: {event.event_type}" for event in events]
 

@@ -111,13 +111,14 @@ class LiveTable:
             f"{event.get('rung', 0)}/{self.snapshot.rungs}",
             "" if loss is None else objective_text(self.snapshot, loss),
             "" if rate is None else f"{rate:,.0f}",
-            event["event"] if event["event"] in (*ENDS, "requeued", "taken") else "",
+            event["event"] if event["event"] in (*ENDS, "paused", "requeued", "taken") else "",
         )
 
     def _progress(self) -> str:
         n = trial_counts(self.snapshot)
         n_finished = _n_finished(self.snapshot)
         text = f"{n['complete']} complete, {n['pruned']} pruned, {n['failed']} failed, {n['running']} running"
+        text += f", {n['paused']} paused" if "paused" in n else ""
         total = self.snapshot.budget.get("trials")
         if not total:
             return text
