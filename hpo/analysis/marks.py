@@ -51,13 +51,13 @@ def paused_lines(snapshot: Snapshot) -> list[str]:
     best = sorted(trials, key=lambda t: (-(t.last_step or 0), now[t.number].rank if t.number in now else math.inf))
     named = [f"trial {t.number} {place_text(now.get(t.number), t)}" for t in best[:MAX_PAUSED]]
     more = [f"{len(trials) - MAX_PAUSED} more"] if len(trials) > MAX_PAUSED else []
-    return [f"paused, free workers continue the best of them: {'; '.join([*named, *more])}"]
+    return [f"paused: {'; '.join([*named, *more])}"]
 
 
 def place_text(place: Standing | None, trial: Trial) -> str:
     """Return where a trial is paused, and its rank there where it is known."""
     rank = f", rank {place.rank} of {place.n}" if place is not None else ""
-    return f"paused at rung {trial.last_step or 0}{rank}"
+    return f"at rung {trial.last_step or 0}{rank}"
 
 
 def paused_records(snapshot: Snapshot) -> list[dict[str, int]]:
@@ -100,20 +100,20 @@ def _value_text(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
 def _rank_text(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
     rank, n, n_kept = record["rank"], record["n"], record["n_kept"]
     if not n_kept:
-        return f"{rank} of {n}, and no trial continues before {snapshot.spec['pruner']['factor']} have reached the rung"
-    return f"{rank} of {n}, and the best {n_kept} continue"
+        return f"{rank} of {n}; no trial continues before {snapshot.spec['pruner']['factor']} have reached the rung"
+    return f"{rank} of {n}; {'only the best continues' if n_kept == 1 else f'the best {n_kept} continue'}"
 
 
 def pruned_text(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
     """Return why a paused trial was pruned, from its record, as the predicate of a sentence."""
     at = f"at rung {record['rung']} of {snapshot.rungs}"
-    return f"was pruned {at}: it was paused when the study ended, and ranked {_rank_text(snapshot, record)}"
+    return f"was pruned {at}: it was paused when the study ended, with rank {_rank_text(snapshot, record)}"
 
 
 def paused_text(snapshot: Snapshot, trial: Trial) -> str:
     """Return that a trial is paused, with its place now, as the predicate of a sentence."""
     place = places(snapshot).get(trial.number)
-    ranks = f": it ranks {_rank_text(snapshot, place._asdict())}" if place is not None else ""
+    ranks = f", with rank {_rank_text(snapshot, place._asdict())}" if place is not None else ""
     return f"is paused at rung {trial.last_step or 0} of {snapshot.rungs}{ranks}"
 
 

@@ -43,7 +43,7 @@ def set_study_state(store: Store, name: str | None, state: str, reason: str = ""
 
 
 def _consequence(name: str, before: str, state: str, slots: Slots) -> str:
-    if not slots.n_unfinished():
+    if not slots.n_unfinished() and not slots.paused():
         return f"{state}; all of its trials have ended"
     n = sum(lease.seconds > 0 for lease in slots.owners())
     requeued = f"its workers requeue {n} running trial{'s' if n > 1 else ''} within one rung"
@@ -85,12 +85,13 @@ def kill_trial(store: Store, name: str | None, number: int) -> str:
     if claim is None:
         return f"trial {number}: its worker stops it within one rung"
     _mark_killed(store, slots, claim, owner)
-    return f"trial {number}: failed as killed; it was interrupted at rung {trial.last_step or 0} of {snapshot.rungs}"
+    was = "paused" if trial_status(snapshot, trial) == "paused" else "interrupted"
+    return f"trial {number}: failed as killed; it was {was} at rung {trial.last_step or 0} of {snapshot.rungs}"
 
 
 def _ended_problem(snapshot: Snapshot, trial: Trial) -> Problem:
     return Problem(
-        f"trial {trial.number}: must be running or interrupted to be killed; "
+        f"trial {trial.number}: must be running, interrupted or paused to be killed; "
         f"in study {snapshot.name} it is {trial_status(snapshot, trial)}"
     )
 

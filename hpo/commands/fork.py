@@ -16,6 +16,7 @@ from hpo.queue.compatibility import check_data_hash
 from hpo.queue.registry import load_stored_study, register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import describe_data
+from hpo.search.asha import as_pruned, is_paused
 from hpo.search.space import params_in_range
 from hpo.storage.attributes import END_REASON, FIXED_VALUES, FORKED, IS_FEASIBLE, LIMIT_CONSTRAINTS, MACHINE, METRICS
 from hpo.storage.locks import creation_lock
@@ -111,9 +112,19 @@ def _cause(key: str, old: StoredStudy, new: Study) -> str:
 def matching_trials(old: StoredStudy, new: Study) -> tuple[list[FrozenTrial], Counter[str]]:
     """Return the finished trials of a study as trials of a new study, and the counts of the others by reason."""
     new = study_from_spec(new.spec())  # as workers see it: with every field of its base
-    finished = old.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    trials = [_ended(trial) for trial in old.optuna.get_trials(deepcopy=False)]
+    finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     copies = [_copy_or_reason(old.study, new, trial) for trial in finished]
     return [c for c in copies if not isinstance(c, str)], Counter(c for c in copies if isinstance(c, str))
+
+
+def _ended(trial: FrozenTrial) -> FrozenTrial:
+    """Return a paused trial as pruned, because its checkpoint belongs to the other study, and any other as it is."""
+    if not is_paused(trial):
+        return trial
+    pruned = as_pruned(trial)
+    pruned.user_attrs = {**trial.user_attrs, END_REASON: "pruned"}
+    return pruned
 
 
 def _copy_or_reason(old: Study, new: Study, trial: FrozenTrial) -> FrozenTrial | str:

@@ -6,6 +6,7 @@ promoted or ended twice.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -140,15 +141,15 @@ def _prune(connection: sa.Connection, slots: Slots, trial: PausedTrial) -> bool:
     row = connection.execute(update.returning(_c.slot, _c.attempt)).first()
     if row is None:
         return False
-    finish_as_pruned(connection, trial.trial_id, WAITING, trial.value)
+    of_slot = sa.and_(EVENT.c.study_id == slots.study_id, EVENT.c.slot == row.slot, EVENT.c.event_type != "began")
+    columns = (EVENT.c.attempt, EVENT.c.event_type, EVENT.c.owner, EVENT.c.at)
+    ends = connection.execute(sa.select(*columns).where(of_slot).order_by(EVENT.c.id)).all()
+    # Its training ended when it paused.
+    finish_as_pruned(connection, trial.trial_id, WAITING, trial.value, datetime.fromtimestamp(ends[-1].at))
     delete_attr(connection, trial.trial_id, PAUSED)
     attrs: dict[str, Any] = {END_REASON: "pruned", PRUNING_DECISION: trial.record}
     if row.attempt > 1:
-        ends = sa.and_(EVENT.c.study_id == slots.study_id, EVENT.c.slot == row.slot, EVENT.c.event_type != "began")
-        columns = (EVENT.c.attempt, EVENT.c.event_type, EVENT.c.owner)
-        attrs[ATTEMPTS] = [
-            list(end) for end in connection.execute(sa.select(*columns).where(ends).order_by(EVENT.c.id))
-        ]
+        attrs[ATTEMPTS] = [[end.attempt, end.event_type, end.owner] for end in ends]
     for key, value in attrs.items():
         write_attr(connection, trial.trial_id, key, value)
     slots.store_event(connection, "pruned", "the study ended while it was paused", slot=row.slot)

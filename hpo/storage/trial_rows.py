@@ -43,10 +43,13 @@ def set_trial_states(connection: sa.Connection, trial_ids: Sequence[int | None],
         connection.execute(sa.update(TRIALS).where(matching).values(state=trial_state(after)))
 
 
-def finish_as_pruned(connection: sa.Connection, trial_id: int, before: str, value: float) -> bool:
-    """Change the state of a trial from `before` to PRUNED with a value; return False if it is in another state."""
+def finish_as_pruned(connection: sa.Connection, trial_id: int, before: str, value: float, at: datetime) -> bool:
+    """Change the state of a trial from `before` to PRUNED with a value; return False if it is in another state.
+
+    at: when it ended, in local time, as Optuna stores times.
+    """
     matching = sa.and_(TRIALS.c.trial_id == trial_id, TRIALS.c.state == trial_state(before))
-    values = {"state": trial_state("PRUNED"), "datetime_complete": datetime.now()}  # by this clock, as Optuna does
+    values = {"state": trial_state("PRUNED"), "datetime_complete": at}
     if not connection.execute(sa.update(TRIALS).where(matching).values(values)).rowcount:
         return False
     row = {"trial_id": trial_id, "objective": 0, "value": value, "value_type": finite_value()}

@@ -103,10 +103,11 @@ class Follower:
         """Return the study that has the next turn, or None if no study has a trial to run."""
         now = time.monotonic()
         candidates = [(name, i) for name, i in study_ids(store).items() if self.skipped_until.get(name, 0) <= now]
-        free, leased = _count_slots(store, "free"), _count_slots(store, "leased")
+        unfinished = _count_slots(store, "free", "paused")  # a paused trial may continue, or must be ended
+        leased = _count_slots(store, "leased")
         turns = []
         for name, study_id in candidates:
-            attrs = study_attrs(store, study_id) if free.get(study_id) else {}
+            attrs = study_attrs(store, study_id) if unfinished.get(study_id) else {}
             if SPEC in attrs and attrs.get(STUDY_STATE, "active") == "active":
                 turns.append(StudyTurn(leased.get(study_id, 0), self.served.get(name, -math.inf), name))
         return min(turns).name if turns else None
@@ -163,7 +164,7 @@ class Follower:
             time.sleep(0.1)
 
 
-def _count_slots(store: Store, state: str) -> dict[int, int]:
-    """Return the number of slots in a state by study id."""
-    query = sa.select(_c.study_id, sa.func.count()).where(_c.state == state).group_by(_c.study_id)
+def _count_slots(store: Store, *states: str) -> dict[int, int]:
+    """Return the number of slots in one of these states by study id."""
+    query = sa.select(_c.study_id, sa.func.count()).where(_c.state.in_(states)).group_by(_c.study_id)
     return dict(transact(store, lambda connection: [tuple(row) for row in connection.execute(query)]))

@@ -196,7 +196,7 @@ def test_killed_trial_whose_worker_gives_it_back_first_is_not_gone_on_with(here:
 def test_kill_refuses_a_trial_that_has_ended_or_is_not_there(here: Path, store: Store) -> None:
     stored = create_study(store, here, budget={"trials": 1})
     assert run_worker(stored) == 0
-    assert "trial 0: must be running or interrupted to be killed; in study planted it is complete" in refused(
+    assert "trial 0: must be running, interrupted or paused to be killed; in study planted it is complete" in refused(
         store.url, "kill", "0"
     )
     assert "has no trial 7; it has trials 0 to 0" in refused(store.url, "kill", "7")
