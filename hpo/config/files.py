@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from hpo.config.addresses import with_current_addresses
-from hpo.config.discovery import find_base
+from hpo.config.discovery import find_base, shipped_folder
 from hpo.config.validation import error_messages
 from hpo.config.yaml import YamlError, dump_yaml, parse_yaml
 from hpo.errors import Problem
@@ -47,6 +47,21 @@ def resolve_base(tree: Mapping[str, Any], kind: type[M]) -> M:
         raise Problem(f"base.from: must be the name of a base, got {tree['from']!r}")
     base = load_base(tree["from"], "base.from", kind)
     return updated(base, dotted_fields(own, base))
+
+
+def stated_fields(tree: Mapping[str, Any], base: BaseModel) -> list[str]:
+    """Return the dotted fields that the key `base` of a study file states, and those that a base of the user states.
+
+    A base that ships with hpo states nothing: its values may change with the version.
+
+    tree, base: the argument and the result of `resolve_base`.
+    """
+    stated = dotted_fields({key: value for key, value in tree.items() if key != "from"}, base)
+    if "from" in tree:
+        path = find_base(tree["from"], "base.from")
+        if shipped_folder().resolve() not in path.resolve().parents:
+            stated |= dotted_fields(read_config(path)[0], base)
+    return list(stated)
 
 
 def dotted_fields(tree: Mapping[str, Any], base: BaseModel) -> dict[str, Any]:

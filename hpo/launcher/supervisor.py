@@ -19,7 +19,7 @@ from hpo.launcher.progress import EventLog, LiveTable, RegistrationProgress, is_
 from hpo.launcher.run_folder import check_still_there, open_folder
 from hpo.launcher.signals import SignalForwarder
 from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
-from hpo.queue.registry import check_objections, register_study
+from hpo.queue.registry import as_continued, check_objections, register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import describe_data, row_counts, rows_text
 from hpo.runs.run_dir import FolderGuard
@@ -53,10 +53,11 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
     environments, start_group = resolve_workers(options)
     if study.objections:
         _check_new(options.storage, study)
-    data_hash, anchors = describe_data(study.base)
-    rows = row_counts(study.base)
+    continued = _as_continued(options.storage, study)
+    data_hash, anchors = describe_data(continued.base)
+    rows = row_counts(continued.base)
     if not options.quiet:
-        say(describe_plan(study, anchors, rows_text(rows)))
+        say(describe_plan(continued, anchors, rows_text(rows)))
     if options.dry_run:
         return 0
     started_at = time.monotonic()
@@ -95,6 +96,15 @@ def _check_new(storage: str, study: Study) -> None:
         file = sqlite_file(normalise_url(storage))
         if file is not None and not file.exists():
             check_objections(None, study)
+
+
+def _as_continued(storage: str, study: Study) -> Study:
+    """Return the study with the values of the storage for what its file omits, before its data are prepared."""
+    try:
+        with open_readonly(storage) as store:
+            return as_continued(store, study)
+    except StorageError:  # there is no storage yet, or `open_store` reports the error
+        return study
 
 
 def _supervise(

@@ -40,6 +40,7 @@ from hpo.storage.retry import OpenStorage
 from hpo.storage.store import Store
 from hpo.storage.studies import assign_uid, create_study_row, resolve_study_name, study_attrs, study_ids
 from hpo.study.fingerprint import spec_fingerprint, with_places
+from hpo.study.omitted import omitted_note, with_stored_values
 from hpo.study.spec import Budget, Study
 from hpo.study.stored import study_from_spec
 
@@ -95,26 +96,38 @@ def _continue_study(
     """
     stored = found.user_attrs[SPEC]
     check_version(found)
-    check_same(study, _with_defaults(stored), study.spec())
+    definition = _stored_definition(found.user_attrs)
+    kept = study if definition is None else with_stored_values(study, definition)
+    note = omitted_note(study, kept)
+    check_same(kept, stored if definition is None else definition.spec(), kept.spec())
     check_data_hash(found, data_hash)
-    study = _with_budget(study, found.user_attrs.get(BUDGET) or stored["budget"], requested)
+    study = _with_budget(kept, found.user_attrs.get(BUDGET) or stored["budget"], requested)
     slots, notes = _open_slots(store, found)
+    notes += (note,) if note else ()
     moved = with_places(stored, study.spec())
     if moved != stored:  # the project was moved, or is in another folder on this machine
         found.set_user_attr(SPEC, moved)
     return StoredStudy(study, found, slots, store, stored["name"], spec_fingerprint(stored), notes)
 
 
-def _with_defaults(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a stored definition with the fields that later versions have added.
+def as_continued(store: OpenStorage, study: Study) -> Study:
+    """Return a study with the stored values of what its file omits; a study that is not stored is returned as it is."""
+    study_id = study_ids(store).get(study.name)
+    definition = None if study_id is None else _stored_definition(study_attrs(store, study_id, study.name))
+    return study if definition is None else with_stored_values(study, definition)
 
-    If another program has changed the definition, so that it is invalid or names code that may not be imported, return
-    it as it is: the comparison then names what differs.
+
+def _stored_definition(attrs: Mapping[str, Any]) -> Study | None:
+    """Return a study as its attributes define it, with its current budget and the fields that later versions added.
+
+    None if it has no definition yet, or if another program has changed the definition, so that it is invalid or names
+    code that may not be imported. A comparison with the definition then names what differs.
     """
+    spec = attrs.get(SPEC)
     try:
-        return study_from_spec(stored).spec()
+        return None if spec is None else study_from_spec({**spec, "budget": attrs.get(BUDGET) or spec["budget"]})
     except Problem:
-        return stored
+        return None
 
 
 def _create_row(store: Store, study: Study) -> tuple[str, ...]:

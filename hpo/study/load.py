@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from hpo.config.discovery import find_study, is_ledger
-from hpo.config.files import resolve_base
+from hpo.config.files import resolve_base, stated_fields
 from hpo.config.importer import model_class
-from hpo.config.overrides import apply_overrides
+from hpo.config.overrides import apply_overrides, parse_overrides
 from hpo.config.permission import permit
 from hpo.config.validation import error_messages
 from hpo.config.yaml import YamlError, parse_yaml
@@ -58,10 +58,11 @@ def load_study(
     if problems:
         raise Problem(*problems)
     objections = tuple(f"{path}: {line}" for line in find_objections(file, base))
+    stated = _stated_fields(file, base, overrides)
     if file.arms is not None:
         base = arms.with_common_rungs(file, base)
         file = arms.with_arms_as_space(file, base)
-    return Study(path.stem, str(path), file, base, objections)
+    return Study(path.stem, str(path), file, base, objections, stated)
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
@@ -94,6 +95,11 @@ def _load_base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseMod
         return base
     base = updated(base, absolute_places(flat(base)))
     return updated(base, {"run.align": space_alignment(base, file.space)})
+
+
+def _stated_fields(file: StudyFile, base: BaseModel, overrides: Sequence[str]) -> frozenset[str]:
+    prefixes = [*stated_fields(file.base, base), *parse_overrides(overrides)]
+    return frozenset(path for path in flat(base) if any(f"{path}.".startswith(f"{prefix}.") for prefix in prefixes))
 
 
 def space_alignment(base: BaseModel, space: Space) -> int:

@@ -149,6 +149,7 @@ class Study:
     """A valid study: its name, where it comes from, its file and its complete base configuration.
 
     objections: problems because of which a new study is refused. A study in the storage continues in spite of them.
+    stated: dotted fields of the base that the study file, a base of the user or --set gives; None for all fields.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Study:
     file: StudyFile
     base: BaseModel
     objections: tuple[str, ...] = ()
+    stated: frozenset[str] | None = None
 
     @property
     def direction(self) -> Direction:

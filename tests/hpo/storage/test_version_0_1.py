@@ -16,16 +16,14 @@ from typing import Any
 import optuna
 import pytest
 
+from hpo.config.yaml import parse_yaml
 from hpo.errors import Problem
 from hpo.optuna_internals import FINISHED
 from hpo.queue.compatibility import PROTOCOL_VERSION
 from hpo.queue.registry import load_stored_study
-from hpo.storage.attributes import PROTOCOL, SPEC
+from hpo.storage.attributes import PROTOCOL, SPEC, SUGGESTED_BY
 from hpo.storage.store import open_store
-from hpo.study.fingerprint import spec_fingerprint
-from hpo.study.load import load_study
 from hpo.study.spec import DEFAULT_TRAIN
-from hpo.study.stored import study_from_spec
 from tests.support.command import hpo, run_in_process
 from tests.support.tiny import text
 
@@ -91,14 +89,29 @@ def test_launch_resumes_the_interrupted_trial_from_its_checkpoint(folder: Path) 
     assert protocol == PROTOCOL_VERSION, "version 0.1.0 refuses every protocol but 1, and cannot read new checkpoints"
 
 
-def test_stored_study_and_new_file_have_equal_fingerprints(folder: Path) -> None:
-    study = load_study(str(folder / "legacy.yaml"))
+def test_launch_with_an_unchanged_file_continues_under_the_rules_of_version_0_1(folder: Path) -> None:
     with open_store(f"sqlite:///{folder}/runs/hpo.db") as store:
-        stored = optuna.load_study(study_name="legacy", storage=store.optuna).user_attrs[SPEC]
-    assert stored["train"] == "model.train:Trainer"
+        before = optuna.load_study(study_name="legacy", storage=store.optuna).user_attrs[SPEC]
+    assert before["train"] == "model.train:Trainer"
+    assert "peers" not in before["pruner"]
+    done = hpo("launch", "--study", "legacy.yaml", "--trials", "9", "--workers", "1", "--plain", cwd=folder)
     assert (
-        spec_fingerprint(stored) == spec_fingerprint(study_from_spec(stored).spec()) == spec_fingerprint(study.spec())
+        "note: legacy.yaml omits fields whose defaults have changed; the study keeps its values: "
+        'pruner.peers "finished" (now "all"), sampler.multivariate true (now false)\n' in done.stderr + done.stdout
     )
+    file = parse_yaml((folder / "runs" / "legacy" / "study.yaml").read_text())
+    assert file["pruner"] == before["pruner"] | {"peers": "finished"}
+    assert file["sampler"] == before["sampler"]
+    report = folder / "report.html"
+    run_in_process("report", "--html", str(report), cwd=folder)
+    assert "peers: finished" in report.read_text()
+    with open_store(f"sqlite:///{folder}/runs/hpo.db") as store:
+        stored = load_stored_study(store, "legacy")
+        assert stored.optuna.user_attrs[SPEC] == before
+        assert stored.study.file.pruner.model_dump()["peers"] == "finished"
+        assert len(stored.optuna.trials) == 9
+        suggested = [trial.user_attrs[SUGGESTED_BY]["by"] for trial in stored.optuna.trials[7:]]
+    assert suggested == ["tpe", "tpe"]
 
 
 def test_exported_file_trains_to_the_same_loss(folder: Path) -> None:

@@ -1,0 +1,78 @@
+"""Take what a study file omits from the study in the storage, when the file is launched again.
+
+Defaults and the bases that ship with hpo may change between versions. A study keeps the values with which it started.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hpo.study.spec import Study
+from model.section import Section, flat, flatten, updated
+
+S = TypeVar("S", bound=Section)
+
+# Keys that define what runs, so that omitting them is a change, and the budget, whose limits may change.
+_OWN_KEYS = frozenset(("base", "space", "arms", "seeds", "about", "budget"))
+
+
+def with_stored_values(study: Study, stored: Study) -> Study:
+    """Return a study with the stored value of every field that its file omits.
+
+    stored: the study of this name in the storage, with its current budget.
+    """
+    file = _with_stored_fields(study.file, stored.file, _OWN_KEYS)
+    space = {path: _with_stored_fields(entry, stored.file.space.get(path)) for path, entry in study.file.space.items()}
+    given = {"space"} & study.file.model_fields_set
+    budget = study.file.budget if "budget" in study.file.model_fields_set else stored.file.budget
+    changes: dict[str, Any] = {"space": space} if given else {}
+    file = file.model_copy(update=changes | {"budget": budget})
+    return replace(study, file=file, base=_base(study, stored.base))
+
+
+def _with_stored_fields(new: S, stored: Section | None, own: frozenset[str] = frozenset()) -> S:
+    """Return a section with the stored values of the fields that it omits, in its sections too.
+
+    own: fields that stay as they are.
+    """
+    if type(new) is not type(stored):
+        return new
+    values: dict[str, Any] = {}
+    for name in type(new).model_fields.keys() - own:
+        value, before = getattr(new, name), getattr(stored, name)
+        if name not in new.model_fields_set:
+            values[name] = before
+        elif isinstance(value, Section) and isinstance(before, Section):
+            values[name] = _with_stored_fields(value, before)
+    return new.model_copy(update=values)
+
+
+def _base(study: Study, stored: BaseModel) -> BaseModel:
+    """Return the base with the stored value of every field that is not stated."""
+    fields = flat(study.base)
+    if study.stated is None or type(stored) is not type(study.base) or not study.stated <= fields.keys():
+        return study.base
+    try:
+        return updated(stored, {path: fields[path] for path in study.stated})
+    except ValidationError:  # what the file states does not fit what it omits, so the definitions differ
+        return study.base
+
+
+def omitted_note(study: Study, kept: Study) -> str:
+    """Return a line with the fields that keep their stored values although a new study would have others; "" for none.
+
+    study: the study as the file describes it. kept: the same study with stored values.
+    """
+    new, old = flatten(_comparable(study)), flatten(_comparable(kept))
+    changed = [key for key in sorted(old) if key in new and old[key] != new[key]]
+    if not changed:
+        return ""
+    values = ", ".join(f"{key} {json.dumps(old[key])} (now {json.dumps(new[key])})" for key in changed)
+    return f"{study.source} omits fields whose defaults have changed; the study keeps its values: {values}"
+
+
+def _comparable(study: Study) -> Mapping[str, Any]:
+    return {**study.spec(), "budget": None, "closed": None, "rung_tokens": None}
