@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hpo.analysis.looks import reason_for_pair
 from hpo.analysis.marks import mark_rows, paused_text, pruned_text
 from hpo.analysis.snapshot import Snapshot, find_trial, trial_status, trial_value
 from hpo.console import format_number, format_value
@@ -106,7 +107,8 @@ def _suggested(snapshot: Snapshot, trial: Trial) -> str:
         case "seed":
             return f"repeats the baseline with another seed, to measure the noise: {values}"
         case "arm":
-            return f"is the run of arm {attrs.get(ARM)} with seed {attrs.get(SEED)}"
+            reason = reason_for_pair(snapshot, attrs[SEED])
+            return f"is the run of arm {attrs.get(ARM)} with seed {attrs.get(SEED)}{reason}"
         case "enqueued":
             return f"was enqueued by the user: {values}"
         case "retry":

@@ -31,6 +31,11 @@ class Noise:
         loss = self.direction.loss
         return loss(expected_minimum(n, loss(self.mean), self.sigma))
 
+    @property
+    def sample_sigma(self) -> float:
+        """The sample standard deviation, which is too small by c4(n) on average."""
+        return self.sigma * c4(self.n)
+
     @cached_property
     def curve(self) -> dict[int, tuple[float, float]]:
         """Rung -> mean and standard deviation there, for each rung at which all runs have a finite value.

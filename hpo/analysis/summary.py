@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+from hpo.analysis.improvements import improvement_records
+from hpo.analysis.looks import sequential_record
 from hpo.analysis.marks import paused_records
 from hpo.analysis.noise import baseline_text, decimals, rounded, sigmas
 from hpo.analysis.progress import token_counts, trial_counts
@@ -51,6 +53,9 @@ def optional_fields(snapshot: Snapshot, best: Trial | None) -> dict[str, Any]:
     if snapshot.spec.get("baseline_seeds", 1) > 1:
         floor = snapshot.noise
         fields["noise"] = {"n": floor.n, "mean": floor.mean, "sigma": floor.sigma} if floor else None
+        fields["improvements"] = improvement_records(snapshot)
+    if (looks := sequential_record(snapshot)) is not None:
+        fields["sequential"] = looks
     if snapshot.paused:
         fields["paused"] = paused_records(snapshot)
     if targets := snapshot.spec.get("targets"):

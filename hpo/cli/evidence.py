@@ -76,9 +76,19 @@ def confirm(
     *,
     study: StudyName = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="Number of trials to re-run, from the best down. Default: 3.")
+        int | None,
+        typer.Option(min=1, help="Number of trials to re-run, from the best down. Default: 3, or 1 with --sequential."),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each configuration. Default: 8.")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs of each configuration. Default: 8, or at most 12 with --sequential."),
+    ] = None,
+    sequential: Annotated[
+        bool,
+        typer.Option(
+            "--sequential", help="Add pairs of runs only until the result is clear, at most as many as --seeds says."
+        ),
+    ] = False,
     tokens: Tokens = None,
     test: Annotated[TestName | None, typer.Option(help="Test of the paired differences. Default: t.")] = None,
     name: ComparisonName = None,
@@ -91,10 +101,14 @@ def confirm(
     The best trial of a search looks better than it is, because it is the best of many noisy results. This command
     tests the difference from the baseline with paired runs. Both runs of a pair have the same seed, and the same
     batches in the same order. The runs form a separate study. More workers can join it, and a second call resumes it.
+
+    With --sequential, the difference is tested after each pair from the third on. The command ends as soon as a trial
+    is better, or a gain has become unlikely. The bounds hold for all these tests together: a trial without gain is
+    called better with a probability of at most 2.5 %, as with a fixed number of pairs.
     """
     from hpo.evidence.confirm import ConfirmRequest, run_confirmation
 
-    request = ConfirmRequest(study, top, seeds, tokens, name, None if test is None else test.value)
+    request = ConfirmRequest(study, top, seeds, tokens, name, None if test is None else test.value, sequential)
     exit_with(run_confirmation(request, run.launch_options(overrides=overrides or []), format))
 
 

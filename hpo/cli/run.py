@@ -1,6 +1,7 @@
 """The commands that train: studies, single configurations, and text generated from a trained run."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,10 @@ def launch(
     ] = None,
     overrides: Set = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampler.")] = None,
+    confirm: Annotated[
+        bool,
+        typer.Option("--confirm", help="After the search, confirm its best trial like `hpo confirm --sequential`."),
+    ] = False,
     run: RunOptions,
 ) -> None:
     """Run a study: create it, start workers, print the best trial.
@@ -53,7 +58,8 @@ def launch(
     """
     from hpo.commands.launch import launch_study
 
-    exit_with(launch_study(run.launch_options(study, overrides or [], seed, {"trials": trials, "hours": hours})))
+    options = run.launch_options(study, overrides or [], seed, {"trials": trials, "hours": hours})
+    exit_with(launch_study(replace(options, confirm=confirm)))
 
 
 @run_commands.command(rich_help_panel=RUN, epilog="Example: hpo worker --study beta2_sweep")

@@ -1,18 +1,20 @@
 """`hpo launch`: run a study to its end, print the best trial and the next commands."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hpo.analysis.export import changed_fields, export_text
-from hpo.analysis.progress import token_counts, trial_counts
-from hpo.analysis.snapshot import Snapshot, best_trial
+from hpo.analysis.improvements import improvement_lines
+from hpo.analysis.progress import has_ended, token_counts, trial_counts
+from hpo.analysis.snapshot import Snapshot, best_trial, read_snapshot
 from hpo.analysis.summary import best_summary, goal_lines
 from hpo.analysis.warnings import study_warnings
 from hpo.config.discovery import find_study
 from hpo.console import Format, command_line, format_duration, format_value, print_records, say, show
 from hpo.errors import NothingFeasible, Problem, StorageError
-from hpo.evidence.comparison import conclude_comparison
+from hpo.evidence.comparison import conclude_comparison, confirmation_name
 from hpo.evidence.preferred import UNCONFIRMED
 from hpo.launcher.options import LaunchOptions, storage_option
 from hpo.launcher.supervisor import run_study
@@ -23,19 +25,54 @@ from hpo.storage.studies import study_attrs, study_ids
 from hpo.study.load import load_study
 from hpo.study.names import name_problem
 from hpo.study.places import at_places
-from hpo.study.spec import Study
+from hpo.study.spec import Study, seed_path
 from hpo.study.stored import study_from_spec
 
 
 def launch_study(options: LaunchOptions) -> int:
-    """Run a study to the end of its budget and return the exit status."""
+    """Run a study to the end of its budget, and confirm its best trial if requested; return the exit status."""
     study = find_stored_study(options) or load_study(options.study, options.overrides, options.budget, options.seed)
     # A study of an earlier version may have another name.
     if (problem := name_problem(study.name)) and SPEC not in _stored_attrs(options.storage, study.name):
         raise Problem(f"{study.source}: the name of the file {problem}, got {study.name!r:.60}; rename the file")
     if study.file.arms is not None and options.budget.get("trials") not in (None, study.file.budget.trials):
         raise Problem(f"--trials: must be omitted, because {study.name} has arms, and their runs are the budget")
-    return run_study(options, study, conclude_arms if study.file.arms is not None else conclude_search)
+    if options.confirm:
+        _check_confirmable(study)
+    status = run_study(options, study, conclude_arms if study.file.arms is not None else conclude_search)
+    return status if status or not options.confirm or options.dry_run else _confirm_best(options, study.name)
+
+
+def _check_confirmable(study: Study) -> None:
+    """Check before a search that `hpo confirm` can compare its best trial with the baseline.
+
+    Raises:
+        Problem: it cannot.
+    """
+    if study.file.arms is not None:
+        raise Problem(f"--confirm: must be omitted, because {study.name} has arms, which are already compared")
+    if seed_path(study.base) is None:
+        raise Problem(
+            f"--confirm: must be omitted, because the config of {study.name} has no field run.seed or seed, in which "
+            "pairs of runs differ"
+        )
+
+
+def _confirm_best(options: LaunchOptions, name: str) -> int:
+    """Continue the confirmation of a search, or start a sequential one of its best trial; return the exit status."""
+    with open_readonly(options.storage) as store:
+        snapshot = read_snapshot(store, name)
+        is_new = confirmation_name(snapshot) not in study_ids(store)
+    if not has_ended(snapshot):
+        say(f"{name} has not ended, so its best trial is not confirmed; the next launch continues")
+        return 0
+    if is_new and snapshot.kind(best_trial(snapshot)) == "baseline":
+        say("no trial is better than the baseline, so there is nothing to confirm")
+        return 0
+    from hpo.evidence.confirm import ConfirmRequest, run_confirmation  # imports scipy
+
+    request = ConfirmRequest(name, None, None, None, None, None, sequential=is_new)
+    return run_confirmation(request, replace(options, budget={}, overrides=(), seed=None, confirm=False), Format.table)
 
 
 def find_stored_study(options: LaunchOptions) -> Study | None:
@@ -108,7 +145,7 @@ def conclude_arms(snapshot: Snapshot, folder: Path, options: LaunchOptions, seco
 def result_lines(snapshot: Snapshot, path: Path, options: LaunchOptions) -> list[str]:
     """Return lines with the best trial, its differences from the baseline, and the next commands."""
     best = best_trial(snapshot)
-    lines = [best_summary(snapshot), *goal_lines(snapshot), ""]
+    lines = [best_summary(snapshot), *goal_lines(snapshot), *improvement_lines(snapshot), ""]
     changed = changed_fields(snapshot, best)
     width = max((len(field) for field, _, _ in changed), default=0)
     lines += [
@@ -123,7 +160,7 @@ def result_lines(snapshot: Snapshot, path: Path, options: LaunchOptions) -> list
         *lines,
         f"complete configuration: {path}",
         "next:",
-        f"  {confirm}{storage} --workers {max(1, options.workers)}",
+        *([] if options.confirm else [f"  {confirm}{storage} --workers {max(1, options.workers)}"]),
         f"  {export}{storage} -o best.yaml",
         "  hpo train best.yaml",
         f"  hpo dashboard{storage}",

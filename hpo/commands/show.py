@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpo.analysis.improvements import improvement_lines
+from hpo.analysis.looks import look_lines
 from hpo.analysis.marks import paused_lines, paused_trials, place_text, places
 from hpo.analysis.noise import rounded, sigmas
 from hpo.analysis.progress import has_ended, token_counts, trial_counts
@@ -93,7 +95,8 @@ def _status_text(snapshot: Snapshot) -> str:
     lines += _event_lines(snapshot)
     if spent["trained"] is not None:
         lines.append(f"{spent['trained']:,} tokens trained, {spent['saved_by_pruning']:,} saved by pruning")
-    lines += [best_summary(snapshot) or "no trial is complete yet", *goal_lines(snapshot)]
+    lines += [best_summary(snapshot) or "no trial is complete yet", *look_lines(snapshot), *goal_lines(snapshot)]
+    lines += improvement_lines(snapshot)
     lines += [f"note: {note}" for note in study_warnings(snapshot)]
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hpo.analysis.looks import runs_by_arm
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.statistics import LEVEL, holm, interval, min_pairs, p_value
 from hpo.console import Format, format_number, format_value, print_records, say
@@ -20,7 +21,7 @@ from hpo.evidence.comparison import (
 )
 from hpo.evidence.designs import ALL, DESIGNS, NONE, ArmsAndContrasts, Contrast, fields_of
 from hpo.evidence.factors import find_factors, named_configuration, order_factors, with_run_settings_of
-from hpo.evidence.paired import ended_without_value, final_score, runs_by_arm, scope_note
+from hpo.evidence.paired import ended_without_value, final_score, scope_note
 from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
 from hpo.storage.engine import open_readonly

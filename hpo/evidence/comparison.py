@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from hpo.analysis.looks import look_lines
 from hpo.analysis.progress import has_ended, trial_counts
 from hpo.analysis.snapshot import Snapshot
 from hpo.console import format_duration, format_value, say
@@ -51,6 +52,11 @@ def full_length_base(study: Study, tokens: int | None) -> BaseModel:
     if study.file.config == DEFAULT_CONFIG:
         values["run.test"] = True
     return updated(study.base, {**values, **({"run.align": 1} if values else {})})
+
+
+def confirmation_name(snapshot: Snapshot) -> str:
+    """Return the name of the study that confirms a search, unless --as gives another one."""
+    return f"{snapshot.name}-confirm"
 
 
 def existing_study(store: OpenStorage, name: str, key: str, search: Snapshot) -> Study | None:
@@ -122,6 +128,7 @@ def conclude_comparison(snapshot: Snapshot, seconds: float, print_result: Callab
     if not has_ended(snapshot):
         n, total = trial_counts(snapshot)["complete"], sum(snapshot.slots.values())
         say(f"{snapshot.name}: {n} of {total} runs are complete; the verdict is printed when all runs have ended")
+        say("\n".join(look_lines(snapshot)))
         return 0
     say(f"{snapshot.name}: finished after {format_duration(seconds)}")
     if not print_result():

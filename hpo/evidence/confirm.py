@@ -11,39 +11,45 @@ from pydantic import BaseModel
 from hpo.analysis.progress import searched_trials
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.statistics import Test, min_pairs
-from hpo.console import Format, format_number, print_records, say
+from hpo.console import Format, print_records, say
 from hpo.errors import NothingFeasible, Problem
+from hpo.evidence import sequential
 from hpo.evidence.comparison import (
     check_same_options,
     conclude_comparison,
+    confirmation_name,
     existing_study,
     first_new_seed,
     full_length_base,
     search_study,
 )
-from hpo.evidence.paired import ArmComparison, compare_arms, comparison_record, scope_note
+from hpo.evidence.confirm_verdicts import BASELINE, confirmation_table, confirmation_verdicts
+from hpo.evidence.paired import compare_arms, scope_note
 from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
-from hpo.storage.attributes import FIXED_VALUES
+from hpo.storage.attributes import FIXED_VALUES, SPEC
 from hpo.storage.engine import open_readonly
+from hpo.storage.retry import OpenStorage
+from hpo.storage.studies import study_attrs, study_ids
 from hpo.storage.trials import Trial
 from hpo.study.arms import ArmsPlan, plan_study
 from hpo.study.places import at_places
+from hpo.study.sequential import KEY, plan_of
 from hpo.study.spec import Study, seed_path
-from hpo.study.stored import study_from_spec
 from model.section import flat
 
-BASELINE = "baseline"
 # Eight pairs show a difference of two standard deviations in nine of ten confirmations.
 DEFAULT_TOP, DEFAULT_SEEDS = 3, 8
+SEQUENTIAL_TOP = 1  # further configurations would cost most of the runs that looks save
+MOST_PAIRS = 100  # of a sequential confirmation: the bounds are simulated
 
 
 @dataclass(frozen=True)
 class ConfirmRequest:
     """The options of `hpo confirm`; None means the default, or the value of the confirmation that is continued.
 
-    top: number of configurations to re-run. seeds: runs of each. tokens: length of a run.
-    name: of the study of the new runs.
+    top: number of configurations to re-run. seeds: runs of each, at most if `sequential`. tokens: length of a run.
+    name: of the study of the new runs. sequential: whether to stop as soon as the pairs so far decide.
     """
 
     study: str | None
@@ -52,17 +58,21 @@ class ConfirmRequest:
     tokens: int | None
     name: str | None
     test: Test | None
+    sequential: bool = False
 
 
 def run_confirmation(request: ConfirmRequest, options: LaunchOptions, format: Format) -> int:
     """Re-run the best trials of a search and its baseline on new seeds; return the exit status."""
     with open_readonly(options.storage) as store:
         snapshot = read_snapshot(store, request.study)
-        name = request.name or f"{snapshot.name}-confirm"
+        name = request.name or confirmation_name(snapshot)
         study = existing_study(store, name, "confirms", snapshot)
         if study is None:
             study = plan_confirmation(snapshot, name, request, first_new_seed(store, snapshot))
+            if request.sequential:
+                _note_earlier(store, snapshot, study)
         else:
+            _check_sequential(study, request)
             check_same_options(study, _requested_and_stored(study, request))
             for trial in _newer_best_trials(snapshot, study):
                 say(
@@ -94,18 +104,14 @@ def plan_confirmation(snapshot: Snapshot, name: str, request: ConfirmRequest, fi
         Problem: the study has arms itself, or there are too few seeds for the test to be significant.
     """
     search, test = search_study(snapshot), request.test or "t"
-    best = ranked_trials(snapshot, search)[: request.top or DEFAULT_TOP]
+    best = ranked_trials(snapshot, search)[: request.top or (SEQUENTIAL_TOP if request.sequential else DEFAULT_TOP)]
     if not best:
         raise NothingFeasible(
             f"study {snapshot.name}: no trial is complete except the baseline, so there is nothing to confirm; "
             "`hpo status` shows the progress"
         )
-    n, required = request.seeds or DEFAULT_SEEDS, min_pairs(test, len(best))
-    if n < required:
-        raise Problem(
-            f"--seeds: must be at least {required}, or no difference between {len(best)} configurations and the "
-            f"baseline, however large, is significant in a {test} test; got {n}"
-        )
+    n = request.seeds or (sequential.DEFAULT_PAIRS if request.sequential else DEFAULT_SEEDS)
+    _check_test(request, test, n, len(best))
     names = {f"trial {t.number}": t for t in best}
     baseline: Mapping[str, Any] = search.file.first_baseline
     arms = {BASELINE: baseline} | {arm: t.user_attrs.get(FIXED_VALUES, t.params) for arm, t in names.items()}
@@ -117,8 +123,60 @@ def plan_confirmation(snapshot: Snapshot, name: str, request: ConfirmRequest, fi
         "test": test,
         "searched_tokens": flat(search.base).get("run.tokens"),
     }
+    if request.sequential:
+        about[KEY] = {"bounds": sequential.sequential_bounds(n, len(best))}
     compared = ArmsPlan(f"`hpo confirm` of {snapshot.name}", arms, range(first_seed, first_seed + n), about)
     return plan_study(search, name, full_length_base(search, request.tokens), compared)
+
+
+def _check_test(request: ConfirmRequest, test: Test, n: int, compared: int) -> None:
+    """Check that a test can be significant with n pairs, and that it fits looks at the results.
+
+    Raises:
+        Problem: it cannot, or it does not.
+    """
+    if request.sequential and test != "t":
+        raise Problem(f"--test: must be t with --sequential, because the bounds are those of t tests, got {test}")
+    required = min_pairs(test, compared)
+    if n < required:
+        raise Problem(
+            f"--seeds: must be at least {required}, or no difference between {compared} configurations and the "
+            f"baseline, however large, is significant in a {test} test; got {n}"
+        )
+    if request.sequential and n > MOST_PAIRS:
+        raise Problem(f"--seeds: must be at most {MOST_PAIRS} with --sequential, got {n}")
+
+
+def _check_sequential(study: Study, request: ConfirmRequest) -> None:
+    """Check that a confirmation keeps its looks and its bounds.
+
+    Raises:
+        Problem: it started with a fixed number of pairs, so that its results were not bounded at each look, or the
+            bounds are those of another number of pairs.
+    """
+    n, bounds = len(study.file.seeds), plan_of(study.file.about)
+    if bounds is not None and request.seeds not in (None, n):
+        raise Problem(
+            f"--seeds: must be {n}, because the bounds of study {study.name} share the error among at most {n} pairs, "
+            f"got {request.seeds}; `--as NAME` starts another study on new seeds"
+        )
+    if request.sequential and bounds is None:
+        raise Problem(
+            f"--sequential: must be omitted, because study {study.name} was started with a fixed number of "
+            f"{n} pairs; `--as NAME` starts another study on new seeds"
+        )
+
+
+def _note_earlier(store: OpenStorage, snapshot: Snapshot, study: Study) -> None:
+    """Print which earlier confirmations include a trial of a new confirmation: each has its own chance of an error."""
+    for name, study_id in study_ids(store).items():
+        about = study_attrs(store, study_id).get(SPEC, {}).get("about", {})
+        shared = set(about.get("trials", {})) & set(study.file.about["trials"])
+        if about.get("confirms") in snapshot.names and shared:
+            say(
+                f"note: {name} has already re-run {', '.join(sorted(shared))}. Each confirmation calls a trial without "
+                "gain better with a probability of 2.5 %, so report all of them"
+            )
 
 
 def ranked_trials(snapshot: Snapshot, study: Study) -> list[Trial]:
@@ -157,58 +215,3 @@ def _requested_and_stored(study: Study, request: ConfirmRequest) -> dict[str, tu
         "--tokens": (request.tokens, flat(study.base).get("run.tokens")),
         "--test": (request.test, file.about["test"]),
     }
-
-
-def metric_on_test_split(snapshot: Snapshot) -> str:
-    """Return the objective's metric on the test split."""
-    return snapshot.objective.replace("val_", "test_")
-
-
-def confirmation_table(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Return one record per arm: its value in the search, and the results of the new seeds on both splits."""
-    searched, metric = snapshot.spec["about"]["found"], metric_on_test_split(snapshot)
-    on_test = {arm.arm: comparison_record(arm) for arm in compare_arms(snapshot, metric)}
-    records = []
-    for arm in compare_arms(snapshot):
-        record = {"arm": arm.arm, "search": searched.get(arm.arm)}
-        record |= {key: value for key, value in comparison_record(arm).items() if key != "arm"}
-        test = on_test[arm.arm]
-        if test["runs"]:
-            record |= {metric: test["mean"], f"{metric} difference": test["difference"]}
-        records.append(record)
-    return records
-
-
-def confirmation_verdicts(snapshot: Snapshot) -> list[str]:
-    """Return one sentence per arm: its verdict, paired difference, confidence interval and p-value."""
-    on_test = {arm.arm: arm for arm in compare_arms(snapshot, metric_on_test_split(snapshot))}
-    _, *arms = compare_arms(snapshot)
-    return [_verdict_sentence(snapshot, arm, on_test[arm.arm], len(arms)) for arm in arms]
-
-
-def _verdict_sentence(snapshot: Snapshot, arm: ArmComparison, on_test: ArmComparison, n_compared: int) -> str:
-    if arm.difference is None or arm.p is None:
-        return f"{arm.arm}: {arm.verdict} ({arm.n} runs have a value)"
-    d, test = arm.difference, on_test.difference
-    p = f"p = {arm.p:.2g}" if n_compared == 1 else f"p = {arm.p:.2g} corrected for {n_compared} comparisons (Holm)"
-    sentence = f"{arm.arm}: {arm.verdict}: paired difference {format_number(d.mean)} from the baseline "
-    sentence += f"(95 % confidence interval {format_number(d.low)} to {format_number(d.high)}, {d.n} pairs, {p})"
-    sentence += f"; {format_number(test.mean)} on the test split" if test else ""
-    return sentence + _remaining_gain(snapshot, arm.arm, d.mean)
-
-
-def _remaining_gain(snapshot: Snapshot, arm: str, confirmed: float) -> str:
-    """Return how much of the gain in the search the new seeds confirm, nothing if the search showed no gain.
-
-    confirmed: mean paired difference on the new seeds.
-    """
-    about = snapshot.spec["about"]
-    value, baseline = about["found"].get(arm), about["found"].get(BASELINE)
-    loss = snapshot.direction.loss
-    if value is None or baseline is None or loss(value) >= loss(baseline):
-        return ""
-    gain = value - baseline
-    length = flat(study_from_spec(snapshot.spec).base).get("run.tokens")
-    at = "" if length == about["searched_tokens"] else f" at {about['searched_tokens']:,} tokens"
-    remaining = max(0.0, confirmed / gain)
-    return f"; the difference in the search was {format_number(gain)}{at}, of which {remaining:.0%} remains"

@@ -1,18 +1,21 @@
 """Compare each arm of a study with its first arm, by paired differences between runs with the same seed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hpo.analysis.looks import progress_of_arms, runs_by_arm
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import LEVEL, Paired, Test, holm, min_pairs, paired
-from hpo.storage.attributes import ARM, FIXED_VALUES, METRICS, SEED
+from hpo.evidence.sequential import sequential_p
+from hpo.storage.attributes import METRICS
 from hpo.storage.trials import State, Trial
+from hpo.study.sequential import MIN_PAIRS, Progress, plan_of
 
-RunsByArm = Mapping[str, Mapping[int, Trial]]  # arm -> seed -> its trial
+Scores = Mapping[int, float | None]  # seed -> result of its run
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class ArmComparison:
     n: runs that have a value. lost: runs that diverged or failed. mean, sd: over the runs that have a value.
     difference: this arm minus the reference; None for the reference itself and for fewer than two pairs.
     p: corrected for the number of arms compared (Holm).
+    at_most: the most pairs of a sequential comparison, None for a fixed number of pairs.
     """
 
     arm: str
@@ -32,21 +36,7 @@ class ArmComparison:
     difference: Paired | None
     p: float | None
     verdict: str
-
-
-def runs_by_arm(snapshot: Snapshot) -> RunsByArm:
-    """Return the started runs of each arm by seed; the last attempt counts for a run that was retried."""
-    trials: dict[str, dict[int, Trial]] = {name: {} for name in snapshot.spec["arms"]}
-    seed = next((key for key in ("run.seed", "seed") if key in snapshot.spec["space"]), "")
-    for trial in snapshot.trials:
-        name, number = trial.user_attrs.get(ARM), trial.user_attrs.get(SEED)
-        if name is None and (values := trial.user_attrs.get(FIXED_VALUES)):  # `hpo retry` of a run
-            own = {key: value for key, value in values.items() if key != seed}
-            name = next((n for n, arm in snapshot.spec["arms"].items() if arm == own), None)
-            number = values.get(seed)
-        if name in trials and number is not None:
-            trials[name][int(number)] = trial
-    return trials
+    at_most: int | None = None
 
 
 def final_score(snapshot: Snapshot, trial: Trial, metric: str | None = None) -> float | None:
@@ -69,16 +59,18 @@ def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmCompa
     (Student 1908); the alternative is Wilcoxon's signed-rank test (Wilcoxon 1945). Confidence intervals are
     bias-corrected and accelerated bootstrap intervals (BCa, Efron 1987).
     A run that diverged or failed has no value. An arm that loses more runs than the first one is worse, regardless of
-    its other runs.
+    its other runs. The verdicts of a sequential comparison are those of `hpo.study.sequential`.
 
     metric: a metric of the last rung instead of the objective. Its direction is that of the study.
     """
-    loss = snapshot.direction.loss
     test: Test = snapshot.spec.get("about", {}).get("test", "t")
-    trials = runs_by_arm(snapshot)
+    trials, progress = runs_by_arm(snapshot), progress_of_arms(snapshot)
     scores = {name: {s: final_score(snapshot, t, metric) for s, t in runs.items()} for name, runs in trials.items()}
     reference, *others = scores
-    differences = {name: _paired_difference(scores[name], scores[reference], test) for name in others}
+    if progress is None:
+        differences = {name: _paired_difference(scores[name], scores[reference], test) for name in others}
+    else:
+        differences = {n: _difference_so_far(snapshot, progress[n], scores[n], scores[reference]) for n in others}
     corrected = dict(zip(differences, holm([d.p if d else 1.0 for d in differences.values()]), strict=True))
     lost = {name: sum(ended_without_value(snapshot, t) for t in trials[name].values()) for name in trials}
     required = min_pairs(test, max(1, len(others)))
@@ -86,8 +78,13 @@ def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmCompa
     for name, values in scores.items():
         known = [value for value in values.values() if value is not None]
         difference, p = differences.get(name), corrected.get(name)
-        more_lost, better = lost[name] - lost[reference], difference is not None and loss(difference.mean) < 0
-        verdict = "reference" if name == reference else _verdict(difference, p, better, more_lost, required)
+        if name == reference:
+            verdict = "reference"
+        elif progress is not None:
+            verdict = _sequential_verdict(progress[name])
+        else:
+            better = difference is not None and snapshot.direction.loss(difference.mean) < 0
+            verdict = _verdict(difference, p, better, lost[name] - lost[reference], required)
         comparisons.append(
             ArmComparison(
                 arm=name,
@@ -98,18 +95,47 @@ def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmCompa
                 difference=difference,
                 p=p if difference else None,
                 verdict=verdict,
+                at_most=None if progress is None else len(snapshot.spec["seeds"]),
             )
         )
     return comparisons
 
 
-def _paired_difference(
-    scores: Mapping[int, float | None], reference: Mapping[int, float | None], test: Test
-) -> Paired | None:
+def _paired_difference(scores: Scores, reference: Scores, test: Test) -> Paired | None:
     """Return the paired difference over the seeds on which both arms have a value, None for fewer than two."""
-    pairs = [(scores[seed], reference[seed]) for seed in sorted(scores.keys() & reference.keys())]
-    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    differences = _differences(scores, reference, sorted(scores.keys() & reference.keys()))
     return paired(differences, test) if len(differences) > 1 else None
+
+
+def _differences(scores: Scores, reference: Scores, seeds: Sequence[int]) -> list[float]:
+    pairs = [(scores.get(seed), reference.get(seed)) for seed in seeds]
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def _difference_so_far(snapshot: Snapshot, progress: Progress, scores: Scores, reference: Scores) -> Paired | None:
+    """Return the paired difference over the pairs that the verdict of a sequential comparison uses.
+
+    The interval is the repeated confidence interval, which holds at every look (Jennison and Turnbull 1984): the mean
+    plus and minus the bound of one arm in standard errors. The p-value holds wherever the comparison stops.
+    """
+    bounds, seeds = plan_of(snapshot.spec["about"]), snapshot.spec["seeds"]
+    differences = _differences(scores, reference, [seeds[i] for i in progress.seeds])
+    if bounds is None or len(differences) < MIN_PAIRS:
+        return None
+    n, mean = len(differences), float(np.mean(differences))
+    margin = bounds[0][n - MIN_PAIRS] * float(np.std(differences, ddof=1)) / math.sqrt(n)
+    return Paired(n, mean, mean - margin, mean + margin, sequential_p(progress.t, len(seeds)))
+
+
+def _sequential_verdict(progress: Progress) -> str:
+    match progress.outcome:
+        case None:
+            return "undecided"
+        case "lost":
+            return "worse: runs lost"
+        case "better":
+            return "better"
+    return "no gain shown" if progress.t else f"too few pairs, {MIN_PAIRS} needed"
 
 
 def ended_without_value(snapshot: Snapshot, trial: Trial) -> bool:
@@ -148,6 +174,7 @@ def comparison_record(comparison: ArmComparison) -> dict[str, Any]:
     return {
         "arm": comparison.arm,
         "runs": comparison.n,
+        **({} if comparison.at_most is None else {"pairs": difference and difference.n, "at_most": comparison.at_most}),
         **({"lost": comparison.lost} if comparison.lost else {}),
         "mean": comparison.mean,
         "sd": comparison.sd,

@@ -32,7 +32,9 @@ def trial_to_export(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]
     from hpo.evidence.paired import compare_arms  # imports scipy, which few exports need
 
     trials, seeds = confirmation.spec["about"]["trials"], confirmation.spec["seeds"]
-    better = [arm for arm in compare_arms(confirmation) if arm.verdict == "better" and arm.n == len(seeds)]
+    # A sequential confirmation needs no further runs of an arm that is better.
+    ended = [arm for arm in compare_arms(confirmation) if arm.at_most is not None or arm.n == len(seeds)]
+    better = [arm for arm in ended if arm.verdict == "better"]
     if better:
         preferred = min(better, key=lambda arm: snapshot.direction.loss(arm.mean or 0.0))
         return find_trial(snapshot, trials[preferred.arm]), f"confirmed better than the baseline by {confirmation.name}"

@@ -16,6 +16,7 @@ class LaunchOptions:
     budget: limits by name (trials, hours, tokens); None: the study file's. overrides: `--set` as typed.
     on: "local" or "ray". address: the head of the Ray cluster. pack: number of trials that a worker trains side by
     side. out: folder of the runs. plain: print lines instead of the live table. allow_train: as typed.
+    confirm: whether to confirm the best trial of the search afterwards.
     """
 
     study: str
@@ -35,6 +36,7 @@ class LaunchOptions:
     quiet: bool
     plain: bool
     allow_train: Sequence[str] = ()
+    confirm: bool = False
 
 
 def storage_option(options: LaunchOptions) -> str:
@@ -56,5 +58,6 @@ def resume_command(options: LaunchOptions) -> str:
     words += ["--gpus-per-worker", f"{options.gpus_per_worker:g}"] if options.gpus_per_worker else []
     words += ["--pack", str(options.pack)] if options.pack > 1 else []
     words += [word for address in options.allow_train for word in ("--allow-train", address)]
+    words += ["--confirm"] if options.confirm else []
     words += ["--out", str(options.out)] if str(options.out) != "runs" else []
     return command_line(*words) + storage_option(options)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.console import format_number, format_value
+from hpo.study.sequential import KEY
 from hpo.study.spec import Study
 
 
@@ -14,7 +15,8 @@ def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") ->
     objective = f"objective {file.objective}" + (", maximized" if file.direction == "maximize" else "")
     if file.arms is not None:
         lines += [f"  {name:28} {_values(values)}" for name, values in file.arms.items()]
-        lines.append(f"  {len(file.arms)} arms x {len(file.seeds)} seeds, {objective}")
+        at_most = "at most " if KEY in file.about else ""
+        lines.append(f"  {len(file.arms)} arms x {at_most}{len(file.seeds)} seeds, {objective}")
     else:
         lines += [
             f"  {path:28} {_range(entry.model_dump(exclude_defaults=True))}" for path, entry in file.space.items()

@@ -7,6 +7,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hpo.analysis.looks import look_lines
 from hpo.analysis.progress import trial_counts
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.summary import best_summary, goal_lines, objective_decimals, objective_text
@@ -130,7 +131,7 @@ class LiveTable:
 
     @staticmethod
     def _summary(snapshot: Snapshot) -> list[str]:
-        return [best_summary(snapshot) or "no trial complete yet", *goal_lines(snapshot)]
+        return [best_summary(snapshot) or "no trial complete yet", *look_lines(snapshot), *goal_lines(snapshot)]
 
 
 def _n_finished(snapshot: Snapshot) -> int:

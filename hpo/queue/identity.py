@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from hpo.errors import Problem, WorkFailed
 from hpo.optuna_internals import FINISHED, RUNNING, TRIAL_USER_ATTRS, TRIALS, WAITING, state_name
-from hpo.queue.inspect import SlotTable
+from hpo.queue.inspect import SKIPPED, SlotTable
 from hpo.queue.slots import insert_event
 from hpo.storage.attributes import FIXED_VALUES, PAUSED
 from hpo.storage.retry import OpenStorage
@@ -76,7 +76,7 @@ def _link_trials(connection: sa.Connection, slots: SlotTable) -> None:
     trials = {slot: (trial_id, state) for slot, trial_id, state in _trials_by_slot(connection, slots.study_id)}
     waiting = [trial_id for trial_id, state in trials.values() if state == WAITING]
     paused = set(trials_with_attr(connection, waiting, PAUSED))
-    started = sa.or_(_c.trial_id.is_not(None), _c.state != "free")
+    started = sa.or_(_c.trial_id.is_not(None), _c.state.not_in(("free", SKIPPED)))
     rows = connection.execute(sa.select(_c.slot, _c.state).where(slots.of_study, started)).all()
     states = dict.fromkeys(trials, "free") | dict(map(tuple, rows))
     values = []

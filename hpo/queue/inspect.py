@@ -11,6 +11,9 @@ from hpo.storage.retry import OpenStorage, transact
 from hpo.storage.schema import EVENT, SLOT, database_clock
 from hpo.storage.studies import study_has_uid
 
+# State of a slot that a sequential comparison does not need any more. It does not count as a trial of the budget.
+SKIPPED = "skipped"
+
 _LOCK = 0x68706F  # "hpo": with a study's id, the key of an advisory lock
 
 # Event types that an ordinary run produces; `events` leaves them out.
@@ -98,7 +101,7 @@ class SlotTable:
         """Return how many slots are free, leased, done, and expired (leased, but the lease has expired or is void)."""
         has_expired = sa.and_(_c.state == "leased", not_in_force(self.store))
         state = sa.case((has_expired, "expired"), else_=_c.state).label("state")
-        states = sa.select(state).where(self.of_study).subquery()
+        states = sa.select(state).where(self.of_study, _c.state != SKIPPED).subquery()
         rows = self.run(sa.select(states.c.state, sa.func.count()).group_by(states.c.state))
         return {"free": 0, "leased": 0, "done": 0, "expired": 0} | dict(rows)
 

@@ -15,6 +15,7 @@ from hpo.report.sections import figure_html
 from hpo.report.verdict import RelatedStudy
 from hpo.storage.attributes import END_REASON, ERROR, FIXED_VALUES, MACHINE
 from hpo.storage.trials import State, Trial
+from hpo.study.sequential import KEY
 from hpo.study.stored import study_file_tree
 from model.section import flatten
 
@@ -181,7 +182,8 @@ def _comparison_command(snapshot: Snapshot, source: str) -> str:
     seeds += ["--tokens", str(length)] if length is not None else []
     if "confirms" in about:
         top = ["--top", str(len(snapshot.spec["arms"]) - 1), "--test", about["test"]]
-        return command_line("hpo", "confirm", "--study", source, *top, *seeds, "--as", snapshot.name)
+        looks = ["--sequential"] if KEY in about else []
+        return command_line("hpo", "confirm", "--study", source, *top, *seeds, *looks, "--as", snapshot.name)
     design = ["--design", about["design"], "--from", about["from"], "--to", about["to"]]
     design += [option for group in about["groups"] for option in ("--factor", group)]
     design += ["--order", ",".join(about["order"])] if about["order"] else []

@@ -11,6 +11,7 @@ from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.console import printable, say
 from hpo.errors import NothingFeasible, StorageError
 from hpo.report import appendix, sections
+from hpo.report.arms import arms_section
 from hpo.report.html import html_page, paragraph
 from hpo.report.pdf import write_pdf
 from hpo.report.tables import curves_path, write_csv, write_json
@@ -97,7 +98,7 @@ def report_page(data: ReportData, out: Path) -> str:
         paragraph(f"{_purpose(snapshot)}Report of {time}.", "small"),
     ]
     body.append(sections.summary_section(snapshot, data.verdict))
-    body += sections.arms_section(snapshot, data.confirmations, data.ablations)
+    body += arms_section(snapshot, data.confirmations, data.ablations)
     body += sections.curves_section(snapshot)
     body += sections.hyperparameters_section(snapshot, out)
     body += appendix.trials_section(snapshot)

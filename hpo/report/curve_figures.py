@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from hpo.analysis.improvements import CLEAR_SIGMAS, improvements
+from hpo.analysis.looks import runs_by_arm
 from hpo.analysis.noise import Noise
 from hpo.analysis.progress import searched_trials
 from hpo.analysis.snapshot import Snapshot
-from hpo.evidence.paired import runs_by_arm
 from hpo.report.axes import short
 from hpo.report.style import (
     ARMS,
@@ -116,6 +117,7 @@ def history_figure(snapshot: Snapshot, max_marks: int = MAX_MARKS) -> AnnotatedF
     marker, best = {"color": BLUE, "size": 5, "opacity": 0.6}, {"color": ORANGE, "width": 2.2, "shape": "hv"}
     _draw_progress(figure, shown, [s.value for s in shown], "a trial", mode="markers", marker=marker)
     _draw_progress(figure, shown, [s.best for s in shown], "best so far", mode="lines", line=best)
+    _draw_improvements(figure, snapshot, shown)
     if floor:
         luck = [floor.expected_best(max(1, s.searched)) for s in shown]
         line = {"color": INK, "width": 1.4, "dash": "dot"}
@@ -124,6 +126,22 @@ def history_figure(snapshot: Snapshot, max_marks: int = MAX_MARKS) -> AnnotatedF
         draw_level(snapshot.baseline_value, "baseline", figure, INK)
     values = [s.value for s in shown if s.value is not None]
     return figure, notes + zoom(figure, values, [floor.mean] if floor else [], direction=snapshot.direction)
+
+
+def _draw_improvements(figure: go.Figure, snapshot: Snapshot, shown: Sequence["_Step"]) -> None:
+    """Mark the improvements of the best, those below two sigma with a hollow circle."""
+    steps = {step.trial: step for step in improvements(snapshot)}
+    for name, small, fill in (("improvement", False, ORANGE), ("improvement below 2σ", True, "white")):
+        marked = [(s, steps[s.number]) for s in shown if s.number in steps]
+        marked = [(s, step) for s, step in marked if (step.sigmas < CLEAR_SIGMAS) == small]
+        if marked:
+            marker = {"color": fill, "size": 9, "line": {"color": ORANGE, "width": 1.8}}
+            text = [f"trial {step.trial}, gain {step.gain:.4g} ({step.sigmas:.1f} σ)" for _, step in marked]
+            x, y = [s.trained for s, _ in marked], [step.value for _, step in marked]
+            hover = "%{text}: %{y:.4f}<extra></extra>"
+            figure.add_trace(
+                go.Scatter(x=x, y=y, text=text, name=name, mode="markers", marker=marker, hovertemplate=hover)
+            )
 
 
 @dataclass(frozen=True)

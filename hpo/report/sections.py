@@ -10,13 +10,12 @@ from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import LEVEL
 from hpo.analysis.summary import objective_decimals
 from hpo.console import fixed
-from hpo.evidence.paired import scope_note
 from hpo.report import curve_figures, importance, importance_figures, lr_figures, space_figures
 from hpo.report.axes import Axis, axes
 from hpo.report.html import bullets, definition_table, figure_element, heading, html_table, paragraph
 from hpo.report.importance import InteractionTests
 from hpo.report.style import AnnotatedFigure, anchor_levels, objective_unit
-from hpo.report.verdict import RelatedStudy, Verdict, own_comparison
+from hpo.report.verdict import Verdict
 from hpo.search.direction import Direction
 from hpo.storage.trials import State
 
@@ -50,31 +49,6 @@ def _main_results(snapshot: Snapshot) -> dict[str, Any]:
     return results | {f"{name} model": fixed(level, d) for name, level in anchor_levels(snapshot).items()}
 
 
-def arms_section(
-    snapshot: Snapshot, confirmations: Sequence[RelatedStudy], ablations: Sequence[RelatedStudy]
-) -> Iterator[str]:
-    """Yield the tables of arms: those of the study itself, and of the studies that confirm or ablate it."""
-    if snapshot.spec.get("arms"):
-        yield heading("Arms")
-        yield html_table(own_comparison(snapshot).table)
-        note = "difference: the arm minus the first arm, over pairs of runs with the same seed. low, high: its "
-        note += f"{LEVEL:.0%} confidence interval. p: p-value of no difference in a paired test, corrected for the "
-        yield paragraph(note + "number of arms by Holm's method.", "small")
-    for title, studies in (("Confirmation", confirmations), ("Ablation", ablations)):
-        for study in studies:
-            yield heading(f"{title}: {study.snapshot.name}")
-            yield bullets(study.verdicts) + html_table(study.table)
-            yield paragraph(_comparison_note(study.snapshot), "small")
-
-
-def _comparison_note(snapshot: Snapshot) -> str:
-    seeds = snapshot.spec["seeds"]
-    note = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}) that the search did not use. Runs with the same seed have "
-    note += "the same initial weights and batches, and are compared in pairs."
-    note += " search: the value in the search." if "confirms" in snapshot.spec["about"] else ""
-    return f"{note} The {scope_note(snapshot)}."
-
-
 def curves_section(snapshot: Snapshot) -> Iterator[str]:
     """Yield the learning curves, the best value so far, and what pruning saved."""
     yield heading("Learning curves")
@@ -99,11 +73,13 @@ def _history(snapshot: Snapshot) -> Iterator[str]:
     yield heading("Best value so far")
     caption = "Each dot is a complete trial, at the time when it ended. "
     if snapshot.noise:
-        caption += "Dotted: the best value that as many runs of the baseline are expected to reach by chance. Only "
         caption += (
-            f"values {snapshot.direction.better_side} it are evidence of a gain. `hpo confirm` measures how much "
+            "Dotted: the best value that as many runs of the baseline are expected to reach by chance. Only values "
         )
-        caption += "of the gain is real."
+        caption += (
+            f"{snapshot.direction.better_side} it are evidence of a gain. `hpo confirm` measures how much of the "
+        )
+        caption += "gain is real. Hollow circles: improvements below two sigma, which may be noise."
     yield figure_html(curve_figures.history_figure(snapshot), "history", caption)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpo.analysis.improvements import CLEAR_SIGMAS, improvement_lines
+from hpo.analysis.looks import look_lines
 from hpo.analysis.noise import Noise
 from hpo.analysis.progress import has_ended, searched_trials, token_counts, trial_counts
 from hpo.analysis.snapshot import Snapshot, read_snapshot
@@ -16,8 +18,6 @@ from hpo.storage.attributes import SPEC
 from hpo.storage.retry import OpenStorage
 from hpo.storage.studies import study_attrs, study_ids
 from hpo.storage.trials import State, Trial
-
-CLEAR_SIGMAS = 2.0  # a smaller gain counts as noise
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _interpret(snapshot: Snapshot, key: str) -> RelatedStudy:
     """Return verdicts and table of a confirmation or ablation, or why this machine cannot compute them."""
     try:
         if key == "confirms":
-            from hpo.evidence.confirm import confirmation_table, confirmation_verdicts
+            from hpo.evidence.confirm_verdicts import confirmation_table, confirmation_verdicts
 
             return RelatedStudy(snapshot, confirmation_verdicts(snapshot), confirmation_table(snapshot))
         from hpo.evidence.ablate import effect_table, effect_verdicts
@@ -92,6 +92,7 @@ def verdict(snapshot: Snapshot, confirmations: Sequence[RelatedStudy] = ()) -> V
     reference = floor.mean if floor else snapshot.baseline_value
     if reference is not None and (gain := _gain(snapshot, best, reference)) > 0:
         grounds += _noise_sentences(snapshot, gain, floor)
+    grounds += [f"{line[0].upper()}{line[1:]}." for line in improvement_lines(snapshot)]
     grounds += [_confirmation_sentence(snapshot, confirmations), *goal_lines(snapshot), _pruning_sentence(snapshot)]
     return Verdict(_headline(snapshot, best, reference), [line for line in grounds if line], warnings)
 
@@ -160,13 +161,19 @@ def _short_verdict(study: RelatedStudy) -> str:
     snapshot = study.snapshot
     if not has_ended(snapshot):
         total = sum(snapshot.slots.values())
-        return f"not finished, {trial_counts(snapshot)['complete']} of {total} runs are complete"
+        done = f"not finished, {trial_counts(snapshot)['complete']} of {total} runs are complete"
+        return "; ".join([done, *look_lines(snapshot)])
     phrases = [
-        f"{r['arm']} is {r['verdict']}"
+        f"{r['arm']} {_verdict_words(r['verdict'])}"
         + (f" by {abs(r['difference']):.4g}" if r["verdict"] in ("better", "worse") else "")
+        + (f" after {r['pairs']} of at most {r['at_most']} pairs" if r.get("pairs") else "")
         for r in study.table[1:]
     ]
     return "; ".join(phrases or study.verdicts) or "no verdict yet"
+
+
+def _verdict_words(label: str) -> str:
+    return "shows no gain" if label == "no gain shown" else f"is {label}"
 
 
 def _pruning_sentence(snapshot: Snapshot) -> str:

@@ -20,7 +20,7 @@ SLOT = sa.Table(
     sa.Column("study_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("kind", sa.String(16), nullable=False),  # baseline | seed | arm | search | enqueued | retry
-    sa.Column("state", sa.String(16), nullable=False, default="free"),  # free | leased | paused | done
+    sa.Column("state", sa.String(16), nullable=False, default="free"),  # free | leased | paused | done | skipped
     sa.Column("owner", sa.String(255)),  # the worker that claimed the slot last
     sa.Column("attempt", sa.Integer, nullable=False, default=0),  # number of claims so far
     sa.Column("lease_until", sa.Double, nullable=False, default=0.0),  # seconds since 1970, by the database's clock

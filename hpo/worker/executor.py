@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from hpo.errors import StorageError, Unwritable, error_summary, raised_error
 from hpo.queue.heartbeat import LeaseRenewer
+from hpo.queue.looks import take_look
 from hpo.queue.pausing import place_text
 from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy, StudyState
@@ -73,6 +74,7 @@ class TrialExecutor:
 
         pack: number of trials that the worker trains side by side.
         """
+        take_look(self.stored)  # the results so far may make further runs of a comparison unnecessary
         state = self.reporter.study_state()
         claim = self.promoter.claim(self.stored.is_over(state), state.rungs)
         if claim is None:

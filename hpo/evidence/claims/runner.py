@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hpo.analysis.looks import runs_by_arm
 from hpo.analysis.progress import has_ended
 from hpo.analysis.snapshot import Snapshot, read_snapshot, trial_status
 from hpo.console import command_line, say
@@ -16,7 +17,6 @@ from hpo.evidence.claims.results import ClaimRun, scores_by_arm
 from hpo.evidence.claims.schema import ArmsTest
 from hpo.evidence.claims.scoring import metrics_at_equal_seconds, run_score
 from hpo.evidence.claims.verdict import better_sign
-from hpo.evidence.paired import runs_by_arm
 from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
 from hpo.storage.attributes import MACHINE, METRICS, SPEC

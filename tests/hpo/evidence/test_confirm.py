@@ -15,13 +15,8 @@ from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.config.yaml import parse_yaml
 from hpo.errors import NothingFeasible, Problem
 from hpo.evidence.comparison import existing_study, first_new_seed
-from hpo.evidence.confirm import (
-    ConfirmRequest,
-    confirmation_table,
-    confirmation_verdicts,
-    plan_confirmation,
-    ranked_trials,
-)
+from hpo.evidence.confirm import ConfirmRequest, plan_confirmation, ranked_trials
+from hpo.evidence.confirm_verdicts import confirmation_table, confirmation_verdicts
 from hpo.evidence.paired import compare_arms
 from hpo.evidence.preferred import trial_to_export
 from hpo.storage.attributes import SPEC

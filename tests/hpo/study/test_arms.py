@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hpo.analysis.looks import runs_by_arm
 from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.enqueue import enqueue_trial, retry_trials
 from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
-from hpo.evidence.paired import compare_arms, runs_by_arm
+from hpo.evidence.paired import compare_arms
 from hpo.queue.registry import register_study
 from hpo.storage.store import Store
 from hpo.storage.trials import State

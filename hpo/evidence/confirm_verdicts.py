@@ -1,0 +1,69 @@
+"""What a confirmation shows: one table row and one sentence per configuration."""
+
+from typing import Any
+
+from hpo.analysis.snapshot import Snapshot
+from hpo.console import format_number
+from hpo.evidence.paired import ArmComparison, compare_arms, comparison_record
+from hpo.study.stored import study_from_spec
+from model.section import flat
+
+BASELINE = "baseline"
+
+
+def metric_on_test_split(snapshot: Snapshot) -> str:
+    """Return the objective's metric on the test split."""
+    return snapshot.objective.replace("val_", "test_")
+
+
+def confirmation_table(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Return one record per arm: its value in the search, and the results of the new seeds on both splits."""
+    searched, metric = snapshot.spec["about"]["found"], metric_on_test_split(snapshot)
+    on_test = {arm.arm: comparison_record(arm) for arm in compare_arms(snapshot, metric)}
+    records = []
+    for arm in compare_arms(snapshot):
+        record = {"arm": arm.arm, "search": searched.get(arm.arm)}
+        record |= {key: value for key, value in comparison_record(arm).items() if key != "arm"}
+        test = on_test[arm.arm]
+        if test["runs"]:
+            record |= {metric: test["mean"], f"{metric} difference": test["difference"]}
+        records.append(record)
+    return records
+
+
+def confirmation_verdicts(snapshot: Snapshot) -> list[str]:
+    """Return one sentence per arm: its verdict, paired difference, confidence interval and p-value."""
+    on_test = {arm.arm: arm for arm in compare_arms(snapshot, metric_on_test_split(snapshot))}
+    _, *arms = compare_arms(snapshot)
+    return [_verdict_sentence(snapshot, arm, on_test[arm.arm], len(arms)) for arm in arms]
+
+
+def _verdict_sentence(snapshot: Snapshot, arm: ArmComparison, on_test: ArmComparison, n_compared: int) -> str:
+    if arm.difference is None or arm.p is None:
+        return f"{arm.arm}: {arm.verdict} ({arm.n} runs have a value)"
+    d, test = arm.difference, on_test.difference
+    p = f"p = {arm.p:.2g}" if n_compared == 1 else f"p = {arm.p:.2g} corrected for {n_compared} comparisons (Holm)"
+    looks, pairs = arm.at_most is not None, f"{d.n} pairs"
+    verdict = f"{arm.verdict} after {d.n} of at most {arm.at_most} pairs" if looks else arm.verdict
+    sentence = f"{arm.arm}: {verdict}: paired difference {format_number(d.mean)} from the baseline (95 % "
+    sentence += f"{'repeated ' if looks else ''}confidence interval {format_number(d.low)} to {format_number(d.high)}, "
+    sentence += f"{p})" if looks else f"{pairs}, {p})"
+    sentence += f"; {format_number(test.mean)} on the test split" if test else ""
+    return sentence + _remaining_gain(snapshot, arm.arm, d.mean)
+
+
+def _remaining_gain(snapshot: Snapshot, arm: str, confirmed: float) -> str:
+    """Return how much of the gain in the search the new seeds confirm, nothing if the search showed no gain.
+
+    confirmed: mean paired difference on the new seeds.
+    """
+    about = snapshot.spec["about"]
+    value, baseline = about["found"].get(arm), about["found"].get(BASELINE)
+    loss = snapshot.direction.loss
+    if value is None or baseline is None or loss(value) >= loss(baseline):
+        return ""
+    gain = value - baseline
+    length = flat(study_from_spec(snapshot.spec).base).get("run.tokens")
+    at = "" if length == about["searched_tokens"] else f" at {about['searched_tokens']:,} tokens"
+    remaining = max(0.0, confirmed / gain)
+    return f"; the difference in the search was {format_number(gain)}{at}, of which {remaining:.0%} remains"
