@@ -32,19 +32,21 @@ SPACE: dict[str, dict[str, Any]] = {
     "weight_decay": {"low": 1e-3, "high": 1.0, "log": True},
     "dropout": {"low": 0.0, "high": 0.5},
     "warmup": {"low": 0.0, "high": 0.3},
+    "clip": {"low": 0.1, "high": 10.0, "log": True},
     "n_layer": {"low": 1, "high": 12},
     "norm": {"choices": ["layer", "rms", "none"]},
 }
 
 
 class Config(BaseModel):
-    """Seven hyperparameters of a run."""
+    """Eight hyperparameters of a run."""
 
     lr: float = Field(default=1e-3, gt=0)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     weight_decay: float = Field(default=0.1, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     warmup: float = Field(default=0.1, ge=0, le=1)
+    clip: float = Field(default=1.0, gt=0)
     n_layer: int = Field(default=4, ge=1)
     norm: str = "layer"
 
@@ -59,6 +61,7 @@ def loss(config: Config) -> float:
         + 0.2 * (math.log10(config.weight_decay) + 1) ** 2
         + 2 * (config.dropout - 0.1) ** 2
         + 2 * (config.warmup - 0.05) ** 2
+        + 0.1 * math.log10(config.clip) ** 2
         + 0.01 * (config.n_layer - 6) ** 2
         + {"layer": 0.1, "rms": 0.0, "none": 0.5}[config.norm]
     )

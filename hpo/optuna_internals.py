@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -92,6 +94,18 @@ def cma_state(sampler: optuna.samplers.CmaEsSampler, trial: FrozenTrial) -> str:
 def limit_gp_search(sampler: optuna.samplers.GPSampler, n_candidates: int, n_starts: int) -> None:
     """Set how many random candidates a proposal of the Gaussian process compares, and from how many it climbs."""
     sampler._n_preliminary_samples, sampler._n_local_search = n_candidates, n_starts
+
+
+def on_one_thread() -> AbstractContextManager[None]:
+    """Return a context in which the Gaussian process uses one thread, because several wait for each other.
+
+    Its warnings that a package is missing, or that the search has converged, are not shown: a user cannot act on them.
+    """
+    from optuna._gp.thread_limiting import limit_threads_in_optimization
+
+    for name in ("optuna._gp.batched_lbfgsb", "optuna._gp.optim_mixed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return limit_threads_in_optimization()
 
 
 def draw_by_acquisition(sampler: optuna.samplers.GPSampler, acquisition: Any) -> Any:

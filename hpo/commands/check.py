@@ -5,12 +5,13 @@ from pathlib import Path
 
 from hpo.config.discovery import find_study, is_ledger
 from hpo.errors import Problem
+from hpo.study.harmful_pairs import harmful_pairs
 from hpo.study.load import load_study
 from hpo.study.names import name_problem
 
 
 def check_file(name: str, overrides: Sequence[str]) -> str:
-    """Return one line that summarizes a valid study file or ledger.
+    """Return a line that summarizes a valid study file or ledger, and a line for each warning.
 
     name: name of a study, path of a file, or `claims` for the ledger of claims.
 
@@ -29,7 +30,8 @@ def check_file(name: str, overrides: Sequence[str]) -> str:
     contents = (
         f"{n} hyperparameter{'s' * (n != 1)}" if arms is None else f"{len(arms)} arms x {len(study.file.seeds)} seeds"
     )
-    return f"{study.source}: ok; {contents}, {study.rungs} rungs"
+    notes = [f"note: {note}" for note in harmful_pairs(study.file)]
+    return "\n".join([f"{study.source}: ok; {contents}, {study.rungs} rungs", *notes])
 
 
 def _check_ledger(path: Path, overrides: Sequence[str]) -> str:

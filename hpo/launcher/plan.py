@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.console import format_number, format_value
+from hpo.study.harmful_pairs import harmful_pairs
 from hpo.study.sequential import KEY
 from hpo.study.spec import Study
 
@@ -25,6 +26,7 @@ def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") ->
             f"  budget {', '.join(_amount(k, v) for k, v in budget.items())}; sampler {file.sampler.name}, "
             f"pruner {file.pruner.name}, {objective}"
         )
+        lines += [f"  note: {note}" for note in harmful_pairs(file)]
     if file.targets:
         lines.append("  targets " + ", ".join(f"{name} {format_number(value)}" for name, value in file.targets.items()))
     if file.milestones:
@@ -51,8 +53,10 @@ def _values(values: Mapping[str, Any]) -> str:
 
 
 def _range(entry: Mapping[str, Any]) -> str:
+    prior = entry.get("prior")
+    expected = f"prior {format_value(prior['at'])} ({prior.get('trust', 'weak')})" if prior else ""
     if "choices" in entry:
-        return "one of " + ", ".join(format_value(c) for c in entry["choices"])
+        return ", ".join(["one of " + ", ".join(format_value(c) for c in entry["choices"]), *filter(None, [expected])])
     scale = "log" if entry.get("log") else "log in 1 - x" if entry.get("complement_log") else ""
     step = f"step {entry['step']}" if entry.get("step") else ""
-    return " ".join(word for word in (f"{entry['low']} to {entry['high']}", scale, step) if word)
+    return " ".join(word for word in (f"{entry['low']} to {entry['high']}", scale, step, expected) if word)

@@ -11,7 +11,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import Problem
-from hpo.optuna_internals import CONSTRAINT_PREFIX, cma_state, draw_by_acquisition, has_proposal, limit_gp_search
+from hpo.optuna_internals import (
+    CONSTRAINT_PREFIX,
+    cma_state,
+    draw_by_acquisition,
+    has_proposal,
+    limit_gp_search,
+    on_one_thread,
+)
 from hpo.search.complement_log import Distributions
 from hpo.search.study_view import StudyView
 
@@ -41,7 +48,8 @@ class GPWithPrunedTrials(optuna.samplers.GPSampler):
             other.state == TrialState.RUNNING and other.number < trial.number and not has_proposal(other)
             for other in trials
         )
-        return super().sample_relative(StudyView(study, lambda _: trials), trial, search_space)
+        with on_one_thread():
+            return super().sample_relative(StudyView(study, lambda _: trials), trial, search_space)
 
     def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
         """Return the point to propose, as positions in the ranges."""

@@ -1,10 +1,9 @@
 """Samplers: rules that propose the values of the next trial.
 
 To add a sampler, add a subclass of `SamplerConfig` with a unique `name` to this file, override the methods that differ,
-and add the class to the union `Sampler` at the end.
+and add the class to the union `Sampler` at the end. `grid_samplers.py` holds those that enumerate combinations.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import optuna
@@ -14,12 +13,12 @@ from pydantic import BaseModel, Field
 
 from hpo.search.auto import AutoSampler, choose_sampler
 from hpo.search.complement_log import ComplementLogSampler, Distributions
-from hpo.search.grid import build_grid
+from hpo.search.grid_samplers import BruteForce, Grid
 from hpo.search.optuna_samplers import CMAESWithCheckedState, GPWithPrunedTrials, SobolByTrialNumber
 from hpo.search.prior_draws import PriorDraws
-from hpo.search.ranges import Entry, Range, Space, discrete_values, spaced_values
-from hpo.search.sampler_config import Combinations, SamplerConfig, Seeds
-from hpo.search.space import configs_with_field, field_type, unconditional
+from hpo.search.ranges import Range, Space
+from hpo.search.sampler_config import SamplerConfig, Seeds
+from hpo.search.space import unconditional
 from hpo.search.study_view import experimental
 from model.section import Count
 
@@ -72,37 +71,6 @@ class Random(SamplerConfig):
 
     def joint(self, distributions: Distributions) -> Distributions:
         return {}
-
-
-class Grid(SamplerConfig):
-    """Grid search: every combination of evenly spaced values, each exactly once."""
-
-    name: Literal["grid"] = "grid"
-    points: Annotated[int, Field(ge=2)] = 5
-    """Number of values of each range, both ends included, evenly spaced on the scale of the range. A discrete range
-    with fewer values uses them all."""
-
-    def combinations(self, base: BaseModel, space: Space) -> Combinations:
-        return build_grid(base, space, lambda entry, kind: spaced_values(entry, self.points, kind))
-
-
-class BruteForce(SamplerConfig):
-    """Every combination of a discrete space, each exactly once."""
-
-    name: Literal["brute-force"] = "brute-force"
-
-    def combinations(self, base: BaseModel, space: Space) -> Combinations:
-        return build_grid(base, space, _all)
-
-    def problems(self, base: BaseModel, space: Space) -> list[str]:
-        return [
-            f"space.{path}: must be choices or have a step, because sampler brute-force tries every value"
-            for path, entry in space.items()
-            if any(
-                discrete_values(entry, field_type(config, path)) is None
-                for config in configs_with_field(base, space, path)
-            )
-        ]
 
 
 class GP(SamplerConfig):
@@ -222,12 +190,6 @@ class Auto(SamplerConfig):
     def origin(self, joint: Distributions, finished: int) -> dict[str, Any]:
         name, reason = choose_sampler(joint, finished, self.startup_trials, self.gp_trials)
         return {"by": name, "auto": reason}
-
-
-def _all(entry: Entry, kind: type) -> Sequence[Any]:
-    points = discrete_values(entry, kind)
-    assert points is not None, "problems() reports continuous ranges"
-    return points
 
 
 def build_sampler(

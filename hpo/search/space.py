@@ -119,6 +119,8 @@ def _misfit(path: str, entry: Entry, kind: type) -> list[str]:
         return [f"{key}.complement_log: must be omitted, because the field is a whole number"]
     if kind is int and entry.step is not None and not float(entry.step).is_integer():
         return [f"{key}.step: must be a whole number, got {entry.step}"]
+    if kind is int and entry.prior is not None and not float(entry.prior.at).is_integer():
+        return [f"{key}.prior.at: must be a whole number, got {entry.prior.at}"]
     return []
 
 

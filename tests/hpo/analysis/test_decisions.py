@@ -243,6 +243,28 @@ def test_a_sampler_draws_at_random_until_it_knows_enough_trials_and_says_what_it
     assert [" at random" in text for text in told] == [True, True, False, False, False]
 
 
+def test_auto_says_what_it_took_and_why_and_which_fields_follow_their_priors(sqlite: Store, here: Path) -> None:
+    space = {"x": {"low": 0.0, "high": 1.0, "prior": {"at": 0.4, "trust": "strong"}}}
+    rule = {"name": "auto", "startup_trials": 3, "gp_trials": 4}
+    stored = create_study(sqlite, here, space=space, sampler=rule, budget={"trials": 7}, pruner={"name": "none"})
+    assert run_worker(stored) == 0
+    snapshot = read_snapshot(sqlite, "planted")
+    records = [trial.user_attrs[SUGGESTED_BY] for trial in snapshot.trials[1:]]
+    assert [record["by"] for record in records] == ["sobol", "sobol", "gp", "gp", "tpe", "tpe"]
+    told = [sentences(snapshot, number)[0].partition("; ")[0] for number in range(1, 7)]
+    assert told[0] == (
+        "trial 1 is a point of a Sobol design: sampler auto took sobol, because fewer than 3 trials had finished"
+    )
+    assert told[2] == (
+        "trial 3 was suggested by gp from 3 finished trials, 0 running: sampler auto took gp, because at most 20 "
+        "fields vary and at most 4 trials had finished"
+    )
+    assert told[5].endswith("sampler auto took tpe, because more than 4 trials had finished")
+    followed = [" follows the prior of x (0.4000, strong)" in sentences(snapshot, number)[0] for number in range(1, 7)]
+    assert followed == ["prior" in record for record in records]
+    assert 0 < sum(followed) < 6
+
+
 def test_the_record_of_a_draw_counts_the_trials_that_run_beside_it(sqlite: Store, here: Path) -> None:
     stored = create_study(sqlite, here, sampler={"name": "tpe"}, pruner={"name": "none"})
     assert Worker(stored, Path("runs"), 4, lambda event: None).work() == 0
