@@ -81,6 +81,11 @@ def until(true: Callable[[], Any], seconds: float = 60.0) -> bool:
     return bool(found)
 
 
+def have_reported(folder: Path, n: int) -> bool:
+    """Return whether n trials of the study `planted` have reported a value."""
+    return len(list(folder.glob("runs/planted/trials/*/metrics.jsonl"))) >= n
+
+
 def worker_processes(folder: Path) -> list[int]:
     """Return the ids of the processes that run `hpo worker` in a folder."""
     found = []

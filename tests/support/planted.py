@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.config.yaml import dump_yaml
+from tests.support.tiny import tiny
 
 MODULE = '''
 import os
@@ -62,3 +63,12 @@ def edit(folder: Path, old: str, new: str) -> None:
     assert match, f"{old!r} is not in the module"
     curves.write_text(before + new + after)
     sys.modules.pop("curves", None)
+
+
+def gpt_study(path: Path, **keys: Any) -> Path:
+    """Write the file of a study that trains four small GPTs; return its path."""
+    base = tiny({"optimizer.lr": 3e-3}).model_dump(mode="json")
+    space = {"optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
+    tree = {"base": base, "space": space, "sampler": {"name": "random"}, "pruner": {"name": "none"}}
+    path.write_text(dump_yaml({**tree, "budget": {"trials": 4}, **keys}))
+    return path

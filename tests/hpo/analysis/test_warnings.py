@@ -31,11 +31,11 @@ from hpo.storage.attributes import END_REASON
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
 from hpo.study.load import load_study
-from tests.hpo.storage.test_scale import counted
 from tests.support.command import hpo
 from tests.support.control import run_worker
 from tests.support.planted import edit
 from tests.support.planted import planted_study as planted
+from tests.support.statements import executed_statements
 from tests.support.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -421,7 +421,7 @@ def test_of_a_long_study_only_the_best_trial_is_read(here: Path) -> None:
     with open_readonly(url) as reader:
         snapshot = read_snapshot(reader, "crowd")
         assert has_ended(snapshot)
-        with counted(reader.engine) as statements:
+        with executed_statements(reader.engine) as statements:
             study_warnings(snapshot)
         assert len(statements) <= 1
         assert all(":trial" in s or "trial_id = ?" in s for s in statements)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,10 @@ from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.worker.events import event_line
-from tests.support.command import start_launch, until, worker_processes
+from tests.support.command import have_reported, start_launch, until, worker_processes
 from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
-
-
-def running(folder: Path) -> Callable[[], bool]:
-    return lambda: len(list(folder.glob("runs/planted/trials/*/metrics.jsonl"))) >= 2
 
 
 def test_launch_prints_the_best_configuration_what_changed_and_what_to_type_next(here: Path) -> None:
@@ -67,7 +62,7 @@ def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_goes_on
 ) -> None:
     path = planted(here, base={"pause": 0.3}, budget={"trials": 6}, train="curves:noted")
     process = start_launch("--study", str(path), "--workers", "2")
-    assert until(running(here))
+    assert until(lambda: have_reported(here, 2))
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == status
@@ -88,7 +83,7 @@ def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_goes_on
 def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
     path = planted(here, base={"pause": 1.5}, budget={"trials": 2})
     process = start_launch("--study", str(path), "--workers", "2")
-    assert until(running(here))
+    assert until(lambda: have_reported(here, 2))
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
@@ -108,7 +103,7 @@ def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
 def test_workers_end_when_their_launcher_is_killed(here: Path) -> None:
     path = planted(here, base={"pause": 0.3}, budget={"trials": 100})
     process = start_launch("--study", str(path), "--workers", "2")
-    assert until(running(here))
+    assert until(lambda: have_reported(here, 2))
     process.kill()
     process.communicate()
     assert until(lambda: worker_processes(here) == [])

@@ -20,8 +20,7 @@ from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
-from tests.hpo.commands.test_launch import running
-from tests.support.command import start_launch, until, worker_processes
+from tests.support.command import have_reported, start_launch, until, worker_processes
 from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -61,7 +60,7 @@ def test_status_names_what_happened_and_to_whom(
 def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Path) -> None:
     path = planted(here, base={"pause": 1.0}, budget={"trials": 5}, pruner={"name": "none"})
     process = start_launch("--study", str(path), "--workers", "2", "--plain")
-    assert until(lambda: running(here)() and len(worker_processes(here)) == 2, 60)
+    assert until(lambda: have_reported(here, 2) and len(worker_processes(here)) == 2, 60)
     before = worker_processes(here)
     os.kill(before[0], signal.SIGKILL)
     assert until(lambda: set(worker_processes(here)) - set(before), 60)

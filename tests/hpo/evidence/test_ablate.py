@@ -217,7 +217,7 @@ def test_more_factors_than_a_design_holds_are_refused(here: Path, store: Store) 
 
 
 def test_configurations_of_different_data_are_refused(here: Path) -> None:
-    from tests.hpo.worker.test_worker import gpt_study
+    from tests.support.planted import gpt_study
 
     path = gpt_study(here / "g.yaml", budget={"trials": 1})
     hpo("launch", "--study", str(path), "--quiet", cwd=here)
@@ -232,7 +232,7 @@ def test_configurations_of_different_data_are_refused(here: Path) -> None:
 
 
 def test_another_component_comes_with_its_fields_and_lengths_are_the_comparison_s_own(here: Path) -> None:
-    from tests.hpo.worker.test_worker import gpt_study
+    from tests.support.planted import gpt_study
 
     path = gpt_study(here / "g.yaml", budget={"trials": 1})
     hpo("launch", "--study", str(path), "--quiet", cwd=here)

@@ -232,7 +232,7 @@ def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_p
 
 
 def test_gpt_is_confirmed_at_full_length_on_both_splits(here: Path) -> None:
-    from tests.hpo.worker.test_worker import gpt_study
+    from tests.support.planted import gpt_study
 
     path = gpt_study(here / "g.yaml", budget={"trials": 2})
     hpo("launch", "--study", str(path), "--quiet", cwd=here)

@@ -1,12 +1,9 @@
 """What grows with the length of a study and what does not, in statements, rows and trials."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import optuna
 import pytest
-import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 
 import hpo.search.complement_log
@@ -21,22 +18,9 @@ from hpo.search.pruning import CachedPruner
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.worker.trial import trial_config
+from tests.support.statements import executed_statements
 
 N_RUNNING = 4
-
-
-@contextmanager
-def counted(engine: sa.Engine) -> Iterator[list[str]]:
-    """The statements that an engine executes."""
-    found: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.split()[0] in ("SELECT", "INSERT", "UPDATE"):
-            found.append(statement)
-
-    sa.event.listen(engine, "before_cursor_execute", note)
-    yield found
-    sa.event.remove(engine, "before_cursor_execute", note)
 
 
 def open_a_trial(stored: StoredStudy) -> int:
@@ -61,7 +45,7 @@ def rows_of_a_look(monkeypatch: pytest.MonkeyPatch, url: str) -> tuple[int, int]
         rows += len(found)
         return found
 
-    with open_readonly(url) as store, monkeypatch.context() as patch, counted(store.engine) as statements:
+    with open_readonly(url) as store, monkeypatch.context() as patch, executed_statements(store.engine) as statements:
         patch.setattr(hpo.storage.trials, "query_rows", counting)
         assert summary(read_snapshot(store, "crowd"))["trials"]["running"] == N_RUNNING
     return rows, len(statements)
@@ -110,7 +94,7 @@ def test_details_of_a_few_trials_are_read_alone_and_of_many_at_once(storage_url:
         theirs = at.optuna.get_trials(deepcopy=False)
     with open_readonly(storage_url) as reader:
         trials = read_snapshot(reader, "crowd").trials
-        with counted(reader.engine) as statements:
+        with executed_statements(reader.engine) as statements:
             for number in (3, 5, 3):
                 assert trials[number].intermediate_values == theirs[number].intermediate_values
                 assert trials[number].user_attrs["slot"] == number
@@ -140,7 +124,7 @@ def test_an_ask_costs_as_many_statements_and_reads_as_many_trials_in_a_long_stud
                 return build(model)
 
             monkeypatch.setattr(store.rdb, "_build_frozen_trial_from_trial_model", counting)
-            with counted(store.engine) as statements:
+            with executed_statements(store.engine) as statements:
                 ask(at)
             found.append((len(statements), built))
     assert found[0] == found[1]
@@ -166,7 +150,7 @@ def test_judge_reads_only_unfinished_trials_and_not_at_every_rung(
         pruner = CachedPruner(at.optuna, at.study.file.pruner.build(at.study.rungs), at.study.rungs, refresh_s=1e9)
         own = create_trial(state=TrialState.RUNNING)
         at.optuna.get_trials(deepcopy=False)
-        with counted(store.engine) as statements:
+        with executed_statements(store.engine) as statements:
             for rung in range(1, at.study.rungs):
                 own.intermediate_values[rung] = 1.0
                 pruner.decide(own)

@@ -32,6 +32,7 @@ from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from tests.support.disk import resize, small_disk, used
+from tests.support.planted import gpt_study
 from tests.support.planted import planted_study as planted
 from tests.support.tiny import tiny
 
@@ -50,16 +51,6 @@ def run(url: str, path: Path, pack: int = 1, **budget: Any) -> tuple[StoredStudy
 
 def sqlite(folder: Path) -> str:
     return f"sqlite:///{folder}/w.db"
-
-
-def gpt_study(path: Path, **keys: Any) -> Path:
-    from hpo.config.yaml import dump_yaml
-
-    base = tiny({"optimizer.lr": 3e-3}).model_dump(mode="json")
-    space = {"optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
-    tree = {"base": base, "space": space, "sampler": {"name": "random"}, "pruner": {"name": "none"}}
-    path.write_text(dump_yaml({**tree, "budget": {"trials": 4}, **keys}))
-    return path
 
 
 def register_gpt(store: Any, path: Path) -> StoredStudy:
