@@ -144,8 +144,8 @@ def _prune(connection: sa.Connection, slots: Slots, trial: PausedTrial) -> bool:
     of_slot = sa.and_(EVENT.c.study_id == slots.study_id, EVENT.c.slot == row.slot, EVENT.c.event_type != "began")
     columns = (EVENT.c.attempt, EVENT.c.event_type, EVENT.c.owner, EVENT.c.at)
     ends = connection.execute(sa.select(*columns).where(of_slot).order_by(EVENT.c.id)).all()
-    # Its training ended when it paused.
-    finish_as_pruned(connection, trial.trial_id, WAITING, trial.value, datetime.fromtimestamp(ends[-1].at))
+    paused_at = datetime.fromtimestamp(ends[-1].at) if ends else datetime.now()  # when its training ended
+    finish_as_pruned(connection, trial.trial_id, WAITING, trial.value, paused_at)
     delete_attr(connection, trial.trial_id, PAUSED)
     attrs: dict[str, Any] = {END_REASON: "pruned", PRUNING_DECISION: trial.record}
     if row.attempt > 1:

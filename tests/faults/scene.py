@@ -15,12 +15,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.analysis.snapshot import read_snapshot
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.config.yaml import dump_yaml
 from hpo.errors import StorageError
 from hpo.runs.metrics import read_metrics
 from hpo.runs.resources import thread_environment
-from hpo.storage.attributes import END_REASON
+from hpo.storage.attributes import END_REASON, MARKS
 from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.retry import limit_patience
 from tests.faults.inside import curves
@@ -41,6 +41,16 @@ PLANTED: dict[str, Any] = {
     "space": {"x": {"low": 0.0, "high": 1.0}},
     "rungs": RUNGS,
     "base": {"pause": 0.3},
+}
+# Trials pause at rungs 1 and 2, and the better half of them continues. The first trial to report pauses, and it is
+# promoted, because both trials that may be the first belong to the better half.
+ASHA: dict[str, Any] = {
+    **PLANTED,
+    "space": {"x": {"choices": [0.3, 0.2, 0.8, 0.1, 0.9, 0.7, 0.4, 0.6]}},
+    "sampler": "grid",
+    "baseline": [],
+    "pruner": {"name": "asha", "factor": 2},
+    "base": {"pause": 0.15},
 }
 LR = "optimizer.lr"
 GPT: dict[str, Any] = {"space": {LR: {"choices": [1e-3, 2e-3, 3e-3, 4e-3]}}}
@@ -93,6 +103,7 @@ class Scene:
         self.curve = planted_curve if "train" in keys else gpt_curve
         tree = {} if "train" in keys else {"base": base().model_dump(mode="json")}
         tree |= {"sampler": {"name": "random"}, "pruner": {"name": "none"}, "budget": {"trials": trials}, **keys}
+        self.pruner = tree["pruner"]
         self.file = self.folder / f"{NAME}.yaml"
         self.file.write_text(dump_yaml(tree | more))
 
@@ -273,7 +284,7 @@ def check(scene: Scene) -> None:
         snapshot = read_snapshot(store, NAME)
         slots = ask(store, "SELECT slot, state, attempt, trial_id FROM hpo_slot ORDER BY slot")
         trials = [trial for (trial,) in ask(store, "SELECT trial_id FROM trials")]
-        events = ask(store, "SELECT slot, attempt, word FROM hpo_event WHERE slot IS NOT NULL ORDER BY id")
+        events = ask(store, "SELECT slot, attempt, word FROM hpo_event WHERE attempt IS NOT NULL ORDER BY id")
         assert [(number, state) for number, state, *_ in slots] == [(n, "done") for n in range(scene.trials)]
         assert Counter(trial for *_, trial in slots) == Counter(trials)
         assert [t.number for t in snapshot.trials] == list(range(scene.trials))
@@ -282,11 +293,36 @@ def check(scene: Scene) -> None:
         assert all(t.state.name != "FAIL" or t.user_attrs[END_REASON] in expected_ends for t in snapshot.trials)
         for trial in snapshot.trials:
             check_curve(scene, trial)
+        if scene.pruner["name"] == "asha":
+            check_marks(scene, snapshot)
     scene.ends = Counter(word for _, _, word in events if word != "began")
     # Every attempt started once and ended once, for one reason.
     expected = {(slot, n) for slot, _, attempts, _ in slots for n in range(1, attempts + 1)}
     assert Counter((slot, n) for slot, n, word in events if word == "began") == Counter(expected)
     assert Counter((slot, n) for slot, n, word in events if word != "began") == Counter(expected)
+
+
+def check_marks(scene: Scene, snapshot: Snapshot) -> None:
+    """Check that the better half at each mark has continued, that all others have ended there, and that every trial was
+    promoted at most once from a mark."""
+    assert scene.rows("SELECT 1 FROM trial_user_attributes WHERE key = 'paused'") == []
+    pruned = [t for t in snapshot.trials if t.user_attrs[END_REASON] == "pruned"]
+    assert {t.last_step for t in pruned} <= {1, 2}
+    for mark in (1, 2):
+        reached = [t for t in snapshot.trials if mark in t.intermediate_values]
+        ranked = sorted(reached, key=lambda t: (t.intermediate_values[mark], t.number))
+        assert [t.number for t in ranked[: len(ranked) // 2] if t.last_step == mark] == []
+    for trial in snapshot.trials:
+        marks = trial.user_attrs.get(MARKS, [])
+        for mark in (1, 2):
+            decided = [record["decision"] for record in marks if record["rung"] == mark]
+            assert decided in ([], ["paused"], ["continued"], ["paused", "promoted"])
+            beyond = (trial.last_step or 0) > mark and snapshot.kind(trial) != "baseline"
+            assert (decided[-1:] in (["continued"], ["promoted"])) == beyond
+    promoted = scene.rows("SELECT slot, text FROM hpo_event WHERE word = 'began' AND text LIKE 'promoted %'")
+    assert len({(slot, text.split(",")[0]) for slot, text in promoted}) == len(promoted)
+    ended = scene.rows("SELECT slot FROM hpo_event WHERE word = 'pruned' AND attempt IS NULL")
+    assert len(ended) == len(pruned)
 
 
 def check_curve(scene: Scene, trial: Any) -> None:

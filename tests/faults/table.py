@@ -18,12 +18,13 @@ import optuna_dashboard
 from hpo.queue.compatibility import PROTOCOL_VERSION
 from hpo.storage.store import open_store
 from hpo.storage.studies import study_ids
-from tests.faults.scene import GPT, NAME, PLANTED, RUNGS, TRIALS, Scene
+from tests.faults.scene import ASHA, GPT, NAME, PLANTED, RUNGS, TRIALS, Scene
 from tests.support.disk import small_disk
 from tests.support.fork_server import SERVER
 from tests.support.wsgi import Answer
 
 LONG = {**PLANTED, "base": {"pause": 1.0}}
+ASHA_TRIALS = 8
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,22 @@ def kill_at(where: str, keys: Mapping[str, object] = PLANTED) -> Callable[[Scene
     """Return a function that kills one worker with SIGKILL at a point of `inside/sitecustomize.py`."""
 
     def provoke(scene: Scene) -> None:
-        scene.study(keys, trials=TRIALS if keys is PLANTED else 3)
+        scene.study(keys, trials={id(PLANTED): TRIALS, id(ASHA): ASHA_TRIALS}.get(id(keys), 3))
         launcher, mark = scene.launch(FAULT=where), scene.folder / "mark"
         scene.until(lambda: mark.exists() or launcher.poll() is not None)
         assert mark.exists(), scene.everything()
 
     return provoke
+
+
+def with_asha(provoke: Callable[[Scene], None]) -> Callable[[Scene], None]:
+    """Return a function that causes a fault of a study whose trials pause at marks."""
+
+    def provoke_with_asha(scene: Scene) -> None:
+        scene.study(ASHA, trials=ASHA_TRIALS)
+        provoke(scene)
+
+    return provoke_with_asha
 
 
 def kill_at_registration(scene: Scene) -> None:
@@ -169,6 +180,16 @@ def lock_storage(scene: Scene) -> None:
     scene.wait_for_values()
     with locked(scene):
         time.sleep(30.0 if scene.kind == "sqlite" else 8.0)
+
+
+def lock_briefly(scene: Scene) -> None:
+    """Lock the storage three times, each for longer than a worker waits at a rung that is no mark."""
+    scene.launch()
+    scene.wait_for_values()
+    for _ in range(3):
+        with locked(scene):
+            time.sleep(4.0)
+        time.sleep(0.5)
 
 
 @contextmanager
@@ -483,6 +504,10 @@ FAULTS = [
     Fault("worker killed in the transaction that ends a trial", kill_at("end"), LOST),
     Fault("worker killed between the end of a trial and its slot", kill_at("ended"), LOST),
     Fault("worker killed after its slot is done", kill_at("closed")),
+    Fault("worker killed between a mark and the pause of its trial", kill_at("pausing", ASHA), LOST),
+    Fault("worker killed after its trial is paused", kill_at("paused", ASHA)),
+    Fault("worker killed after it has promoted a trial", kill_at("promoted", ASHA), LOST),
+    Fault("worker killed in the transaction that ends paused trials", kill_at("pruning", ASHA)),
     Fault("launcher killed", kill_launcher, PREEMPTED),
     Fault("launcher and workers killed at once", kill_everything, LOST),
     Fault("SIGTERM", interrupt(signal.SIGTERM), PREEMPTED),
@@ -490,6 +515,9 @@ FAULTS = [
     Fault("SIGINT twice", interrupt(signal.SIGINT, 2), PREEMPTED),
     Fault("SIGTERM to one worker", terminate_worker, PREEMPTED),
     Fault("SIGSTOP past the lease, then SIGCONT", freeze_worker, LOST),
+    Fault("SIGSTOP past the lease while trials pause and are promoted", with_asha(freeze_worker), LOST),
+    Fault("storage locked while trials pause and are promoted", with_asha(lock_briefly), of_storage=True),
+    Fault("Postgres restarted while trials pause and are promoted", with_asha(restart_server), not_on=FILES),
     Fault("Postgres killed and down for 20 s", stop_server, UNREACHABLE, FILES),
     Fault("Postgres restarted three times", restart_server, not_on=FILES),
     Fault("connections cut during statements", cut_connections, not_on=CLIENTS),

@@ -114,6 +114,42 @@ def created():
     sa.event.listen(sa.Engine, "commit", lambda connection: creating and die())
 
 
+def pausing():
+    """Die between the report of a mark and the pause of the trial."""
+    import hpo.worker.promotion
+
+    before(hpo.worker.promotion, "pause")
+
+
+def paused():
+    """Die after a trial is paused, before the worker receives the answer."""
+    import hpo.worker.promotion
+
+    after(hpo.worker.promotion, "pause", lambda *_: True)
+
+
+def promoted():
+    """Die after a trial is promoted, before the worker opens the trial."""
+    import hpo.worker.promotion
+
+    real = hpo.worker.promotion.promote
+
+    def promote(*args):
+        claim = real(*args)
+        if claim is not None:
+            die()
+        return claim
+
+    hpo.worker.promotion.promote = promote
+
+
+def pruning():
+    """Die in the transaction that ends the paused trials: the first is written, nothing is committed."""
+    import hpo.queue.pausing
+
+    after(hpo.queue.pausing, "_prune", lambda *_: True)
+
+
 def clock():
     """Set the clock an hour late in one process, and an hour early in all others."""
     import time
