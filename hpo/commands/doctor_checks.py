@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.summary import stalled_lines
-from hpo.commands.doctor_files import CheckResult, check_checkpoints, check_run_folder
+from hpo.commands.doctor_files import CheckResult, check_checkpoints, check_paused, check_run_folder
 from hpo.config.permission import named_code
 from hpo.config.validation import error_messages
 from hpo.errors import Problem
@@ -72,6 +72,7 @@ def _check_study(store: Reader, name: str, study_id: int, out: Path) -> Iterator
         yield _check_data(snapshot)
         yield check_run_folder(snapshot, out)
         yield check_checkpoints(snapshot, out)
+        yield from check_paused(snapshot, out)
     except Problem as problem:
         yield CheckResult("study", "error", str(problem))
 
@@ -163,7 +164,7 @@ def _check_trials(reader: Reader) -> CheckResult:
     """Count the trials that Optuna shows as running although no worker holds their slot."""
     running = state_name() == RUNNING
     trials = sa.select(TRIALS.c.trial_id).join(SLOT, SLOT.c.trial_id == TRIALS.c.trial_id)
-    query = trials.where(running, SLOT.c.state == "free")
+    query = trials.where(running, SLOT.c.state.in_(("free", "paused")))
     ids = transact(reader, lambda connection: [row[0] for row in connection.execute(query)])
     if not ids:
         return CheckResult("trials", "ok", "every running trial has a worker")

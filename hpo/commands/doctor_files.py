@@ -1,10 +1,11 @@
 """The checks of `hpo doctor` on the files of studies."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from hpo.analysis.marks import paused_lines, paused_trials
 from hpo.analysis.snapshot import Snapshot
 from hpo.runs import checkpoints
 from hpo.runs.run_dir import study_folder, trial_folder
@@ -54,6 +55,22 @@ def check_checkpoints(snapshot: Snapshot, out: Path) -> CheckResult:
             checkpoints.remove_checkpoints(folder, all_of_them=True)
 
     return CheckResult("checkpoints", "warning", message, "hpo doctor --fix removes them", remove)
+
+
+def check_paused(snapshot: Snapshot, out: Path) -> Iterator[CheckResult]:
+    """Say which trials are paused, and whether they can continue from their checkpoints here."""
+    paused = paused_trials(snapshot)
+    if not paused:
+        return
+    folder = study_folder(out, snapshot.first_name, snapshot.uid)
+    lost = [t.number for t in paused if not checkpoints.resumable_checkpoints(trial_folder(folder, t.number))]
+    message = f"{snapshot.name}: {'; '.join(paused_lines(snapshot))}"
+    if not lost:
+        yield CheckResult("paused", "ok", message)
+        return
+    numbers = ", ".join(map(str, lost))
+    message += f"; without a checkpoint in {out}: {numbers}"
+    yield CheckResult("paused", "warning", message, "share one --out folder; otherwise they start again if promoted")
 
 
 def _has_ended(trial: Trial) -> bool:

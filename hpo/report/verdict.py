@@ -101,7 +101,8 @@ def _progress(snapshot: Snapshot) -> str:
     n = trial_counts(snapshot)
     total = f" of {sum(snapshot.slots.values())}" if snapshot.budget.get("trials") else ""
     ended = n["complete"] + n["pruned"] + n["failed"]
-    return f"The study is not finished: {ended}{total} trials have ended, and the results may change."
+    paused = f" {n['paused']} are paused at a rung and may continue." if n.get("paused") else ""
+    return f"The study is not finished: {ended}{total} trials have ended, and the results may change.{paused}"
 
 
 def _headline(snapshot: Snapshot, best: Trial, reference: float | None) -> str:
