@@ -1,6 +1,6 @@
 """Simulate searches on recorded curves, and keep the results as JSON files that docs/search.md is made from.
 
-HPO_CURVES=FOLDER python bench/replay.py quick|full [--processes 2] [--hours 8] [--only TEXT] [--list]
+HPO_CURVES=FOLDER python bench/replay.py [quick|full] [--processes 2] [--hours 8] [--only TEXT] [--list]
 
 A search of a plan is a cell: a world, a sampler, a pruner and a budget. Each cell is a file in bench/results/replay,
 which is written again after each piece of about a minute. A second call continues where the first one stopped, and
@@ -36,7 +36,7 @@ PIECE_S = 60.0  # seconds of a piece, after which its results are written
 def main() -> int:
     """Run the pieces of a plan that are missing; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plan", choices=PLANS)
+    parser.add_argument("plan", nargs="?", default="quick", choices=PLANS)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--hours", type=float, default=8.0, help="stop after this time")
     parser.add_argument("--only", default="", help="run only cells whose path contains this text")
@@ -87,7 +87,7 @@ def run_cell(task: tuple[Path, Cell, float]) -> str:
 def search_of(cell: Cell, world: World) -> Search:
     """Return the rules of a cell. Its budget is in full runs, or in trials."""
     rungs = None if cell.runs is None else cell.runs * world.curves.rungs
-    return Search(cell.sampler, cell.pruner, cell.workers, cell.trials, rungs)
+    return Search(cell.build_sampler(), cell.build_pruner(), cell.workers, cell.trials, rungs)
 
 
 def missing_seeds(folder: Path, cell: Cell) -> list[int]:

@@ -18,6 +18,7 @@ from hpo.replay.surrogate import held_out_error
 from hpo.replay.tables import read_curves
 from hpo.replay.worlds import WORLDS
 from hpo.storage.engine import open_readonly
+from hpo.study.stored import study_from_spec
 
 DEFAULT_RUNS = 30  # full runs of a search on recorded curves of no study
 
@@ -67,7 +68,9 @@ def run_replay(storage: str, request: ReplayRequest) -> Replay:
     else:
         with open_readonly(storage) as store:
             snapshot = read_snapshot(store, request.study)
-            curves = curves_of_study(snapshot)
+            # Only a sampler needs the class of the configuration, which may be code of the user.
+            base = study_from_spec(snapshot.spec, snapshot.name).base if request.samplers else None
+            curves = curves_of_study(snapshot, base)
         own_pruner = [json.dumps(snapshot.spec["pruner"])]
         spent = sum(t.last_step or 0 for t in snapshot.own)
         length = {"trials": None, "runs": max(1, math.ceil(spent / curves.rungs))}

@@ -85,7 +85,7 @@ class _Simulation:
         self.world, self.search, self.seed = world, search, seed
         self.rungs = world.curves.rungs
         self.storage, self.outcome = InMemoryStorage(), Outcome()
-        self.study = optuna.create_study(storage=self.storage, study_name="replay")
+        self.study = optuna.create_study(storage=self.storage, study_name=f"replay {seed}")
         pruner = build_pruner(search.pruner, self.rungs, world.curves.direction)
         self.pruner = CachedPruner(self.study, pruner, self.rungs, refresh_s=0.0)
         self.asha = pruner if isinstance(pruner, AshaPruner) else None

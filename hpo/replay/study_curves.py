@@ -5,39 +5,41 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, TypeAdapter
 
 from hpo.analysis.snapshot import GIVEN_KINDS, Snapshot, trial_status
 from hpo.errors import NothingFeasible
-from hpo.replay.curves import Array, Curves
+from hpo.replay.curves import Array, Curves, base_of_space
 from hpo.search.direction import Direction
+from hpo.search.ranges import Space
 from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.trials import State, Trial
-from hpo.study.spec import Study, seed_path
-from hpo.study.stored import study_from_spec
-from model.section import flat
+from model.section import flatten
 
 REPLAYED = ("complete", "pruned", "diverged")
 
 
-def curves_of_study(snapshot: Snapshot) -> Curves:
+def curves_of_study(snapshot: Snapshot, base: BaseModel | None = None) -> Curves:
     """Return the curves of the trials that are complete, pruned or diverged.
+
+    base: the base of the study, None if no sampler will suggest configurations.
 
     Raises:
         NothingFeasible: no trial has ended.
-        Problem: the study names code that the user has not permitted.
     """
-    study = study_from_spec(snapshot.spec, snapshot.name)
+    space: Space = TypeAdapter(Space).validate_python(snapshot.spec["space"])
     trials = [t for t in snapshot.own if t.state in (State.COMPLETE, State.PRUNED) and t.intermediate_values]
     trials = [t for t in trials if trial_status(snapshot, t) in REPLAYED]
     if not trials:
         raise NothingFeasible(f"study {snapshot.name}: no trial has ended yet; `hpo status` shows the progress")
-    params = [_params(study, trial) for trial in trials]
+    stored = flatten(snapshot.spec["base"])
+    params = [_params(space, stored, trial) for trial in trials]
     numbers: dict[Any, int] = {}
     config = np.array([numbers.setdefault(tuple(row.items()), len(numbers)) for row in params])
     return Curves(
         name=f"study {snapshot.name}",
-        space=study.file.space,
-        base=study.base,
+        space=space,
+        base=base or base_of_space(space),
         params=[params[int(np.flatnonzero(config == c)[0])] for c in range(len(numbers))],
         config=config,
         values=np.array([_losses(trial, snapshot.rungs, snapshot.direction) for trial in trials]),
@@ -48,14 +50,14 @@ def curves_of_study(snapshot: Snapshot) -> Curves:
     )
 
 
-def _params(study: Study, trial: Trial) -> Mapping[str, Any]:
-    """Return the values of the fields of the space. Those of a baseline are partly those of the base."""
+def _params(space: Space, base: Mapping[str, Any], trial: Trial) -> Mapping[str, Any]:
+    """Return the values of the fields of the space.
+
+    A baseline takes from the base what it does not set, and Optuna does not hold its values outside of the ranges.
+    """
     given = trial.user_attrs.get(FIXED_VALUES)
-    if given is None:
-        return {path: trial.params[path] for path in study.file.space if path in trial.params}
-    own = {key: value for key, value in given.items() if key != seed_path(study.base)}
-    fields = flat(study.configured(own))
-    return {path: fields[path] for path in study.file.space if path in fields}
+    fields = trial.params if given is None else {**base, **given, **trial.params}
+    return {path: fields[path] for path in space if path in fields}
 
 
 def _losses(trial: Trial, rungs: int, direction: Direction) -> Array:

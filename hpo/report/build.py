@@ -14,6 +14,7 @@ from hpo.report import appendix, sections
 from hpo.report.arms import arms_section
 from hpo.report.html import html_page, paragraph
 from hpo.report.pdf import write_pdf
+from hpo.report.risk import risk_section
 from hpo.report.tables import curves_path, write_csv, write_json
 from hpo.report.verdict import RelatedStudy, Verdict, related_studies, verdict
 from hpo.runs.run_dir import study_folder, write_file
@@ -100,6 +101,7 @@ def report_page(data: ReportData, out: Path) -> str:
     body.append(sections.summary_section(snapshot, data.verdict))
     body += arms_section(snapshot, data.confirmations, data.ablations)
     body += sections.curves_section(snapshot)
+    body += risk_section(snapshot)
     body += sections.hyperparameters_section(snapshot, out)
     body += appendix.trials_section(snapshot)
     body += appendix.workers_section(snapshot)

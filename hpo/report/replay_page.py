@@ -38,7 +38,7 @@ def write_replay_page(
     title = printable(f"Replay of {curves.name}")
     body = [f"<h1>{escape(title)}</h1>\n", bullets(notes) if notes else ""]
     body += [heading("Searches"), html_table(table), *_figures(compared)]
-    body += [heading("Rank correlation"), figure_element(rank_figure(curves), "rank", _RANK)]
+    body += [heading("Rank correlation"), figure_element(rank_figure(rank_correlations(curves)), "rank", _RANK)]
     write_file(file, html_page(title, "".join(body)))
 
 
@@ -101,9 +101,8 @@ def groups_figure(compared: Sequence[Compared]) -> go.Figure:
     return figure
 
 
-def rank_figure(curves: Curves) -> go.Figure:
+def rank_figure(estimates: Sequence[Estimate]) -> go.Figure:
     """Draw the rank correlation of the value at each rung with the final value."""
-    estimates = rank_correlations(curves)
     figure = empty_figure("rung", "rank correlation", showlegend=False)
     figure.update_yaxes(range=[min(0.0, *(e.low for e in estimates if not math.isnan(e.low))) - 0.03, 1.03])
     figure.add_trace(_with_bars(list(range(1, len(estimates) + 1)), estimates, line={"color": BLUE}))
