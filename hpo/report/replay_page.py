@@ -112,7 +112,7 @@ def rank_figure(estimates: Sequence[Estimate]) -> go.Figure:
 def _with_bars(x: Sequence[float], estimates: Sequence[Estimate], **style: Any) -> go.Scatter:
     """Return a line through estimates with their intervals. Those that do not exist are gaps."""
     y = [None if math.isnan(e.value) else e.value for e in estimates]
-    up = [0.0 if math.isnan(e.high) else e.high - e.value for e in estimates]
-    down = [0.0 if math.isnan(e.low) else e.value - e.low for e in estimates]
+    up = [0.0 if math.isnan(e.high) else max(0.0, e.high - e.value) for e in estimates]
+    down = [0.0 if math.isnan(e.low) else max(0.0, e.value - e.low) for e in estimates]
     bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1}
     return go.Scatter(x=list(x), y=y, error_y=bars, mode="lines+markers", **style)
