@@ -11,7 +11,7 @@ PIP_OPTIONS := --quiet --no-compile
 # Tests start many interpreters, so compiled modules are written even where the environment forbids it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: launch test suite exhaustive generated evidence lint docs bench chaos clean
+.PHONY: launch test suite exhaustive generated evidence lint docs bench replay replay-full chaos clean
 
 launch: .venv/.installed
 	$(BIN)/hpo launch --study $(STUDY) --workers $(WORKERS)
@@ -44,9 +44,19 @@ docs: .venv/.installed-dev
 	$(BIN)/python -m docs.generate
 	$(BIN)/mkdocs build --strict --quiet
 
-# Without bench/rules.py, whose searches take an hour of CPU time.
+# Without bench/rules.py, whose searches take an hour of CPU time, and bench/replay.py, which has its own targets.
 bench: .venv/.installed-dev
-	for script in $(filter-out bench/rules.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out bench/rules.py bench/replay%,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+
+# Simulated searches on the recorded curves in the folder that HPO_CURVES names; writes the tables of docs/search.md.
+replay: .venv/.installed-dev
+	$(BIN)/python bench/replay.py quick
+	$(BIN)/python -m docs.generate
+
+# The same for every sampler and pruner: hours. It continues where it was interrupted.
+replay-full: .venv/.installed-dev
+	$(BIN)/python bench/replay.py full
+	$(BIN)/python -m docs.generate
 
 # Faults drawn at random against real studies on both storages; docs/reliability.md holds the last run's summary.
 chaos: .venv/.installed-dev

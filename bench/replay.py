@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.replay_plan import PLANS, WORLD_NAMES, Cell
+from bench.replay_plan import PLANS, Cell
 from hpo.replay.curves import Curves
 from hpo.replay.description import FOLDER
 from hpo.replay.measures import rank_correlations, record
@@ -56,10 +56,11 @@ def main() -> int:
 
 def run(folder: Path, cells: list[Cell], processes: int, deadline: float) -> int:
     """Run cells in several processes until a time; return the exit status."""
-    for name in WORLD_NAMES:
+    for name in dict.fromkeys(cell.world for cell in cells):
         write_world(RESULTS, name)
     todo = [(folder, cell, deadline) for cell in cells if missing_seeds(folder, cell)]
     began, done = time.monotonic(), 0
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # of the processes below
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes) as pool:
         for line in pool.imap_unordered(run_cell, todo):

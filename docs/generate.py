@@ -1,4 +1,4 @@
-"""Write the generated pages of the documentation: docs/cli.md, docs/configuration.md and docs/packages.svg.
+"""Write the generated pages of the documentation, and the tables of docs/search.md.
 
 python docs/generate.py            write the pages
 python docs/generate.py --check    exit with 1 where a page is not what would be written
@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from docs.drawing import GENERATED, drawing, packages
+from docs.search_tables import with_tables
 from hpo.cli.reference import Parameter, commands
 from hpo.config.yaml import parse_yaml
 from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, ClaimedEffect, LedgerClaim, ReportedEvidence
@@ -270,6 +271,7 @@ def pages() -> dict[Path, str]:
         DOCS / "configuration.md": configuration(),
         DOCS / "packages.md": packages(table),
         DOCS / "packages.svg": drawing(table),
+        DOCS / "search.md": with_tables((DOCS / "search.md").read_text("utf-8")),
     }
 
 

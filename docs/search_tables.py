@@ -1,0 +1,234 @@
+"""The tables of docs/search.md, computed from the kept results of bench/replay.py."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.replay_plan import ANSWERING, OWN, POOLS_ONLY, PRUNERS, RUNS, SAMPLERS, TASKSET, WORLD_NAMES
+from hpo.replay.measures import GROUP, Estimate, Record, lost_share, pruned_share, ratio, reached, regret
+
+RESULTS = Path(__file__).parent.parent / "bench" / "results" / "replay"
+BEGIN, END = "<!-- replay: begin -->", "<!-- replay: end -->"
+TITLES = {"quick": "Results of `make replay`", "full": "Results of `make replay-full`"}
+
+
+class Result(NamedTuple):
+    """The kept results of a cell, and of its reference: random search without pruning in the same world."""
+
+    settings: dict[str, Any]
+    records: Sequence[Record]
+    reference: Sequence[Record]
+    budget: int
+
+
+def with_tables(page: str) -> str:
+    """Return a page with the tables of the kept results between its marks."""
+    before, _, rest = page.partition(BEGIN)
+    after = rest.partition(END)[2]
+    parts = ["## Worlds", *_worlds()]
+    for plan, title in TITLES.items():
+        parts += [f"## {title}", *_plan(plan)]
+    return f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}"
+
+
+def _worlds() -> Iterator[str]:
+    yield (
+        "Rank: Spearman's correlation of the loss at a share of the run with the final loss. Held-out rank and error:\n"
+        "of the surrogate, on configurations that it was not fitted to. The error is that of the better half. Spread:\n"
+        "the standard deviation of their losses."
+    )
+    head = [
+        "world",
+        "configurations",
+        "runs",
+        "rungs",
+        "rank at 25 %",
+        "50 %",
+        "75 %",
+        "held-out rank",
+        "error",
+        "spread",
+    ]
+    rows = []
+    for name in WORLD_NAMES:
+        file = RESULTS / "worlds" / f"{name}.json"
+        if not file.is_file():
+            continue
+        world = json.loads(file.read_text("utf-8"))
+        rungs, held = world["rungs"], world.get("held_out", {})
+        ranks = [world["rank"][math.ceil(part * rungs) - 1][0] for part in (0.25, 0.5, 0.75)]
+        cells = [name, str(world["configurations"]), str(world["runs"]), str(rungs), *(f"{r:.2f}" for r in ranks)]
+        decimals = {"rank": 2, "rmse": 4, "spread": 4}
+        rows.append(cells + [f"{held[key]:.{d}f}" if held else "-" for key, d in decimals.items()])
+    yield _table(head, rows)
+
+
+def _plan(plan: str) -> Iterator[str]:
+    if not (RESULTS / plan).is_dir():
+        yield "No results are kept."
+        return
+    results = {(world, kind): _results(plan, world, kind) for world in WORLD_NAMES for kind in ("shuffled", *ANSWERING)}
+    yield from _goals(results)
+    yield from _safety(results)
+    yield from _ratchet(results)
+    yield from _searches(results)
+
+
+Results = dict[tuple[str, str], dict[tuple[str, str, int], Result]]
+
+
+def _results(plan: str, world: str, kind: str) -> dict[tuple[str, str, int], Result]:
+    """Return the results of a world by sampler, pruner and budget."""
+    kept = {}
+    for file in sorted((RESULTS / plan / f"{world}--{kind}").glob("*.json")):
+        sampler, pruner, budget = file.stem.split("--")
+        kept[sampler, pruner, int(budget.partition("-")[0])] = json.loads(file.read_text("utf-8"))
+    shape = RESULTS / "worlds" / f"{world}.json"
+    rungs = int(json.loads(shape.read_text("utf-8"))["rungs"]) if shape.is_file() else 1
+    results = {}
+    for (sampler, pruner, budget), tree in kept.items():
+        reference = kept.get(("pool" if kind == "shuffled" else "random", "none", budget))
+        if reference is not None:
+            results[sampler, pruner, budget] = Result(tree, tree["records"], reference["records"], budget * rungs)
+    return results
+
+
+def _goals(results: Results) -> Iterator[str]:
+    yield "### Goals"
+    rows = []
+    for worlds, limit in ((OWN, 0.02), (TASKSET, 0.05)):
+        for trials in (24, 100):
+            lost = {
+                world: lost_share(found.records)
+                for world in worlds
+                if (found := results[world, "shuffled"].get(("pool", "median", trials)))
+            }
+            if lost:
+                worst = max(lost, key=lambda world: lost[world].value)
+                goal = f"pruner median, {trials} trials: at most {limit:.0%} of the best tenth lost in each world"
+                rows.append([goal, f"at most {_share(lost[worst])} ({worst})", _met(lost[worst].value <= limit)])
+    for sampler, pruner, limit in (("auto", "asha", 0.45), ("tpe", "asha", 0.45), ("auto", "median", 0.55)):
+        if found := _answered(results, sampler, pruner):
+            value = _mean_ratio(found)
+            goal = f"{sampler} with {pruner}: mean ratio at most {limit} over {len(found)} worlds"
+            rows.append([goal, f"{value:.2f}", _met(value <= limit)])
+    new, old = (_answered(results, *rules) for rules in (("auto", "median"), ("tpe-multivariate", "median-finished")))
+    common = [place for place in new if place in old]
+    if common:
+        values = [[regret(found[p].records, found[p].budget).value for p in common] for found in (new, old)]
+        shares = [a / b for a, b in zip(*values, strict=True)]
+        value, before = sum(shares) / len(shares), _mean_ratio({p: old[p] for p in common})
+        goal = f"auto with median: final regret at most half of that of the old default, mean over {len(common)} worlds"
+        rows.append([goal, f"{value:.2f} ({min(shares):.2f} to {max(shares):.2f} by world)", _met(value <= 0.5)])
+        rows.append(["old default: mean ratio over the same worlds, for comparison", f"{before:.2f}", ""])
+    yield _table(["goal", "result", ""], rows)
+
+
+def _met(is_met: bool) -> str:
+    return "met" if is_met else "not met"
+
+
+def _answered(results: Results, sampler: str, pruner: str) -> dict[tuple[str, str], Result]:
+    """Return the results of rules in all worlds that answer any configuration."""
+    rules = (sampler, pruner, RUNS)
+    places = [(world, kind) for world in WORLD_NAMES for kind in ANSWERING]
+    return {place: results[place][rules] for place in places if rules in results[place]}
+
+
+def _mean_ratio(found: dict[tuple[str, str], Result]) -> float:
+    """Return the mean ratio over worlds; a search that does not get there within the budget counts as 1."""
+    ratios = [ratio(one.records, one.reference, one.budget).value for one in found.values()]
+    return sum(min(value, 1.0) for value in ratios) / len(ratios)
+
+
+def _safety(results: Results) -> Iterator[str]:
+    yield "### Configurations in random order"
+    yield (
+        "Lost: share of the best tenth of the world's configurations that was ended. Pruned: share of all trials. In\n"
+        "brackets: 95 % bootstrap intervals over seeds."
+    )
+    rows = []
+    for world in (*OWN, *TASKSET, *POOLS_ONLY):
+        found = results[world, "shuffled"]
+        for trials in sorted({key[2] for key in found}):
+            for pruner in PRUNERS:
+                if one := found.get(("pool", pruner, trials)):
+                    cells = [
+                        world,
+                        str(trials),
+                        pruner,
+                        str(len(one.records)),
+                        f"{pruned_share(one.records).value:.2f}",
+                    ]
+                    rows.append([*cells, _share(lost_share(one.records)), _ratio(one), _regret(one)])
+    yield _table(["world", "trials", "pruner", "seeds", "pruned", "lost", "ratio", "final regret"], rows)
+
+
+def _ratchet(results: Results) -> Iterator[str]:
+    yield f"### Share ended, by number of the trial in groups of {GROUP}"
+    rows = []
+    for world in OWN:
+        for pruner in ("median-finished", "median", "percentile"):
+            if one := results[world, "shuffled"].get(("pool", pruner, 100)):
+                parts = [slice(group, group + 1) for group in range(5)]
+                for name, of in (("all trials", pruned_share), ("best tenth", lost_share)):
+                    rows.append([world, pruner, name, *(f"{of(one.records, part).value:.2f}" for part in parts)])
+    columns = [f"{GROUP * group}-{GROUP * (group + 1) - 1}" for group in range(5)]
+    yield _table(["world", "pruner", "of", *columns], rows)
+
+
+def _searches(results: Results) -> Iterator[str]:
+    yield f"### Samplers and pruners, budget of {RUNS} full runs"
+    yield (
+        "Reached: share of pairs of searches in which the ratio is at most 1. Lost: share of the best tenth of the\n"
+        "trials of each search."
+    )
+    rows = []
+    for sampler in SAMPLERS:
+        for pruner in PRUNERS:
+            for (world, kind), one in _answered(results, sampler, pruner).items():
+                trials = sum(record["trials"] for record in one.records) / len(one.records)
+                cells = [
+                    f"{sampler}, {pruner}",
+                    f"{world}, {kind}",
+                    str(len(one.records)),
+                    f"{trials:.0f}",
+                    _ratio(one),
+                ]
+                share = reached(one.records, one.reference, one.budget)
+                rows.append([*cells, f"{share:.2f}", _regret(one), _share(lost_share(one.records)), _ask(one.records)])
+    yield _table(["rules", "world", "seeds", "trials", "ratio", "reached", "final regret", "lost", "ask, ms"], rows)
+
+
+def _ask(records: Sequence[Record]) -> str:
+    times = sorted(record["ask_ms"] for record in records if record["ask_ms"] is not None)
+    return f"{times[len(times) // 2]:.0f}" if times else "-"
+
+
+def _ratio(one: Result) -> str:
+    estimate = ratio(one.records, one.reference, one.budget)
+    return f"{_bounded(estimate.value)} [{_bounded(estimate.low)}, {_bounded(estimate.high)}]"
+
+
+def _bounded(value: float) -> str:
+    return f"{value:.2f}" if value <= 1 else "> 1"
+
+
+def _regret(one: Result) -> str:
+    estimate = regret(one.records, one.budget)
+    if not math.isfinite(estimate.value):
+        return "no trial is complete in some searches"
+    return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+
+
+def _share(estimate: Estimate) -> str:
+    if math.isnan(estimate.value):
+        return "-"
+    return f"{100 * estimate.value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
