@@ -98,7 +98,7 @@ def check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any])
     lines = {
         key: f"{study.source}: {key}: the study in the storage has {old}, here it is {new}"
         for key in sorted(before.keys() | after.keys())
-        if (old := _as_json(before, key)) != (new := _as_json(after, key))
+        if (old := _as_json(before, key)) != (new := _as_json(after, key)) and {old, new} != {"nothing", "null"}
     }
     # Fields that follow from others, such as a batch size, are named only if nothing else differs.
     changed = [line for key, line in lines.items() if key not in _DERIVED and not key.startswith("closed")]

@@ -62,7 +62,7 @@ def _base(study: Study, stored: BaseModel) -> BaseModel:
 
 
 def omitted_note(study: Study, kept: Study) -> str:
-    """Return a line with the fields that keep their stored values although a new study would have others; "" for none.
+    """Return a line with the omitted fields whose stored values are not those of a new study; "" for none.
 
     study: the study as the file describes it. kept: the same study with stored values.
     """
@@ -70,8 +70,8 @@ def omitted_note(study: Study, kept: Study) -> str:
     changed = [key for key in sorted(old) if key in new and old[key] != new[key]]
     if not changed:
         return ""
-    values = ", ".join(f"{key} {json.dumps(old[key])} (now {json.dumps(new[key])})" for key in changed)
-    return f"{study.source} omits fields whose defaults have changed; the study keeps its values: {values}"
+    values = ", ".join(f"{key} {json.dumps(old[key])} (default {json.dumps(new[key])})" for key in changed)
+    return f"{study.source} does not state these fields, so the study keeps its values: {values}"
 
 
 def _comparable(study: Study) -> Mapping[str, Any]:

@@ -20,7 +20,9 @@ from tests.support.comparisons import run_study
 TRIALS = 24
 PRUNERS: list[dict[str, Any]] = [
     {"name": "median"},
+    {"name": "median", "peers": "finished"},
     {"name": "percentile", "percentile": 50},
+    {"name": "percentile", "percentile": 50, "peers": "finished"},
     {"name": "halving"},
     {"name": "hyperband"},
     {"name": "patient", "patience": 1},
@@ -28,6 +30,11 @@ PRUNERS: list[dict[str, Any]] = [
     {"name": "wilcoxon"},
 ]
 Found = dict[str, Any]
+
+
+def pruner_label(pruner: dict[str, Any]) -> str:
+    """Return the name of a pruner, with its peers if they are not the default."""
+    return f"{pruner['name']} of {pruner['peers']}" if "peers" in pruner else str(pruner["name"])
 
 
 @contextlib.contextmanager
@@ -102,4 +109,4 @@ def pruned(number: int) -> Found:
     pruner = PRUNERS[number % len(PRUNERS)]
     with _storage() as store:
         snapshot = _search(store, "sloped", number, pruner=pruner, base={"study": number, "rungs": 8}, rungs=8)
-        return {"pruner": pruner["name"], "decisions": _decisions(snapshot)}
+        return {"pruner": pruner_label(pruner), "decisions": _decisions(snapshot)}

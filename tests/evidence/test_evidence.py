@@ -113,9 +113,9 @@ def test_every_pruning_decision_follows_again_from_the_stored_curves(run: Any, p
         decisions[found["pruner"]] += n
         again[found["pruner"]] += same
     page.append((
-        "the decisions of seven pruners",
+        "the decisions of seven pruners, two of them with all peers and with finished ones",
         "the recomputed decision equals the original one",
         ", ".join(f"{name} {again[name]} of {n}" for name, n in decisions.items()),
     ))  # fmt: skip
-    assert all(decisions[pruner["name"]] for pruner in studies.PRUNERS)
+    assert all(decisions[studies.pruner_label(pruner)] for pruner in studies.PRUNERS)
     assert decisions == again

@@ -129,7 +129,7 @@ def test_the_note_names_what_a_new_study_would_have() -> None:
     )
     note = omitted_note(new, with_stored_values(new, stored))
     assert note == (
-        "a.yaml omits fields whose defaults have changed; the study keeps its values: "
-        'pruner.peers "finished" (now "all"), space.optimizer.lr.log true (now false)'
+        "a.yaml does not state these fields, so the study keeps its values: "
+        'pruner.peers "finished" (default "all"), space.optimizer.lr.log true (default false)'
     )
     assert omitted_note(new, new) == ""
