@@ -103,9 +103,11 @@ def check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any])
     # Fields that follow from others, such as a batch size, are named only if nothing else differs.
     changed = [line for key, line in lines.items() if key not in _DERIVED and not key.startswith("closed")]
     fork = shlex.join(["hpo", "fork", study.source, "--from", study.name, "--as", f"{study.name}-2"])
+    worker = shlex.join(["hpo", "worker", "--study", study.name])
     remedy = (
         f"the definition of a study cannot change: `{fork}` "
-        "creates another study with the trials that fit its definition; or give the file another name"
+        f"creates another study with the trials that fit its definition; `{worker}` continues the study in the "
+        "storage; or give the file another name"
     )
     raise Problem(*(changed or lines.values()), remedy)
 

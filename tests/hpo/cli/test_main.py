@@ -185,7 +185,8 @@ def test_study_of_another_shape_is_refused_with_both_values_and_nothing_is_chang
         "hpo: trivial.yaml: rungs: the study in the storage has 3, here it is 4",
         "trivial.yaml: space.lr.high: the study in the storage has 1.0, here it is 2.0",
         "the definition of a study cannot change: `hpo fork trivial.yaml --from trivial --as trivial-2` creates "
-        "another study with the trials that fit its definition; or give the file another name",
+        "another study with the trials that fit its definition; `hpo worker --study trivial` continues the study in "
+        "the storage; or give the file another name",
     ]
     assert contents(url) == before
 
