@@ -67,18 +67,22 @@ def _decisions(snapshot: Any) -> tuple[int, int]:
     return len(pruned), sum(decision is not None and decision.prunes for decision in decisions)
 
 
-def confirmed(function: str, number: int) -> Found:
-    """Search, confirm with the defaults of `hpo confirm`, and return the gain of the best trial in both."""
+def confirmed(function: str, number: int, sequential: bool = False) -> Found:
+    """Search, confirm with the defaults of `hpo confirm`, and return the gain of the best trial in both.
+
+    sequential: confirm with the defaults of `hpo confirm --sequential`.
+    """
     with _storage() as store:
         snapshot = _search(store, function, number)
         best, baseline = snapshot.best(), snapshot.baseline()
-        request = ConfirmRequest(None, None, None, None, None, None)
+        request = ConfirmRequest(None, None, None, None, None, None, sequential)
         found = run_study(store, plan_confirmation(snapshot, "confirm", request, first_new_seed(store, snapshot)))
         rows = compare_arms(found)[1:]
         return {
             "verdicts": [row.verdict for row in rows],
             "searched": best.values[0] - baseline.values[0],
             "confirmed": rows[0].difference.mean,
+            "runs": max(row.n for row in rows),
             "decisions": _decisions(snapshot),
         }
 

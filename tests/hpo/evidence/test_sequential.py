@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from hpo.evidence.sequential import N_SIMULATED, ONE_SIDED, sequential_bounds, sequential_p
-from hpo.search.direction import Direction
-from hpo.study.sequential import MIN_PAIRS, follow_pairs
+from hpo.study.sequential import MIN_PAIRS
+from tests.support.sequential import simulated_verdicts
 
 N_GRID, N_ANGLES = 401, 1001
 
@@ -60,21 +60,6 @@ def test_p_value_is_below_the_level_where_the_bound_is_crossed() -> None:
         before = [0.0] * look
         assert sequential_p([*before, bound * 1.01], 8) < 0.05 < sequential_p([*before, bound * 0.99], 8)
     assert sequential_p([bounds[0] * 1.01, 0.0], 8) == sequential_p([bounds[0] * 1.01], 8)
-
-
-def simulated_verdicts(arms: int, gain: float, studies: int, seed: int) -> tuple[float, float]:
-    """Return the share of studies in which an arm is better, and the mean number of pairs; sigma is 1."""
-    bounds, n = sequential_bounds(12, arms), 12
-    rng = np.random.default_rng(seed)
-    better, pairs = 0, 0
-    for _ in range(studies):
-        runs = rng.standard_normal((arms + 1, n))
-        runs[1:] -= gain
-        results = {str(i): row.tolist() for i, row in enumerate(runs)}
-        progress = follow_pairs(bounds, results, Direction.MINIMIZE)
-        better += any(arm.outcome == "better" for arm in progress.values())
-        pairs += max(len(arm.gains) for arm in progress.values())
-    return better / studies, pairs / studies
 
 
 @pytest.mark.parametrize("arms", [1, 3])
