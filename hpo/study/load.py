@@ -3,13 +3,13 @@
 import itertools
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hpo.config.discovery import find_study, is_ledger
+from hpo.config.discovery import find_study, is_ledger, shipped_folder
 from hpo.config.files import resolve_base, stated_fields
 from hpo.config.importer import model_class
 from hpo.config.overrides import apply_overrides, parse_overrides
@@ -58,11 +58,12 @@ def load_study(
     if problems:
         raise Problem(*problems)
     objections = tuple(f"{path}: {line}" for line in find_objections(file, base))
-    stated = _stated_fields(file, base, overrides)
+    shipped = seed is None and path == shipped_folder() / f"{study}.yaml"
+    stated = _leaves(base, parse_overrides(overrides) if shipped else _stated(file, base, overrides))
     if file.arms is not None:
         base = arms.with_common_rungs(file, base)
         file = arms.with_arms_as_space(file, base)
-    return Study(path.stem, str(path), file, base, objections, stated)
+    return Study(path.stem, str(path), file, base, objections, stated, shipped)
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
@@ -97,9 +98,14 @@ def _load_base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseMod
     return updated(base, {"run.align": space_alignment(base, file.space)})
 
 
-def _stated_fields(file: StudyFile, base: BaseModel, overrides: Sequence[str]) -> frozenset[str]:
-    prefixes = [*stated_fields(file.base, base), *parse_overrides(overrides)]
-    return frozenset(path for path in flat(base) if any(f"{path}.".startswith(f"{prefix}.") for prefix in prefixes))
+def _stated(file: StudyFile, base: BaseModel, overrides: Sequence[str]) -> list[str]:
+    return [*stated_fields(file.base, base), *parse_overrides(overrides)]
+
+
+def _leaves(base: BaseModel, prefixes: Iterable[str]) -> frozenset[str]:
+    """Return the dotted fields of a configuration that are given, or that are in a section that is given."""
+    given = [f"{prefix}." for prefix in prefixes]
+    return frozenset(path for path in flat(base) if f"{path}.".startswith(tuple(given)))
 
 
 def space_alignment(base: BaseModel, space: Space) -> int:

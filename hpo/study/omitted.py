@@ -22,8 +22,12 @@ _OWN_KEYS = frozenset(("base", "space", "arms", "seeds", "about", "budget"))
 def with_stored_values(study: Study, stored: Study) -> Study:
     """Return a study with the stored value of every field that its file omits.
 
+    The file of a study that ships with hpo states nothing, because the user has not written it.
+
     stored: the study of this name in the storage, with its current budget.
     """
+    if study.shipped:
+        return replace(study, file=stored.file, base=_base(study, stored.base))
     file = _with_stored_fields(study.file, stored.file, _OWN_KEYS)
     space = {path: _with_stored_fields(entry, stored.file.space.get(path)) for path, entry in study.file.space.items()}
     given = {"space"} & study.file.model_fields_set
@@ -67,9 +71,16 @@ def omitted_note(study: Study, kept: Study) -> str:
     study: the study as the file describes it. kept: the same study with stored values.
     """
     new, old = flatten(_comparable(study)), flatten(_comparable(kept))
-    changed = [key for key in sorted(old) if key in new and old[key] != new[key]]
+    keys = old.keys() | new.keys() if study.shipped else old.keys() & new.keys()
+    changed = [key for key in sorted(keys) if old.get(key) != new.get(key)]
     if not changed:
         return ""
+    if study.shipped:
+        return (
+            f"the study {study.name} that ships with this version of hpo differs from the stored study of that name, "
+            f"for example in {changed[0]}; the stored study continues as it was started, and another --storage starts "
+            "the new one"
+        )
     values = ", ".join(f"{key} {json.dumps(old[key])} (default {json.dumps(new[key])})" for key in changed)
     return f"{study.source} does not state these fields, so the study keeps its values: {values}"
 

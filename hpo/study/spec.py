@@ -150,6 +150,7 @@ class Study:
 
     objections: problems because of which a new study is refused. A study in the storage continues in spite of them.
     stated: dotted fields of the base that the study file, a base of the user or --set gives; None for all fields.
+    shipped: whether the study ships with hpo and was selected by its name. Its file may change with the version.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Study:
     base: BaseModel
     objections: tuple[str, ...] = ()
     stated: frozenset[str] | None = None
+    shipped: bool = False
 
     @property
     def direction(self) -> Direction:

@@ -115,6 +115,21 @@ def test_a_base_that_ships_with_hpo_may_change_under_a_study() -> None:
     assert with_stored_values(new, stored).base == stored.base
 
 
+def test_a_study_that_ships_with_hpo_may_change_under_its_stored_study() -> None:
+    stored = study_from_spec(load_study("quickstart", ["optimizer.lr=4e-3", "run.seed=5"], {"trials": 9}).spec())
+    new = load_study("quickstart")
+    kept = with_stored_values(new, stored)
+    assert kept.spec() == stored.spec()
+    assert omitted_note(new, kept).startswith(
+        "the study quickstart that ships with this version of hpo differs from the stored study of that name, "
+        "for example in base.optimizer.lr; "
+    )
+    for changed in load_study("quickstart", ["run.seed=6"]), load_study("quickstart", seed=stored.file.seed + 1):
+        kept = with_stored_values(changed, stored)
+        with pytest.raises(Problem, match="seed: the study in the storage has"):
+            check_same(kept, stored.spec(), kept.spec())
+
+
 def test_a_budget_that_is_omitted_keeps_its_current_limits_and_a_stated_one_is_taken() -> None:
     stored = stored_study(budget={"trials": 31, "hours": 9})
     assert with_stored_values(study(STATED), stored).file.budget == stored.file.budget
