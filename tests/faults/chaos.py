@@ -12,8 +12,9 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in a worker: the number of threads changes the last bits of a loss
 
@@ -24,6 +25,8 @@ from tests.support.disk import small_disk
 from tests.support.postgres import Postgres
 
 WORKERS = 4
+HALVES = {"pruner": {"name": "asha", "factor": 2}}  # trials pause at rungs 1 and 2
+STUDIES = (PLANTED, {**GPT, **HALVES}, {**PLANTED, **HALVES}, GPT)
 STUDY_S = 60.0  # seconds for which faults occur in one study; afterwards the study runs to its end
 
 
@@ -37,13 +40,13 @@ class Soak:
         self.studies: Counter[str] = Counter()
         self.trials = self.attempts = 0
 
-    def study(self, folder: Path, server: Postgres | None, gpt: bool) -> None:
+    def study(self, folder: Path, server: Postgres | None, keys: Mapping[str, Any]) -> None:
         """Run one study with faults for a while, run it to its end, and check it."""
         url = f"sqlite:///{folder}/hpo.db"
         if server:
             url = server.url(server.database("with_tables"))
         scene = Scene(folder, url, server)
-        scene.study(GPT if gpt else PLANTED, trials=60)
+        scene.study(keys, trials=60)
         try:
             with scene.witness, disk(scene) as small:
                 self._disturb(scene, small)
@@ -83,7 +86,7 @@ class Soak:
             assert "Traceback" not in scene.said(process), scene.said(process)
 
     def _count(self, scene: Scene) -> None:
-        self.studies[scene.kind] += 1
+        self.studies[scene.kind + (", asha" if scene.pruner["name"] == "asha" else "")] += 1
         self.trials += scene.trials
         self.attempts += scene.ends.total()
         self.ends.update(scene.ends)
@@ -243,7 +246,7 @@ def main() -> None:
             while time.monotonic() - began < 60 * arguments.minutes:
                 folder = Path(name) / f"study-{n}"
                 folder.mkdir()
-                soak.study(folder, server if n % 2 else None, gpt=n // 2 % 2 == 1)
+                soak.study(folder, server if n % 2 else None, STUDIES[n // 2 % len(STUDIES)])
                 n += 1
                 print(f"study {n}: {soak.trials} trials, {soak.faults.total()} faults, all checks passed", flush=True)
             result = "all checks passed after every study"

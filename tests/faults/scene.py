@@ -23,6 +23,7 @@ from hpo.runs.resources import thread_environment
 from hpo.storage.attributes import END_REASON, MARKS
 from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.retry import limit_patience
+from hpo.storage.trials import State
 from tests.faults.inside import curves
 from tests.support.command import worker_processes
 from tests.support.postgres import Postgres
@@ -309,7 +310,7 @@ def check_marks(scene: Scene, snapshot: Snapshot) -> None:
     pruned = [t for t in snapshot.trials if t.user_attrs[END_REASON] == "pruned"]
     assert {t.last_step for t in pruned} <= {1, 2}
     for mark in (1, 2):
-        reached = [t for t in snapshot.trials if mark in t.intermediate_values]
+        reached = [t for t in snapshot.trials if mark in t.intermediate_values and t.state != State.FAIL]
         ranked = sorted(reached, key=lambda t: (t.intermediate_values[mark], t.number))
         assert [t.number for t in ranked[: len(ranked) // 2] if t.last_step == mark] == []
     for trial in snapshot.trials:
@@ -318,7 +319,8 @@ def check_marks(scene: Scene, snapshot: Snapshot) -> None:
             decided = [record["decision"] for record in marks if record["rung"] == mark]
             assert decided in ([], ["paused"], ["continued"], ["paused", "promoted"])
             beyond = (trial.last_step or 0) > mark and snapshot.kind(trial) != "baseline"
-            assert (decided[-1:] in (["continued"], ["promoted"])) == beyond
+            if trial.state != State.FAIL:
+                assert (decided[-1:] in (["continued"], ["promoted"])) == beyond
     promoted = scene.rows("SELECT slot, text FROM hpo_event WHERE word = 'began' AND text LIKE 'promoted %'")
     assert len({(slot, text.split(",")[0]) for slot, text in promoted}) == len(promoted)
     ended = scene.rows("SELECT slot FROM hpo_event WHERE word = 'pruned' AND attempt IS NULL")
