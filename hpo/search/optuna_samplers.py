@@ -32,7 +32,7 @@ class GPWithPrunedTrials(optuna.samplers.GPSampler):
 
     Trials that run count with what the process expects of them. Of workers that ask at the same time, none sees what
     the others get, and all would find the same best point. All but the first of them therefore draw a point in
-    proportion to its expected improvement.
+    proportion to a power of its expected improvement, each from random candidates of its own.
     """
 
     def __init__(self, **options: Any) -> None:
