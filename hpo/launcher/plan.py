@@ -6,7 +6,7 @@ from typing import Any
 from hpo.console import format_number, format_value
 from hpo.study.harmful_pairs import harmful_pairs
 from hpo.study.sequential import KEY
-from hpo.study.spec import Study
+from hpo.study.spec import Study, StudyFile
 
 
 def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") -> str:
@@ -24,7 +24,7 @@ def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") ->
         ]
         lines.append(
             f"  budget {', '.join(_amount(k, v) for k, v in budget.items())}; sampler {file.sampler.name}, "
-            f"pruner {file.pruner.name}, {objective}"
+            f"pruner {file.pruner.name}{_peers(file)}, {objective}"
         )
         lines += [f"  note: {note}" for note in harmful_pairs(file)]
     if file.targets:
@@ -42,6 +42,11 @@ def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") ->
     if anchors:
         lines.append("  anchors: " + ", ".join(f"{name} {format_number(value)}" for name, value in anchors.items()))
     return "\n".join([*lines, ""])
+
+
+def _peers(file: StudyFile) -> str:
+    """Return that a pruner compares with finished trials only, as studies of earlier versions do; "" otherwise."""
+    return " of finished trials" if getattr(file.pruner, "peers", "") == "finished" else ""
 
 
 def _amount(key: str, value: Any) -> str:

@@ -100,6 +100,7 @@ def test_launch_with_an_unchanged_file_continues_under_the_rules_of_version_0_1(
         'pruner.peers "finished" (default "all"), sampler.multivariate true (default false)\n'
     )
     assert note in done.stderr + done.stdout
+    assert "sampler tpe, pruner median of finished trials" in done.stderr + done.stdout
     file = parse_yaml((folder / "runs" / "legacy" / "study.yaml").read_text())
     assert file["pruner"] == before["pruner"] | {"peers": "finished"}
     assert file["sampler"] == before["sampler"]
