@@ -2,6 +2,10 @@
 
 import copy
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -11,10 +15,18 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 from pydantic import BaseModel, TypeAdapter
 
+from bench.ask import count_repeated
+from bench.crowd import SPACE as CROWD_SPACE
+from bench.crowd import study as crowd_study
+from hpo.analysis.snapshot import read_snapshot
+from hpo.config.permission import permit
+from hpo.queue.registry import register_study
 from hpo.search.auto import MAX_CHOICES, MAX_FIELDS, choose_sampler
 from hpo.search.ranges import Space
 from hpo.search.samplers import GP, Auto, build_sampler
 from hpo.search.space import suggest_values
+from hpo.storage.attributes import SUGGESTED_BY
+from hpo.storage.store import open_store
 
 NUMBER = FloatDistribution(0.0, 1.0)
 
@@ -121,3 +133,23 @@ def test_process_learns_from_a_trial_that_exceeded_a_limit(kind: str) -> None:
         found.append(suggest_values(trial, Config(), SPACE)["x"])
         study.tell(trial, state=TrialState.FAIL)
     assert sum(x < 0.75 for x in found) >= 6, "the loss falls with x, the memory ends before 0.64"
+
+
+@pytest.mark.exhaustive
+def test_eight_workers_that_train_nothing_repeat_no_trial(storage_url: str, tmp_path: Path) -> None:
+    """The same with 64 workers: `python bench/ask.py`."""
+    permit(["bench.crowd:train"])
+    with open_store(storage_url, create=True) as store:
+        register_study(store, crowd_study(80, {"name": "auto"}), None, {})
+    command = [sys.executable, "-m", "hpo", "worker", "--study", "crowd", "--allow-train", "bench.crowd:train"]
+    env = {**os.environ, "HPO_STORAGE": storage_url, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen([*command, "--out", str(tmp_path)], env=env, stdout=subprocess.DEVNULL) for _ in range(8)
+    ]
+    assert [worker.wait(300) for worker in workers] == [0] * 8
+    with open_store(storage_url) as store:
+        trials = [t for t in read_snapshot(store, "crowd").trials if t.user_attrs["kind"] == "search"]
+    assert len(trials) == 79
+    assert {t.user_attrs[SUGGESTED_BY]["by"] for t in trials} == {"sobol", "gp"}
+    space = TypeAdapter(Space).validate_python(CROWD_SPACE)
+    assert count_repeated([t.params for t in trials], space, near=0.001) == 0
