@@ -161,10 +161,11 @@ def test_claims_file_of_the_configuration_reference_is_valid(tmp_path: Path) -> 
     assert "1 claims, 2 arms of 1, 0 arithmetic" in run_in_process("check", "mine.yaml", cwd=tmp_path)
 
 
-def test_every_shipped_study_and_base_is_named_in_the_readme() -> None:
+def test_every_shipped_study_and_base_is_named_in_the_documents() -> None:
     shipped = [path.stem for path in (ROOT / "studies").glob("*.yaml") if path.stem != "claims"]
     bases = [path.stem for path in (ROOT / "studies/bases").glob("*.yaml") if not path.stem.endswith("-small")]
-    assert [name for name in shipped + bases if f"`{name}`" not in README] == []
+    listed = README + "".join((ROOT / "docs" / page).read_text("utf-8") for page in ("studies.md", "reports.md"))
+    assert [name for name in shipped + bases if f"`{name}`" not in listed] == []
     assert all((ROOT / f"studies/bases/{name}-small.yaml").is_file() for name in bases)
 
 
