@@ -152,6 +152,20 @@ def test_median_continues_to_end_half_where_optunas_ends_more_and_more() -> None
     assert shares["finished"] > 0.8
 
 
+@pytest.mark.parametrize(("n_better", "prunes"), [(6, False), (7, True)])
+def test_a_percentage_that_rounding_makes_too_large_prunes_where_it_is_reached(n_better: int, prunes: bool) -> None:
+    assert 28 / 100 * 25 > 7
+    study = optuna.create_study()
+    study.add_trials(
+        create_trial(state=COMPLETE, value=loss, intermediate_values={2: loss})
+        for loss in [1.0] * n_better + [3.0] * (24 - n_better)
+    )
+    rule = pruner("percentile", percentile=28, warmup_rungs=0)
+    assert CachedPruner(study, rule.build(R), R).prune(running({2: 2.0})) == prunes
+    own, peers = {2: 2.0}, [trial.intermediate_values for trial in study.trials]
+    assert compare_at_last_rung(rule.model_dump(), own, peers).prunes == prunes
+
+
 def read_pool(name: str) -> list[list[float]]:
     """Return the curve of the first seed of each configuration of a pool of recorded runs."""
     with gzip.open(CURVES / f"{name}.csv.gz", "rt") as file:
