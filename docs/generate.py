@@ -22,6 +22,7 @@ from docs.search_tables import with_tables
 from hpo.cli.reference import Parameter, commands
 from hpo.config.yaml import parse_yaml
 from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, ClaimedEffect, LedgerClaim, ReportedEvidence
+from hpo.search.prior import ChoicePrior, Prior
 from hpo.search.ranges import Choices, Range
 from hpo.study.spec import Budget, Limits, StudyFile
 from model.config import TrainConfig
@@ -217,6 +218,10 @@ def configuration() -> str:
         table(Range),
         f"### Choices\n\n{described(Choices)}",
         table(Choices),
+        f"### Prior of a range\n\n{described(Prior)}",
+        table(Prior, "prior."),
+        f"### Prior of choices\n\n{described(ChoicePrior)}",
+        table(ChoicePrior, "prior."),
         "## `sampler`",
         *components(StudyFile, "sampler", "sampler."),
         "## `pruner`",

@@ -10,6 +10,7 @@ from hpo.config.yaml import dump_yaml
 from hpo.errors import Problem
 from hpo.launcher.plan import describe_plan
 from hpo.study.load import load_study
+from hpo.study.stored import study_file_tree, study_from_spec
 
 SPACE: dict[str, Any] = {"optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
 
@@ -44,7 +45,12 @@ def test_prior_is_shown_in_the_plan_and_refused_by_samplers_that_enumerate(tmp_p
         "optimizer.lr": {**SPACE["optimizer.lr"], "prior": {"at": 3e-3, "trust": "strong"}},
         "run.batch_size": {"choices": [4, 8], "prior": {"at": 8}},
     }
-    plan = describe_plan(load_study(written(tmp_path, space=space)), {})
+    study = load_study(written(tmp_path, space=space))
+    stored = study_from_spec(study.spec())
+    assert stored.file.space == study.file.space
+    exported = study_file_tree(study.spec(), study.spec()["budget"])["space"]
+    assert exported["optimizer.lr"]["prior"] == {"at": 3e-3, "trust": "strong"}
+    plan = describe_plan(study, {})
     assert "0.001 to 0.01 log prior 0.003 (strong)" in plan
     assert "one of 4, 8, prior 8 (weak)" in plan
     with pytest.raises(Problem) as caught:
