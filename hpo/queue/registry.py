@@ -69,9 +69,9 @@ def register_study(
         study_attrs(store, study_ids(store)[study.name], study.name)  # checks what another program may have changed
         found = optuna.load_study(study_name=study.name, storage=store.optuna)
         check_ours(found)
-        check_directions(found, study)
         is_new = SPEC not in found.user_attrs
         if is_new:
+            check_directions(found, study)
             stored = StoredStudy(study, found, _describe(store, found, study, data_hash, anchors), store, study.name)
             stored = replace(stored, is_new=True, fingerprint=spec_fingerprint(study.spec()))
         else:
@@ -98,6 +98,7 @@ def _continue_study(
     check_version(found)
     definition = _stored_definition(found.user_attrs)
     kept = study if definition is None else with_stored_values(study, definition)
+    check_directions(found, kept)
     note = omitted_note(study, kept)
     check_same(kept, stored if definition is None else definition.spec(), kept.spec())
     check_data_hash(found, data_hash)

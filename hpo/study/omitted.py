@@ -26,6 +26,8 @@ def with_stored_values(study: Study, stored: Study) -> Study:
 
     stored: the study of this name in the storage, with its current budget.
     """
+    if type(study.base) is not type(stored.base):
+        return study
     if study.shipped:
         return replace(study, file=stored.file, base=_base(study, stored.base))
     file = _with_stored_fields(study.file, stored.file, _OWN_KEYS)
@@ -57,7 +59,7 @@ def _with_stored_fields(new: S, stored: Section | None, own: frozenset[str] = fr
 def _base(study: Study, stored: BaseModel) -> BaseModel:
     """Return the base with the stored value of every field that is not stated."""
     fields = flat(study.base)
-    if study.stated is None or type(stored) is not type(study.base) or not study.stated <= fields.keys():
+    if study.stated is None:
         return study.base
     try:
         return updated(stored, {path: fields[path] for path in study.stated})

@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {
     "keep_best": 5,
     "seed": 4,
     "objective": "val_bpb",
+    "equal": "updates",
     "targets": {"low": 1.5},
     "milestones": {0.5: 2.0},
 }
