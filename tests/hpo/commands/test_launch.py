@@ -11,14 +11,16 @@ import pytest
 
 from hpo.analysis.progress import trial_counts
 from hpo.analysis.snapshot import read_snapshot
+from hpo.config.yaml import dump_yaml
 from hpo.launcher.progress import LiveTable
 from hpo.queue.registry import register_study
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.worker.events import event_line
-from tests.support.command import have_reported, start_launch, until, worker_processes
+from tests.support.command import have_reported, hpo, start_launch, until, worker_processes
 from tests.support.planted import planted_study as planted
+from tests.support.tiny import corpus
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -40,6 +42,18 @@ def test_launch_prints_the_best_configuration_what_changed_and_what_to_type_next
     for text in typed[:2]:
         found = subprocess.run([sys.executable, "-m", *text.split()], capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stderr
+
+
+def test_launching_again_keeps_what_the_file_omits_before_the_data_are_prepared(here: Path) -> None:
+    base = {"data": {"name": "text", "path": corpus()}, "tokenizer": {"name": "bytes"}}
+    base |= {"model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "context": 16}, "run": {"tokens": 4096, "rungs": 2}}
+    (here / "a.yaml").write_text(dump_yaml({"base": base, "space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2}}}))
+    words = ("launch", "--study", "a.yaml", "--workers", "1", "--plain")
+    hpo(*words, "--trials", "1", "--set", "data.split_seed=3", cwd=here)
+    again = hpo(*words, "--trials", "2", cwd=here).stderr
+    note = "note: a.yaml does not state these fields, so the study keeps its values: base.data.split_seed 3 (default 0)"
+    assert note in again.splitlines()
+    assert "trial 1: complete" in again
 
 
 def test_quiet_prints_only_what_was_found(here: Path) -> None:
