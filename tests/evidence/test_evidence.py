@@ -112,17 +112,17 @@ def test_sequential_confirmation_finds_a_gain_of_two_sigma(run: Any, page: list[
 
 
 def test_sequential_rules_keep_their_level_in_simulations(run: Any, page: list[Any]) -> None:
-    n, results, better = 400, [], {}
+    n, results, better = 100, [], {}
     for arms, gain in itertools.product((1, 3), (0, 1, 2, 3)):
         found = run(functools.partial(_simulated, arms, gain, n))
         better[arms, gain], pairs = (float(np.mean(values)) for values in zip(*found, strict=True))
         results.append(f"{arms} x {gain} sigma: {better[arms, gain]:.1%} after {pairs:.1f} pairs")
     page.append((
         "the rules of `--sequential` for one and for three configurations with an equal gain, without studies",
-        "0 sigma are called `better` in at most 2.5 %, up to 0.2 points of simulation error",
+        "0 sigma are called `better` in at most 2.5 %, up to 0.4 points of simulation error",
         f"called `better` in {n * STUDIES:,} simulations: {'; '.join(results)}",
     ))  # fmt: skip
-    assert max(better[1, 0], better[3, 0]) <= 0.027
+    assert max(better[1, 0], better[3, 0]) <= 0.029
 
 
 def _simulated(arms: int, gain: float, n: int, number: int) -> tuple[float, float]:
