@@ -17,8 +17,9 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -137,6 +138,36 @@ def cached_storage(rdb: RDBStorage) -> BaseStorage:
     from optuna.storages import get_storage
 
     return get_storage(rdb)
+
+
+def cached_unfinished_trials(storage: BaseStorage, study_id: int) -> dict[int, FrozenTrial]:
+    """Return the unfinished trials of a study by id, as a storage of `cached_storage` has read them last."""
+    cache: Any = storage
+    with cache._lock:
+        study = cache._studies.get(study_id)
+        if study is None:
+            return {}
+        return {t._trial_id: t for t in study.trials.values() if t._trial_id in study.unfinished_trial_ids}
+
+
+@contextmanager
+def without_reading(storage: BaseStorage, study_id: int, trial_ids: AbstractSet[int]) -> Iterator[None]:
+    """Let a storage of `cached_storage` return unfinished trials as it has read them last, in one read."""
+    cache: Any = storage
+    if not trial_ids:
+        yield
+        return
+    study = cache._studies[study_id]
+    with cache._lock:
+        study.unfinished_trial_ids -= trial_ids
+    try:
+        yield
+        # Optuna would read every trial after the last finished one. Trials of a study are created one at a time, so
+        # this read has seen all trials up to the newest one, and those that are not finished are in the set.
+        study.last_finished_trial_id = study.trials[max(study.trials)]._trial_id
+    finally:
+        with cache._lock:
+            study.unfinished_trial_ids |= trial_ids
 
 
 def rdb_models() -> ModuleType:

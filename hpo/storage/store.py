@@ -24,6 +24,7 @@ from hpo.storage.fencing import run_check, run_link
 from hpo.storage.file_guard import FileGuard
 from hpo.storage.locks import creation_lock
 from hpo.storage.migrate import create_tables, optuna_url, update_schema
+from hpo.storage.paused_cache import cache_paused_trials
 from hpo.storage.retry import QUICK, patience_limit, retry
 from hpo.storage.schema import SLOT
 from hpo.storage.url import network_file_system, normalise_url, sqlite_file
@@ -114,6 +115,7 @@ def open_store(url: str, create: bool = False, patience: float = QUICK) -> Store
         rdb.engine.dispose()
         raise
     store = Store(url, rdb, cached_storage(rdb), patience, guard)
+    cache_paused_trials(store.optuna, rdb.engine)
     for name, method in vars(BaseStorage).items():
         if callable(method) and not name.startswith("_"):
             setattr(store.optuna, name, functools.partial(store.retry, getattr(store.optuna, name)))

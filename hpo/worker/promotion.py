@@ -42,7 +42,7 @@ class Promoter:
         claim = slots.claim(self.owner, self.lease_s, is_over, rungs, first_stop, search=False)
         if claim is not None or is_over:
             return claim
-        if candidates := self._promotions():
+        if slots.paused() and (candidates := self._promotions()):
             claim = promote(slots, self.owner, self.lease_s, candidates, rungs and rungs[1])
         return claim or slots.claim(self.owner, self.lease_s, is_over, rungs, first_stop)
 

@@ -26,7 +26,7 @@ from tests.support.postgres import Postgres
 
 WORKERS = 4
 HALVES = {"pruner": {"name": "asha", "factor": 2}}  # trials pause at rungs 1 and 2
-STUDIES = (PLANTED, {**GPT, **HALVES}, {**PLANTED, **HALVES}, GPT)
+STUDIES = ({**PLANTED, **HALVES}, GPT, {**GPT, **HALVES}, PLANTED)
 STUDY_S = 60.0  # seconds for which faults occur in one study; afterwards the study runs to its end
 
 

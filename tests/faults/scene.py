@@ -336,4 +336,5 @@ def check_curve(scene: Scene, trial: Any) -> None:
         return
     assert (found, trial.values) == (curve, [curve[RUNGS]])
     rows = list(read_metrics(scene.out / NAME / "trials" / f"{trial.number:04d}" / "metrics.jsonl"))
-    assert [(row["rung"], row["val_loss"]) for row in rows] == list(curve.items())
+    told = [(row["rung"], row["val_loss"]) for row in rows]
+    assert told == list(curve.items()), f"trial {trial.number}: {told} instead of {curve}"

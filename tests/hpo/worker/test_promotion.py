@@ -23,6 +23,7 @@ from hpo.queue.stored_study import StoredStudy
 from hpo.runs.checkpoints import resumable_checkpoints
 from hpo.runs.datasets import describe_data
 from hpo.runs.run_dir import trial_folder
+from hpo.search.asha import is_paused
 from hpo.search.complement_log import ComplementLogSampler
 from hpo.storage.attributes import END_REASON, MARKS, STARTED
 from hpo.storage.store import Store, open_store
@@ -331,3 +332,18 @@ def test_training_function_without_checkpoints_restarts_its_promoted_trials(sqli
     check_marks(trials)
     n_promoted = sum(record["decision"] == "promoted" for t in trials for record in t.user_attrs[MARKS])
     assert len(events(sqlite, "restarted")) == n_promoted > 0
+
+
+def test_paused_trials_are_read_once_until_they_change(sqlite: Store, here: Path) -> None:
+    stored = half_done(sqlite, here)
+    with open_store(sqlite.url) as other:  # the cache of another worker
+        study = optuna.load_study(study_name="planted", storage=other.optuna)
+        first = {t.number: t for t in study.get_trials(deepcopy=False)}
+        paused = [n for n, status in enumerate(statuses(sqlite)) if status == "paused"]
+        again = {t.number: t for t in study.get_trials(deepcopy=False)}
+        assert paused
+        assert all(again[n] is first[n] for n in paused)
+        assert run_worker(stored) == 0
+        now = study.get_trials(deepcopy=False)
+        assert now == optuna.load_study(study_name="planted", storage=other.rdb).get_trials()
+        assert not any(is_paused(t) for t in now)
