@@ -235,7 +235,8 @@ def replay(
         int | None,
         typer.Option(
             min=1,
-            help="Budget of each search: the tokens of this many full runs. Default: the tokens of the study, or 30.",
+            help="Budget of each search: the tokens of this many full runs. Default: all trials of a study, with "
+            "--sampler its tokens; 30 for other curves.",
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=1024, help="Simulated workers.")] = 4,

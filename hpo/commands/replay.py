@@ -27,7 +27,8 @@ DEFAULT_RUNS = 30  # full runs of a search on recorded curves of no study
 class ReplayRequest:
     """What to replay: a study of the storage, or the curves of a description, and with which rules.
 
-    runs, trials: budget of each search; both None for the length of the study, or for DEFAULT_RUNS.
+    runs, trials: budget of each search; both None for the trials of the study, for its tokens if a sampler is given, or
+    for DEFAULT_RUNS without a study.
     """
 
     study: str | None
@@ -73,7 +74,8 @@ def run_replay(storage: str, request: ReplayRequest) -> Replay:
             curves = curves_of_study(snapshot, base)
         own_pruner = [json.dumps(snapshot.spec["pruner"])]
         spent = sum(t.last_step or 0 for t in snapshot.own)
-        length = {"trials": None, "runs": max(1, math.ceil(spent / curves.rungs))}
+        # Without a sampler, the question is what another rule would have done with the same trials.
+        length = {"trials": None, "runs": max(1, math.ceil(spent / curves.rungs)) if request.samplers else None}
     if request.trials is not None or request.runs is not None:
         length = {"trials": request.trials, "runs": request.runs}
     rules = parse_rules(request.samplers, [*own_pruner, *request.pruners] or ["none", "median", "asha"])

@@ -107,8 +107,10 @@ def compare(curves: Curves, names: Sequence[str], rules: Sequence[Rules], budget
         gives = name not in FOR_SAMPLERS
         applicable = list(dict.fromkeys(_without_sampler(one) for one in rules)) if gives else list(rules)
         seeds = 1 if name == "recorded" else budget.seeds
-        trials = min(budget.trials or len(curves.config), len(curves.config)) if gives else budget.trials
-        limit = Budget(trials, None if gives and budget.trials is None else budget.runs, budget.workers, seeds)
+        # A pool ends by itself, so that a budget in tokens needs no limit of trials.
+        most = len(curves.config) if name == "recorded" else len(curves.params)
+        trials = min(budget.trials or most, most) if gives and budget.runs is None else budget.trials
+        limit = Budget(trials, budget.runs, budget.workers, seeds)
         base = Rules(sampler=None if gives else Random(), pruner=NoPruning())
         total = (limit.runs or limit.trials or 1) * curves.rungs
         reference = _records(world, base, limit, 1 if name == "recorded" else max(seeds, 20))
