@@ -4,19 +4,19 @@ Each trial of a pack has a lane. When a trial ends, its lane is refilled with an
 """
 
 import contextlib
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 from optuna.trial import TrialState
 
-from hpo.errors import Unwritable, error_summary, raised_error
+from hpo.errors import Unwritable
 from hpo.runs import checkpoints
 from hpo.runs.metrics import append_metrics
-from hpo.runs.run_dir import append_error_log, to_json_value
+from hpo.runs.run_dir import to_json_value
 from hpo.runs.trainable import build_runs, pack_key, parse_report
 from hpo.worker.executor import TrialExecutor
 from hpo.worker.failures import classify_failure
+from hpo.worker.finish import finish_run
 from hpo.worker.resume import resume_run
 from hpo.worker.signals import SignalHandler, TrialTimeout
 from hpo.worker.trial import RunningTrial
@@ -149,7 +149,7 @@ class PackRunner:
             return self._pause(lane, trial)
         if rung < self.study.rungs:
             return False
-        self._finish(lane, trial, rung)
+        finish_run(self.executor, self.runs, self.signals, lane, trial, rung)
         self._stop(lane, trial)
         self.executor.complete(trial, value)
         return True
@@ -196,33 +196,6 @@ class PackRunner:
         self._stop(lane, trial)
         self.executor.handle_failure(error, [trial])
         return True
-
-    def _finish(self, lane: int, trial: RunningTrial, rung: int) -> None:
-        """Let a training function of the user end, and note if it does not end at the last rung of the study file.
-
-        The result is already known. The next rung of a function that yields more is trained once per worker only.
-        """
-        rungs, limit, text = self.study.rungs, self.study.file.limits.seconds, ""
-        try:
-            if limit is not None:
-                self.signals.start_timeout(limit - trial.seconds())
-            further = rung
-            if rung <= rungs and not self.executor.yields_more:
-                further = self.runs.finish(lane) or 0
-            if further > rungs:
-                text = f"the training function reports rung {further}, but `rungs` of the study file is {rungs}"
-                self.executor.yields_more = text
-        except TrialTimeout:
-            text = f"the code after its last rung was stopped by limits.seconds: {limit:g}"
-        except Exception as error:
-            raised = raised_error(error)
-            append_error_log(trial.folder, trial.claim.attempt, "".join(traceback.format_exception(raised)))
-            text = f"the training function failed after its last rung: {type(raised).__name__}: {raised}"
-        finally:
-            self.signals.cancel_timeout()
-        if text := error_summary(text):
-            self.executor.log_event("rungs", f"trial {trial.number}: {text}")
-        trial.note = text or self.executor.yields_more
 
     def _save_checkpoints(self, lane: int, trial: RunningTrial, rung: int, value: float) -> None:
         loss = self.study.direction.loss
