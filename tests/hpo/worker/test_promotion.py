@@ -338,6 +338,7 @@ def test_paused_trials_are_read_once_until_they_change(sqlite: Store, here: Path
     stored = half_done(sqlite, here)
     with open_store(sqlite.url) as other:  # the cache of another worker
         study = optuna.load_study(study_name="planted", storage=other.optuna)
+        study.get_trials()  # the first read finds which trials are paused, the second one keeps them
         first = {t.number: t for t in study.get_trials(deepcopy=False)}
         paused = [n for n, status in enumerate(statuses(sqlite)) if status == "paused"]
         again = {t.number: t for t in study.get_trials(deepcopy=False)}
