@@ -56,7 +56,8 @@ def main() -> int:
 
 def run(folder: Path, cells: list[Cell], processes: int, deadline: float) -> int:
     """Run cells in several processes until a time; return the exit status."""
-    for name in dict.fromkeys(cell.world for cell in cells):
+    names = list(dict.fromkeys(cell.world for cell in cells))
+    for name in names:
         write_world(RESULTS, name)
     todo = [(folder, cell, deadline) for cell in cells if missing_seeds(folder, cell)]
     began, done = time.monotonic(), 0
@@ -66,6 +67,9 @@ def run(folder: Path, cells: list[Cell], processes: int, deadline: float) -> int
         for line in pool.imap_unordered(run_cell, todo):
             done += 1
             print(f"{time.monotonic() - began:6.0f} s  {done} of {len(todo)}  {line}", flush=True)
+    for name in names:
+        if time.monotonic() < deadline:
+            write_world(RESULTS, name, with_error=True)
     return 0
 
 
@@ -133,20 +137,24 @@ def world_of(name: str, kind: str) -> World:
     return world
 
 
-def write_world(folder: Path, name: str) -> None:
-    """Write what is known of the curves of a world: their number, rank correlations, and errors of the surrogate."""
+def write_world(folder: Path, name: str, with_error: bool = False) -> None:
+    """Write what is known of the curves of a world, unless the file has it: their number and rank correlations.
+
+    with_error: add the error of the surrogate, which takes a minute.
+    """
     file = folder / "worlds" / f"{name}.json"
-    if file.is_file():
-        return
+    tree: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     curves = curves_of(name)
-    tree: dict[str, Any] = {
+    if tree and (not with_error or "held_out" in tree or not curves.space):
+        return
+    tree |= {
         "configurations": len(curves.params),
         "runs": len(curves.values),
         "rungs": curves.rungs,
         "omitted": dict(curves.omitted),
         "rank": [list(map(_rounded, estimate)) for estimate in rank_correlations(curves)],
     }
-    if curves.space:
+    if curves.space and with_error:
         error = held_out_error(curves)
         tree["held_out"] = {key: _rounded(getattr(error, key)) for key in ("n", "rmse", "spread", "rank")}
     write_json(file, tree)

@@ -94,14 +94,15 @@ class Cell:
 def quick() -> Iterator[Cell]:
     """Yield the cells of `make replay`: the default rules old and new, ASHA and median by TPE and GP, few seeds."""
     for world in OWN:
-        yield from _pools([world], ("none", "median-finished", "median", "asha"), seeds=20)
+        yield from _pools([world], ("none", "median-finished", "median"), seeds=20)
+        yield from (Cell(world, "shuffled", "pool", pruner, 20, runs=RUNS) for pruner in ("none", "median", "asha"))
         for kind in ANSWERING:
-            yield _search(world, kind, "random", "none", 20)
-            yield _search(world, kind, "tpe-multivariate", "median-finished", 6)
-            yield _search(world, kind, "tpe", "median", 6)
+            yield _search(world, kind, "random", "none", 40)
+            yield _search(world, kind, "tpe-multivariate", "median-finished", 12)
+            yield _search(world, kind, "tpe", "median", 12)
             yield _search(world, kind, "tpe", "asha", 6)
-            yield _search(world, kind, "auto", "median", 4)
-        yield _search(world, "surrogate", "gp", "median", 3)
+            yield _search(world, kind, "auto", "median", 8)
+        yield _search(world, "surrogate", "gp", "median", 4)
         yield _search(world, "surrogate", "gp", "asha", 2)
 
 
@@ -110,19 +111,16 @@ def full() -> Iterator[Cell]:
 
     The cells that decide about the defaults come first.
     """
-    yield from _pools(WORLD_NAMES, PRUNERS, seeds=60)
-    answering = [(world, kind) for world in (*OWN, *TASKSET) for kind in ANSWERING]
-    main = ("none", "median", "median-finished", "asha")
-    cells = [_search(*place, "random", "none", 60) for place in answering]
-    for sampler, pruners in (
-        ("auto", ("median", "asha")),
-        ("tpe", main),
-        ("tpe-multivariate", main),
-        ("gp", ("median",)),
-    ):
-        cells += [_search(*place, sampler, pruner, 20) for place in answering for pruner in pruners]
-    cells += [_search(*place, "random", pruner, 20) for place in answering for pruner in main[1:]]
-    own = [place for place in answering if place[0] in OWN]
+    own, others = ([(world, kind) for world in worlds for kind in ANSWERING] for worlds in (OWN, TASKSET))
+    defaults = (("auto", "median"), ("tpe-multivariate", "median-finished"), ("tpe", "median"))
+    main = (*defaults, ("tpe", "asha"), ("auto", "asha"), ("gp", "median"), ("random", "median"), ("random", "asha"))
+    cells = [_search(*place, "random", "none", 60) for place in own]
+    cells += [_search(*place, *rules, 20) for rules in defaults for place in own]
+    cells += _pools((*OWN, *TASKSET), ("none", "median", "median-finished"), seeds=60)
+    cells += [_search(*place, "random", "none", 60) for place in others]
+    cells += [_search(*place, *rules, 20) for rules in main for place in (*own, *others)]
+    cells += _pools(WORLD_NAMES, PRUNERS, seeds=60)
+    cells += [Cell(world, "shuffled", "pool", pruner, 60, runs=RUNS) for world in OWN for pruner in PRUNERS]
     fast = [sampler for sampler in SAMPLERS if sampler not in SLOW]
     cells += [_search(*place, sampler, pruner, 20) for place in own for sampler in fast for pruner in PRUNERS]
     cells += [_search(*place, sampler, pruner, 20) for place in own for sampler in SLOW for pruner in PRUNERS]

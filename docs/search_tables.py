@@ -163,7 +163,7 @@ def _safety(results: Results) -> Iterator[str]:
                         f"{pruned_share(one.records).value:.2f}",
                     ]
                     rows.append([*cells, _share(lost_share(one.records)), _ratio(one), _regret(one)])
-    yield _table(["world", "trials", "pruner", "seeds", "pruned", "lost", "ratio", "final regret"], rows)
+    yield _table(["world", "budget", "pruner", "seeds", "pruned", "lost", "ratio", "final regret"], rows)
 
 
 def _ratchet(results: Results) -> Iterator[str]:

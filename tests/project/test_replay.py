@@ -76,7 +76,7 @@ def test_plan_names_every_sampler_and_pruner_that_can_be_simulated() -> None:
 @pytest.mark.usefixtures("made_up_world")
 def test_tables_hold_the_kept_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_tables, "RESULTS", tmp_path)
-    replay.write_world(tmp_path, "own_names_pool")
+    replay.write_world(tmp_path, "own_names_pool", with_error=True)
     for pruner in ("none", "median"):
         cell = Cell("own_names_pool", "shuffled", "pool", pruner, seeds=3, trials=24)
         replay.run_cell((tmp_path / "quick", cell, time.monotonic() + 60))
