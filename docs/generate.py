@@ -22,6 +22,7 @@ from docs.search_tables import with_tables
 from hpo.cli.reference import Parameter, commands
 from hpo.config.yaml import parse_yaml
 from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, ClaimedEffect, LedgerClaim, ReportedEvidence
+from hpo.replay.description import Arrays, CurvesFile
 from hpo.search.prior import ChoicePrior, Prior
 from hpo.search.ranges import Choices, Range
 from hpo.study.spec import Budget, Limits, StudyFile
@@ -61,6 +62,10 @@ claims:
 
 The first arm is the reference. `hpo check FILE` checks a claims file. The comments at the top of `studies/claims.yaml`
 state how the effect and the verdict follow from the runs."""
+CURVES = """# Description of recorded curves
+
+`hpo replay --curves FILE` reads the curves that a YAML file describes. [Samplers and pruners](search.md) has
+examples."""
 EXIT_STATUS = """| exit status | meaning |
 |---|---|
 | 0 | success |
@@ -238,6 +243,7 @@ def configuration() -> str:
         "`test` by calculation": ArithmeticTest,
     }.items():
         parts += [f"## {title}", described(kind), table(kind)]
+    parts += [CURVES, table(CurvesFile), "## `arrays`", described(Arrays), table(Arrays, "arrays.")]
     return GENERATED + "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 

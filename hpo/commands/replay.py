@@ -69,6 +69,8 @@ def run_replay(storage: str, request: ReplayRequest) -> Replay:
     else:
         with open_readonly(storage) as store:
             snapshot = read_snapshot(store, request.study)
+            if snapshot.spec.get("arms"):
+                raise Problem(f"--study: must be a search, got {snapshot.name}, whose arms are given and never pruned")
             # Only a sampler needs the class of the configuration, which may be code of the user.
             base = study_from_spec(snapshot.spec, snapshot.name).base if request.samplers else None
             curves = curves_of_study(snapshot, base)

@@ -62,7 +62,7 @@ class CurvesFile(Section):
     rungs: Count | None = None
     """Number of rungs of a simulated run, evenly spaced over the recorded marks. Required with `value`. Default: one
     rung per mark."""
-    first_mark: Annotated[int, Field(ge=0)] = 1
+    first_mark: Annotated[int, Field(ge=0, le=1)] = 1
     """Number of the first recorded mark. 0: the first value of an NPZ file is that before the first step, which is no
     rung."""
     tokens: Positive | None = None
