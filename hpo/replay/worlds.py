@@ -48,7 +48,8 @@ class Recorded:
     name = "recorded"
 
     def __init__(self, curves: Curves) -> None:
-        self.curves, self.optimum, self.top = curves, float(np.nanmin(curves.truth)), curves.top
+        self.curves, self.optimum = curves, float(np.nanmin(curves.truth))
+        self.top: float | None = curves.top
 
     def given(self, seed: int) -> Sequence[Run] | None:
         return [_recorded(self.curves, i) for i in range(len(self.curves.config))]

@@ -37,7 +37,7 @@ class GPWithPrunedTrials(optuna.samplers.GPSampler):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # Optuna's 2048 and 10 take twice as long, and find no better trials (docs/search.md).
+        # Optuna's 2048 and 10 take twice as long.
         limit_gp_search(self, n_candidates=512, n_starts=4)
         self._asked_meanwhile = False
 

@@ -255,7 +255,7 @@ def test_all_mistakes_are_named_together() -> None:
     [
         (b"base: {a: 1\nspace: 3", "line 2, column 6: expected ',' or '}', but got ':'"),
         (b"space: {}\nspace: {}", "line 2, column 1: space is given twice"),
-        (b"\tspace: 1", "line 1, column 1: found character '\\t' that cannot start any token"),
+        (b"\tspace: 1", "line 1, column 1: found character '\\t' that cannot start any token; indent with spaces"),
         (b"\xff\xfe\x00\x01", "must be text in UTF-8, got other bytes"),
         (b"\x00\x01", "not YAML (unacceptable character #x0000: special characters are not allowed)"),
     ],
