@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from pydantic import BaseModel, Field
 
 from hpo.config.permission import permit
-from hpo.optuna_internals import get_study_id, rdb_models
+from hpo.optuna_internals.objects import get_study_id, rdb_models
 from hpo.queue.heartbeat import lease_seconds
 from hpo.queue.registry import StoredStudy, register_study
 from hpo.runs.provenance import describe_machine

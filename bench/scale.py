@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 
 from bench.crowd import Config, plant, study, train
 from bench.service import median_and_range
-from hpo.optuna_internals import get_study_id
+from hpo.optuna_internals.objects import get_study_id
 from hpo.queue.registry import StoredStudy, load_stored_study, register_study
 from hpo.queue.slots import Claim
 from hpo.search.pruners import Pruner

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hpo.optuna_internals import get_study_id
+from hpo.optuna_internals.objects import get_study_id
 
 REPEATS = 9
 

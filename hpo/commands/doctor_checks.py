@@ -15,7 +15,7 @@ from hpo.commands.doctor_files import CheckResult, check_checkpoints, check_paus
 from hpo.config.permission import named_code
 from hpo.config.validation import error_messages
 from hpo.errors import Problem
-from hpo.optuna_internals import RUNNING, TRIALS, WAITING, state_name
+from hpo.optuna_internals.tables import RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.heartbeat import free_expired_leases, void_leases
 from hpo.queue.identity import find_slots, lost_slots, restore_slots
 from hpo.queue.inspect import SlotTable

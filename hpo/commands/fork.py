@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from hpo.console import command_line
 from hpo.errors import Problem
-from hpo.optuna_internals import get_study_id
+from hpo.optuna_internals.objects import get_study_id
 from hpo.queue.budget import delete_slots
 from hpo.queue.compatibility import check_data_hash
 from hpo.queue.registry import load_stored_study, register_study

@@ -21,7 +21,8 @@ from hpo.dashboard.http_server import IPv6Server, QuietRequestHandler, Threading
 from hpo.dashboard.login import Login, PasswordLogin, TokenLogin
 from hpo.dashboard.wsgi import Environ, Refusal, StartResponse, WsgiApp
 from hpo.errors import Problem, StorageError, WorkFailed
-from hpo.optuna_internals import TRIALS, cached_storage
+from hpo.optuna_internals.objects import cached_storage
+from hpo.optuna_internals.tables import TRIALS
 from hpo.runs.artifacts import ArtifactFolder
 from hpo.runs.run_dir import artifact_folder
 from hpo.storage.engine import is_read_only

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.optuna_internals import STUDIES, STUDY_USER_ATTRS
+from hpo.optuna_internals.tables import STUDIES, STUDY_USER_ATTRS
 from hpo.queue.inspect import SlotTable
 from hpo.storage.attributes import UID
 from hpo.storage.schema import EVENT, SLOT

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from hpo.errors import Problem
-from hpo.optuna_internals import FINISHED, RUNNING, TRIALS, WAITING, state_name
+from hpo.optuna_internals.tables import FINISHED, RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.inspect import Lease, is_void
 from hpo.queue.slots import Claim, Slots, insert_event
 from hpo.storage.retry import OpenStorage, limit_patience, outages, transact

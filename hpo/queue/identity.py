@@ -5,7 +5,7 @@ import json
 import sqlalchemy as sa
 
 from hpo.errors import Problem, WorkFailed
-from hpo.optuna_internals import FINISHED, RUNNING, TRIAL_USER_ATTRS, TRIALS, WAITING, state_name
+from hpo.optuna_internals.tables import FINISHED, RUNNING, TRIAL_USER_ATTRS, TRIALS, WAITING, state_name
 from hpo.queue.inspect import SKIPPED, SlotTable
 from hpo.queue.slots import insert_event
 from hpo.storage.attributes import FIXED_VALUES, PAUSED

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from hpo.optuna_internals import RUNNING, WAITING
+from hpo.optuna_internals.tables import RUNNING, WAITING
 from hpo.queue.slots import Claim, Slots
 from hpo.search.marks import Standing
 from hpo.storage.attributes import ATTEMPTS, END_REASON, MARKS, PAUSED, PRUNING_DECISION

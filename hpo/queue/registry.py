@@ -9,7 +9,7 @@ import optuna
 
 from hpo.config.names import check_folder_name
 from hpo.errors import Problem
-from hpo.optuna_internals import get_study_id
+from hpo.optuna_internals.objects import get_study_id
 from hpo.queue.budget import Progress, delete_slots, fill_slots
 from hpo.queue.compatibility import (
     PROTOCOL_VERSION,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
-from hpo.optuna_internals import RUNNING, TRIALS, WAITING
+from hpo.optuna_internals.tables import RUNNING, TRIALS, WAITING
 from hpo.queue.inspect import SlotTable, not_in_force
 from hpo.storage.attributes import PAUSED
 from hpo.storage.schema import EVENT, SLOT

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 
 from hpo.errors import WorkFailed
-from hpo.optuna_internals import get_study_id
+from hpo.optuna_internals.objects import get_study_id
 from hpo.queue.compatibility import PROTOCOL_VERSION, protocol
 from hpo.queue.identity import gone_problem
 from hpo.queue.slots import Slots

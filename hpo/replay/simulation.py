@@ -14,7 +14,7 @@ import optuna
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.optuna_internals import get_study_id, get_trial_id
+from hpo.optuna_internals.objects import get_study_id, get_trial_id
 from hpo.replay.worlds import Run, World
 from hpo.search.asha import AshaPruner
 from hpo.search.pruners import Pruner, build_pruner

@@ -18,13 +18,8 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from hpo.analysis.snapshot import Snapshot
 from hpo.console import printable
-from hpo.optuna_internals import (
-    STUDY_ARTIFACT_PREFIX,
-    figure_prefix,
-    get_study_system_attrs,
-    set_study_system_attr,
-    trial_artifact_prefix,
-)
+from hpo.optuna_internals.objects import get_study_system_attrs, set_study_system_attr
+from hpo.optuna_internals.tables import STUDY_ARTIFACT_PREFIX, figure_prefix, trial_artifact_prefix
 from hpo.report import importance
 from hpo.report.curve_figures import arms_figure, curves_figure, history_figure
 from hpo.report.importance_figures import importance_by_rung_figure

@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.optuna_internals import get_sampler_trials, get_trial_id
+from hpo.optuna_internals.objects import get_sampler_trials, get_trial_id
 from hpo.search.asha import as_pruned, is_paused
 from hpo.search.prior_draws import PriorDraws
 from hpo.search.ranges import is_inside

@@ -11,14 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import Problem
-from hpo.optuna_internals import (
-    CONSTRAINT_PREFIX,
-    cma_state,
-    draw_by_acquisition,
-    has_proposal,
-    limit_gp_search,
-    on_one_thread,
-)
+from hpo.optuna_internals.objects import cma_state, draw_by_acquisition, has_proposal, limit_gp_search, on_one_thread
+from hpo.optuna_internals.tables import CONSTRAINT_PREFIX
 from hpo.search.complement_log import Distributions
 from hpo.search.study_view import StudyView
 

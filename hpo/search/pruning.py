@@ -8,7 +8,7 @@ import optuna
 from optuna.pruners import BasePruner, PercentilePruner, WilcoxonPruner
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.optuna_internals import get_best_trial
+from hpo.optuna_internals.objects import get_best_trial
 from hpo.search.asha import AshaPruner
 from hpo.search.direction import Direction
 from hpo.search.halving import HalvingPruner

@@ -15,7 +15,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.optuna_internals import share_study_state
+from hpo.optuna_internals.objects import share_study_state
 from hpo.search.direction import Direction
 
 Read = Callable[[bool], list[FrozenTrial]]  # True: a list that was read earlier for the same trial is recent enough

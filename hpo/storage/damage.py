@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpo.errors import StorageError
-from hpo.optuna_internals import OPTUNA_TABLES
+from hpo.optuna_internals.tables import OPTUNA_TABLES
 from hpo.storage.retry import retry
 from hpo.storage.schema import SLOT
 from hpo.storage.url import masked_url, sqlite_file

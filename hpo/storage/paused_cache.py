@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from hpo.optuna_internals import cached_unfinished_trials, without_reading
+from hpo.optuna_internals.objects import cached_unfinished_trials, without_reading
 from hpo.storage.attributes import PAUSED
 from hpo.storage.schema import SLOT
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.optuna_internals import STUDIES, VERSION_TABLE
+from hpo.optuna_internals.tables import STUDIES, VERSION_TABLE
 
 OURS = sa.MetaData()
 

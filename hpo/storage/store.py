@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
 from hpo.errors import StorageError
-from hpo.optuna_internals import cached_storage
+from hpo.optuna_internals.objects import cached_storage
 from hpo.storage.engine import check_tables, columns_to_add, engine_options, set_up_sqlite
 from hpo.storage.fencing import run_check, run_link
 from hpo.storage.file_guard import FileGuard

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo.errors import Problem
-from hpo.optuna_internals import STUDIES, STUDY_USER_ATTRS, add_study, attribute_json
+from hpo.optuna_internals.objects import add_study
+from hpo.optuna_internals.tables import STUDIES, STUDY_USER_ATTRS, attribute_json
 from hpo.storage.attributes import SPEC, UID
 from hpo.storage.retry import OpenStorage, transact
 from hpo.storage.schema import SLOT

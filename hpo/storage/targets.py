@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.optuna_internals import TRIAL_CURVES, TRIAL_USER_ATTRS, TRIALS, attribute_json
+from hpo.optuna_internals.tables import TRIAL_CURVES, TRIAL_USER_ATTRS, TRIALS, attribute_json
 from hpo.storage.attributes import FORKED
 from hpo.storage.retry import OpenStorage
 

@@ -7,7 +7,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.optuna_internals import TRIAL_USER_ATTRS, TRIAL_VALUES, TRIALS, attribute_json, finite_value, trial_state
+from hpo.optuna_internals.tables import (
+    TRIAL_USER_ATTRS,
+    TRIAL_VALUES,
+    TRIALS,
+    attribute_json,
+    finite_value,
+    trial_state,
+)
 
 _a = TRIAL_USER_ATTRS.c
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.optuna_internals import (
+from hpo.optuna_internals.tables import (
     CONSTRAINT_PREFIX,
     TRIAL_CURVES,
     TRIAL_PARAMS,

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from hpo.config.files import config_text
 from hpo.config.validation import error_messages
 from hpo.errors import Problem, Unwritable
-from hpo.optuna_internals import get_trial_id
+from hpo.optuna_internals.objects import get_trial_id
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.memory import memory_problem

@@ -5,7 +5,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from hpo.optuna_internals import get_trial_id
+from hpo.optuna_internals.objects import get_trial_id
 from hpo.queue.pausing import PausedTrial, Promotion, pause, promote, prune_paused, reserve
 from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy

@@ -12,7 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from hpo.errors import StorageError, error_summary
-from hpo.optuna_internals import get_trial_id
+from hpo.optuna_internals.objects import get_trial_id
 from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.stored_study import StoredStudy, StudyState
 from hpo.runs.run_dir import to_json_value

@@ -12,7 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel
 
-from hpo.optuna_internals import get_study_id, get_trial_id
+from hpo.optuna_internals.objects import get_study_id, get_trial_id
 from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.provenance import describe_machine

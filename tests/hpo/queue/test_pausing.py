@@ -5,7 +5,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.optuna_internals import get_study_id
+from hpo.optuna_internals.objects import get_study_id
 from hpo.queue.budget import fill_slots
 from hpo.queue.heartbeat import free_expired_leases
 from hpo.queue.identity import restore_slots

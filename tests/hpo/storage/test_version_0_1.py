@@ -18,7 +18,7 @@ import pytest
 
 from hpo.config.yaml import parse_yaml
 from hpo.errors import Problem
-from hpo.optuna_internals import FINISHED
+from hpo.optuna_internals.tables import FINISHED
 from hpo.queue.compatibility import PROTOCOL_VERSION
 from hpo.queue.registry import load_stored_study
 from hpo.storage.attributes import PROTOCOL, SPEC, SUGGESTED_BY
