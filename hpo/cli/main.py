@@ -15,6 +15,7 @@ from hpo.cli.control import control_commands
 from hpo.cli.evidence import evidence_commands
 from hpo.cli.inspect import inspect_commands
 from hpo.cli.panels import PanelGroup
+from hpo.cli.replay import replay_commands
 from hpo.cli.run import run_commands
 from hpo.cli.setup import setup_commands
 from hpo.console import say, show
@@ -31,7 +32,14 @@ app = typer.Typer(
     help="Hyperparameter search for GPT training, built on Optuna.",
     epilog="`hpo COMMAND --help` shows the options of a command and an example.",
 )
-for commands in (run_commands, inspect_commands, control_commands, evidence_commands, setup_commands):
+for commands in (
+    run_commands,
+    inspect_commands,
+    control_commands,
+    evidence_commands,
+    replay_commands,
+    setup_commands,
+):
     app.add_typer(commands)
 
 

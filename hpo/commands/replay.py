@@ -20,6 +20,7 @@ from hpo.replay.worlds import WORLDS
 from hpo.storage.engine import open_readonly
 from hpo.study.stored import study_from_spec
 
+DEFAULT_PRUNERS = ("none", "median", "asha")  # for recorded curves of no study
 DEFAULT_RUNS = 30  # full runs of a search on recorded curves of no study
 
 
@@ -62,32 +63,42 @@ def run_replay(storage: str, request: ReplayRequest) -> Replay:
         raise Problem("--curves: must be omitted with --study")
     if request.trials is not None and request.runs is not None:
         raise Problem("--runs: must be omitted with --trials")
-    own_pruner: list[str] = []
-    if request.curves is not None:
-        curves = read_curves(request.curves)
-        length = {"trials": None, "runs": DEFAULT_RUNS}
-    else:
-        with open_readonly(storage) as store:
-            snapshot = read_snapshot(store, request.study)
-            if snapshot.spec.get("arms"):
-                raise Problem(f"--study: must be a search, got {snapshot.name}, whose arms are given and never pruned")
-            # Only a sampler needs the class of the configuration, which may be code of the user.
-            base = study_from_spec(snapshot.spec, snapshot.name).base if request.samplers else None
-            curves = curves_of_study(snapshot, base)
-        own_pruner = [json.dumps(snapshot.spec["pruner"])]
-        spent = sum(t.last_step or 0 for t in snapshot.own)
-        # Without a sampler, the question is what another rule would have done with the same trials.
-        length = {"trials": None, "runs": max(1, math.ceil(spent / curves.rungs)) if request.samplers else None}
-    if request.trials is not None or request.runs is not None:
-        length = {"trials": request.trials, "runs": request.runs}
-    rules = parse_rules(request.samplers, [*own_pruner, *request.pruners] or ["none", "median", "asha"])
     worlds = list(request.worlds) or _default_worlds(request)
     if unknown := [name for name in worlds if name not in WORLDS]:
         raise Problem(f"--world: must be one of {', '.join(WORLDS)}, got {unknown[0]!r}")
     if not request.samplers and any(name in FOR_SAMPLERS for name in worlds):
         raise Problem(f"--world: must be recorded or shuffled without --sampler, got {', '.join(worlds)}")
-    budget = Budget(**length, workers=request.workers, seeds=request.seeds)
-    return Replay(curves, list(compare(curves, worlds, rules, budget)), list(_notes(curves, worlds)))
+    source = _study_source(storage, request) if request.curves is None else _Source(read_curves(request.curves))
+    rules = parse_rules(request.samplers, [*source.pruners, *request.pruners] or list(DEFAULT_PRUNERS))
+    trials, runs = request.trials, request.runs
+    if trials is None and runs is None:
+        runs = source.runs
+    budget = Budget(trials, runs, workers=request.workers, seeds=request.seeds)
+    compared = list(compare(source.curves, worlds, rules, budget))
+    return Replay(source.curves, compared, list(_notes(source.curves, worlds)))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Curves to replay, the pruner of their study as YAML, and the default budget in full runs."""
+
+    curves: Curves
+    pruners: Sequence[str] = ()
+    runs: int | None = DEFAULT_RUNS
+
+
+def _study_source(storage: str, request: ReplayRequest) -> _Source:
+    with open_readonly(storage) as store:
+        snapshot = read_snapshot(store, request.study)
+        if snapshot.spec.get("arms"):
+            raise Problem(f"--study: must be a search, got {snapshot.name}, whose arms are given and never pruned")
+        # Only a sampler needs the class of the configuration, which may be code of the user.
+        base = study_from_spec(snapshot.spec, snapshot.name).base if request.samplers else None
+        curves = curves_of_study(snapshot, base)
+        spent = sum(t.last_step or 0 for t in snapshot.own)
+        pruners = [json.dumps(snapshot.spec["pruner"])]
+    # Without a sampler, the question is what another rule would have done with the same trials.
+    return _Source(curves, pruners, max(1, math.ceil(spent / curves.rungs)) if request.samplers else None)
 
 
 def _default_worlds(request: ReplayRequest) -> list[str]:
