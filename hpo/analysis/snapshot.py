@@ -12,21 +12,7 @@ from hpo.errors import NothingFeasible, Problem
 from hpo.queue.identity import find_slots
 from hpo.queue.inspect import SlotEvent, unregistered_problem
 from hpo.search.direction import Direction
-from hpo.storage import targets
-from hpo.storage.attributes import (
-    ANCHORS,
-    BUDGET,
-    DATA_HASH,
-    DATA_ROWS,
-    END_REASON,
-    FIXED_VALUES,
-    FORKED,
-    RETRIED,
-    SPEC,
-    STARTED,
-    STUDY_STATE,
-    UID,
-)
+from hpo.storage import attributes, targets
 from hpo.storage.retry import OpenStorage
 from hpo.storage.studies import resolve_study_name, study_attrs, study_ids
 from hpo.storage.trials import State, Trial, read_trials
@@ -96,7 +82,7 @@ class Snapshot:
     @cached_property
     def own(self) -> list[Trial]:
         """The trials that workers of this study ran: none that `hpo fork` copied or that another program added."""
-        return [t for t in self.trials if "slot" in t.user_attrs and t.user_attrs.get("kind") != FORKED]
+        return [t for t in self.trials if "slot" in t.user_attrs and t.user_attrs.get("kind") != attributes.FORKED]
 
     @cached_property
     def feasible(self) -> list[Trial]:
@@ -127,7 +113,7 @@ class Snapshot:
 
     def kind(self, trial: Trial) -> str | None:
         """Return the kind of a trial, such as baseline, seed, arm or search; a retry has the kind of its trial."""
-        return trial.user_attrs.get(RETRIED, trial.user_attrs.get("kind"))
+        return trial.user_attrs.get(attributes.RETRIED, trial.user_attrs.get("kind"))
 
     def in_state(self, *states: State) -> list[Trial]:
         return [t for t in self.trials if t.state in states]
@@ -159,7 +145,11 @@ class Snapshot:
         first = min(baselines, key=lambda t: int(t.user_attrs["slot"]), default=None)
         if first is None or first.state == State.COMPLETE:
             return first
-        tries = [t for t in baselines if t.user_attrs.get(FIXED_VALUES) == first.user_attrs.get(FIXED_VALUES)]
+        tries = [
+            t
+            for t in baselines
+            if t.user_attrs.get(attributes.FIXED_VALUES) == first.user_attrs.get(attributes.FIXED_VALUES)
+        ]
         return next((t for t in tries if t.state == State.COMPLETE), first)
 
     @cached_property
@@ -190,25 +180,25 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
     name = resolve_study_name(store, name)
     study_id = study_ids(store)[name]
     attrs = study_attrs(store, study_id, name)
-    if SPEC not in attrs:
+    if attributes.SPEC not in attrs:
         raise unregistered_problem(store, name, study_id, attrs)
-    uid = attrs.get(UID, "")
-    slots, spec = find_slots(store, study_id, uid), complete_spec(attrs[SPEC])
+    uid = attrs.get(attributes.UID, "")
+    slots, spec = find_slots(store, study_id, uid), complete_spec(attrs[attributes.SPEC])
     maximize = spec.get("direction") == Direction.MAXIMIZE
     return Snapshot(
         name=name,
         spec=spec,
-        budget=attrs.get(BUDGET) or spec["budget"],
-        anchors=attrs.get(ANCHORS) or {},
-        data_hash=attrs.get(DATA_HASH),
-        elapsed=slots.now() - attrs[STARTED],
+        budget=attrs.get(attributes.BUDGET) or spec["budget"],
+        anchors=attrs.get(attributes.ANCHORS) or {},
+        data_hash=attrs.get(attributes.DATA_HASH),
+        elapsed=slots.now() - attrs[attributes.STARTED],
         trials=read_trials(store, study_id),
         slots=slots.counts(),
         leased=frozenset(lease.slot for lease in slots.owners() if lease.seconds > 0),
-        state=attrs.get(STUDY_STATE, "active"),
+        state=attrs.get(attributes.STUDY_STATE, "active"),
         events=slots.events(),
         reached=targets.targets_reached(store, study_id, spec.get("targets") or {}, maximize),
-        rows=attrs.get(DATA_ROWS) or {},
+        rows=attrs.get(attributes.DATA_ROWS) or {},
         uid=uid,
         stalled=slots.stalled(),
         paused=slots.paused(),
@@ -242,7 +232,7 @@ def trial_status(snapshot: Snapshot, trial: Trial) -> str:
     lost = trial.state == State.RUNNING and trial.user_attrs.get("slot") not in snapshot.leased
     if lost or trial.state == State.WAITING:
         return "interrupted"
-    return str(trial.user_attrs.get(END_REASON, trial.state))
+    return str(trial.user_attrs.get(attributes.END_REASON, trial.state))
 
 
 def find_trial(snapshot: Snapshot, number: int) -> Trial:
