@@ -3,6 +3,7 @@
 from typing import Any
 
 from hpo.analysis.snapshot import Snapshot
+from hpo.analysis.statistics import Paired
 from hpo.console import format_number
 from hpo.evidence.paired import ArmComparison, compare_arms, comparison_record
 from hpo.study.stored import study_from_spec
@@ -11,21 +12,24 @@ from model.section import flat
 BASELINE = "baseline"
 
 
-def metric_on_test_split(snapshot: Snapshot) -> str:
-    """Return the objective's metric on the test split."""
-    return snapshot.objective.replace("val_", "test_")
+def results_on_test_split(snapshot: Snapshot) -> tuple[str, list[ArmComparison]]:
+    """Return the objective's metric on the test split and the arms compared by it, ("", []) without such a metric."""
+    if "val_" not in snapshot.objective:  # a training function of the user's own
+        return "", []
+    metric = snapshot.objective.replace("val_", "test_")
+    return metric, compare_arms(snapshot, metric)
 
 
 def confirmation_table(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return one record per arm: its value in the search, and the results of the new seeds on both splits."""
-    searched, metric = snapshot.spec["about"]["found"], metric_on_test_split(snapshot)
-    on_test = {arm.arm: comparison_record(arm) for arm in compare_arms(snapshot, metric)}
+    searched, (metric, tested) = snapshot.spec["about"]["found"], results_on_test_split(snapshot)
+    on_test = {arm.arm: comparison_record(arm) for arm in tested}
     records = []
     for arm in compare_arms(snapshot):
         record = {"arm": arm.arm, "search": searched.get(arm.arm)}
         record |= {key: value for key, value in comparison_record(arm).items() if key != "arm"}
-        test = on_test[arm.arm]
-        if test["runs"]:
+        test = on_test.get(arm.arm)
+        if test and test["runs"]:
             record |= {metric: test["mean"], f"{metric} difference": test["difference"]}
         records.append(record)
     return records
@@ -33,15 +37,15 @@ def confirmation_table(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 def confirmation_verdicts(snapshot: Snapshot) -> list[str]:
     """Return one sentence per arm: its verdict, paired difference, confidence interval and p-value."""
-    on_test = {arm.arm: arm for arm in compare_arms(snapshot, metric_on_test_split(snapshot))}
+    on_test = {arm.arm: arm.difference for arm in results_on_test_split(snapshot)[1]}
     _, *arms = compare_arms(snapshot)
-    return [_verdict_sentence(snapshot, arm, on_test[arm.arm], len(arms)) for arm in arms]
+    return [_verdict_sentence(snapshot, arm, on_test.get(arm.arm), len(arms)) for arm in arms]
 
 
-def _verdict_sentence(snapshot: Snapshot, arm: ArmComparison, on_test: ArmComparison, n_compared: int) -> str:
+def _verdict_sentence(snapshot: Snapshot, arm: ArmComparison, test: Paired | None, n_compared: int) -> str:
     if arm.difference is None or arm.p is None:
         return f"{arm.arm}: {arm.verdict} ({arm.n} runs have a value)"
-    d, test = arm.difference, on_test.difference
+    d = arm.difference
     p = f"p = {arm.p:.2g}" if n_compared == 1 else f"p = {arm.p:.2g} corrected for {n_compared} comparisons (Holm)"
     looks, pairs = arm.at_most is not None, f"{d.n} pairs"
     verdict = f"{arm.verdict} after {d.n} of at most {arm.at_most} pairs" if looks else arm.verdict

@@ -143,6 +143,8 @@ def test_verdicts_give_the_difference_on_fresh_seeds_beside_what_the_search_saw(
     assert sentence.startswith(f"{arm}: better: paired difference {np.mean(pairs):.4f} from the baseline (95 % ")
     assert f"the difference in the search was {gain:.4f}, of which {np.mean(pairs) / gain:.0%} remains" in sentence
     assert [record["search"] for record in confirmation_table(confirmation)] == [baseline.values[0], best.values[0]]
+    assert "test split" not in sentence, "the training function reports no result on a test split"
+    assert not any("loss" in record for record in confirmation_table(confirmation))
 
 
 def test_configuration_that_was_lucky_is_not_called_better(here: Path, store: Store) -> None:
