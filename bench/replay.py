@@ -38,11 +38,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", nargs="?", default="quick", choices=PLANS)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--hours", type=float, default=8.0, help="stop after this time")
     parser.add_argument("--only", default="", help="run only cells whose path contains this text")
     parser.add_argument("--list", action="store_true", help="list the cells and the number of searches they lack")
     options = parser.parse_args()
-    folder = RESULTS / options.plan
+    folder: Path = options.results / options.plan
     cells = [cell for cell in PLANS[options.plan]() if options.only in str(cell.path)]
     if options.list:
         for cell in cells:
@@ -58,7 +59,7 @@ def run(folder: Path, cells: list[Cell], processes: int, deadline: float) -> int
     """Run cells in several processes until a time; return the exit status."""
     names = list(dict.fromkeys(cell.world for cell in cells))
     for name in names:
-        write_world(RESULTS, name)
+        write_world(folder.parent, name)
     todo = [(folder, cell, deadline) for cell in cells if missing_seeds(folder, cell)]
     began, done = time.monotonic(), 0
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # of the processes below
@@ -69,7 +70,7 @@ def run(folder: Path, cells: list[Cell], processes: int, deadline: float) -> int
             print(f"{time.monotonic() - began:6.0f} s  {done} of {len(todo)}  {line}", flush=True)
     for name in names:
         if time.monotonic() < deadline:
-            write_world(RESULTS, name, with_error=True)
+            write_world(folder.parent, name, with_error=True)
     return 0
 
 

@@ -21,6 +21,7 @@ WORLD_NAMES = (*OWN, *TASKSET, *POOLS_ONLY)
 ANSWERING = ("surrogate", "nearest")  # kinds of worlds that answer any configuration
 POOL_TRIALS = {"speedrun": (24, 80), "lr_schedule_25k": (17,)}  # length of the studies; other pools: 24 and 100
 RUNS = 30  # budget in full runs
+SURROGATE = 2  # number of the surrogate; a change of hpo.replay.surrogate that changes its curves increases it
 
 # Name in the tables -> keys of a study file, with all fields whose default may change
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -83,6 +84,7 @@ class Cell:
         return {
             "world": self.world,
             "kind": self.kind,
+            **({"surrogate": SURROGATE} if self.kind == "surrogate" else {}),
             "sampler": SAMPLERS.get(self.sampler),
             "pruner": PRUNERS[self.pruner],
             "runs": self.runs,

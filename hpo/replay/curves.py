@@ -69,19 +69,19 @@ class Curves:
         """The positions of the configurations in the space, (C, D)."""
         return np.array([unit_positions(self.space, params) for params in self.params]).reshape(len(self.params), -1)
 
-    def seed_residuals(self) -> Array:
+    def seed_residuals(self) -> tuple[Array, Array]:
         """Return the deviations of runs from the mean curve of their configuration, scaled to the spread of one run.
 
-        Only the better half of the configurations with several known runs counts, because the noise of runs that
-        barely learn says nothing about the noise of good ones. (M, R), M may be 0.
+        Only configurations with several known runs have them. Also return the mean final loss of each configuration:
+        runs that barely learn differ more, or less, than good ones. (M, R) and (M,), M may be 0.
         """
-        rows = []
-        good = np.nanmedian(self.truth) if len(self.truth) else np.nan
-        for c in np.flatnonzero(self.truth <= good):
-            runs = self.values[(self.config == c) & self.known & np.isfinite(self.finals)]
+        rows, losses = [], []
+        for c in np.flatnonzero(np.isfinite(self.truth)):
+            runs = self.values[(self.config == c) & self.known]
             if len(runs) > 1:
                 rows.append((runs - runs.mean(axis=0)) * np.sqrt(len(runs) / (len(runs) - 1)))
-        return np.concatenate(rows) if rows else np.empty((0, self.rungs))
+                losses += [self.truth[c]] * len(runs)
+        return (np.concatenate(rows) if rows else np.empty((0, self.rungs))), np.array(losses)
 
 
 def unit_positions(space: Space, params: Mapping[str, Any]) -> list[float]:

@@ -12,6 +12,7 @@ from hpo.search.ranges import Choices, Space
 
 N_CANDIDATES = 4096  # random points from which the search for the best point of a surrogate starts
 N_CLIMBERS, N_STEPS = 64, 60
+N_SIMILAR = 20  # recorded deviations from which the noise of a run is drawn: those of configurations with similar loss
 
 
 class Run(NamedTuple):
@@ -94,7 +95,7 @@ class Nearest:
 
 
 class Fitted:
-    """Answers with the curve of a surrogate, plus the recorded difference between seeds of one configuration."""
+    """Answers with the curve of a surrogate, plus a recorded difference between seeds of a similar configuration."""
 
     name = "surrogate"
 
@@ -102,7 +103,7 @@ class Fitted:
         _check_size(curves, self.name)
         self.curves, self.top = curves, None
         self.surrogate = surrogate or fit_surrogate(curves)
-        self._noise = curves.seed_residuals()
+        self._noise, self._noise_at = curves.seed_residuals()
         self.optimum = _lowest(self.surrogate)
 
     def given(self, seed: int) -> Sequence[Run] | None:
@@ -113,7 +114,8 @@ class Fitted:
         noise = np.zeros_like(curve)
         if len(self._noise):
             rng = np.random.default_rng(seed)
-            noise = rng.choice((-1.0, 1.0)) * self._noise[rng.integers(len(self._noise))]
+            similar = np.abs(self._noise_at - curve[-1]).argsort(kind="stable")[:N_SIMILAR]
+            noise = rng.choice((-1.0, 1.0)) * self._noise[rng.choice(similar)]
         return Run(params, curve + noise, float(curve[-1]))
 
 

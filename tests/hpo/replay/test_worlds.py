@@ -78,3 +78,17 @@ def test_world_for_samplers_needs_a_space_and_known_results() -> None:
     bare = Curves("bare", {}, few.base, [{}] * 9, few.config, few.values)
     with pytest.raises(Problem, match="bare: must have a space for world surrogate; use --world shuffled"):
         Fitted(bare)
+
+
+def test_noise_of_the_surrogate_world_is_that_of_configurations_with_a_similar_loss() -> None:
+    curves = smooth()
+    finals = curves.values[:60, -1]
+    good = finals < np.median(finals)
+    rng = np.random.default_rng(3)
+    noise = np.where(good, 0.001, 0.1)[:, None] * rng.normal(size=(60, 1))
+    curves.values[:60] += noise
+    curves.values[60:] -= noise
+    world = Fitted(curves)
+    best, worst = ({"lr": 0.3, "kind": "a"}, {"lr": 1.0, "kind": "b"})
+    spread = [np.std([world.run(params, seed).curve[-1] for seed in range(50)]) for params in (best, worst)]
+    assert spread[0] < 0.01 < 0.05 < spread[1]
