@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.nn import functional as F
@@ -20,6 +21,8 @@ from model.config import TrainConfig
 from model.data.batches import TrainingBatches
 from model.data.prepare import prepare
 from model.data.prepared import PreparedData
+from model.nn.gpt import Network
+from model.nn.init import initial_weights
 from model.optim.optimizers import AdamW
 from model.section import updated
 from model.train.trainer import Trainer
@@ -38,14 +41,14 @@ def plain(config: TrainConfig, prepared: PreparedData, device: torch.device) -> 
     """Return a function that trains for some updates in a plain PyTorch loop."""
     assert isinstance(config.optimizer, AdamW)
     rule, B, p = config.optimizer, config.run.batch_size, config.regularization.dropout
-    network = config.model.build(prepared.vocab_size, config.run.seed).to(device)
+    network = Network(config.model, prepared.vocab_size, device)
+    initial = initial_weights(config.model, prepared.vocab_size, config.run.seed)
+    weights = {name: weight[None].to(device).requires_grad_() for name, weight in initial.items()}
     order = TrainingBatches(prepared.splits["train"], config.data, config.model.context, config.run.seed)
-    if p:
-        network.active = frozenset(name for name, value in config.regularization.numbers().items() if value > 0)
-        network.drop = lambda x, name, site: F.dropout(x, p)
+    numbers = {k: torch.tensor([v], device=device) for k, v in config.regularization.numbers().items() if v > 0}
     groups = [
-        {"params": [q for q in network.parameters() if q.ndim >= 2], "weight_decay": rule.weight_decay},
-        {"params": [q for q in network.parameters() if q.ndim < 2], "weight_decay": 0.0},
+        {"params": [q for q in weights.values() if q.ndim >= 3], "weight_decay": rule.weight_decay},
+        {"params": [q for q in weights.values() if q.ndim < 3], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, rule.lr, (rule.beta1, rule.beta2), rule.eps, fused=True)
     total, done = config.marks()[-1], count()
@@ -56,12 +59,13 @@ def plain(config: TrainConfig, prepared: PreparedData, device: torch.device) -> 
             for group in optimizer.param_groups:
                 group["lr"] = rule.lr * config.schedule.multiplier((step + 0.5) / total)
             x, y = (torch.from_numpy(a).to(device) for a in order.batch(step * B, B))
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.run.precision == "bf16"):
-                logits = network(x)
+            half = torch.autocast(device.type, torch.bfloat16, enabled=config.run.precision == "bf16")
+            with half, patch("model.nn.context.dropout", lambda x, *_: F.dropout(x, p)):
+                logits = network(weights, x[None], numbers)
             loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-1)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip.numbers()["max_norm"])
+            torch.nn.utils.clip_grad_norm_(weights.values(), config.clip.numbers()["max_norm"])
             optimizer.step()
 
     return run

@@ -3,7 +3,7 @@
 import itertools
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from model.config import TrainConfig
 from model.memory.capacity import calibrated
 from model.nn.architecture import MoE
-from model.nn.gpt import Network
 from model.section import updated
 from model.train.device import resolve
 from model.train.evaluate import EVAL_LOGITS, EVAL_TOKENS
@@ -49,12 +48,12 @@ def estimate_memory(config: TrainConfig, vocab_size: int, runs: int = 1) -> Memo
     nothing. The estimate excludes the savings of torch.compile, the memory of kernels and libraries and fragmentation
     in the allocator; `calibrated` corrects for these. All experts of a mixture are assumed to have equal load.
     """
-    # Shapes are the same on CPU and GPU, so a machine without a GPU can estimate a run on a GPU. The initialization
-    # changes no shape, and glorot would read the values of fake tensors.
-    config = updated(resolve(config), {"run.compile": "off", "model.init": "normal"})
-    with FakeTensorMode(), AllocationTracker(config) as tracker, _networks_stay():
+    # Shapes are the same on CPU and GPU, so a machine without a GPU can estimate a run on a GPU.
+    config = updated(resolve(config), {"run.compile": "off"})
+    with FakeTensorMode(), AllocationTracker(config) as tracker:
         pack = Pack(config, vocab_size, runs, torch.device("cpu"))
-        pack.numbers = [config.regularization.numbers() | config.model.numbers()] * runs
+        for lane in range(runs):
+            pack.set_numbers(lane, config)
         if config.recovery.name == "rollback":
             for lane in range(runs):
                 pack.params.backup(lane)
@@ -124,16 +123,6 @@ class AllocationTracker(TorchDispatchMode):
     def _drop(self, key: int, size: int) -> None:
         del self.storages[key]
         self.live -= size
-
-
-@contextmanager
-def _networks_stay() -> Iterator[None]:
-    """Leave networks on the device that they were built on, because torch cannot move fake tensors."""
-    Network.to = lambda self, device: self  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        del Network.to
 
 
 def _train(pack: Pack, config: TrainConfig, tracker: AllocationTracker) -> int:

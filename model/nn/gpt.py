@@ -1,182 +1,182 @@
-"""The network that model/nn/architecture.py configures. It is a plain module of one run; model/train/pack.py runs K.
+"""The network that model/nn/architecture.py configures, for K runs of equal shape at once.
 
-Shapes: B sequences, T tokens, C residual width, H heads, D = C // H, V vocabulary.
+Shapes: K runs, B sequences, T tokens, N = B T, C residual width, H heads, D = C // H, V vocabulary.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from model.data.tokenizer import END
 from model.nn.architecture import MoE, Transformer
-from model.nn.attention import Attention, document_mask
-from model.nn.context import Diagnostics, ForwardContext
+from model.nn.attention import attention, document_mask
+from model.nn.context import Diagnostics, ForwardContext, Weights, mean_over_tokens
 from model.nn.dropout import random_normal, replace_tokens
-from model.nn.init import init_weights
-from model.nn.mlp import MLP
-from model.nn.moe import Experts
-from model.nn.regularization import Regularization
+from model.nn.linear import linear, normalize, project
+from model.nn.mlp import mlp
+from model.nn.moe import experts
+from model.nn.shapes import parameter_shapes
 
 ROPE_THETA = 10_000.0
 # Sites of random numbers, see model/nn/dropout.py. Layers have the sites from 1 on. REPLACED uses the next site too.
 HEAD, NOISE, REPLACED = 65_536, 65_537, 65_538
 
 
-class Norm(nn.Module):
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019), in fp32."""
+class Network:
+    """A GPT: maps token ids to logits. It holds no weights, which are passed to each call with a leading run axis."""
 
-    def __init__(self, config: Transformer) -> None:
-        super().__init__()
-        self.kind, self.eps, C = config.norm, config.norm_eps, config.n_embd
-        self.scalar = config.norm_gain == "scalar"
-        gains = torch.empty(1 if self.scalar else C)
-        self.weight = None if config.norm_gain == "none" else nn.Parameter(gains)
-        self.bias = nn.Parameter(torch.empty(C)) if config.bias and config.norm == "layernorm" else None
+    def __init__(
+        self,
+        config: Transformer,
+        vocab_size: int,
+        device: torch.device | None = None,
+        padded: bool = False,
+        explicit: bool = False,
+    ) -> None:
+        """Compute the shapes of the parameters.
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, width = x.float(), x.shape[-1:]
-        weight = self.weight.expand(width) if self.scalar and self.weight is not None else self.weight
-        if self.kind == "rmsnorm":
-            return F.rms_norm(x, width, weight, self.eps)
-        return F.layer_norm(x, width, weight, self.bias, self.eps)
+        padded: whether rows hold one document each, followed by padding. explicit: whether attention weights are
+        always computed explicitly.
+        """
+        self.config, self.vocab_size, self.padded, self.explicit = config, vocab_size, padded, explicit
+        self.shapes = parameter_shapes(config, vocab_size)
+        self.no_key = torch.zeros(1, dtype=torch.int32, device=device)
+        D = config.n_embd // config.n_head
+        position = torch.arange(config.context, device=device)[:, None]
+        angle = position * ROPE_THETA ** (-torch.arange(0, D - 1, 2, device=device) / D)  # (T, D/2)
+        self.cos, self.sin = angle.cos(), angle.sin()
 
+    def __call__(
+        self,
+        w: Weights,
+        tokens: Tensor,
+        numbers: Mapping[str, Tensor] | None = None,
+        key: Tensor | None = None,
+        diagnostics: Diagnostics | None = None,
+    ) -> Tensor:
+        """Return the logits of the next token, (K, N, V). tokens: (K, B, T).
 
-class Block(nn.Module):
-    """Attention and MLP, each with normalization before it and a residual connection around it."""
-
-    def __init__(self, config: Transformer, layer: int) -> None:
-        super().__init__()
-        self.norm1, self.attn = Norm(config), Attention(config, layer)
-        self.norm2 = Norm(config)
-        self.mlp = Experts(config, layer) if isinstance(config, MoE) else MLP(config, layer)
-
-    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        x = x + self.attn(self.norm1(x), ctx)
-        return x + self.mlp(self.norm2(x), ctx)
-
-
-class Network(nn.Module):
-    """A GPT: maps token ids to logits.
-
-    Numbers such as dropout probabilities and the key of the random numbers are 0-D buffers, so that the runs of a pack
-    can differ in them.
-    """
-
-    key: Tensor
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, config: Transformer, vocab_size: int, seed: int) -> None:
-        super().__init__()
-        self.config = config
-        self.active = frozenset[str]()  # names of the numbers above 0 in any run of the pack
-        self.explicit = False  # whether attention weights are always computed explicitly
-        self.padded = False  # whether rows hold one document each, followed by padding
-        C, T, L = config.n_embd, config.context, config.n_layer
-        self.wte = nn.Embedding(vocab_size, C)
-        self.wpe = nn.Embedding(T, C) if config.position == "learned" else None
-        self.embedding_projection = nn.Linear(C, C, bias=False) if config.embedding_projection else None
-        self.embedding_norm = Norm(config) if config.embedding_norm else None
-        self.blocks = nn.ModuleList([Block(config, layer) for layer in range(L)])
-        self.skip_weights = nn.Parameter(torch.empty(L // 2)) if config.skips != "none" else None
-        self.norm = Norm(config) if config.final_norm else None
-        self.head_projection = nn.Linear(C, C, bias=False) if config.embedding_projection else None
-        self.head = None if config.tied else nn.Linear(C, vocab_size, bias=False)
-        self.register_buffer("key", torch.zeros((), dtype=torch.int32))
-        for name in (*Regularization().numbers(), *config.numbers()):
-            self.register_buffer(name, torch.zeros(()))
-        D = C // config.n_head
-        angle = torch.arange(T)[:, None] * ROPE_THETA ** (-torch.arange(0, D - 1, 2) / D)  # (T, D/2)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
-        init_weights(self, config, seed)
-
-    def forward(self, tokens: Tensor, diagnostics: Diagnostics | None = None) -> Tensor:
-        """Return the logits of the next token, (B, T, V). tokens: (B, T).
+        numbers: in training, the numbers that are above 0 in any run of the pack, such as dropout probabilities, (K,)
+        each. key: key of the random numbers of each run, (K,) int32; needed with numbers.
 
         diagnostics: the layers append one tensor each to the keys that are present. "balance": weighted load-balancing
-        loss, in training. "attention_entropy": in nats. "expert_load": fraction of the assignments, (E,). "kurtosis":
-        excess kurtosis of the residual stream.
+        loss, (K,), if it is one of `numbers`. "attention_entropy": in nats, (K,). "expert_load": fraction of the
+        assignments, (K, E). "kurtosis": excess kurtosis of the residual stream, (K,).
         """
-        mask = document_mask(tokens) if self.config.document_mask else None
-        # Padding has the id of the end token. In a row with one document, the end token itself is only at the start.
-        first = torch.arange(tokens.shape[1], device=tokens.device) == 0
-        valid = (tokens != END) | first if self.padded and diagnostics else None
-        ctx = self.context(tokens.shape[1], mask, diagnostics, valid)
-        x = self.run(self.embed(tokens, ctx), ctx)  # (B, T, C)
-        if self.norm is not None:
-            x = self.norm(x)
-        if self.head_projection is not None:
-            x = self.head_projection(x)
+        ctx = self.context(tokens, numbers, key, diagnostics)
+        x = self.run(w, self.embed(w, tokens, ctx), ctx)  # (K, N, C)
+        if self.config.final_norm:
+            x = normalize(x, w, "norm", self.config)
+        if self.config.embedding_projection:
+            x = linear(x, w, "head_projection")
         x = ctx.drop(x, "head_dropout", HEAD)
-        return F.linear(x, self.wte.weight) if self.head is None else self.head(x)
+        return project(x, w["wte.weight" if self.config.tied else "head.weight"])
 
     def context(
-        self, T: int, mask: Tensor | None = None, diagnostics: Diagnostics | None = None, valid: Tensor | None = None
+        self,
+        tokens: Tensor,
+        numbers: Mapping[str, Tensor] | None = None,
+        key: Tensor | None = None,
+        diagnostics: Diagnostics | None = None,
     ) -> ForwardContext:
-        """Return the context of a forward pass over T tokens."""
+        """Return the context of a forward pass. The arguments are those of a call."""
+        K, B, T = tokens.shape
         return ForwardContext(
-            numbers={name: self.get_buffer(name) for name in self.active},
-            active=self.active if self.training else frozenset(),
-            key=self.key,
+            shape=(K, B, T),
+            numbers=numbers or {},
+            active=frozenset(numbers or {}),
+            key=self.no_key if key is None else key,
             rotary=(self.cos[:T], self.sin[:T]) if self.config.position == "rope" else None,
             explicit=self.explicit,
-            mask=mask,
-            diagnostics={} if diagnostics is None else diagnostics,
-            valid=valid,
+            mask=document_mask(tokens.flatten(0, 1)) if self.config.document_mask else None,
+            diagnostics=diagnostics or {},
+            valid=not_padding(tokens) if self.padded and diagnostics else None,
         )
 
-    def embed(self, tokens: Tensor, ctx: ForwardContext) -> Tensor:
-        """Return the input of the first block, (B, T, C). tokens: (B, T)."""
+    def embed(self, w: Weights, tokens: Tensor, ctx: ForwardContext) -> Tensor:
+        """Return the input of the first block, (K, N, C). tokens: (K, B, T)."""
+        K, B, T = tokens.shape
+        C = self.config.n_embd
         if "mask_tokens" in ctx.active:
-            tokens = replace_tokens(tokens, ctx.numbers["mask_tokens"], self.wte.num_embeddings, ctx.key, REPLACED)
-        x = self.wte(tokens)  # (B, T, C)
+            tokens = replace_tokens(tokens, ctx.numbers["mask_tokens"], self.vocab_size, ctx.key, REPLACED)
+        x = look_up(w["wte.weight"], tokens)  # (K, B, T, C)
         if self.config.scale_embedding:
-            x = x * math.sqrt(self.config.n_embd)
+            x = x * math.sqrt(C)
         if "embedding_noise" in ctx.active:
-            size = ctx.numbers["embedding_noise"] * x.detach().pow(2).mean(-1, keepdim=True).sqrt()
-            x = x + size * random_normal(x.numel(), ctx.key, NOISE).view(x.shape)
-        if self.wpe is not None:
-            # The mask of a token has as many ones as its document has tokens so far.
-            positions = None if ctx.mask is None else ctx.mask.sum(-1)[:, 0] - 1  # (B, T)
-            x = x + (self.wpe.weight[: tokens.shape[1]] if positions is None else self.wpe(positions))
-        if self.embedding_projection is not None:
-            x = self.embedding_projection(x)
-        if self.embedding_norm is not None:
-            x = self.embedding_norm(x)
+            size = ctx.numbers["embedding_noise"].view(K, 1, 1, 1) * x.detach().pow(2).mean(-1, keepdim=True).sqrt()
+            x = x + size * random_normal(B * T * C, ctx.key, NOISE).view(x.shape)
+        if self.config.position == "learned":
+            x = x + self.positions(w["wpe.weight"], ctx)
+        x = x.view(K, B * T, C)
+        if self.config.embedding_projection:
+            x = linear(x, w, "embedding_projection")
+        if self.config.embedding_norm:
+            x = normalize(x, w, "embedding_norm", self.config)
         return ctx.drop(x, "embedding_dropout", 0)
 
-    def run(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """Return the output of the last block, (B, T, C). x: input of the first block, (B, T, C)."""
+    def positions(self, wpe: Tensor, ctx: ForwardContext) -> Tensor:
+        """Return the position embeddings of all tokens, (K, B or 1, T, C). wpe: (K, context, C)."""
+        if ctx.mask is None:
+            return wpe[:, None, : ctx.shape[2]]
+        # The mask of a token has as many ones as its document has tokens so far.
+        return look_up(wpe, (ctx.mask.sum(-1) - 1).view(ctx.shape))
+
+    def run(self, w: Weights, x: Tensor, ctx: ForwardContext) -> Tensor:
+        """Return the output of the last block, (K, N, C). x: input of the first block, (K, N, C)."""
         half, outputs = self.config.n_layer // 2, []
-        for i, block in enumerate(self.blocks):
-            x = block(x, ctx)
-            if self.skip_weights is not None:
-                if i < half:
+        for layer in range(self.config.n_layer):
+            x = self.block(w, x, layer, ctx)
+            if self.config.skips != "none":
+                if layer < half:
                     outputs.append(x)
                 else:
-                    x = self.add_skip(x, outputs.pop(), self.skip_weights[2 * half - 1 - i])
+                    x = self.add_skip(x, outputs.pop(), w["skip_weights"][:, 2 * half - 1 - layer])
             if "kurtosis" in ctx.diagnostics:
-                valid = x if ctx.valid is None else x[ctx.valid]
-                ctx.diagnostics["kurtosis"].append(excess_kurtosis(valid.detach().float()))
+                ctx.diagnostics["kurtosis"].append(excess_kurtosis(x.detach().float(), ctx.valid))
         return x
 
+    def block(self, w: Weights, x: Tensor, layer: int, ctx: ForwardContext) -> Tensor:
+        """Apply attention and MLP, each with normalization before it and a residual connection around it.
+
+        x: (K, N, C).
+        """
+        config, name = self.config, f"blocks.{layer}"
+        x = x + attention(normalize(x, w, f"{name}.norm1", config), w, layer, config, ctx)
+        h = normalize(x, w, f"{name}.norm2", config)
+        y = experts(h, w, layer, config, ctx) if isinstance(config, MoE) else mlp(h, w, layer, config, ctx)
+        return x + y
+
     def add_skip(self, x: Tensor, skip: Tensor, a: Tensor) -> Tensor:
-        """Combine the residual stream with a skip connection of learned weight a, 0-D. x, skip: (B, T, C)."""
+        """Combine the residual stream with a skip connection of learned weight a, (K,). x, skip: (K, N, C)."""
+        a = a[:, None, None]
         if self.config.skips == "additive":
             return x + a * skip
         share = a.sigmoid()
         return (1 - share) * x + share * skip
 
 
-def excess_kurtosis(x: Tensor) -> Tensor:
-    """Return the excess kurtosis of all elements, 0-D: fourth central moment over squared variance, minus 3."""
-    squares = (x - x.mean()).pow(2)
-    return squares.pow(2).mean() / squares.mean().pow(2) - 3
+def look_up(table: Tensor, ids: Tensor) -> Tensor:
+    """Return the rows of each run's table, (K, B, T, C). table: (K, rows, C). ids: (K, B, T)."""
+    K, rows, C = table.shape
+    if K > 1:
+        ids = ids + torch.arange(0, K * rows, rows, device=ids.device)[:, None, None]
+    return F.embedding(ids, table.reshape(K * rows, C))
 
 
-def build_network(config: Transformer, vocab_size: int, seed: int) -> Network:
-    """Return the network with its initial weights. Inside `with torch.device("meta")`, it has no weights."""
-    return Network(config, vocab_size, seed)
+def not_padding(tokens: Tensor) -> Tensor:
+    """Return which tokens of rows with one document each are not padding, (K, N). tokens: (K, B, T)."""
+    # Padding has the id of the end token. In a row with one document, the end token itself is only at the start.
+    first = torch.arange(tokens.shape[2], device=tokens.device) == 0
+    return ((tokens != END) | first).flatten(1)
+
+
+def excess_kurtosis(x: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return the excess kurtosis of all elements of each run, (K,): fourth central moment / squared variance - 3.
+
+    x: (K, N, C). valid: which tokens are not padding, (K, N); None: all tokens.
+    """
+    squares = (x - mean_over_tokens(x.mean(-1), valid)[:, None, None]).pow(2)
+    return mean_over_tokens(squares.pow(2).mean(-1), valid) / mean_over_tokens(squares.mean(-1), valid).pow(2) - 3

@@ -1,13 +1,14 @@
 """The MLP of a block.
 
-Shapes: B sequences, T tokens, C residual width.
+Shapes: K runs, N = B T tokens, C residual width.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from model.nn.architecture import Transformer
-from model.nn.context import ForwardContext
+from model.nn.context import ForwardContext, Weights
+from model.nn.linear import linear
 
 
 def activate(kind: str, h: Tensor, gate: Tensor | None) -> Tensor:
@@ -22,18 +23,10 @@ def activate(kind: str, h: Tensor, gate: Tensor | None) -> Tensor:
     return h * h if kind == "relu2" else h
 
 
-class MLP(nn.Module):
-    """Two linear layers, or the three linear layers of swiglu."""
-
-    def __init__(self, config: Transformer, layer: int) -> None:
-        super().__init__()
-        C, hidden = config.n_embd, config.hidden()
-        self.kind, self.site = config.mlp, 4 * layer
-        self.fc = nn.Linear(C, hidden, bias=config.bias)
-        self.gate = nn.Linear(C, hidden, bias=config.bias) if config.mlp == "swiglu" else None
-        self.proj = nn.Linear(hidden, C, bias=config.bias)
-
-    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        h = activate(self.kind, self.fc(x), None if self.gate is None else self.gate(x))
-        y = self.proj(ctx.drop(h, "mlp_dropout", self.site + 3))
-        return ctx.drop(y, "residual_dropout", self.site + 4)
+def mlp(x: Tensor, w: Weights, layer: int, config: Transformer, ctx: ForwardContext) -> Tensor:
+    """Apply the two linear layers of an MLP, or the three of swiglu, (K, N, C). x: (K, N, C)."""
+    name = f"blocks.{layer}.mlp"
+    gate = linear(x, w, f"{name}.gate") if config.mlp == "swiglu" else None
+    h = activate(config.mlp, linear(x, w, f"{name}.fc"), gate)
+    y = linear(ctx.drop(h, "mlp_dropout", 4 * layer + 3), w, f"{name}.proj")
+    return ctx.drop(y, "residual_dropout", 4 * layer + 4)

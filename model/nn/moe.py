@@ -1,117 +1,95 @@
 """A mixture of experts instead of the MLP: k experts compute each token (Shazeer et al. 2017, arXiv:1701.06538).
 
-Shapes: B sequences, T tokens, N = B T, C residual width, E experts, k experts per token, M = N k assignments, K runs.
+Shapes: K runs, N = B T tokens, C residual width, E experts, k experts per token, M = N k assignments of one run.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from model.nn.architecture import MoE
-from model.nn.context import ForwardContext
+from model.nn.context import ForwardContext, Weights
 from model.nn.dropout import random_normal
+from model.nn.linear import project
 from model.nn.mlp import activate
 
 ROUTERS = 131_072  # first site of router noise, one site per layer; all other sites are below
 
 
-def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """Multiply each row by the matrix of its group, (M, out).
+def experts(x: Tensor, w: Weights, layer: int, config: MoE, ctx: ForwardContext) -> Tensor:
+    """Apply a mixture of experts, (K, N, C). Each expert computes only the tokens that the router assigns to it.
 
-    x: (M, in), sorted by group. weight: (groups, out, in). counts: number of rows in each group, (groups,).
+    Experts have no capacity limit, so no token is dropped. The experts of all runs form one list of K E experts.
+
+    x: (K, N, C).
     """
-    rows = x.split(counts.tolist())
-    return torch.cat([F.linear(group, w) for group, w in zip(rows, weight.unbind(0), strict=True)])
+    name, top_k = f"blocks.{layer}.mlp", config.top_k
+    weights, chosen, counts = route(x, w[f"{name}.router.weight"], layer, config, ctx)
+    order = chosen.flatten().argsort(stable=True)  # (K M,): the assignments, sorted by run and expert
+    inputs = x.flatten(0, 1)[order // top_k]  # (K M, C)
+    sizes = counts.tolist()
+    gate = grouped_linear(inputs, w[f"{name}.gate"], sizes) if config.mlp == "swiglu" else None
+    h = activate(config.mlp, grouped_linear(inputs, w[f"{name}.fc"], sizes), gate)  # (K M, hidden)
+    y = grouped_linear(ctx.drop(h, "mlp_dropout", 4 * layer + 3), w[f"{name}.proj"], sizes)
+    y = y[order.argsort()].unflatten(0, (-1, top_k))  # (K N, k, C)
+    y = (y * weights.flatten(0, 1)[..., None]).sum(1).view(x.shape)
+    return ctx.drop(y, "residual_dropout", 4 * layer + 4)
 
 
-class GroupedLinear(torch.autograd.Function):
-    """`grouped_linear` with a vmap rule that concatenates the groups of all runs."""
+def grouped_linear(x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+    """Multiply each row by the matrix of its expert, (K M, out).
 
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-        return grouped_linear(x, weight, counts)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        raise AssertionError("outside vmap, grouped_linear() is called directly")
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
-        assert None not in dims
-        x, weight, counts = (t.movedim(d or 0, 0).flatten(0, 1) for t, d in zip(tensors, dims, strict=True))
-        return grouped_linear(x, weight, counts).unflatten(0, (info.batch_size, -1)), 0
-
-
-class Experts(nn.Module):
-    """A router and E MLPs. Each expert computes only the tokens that the router assigns to it.
-
-    Experts have no capacity limit, so no token is dropped.
+    x: (K M, in), sorted by run and expert. weight: (K, E, out, in). sizes: number of rows of each of the K E experts.
     """
+    rows = x.split(sizes)
+    matrices = weight.flatten(0, 1).unbind(0)
+    return torch.cat([F.linear(group, matrix) for group, matrix in zip(rows, matrices, strict=True)])
 
-    def __init__(self, config: MoE, layer: int) -> None:
-        super().__init__()
-        C, hidden, E = config.n_embd, config.hidden(), config.n_expert
-        self.kind, self.n_expert, self.top_k = config.mlp, E, config.top_k
-        self.site, self.noise_site = 4 * layer, ROUTERS + layer
-        self.router = nn.Linear(C, E, bias=False)
-        self.fc = nn.Parameter(torch.empty(E, hidden, C))
-        self.gate = nn.Parameter(torch.empty(E, hidden, C)) if config.mlp == "swiglu" else None
-        self.proj = nn.Parameter(torch.empty(E, C, hidden))
 
-    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        rows = x.flatten(0, 1)  # (N, C)
-        weights, chosen, counts = self.route(rows, ctx)
-        order = chosen.flatten().argsort(stable=True)  # (M,): the assignments, sorted by expert
-        inputs = rows[order // self.top_k]  # (M, C)
-        gate = None if self.gate is None else self.linear(inputs, self.gate, counts)
-        h = activate(self.kind, self.linear(inputs, self.fc, counts), gate)  # (M, hidden)
-        y = self.linear(ctx.drop(h, "mlp_dropout", self.site + 3), self.proj, counts)
-        y = y[order.argsort()].unflatten(0, (-1, self.top_k))  # (N, k, C)
-        y = (y * weights[..., None]).sum(1).view(x.shape)
-        return ctx.drop(y, "residual_dropout", self.site + 4)
+def route(x: Tensor, weight: Tensor, layer: int, config: MoE, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the experts of each token among the K E experts of all runs.
 
-    def linear(self, x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-        """Apply `grouped_linear`, inside or outside vmap."""
-        if torch._C._functorch.is_batchedtensor(x):
-            return GroupedLinear.apply(x, weight, counts)  # type: ignore[no-untyped-call]
-        return grouped_linear(x, weight, counts)
+    x: (K, N, C). weight: of the router, (K, E, C).
 
-    def route(self, rows: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the weights of the experts of each token, (N, k), these experts, (N, k), and tokens per expert, (E,).
+    Returns weights of the experts of each token, (K, N, k), these experts, (K, N, k), and tokens per expert, (K E,).
+    """
+    K, E = len(x), config.n_expert
+    with torch.autocast(x.device.type, enabled=False):  # half precision would produce ties
+        logits = project(x.float(), weight)  # (K, N, E)
+    if "router_noise" in ctx.active:
+        noise = random_normal(logits[0].numel(), ctx.key, ROUTERS + layer).view(logits.shape)
+        logits = logits + ctx.numbers["router_noise"][:, None, None] * noise
+    best, chosen = logits.topk(config.top_k)
+    probabilities = logits.softmax(-1)
+    # A softmax over one logit is constant and gives the router no gradient (Fedus et al. 2021, arXiv:2101.03961).
+    weights = best.softmax(-1) if config.top_k > 1 else probabilities.gather(-1, chosen)
+    chosen = chosen + torch.arange(0, K * E, E, device=x.device)[:, None, None]
+    _measure(probabilities, chosen, config, ctx)
+    return weights, chosen, _count(chosen, torch.ones_like(chosen), K * E)
 
-        rows: (N, C).
-        """
-        with torch.autocast(rows.device.type, enabled=False):  # half precision would produce ties
-            logits = F.linear(rows.float(), self.router.weight)  # (N, E)
-        if "router_noise" in ctx.active:
-            noise = random_normal(logits.numel(), ctx.key, self.noise_site).view(logits.shape)
-            logits = logits + ctx.numbers["router_noise"] * noise
-        best, chosen = logits.topk(self.top_k)
-        probabilities = logits.softmax(-1)
-        # A softmax over one logit is constant and gives the router no gradient (Fedus et al. 2021, arXiv:2101.03961).
-        weights = best.softmax(-1) if self.top_k > 1 else probabilities.gather(-1, chosen)
-        flat = chosen.flatten()
-        counts = flat.new_zeros(self.n_expert).scatter_add(0, flat, torch.ones_like(flat))
-        self.measure(probabilities, chosen, ctx)
-        return weights, chosen, counts
 
-    def measure(self, probabilities: Tensor, chosen: Tensor, ctx: ForwardContext) -> None:
-        """Append the load of the experts and the load-balancing loss to the diagnostics, without padding.
+def _count(chosen: Tensor, counted: Tensor, n: int) -> Tensor:
+    """Return the sum of `counted` over the assignments of each of n experts, (n,). chosen, counted: same shape."""
+    return counted.new_zeros(n).scatter_add(0, chosen.flatten(), counted.flatten())
 
-        Source: Fedus et al. 2021, arXiv:2101.03961, equation 4, over all k assignments of a token.
-        """
-        if not ({"expert_load", "balance"} & ctx.diagnostics.keys()):
-            return
-        real = torch.ones_like(probabilities[:, 0]) if ctx.valid is None else ctx.valid.flatten().to(probabilities)
-        n_tokens = real.sum()
-        assigned = real[:, None].expand_as(chosen).flatten()  # (M,)
-        counts = assigned.new_zeros(self.n_expert).scatter_add(0, chosen.flatten(), assigned)  # (E,)
-        load = counts / (n_tokens * self.top_k)  # (E,)
-        if "expert_load" in ctx.diagnostics:
-            ctx.diagnostics["expert_load"].append(load)
-        if "balance" in ctx.diagnostics and "balance" in ctx.active:
-            mean = (probabilities * real[:, None]).sum(0) / n_tokens  # (E,)
-            uneven = self.n_expert * (load * mean).sum()
-            ctx.diagnostics["balance"].append(ctx.numbers["balance"] * uneven)
+
+def _measure(probabilities: Tensor, chosen: Tensor, config: MoE, ctx: ForwardContext) -> None:
+    """Append the load of the experts and the load-balancing loss to the diagnostics, without padding.
+
+    probabilities: (K, N, E). chosen: (K, N, k), numbers among the K E experts of all runs.
+
+    Source: Fedus et al. 2021, arXiv:2101.03961, equation 4, over all k assignments of a token.
+    """
+    if not ({"expert_load", "balance"} & ctx.diagnostics.keys()):
+        return
+    (K, _, E), top_k = probabilities.shape, config.top_k
+    real = torch.ones_like(probabilities[..., 0]) if ctx.valid is None else ctx.valid.to(probabilities)  # (K, N)
+    n_tokens = real.sum(1, keepdim=True)  # (K, 1)
+    counts = _count(chosen, real[..., None].expand_as(chosen), K * E).view(K, E)
+    load = counts / (n_tokens * top_k)  # (K, E)
+    if "expert_load" in ctx.diagnostics:
+        ctx.diagnostics["expert_load"].append(load)
+    if "balance" in ctx.diagnostics and "balance" in ctx.active:
+        mean = (probabilities * real[..., None]).sum(1) / n_tokens  # (K, E)
+        uneven = E * (load * mean).sum(1)  # (K,)
+        ctx.diagnostics["balance"].append(ctx.numbers["balance"] * uneven)

@@ -1,10 +1,10 @@
 """Generate text with a trained run: load its checkpoint and continue a prompt token by token.
 
-Shapes: V vocabulary.
+Shapes: B sequences, T tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from model.config import TrainConfig
 from model.data.prepare import prepare
 from model.data.tokenizer import END, Vocabulary
 from model.errors import ConfigError
-from model.nn.gpt import Network, build_network
+from model.nn.gpt import Network
 from model.seeds import derive
 from model.train import checkpoint
 
@@ -40,6 +40,19 @@ class Sampling(NamedTuple):
             raise ConfigError(f"temperature: must be a number of at least 0, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k: must be at least 1, got {self.top_k}")
+
+
+class TrainedRun:
+    """A network with the weights of one run."""
+
+    def __init__(self, network: Network, weights: Mapping[str, Tensor]) -> None:
+        """Add the run axis to the weights, which are given by name and without it."""
+        self.network, self.context = network, network.config.context
+        self.weights = {name: weight[None] for name, weight in weights.items()}
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Return the logits of the next token, (B, T, V). tokens: (B, T)."""
+        return self.network(self.weights, tokens[None]).view(*tokens.shape, -1)
 
 
 def generate(
@@ -76,7 +89,7 @@ def generate(
     return vocabulary.decode(generated)
 
 
-def load_run(folder: Path) -> tuple[TrainConfig, Network, Vocabulary]:
+def load_run(folder: Path) -> tuple[TrainConfig, TrainedRun, Vocabulary]:
     """Return the configuration of a saved run, its network and its vocabulary.
 
     Raises:
@@ -89,21 +102,20 @@ def load_run(folder: Path) -> tuple[TrainConfig, Network, Vocabulary]:
         raise checkpoint.CheckpointError(
             f"{folder}: the data has changed since the run, so that its token ids have another meaning"
         )
-    network = build_network(config.model, prepared.vocab_size, config.run.seed).eval()
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            saved = tensors.get(f"weights.{name}")
-            if saved is None or saved.shape != parameter.shape:
-                raise checkpoint.CheckpointError(f"{folder}: damaged: lacks weights of {name} in its shape")
-            parameter.copy_(saved)
-    return config, network, prepared.vocabulary()
+    network, weights = Network(config.model, prepared.vocab_size), {}
+    for name, shape in network.shapes.items():
+        saved = tensors.get(f"weights.{name}")
+        if saved is None or saved.shape != shape:
+            raise checkpoint.CheckpointError(f"{folder}: damaged: lacks weights of {name} in its shape")
+        weights[name] = saved
+    return config, TrainedRun(network, weights), prepared.vocabulary()
 
 
 @torch.no_grad()
-def generate_tokens(network: Network, prompt_ids: list[int], sampling: Sampling) -> Iterator[int]:
+def generate_tokens(network: TrainedRun, prompt_ids: list[int], sampling: Sampling) -> Iterator[int]:
     """Yield token ids without end. prompt_ids: at least one id."""
     generator = torch.Generator().manual_seed(derive(sampling.seed, "sample") % 2**63)
-    context, ids = network.config.context, prompt_ids
+    context, ids = network.context, prompt_ids
     while True:
         ids = ids[-context:]
         logits = network(torch.tensor([ids]))[0, -1]  # (V,)

@@ -13,7 +13,7 @@ from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, LedgerClaim
 from hpo.launcher.options import LaunchOptions
 from hpo.runs import datasets
 from model.config import TrainConfig
-from model.nn.gpt import build_network
+from model.nn.shapes import n_parameters
 from model.section import flat, updated
 
 ROOT = Path(__file__).parents[3]  # of the project, where its tests are
@@ -87,5 +87,4 @@ def run_arithmetic(name: str, claim: LedgerClaim, test: ArithmeticTest) -> Claim
 
 def count_parameters(config: TrainConfig) -> int:
     """Return the number of parameters that a configuration trains."""
-    network = build_network(config.model, datasets.prepare_data(config).vocab_size, 0)
-    return sum(parameter.numel() for parameter in network.parameters())
+    return n_parameters(config.model, datasets.prepare_data(config).vocab_size)

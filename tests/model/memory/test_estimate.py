@@ -10,7 +10,7 @@ from model.config import TrainConfig
 from model.data.prepare import prepare
 from model.memory import capacity
 from model.memory.estimate import MemoryEstimate, estimate_memory, memory_shortage
-from model.nn.gpt import Network, build_network
+from model.nn.shapes import n_parameters
 from model.section import updated
 from model.train.pack import Pack
 from model.train.trainer import Trainer
@@ -84,9 +84,8 @@ def test_the_estimate_is_what_the_real_run_allocates(name, runs):
 @pytest.mark.parametrize("name", ["gpt", "moe"])
 def test_parameters_and_optimizer_are_counted_exactly(name, layers):
     run = config({"model.name": name, "model.n_layer": layers, "optimizer.name": "muon", "regularization.ema": 0.9})
-    network = build_network(run.model, V, 0)
     found = estimate_memory(run, V, runs=2)
-    n = sum(p.numel() for p in network.parameters())
+    n = n_parameters(run.model, V)
     weights = Pack(run, V, 2, torch.device("cpu")).params
     assert found.parameters == found.gradients == 2 * 4 * n
     assert found.optimizer == 4 * sum(weights.state[key].numel() for key in run.optimizer.state_groups())
@@ -138,7 +137,7 @@ def test_a_run_that_no_machine_holds_is_estimated():
 def test_what_is_shipped_can_be_estimated(base):
     tree, _ = read_config(base)
     run = updated(TrainConfig.model_validate(tree), {"run.device": "cpu"})
-    n = sum(p.numel() for p in build_network(run.model, V, 0).parameters())
+    n = n_parameters(run.model, V)
     assert estimate_memory(run, V, runs=2).parameters == 2 * 4 * n
 
 
@@ -151,12 +150,6 @@ def test_an_estimate_leaves_the_run_as_it_is():
     before = alone(run)
     estimate_memory(run, V)
     assert alone(run) == before
-
-
-def test_a_network_can_be_moved_after_an_estimate():
-    estimate_memory(config(), V)
-    assert "to" not in vars(Network)
-    assert build_network(config().model, V, 0).to(torch.float64).wte.weight.dtype == torch.float64
 
 
 def test_what_does_not_fit_is_said_in_gigabytes():

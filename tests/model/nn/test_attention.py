@@ -6,10 +6,11 @@ import torch
 from model.data.tokenizer import END
 from model.nn.architecture import GPT
 from model.nn.attention import document_mask
-from model.nn.gpt import Network, build_network
 from tests.support.packs import (
+    OneRun,
     assert_nan_stays_with_its_run,
     assert_same,
+    build_network,
     packed_pass,
     perturbed,
     random_tensor,
@@ -22,7 +23,7 @@ SHAPE = GPT(n_layer=2, n_head=2, n_embd=12, context=8)
 ROWS = torch.tensor([[5, 6, END, 7, 8, 9, END, 4], [END, 5, 5, 5, END, 6, 7, 8], [3, END, END, 4, 4, 4, 4, END]])
 
 
-def built(seed: int = 0, **values) -> Network:
+def built(seed: int = 0, **values) -> OneRun:
     return perturbed(build_network(SHAPE.model_copy(update={"document_mask": True} | values), VOCAB, seed))
 
 
@@ -36,7 +37,7 @@ def pieces(row: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_masked_documents_equal_a_pass_for_each_with_all_gradients(position, explicit):
     network = built(position=position)
-    network.explicit = explicit
+    network.network.explicit = explicit
     found = single_pass(network, ROWS)
     logits = [torch.cat([network(piece[None])[0] for piece in pieces(row)]) for row in ROWS]
     wanted = torch.stack(logits)
@@ -60,7 +61,7 @@ def test_without_a_mask_documents_see_each_other(position):
 def test_masked_documents_side_by_side_equal_a_run_alone(explicit, position, same_tokens):
     networks = [built(seed, position=position) for seed in range(3)]
     for network in networks:
-        network.explicit = explicit
+        network.network.explicit = explicit
     x = torch.stack([ROWS, ROWS.flip(1), ROWS.roll(3, 1)])
     seen = packed_pass(networks, ROWS if same_tokens else x)
     for k, network in enumerate(networks):
@@ -89,27 +90,29 @@ def test_explicit_attention_equals_fused_attention(dropout):
     network.active = frozenset({"residual_dropout"})
     network.residual_dropout.fill_(dropout)
     fused = single_pass(network, ROWS)
-    network.explicit = True
+    network.network.explicit = True
     assert_same(single_pass(network, ROWS), fused)
 
 
 def test_explicit_attention_calls_no_fused_kernel(monkeypatch):
     network, calls = built(), []
-    monkeypatch.setattr("model.nn.attention.attend", lambda *args: calls.append(1) or args[0])
+    monkeypatch.setattr("model.nn.attention.fused_attention", lambda *args: calls.append(1) or args[0])
     network(ROWS)
     assert len(calls) == 2
-    network.explicit = True
+    network.network.explicit = True
     network(ROWS)
     assert len(calls) == 2
 
 
-def entropies(network: Network, x: torch.Tensor) -> list[float]:
+def entropies(network: OneRun, x: torch.Tensor) -> list[float]:
     """Return the mean entropy of each layer, computed query by query."""
-    found = []
-
-    def look(module, inputs, output):
-        y, H, D = inputs[0], module.n_head, inputs[0].shape[2] // module.n_head
-        q, k, _ = module.qkv(y).detach().chunk(3, -1)
+    found, ctx, H = [], network.context(x.shape[1]), network.config.n_head
+    ctx = ctx._replace(mask=document_mask(x) if network.config.document_mask else None)
+    stream = network.embed(x, ctx)
+    for block in network.blocks.children():
+        y = block.norm1(stream)
+        D = y.shape[2] // H
+        q, k, _ = block.attn.qkv(y).detach().chunk(3, -1)
         nats, n = 0.0, 0
         for b in range(len(y)):
             for h in range(H):
@@ -119,11 +122,7 @@ def entropies(network: Network, x: torch.Tensor) -> list[float]:
                     p = (seen @ q[b, t, h * D : (h + 1) * D] / math.sqrt(D)).double().softmax(0)
                     nats, n = nats - float((p * p.log()).sum()), n + 1
         found.append(nats / n)
-
-    hooks = [block.attn.register_forward_hook(look) for block in network.blocks]
-    network(x)
-    for hook in hooks:
-        hook.remove()
+        stream = block(stream, ctx)
     return found
 
 
@@ -137,7 +136,7 @@ def test_attention_entropy_is_that_of_the_softmax_written_out(document_mask):
 def test_even_attention_has_the_mean_log_of_what_is_seen_as_its_entropy():
     network, notes = built(document_mask=False), {"attention_entropy": []}
     with torch.no_grad():
-        for block in network.blocks:
+        for block in network.blocks.children():
             block.attn.qkv.weight.zero_()
     network(ROWS, notes)
     wanted = sum(math.log(t + 1) for t in range(8)) / 8

@@ -15,7 +15,7 @@ STREAMS = [(key, 1) for key in KEYS] + [(12345, site) for site in SITES if site 
 
 def mask(p: float, key: int, site: int, n: int = N) -> torch.Tensor:
     """Return 1.0 where an element is kept."""
-    found = dropout(torch.ones(n), torch.tensor(p), torch.tensor(key, dtype=torch.int32), site)
+    found = dropout(torch.ones(n), torch.tensor([p]), torch.tensor([key], dtype=torch.int32), site)
     return (found != 0).double()
 
 
@@ -57,7 +57,7 @@ def test_patterns_of_neighbouring_elements_are_equally_frequent():
 
 def test_the_numbers_are_uniform():
     for key, site in STREAMS:
-        found = random_bits(N, torch.tensor(key, dtype=torch.int32), site)
+        found = random_bits(N, torch.tensor([key], dtype=torch.int32), site)[0]
         cells = torch.bincount((found.long() + 2**31) >> 24, minlength=256).double()
         chi2 = float(((cells - N / 256) ** 2 / (N / 256)).sum())
         assert chi2 < 255 + 5 * math.sqrt(2 * 255)
@@ -72,17 +72,17 @@ def test_no_two_neighbouring_keys_and_sites_give_equal_masks():
 
 def test_probability_zero_keeps_every_bit():
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(dropout(x, torch.tensor(0.0), torch.tensor(5, dtype=torch.int32), 1), x)
+    assert torch.equal(dropout(x, torch.tensor([0.0]), torch.tensor([5], dtype=torch.int32), 1), x)
 
 
 def test_what_is_kept_is_scaled_so_that_the_mean_stays():
-    found = dropout(torch.ones(N), torch.tensor(0.2), torch.tensor(5, dtype=torch.int32), 1)
+    found = dropout(torch.ones(N), torch.tensor([0.2]), torch.tensor([5], dtype=torch.int32), 1)
     assert found.unique().tolist() == [0.0, 1.25]
     assert float(found.mean()) == pytest.approx(1.0, abs=5 * math.sqrt(0.25 / N))
 
 
 def test_the_mask_depends_on_the_place_of_an_element_and_not_on_the_shape():
-    x, p, key = torch.arange(1.0, 121.0), torch.tensor(0.4), torch.tensor(-9, dtype=torch.int32)
+    x, p, key = torch.arange(1.0, 121.0), torch.tensor([0.4]), torch.tensor([-9], dtype=torch.int32)
     flat = dropout(x, p, key, 2)
     for shape in ((4, 30), (2, 3, 20), (2, 3, 4, 5)):
         assert torch.equal(dropout(x.view(shape), p, key, 2).flatten(), flat)
@@ -91,7 +91,7 @@ def test_the_mask_depends_on_the_place_of_an_element_and_not_on_the_shape():
 
 @pytest.mark.parametrize(("key", "site"), [(12345, 65_537), (0, 131_072), (-(2**31), 131_073)])
 def test_normal_numbers_have_the_distribution_that_they_claim(key, site):
-    found = random_normal(2**20, torch.tensor(key, dtype=torch.int32), site).double()
+    found = random_normal(2**20, torch.tensor([key], dtype=torch.int32), site)[0].double()
     assert stats.kstest(found[:N].numpy(), "norm").pvalue > 1e-4
     for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert float((found**power).mean()) == pytest.approx(moment, abs=5 * math.sqrt(spread) / 2**10)
@@ -104,14 +104,16 @@ def test_the_ends_of_the_hash_give_finite_normal_numbers(monkeypatch):
     monkeypatch.setattr(
         "model.nn.dropout.random_bits", lambda *args: torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32)
     )
-    low, high = random_normal(2, torch.tensor(0), 0).tolist()
+    low, high = random_normal(2, torch.tensor([0]), 0).tolist()
     assert low == -high
     assert 5.2 < high < 5.5
 
 
 def masked(p: float, vocab_size: int, n: int = N, key: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = torch.randint(vocab_size, (8, n // 8), generator=torch.Generator().manual_seed(0))
-    return tokens, replace_tokens(tokens, torch.tensor(p), vocab_size, torch.tensor(key, dtype=torch.int32), 65_538)
+    return tokens, replace_tokens(
+        tokens[None], torch.tensor([p]), vocab_size, torch.tensor([key], dtype=torch.int32), 65_538
+    )[0]
 
 
 @pytest.mark.parametrize("vocab_size", [3, 27, 257, 49_152])
@@ -145,30 +147,30 @@ def test_replacing_depends_on_the_key_alone_and_is_nothing_at_probability_zero()
 def test_replaced_tokens_side_by_side_are_those_alone():
     tokens = torch.randint(27, (3, 4, 50), generator=torch.Generator().manual_seed(0))
     p, keys = torch.tensor([0.0, 0.3, 0.9]), torch.tensor([1, 2, 3], dtype=torch.int32)
-    together = torch.func.vmap(lambda x, p, key: replace_tokens(x, p, 27, key, 65_538))(tokens, p, keys)
+    together = replace_tokens(tokens, p, 27, keys, 65_538)
     assert torch.equal(together[0], tokens[0])
     for i in range(3):
-        assert torch.equal(together[i], replace_tokens(tokens[i], p[i], 27, keys[i], 65_538))
+        assert torch.equal(together[i], replace_tokens(tokens[i : i + 1], p[i : i + 1], 27, keys[i : i + 1], 65_538)[0])
 
 
 def test_runs_side_by_side_get_the_masks_that_they_get_alone():
     x = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
     p, keys = torch.tensor([0.0, 0.3, 0.9]), torch.tensor([1, 2, 3], dtype=torch.int32)
-    together = torch.func.vmap(lambda x, p, key: dropout(x, p, key, 4))(x, p, keys)
+    together = dropout(x, p, keys, 4)
     for i in range(3):
-        assert torch.equal(together[i], dropout(x[i], p[i], keys[i], 4))
+        assert torch.equal(together[i], dropout(x[i], p[i : i + 1], keys[i : i + 1], 4))
 
 
 def test_gradients_pass_where_activations_do():
     x = torch.randn(100, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    y = dropout(x, torch.tensor(0.5), torch.tensor(5, dtype=torch.int32), 1)
+    y = dropout(x, torch.tensor([0.5]), torch.tensor([5], dtype=torch.int32), 1)
     y.sum().backward()
     assert torch.equal(x.grad, torch.where(y != 0, 2.0, 0.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dropout_keeps_the_type(dtype):
-    found = dropout(torch.ones(10, dtype=dtype), torch.tensor(0.1), torch.tensor(5, dtype=torch.int32), 1)
+    found = dropout(torch.ones(10, dtype=dtype), torch.tensor([0.1]), torch.tensor([5], dtype=torch.int32), 1)
     assert found.dtype == dtype
 
 
@@ -178,16 +180,15 @@ def test_compiled_random_numbers_of_a_pack_are_those_of_eager(monkeypatch, tmp_p
     # torch.compile once multiplied the keys in float32, so that the runs of a compiled pack had masks of their own
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     p, keys = torch.tensor([0.3, 0.5, 0.1]), torch.tensor([5, -77, 2**31 - 1], dtype=torch.int32)
-    tokens = torch.arange(1001) % 27
+    tokens = (torch.arange(1001) % 27).expand(3, 1, -1)
 
     def drawn(p, key):
         return (
-            dropout(torch.ones(1001), p, key, 3),
+            dropout(torch.ones(3, 1001), p, key, 3),
             replace_tokens(tokens, p, 27, key, 65_538),
             random_normal(1001, key, 65_537),
         )
 
-    drawn = torch.func.vmap(drawn)
     try:
         compiled = torch.compile(drawn)(p, keys)
     except torch._inductor.exc.InductorError as error:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.nn.architecture import GPT, MoE, Transformer
-from model.nn.gpt import build_network
+from tests.support.packs import build_network
 
 SHAPES = {
     "gpt": GPT(n_layer=4, n_head=4, n_embd=96, context=128, init_std=0.05, tied=False, mlp="swiglu"),

@@ -2,15 +2,23 @@ import math
 
 import pytest
 import torch
-from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.nn.architecture import MoE
-from model.nn.gpt import Network, build_network
-from model.nn.moe import Experts
+from model.nn.moe import experts, route
 from model.train.trainer import Trainer
-from tests.support.packs import assert_same, packed_pass, perturbed, random_tensor, single_pass
+from tests.support.packs import (
+    OneRun,
+    Part,
+    assert_same,
+    build_network,
+    packed_pass,
+    perturbed,
+    random_tensor,
+    single_pass,
+    stacked,
+)
 from tests.support.tiny import alone as trained
 from tests.support.tiny import curves, tiny
 
@@ -24,7 +32,7 @@ ACTIVATIONS = {
 }
 
 
-def built(seed: int = 0, **values) -> Network:
+def built(seed: int = 0, **values) -> OneRun:
     return perturbed(build_network(SHAPE.model_copy(update=values), VOCAB, seed))
 
 
@@ -32,18 +40,18 @@ def tokens(K: int = 1) -> torch.Tensor:
     return torch.randint(VOCAB, (K, 2, 8), generator=torch.Generator().manual_seed(1))
 
 
-def slow(layer: Experts, x: torch.Tensor) -> torch.Tensor:
+def slow(layer: Part, x: torch.Tensor) -> torch.Tensor:
     """Compute a mixture token by token and expert by expert."""
-    rows = []
+    config, rows = layer.owner[0].config, []
     for row in x.flatten(0, 1):
         logits = layer.router.weight @ row
-        chosen = sorted(range(layer.n_expert), key=lambda e: -float(logits[e].detach()))[: layer.top_k]
+        chosen = sorted(range(config.n_expert), key=lambda e: -float(logits[e].detach()))[: config.top_k]
         best = [logits[e].exp() for e in chosen]
-        total = sum(best) if layer.top_k > 1 else logits.exp().sum()
+        total = sum(best) if config.top_k > 1 else logits.exp().sum()
         y = torch.zeros_like(row)
         for e, weight in zip(chosen, best, strict=True):
-            if layer.gate is None:
-                h = ACTIVATIONS[layer.kind](layer.fc[e] @ row)
+            if config.mlp != "swiglu":
+                h = ACTIVATIONS[config.mlp](layer.fc[e] @ row)
             else:
                 h = ACTIVATIONS["silu"](layer.gate[e] @ row) * (layer.fc[e] @ row)
             y = y + weight / total * (layer.proj[e] @ h)
@@ -75,12 +83,11 @@ def test_mixtures_side_by_side_equal_the_loop_with_all_gradients(mlp, top_k):
     networks = [built(seed, mlp=mlp, top_k=top_k).eval() for seed in range(3)]
     layers = [network.blocks[0].mlp for network in networks]
     x = random_tensor(3, 2, 8, C).requires_grad_()
-    leaves = {
-        name: torch.stack([layer.get_parameter(name).detach() for layer in layers]).requires_grad_()
-        for name, _ in layers[0].named_parameters()
-    }
-    now = networks[0].context(8)
-    found = vmap(lambda leaves, x: functional_call(layers[0], leaves, (x, now)))(leaves, x)
+    weights = stacked(networks, "weights")
+    names = [f"blocks.0.mlp.{name}" for name, _ in layers[0].named_parameters()]
+    leaves = {name: weights[name].requires_grad_() for name in names}
+    ctx = networks[0].context(8)._replace(shape=(3, 2, 8))
+    found = experts(x.flatten(1, 2), leaves, 0, networks[0].config, ctx).view(x.shape)
     probe = random_tensor(2, 8, C, seed=9)
     grads = torch.autograd.grad((found * probe).sum(), [x, *leaves.values()])
     for k, layer in enumerate(layers):
@@ -95,15 +102,11 @@ def test_mixtures_side_by_side_equal_the_loop_with_all_gradients(mlp, top_k):
 @pytest.mark.parametrize("K", [1, 3])
 def test_each_expert_computes_its_own_tokens_and_no_others(top_k, K):
     network = built(top_k=top_k).eval()
-    layer, now, counter = network.blocks[0].mlp, network.context(8), FlopCounterMode(display=False)
-    leaves = {name: p.detach().expand(K, *p.shape) for name, p in layer.named_parameters()}
+    counter, ctx = FlopCounterMode(display=False), network.context(8)._replace(shape=(K, 2, 8))
     with torch.no_grad(), counter:
-        if K == 1:
-            layer(random_tensor(2, 8, C), now)
-        else:
-            vmap(lambda leaves, x: functional_call(layer, leaves, (x, now)))(leaves, random_tensor(K, 2, 8, C))
-    experts = 2 * (2 * N * top_k * C * 4 * C)  # two matrices, a multiplication and an addition each
-    assert counter.get_total_flops() == K * (2 * N * C * E + experts)
+        experts(random_tensor(K, N, C), stacked([network] * K, "weights"), 0, network.config, ctx)
+    products = 2 * (2 * N * top_k * C * 4 * C)  # two matrices, a multiplication and an addition each
+    assert counter.get_total_flops() == K * (2 * N * C * E + products)
 
 
 def test_an_expert_without_tokens_is_no_trouble():
@@ -166,7 +169,7 @@ def test_the_layers_of_a_network_have_noise_of_their_own(monkeypatch):
 
     network, sites = built(), []
     network.active = frozenset({"router_noise"})
-    monkeypatch.setattr(model.nn.moe, "random_normal", lambda n, key, site: sites.append(site) or torch.zeros(n))
+    monkeypatch.setattr(model.nn.moe, "random_normal", lambda n, key, site: sites.append(site) or torch.zeros(1, n))
     network(tokens()[0])
     assert sites == [131_072, 131_073]
 
@@ -184,7 +187,7 @@ def test_the_balance_loss_is_experts_times_load_times_probability(top_k):
     for row in probabilities:
         for e in row.argsort(descending=True)[:top_k]:
             load[e] += 1 / (N * top_k)
-    torch.testing.assert_close(notes["expert_load"][0], load)
+    torch.testing.assert_close(notes["expert_load"][0][0], load)
     wanted = 0.25 * E * sum(float(f) * float(p) for f, p in zip(load, probabilities.mean(0), strict=True))
     assert notes["balance"][0].item() == pytest.approx(wanted, rel=1e-5)
 
@@ -240,10 +243,10 @@ def test_the_balance_loss_spreads_the_tokens():
 
 def test_the_router_computes_in_fp32_under_autocast():
     network = built().eval()
-    layer, x = network.blocks[0].mlp, random_tensor(2, 8, C)
+    x, weight = random_tensor(1, N, C), network.blocks[0].mlp.router.weight[None]
     with torch.autocast("cpu", torch.bfloat16):
-        half = layer.route(x.flatten(0, 1), network.context(8))
-    full = layer.route(x.flatten(0, 1), network.context(8))
+        half = route(x, weight, 0, network.config, network.context(8))
+    full = route(x, weight, 0, network.config, network.context(8))
     assert all(torch.equal(a, b) for a, b in zip(half, full, strict=True))
 
 
@@ -280,7 +283,7 @@ def test_padding_has_no_part_in_what_layers_say_of_themselves():
     network = build_network(shape, 20, 0)
     network.active = frozenset({"balance"})
     network.balance.fill_(1.0)
-    network.padded = True
+    network.network.padded = True
     rows = [torch.tensor([0, 5, 6, 7, 8, 9, 3]), torch.tensor([0, 4, 2]), torch.tensor([11, 12])]  # the last goes on
     padded = torch.stack([torch.cat([row, torch.zeros(12 - len(row), dtype=torch.long)]) for row in rows])
     keys = ("balance", "attention_entropy", "expert_load", "kurtosis")
@@ -301,7 +304,7 @@ def test_padding_has_no_part_in_what_layers_say_of_themselves():
     block, probabilities = network.blocks[0], []
     for row in rows:
         h = network.embed(row[None], network.context(len(row)))
-        h = h + block.attn(block.norm1(h), network.context(8))
+        h = h + block.attn(block.norm1(h), network.context(len(row)))
         probabilities.append(block.mlp.router(block.norm2(h))[0].softmax(-1))
     mean = torch.cat(probabilities).mean(0)
     torch.testing.assert_close(found["balance"][0], 4 * (found["expert_load"][0] * mean).sum())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from model.config import TrainConfig
 from model.data.prepare import prepare
 from model.data.prepared import PreparedData
-from model.nn.gpt import build_network
+from model.nn.shapes import parameter_shapes
 from model.optim.param_groups import group_of
 from model.section import updated
 from model.train.params import PackParams, StepCoefficients
@@ -66,8 +66,7 @@ def reference(config: TrainConfig, parameters: dict[str, torch.Tensor]) -> torch
 
 
 def packed(configs: list[TrainConfig]) -> PackParams:
-    shapes = {name: p.shape for name, p in build_network(configs[0].model, 257, 0).named_parameters()}
-    pack = PackParams(configs[0], shapes, len(configs), torch.device("cpu"))
+    pack = PackParams(configs[0], parameter_shapes(configs[0].model, 257), len(configs), torch.device("cpu"))
     pack.weights.normal_(generator=torch.Generator().manual_seed(0))
     return pack
 

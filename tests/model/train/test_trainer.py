@@ -10,7 +10,7 @@ import model.train.evaluate
 from model.config import TrainConfig
 from model.data.prepare import prepare
 from model.errors import ConfigError
-from model.nn.gpt import build_network
+from model.nn.init import initial_weights
 from model.optim.param_groups import group_of
 from model.section import updated
 from model.train.evaluate import Scores
@@ -140,7 +140,7 @@ def test_val_loss_is_the_mean_over_every_target_once(layout):
     config = tiny({"data.layout": layout, "data.val_fraction": 0.05, "regularization.dropout": 0.2})
     trainer = Trainer([config])
     trainer._train(5)
-    split, network, T = trainer.prepared.splits["val"], trainer.pack.network.eval(), config.model.context
+    split, pack, T = trainer.prepared.splits["val"], trainer.pack, config.model.context
     tokens = split.tokens.astype(np.int64)
     ends = split.starts if layout == "documents" else [0, len(tokens) - 1]
     nats, hits, seen = 0.0, 0, 0
@@ -148,7 +148,7 @@ def test_val_loss_is_the_mean_over_every_target_once(layout):
         for first in range(start, end, T):
             last = min(first + T, end)
             with torch.no_grad():
-                logits = network(torch.from_numpy(tokens[None, first:last]))[0].double()
+                logits = pack.network(pack.leaves, torch.from_numpy(tokens[None, None, first:last]))[0].double()
             for row, target in zip(logits, tokens[first + 1 : last + 1], strict=True):
                 nats += float(row.logsumexp(0) - row[target])
                 hits += int(row.argmax() == target)
@@ -424,8 +424,8 @@ def test_an_update_has_the_rate_of_the_middle_of_its_share_of_the_run(grad_accum
 
 
 def test_one_more_layer_changes_no_initial_weight_of_another():
-    one, two = (build_network(tiny({"model.n_layer": n}).model, 257, seed=3).state_dict() for n in (1, 2))
-    shared = [name for name in one if name in two and one[name].is_floating_point()]
+    one, two = (initial_weights(tiny({"model.n_layer": n}).model, 257, seed=3) for n in (1, 2))
+    shared = [name for name in one if name in two]
     assert "blocks.0.attn.qkv.weight" in shared
     for name in shared:
         scale = 2**0.5 if name.endswith("proj.weight") else 1.0  # residual projections shrink with depth
