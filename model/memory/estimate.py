@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,7 +19,8 @@ from model.section import updated
 from model.train.device import resolve
 from model.train.evaluate import EVAL_LOGITS, EVAL_TOKENS
 from model.train.pack import Pack
-from model.train.params import StepCoefficients
+from model.train.run_state import StepNumbers
+from model.train.tables import StepTable
 
 
 class MemoryEstimate(NamedTuple):
@@ -91,7 +92,6 @@ class AllocationTracker(TorchDispatchMode):
         self._model = config.model
         self.storages: dict[int, weakref.ref[Any]] = {}  # by address
         self._loads: Iterator[int] = iter(())
-        self._repeats = 0
 
     def set_tokens(self, tokens: int) -> None:
         """Divide the assignments of `tokens` tokens of each run evenly between the experts of a layer."""
@@ -102,11 +102,6 @@ class AllocationTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(self._model, MoE):
             return next(self._loads)  # the only values read are the tokens per expert
-        if func is torch.ops.aten.lift_fresh.default and args[0].dtype == torch.int64:
-            with unset_fake_temporarily():
-                self._repeats = int(args[0].sum())
-        if func is torch.ops.aten.repeat_interleave.Tensor:  # the repeats were created just before
-            kwargs = {"output_size": self._repeats}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -140,7 +135,7 @@ def _train(pack: Pack, config: TrainConfig, tracker: AllocationTracker) -> int:
     x, y = (torch.zeros(K, B, T, dtype=torch.int64) for _ in range(2))
     tracker.set_tokens(B * T)
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        pack.accumulate_grads(x, y, [0] * K, [1.0] * K, [1.0] * K)
+        pack.accumulate_grads(x, y, torch.zeros(K, dtype=torch.int32), torch.ones(K), torch.ones(K))
     return sum(saved.values())
 
 
@@ -148,10 +143,11 @@ def _update(pack: Pack, config: TrainConfig) -> None:
     """Execute an update of all runs, and one of all runs but one, which needs copies of their rows."""
     rule = config.optimizer
     coefficients = [rule.coefficients(group.name, rule.lr, 1) | {"rate": rule.lr} for group in pack.params.groups]
-    step = StepCoefficients(coefficients, config.clip.numbers(), 0.5)
+    numbers = StepNumbers(coefficients, config.clip.numbers(), 0.5)
     for n in {pack.size, max(1, pack.size - 1)}:
         lanes = list(range(n))
-        pack.params.update(lanes, [step] * n, pack.params.grad_norms(lanes), lanes)
+        step = StepTable([numbers] * n, 1, torch.device("cpu")).at(0)
+        pack.params.update(lanes, step, pack.params.grad_norms(lanes), lanes)
 
 
 def _validate(pack: Pack, config: TrainConfig, tracker: AllocationTracker) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LARGEST = (2 - 2**-23) * 2.0**127  # largest float32
 
 Numbers = Mapping[str, Any]
-"""Hyperparameters of a rule: floats if K = 1, (K, 1) tensors otherwise."""
+"""Hyperparameters of a rule: (K, 1) tensors, or floats that all runs share."""
 
 State = Mapping[str, "Tensor"]
 """State tensors by name, (K, width) each."""
@@ -50,7 +50,7 @@ class ClippingRule(Section):
         """Bound the update of a parameter group in place. Return which tensors were bounded, (K, tensors).
 
         p: parameters after the update, (K, n). before: parameters before the update, (K, n). lr: learning rate of the
-        group, a float if K = 1 and (K, 1) otherwise.
+        group, (K, 1).
         """
         raise AssertionError(f"{type(self).__name__} bounds no updates")
 

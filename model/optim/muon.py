@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from model.optim.optimizer import Coefficients, Moments, State, adam_step
+from model.optim.optimizer import Coefficients, Moments, Number, Numbers, State, adam_step
 from model.optim.param_groups import GROUP_NAMES, GroupName, ParamGroup, ParamSlice
 from model.section import Decay, Positive
 
@@ -55,7 +55,7 @@ class Muon(Moments):
         adam_groups = GROUP_NAMES[1:]
         return {"momentum_buffer": ("matrix",), "exp_avg": adam_groups, "exp_avg_sq": adam_groups}
 
-    def coefficients(self, group: GroupName, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+    def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         decay = {"decay": lr * self.decay(group)}
         if group == "matrix":
             return {"lr": lr, "momentum": self.momentum} | decay

@@ -2,7 +2,7 @@
 
 An optimizer has two halves. `coefficients` computes the numbers of one update from one run's hyperparameters, in
 Python's double precision, because 1 - beta2 in float32 is off by 6e-5 at beta2 = 0.999. `update` applies them to the
-rows of all K runs together. There, each coefficient is a float if K = 1 and a (K, 1) tensor otherwise.
+rows of all K runs together. There, each coefficient is a (K, 1) tensor.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from model.section import Count, Decay, NonNegative, Positive, Section
 if TYPE_CHECKING:
     from torch import Tensor
 
+Number = Any
+"""A float, or a NumPy array with one number per update."""
+Numbers = dict[str, Number]
 Coefficients = Mapping[str, Any]
-"""Numbers of one update: floats if K = 1, (K, 1) tensors otherwise."""
+"""Numbers of one update, (K, 1) tensors."""
 State = Mapping[str, "Tensor"]
 """State tensors by name, (K, n) each, with the columns of one parameter group."""
 
@@ -90,11 +93,11 @@ class UpdateRule(Section):
         """
         return {}
 
-    def coefficients(self, group: GroupName, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+    def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         """Return the numbers of one update of a group.
 
         lr: learning rate of this update, schedule included. step: 1 in the first update. beta1: value in this update,
-        if the schedule changes it.
+        if the schedule changes it. Arrays give the numbers of several updates.
         """
         raise AssertionError(f"{type(self).__name__} has no coefficients")
 
@@ -120,7 +123,7 @@ class Moments(UpdateRule):
     def state_groups(self) -> dict[str, tuple[GroupName, ...]]:
         return {"exp_avg": GROUP_NAMES, "exp_avg_sq": GROUP_NAMES}
 
-    def moments(self, lr: float, step: int, beta1: float | None) -> dict[str, float]:
+    def moments(self, lr: Number, step: Number, beta1: Number | None) -> Numbers:
         """Return Adam's numbers of one update, with the bias corrections.
 
         Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
@@ -131,7 +134,7 @@ class Moments(UpdateRule):
             "one_minus_beta2": 1 - self.beta2,
             "eps": self.eps,
             "step_size": lr / (1 - beta1**step),
-            "bias_correction2_rsqrt": 1 / math.sqrt(1 - self.beta2**step),
+            "bias_correction2_rsqrt": (1 - self.beta2**step) ** -0.5,
         }
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from model.optim.clipping import LARGEST
 from model.optim.muon import Muon
-from model.optim.optimizer import Coefficients, Moments, State, UpdateRule, adam_step
+from model.optim.optimizer import Coefficients, Moments, Number, Numbers, State, UpdateRule, adam_step
 from model.optim.param_groups import GROUP_NAMES, GroupName, ParamGroup
 from model.section import Decay, NonNegative, Positive
 
@@ -27,7 +27,7 @@ class AdamW(Moments):
     weight_decay: NonNegative = 0.1
     """Fraction of each weight subtracted in each update, per unit of learning rate."""
 
-    def coefficients(self, group: GroupName, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+    def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         return self.moments(lr, step, beta1) | {"decay": lr * self.decay(group)}
 
     def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, group: ParamGroup) -> None:
@@ -47,7 +47,7 @@ class StableAdamW(Moments):
     weight_decay: NonNegative = 0.1
     """Fraction of each weight subtracted in each update, per unit of learning rate."""
 
-    def coefficients(self, group: GroupName, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+    def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         return self.moments(lr, step, beta1) | {"decay": lr * self.decay(group), "least": self.eps**2}
 
     def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, group: ParamGroup) -> None:
@@ -69,7 +69,7 @@ class Adam(Moments):
     weight_decay: NonNegative = 0.0
     """L2 penalty: fraction of each weight added to its gradient."""
 
-    def coefficients(self, group: GroupName, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+    def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         return self.moments(lr, step, beta1) | {"decay": self.decay(group)}
 
     def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, group: ParamGroup) -> None:
@@ -98,7 +98,7 @@ class Lion(UpdateRule):
     def state_groups(self) -> dict[str, tuple[GroupName, ...]]:
         return {"exp_avg": GROUP_NAMES}
 
-    def coefficients(self, group: GroupName, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+    def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         beta1 = self.beta1 if beta1 is None else beta1
         rates = {"one_minus_beta1": 1 - beta1, "one_minus_beta2": 1 - self.beta2}
         return rates | {"lr": lr, "decay": lr * self.decay(group)}
@@ -131,7 +131,7 @@ class SGD(UpdateRule):
     def state_groups(self) -> dict[str, tuple[GroupName, ...]]:
         return {"momentum_buffer": GROUP_NAMES}
 
-    def coefficients(self, group: GroupName, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+    def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         return {"lr": lr, "momentum": self.momentum, "decay": self.decay(group)}
 
     def update(self, p: Tensor, g: Tensor, state: State, c: Coefficients, group: ParamGroup) -> None:
@@ -156,7 +156,7 @@ class RMSprop(UpdateRule):
     def state_groups(self) -> dict[str, tuple[GroupName, ...]]:
         return {"momentum_buffer": GROUP_NAMES, "square_avg": GROUP_NAMES}
 
-    def coefficients(self, group: GroupName, lr: float, step: int, beta1: float | None = None) -> dict[str, float]:
+    def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         rates = {"one_minus_alpha": 1 - self.alpha, "eps": self.eps, "momentum": self.momentum}
         return rates | {"lr": lr, "decay": self.decay(group)}
 

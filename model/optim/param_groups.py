@@ -67,7 +67,8 @@ class ParamGroup:
         """Repeat one value per parameter over all its columns, (K, n). x: (K, len(slices))."""
         import torch
 
-        return x.repeat_interleave(torch.tensor(self._sizes(), device=x.device), dim=1)
+        columns = zip(x.split(1, dim=1), self._sizes(), strict=True)
+        return torch.cat([column.expand(-1, size) for column, size in columns], dim=1)
 
     def _sizes(self) -> list[int]:
         return [param.stop - param.start for param in self.slices]

@@ -61,20 +61,19 @@ class Pack:
         self,
         x: Tensor,
         y: Tensor,
-        keys: Sequence[int],
-        token_weights: Sequence[float],
-        balance_weights: Sequence[float],
+        keys: Tensor,
+        token_weights: Tensor,
+        balance_weights: Tensor,
     ) -> Tensor:
         """Add the gradients of one micro-step; return the summed nats of each run, (K,).
 
         x, y: inputs and targets, (K, B, T); y is -1 where a target is masked.
-        keys: keys of the random numbers in the network, one per run.
-        token_weights: weights of one token's loss.
-        balance_weights: weights of the load-balancing loss.
+        keys: keys of the random numbers in the network, (K,) int32.
+        token_weights: weights of one token's loss, (K,).
+        balance_weights: weights of the load-balancing loss, (K,).
         """
-        key = torch.tensor(keys, dtype=torch.int32, device=self.device) if self.active else None
         with self.autocast():
-            sums, *balance_losses = self.losses(self.leaves, self.active, key, x, y)  # (K,) each
+            sums, *balance_losses = self.losses(self.leaves, self.active, keys, x, y)  # (K,) each
         loss = (sums * self._scaled(token_weights)).sum()
         for balance_loss in balance_losses:  # one for each layer with experts
             loss = loss + (balance_loss * self._scaled(balance_weights)).sum()
@@ -82,10 +81,11 @@ class Pack:
         self.params.grads += torch.cat([grad.reshape(self.size, -1) for grad in grads], dim=1)
         return sums.detach()
 
-    def _scaled(self, weights: Sequence[float]) -> Tensor:
+    def _scaled(self, weights: Tensor) -> Tensor:
         """Return the weights of losses times the loss scale of each run, (K,)."""
-        scaled = [weight * scale for weight, scale in zip(weights, self.loss_scales, strict=True)]
-        return torch.tensor(scaled, device=self.device)
+        if self.config.run.precision != "fp16":
+            return weights
+        return weights * torch.tensor(self.loss_scales, device=self.device)
 
     @torch.no_grad()
     def unscale(self, lanes: Sequence[int]) -> list[int]:

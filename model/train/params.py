@@ -6,7 +6,6 @@ the number of tensors dominates the cost. A lane is a run's position in the pack
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,19 +13,9 @@ from torch import Tensor
 from model.config import TrainConfig
 from model.optim.optimizer import STATE_NAMES_0_1
 from model.optim.param_groups import GROUP_NAMES, merge_groups, param_groups
+from model.train.tables import StepCoefficients
 
 AVERAGE = "average"  # name of the exponential moving average of the weights among the state
-
-
-class StepCoefficients(NamedTuple):
-    """The numbers of one optimizer step of one run."""
-
-    optimizer: Sequence[Mapping[str, float]]
-    """Coefficients of the optimizer for each parameter group; "rate" is the learning rate itself."""
-    clip: Mapping[str, float]
-    """Numbers of the clipping rule."""
-    ema_rate: float
-    """Weight of the new weights in the exponential moving average, in [0, 1]."""
 
 
 class PackParams:
@@ -60,6 +49,7 @@ class PackParams:
             torch.zeros(size, len(GROUP_NAMES), device=device) for _ in range(2)
         )
         self.backups: dict[int, list[Tensor]] = {}  # by lane
+        self._indices: dict[tuple[int, ...], Tensor] = {}
 
     def blocks(self) -> dict[str, Tensor]:
         """Return all tensors that make up the state of the runs, by name, each with one row per run."""
@@ -149,12 +139,10 @@ class PackParams:
         return self._rows(self.grads, lanes).norm(dim=1)
 
     @torch.no_grad()
-    def update(
-        self, lanes: Sequence[int], steps: Sequence[StepCoefficients], norms: Tensor, watch: Sequence[int] = ()
-    ) -> Tensor:
+    def update(self, lanes: Sequence[int], step: StepCoefficients, norms: Tensor, watch: Sequence[int] = ()) -> Tensor:
         """Clip the gradients, take one optimizer step and set the gradients to zero, in some lanes.
 
-        lanes: n lanes in ascending order. steps: numbers of the step of each lane. norms: of the gradients, (n,).
+        lanes: n lanes in ascending order. step: numbers of the step, (n, 1) each. norms: of the gradients, (n,).
         watch: lanes whose gradient norms and update ratios are measured by parameter group.
 
         Returns the fraction of each lane that was clipped, in [0, 1], (n,).
@@ -164,29 +152,30 @@ class PackParams:
         clip_state = {key: self._rows(block, lanes) for key, block in self.clip_state.items()}
         before = p.clone() if watch else None
         group_grad_norms = self._norms_by_group(g) if watch else None
-        numbers = self._columns([step.clip for step in steps])
-        clipped = self.clip.clip(g, norms, clip_state, numbers, self.row)
-        bounded = self._step(p, g, state, steps, numbers)
+        clipped = self.clip.clip(g, norms, clip_state, step.clip, self.row)
+        bounded = self._step(p, g, state, step)
         if AVERAGE in state:
-            state[AVERAGE].lerp_(p, self._columns([{"rate": step.ema_rate} for step in steps])["rate"])
+            state[AVERAGE].lerp_(p, step.ema_rate)
         if len(lanes) < len(self.weights):  # the rows are copies
-            rows = torch.tensor(lanes, device=self.weights.device)
+            rows = self.index(lanes)
             self.weights[rows] = p
             for key, block in {**state, **clip_state}.items():
                 (self.state if key in state else self.clip_state)[key][rows] = block
         if before is not None and group_grad_norms is not None:
-            index = [list(lanes).index(lane) for lane in watch]
-            self.group_grad_norms[watch] = group_grad_norms[index]
+            watched, index = self.index(watch), self.index([list(lanes).index(lane) for lane in watch])
+            self.group_grad_norms[watched] = group_grad_norms[index]
             ratios = self._norms_by_group(p - before) / self._norms_by_group(before)
-            self.group_update_ratios[watch] = ratios.where(ratios.isfinite(), 0)[index]
+            self.group_update_ratios[watched] = ratios.where(ratios.isfinite(), 0)[index]
         self.zero_grad(lanes)
         fractions = clipped if bounded is None else bounded
         return torch.zeros_like(norms) if fractions is None else fractions
 
     def zero_grad(self, lanes: Sequence[int]) -> None:
         """Set the gradients of some lanes to zero."""
-        all_lanes = len(lanes) == len(self.grads)
-        self.grads[slice(None) if all_lanes else torch.tensor(lanes, device=self.grads.device)] = 0
+        if len(lanes) == len(self.grads):
+            self.grads.zero_()
+        else:
+            self.grads.index_fill_(0, self.index(lanes), 0)
 
     def group_norms(self, lane: int) -> tuple[dict[str, float], dict[str, float]]:
         """Return gradient norms and update-to-weight ratios by parameter group, of the last watched update."""
@@ -194,21 +183,13 @@ class PackParams:
         norms, ratios = self.group_grad_norms[lane].tolist(), self.group_update_ratios[lane].tolist()
         return {g: norms[i] for g, i in groups}, {g: ratios[i] for g, i in groups}
 
-    def _step(
-        self,
-        p: Tensor,
-        g: Tensor,
-        state: dict[str, Tensor],
-        steps: Sequence[StepCoefficients],
-        numbers: dict[str, Any],
-    ) -> Tensor | None:
+    def _step(self, p: Tensor, g: Tensor, state: dict[str, Tensor], step: StepCoefficients) -> Tensor | None:
         """Update each parameter group by the optimizer's rule.
 
         Returns the fraction of tensors whose update the clipping rule bounded, (n,), None if it bounds no updates.
         """
         bounded = []
-        for i, group in enumerate(self.groups):
-            coefficients = self._columns([step.optimizer[i] for step in steps])
+        for group, coefficients in zip(self.groups, step.optimizer, strict=True):
             group_state = {
                 key: group.columns(state[key], self.offsets[key])
                 for key, names in self.optimizer.state_groups().items()
@@ -218,15 +199,8 @@ class PackParams:
             before = rows.clone() if self.clip.bounds_updates else None
             self.optimizer.update(rows, group.columns(g), group_state, coefficients, group)
             if before is not None:
-                bounded.append(self.clip.bound_update(rows, before, numbers, coefficients["rate"], group))
+                bounded.append(self.clip.bound_update(rows, before, step.clip, coefficients["rate"], group))
         return torch.cat(bounded, dim=1).float().mean(dim=1) if bounded else None
-
-    def _columns(self, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-        """Return the numbers of several runs by name: floats for one run, else (n, 1) tensors."""
-        if len(rows) == 1:
-            return dict(rows[0])
-        device = self.weights.device
-        return {key: torch.tensor([row[key] for row in rows], device=device)[:, None] for key in rows[0]}
 
     def _norms_by_group(self, rows: Tensor) -> Tensor:
         """Return L2 norms by parameter group, (n, groups); 0 for a group without parameters. rows: (n, P)."""
@@ -244,4 +218,11 @@ class PackParams:
 
     def _rows(self, block: Tensor, lanes: Sequence[int]) -> Tensor:
         """Return the rows of some lanes: a view if these are all lanes, else a copy that must be written back."""
-        return block if len(lanes) == len(block) else block[torch.tensor(lanes, device=block.device)]
+        return block if len(lanes) == len(block) else block[self.index(lanes)]
+
+    def index(self, lanes: Sequence[int]) -> Tensor:
+        """Return lanes as a tensor on the device, which is copied there once for each set of lanes."""
+        key = tuple(lanes)
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(key, device=self.weights.device)
+        return self._indices[key]

@@ -1,7 +1,7 @@
 """The progress of one run of a pack: its configuration, its position in the data, its rung and its failures."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,24 @@ from model.data.prepared import Split
 from model.optim.param_groups import ParamGroup
 from model.optim.recovery import Health
 from model.seeds import derive
-from model.train.params import StepCoefficients
+
+
+class StepNumbers(NamedTuple):
+    """The numbers of the optimizer steps of one run: floats, or arrays with one number per micro-step, (n,)."""
+
+    optimizer: Sequence[Mapping[str, Any]]
+    """Coefficients of the optimizer for each parameter group; "rate" is the learning rate itself."""
+    clip: Mapping[str, Any]
+    """Numbers of the clipping rule."""
+    ema_rate: Any
+    """Weight of the new weights in the exponential moving average, in [0, 1]."""
+
+    def values(self) -> Iterator[Any]:
+        """Yield all numbers, in the order of the fields."""
+        for coefficients in self.optimizer:
+            yield from coefficients.values()
+        yield from self.clip.values()
+        yield self.ema_rate
 
 
 class RunState:
@@ -46,10 +63,10 @@ class RunState:
         """Return whether the run has diverged or has reached its last mark."""
         return self.diverged or self.micro_step >= self.marks[-1]
 
-    def next_batch(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return inputs and targets of the next micro-step, (B, T) each."""
+    def next_batches(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return inputs and targets of the next n micro-steps, (n B, T) each."""
         B = self.run.batch_size
-        return self.batches.batch(self.micro_step * B, B)
+        return self.batches.batch(self.micro_step * B, n * B)
 
     def advance(self, counted: bool = True) -> None:
         """Count the micro-step that has just been trained.
@@ -60,12 +77,16 @@ class RunState:
         self.n_targets += self.batches.n_targets(self.micro_step * B, B) if counted else 0
         self.micro_step += 1
 
-    def loss_weights(self) -> tuple[float, float]:
-        """Return the weights of one token's loss and of one micro-step's loss in the next update."""
+    def loss_weights(self, n: int) -> NDArray[np.float64]:
+        """Return the weights of one token's loss and of one micro-step's loss in the next n micro-steps, (2, n)."""
         B, accum = self.run.batch_size, self.run.grad_accum
-        update = self.micro_step // accum
-        scale = self.fault_scale(update + 1)
-        return scale / max(1, self.batches.n_targets(update * accum * B, accum * B)), scale / accum
+        updates, index = np.unique(np.arange(self.micro_step, self.micro_step + n) // accum, return_inverse=True)
+        weights = []
+        for update in updates.tolist():
+            scale = self.fault_scale(update + 1)
+            n_targets = self.batches.n_targets(update * accum * B, accum * B)
+            weights.append((scale / max(1, n_targets), scale / accum))
+        return np.array(weights)[index].T
 
     def fault_scale(self, update: int) -> float:
         """Return the factor on the loss of an update: run.spike_scale where a fault is injected, else 1.
@@ -75,9 +96,10 @@ class RunState:
         every, scale = self.run.spike_every, self.run.spike_scale
         return scale if every and scale and update % every == 0 else 1.0
 
-    def dropout_key(self) -> int:
-        """Return the key of the random numbers of the next forward pass, a signed 32-bit integer."""
-        return derive(self.run.seed, f"dropout/{self.micro_step}") % 2**32 - 2**31
+    def dropout_keys(self, n: int) -> list[int]:
+        """Return the keys of the random numbers of the next n forward passes, signed 32-bit integers."""
+        steps = range(self.micro_step, self.micro_step + n)
+        return [derive(self.run.seed, f"dropout/{micro_step}") % 2**32 - 2**31 for micro_step in steps]
 
     def completes_update(self) -> bool:
         """Return whether the last micro-step was the last one of its update."""
@@ -91,31 +113,39 @@ class RunState:
         """Return the number of optimizer steps taken since the last rung."""
         return self.steps - self.steps_at_rung
 
-    def lr_multiplier(self) -> float:
-        """Return the factor on all peak learning rates in the last update."""
-        return self.config.schedule.multiplier(self.progress()) * self.scale * self.health.lr_scale
+    def lr_multiplier(self, update: int) -> float:
+        """Return the factor on all peak learning rates in an update. update: its number, starting at 1."""
+        return self.config.schedule.multiplier(self.progress(update)) * self.scale * self.health.lr_scale
 
-    def progress(self) -> float:
-        """Return the fraction of the run that was done at the middle of the last update."""
-        return (max(1, self.n_updates()) - 0.5) / (self.marks[-1] // self.run.grad_accum)
+    def progress(self, update: int) -> float:
+        """Return the fraction of the run that was done at the middle of an update."""
+        return (max(1, update) - 0.5) / (self.marks[-1] // self.run.grad_accum)
 
     def lr(self) -> float:
         """Return the learning rate of the matrices of the last block in the last update."""
-        return self.config.optimizer.rate("matrix") * self.lr_multiplier()
+        return self.config.optimizer.rate("matrix") * self.lr_multiplier(self.n_updates())
 
-    def step_coefficients(self, groups: Sequence[ParamGroup]) -> StepCoefficients:
-        """Count an optimizer step for the update that has just been completed; return the numbers of the step."""
-        self.steps += 1
+    def step_numbers(self, groups: Sequence[ParamGroup], first: int, n: int) -> StepNumbers:
+        """Return the numbers of the optimizer steps of n micro-steps, as if each completed update took a step.
+
+        first: number of micro-steps from the current one to the first of them.
+        """
         optimizer, ema = self.config.optimizer, self.config.regularization.ema
+        done = self.micro_step + first + np.arange(n)
+        updates, index = np.unique(done // self.run.grad_accum, return_inverse=True)
+        steps = np.maximum(1, self.steps + np.cumsum(done % self.run.grad_accum == 0)).astype(float)
+        multiplier = np.array([self.lr_multiplier(update) for update in updates.tolist()])[index]
         beta1 = getattr(optimizer, "beta1", None)
-        beta1 = None if beta1 is None else self.config.schedule.beta1(self.progress(), beta1)
+        if beta1 is not None:
+            schedule = self.config.schedule
+            beta1 = np.array([schedule.beta1(self.progress(update), beta1) for update in updates.tolist()])[index]
         coefficients = []
         for group in groups:
-            lr = optimizer.rate(group.name) * optimizer.layer_decay**group.depth * self.lr_multiplier()
-            coefficients.append({**optimizer.coefficients(group.name, lr, self.steps, beta1), "rate": lr})
+            lr = optimizer.rate(group.name) * optimizer.layer_decay**group.depth * multiplier
+            coefficients.append({**optimizer.coefficients(group.name, lr, steps, beta1), "rate": lr})
         # At the start the average follows the weights closely, so that it forgets the initial weights.
-        ema_rate = 1 - min(ema, (1 + self.steps) / (10 + self.steps)) if ema is not None else 0.0
-        return StepCoefficients(coefficients, self.config.clip.numbers(), ema_rate)
+        ema_rate = 0.0 if ema is None else 1 - np.minimum(ema, (1 + steps) / (10 + steps))
+        return StepNumbers(coefficients, self.config.clip.numbers(), ema_rate)
 
     def n_tokens(self) -> int:
         """Return the number of tokens trained on so far, padding included."""

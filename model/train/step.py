@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.train.pack import Pack
 from model.train.run_state import RunState
+from model.train.tables import StepCoefficients, StepTable, build_steps
 
 
 class PackOptimizer:
@@ -24,6 +25,12 @@ class PackOptimizer:
         self.measured = torch.zeros(2, pack.size, device=pack.device)
         # finite: whether a run has not diverged. sound: whether every loss since its last update was finite. (K,) each
         self.finite, self.sound = torch.ones(2, pack.size, dtype=torch.bool, device=pack.device)
+        self.table: StepTable | None = None  # numbers of the steps; None if they have to be computed one by one
+        self.row = 0  # of the table, for the next micro-step
+
+    def prepare(self, runs: Mapping[int, RunState], n: int) -> None:
+        """Build the table of the steps in the next n micro-steps."""
+        self.table, self.row = build_steps(runs, self.pack.size, self.params.groups, 1, n, self.pack.device), 0
 
     def begin_rung(self, lane: int) -> None:
         """Reset the sums of a lane (the run in this row of the pack), and store its state for a rollback."""
@@ -49,6 +56,7 @@ class PackOptimizer:
 
     def step(self, runs: Mapping[int, RunState], live: Sequence[int]) -> None:
         """Take an optimizer step in each live lane whose last micro-step completed an update."""
+        row, self.row = self.row, self.row + 1
         # Sorted, because a lane that was refilled comes last in `runs` but keeps its row.
         completed = [lane for lane in sorted(live) if runs[lane].completes_update()]
         due = self._unscale(runs, completed) if self.pack.config.run.precision == "fp16" else completed
@@ -57,16 +65,26 @@ class PackOptimizer:
             due = [lane for lane, norm in zip(due, norms_or_nan, strict=True) if self._accept(lane, runs[lane], norm)]
         if completed and self.recovers:
             self.sound[completed] = True
+        if len(due) < len(completed):  # a failed update changes the numbers of all later steps
+            self.table = None
         if not due:
             return
-        norms = self.params.grad_norms(due)
-        steps = [runs[lane].step_coefficients(self.params.groups) for lane in due]
+        norms, step = self.params.grad_norms(due), self._coefficients(runs, due, row)
+        for lane in due:
+            runs[lane].steps += 1
         at_mark = [lane for lane in due if runs[lane].micro_steps_to_mark() == 0]
-        measured = torch.stack((norms, self.params.update(due, steps, norms, at_mark)))
+        measured = torch.stack((norms, self.params.update(due, step, norms, at_mark)))
         if len(due) == self.pack.size:
             self.measured += measured
         else:
-            self.measured[:, due] += measured
+            self.measured[:, self.params.index(due)] += measured
+
+    def _coefficients(self, runs: Mapping[int, RunState], due: Sequence[int], row: int) -> StepCoefficients:
+        """Return the numbers of the step of the lanes that take one."""
+        lanes = None if len(due) == self.pack.size else self.params.index(due)
+        if self.table is not None:
+            return self.table.at(row, lanes)
+        return build_steps(runs, self.pack.size, self.params.groups, 0, 1, self.pack.device).at(0, lanes)
 
     def recover_at_rung(self, runs: Mapping[int, RunState], nats: Sequence[float], at_mark: Sequence[int]) -> bool:
         """End the runs whose validation loss is not finite, or roll them back.

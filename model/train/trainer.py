@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from model.config import TrainConfig
 from model.data.prepare import prepare
@@ -21,6 +19,7 @@ from model.train.metrics import Metrics, perplexity
 from model.train.pack import Pack
 from model.train.run_state import RunState
 from model.train.step import PackOptimizer
+from model.train.tables import BatchTable, build_batches, table_size
 
 
 class Trainer:
@@ -49,6 +48,8 @@ class Trainer:
         # Sums of training losses since the last rung, in nats, (K,).
         self.sums = torch.zeros(len(configs), dtype=self.validation.sum_dtype, device=self.device)
         self.optimizer = PackOptimizer(self.pack)
+        # Whether to stop a run when it diverges, not at its next rung. Reading a value makes the CPU wait for a GPU.
+        self.reads_divergence = self.device.type == "cpu"
         self.runs: dict[int, RunState] = {}  # by lane
         for lane, config in enumerate(configs):
             self.start(lane, config)
@@ -140,36 +141,29 @@ class Trainer:
     def _train(self, micro_steps: int) -> None:
         """Train all runs for some micro-steps, or until every run has diverged."""
         self.optimizer.finite.fill_(True)
-        live = list(self.runs)
-        for micro_step in range(micro_steps):
-            keys, token_weights, balance_weights = self._keys_and_weights()
-            nats = self.pack.accumulate_grads(*self._batch(), keys, token_weights, balance_weights)
+        live, shape = list(self.runs), (self.pack.size, self.shared.run.batch_size, self.shared.model.context)
+        while micro_steps > 0 and live:
+            n = table_size(micro_steps, math.prod(shape))
+            table = build_batches(self.runs, shape, n, self.device)
+            self.optimizer.prepare(self.runs, n)
+            live = self._train_on(table, live)
+            micro_steps -= n
+
+    def _train_on(self, table: BatchTable, live: list[int]) -> list[int]:
+        """Train the live lanes on the batches of a table. Return the lanes that are known to be live afterwards."""
+        for x, y, keys, token_weights, micro_step_weights in zip(*table, strict=True):
+            nats = self.pack.accumulate_grads(x, y, keys, token_weights, micro_step_weights)
             self.sums += self.optimizer.observe(nats)
             counted = nats.isfinite().tolist() if self.optimizer.recovers else [True] * self.pack.size
             for lane in live:
                 self.runs[lane].advance(counted[lane])
             self.optimizer.step(self.runs, live)
-            # Reading which runs have diverged makes the CPU wait for the GPU, so a GPU reads it every 64 micro-steps.
-            if self.device.type == "cpu" or micro_step % 64 == 63:
+            if self.reads_divergence:
                 finite = self.optimizer.finite.tolist()
                 live = [lane for lane in live if finite[lane]]
                 if not live:
                     break
-
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """Return the next inputs and targets of each lane, (K, B, T) each; all targets of an empty lane are masked."""
-        shape = (self.pack.size, self.shared.run.batch_size, self.shared.model.context)
-        x, y = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
-        for lane, run in self.runs.items():
-            x[lane], y[lane] = run.next_batch()
-        return torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device)
-
-    def _keys_and_weights(self) -> tuple[list[int], list[float], list[float]]:
-        """Return dropout key, weight of one token's loss and weight of one micro-step's loss, of each lane."""
-        runs = [self.runs.get(lane) for lane in range(self.pack.size)]
-        weights = [run.loss_weights() if run else (0.0, 0.0) for run in runs]
-        keys = [run.dropout_key() if run else 0 for run in runs]
-        return keys, [token for token, _ in weights], [micro_step for _, micro_step in weights]
+        return live
 
     def _scores(self, at_mark: Sequence[int]) -> tuple[Scores, Scores | None]:
         """Return validation scores of the weights and, with regularization.ema, of the averaged weights.

@@ -105,7 +105,7 @@ def test_activations_are_what_the_real_forward_pass_keeps(name):
 
     x = torch.randint(V, (1, 32, 32))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        pack.accumulate_grads(x, x, [1], [1.0], [1.0])
+        pack.accumulate_grads(x, x, torch.ones(1, dtype=torch.int32), torch.ones(1), torch.ones(1))
     saved.pop(pack.params.weights.untyped_storage().data_ptr(), None)
     assert estimate_memory(run, V).activations == pytest.approx(sum(saved.values()), rel=0.02)
 

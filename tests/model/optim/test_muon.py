@@ -5,7 +5,7 @@ import torch
 
 from model.optim.muon import orthogonalize
 from model.optim.param_groups import merge_groups, param_groups
-from tests.model.optim.test_optimizers import packed, step
+from tests.model.optim.test_optimizers import on_device, packed, step
 from tests.support.tiny import tiny
 
 MUON = {"optimizer.name": "muon", "clip.name": "none", "model.n_layer": 2, "model.tied": False}
@@ -81,7 +81,8 @@ def test_muon_equals_the_written_out_steps_on_every_matrix_and_adamw_elsewhere(s
                     found.append(wi)
                 wanted[k][f"weights.{name}"] = torch.cat(found)
             adam.step()
-        pack.update(range(size), [step(c, pack, number) for c in configs], pack.grad_norms(range(size)))
+        steps = on_device(*(step(c, pack, number) for c in configs))
+        pack.update(range(size), steps, pack.grad_norms(range(size)))
     for k in range(size):
         for name in pack.shapes:
             target = adams[k][0].get(name, wanted[k][f"weights.{name}"])
@@ -135,7 +136,7 @@ def test_the_step_of_muon_does_not_depend_on_the_size_of_gradients():
         pack = packed([config])
         before = pack.weights.clone()
         pack.grads.copy_(torch.randn(pack.grads.shape, generator=torch.Generator().manual_seed(2)) * scale)
-        pack.update([0], [step(config, pack, 1)], pack.grad_norms([0]))
+        pack.update([0], on_device(step(config, pack, 1)), pack.grad_norms([0]))
         a, b = pack.spans["blocks.0.mlp.fc.weight"]
         found.append((pack.weights - before)[0, a:b])
     torch.testing.assert_close(*found, rtol=1e-2, atol=1e-5)

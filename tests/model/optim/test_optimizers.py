@@ -11,8 +11,9 @@ from model.data.prepared import PreparedData
 from model.nn.shapes import parameter_shapes
 from model.optim.param_groups import group_of
 from model.section import updated
-from model.train.params import PackParams, StepCoefficients
-from model.train.run_state import RunState
+from model.train.params import PackParams
+from model.train.run_state import RunState, StepNumbers
+from model.train.tables import StepCoefficients, StepTable
 from tests.support.tiny import tiny
 
 BIASED = {"model.bias": True, "model.n_layer": 2, "clip.name": "none"}
@@ -71,14 +72,19 @@ def packed(configs: list[TrainConfig]) -> PackParams:
     return pack
 
 
-def step(config: TrainConfig, pack: PackParams, number: int, lr: float | None = None) -> StepCoefficients:
+def step(config: TrainConfig, pack: PackParams, number: int, lr: float | None = None) -> StepNumbers:
     """Return the numbers of one update at the peak rates, or at one rate for all."""
     rule = config.optimizer
     coefficients = []
     for group in pack.groups:
         rate = lr or rule.rate(group.name) * rule.layer_decay**group.depth
         coefficients.append({**rule.coefficients(group.name, rate, number), "rate": rate})
-    return StepCoefficients(coefficients, config.clip.numbers(), 0.0)
+    return StepNumbers(coefficients, config.clip.numbers(), 0.0)
+
+
+def on_device(*steps: StepNumbers) -> StepCoefficients:
+    """Return the numbers of one update of several runs as tensors."""
+    return StepTable(steps, 1, torch.device("cpu")).at(0)
 
 
 def assert_follows_torch(configs: list[TrainConfig], updates: int = 20) -> None:
@@ -96,7 +102,7 @@ def assert_follows_torch(configs: list[TrainConfig], updates: int = 20) -> None:
                 parameters[name].grad = pack.grads[place, a:b].view(pack.shapes[name]).clone()
             optimizer.step()
         steps = [step(config, pack, number) for config in configs]
-        pack.update(range(len(configs)), steps, pack.grad_norms(range(len(configs))))
+        pack.update(range(len(configs)), on_device(*steps), pack.grad_norms(range(len(configs))))
     for place, (parameters, _) in enumerate(runs):
         for name in names:
             torch.testing.assert_close(
@@ -129,7 +135,7 @@ def test_layer_decay_multiplies_the_rate_from_each_block_to_the_one_below(gamma)
     pack = packed([config])
     before = pack.weights.clone()
     pack.grads.fill_(1.0)
-    pack.update([0], [step(config, pack, 1)], pack.grad_norms([0]))
+    pack.update([0], on_device(step(config, pack, 1)), pack.grad_norms([0]))
     rates = {name: float((before - pack.weights)[0, a]) for name, (a, _) in pack.spans.items()}
     depths = {"wte.weight": 3, "wpe.weight": 3, "head.weight": 0, "norm.weight": 0}
     depths |= {f"blocks.{i}.{name}": 2 - i for i in range(3) for name in ("attn.qkv.weight", "mlp.fc.bias")}
@@ -142,7 +148,7 @@ def test_without_gradients_weight_decay_moves_matrices_and_leaves_gains_alone(ru
     config = tiny(BIASED | CASES[rule][0])
     pack = packed([config])
     before = pack.weights.clone()
-    pack.update([0], [step(config, pack, 1, lr=0.1)], pack.grad_norms([0]))
+    pack.update([0], on_device(step(config, pack, 1, lr=0.1)), pack.grad_norms([0]))
     moved = {name: not torch.equal(pack.weights[0, a:b], before[0, a:b]) for name, (a, b) in pack.spans.items()}
     assert moved == {name: len(shape) >= 2 for name, shape in pack.shapes.items()}
 
@@ -156,7 +162,7 @@ def test_an_update_of_some_places_leaves_the_others_as_they_are(rule, clip):
     pack.grads.normal_()
     before = {name: block.clone() for name, block in {"grads": pack.grads, **pack.blocks()}.items()}
     steps = [step(c, pack, 1, lr=0.1)._replace(ema_rate=0.5) for c in (configs[0], configs[2])]
-    pack.update([0, 2], steps, pack.grad_norms([0, 2]))
+    pack.update([0, 2], on_device(*steps), pack.grad_norms([0, 2]))
     for name, block in {"grads": pack.grads, **pack.blocks()}.items():
         assert torch.equal(block[1], before[name][1]), name
         if name != "clip.var":
@@ -191,7 +197,7 @@ def test_stable_adamw_cuts_the_rate_of_each_tensor_by_its_own_rms():
             wanted[name] = w, m, v
             if t == 10:
                 cuts.append((name, rms))
-        pack.update([0, 1], [step(config, pack, t)] * 2, pack.grad_norms([0, 1]))
+        pack.update([0, 1], on_device(*[step(config, pack, t)] * 2), pack.grad_norms([0, 1]))
     assert max(cuts, key=lambda cut: cut[1])[0] == "blocks.0.mlp.fc.weight"
     assert max(rms for _, rms in cuts) > 2
     for name in pack.shapes:
@@ -211,7 +217,7 @@ def test_lion_steps_by_the_sign_of_its_momentum():
         g = pack.grads.double()
         w = w - 1e-2 * ((0.9 * m + 0.1 * g).sign() + decay * w)
         m = 0.99 * m + 0.01 * g
-        pack.update([0], [step(config, pack, t)], pack.grad_norms([0]))
+        pack.update([0], on_device(step(config, pack, t)), pack.grad_norms([0]))
     torch.testing.assert_close(pack.weights.double(), w, rtol=1e-4, atol=1e-5)
 
 
@@ -267,6 +273,6 @@ def test_rates_scale_with_the_tokens_of_an_update(kind, factor):
     grown = {"optimizer.scale_lr": kind, "optimizer.scale_lr_tokens": 64, "run.batch_size": 16}
     scaled = RunState(tiny(values | grown), prepared().splits["train"])
     plain.micro_step = scaled.micro_step = 8
-    wanted = scaled.config.optimizer.lr * scaled.config.schedule.multiplier(scaled.progress())
+    wanted = scaled.config.optimizer.lr * scaled.config.schedule.multiplier(scaled.progress(scaled.n_updates()))
     assert scaled.lr() == pytest.approx(factor * wanted)
     assert plain.scale == 1.0

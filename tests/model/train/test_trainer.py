@@ -384,8 +384,10 @@ def test_batches_do_not_depend_on_the_model_or_the_optimizer():
     def batches(values):
         run, found = RunState(tiny(values), split), []
         for _ in range(8):
-            found.append(run.next_batch())
+            found.append(run.next_batches(1))
             run.advance()
+        run.micro_step = 0
+        np.testing.assert_array_equal(np.concatenate(found, 1), run.next_batches(8))
         return np.array(found)
 
     wanted = batches({})
@@ -401,9 +403,11 @@ def test_dropout_masks_differ_by_micro_step_and_seed_and_by_nothing_else():
 
     def keys(values):
         run, found = RunState(tiny(values), split), []
+        wanted = run.dropout_keys(50)
         for _ in range(50):
-            found.append(run.dropout_key())
+            found += run.dropout_keys(1)
             run.advance()
+        assert found == wanted
         return found
 
     assert keys({"run.batch_size": 2, "model.n_layer": 3, "optimizer.lr": 0.5}) == keys({})
