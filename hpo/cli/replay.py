@@ -84,7 +84,7 @@ def replay(
     allow_train: AllowTrain = None,
     format: OutputFormat = Format.table,
 ) -> None:
-    """Simulate searches with other samplers and pruners on recorded learning curves.
+    """Simulate other samplers and pruners on recorded curves.
 
     Nothing is trained. The samplers and pruners are those of a real search, and simulated workers report the recorded
     values. The command prints how many tokens each set of rules needs, and which share of the best tenth of the

@@ -194,6 +194,7 @@ def numberless(lines: list[str]) -> list[str]:
     return [re.sub(r"-(?=\d)", "", line) for line in lines]
 
 
+@pytest.mark.exhaustive
 def test_confirm_ablate_and_export_mirror_the_negative(here: Path, stores: dict[str, Store]) -> None:
     base = {"spread": 0.02, "digits": 4, "x": 0.8, "y": 0.8}
     one, other = mirrored(here, stores, pruner={"name": "none"}, budget={"trials": 8}, base=base)

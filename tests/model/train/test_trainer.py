@@ -536,6 +536,7 @@ def test_an_overflowing_fp16_gradient_is_thrown_away_and_the_scale_halved():
     assert trainer.pack.loss_scales == [2.0**15]
 
 
+@pytest.mark.exhaustive  # the compiler takes 20 CPU seconds
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_compiled_training_equals_eager(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
