@@ -1,6 +1,7 @@
 """What the documents say to type works, and what they name exists."""
 
 import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -83,6 +84,13 @@ def test_generated_pages_are_up_to_date() -> None:
     command = [sys.executable, "-m", "docs.generate", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_of_the_python_reference_exist() -> None:
+    names = re.findall(r"^::: (\S+)", (ROOT / "docs/python.md").read_text("utf-8"), re.M)
+    assert len(names) > 5
+    for module, _, name in (path.rpartition(".") for path in names):
+        assert hasattr(importlib.import_module(module), name)
 
 
 # A study under the name that the examples use, which trains in no time
