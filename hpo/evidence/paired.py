@@ -74,31 +74,36 @@ def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmCompa
     corrected = dict(zip(differences, holm([d.p if d else 1.0 for d in differences.values()]), strict=True))
     lost = {name: sum(ended_without_value(snapshot, t) for t in trials[name].values()) for name in trials}
     required = min_pairs(test, max(1, len(others)))
-    comparisons = []
-    for name, values in scores.items():
-        known = [value for value in values.values() if value is not None]
-        difference, p = differences.get(name), corrected.get(name)
+
+    def verdict(name: str) -> str:
         if name == reference:
-            verdict = "reference"
-        elif progress is not None:
-            verdict = _sequential_verdict(progress[name])
-        else:
-            better = difference is not None and snapshot.direction.loss(difference.mean) < 0
-            verdict = _verdict(difference, p, better, lost[name] - lost[reference], required)
-        comparisons.append(
-            ArmComparison(
-                arm=name,
-                n=len(known),
-                lost=lost[name],
-                mean=float(np.mean(known)) if known else None,
-                sd=float(np.std(known, ddof=1)) if len(known) > 1 else None,
-                difference=difference,
-                p=p if difference else None,
-                verdict=verdict,
-                at_most=None if progress is None else len(snapshot.spec["seeds"]),
-            )
-        )
-    return comparisons
+            return "reference"
+        if progress is not None:
+            return _sequential_verdict(progress[name])
+        difference = differences[name]
+        better = difference is not None and snapshot.direction.loss(difference.mean) < 0
+        return _verdict(difference, corrected[name], better, lost[name] - lost[reference], required)
+
+    at_most = None if progress is None else len(snapshot.spec["seeds"])
+    return [
+        _summarized(name, values, lost[name], differences.get(name), corrected.get(name), verdict(name), at_most)
+        for name, values in scores.items()
+    ]
+
+
+def _summarized(
+    name: str,
+    scores: Scores,
+    lost: int,
+    difference: Paired | None,
+    p: float | None,
+    verdict: str,
+    at_most: int | None,
+) -> ArmComparison:
+    known = [score for score in scores.values() if score is not None]
+    mean = float(np.mean(known)) if known else None
+    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return ArmComparison(name, len(known), lost, mean, sd, difference, p if difference else None, verdict, at_most)
 
 
 def _paired_difference(scores: Scores, reference: Scores, test: Test) -> Paired | None:

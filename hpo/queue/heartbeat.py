@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from hpo.errors import Problem
 from hpo.optuna_internals.tables import FINISHED, RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.inspect import Lease, is_void
-from hpo.queue.slots import Claim, Slots, insert_event
+from hpo.queue.slots import Claim, Slots
 from hpo.storage.retry import OpenStorage, limit_patience, outages, transact
-from hpo.storage.schema import SLOT, database_clock
+from hpo.storage.schema import SLOT, database_clock, insert_event
 from hpo.storage.trial_rows import set_trial_states
 
 LEASE_S = "HPO_LEASE_S"  # environment variable: length of a lease in seconds, equal in all processes of a study

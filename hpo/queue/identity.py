@@ -7,10 +7,9 @@ import sqlalchemy as sa
 from hpo.errors import Problem, WorkFailed
 from hpo.optuna_internals.tables import FINISHED, RUNNING, TRIAL_USER_ATTRS, TRIALS, WAITING, state_name
 from hpo.queue.inspect import SKIPPED, SlotTable
-from hpo.queue.slots import insert_event
 from hpo.storage.attributes import FIXED_VALUES, PAUSED
 from hpo.storage.retry import OpenStorage
-from hpo.storage.schema import EVENT, SLOT
+from hpo.storage.schema import EVENT, SLOT, insert_event
 from hpo.storage.studies import names_of_uid, study_ids
 from hpo.storage.trial_rows import set_trial_states, trials_with_attr
 from hpo.storage.trials import State, Trial, read_trials

@@ -7,9 +7,8 @@ import sqlalchemy as sa
 
 from hpo.queue.arm_results import look_text, results_of_arms, runs_by_arm
 from hpo.queue.inspect import SKIPPED
-from hpo.queue.slots import insert_event
 from hpo.queue.stored_study import StoredStudy
-from hpo.storage.schema import EVENT, SLOT
+from hpo.storage.schema import EVENT, SLOT, insert_event
 from hpo.storage.trials import read_trials
 from hpo.study.sequential import MIN_PAIRS, follow_pairs, plan_of
 

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from hpo.optuna_internals.tables import RUNNING, TRIALS, WAITING
 from hpo.queue.inspect import SlotTable, not_in_force
 from hpo.storage.attributes import PAUSED
-from hpo.storage.schema import EVENT, SLOT
+from hpo.storage.schema import SLOT, insert_event
 from hpo.storage.trial_rows import delete_attr, set_trial_states
 
 # Attempts in a row without a new rung after which the trial fails. FAILURES: its worker died, its device failed, or its
@@ -81,14 +81,7 @@ class Slots(SlotTable):
         search: whether to claim trials of the search that have not started.
         """
         started = _c.trial_id.is_not(None)
-        first = (
-            sa.select(_c.slot)
-            .where(self.of_study, _c.state == "free", self._may_start(started, only_started, rungs))
-            .where(sa.true() if search else sa.or_(started, _c.kind != "search"))
-            .order_by(sa.not_(started), _c.kind == "search", _c.slot)
-            .limit(1)
-            .with_for_update(skip_locked=True)  # SQLite has no such clause; there the whole transaction is exclusive
-        )
+        first = self._first_free(self._may_start(started, only_started, rungs), search)
         full = rungs[0] if rungs else 0
         pausable = _c.kind.in_(PAUSABLE) if first_stop is not None else sa.false()
         reserved = sa.case((started, _c.rungs), (pausable, min(full, first_stop or 0)), else_=full)
@@ -107,6 +100,18 @@ class Slots(SlotTable):
             return claim
 
         return self.transact(write)
+
+    def _first_free(self, may_start: sa.ColumnElement[bool], search: bool) -> sa.Select[tuple[int]]:
+        """Return the query that finds and locks the slot to claim. The arguments are those of `claim`."""
+        started = _c.trial_id.is_not(None)
+        return (
+            sa.select(_c.slot)
+            .where(self.of_study, _c.state == "free", may_start)
+            .where(sa.true() if search else sa.or_(started, _c.kind != "search"))
+            .order_by(sa.not_(started), _c.kind == "search", _c.slot)
+            .limit(1)
+            .with_for_update(skip_locked=True)  # SQLite has no such clause; there the whole transaction is exclusive
+        )
 
     def _may_start(
         self, started: sa.ColumnElement[bool], only_started: bool, rungs: tuple[int, int] | None
@@ -243,8 +248,3 @@ class Slots(SlotTable):
     def store_event(self, connection: sa.Connection, event_type: str, text: str = "", **values: Any) -> None:
         """Store an event of the study in a transaction."""
         connection.execute(insert_event(self.clock, event_type, text, study_id=self.study_id, **values))
-
-
-def insert_event(now: sa.ColumnElement[float], event_type: str, text: str, **values: Any) -> sa.Insert:
-    """Return the statement that stores an event."""
-    return sa.insert(EVENT).values(at=now, event_type=event_type, text=text or None, **values)

@@ -96,3 +96,8 @@ _NOW = {
 def database_clock(engine: sa.Engine) -> sa.ColumnElement[float]:
     """Return the database's clock in seconds since 1970, for use in a statement."""
     return sa.literal_column(_NOW[engine.name], sa.Double)
+
+
+def insert_event(now: sa.ColumnElement[float], event_type: str, text: str, **values: Any) -> sa.Insert:
+    """Return the statement that stores an event."""
+    return sa.insert(EVENT).values(at=now, event_type=event_type, text=text or None, **values)
