@@ -84,21 +84,23 @@ def free_expired_leases(
     return _free(store, sa.or_(expired, *same))
 
 
-def free_leases_of(store: OpenStorage, owner: str, text: str = "") -> list[Lease]:
-    """Free the slots that a worker holds, and return their leases. Call it once the worker has ended.
+def free_leases_of(store: OpenStorage, owner: str, text: str = "", event_type: str = "lost") -> list[Lease]:
+    """Free the slots that a worker holds, and return their leases. Call it once the worker trains no longer.
 
-    text: the reason for the end, for the event.
+    text: the reason, for the event. event_type: "lost" counts as a failure of the trials, another type does not.
     """
-    return _free(store, _c.owner == owner, text)
+    return _free(store, _c.owner == owner, text, event_type)
 
 
-def _free(store: OpenStorage, condition: sa.ColumnElement[bool], text: str = "") -> list[Lease]:
+def _free(
+    store: OpenStorage, condition: sa.ColumnElement[bool], text: str = "", event_type: str = "lost"
+) -> list[Lease]:
     """Free the leased slots that meet a condition. A slot whose trial has finished becomes done instead."""
     now = database_clock(store.engine)
     finished = sa.exists().where(
         TRIALS.c.trial_id == _c.trial_id, TRIALS.c.study_id == _c.study_id, state_name().in_(FINISHED)
     )
-    counts = {"failures": _c.failures + 1, "interruptions": _c.interruptions + 1}
+    counts = {"failures": _c.failures + (1 if event_type == "lost" else 0), "interruptions": _c.interruptions + 1}
     values = {"state": sa.case((finished, "done"), else_="free"), **counts}
     free = sa.update(SLOT).where(_c.state == "leased", condition).values(values)
     columns = (_c.study_id, _c.owner, _c.slot, _c.attempt, _c.kind, _c.trial_id, _c.state)
@@ -111,7 +113,7 @@ def _free(store: OpenStorage, condition: sa.ColumnElement[bool], text: str = "")
         set_trial_states(connection, connection.execute(own).scalars().all(), RUNNING, WAITING)
         for row in rows:
             lease = {"study_id": row.study_id, "slot": row.slot, "attempt": row.attempt, "owner": row.owner}
-            connection.execute(insert_event(now, "lost", text, **lease))
+            connection.execute(insert_event(now, event_type, text, **lease))
         return [Lease(row.owner, row.slot, row.attempt, row.kind, row.trial_id, 0.0) for row in rows]
 
     return transact(store, write)

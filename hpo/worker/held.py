@@ -8,7 +8,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from hpo.errors import StorageError, error_summary, raised_error
-from hpo.queue.heartbeat import LeaseRenewer
+from hpo.queue.heartbeat import LeaseRenewer, free_leases_of
 from hpo.queue.pausing import place_text
 from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy, StudyState
@@ -23,7 +23,7 @@ from hpo.storage.retry import limit_patience
 from hpo.worker.events import EventListener
 from hpo.worker.failures import CircuitBreaker, Quarantine
 from hpo.worker.promotion import Promoter
-from hpo.worker.reporter import UNREACHABLE_WAIT_S, Reporter
+from hpo.worker.reporter import UNREACHABLE_WAIT_S, Reporter, leaving
 from hpo.worker.trial import RunningTrial
 
 
@@ -96,6 +96,12 @@ class HeldTrials:
             self.trials.remove(trial)
             if self.reporter.requeue(trial, reason, error, failed):
                 self.emit({"event": "requeued", "trial": trial.number, "rung": trial.rung, "text": reason})
+
+    def leave(self, reason: str) -> None:
+        """Requeue all trials, and free the slot of a trial whose claim or requeue was interrupted."""
+        self.requeue(self.trials, reason)
+        with suppress(StorageError), leaving():
+            free_leases_of(self.stored.store, self.owner, event_type=reason)
 
     def pause(self, trial: RunningTrial) -> None:
         """Pause a trial at a mark. Its checkpoint is saved."""

@@ -5,6 +5,7 @@ Every write is fenced by the trial's lease, and is retried while the storage is 
 
 import math
 import time
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import optuna
@@ -154,11 +155,16 @@ class Reporter:
         """
         self.renewer.drop(trial.claim)
         try:
-            with limit_patience(UNREACHABLE_LEAVING_WAIT_S if outages.is_ongoing() else LEAVING_WAIT_S):
+            with leaving():
                 self.stored.slots.release(trial.claim, self.owner, reason, error, failed)
         except StorageError:
             return False  # the lease expires, and then any LeaseRenewer frees the slot
         return True
+
+
+def leaving() -> AbstractContextManager[None]:
+    """Limit how long each call inside the block waits for the storage, because the worker must stop."""
+    return limit_patience(UNREACHABLE_LEAVING_WAIT_S if outages.is_ongoing() else LEAVING_WAIT_S)
 
 
 def _shortened(error: str) -> str:

@@ -4,11 +4,13 @@ The first SIGINT or SIGTERM stops the worker at the end of its rung. A second si
 the grace period, stops it immediately.
 """
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 from hpo.errors import Interruption
-from hpo.storage.retry import is_waiting
+from hpo.storage.retry import is_waiting, outages
 
 GRACE_S = 10.0  # time that a rung has to end after the first signal
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -36,7 +38,7 @@ class SignalHandler:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._depth = 0
+        self._received, self._shielded, self._depth = False, False, 0
 
     def __enter__(self) -> "SignalHandler":
         self._depth += 1
@@ -50,7 +52,7 @@ class SignalHandler:
         self._depth -= 1
         if self._depth:
             return
-        self.cancel_timer()
+        _set_timer(0)
         for n, handler in self._previous.items():
             signal.signal(n, handler)
 
@@ -70,9 +72,15 @@ class SignalHandler:
         if self.signal is None:
             self._set_timer_unless_stopping(0)
 
-    def cancel_timer(self) -> None:
-        """Cancel the timeout and the grace period, so that the remaining work is not interrupted."""
-        _set_timer(0)
+    @contextlib.contextmanager
+    def shield(self) -> Iterator[None]:
+        """Let neither the timer nor, while the storage answers, a signal interrupt the block, which takes seconds."""
+        self._shielded = True
+        try:
+            yield
+        finally:
+            self._shielded = False
+            _set_timer(0)
 
     def _set_timer_unless_stopping(self, seconds: float) -> None:
         _set_timer(seconds)
@@ -80,13 +88,19 @@ class SignalHandler:
             _set_timer(GRACE_S)
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
-            raise SecondSignal
+        # When a launcher dies, the worker may see its closed pipe before the signal that Linux sends for it.
+        first, self._received = not self._received, True
         self.request_stop(number)
+        if self._shielded and not outages.is_ongoing():
+            return
+        if not first:
+            raise SecondSignal
         if is_waiting():  # nothing can be finished while the storage is unreachable
             raise GracePeriodExpired
 
     def _on_alarm(self, number: int, _: FrameType | None) -> None:
+        if self._shielded:
+            return
         raise TrialTimeout if self.signal is None else GracePeriodExpired
 
 

@@ -73,8 +73,8 @@ class Worker:
                     raise
                 reason = "preempted"
             finally:
-                self.signals.cancel_timer()
-                self.executor.requeue(self.executor.trials, reason)
+                with self.signals.shield():
+                    self.executor.leave(reason)
         return 128 + self.signals.signal if self.signals.signal else 0
 
     def _run_trials(self, max_trials: float) -> None:

@@ -23,6 +23,7 @@ from hpo.storage.studies import study_ids
 from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.study.stored import study_from_spec
+from hpo.worker.trial import open_trial
 from tests.support.control import create_study, events, run_worker
 from tests.support.planted import planted_study
 from tests.support.wsgi import Answer
@@ -82,6 +83,15 @@ def test_study_renamed_while_it_runs_stops_with_the_reason_and_loses_nothing(sto
     trials = read_snapshot(store, "new").trials
     assert [(t.number, t.state) for t in trials] == [(n, State.COMPLETE) for n in range(3)]
     assert [sorted(t.intermediate_values) for t in trials] == [[1, 2, 3, 4]] * 3
+    assert events(store, "lost", "interrupted") == [("interrupted", None)]
+
+
+def test_study_renamed_after_its_worker_was_killed_loses_nothing(store: Store, here: Path) -> None:
+    stored = create_study(store, here, budget={"trials": 3}, pruner={"name": "none"})
+    open_trial(stored, stored.slots.claim("killed", 60.0), "killed", 1)
+    rename(store, "planted", "new")
+    assert run_worker(load_stored_study(store, "new")) == 0
+    assert [t.state for t in read_snapshot(store, "new").trials] == [State.COMPLETE] * 3
     assert events(store, "lost") == [("lost", "the study was renamed")]
 
 
