@@ -30,7 +30,7 @@ from hpo.storage.migrate import schema_problem, update_schema
 from hpo.storage.retry import transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import open_store
-from hpo.storage.studies import study_attrs, study_ids
+from hpo.storage.studies import resolve_study_name, study_attrs, study_ids
 from hpo.storage.trial_rows import set_trial_states
 from hpo.storage.url import masked_url, network_file_system, normalise_url, sqlite_file
 from model.config import TrainConfig
@@ -43,6 +43,7 @@ def check_all(url: str, only: str | None, out: Path) -> Iterator[CheckResult]:
     """Run every check and yield the results in order.
 
     Raises:
+        Problem: the storage holds no study of this name.
         StorageError: the storage does not answer, so that no other check can run.
     """
     url = normalise_url(url)
@@ -52,6 +53,7 @@ def check_all(url: str, only: str | None, out: Path) -> Iterator[CheckResult]:
     if schema_problem(url):
         return
     with open_readonly(url) as store:
+        only = only and resolve_study_name(store, only)
         yield _check_clock(store)
         if store.engine.name == "postgresql":
             yield _check_connections(store)

@@ -100,4 +100,9 @@ def database_clock(engine: sa.Engine) -> sa.ColumnElement[float]:
 
 def insert_event(now: sa.ColumnElement[float], event_type: str, text: str, **values: Any) -> sa.Insert:
     """Return the statement that stores an event."""
-    return sa.insert(EVENT).values(at=now, event_type=event_type, text=text or None, **values)
+    return sa.insert(EVENT).values(at=now, event_type=event_type, text=_storable(text) or None, **values)
+
+
+def _storable(text: str) -> str:
+    """Return text with escapes for what a storage refuses: NUL, and surrogates, which stand for bytes of file names."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

@@ -58,6 +58,11 @@ def test_healthy_storage_and_machine_are_fine(store: Store) -> None:
     assert {state for states in doctor(store).values() for state in states} == {"ok"}
 
 
+def test_study_that_the_storage_does_not_hold_is_not_reported_as_fine(store: Store) -> None:
+    done = command("doctor", "--storage", store.url, "--study", "plated", cwd=Path.cwd(), status=2)
+    assert "no study 'plated' in the storage; there are planted" in done.stderr
+
+
 def test_lease_that_ran_out_is_found_and_freed(store: Store) -> None:
     at = hpo.commands.doctor_checks.Slots(store, 1)
     assert at.claim("gone", -1.0)

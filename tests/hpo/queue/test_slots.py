@@ -12,6 +12,7 @@ from hpo.queue.heartbeat import LeaseRenewer, free_expired_leases
 from hpo.queue.slots import Claim, Slots
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
+from tests.support.control import events
 from tests.support.race import N_PROCESSES, Race
 
 SEARCH: tuple[str, None] = ("search", None)
@@ -270,3 +271,8 @@ def test_of_eight_processes_exactly_one_ends_a_trial(race: Race, store: Store) -
     ended = race(end_all, store.url, trial_ids)
     assert len(ended) == N_PROCESSES
     assert sorted(trial_id for each in ended for trial_id in each) == trial_ids
+
+
+def test_event_with_a_text_that_no_storage_takes_is_stored_with_escapes(slots: Slots) -> None:
+    slots.log("note", "NUL \0, the byte \udcff of a file name, é")
+    assert events(slots.store, "note") == [("note", "NUL \\x00, the byte \\udcff of a file name, é")]
