@@ -43,12 +43,14 @@ that the pruned trial was compared with.
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[list[tuple[str, str, str]]]:
-    """The rows of the page, which is written if all tests ran and HPO_EVIDENCE names a file."""
+    """The rows of the page's table, which is written if all tests ran and HPO_EVIDENCE names the page."""
     rows: list[tuple[str, str, str]] = []
     yield rows
     if (path := os.environ.get("HPO_EVIDENCE")) and len(rows) == 8:
         head = HEAD.format(sigma=SIGMA, trials=studies.TRIALS, pairs=DEFAULT_PAIRS, fixed=DEFAULT_SEEDS)
-        Path(path).write_text(head + "".join(f"| {' | '.join(row)} |\n" for row in rows), "utf-8")
+        _, mark, sections = Path(path).read_text("utf-8").partition("\n## ")  # after the table, not generated
+        table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        Path(path).write_text(head + table + mark + sections, "utf-8")
 
 
 @pytest.fixture(scope="module")
