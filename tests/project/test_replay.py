@@ -14,7 +14,7 @@ from bench.replay_plan import OWN, PLANS, PRUNERS, SAMPLERS, WORLD_NAMES, Cell
 from docs import search_tables
 from hpo.search.pruners import Pruner
 from hpo.search.samplers import Sampler
-from tests.hpo.replay.test_simulation import made_up
+from tests.support.curves import crossing_curves
 
 CELL = Cell("made-up", "shuffled", "pool", "median", seeds=4, trials=30)
 needs_curves = pytest.mark.skipif(not os.environ.get("HPO_CURVES"), reason="needs HPO_CURVES")
@@ -22,7 +22,7 @@ needs_curves = pytest.mark.skipif(not os.environ.get("HPO_CURVES"), reason="need
 
 @pytest.fixture
 def made_up_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(replay, "curves_of", lambda name: made_up(36))
+    monkeypatch.setattr(replay, "curves_of", lambda name: crossing_curves(36))
     replay.world_of.cache_clear()
     yield
     replay.world_of.cache_clear()
@@ -74,13 +74,12 @@ def test_plan_names_every_sampler_and_pruner_that_can_be_simulated() -> None:
 
 
 @pytest.mark.usefixtures("made_up_world")
-def test_tables_hold_the_kept_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_tables, "RESULTS", tmp_path)
+def test_tables_hold_the_kept_results(tmp_path: Path) -> None:
     replay.write_world(tmp_path, "own_names_pool", with_error=True)
     for pruner in ("none", "median"):
         cell = Cell("own_names_pool", "shuffled", "pool", pruner, seeds=3, trials=24)
         replay.run_cell((tmp_path / "quick", cell, time.monotonic() + 60))
-    page = search_tables.with_tables(f"text\n{search_tables.BEGIN}\nold\n{search_tables.END}\nmore\n")
+    page = search_tables.with_tables(f"text\n{search_tables.BEGIN}\nold\n{search_tables.END}\nmore\n", tmp_path)
     assert page.startswith("text\n")
     assert page.endswith("\nmore\n")
     assert "old" not in page
@@ -89,7 +88,7 @@ def test_tables_hold_the_kept_results(tmp_path: Path, monkeypatch: pytest.Monkey
     pruned = np.sum([np.sum(one["groups"], axis=0) for one in outcomes[0]], axis=0)
     assert f"| {pruned[1] / pruned[0]:.2f} |" in row
     assert "No results are kept." in page
-    assert search_tables.with_tables(page) == page
+    assert search_tables.with_tables(page, tmp_path) == page
 
 
 @needs_curves

@@ -28,10 +28,10 @@ from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.worker.trial import open_trial, trial_config
 from hpo.worker.worker import Worker
-from tests.hpo.search.test_pruners import LOOSE, loose
 from tests.support.command import run_in_process as typed
 from tests.support.control import create_study, interrupt_trial, run_worker
 from tests.support.planted import planted_study as planted
+from tests.support.pruning import LOOSE, loose
 
 pytestmark = pytest.mark.usefixtures("here")
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from hpo.commands.train import sample_text, train_config
+from hpo.commands.sample import sample_text
+from hpo.commands.train import train_config
 from hpo.config.yaml import parse_yaml
 from hpo.errors import Problem
 from hpo.runs.resources import thread_environment

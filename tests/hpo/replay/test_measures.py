@@ -9,7 +9,7 @@ from hpo.replay import measures
 from hpo.replay.measures import record
 from hpo.replay.simulation import simulate
 from hpo.replay.worlds import Shuffled
-from tests.hpo.replay.test_simulation import made_up, search
+from tests.support.curves import crossing_curves, search
 
 
 def searched(*path: tuple[int, float], groups: Any = ()) -> measures.Record:
@@ -46,7 +46,7 @@ def test_shares_are_over_all_searches_and_by_groups_of_twenty_trials() -> None:
 
 
 def test_record_counts_the_best_tenth_of_the_pool_that_was_pruned() -> None:
-    world = Shuffled(made_up(60))
+    world = Shuffled(crossing_curves(60))
     outcome = simulate(world, search({"name": "halving", "factor": 4}), seed=0)
     best = sorted(trial.run.truth for trial in outcome.trials)[:6]
     kept = record(world, outcome, seed=0)
@@ -58,7 +58,7 @@ def test_record_counts_the_best_tenth_of_the_pool_that_was_pruned() -> None:
 
 
 def test_rank_correlation_is_that_of_scipy_for_each_rung() -> None:
-    curves = made_up(50)
+    curves = crossing_curves(50)
     estimates = measures.rank_correlations(curves)
     expected = [stats.spearmanr(curves.values[:, rung], curves.values[:, -1]).statistic for rung in range(6)]
     assert [e.value for e in estimates] == pytest.approx(expected)
@@ -66,9 +66,9 @@ def test_rank_correlation_is_that_of_scipy_for_each_rung() -> None:
 
 
 def test_runs_with_unknown_results_do_not_count_for_the_rank_correlation() -> None:
-    curves = made_up(50)
+    curves = crossing_curves(50)
     expected = measures.rank_correlations(curves)[2].value
-    curves = made_up(50)
+    curves = crossing_curves(50)
     curves = type(curves)(**{**curves.__dict__, "values": np.vstack([curves.values, [[9, 1, np.nan, *[np.nan] * 3]]]),
                              "config": np.arange(51), "params": [*curves.params, curves.params[0]]})  # fmt: skip
     assert measures.rank_correlations(curves)[2].value == pytest.approx(expected)

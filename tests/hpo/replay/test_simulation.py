@@ -4,32 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter
 
-from hpo.replay.curves import Curves, base_of_space
-from hpo.replay.simulation import Outcome, Search, simulate
+from hpo.replay.simulation import Outcome, simulate
 from hpo.replay.worlds import Nearest, Recorded, Shuffled, World
 from hpo.search.asha import AshaPruner
-from hpo.search.pruners import Pruner
-from hpo.search.ranges import Space
-from hpo.search.samplers import Sampler
-
-SPACE = TypeAdapter(Space).validate_python({"lr": {"low": 0.0, "high": 1.0}, "kind": {"choices": ["a", "b"]}})
-
-
-def made_up(n: int = 60, rungs: int = 6, seed: int = 0, **fields: Any) -> Curves:
-    """Return curves that cross: the final loss depends on both fields, early ones also on noise."""
-    rng = np.random.default_rng(seed)
-    params = [{"lr": float(rng.random()), "kind": str(rng.choice(["a", "b"]))} for _ in range(n)]
-    finals = np.array([(p["lr"] - 0.3) ** 2 + 0.1 * (p["kind"] == "b") for p in params])
-    fractions = np.arange(1, rungs + 1) / rungs
-    values = finals[:, None] + (1 - fractions) * (1 + 0.5 * rng.normal(size=(n, 1)))
-    return Curves("made up", SPACE, base_of_space(SPACE), params, np.arange(n), values, **fields)
-
-
-def search(pruner: dict[str, Any], sampler: dict[str, Any] | None = None, **limits: Any) -> Search:
-    chosen = None if sampler is None else TypeAdapter(Sampler).validate_python(sampler)
-    return Search(chosen, TypeAdapter(Pruner).validate_python(pruner), **limits)
+from tests.support.curves import crossing_curves, search
 
 
 def replay_slowly(curves: Sequence[Sequence[float]], workers: int, peers: str) -> list[tuple[int, bool]]:
@@ -68,7 +47,7 @@ def replay_slowly(curves: Sequence[Sequence[float]], workers: int, peers: str) -
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("peers", ["finished", "all"])
 def test_random_search_with_the_median_rule_equals_a_slow_replay(workers: int, peers: str) -> None:
-    world = Shuffled(made_up())
+    world = Shuffled(crossing_curves())
     rule = {"name": "median", "startup_trials": 5, "warmup_rungs": 2, "min_trials": 5, "peers": peers}
     outcome = simulate(world, search(rule, workers=workers), seed=3)
     given = world.given(3)
@@ -80,7 +59,7 @@ def test_random_search_with_the_median_rule_equals_a_slow_replay(workers: int, p
 
 
 def test_path_holds_the_truth_of_the_best_trial_when_it_ended() -> None:
-    world = Recorded(made_up(8))
+    world = Recorded(crossing_curves(8))
     outcome = simulate(world, search({"name": "none"}, workers=1), seed=0)
     finals = world.curves.values[:, -1]
     expected = [(6 * (i + 1), float(finals[i])) for i in range(8) if finals[i] == finals[: i + 1].min()]
@@ -88,14 +67,14 @@ def test_path_holds_the_truth_of_the_best_trial_when_it_ended() -> None:
 
 
 def test_no_trial_starts_unless_the_budget_is_enough_for_a_full_run() -> None:
-    outcome = simulate(Shuffled(made_up()), search({"name": "median", "warmup_rungs": 0}, rungs=100), seed=0)
+    outcome = simulate(Shuffled(crossing_curves()), search({"name": "median", "warmup_rungs": 0}, rungs=100), seed=0)
     assert 94 < outcome.spent <= 100
-    full = simulate(Shuffled(made_up()), search({"name": "none"}, rungs=100), seed=0)
+    full = simulate(Shuffled(crossing_curves()), search({"name": "none"}, rungs=100), seed=0)
     assert (len(full.trials), full.spent) == (16, 96)
 
 
 def test_search_ends_where_a_recorded_curve_ends() -> None:
-    curves = made_up(6)
+    curves = crossing_curves(6)
     curves.values[2, 4:] = np.nan
     curves.values[3, 1:] = np.inf
     states = [(t.state, t.rungs) for t in simulate(Recorded(curves), search({"name": "none"}), seed=0).trials]
@@ -104,7 +83,7 @@ def test_search_ends_where_a_recorded_curve_ends() -> None:
 
 
 def test_fixed_runs_come_first_and_are_never_pruned() -> None:
-    curves = made_up(40, fixed=np.arange(40) >= 35)
+    curves = crossing_curves(40, fixed=np.arange(40) >= 35)
     outcome = simulate(Shuffled(curves), search({"name": "halving", "factor": 4}), seed=1)
     assert [trial.run.fixed for trial in outcome.trials] == [True] * 5 + [False] * 35
     assert {trial.state for trial in outcome.trials[:5]} == {"complete"}
@@ -112,7 +91,7 @@ def test_fixed_runs_come_first_and_are_never_pruned() -> None:
 
 
 def asha_outcome(**limits: Any) -> Outcome:
-    return simulate(Shuffled(made_up()), search({"name": "asha", "factor": 2}, **limits), seed=0)
+    return simulate(Shuffled(crossing_curves()), search({"name": "asha", "factor": 2}, **limits), seed=0)
 
 
 def test_asha_promotes_paused_trials_and_prunes_the_rest_at_the_end() -> None:
@@ -136,7 +115,7 @@ def test_a_paused_trial_spends_its_budget_only_up_to_its_mark() -> None:
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
 def test_a_search_is_the_same_for_the_same_seed_only(sampler: str) -> None:
-    world: World = Nearest(made_up())
+    world: World = Nearest(crossing_curves())
     rules = search({"name": "median"}, {"name": sampler}, trials=14)
     first, again, other = (simulate(world, rules, seed) for seed in (1, 1, 2))
     values = [[trial.run.params["lr"] for trial in outcome.trials] for outcome in (first, again, other)]
@@ -145,7 +124,7 @@ def test_a_search_is_the_same_for_the_same_seed_only(sampler: str) -> None:
 
 
 def test_tpe_finds_better_trials_than_random_search() -> None:
-    world = Nearest(made_up(200))
+    world = Nearest(crossing_curves(200))
     finals = {}
     for name in ("random", "tpe"):
         rules = search({"name": "none"}, {"name": name}, trials=40)

@@ -5,12 +5,12 @@ from hpo.errors import Problem
 from hpo.replay.curves import Curves, features, unit_positions
 from hpo.replay.surrogate import fit_surrogate, held_out_error
 from hpo.replay.worlds import Fitted, Nearest, Shuffled
-from tests.hpo.replay.test_simulation import SPACE, made_up
+from tests.support.curves import SPACE, crossing_curves
 
 
 def smooth(n: int = 60, noise: float = 0.0) -> Curves:
     """Return curves without crossings, each configuration with two seeds."""
-    curves = made_up(n)
+    curves = crossing_curves(n)
     finals = np.array([(p["lr"] - 0.3) ** 2 + 0.1 * (p["kind"] == "b") for p in curves.params])
     values = 1.0 + finals[:, None] + (1 - np.arange(1, 7) / 6) * (1 + finals[:, None])
     rng = np.random.default_rng(1)

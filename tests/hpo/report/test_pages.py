@@ -13,10 +13,10 @@ import pytest
 
 from hpo.report.pdf import write_pdf
 from hpo.storage.store import open_store
-from tests.hpo.report.test_build import made
 from tests.support.chromium import CHROMIUM, MISSING, Browser
 from tests.support.command import hpo
 from tests.support.dashboard import dashboard
+from tests.support.reported_studies import run_reported_study
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
@@ -37,8 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(path)
         (path / "runs").mkdir()
         with open_store(f"sqlite:///{path}/runs/hpo.db", create=True) as store:
-            made(store, path, "search")
-            made(store, path, "arms")
+            run_reported_study(store, path, "search")
+            run_reported_study(store, path, "arms")
         for name in ("search", "arms"):
             hpo("report", "--study", name, cwd=path)
         yield path

@@ -19,7 +19,7 @@ from hpo.search.pruners import build_pruner
 from hpo.search.pruning import CachedPruner
 from hpo.search.pruning_rules import compare_at_last_rung, parse_spans
 from hpo.search.study_view import StudyView
-from tests.hpo.search.test_pruners import pruner, running
+from tests.support.pruning import pruner, running
 
 R = 6
 CURVES = Path(os.environ.get("HPO_CURVES", "not set"))

@@ -10,7 +10,7 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from hpo.config.validation import explain_errors
 from hpo.search.halving import HalvingPruner
@@ -18,15 +18,10 @@ from hpo.search.pruners import Pruner
 from hpo.search.pruning import CachedPruner
 from hpo.search.pruning_rules import compare_at_last_rung, parse_spans
 from model.section import Section
+from tests.support.pruning import LOOSE, loose, pruner, running
 
 R = 12
 NAMES = ["median", "percentile", "halving", "hyperband", "patient", "threshold", "wilcoxon", "none"]
-
-
-def pruner(name: str, **fields: Any) -> Any:
-    if name == "threshold":
-        fields = {"upper": 4.0} | fields
-    return TypeAdapter(Pruner).validate_python({"name": name, **fields})
 
 
 def curve(end: float, rungs: int = R) -> dict[int, float]:
@@ -37,12 +32,6 @@ def curve(end: float, rungs: int = R) -> dict[int, float]:
 def finished(values: dict[int, float], state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
     value = values[max(values)] if state == TrialState.COMPLETE else None
     return create_trial(state=state, value=value, intermediate_values=values)
-
-
-def running(values: dict[int, float], number: int = 1000) -> FrozenTrial:
-    trial = create_trial(state=TrialState.RUNNING, intermediate_values=values)
-    trial.number = number
-    return trial
 
 
 def end(cached: CachedPruner, values: dict[int, float], number: int = 1000, baseline: bool = False) -> tuple[str, int]:
@@ -286,25 +275,6 @@ def test_a_rival_whose_value_is_no_number_changes_no_decision_in_halving(study: 
     for _ in range(3):
         study.add_trial(finished({1: math.nan}, TrialState.PRUNED))
     assert [cached.prune(running({1: value})) for value in (0.5, 1.5, 2.5)] == alone == [False, True, True]
-
-
-LOOSE: dict[str, dict[str, Any]] = {  # each decides from the first rung and the first peer on
-    "median": {"startup_trials": 0, "min_trials": 1, "warmup_rungs": 0},
-    "percentile": {"startup_trials": 0, "min_trials": 1, "warmup_rungs": 0, "percentile": 40},
-    "halving": {"factor": 2},
-    "hyperband": {"factor": 2},
-    "patient": {"patience": 1, "min_delta": 0.1},
-    "threshold": {"lower": 1.0, "upper": 2.0, "warmup_rungs": 0},
-    "wilcoxon": {"warmup_rungs": 0, "p_threshold": 0.3},
-}
-
-
-for rank in ("median", "percentile"):
-    LOOSE[f"{rank} of finished"] = {**LOOSE[rank], "name": rank, "peers": "finished"}
-
-
-def loose(name: str) -> dict[str, Any]:
-    return {"name": name, **LOOSE[name]}
 
 
 def odd_curve(chance: random.Random, rungs: int, with_nan: bool) -> dict[int, float]:

@@ -5,7 +5,7 @@ import torch
 
 from model.optim.muon import orthogonalize
 from model.optim.param_groups import merge_groups, param_groups
-from tests.model.optim.test_optimizers import on_device, packed, step
+from tests.support.optimizer_steps import on_device, packed, step
 from tests.support.tiny import tiny
 
 MUON = {"optimizer.name": "muon", "clip.name": "none", "model.n_layer": 2, "model.tied": False}

@@ -8,12 +8,10 @@ from hypothesis import strategies as st
 from model.config import TrainConfig
 from model.data.prepare import prepare
 from model.data.prepared import PreparedData
-from model.nn.shapes import parameter_shapes
 from model.optim.param_groups import group_of
 from model.section import updated
-from model.train.params import PackParams
-from model.train.run_state import RunState, StepNumbers
-from model.train.tables import StepCoefficients, StepTable
+from model.train.run_state import RunState
+from tests.support.optimizer_steps import on_device, packed, step
 from tests.support.tiny import tiny
 
 BIASED = {"model.bias": True, "model.n_layer": 2, "clip.name": "none"}
@@ -64,27 +62,6 @@ def reference(config: TrainConfig, parameters: dict[str, torch.Tensor]) -> torch
     if rule.name == "sgd":
         return torch.optim.SGD(groups, momentum=rule.momentum, nesterov=rule.nesterov)
     return torch.optim.RMSprop(groups, alpha=rule.alpha, eps=rule.eps, momentum=rule.momentum)
-
-
-def packed(configs: list[TrainConfig]) -> PackParams:
-    pack = PackParams(configs[0], parameter_shapes(configs[0].model, 257), len(configs), torch.device("cpu"))
-    pack.weights.normal_(generator=torch.Generator().manual_seed(0))
-    return pack
-
-
-def step(config: TrainConfig, pack: PackParams, number: int, lr: float | None = None) -> StepNumbers:
-    """Return the numbers of one update at the peak rates, or at one rate for all."""
-    rule = config.optimizer
-    coefficients = []
-    for group in pack.groups:
-        rate = lr or rule.rate(group.name) * rule.layer_decay**group.depth
-        coefficients.append({**rule.coefficients(group.name, rate, number), "rate": rate})
-    return StepNumbers(coefficients, config.clip.numbers(), 0.0)
-
-
-def on_device(*steps: StepNumbers) -> StepCoefficients:
-    """Return the numbers of one update of several runs as tensors."""
-    return StepTable(steps, 1, torch.device("cpu")).at(0)
 
 
 def assert_follows_torch(configs: list[TrainConfig], updates: int = 20) -> None:
