@@ -1,40 +1,30 @@
-"""The tables of docs/search.md, computed from the kept results of bench/replay.py."""
+"""The tables of docs/search.md, computed from the saved results of bench/replay.py."""
 
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from bench.replay_plan import ANSWERING, OWN, POOLS_ONLY, PRUNERS, RUNS, SAMPLERS, SURROGATE, TASKSET, WORLD_NAMES
+from bench.replay_plan import OWN, POOLS_ONLY, PRUNERS, RUNS, SAMPLERS, TASKSET, WORLD_NAMES
+from docs.search_results import RESULTS, Result, Results, read_results, results_by_world
 from hpo.replay.measures import GROUP, Estimate, Record, lost_share, pruned_share, ratio, reached, regret
 
-RESULTS = Path(__file__).parent.parent / "bench" / "results" / "replay"
 BEGIN, END = "<!-- replay: begin -->", "<!-- replay: end -->"
 MIN_SEEDS = 20  # of a verdict on a goal
 TITLES = {"quick": "Results of `make replay`", "full": "Results of `make replay-full`"}
 
 
-class Result(NamedTuple):
-    """The kept results of a cell, and of its reference: random search without pruning in the same world."""
-
-    settings: dict[str, Any]
-    records: Sequence[Record]
-    reference: Sequence[Record]
-    budget: int
-
-
-def with_tables(page: str) -> str:
-    """Return a page with the tables of the kept results between its marks."""
+def with_tables(page: str, folder: Path = RESULTS) -> str:
+    """Return a page with the tables of the results of a folder between its marks."""
     before, _, rest = page.partition(BEGIN)
     after = rest.partition(END)[2]
-    parts = ["## Worlds", *_worlds()]
+    parts = ["## Worlds", *_worlds(folder)]
     for plan, title in TITLES.items():
-        parts += [f"## {title}", *_plan(plan)]
+        parts += [f"## {title}", *_plan(folder, plan)]
     return f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}"
 
 
-def _worlds() -> Iterator[str]:
+def _worlds(folder: Path) -> Iterator[str]:
     yield (
         "Rank: Spearman's correlation of the loss at a share of the run with the final loss. Held-out rank and error:\n"
         "of the surrogate, on configurations that it was not fitted to. The error is that of the better half. Spread:\n"
@@ -54,7 +44,7 @@ def _worlds() -> Iterator[str]:
     ]
     rows = []
     for name in WORLD_NAMES:
-        file = RESULTS / "worlds" / f"{name}.json"
+        file = folder / "worlds" / f"{name}.json"
         if not file.is_file():
             continue
         world = json.loads(file.read_text("utf-8"))
@@ -66,42 +56,15 @@ def _worlds() -> Iterator[str]:
     yield _table(head, rows)
 
 
-def _plan(plan: str) -> Iterator[str]:
-    if not (RESULTS / plan).is_dir():
+def _plan(folder: Path, plan: str) -> Iterator[str]:
+    if not (folder / plan).is_dir():
         yield "No results are kept."
         return
-    results = {(world, kind): _results(plan, world, kind) for world in WORLD_NAMES for kind in ("shuffled", *ANSWERING)}
+    results = read_results(folder, plan)
     yield from _goals(results)
     yield from _safety(results)
     yield from _ratchet(results)
     yield from _searches(results)
-
-
-Results = dict[tuple[str, str], dict[tuple[str, str, int], Result]]
-
-
-def _results(plan: str, world: str, kind: str) -> dict[tuple[str, str, int], Result]:
-    """Return the results of a world by sampler, pruner and budget."""
-    kept = {}
-    for file in sorted((RESULTS / plan / f"{world}--{kind}").glob("*.json")):
-        tree = json.loads(file.read_text("utf-8"))
-        sampler, pruner, budget = file.stem.split("--")
-        if is_current(tree, sampler, pruner):
-            kept[sampler, pruner, int(budget.partition("-")[0])] = tree
-    shape = RESULTS / "worlds" / f"{world}.json"
-    rungs = int(json.loads(shape.read_text("utf-8"))["rungs"]) if shape.is_file() else 1
-    results = {}
-    for (sampler, pruner, budget), tree in kept.items():
-        reference = kept.get(("pool" if kind == "shuffled" else "random", "none", budget))
-        if reference is not None:
-            results[sampler, pruner, budget] = Result(tree, tree["records"], reference["records"], budget * rungs)
-    return results
-
-
-def is_current(tree: dict[str, Any], sampler: str, pruner: str) -> bool:
-    """Return whether kept results are those of the rules and worlds that this version measures under these names."""
-    rules = (tree["sampler"], tree["pruner"]) == (SAMPLERS.get(sampler), PRUNERS.get(pruner))
-    return rules and tree.get("surrogate") == (SURROGATE if tree["kind"] == "surrogate" else None)
 
 
 def _goals(results: Results) -> Iterator[str]:
@@ -117,11 +80,13 @@ def _goals(results: Results) -> Iterator[str]:
                 goal = f"pruner median, {trials} trials: at most {limit:.0%} of the best tenth lost in each world"
                 rows.append([goal, f"at most {_share(lost[worst])} ({worst})", _met(lost[worst].value <= limit, at)])
     for sampler, pruner, limit in (("auto", "asha", 0.45), ("tpe", "asha", 0.45), ("auto", "median", 0.55)):
-        if found := _answered(results, sampler, pruner):
+        if found := results_by_world(results, sampler, pruner):
             value = _mean_ratio(found)
             goal = f"{sampler} with {pruner}: mean ratio at most {limit} over {len(found)} worlds"
             rows.append([goal, f"{value:.2f}", _met(value <= limit, found.values())])
-    new, old = (_answered(results, *rules) for rules in (("auto", "median"), ("tpe-multivariate", "median-finished")))
+    new, old = (
+        results_by_world(results, *rules) for rules in (("auto", "median"), ("tpe-multivariate", "median-finished"))
+    )
     common = [place for place in new if place in old]
     if common:
         values = [[regret(found[p].records, found[p].budget).value for p in common] for found in (new, old)]
@@ -145,13 +110,6 @@ def _met(is_met: bool, found: Iterable[Result]) -> str:
     if fewest < MIN_SEEDS:
         return f"{'met' if is_met else 'not met'} with {fewest} seeds, too few for a verdict"
     return "met" if is_met else "not met"
-
-
-def _answered(results: Results, sampler: str, pruner: str) -> dict[tuple[str, str], Result]:
-    """Return the results of rules in all worlds that answer any configuration."""
-    rules = (sampler, pruner, RUNS)
-    places = [(world, kind) for world in WORLD_NAMES for kind in ANSWERING]
-    return {place: results[place][rules] for place in places if rules in results[place]}
 
 
 def _mean_ratio(found: dict[tuple[str, str], Result]) -> float:
@@ -205,7 +163,7 @@ def _searches(results: Results) -> Iterator[str]:
     rows = []
     for sampler in SAMPLERS:
         for pruner in PRUNERS:
-            for (world, kind), one in _answered(results, sampler, pruner).items():
+            for (world, kind), one in results_by_world(results, sampler, pruner).items():
                 trials = sum(record["trials"] for record in one.records) / len(one.records)
                 cells = [
                     f"{sampler}, {pruner}",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,22 @@ from hpo.cli.options import (
 from hpo.cli.panels import EVIDENCE
 from hpo.console import Format, say
 
+if TYPE_CHECKING:
+    from hpo.commands.replay import Replay
+
 replay_commands = Commands()
+
+CurvesFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        callback=valid_path,
+        help="YAML file that describes a CSV, JSONL or NPZ file of recorded curves, instead of a study.",
+    ),
+]
+HtmlPage = Annotated[
+    Path | None, typer.Option(callback=output_file, help="Write figures and tables to this HTML page.")
+]
 
 
 @dataclass(frozen=True)
@@ -68,18 +83,9 @@ class SimulationOptions:
 def replay(
     *,
     study: StudyName = None,
-    curves: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            callback=valid_path,
-            help="YAML file that describes a CSV, JSONL or NPZ file of recorded curves, instead of a study.",
-        ),
-    ] = None,
-    simulation: SimulationOptions,
-    html: Annotated[
-        Path | None, typer.Option(callback=output_file, help="Write figures and tables to this HTML page.")
-    ] = None,
+    curves: CurvesFile = None,
+    given: SimulationOptions,
+    html: HtmlPage = None,
     storage: StorageOptions = DEFAULT_STORAGE,
     allow_train: AllowTrain = None,
     format: OutputFormat = Format.table,
@@ -102,18 +108,20 @@ def replay(
 
     The other columns are 95 % bootstrap intervals over seeds.
     """
-    from hpo.commands.replay import ReplayRequest, print_replay, run_replay, search_row
+    from hpo.commands.replay import ReplayRequest, print_replay, run_replay
     from hpo.config.permission import permit_options
 
     permit_options(allow_train or [])
-    given = simulation
     rules = (given.sampler or [], given.pruner or [], given.world or [])
     request = ReplayRequest(study, curves, *rules, given.trials, given.runs, given.workers, given.seeds)
     result = run_replay(storage_url(storage), request)
     print_replay(result, format)
     if html is not None:
-        from hpo.report.replay_page import write_replay_page
+        _write_page(result, html)
 
-        rows = [search_row(one) for one in result.compared]
-        write_replay_page(result.curves, result.compared, result.notes, rows, html)
-        say(f"{html}: written")
+
+def _write_page(result: "Replay", file: Path) -> None:
+    from hpo.report.replay_page import write_replay_page
+
+    write_replay_page(result.curves, result.compared, result.notes, result.rows(), file)
+    say(f"{file}: written")

@@ -130,6 +130,6 @@ def sample(
     seed: Annotated[int, typer.Option(help="Random seed of the sampling.")] = 0,
 ) -> None:
     """Generate text from a trained run."""
-    from hpo.commands.train import sample_text
+    from hpo.commands.sample import sample_text
 
     show(sample_text(run, prompt, tokens, temperature, top_k, seed))

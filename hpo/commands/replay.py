@@ -51,6 +51,10 @@ class Replay:
     compared: Sequence[Compared]
     notes: Sequence[str]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the measures of the searches, one row per set of rules and world."""
+        return [search_row(one) for one in self.compared]
+
 
 def run_replay(storage: str, request: ReplayRequest) -> Replay:
     """Simulate the searches of a request.
@@ -109,7 +113,7 @@ def _default_worlds(request: ReplayRequest) -> list[str]:
 
 def print_replay(replay: Replay, format: Format) -> None:
     """Print the tables of a replay, or all its measures as JSON or YAML. CSV has the searches only."""
-    searches = [search_row(one) for one in replay.compared]
+    searches = replay.rows()
     if format is Format.csv:
         print_records(searches, format)
         return

@@ -1,4 +1,4 @@
-"""`hpo train` and `hpo sample`: train one configuration without pruning, and generate text from the run."""
+"""`hpo train`: train one configuration without pruning."""
 
 import math
 import signal
@@ -48,16 +48,30 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
         say(f"data: {rows}")
     folder = _run_folder(path, out, resume)
     target = str(provenance.get("train", DEFAULT_TRAIN))
-    try:
+    with _explained_failures(path, target):
         runs = trainable.build_runs(target, [config], **datasets.training_arguments(config))
         if resume:
             _resume(runs, folder)
-        origin = {**provenance, **describe_machine(), "data_hash": datasets.data_hash(config)}
-        if overrides:  # the configuration differs from the trial's, so the trial's value does not hold for it
-            origin = {key: v for key, v in origin.items() if key not in ("value", "state")} | {"set": list(overrides)}
-        write_file(folder / "config.yaml", config_text(config, origin))
+        write_file(
+            folder / "config.yaml", config_text(config, _origin(provenance, datasets.data_hash(config), overrides))
+        )
         maximize = provenance.get("direction") == Direction.MAXIMIZE
         return _train_to_end(runs, config, folder, str(provenance.get("objective", "val_loss")), maximize)
+
+
+def _origin(provenance: Mapping[str, Any], data_hash: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the provenance of the run: that of its configuration, and this machine."""
+    origin = {**provenance, **describe_machine(), "data_hash": data_hash}
+    if overrides:  # the configuration differs from the trial's, so the trial's value does not hold for it
+        origin = {key: v for key, v in origin.items() if key not in ("value", "state")} | {"set": list(overrides)}
+    return origin
+
+
+@contextmanager
+def _explained_failures(path: Path, target: str) -> Iterator[None]:
+    """Raise what the configuration or the training function raises as an error with one clear message."""
+    try:
+        yield
     except ConfigError as error:
         raise Problem(f"{path}: {error}") from None
     except Problem:
@@ -224,20 +238,3 @@ def _resume(runs: trainable.Runs, folder: Path) -> None:
             say(f"warning: {reason}; the run resumes from {candidate}")
         return
     raise Problem(f"--resume: {reasons[0]}; without --resume, the run starts again in a new folder")
-
-
-def sample_text(run: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> str:
-    """Return text that continues a prompt, generated from the checkpoint of a run.
-
-    Raises:
-        Problem: the run has no checkpoint, or a value is out of range.
-    """
-    from model.train.generate import generate
-
-    folder = run / checkpoints.KEPT if (run / checkpoints.KEPT).is_dir() else run
-    if not (folder / "state.safetensors").is_file():
-        folder = max(folder.glob("rung-*"), default=folder)  # run.keep_checkpoints: all
-    try:
-        return generate(folder, prompt, tokens, temperature, top_k, seed)
-    except ValueError as error:
-        raise Problem(str(error)) from None
