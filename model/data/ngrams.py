@@ -7,12 +7,13 @@ distinct n-grams of the training split.
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.cache import write_whole
-from model.data.prepared import PreparedData, bits_per_byte
+from model.data.prepared import PreparedData, bits_per_byte, checksum_of
 from model.errors import ConfigError
 
 Int = NDArray[np.int64]
@@ -28,14 +29,16 @@ def anchors(prepared: PreparedData) -> dict[str, float]:
     """Return the anchors: unigram, bigram and trigram loss in nats per target token, and with `_bpb` in bits.
 
     The bits are per UTF-8 byte. Every target of the validation split counts once, as for val_loss. The trigram model is
-    counted on the first TRIGRAM_TOKENS of the training split. The anchors are saved beside the prepared data.
+    counted on the first TRIGRAM_TOKENS of the training split. The anchors are saved beside the prepared data, with a
+    checksum. A missing or damaged file, or one of an earlier version, is written again.
     """
     path = prepared.folder / "anchors.json"
-    with suppress(OSError, ValueError, LookupError, TypeError):  # a missing or damaged file is written again
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         saved = json.loads(path.read_text("utf-8"))
-        return {name: float(saved[name]) for name in ANCHORS}
+        if saved.pop("checksum") == checksum_of({"data": prepared.hash, **saved}):
+            return {name: float(saved[name]) for name in ANCHORS}
     losses = _compute_anchors(prepared)
-    _save_anchors(path, losses)
+    _save_anchors(path, losses | {"checksum": checksum_of({"data": prepared.hash, **losses})})
     return losses
 
 
@@ -135,6 +138,6 @@ def _find(ordered: Int, codes: Int) -> Int:
     return np.minimum(np.searchsorted(ordered, codes), len(ordered) - 1)
 
 
-def _save_anchors(path: Path, losses: dict[str, float]) -> None:
+def _save_anchors(path: Path, content: dict[str, Any]) -> None:
     with suppress(ConfigError):  # the cache is read-only: the anchors are computed again next time
-        write_whole(path, [json.dumps(losses, indent=1).encode()])
+        write_whole(path, [json.dumps(content, indent=1).encode()])

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -143,7 +144,7 @@ class DamagedData(ConfigError):
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     """Write meta.json with the checksum of each file in the folder, and of itself."""
     meta = meta | {"files": {path.name: file_sha256(path).hex() for path in sorted(folder.iterdir())}}
-    meta |= {"checksum": _checksum(meta)}
+    meta |= {"checksum": checksum_of(meta)}
     (folder / META).write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -161,10 +162,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DamagedData(f"data: damaged: {folder}: {error}") from None
     checksum = meta.pop("checksum", None)
-    if ("files" in meta or checksum) and checksum != _checksum(meta):
+    if ("files" in meta or checksum) and checksum != checksum_of(meta):
         raise DamagedData(f"data: damaged: {folder}: {META} has been changed")
     return dict(meta)
 
 
-def _checksum(meta: dict[str, Any]) -> str:
+def checksum_of(meta: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of JSON values."""
     return sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
