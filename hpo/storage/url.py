@@ -35,7 +35,7 @@ _FILES = (".db", ".sqlite", ".sqlite3")
 _POSTGRES = {"postgres", "postgresql"} | {f"postgresql+{driver}" for driver in ("psycopg", "psycopg2", "psycopg2cffi")}
 
 # Passwords in the URL of a storage, in any spelling: a user may have left out a character.
-_COLON = r"(?:[:;,|\s]|%3[Aa])"
+_COLON = r"(?:[:;,|\s]|%3[ABab]|%2[Cc]|%7[Cc]|%20)"
 _USER_AND_PASSWORD = re.compile(rf"^([^:@/]*:?//[^:;,|@/]*?{_COLON}|(?![^:@/]*:?//)[^:;,|@/]*?{_COLON}).*@", re.DOTALL)
 _NO_HOST = re.compile(r"^([^:@/]+:?//[^:@/\[\]]+:)(?!\d*(?:[/?]|$)).*", re.DOTALL)  # not the number of a port
 _SETTING = re.compile(
@@ -74,7 +74,7 @@ def normalise_url(url: str) -> str:
     Raises:
         StorageError: The URL names a storage that hpo does not support.
     """
-    if "://" not in url and url.endswith(_FILES):
+    if "://" not in url and url.endswith(_FILES) and has_no_password(url):
         return sa.URL.create("sqlite", database=str(Path(url).expanduser())).render_as_string()
     try:
         parsed = sa.make_url(_with_escaped_password(url))
@@ -132,6 +132,13 @@ def masked_url(url: str) -> str:
     """Return the URL of a storage with *** instead of its passwords, also if it is misspelled."""
     if _SQLITE_FILE.match(url):
         return url
+    # A misspelled separator is a part of the database's name or of the user's, and escaped there.
+    decoded = unquote(url)
+    masked = _masked(decoded)
+    return url if masked == decoded else masked
+
+
+def _masked(url: str) -> str:
     # Up to the last @, because a password may contain one.
     url, n_passwords = _USER_AND_PASSWORD.subn(r"\1***@", url)
     if not n_passwords:

@@ -25,6 +25,8 @@ postgresql://u:{}
 postgresql://u:{}/db
 postgres://:{}@h
 postgresql://u;{}@h/db
+postgresql://u,{}@h/db
+postgresql://u {}@h/db
 postgresql://u%3A{}@h/db
 postgresql://u:{}@[::1]:5432/db
 postgresql://u:{}@h1,h2/db?target_session_attrs=any
@@ -51,6 +53,11 @@ def test_no_spelling_of_a_url_shows_its_password(spelling: str, before: str, aft
     assert SECRET not in masked_url(url)
     assert not has_no_password(url)
     assert SECRET not in mask_passwords(f"hpo: --study: no study {url} in the storage, got {url!r}")
+    try:
+        shown = masked_url(normalise_url(url))  # escapes characters
+    except StorageError as error:
+        shown = str(error)
+    assert SECRET not in shown
 
 
 @pytest.mark.parametrize(
