@@ -15,6 +15,7 @@ from tests.support.cases import FIRST, TOGETHER, on_other_storage
 from tests.support.fork_server import SERVER, ForkServer, use_fork_server
 from tests.support.postgres import MISSING, TEMPLATE, Postgres, binaries
 from tests.support.race import Race
+from tests.support.tables import TABLES, copy_tables
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Start the fork server, which the processes of pytest-xdist share."""
     use_fork_server()
+    copy_tables()
     if sys.platform == "linux" and not hasattr(config, "workerinput") and not config.getoption("--exhaustive"):
         config.add_cleanup(ForkServer().close)
 
@@ -40,13 +42,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
     if config.getoption("--exhaustive") or any("[" in argument for argument in config.args):
         return
-    left_out = [item for item in items if item.get_closest_marker("exhaustive") or on_other_storage(item)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
+    left_out = {item for item in items if item.get_closest_marker("exhaustive") or on_other_storage(item)}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Path]:
     """Keep prepared data out of the user's own cache, in one folder for all processes of a test run."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "hpo-cache"
@@ -54,6 +56,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HPO_CACHE", str(folder))
         patch.setenv(TEMPLATE, str(folder / "postgres"))
+        if not pytestconfig.getoption("--exhaustive"):
+            patch.setenv(TABLES, str(folder / "tables.db"))
         patch.delenv("HPO_STORAGE", raising=False)
         patch.delenv("OPTUNA_STORAGE", raising=False)
         yield folder

@@ -168,7 +168,7 @@ class Scene:
         deadline = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < deadline, f"did not happen in {seconds:g} s\n{self.everything()}"
-            time.sleep(0.02)
+            time.sleep(0.1)
         return found
 
     def everything(self) -> str:
@@ -215,7 +215,7 @@ class Scene:
 
 
 class Witness:
-    """Reads the storage five times per second while faults occur, and stores every value that it has seen."""
+    """Reads the storage twice per second while faults occur, and stores every value that it has seen."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -247,7 +247,7 @@ class Witness:
                     self.changed.append(f"{key}: {before} became {found.get(key, 'gone')}")
 
     def _loop(self) -> None:
-        while not self._stop.wait(0.2):
+        while not self._stop.wait(0.5):
             self.compare()
 
 

@@ -77,7 +77,7 @@ def until(true: Callable[[], Any], seconds: float = 60.0) -> bool:
     """Wait until a function returns a true value; return whether it did so in time."""
     deadline = time.monotonic() + seconds
     while not (found := true()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.1)
     return bool(found)
 
 

@@ -31,7 +31,10 @@ from typing import Any, NoReturn
 
 MODULES = ("hpo", "model.memory.dry_run")  # what `python -m` runs as a fork
 SERVER = "TESTS_FORK_SERVER"  # environment variable: path of the server's socket
-LIBRARIES = ("alembic.command", "numpy", "optuna", "pandas", "psycopg", "sqlalchemy.dialects.sqlite", "torch")
+LIBRARIES = (
+    *("alembic.command", "alembic.migration", "numpy", "optuna.storages._rdb.models", "pandas", "psycopg"),
+    *("sqlalchemy.dialects.sqlite", "torch"),
+)
 START_S = 120.0  # seconds that the imports may take on a busy machine
 
 
@@ -164,6 +167,8 @@ def serve(path: str) -> dict[str, Any]:
     """Fork for each request until standard input ends; return the request in each fork."""
     for name in (*LIBRARIES, *own_modules()):
         importlib.import_module(name)
+    sys.modules["sqlalchemy.orm"].configure_mappers()
+    runpy.run_path(str(Path(__file__).with_name("tables.py")))["copy_tables"]()
     gc.collect()
     gc.freeze()  # the forks share the memory of these objects until they write to it
     selector = selectors.DefaultSelector()

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from hpo.analysis.statistics import holm, interval, min_pairs, p_value, paired, required_pairs
 
@@ -62,6 +63,8 @@ def test_correction_for_several_comparisons_is_that_of_holm() -> None:
     # in order 0.01 x 3, then max(0.03, 0.02 x 2), then max(0.04, 0.04 x 1)
     assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([]) == []
+    drawn = np.random.default_rng(0).beta(0.3, 3, 40).round(2)  # with ties
+    assert holm(list(drawn)) == pytest.approx(list(multipletests(drawn, method="holm")[1]))
 
 
 @pytest.mark.parametrize("comparisons", [1, 3, 10])
