@@ -59,7 +59,7 @@ def test_processes_do_200_operations_each_on_one_sqlite_file_without_an_error(he
 WORKERS = """
 import os, sys, traceback
 from pathlib import Path
-import optuna, psycopg, sqlalchemy, scipy.stats
+import optuna.storages._rdb.models, psycopg, sqlalchemy, scipy.stats
 from hpo.queue.registry import load_stored_study
 from hpo.storage.store import open_store
 from hpo.worker.worker import Worker
