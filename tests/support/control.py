@@ -74,6 +74,14 @@ def create_study(store: Store, here: Path, **keys: Any) -> StoredStudy:
     return register_study(store, load_study(str(planted(here, **keys))), None, {})
 
 
+def register_gpt(store: Store, path: Path) -> StoredStudy:
+    """Register the GPT study of a file, with its prepared data."""
+    from hpo.runs.datasets import describe_data
+
+    study = load_study(str(path))
+    return register_study(store, study, *describe_data(study.base))
+
+
 def run_worker(stored: StoredStudy, until_event: Callable[[dict[str, Any]], bool] = lambda event: False) -> int:
     """Run a study in this process; request a stop at the first event for which `until_event` returns true."""
     worker = Worker(stored, Path("runs"), 1, lambda event: None)

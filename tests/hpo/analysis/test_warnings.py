@@ -1,38 +1,31 @@
 """The notes beside a result: each is given where it is true and not where it is not, with planted trials."""
 
-import math
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
-from optuna.trial import TrialState, create_trial
 
 from bench.crowd import plant
-from hpo.analysis.effects import no_effect_p_value, without_effect
-from hpo.analysis.progress import has_ended, searched_trials
+from hpo.analysis.effects import without_effect
+from hpo.analysis.progress import has_ended
 from hpo.analysis.snapshot import read_snapshot
 from hpo.analysis.summary import best_summary
 from hpo.analysis.warnings import MAX_TRIALS, position, study_warnings
 from hpo.config.yaml import dump_yaml
-from hpo.evidence.confirm import ConfirmRequest, plan_confirmation
 from hpo.evidence.paired import scope_note
-from hpo.queue.budget import fill_slots
 from hpo.queue.registry import register_study
 from hpo.queue.stored_study import StoredStudy
-from hpo.report.curve_figures import study_progress
-from hpo.report.verdict import verdict
-from hpo.storage.attributes import END_REASON
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
 from hpo.study.load import load_study
 from tests.support.command import hpo
 from tests.support.control import run_worker
+from tests.support.ended_trials import SPACE, add_trial, end_search, register_search, warnings_of
 from tests.support.planted import edit
 from tests.support.planted import planted_study as planted
 from tests.support.statements import executed_statements
@@ -44,86 +37,12 @@ WORSE_THAN_BIGRAMS = (
     "a bigram model reaches {}, which is better. The training runs are too short or the model is too small."
 )
 BEYOND = " Values beyond it were not tried."
-SPACE = {"x": {"low": 0.0, "high": 1.0}, "pause": {"low": 0.0, "high": 10.0}}
 
 
 @pytest.fixture
 def store(here: Path) -> Iterator[Store]:
     with open_store(f"sqlite:///{here}/caveats.db", create=True) as store:
         yield store
-
-
-def began(store: Store, folder: Path, anchors: Mapping[str, float] | None = None, **keys: Any) -> StoredStudy:
-    path = planted(folder, **{"space": SPACE, "budget": {"trials": 40}, **keys})
-    edit(folder, "ge=0.0, le=1.0", "ge=-9.0, le=9.0")
-    return register_study(store, load_study(str(path)), None, anchors or {})
-
-
-def put(
-    stored: StoredStudy,
-    value: float | None,
-    kind: str = "search",
-    pruned: bool = False,
-    reason: str = "",
-    **params: Any,
-) -> None:
-    """Put a trial into the study that ended at a value, or failed."""
-    slot = len(stored.optuna.get_trials(deepcopy=False))
-    state = TrialState.FAIL if value is None else TrialState.PRUNED if pruned else TrialState.COMPLETE
-    space = stored.study.file.space
-    trial = create_trial(
-        state=state,
-        value=value,
-        params=params,
-        distributions={path: space[path].distribution(float) for path in params},
-        user_attrs={"slot": slot, "kind": kind, "attempt": 1, END_REASON: reason or state.name.lower()},
-        intermediate_values={} if value is None else {1: value + 1, **({} if pruned else {4: value})},
-    )
-    stored.store.optuna.create_new_trial(stored.optuna._study_id, trial)
-
-
-def notes(stored: StoredStudy) -> list[str]:
-    return study_warnings(read_snapshot(stored.store, stored.study.name))
-
-
-def over(stored: StoredStudy) -> None:
-    """End the study's budget at the trials that it has."""
-    n = len(stored.optuna.get_trials(deepcopy=False))
-    stored.optuna.set_user_attr("hpo:budget", {"trials": n})
-    fill_slots(stored.slots, stored.study.slots()[:n])
-
-
-# --- the trials that competed for the best
-
-
-def test_searched_trials_are_those_that_ended_complete_or_pruned_without_the_baselines(
-    store: Store, here: Path
-) -> None:
-    stored = began(store, here, baseline_seeds=3)
-    put(stored, 1.50, "baseline", x=0.5)
-    put(stored, 1.52, "seed", x=0.5)
-    put(stored, 1.48, "seed", x=0.5)
-    for i in range(11):
-        put(stored, 1.4 + i / 100, pruned=i > 6, x=i / 10)
-    snapshot = read_snapshot(store, "planted")
-    # Of these 14 trials, the warnings counted 11, the verdict of the report 12 and its figure 12.
-    assert [t.number for t in searched_trials(snapshot)] == list(range(3, 14))
-    assert list(study_progress(snapshot))[-1].searched == 11
-    assert "of 11 searched trials" in verdict(snapshot).headline
-    found = "\n".join([*verdict(snapshot).grounds, *study_warnings(snapshot)])
-    assert "11 runs of the baseline" in found
-    confirmation = plan_confirmation(snapshot, "again", ConfirmRequest("planted", 1, 3, None, None, None), 1000)
-    assert confirmation.file.about["among"] == 11
-
-
-def test_trials_that_never_competed_are_not_searched_ones(store: Store, here: Path) -> None:
-    stored = began(store, here)
-    put(stored, 1.5, "baseline", x=0.5)
-    put(stored, 1.4, x=0.4)
-    put(stored, None, x=0.3)
-    for reason in ("diverged", "invalid", "oom", "timeout"):
-        put(stored, 1.6, pruned=True, reason=reason, x=0.2)
-    assert [t.number for t in searched_trials(read_snapshot(store, "planted"))] == [1, 3]
 
 
 # --- rows of the data that are left out
@@ -148,10 +67,10 @@ def test_trials_that_never_competed_are_not_searched_ones(store: Store, here: Pa
 def test_more_than_a_tenth_of_the_rows_left_out_is_a_note(
     store: Store, here: Path, rows: dict[str, int], expected: list[str]
 ) -> None:
-    stored = began(store, here)
+    stored = register_search(store, here)
     stored.store_rows(rows)
-    put(stored, 1.5, "baseline", x=0.5)
-    assert [note for note in notes(stored) if "rows" in note] == expected
+    add_trial(stored, 1.5, "baseline", x=0.5)
+    assert [note for note in warnings_of(stored) if "rows" in note] == expected
 
 
 # --- the edge of a range
@@ -195,53 +114,55 @@ def test_a_value_lies_on_its_ranges_own_scale(entry: dict[str, Any], value: Any,
 def test_a_best_value_within_2_percent_of_an_end_is_on_the_edge(
     store: Store, here: Path, x: float, note: str | None
 ) -> None:
-    stored = began(store, here)
-    put(stored, 1.5, "baseline", x=0.5)
+    stored = register_search(store, here)
+    add_trial(stored, 1.5, "baseline", x=0.5)
     for i in range(9):
-        put(stored, 1.3 + i / 100, x=0.4)
-    put(stored, 1.2, x=x)
-    found = notes(stored)
+        add_trial(stored, 1.3 + i / 100, x=0.4)
+    add_trial(stored, 1.2, x=x)
+    found = warnings_of(stored)
     assert len(found) == (note is not None)
     assert note is None or note.replace("0.0000", "0").replace("1.0000", "1") in found[0]
 
 
 def test_a_best_value_of_the_first_few_trials_is_no_finding(store: Store, here: Path) -> None:
-    stored = began(store, here)
-    put(stored, 1.5, "baseline", x=0.5)
-    put(stored, 1.2, x=1.0)
-    assert notes(stored) == []
-    over(stored)
-    assert len(notes(stored)) == 1
+    stored = register_search(store, here)
+    add_trial(stored, 1.5, "baseline", x=0.5)
+    add_trial(stored, 1.2, x=1.0)
+    assert warnings_of(stored) == []
+    end_search(stored)
+    assert len(warnings_of(stored)) == 1
 
 
 # --- the baseline, the bigrams, the noise
 
 
 def test_a_search_that_never_beat_its_baseline_says_so_and_one_that_did_does_not(store: Store, here: Path) -> None:
-    stored = began(store, here)
-    put(stored, 1.5, "baseline", x=0.0)
+    stored = register_search(store, here)
+    add_trial(stored, 1.5, "baseline", x=0.0)
     for i in range(10):
-        put(stored, 1.6 + i / 100, pruned=i > 3, x=0.4)
-    assert notes(stored) == ["none of the 10 searched trials is better than the baseline (trial 0, val_loss 1.5000)."]
-    put(stored, 1.4, x=0.4)
-    assert notes(stored) == []
+        add_trial(stored, 1.6 + i / 100, pruned=i > 3, x=0.4)
+    assert warnings_of(stored) == [
+        "none of the 10 searched trials is better than the baseline (trial 0, val_loss 1.5000)."
+    ]
+    add_trial(stored, 1.4, x=0.4)
+    assert warnings_of(stored) == []
 
 
 @pytest.mark.parametrize(("objective", "anchor"), [("val_loss", "bigram"), ("val_bpb", "bigram_bpb")])
 def test_a_best_trial_that_loses_to_bigrams_says_so(store: Store, here: Path, objective: str, anchor: str) -> None:
-    stored = began(store, here, {anchor: 1.45, "unigram": 9.0}, objective=objective)
-    put(stored, 1.5, "baseline", x=0.5)
-    assert notes(stored) == [
+    stored = register_search(store, here, {anchor: 1.45, "unigram": 9.0}, objective=objective)
+    add_trial(stored, 1.5, "baseline", x=0.5)
+    assert warnings_of(stored) == [
         "a bigram model reaches 1.4500, which is better. The training runs are too short or the model is too small."
     ]
-    put(stored, 1.44, x=0.5)
-    assert notes(stored) == []
+    add_trial(stored, 1.44, x=0.5)
+    assert warnings_of(stored) == []
 
 
 def test_the_best_trial_stands_beside_the_anchors_that_the_study_stores(store: Store, here: Path) -> None:
     anchors = {"unigram": 5.25, "bigram": 3.5, "trigram": 2.5, "unigram_bpb": 7.0}
-    stored = began(store, here, anchors, objective="val_loss")
-    put(stored, 3.1, "baseline", x=0.5)
+    stored = register_search(store, here, anchors, objective="val_loss")
+    add_trial(stored, 3.1, "baseline", x=0.5)
     line = best_summary(read_snapshot(store, "planted"))
     assert line.endswith("(baseline 3.1000, trigram 2.5000, bigram 3.5000, unigram 5.2500)")
     stored.optuna.set_user_attr("hpo:anchors", {"unigram": 5.25, "bigram": 3.5})  # of an earlier version
@@ -251,15 +172,15 @@ def test_the_best_trial_stands_beside_the_anchors_that_the_study_stores(store: S
 def noisy(stored: StoredStudy, best: float) -> list[str]:
     """Return the notes of a search of 20 trials over a baseline of mean 2 and sigma 0.125."""
     for i, value in enumerate((1.9, 2.1, 1.9, 2.1)):
-        put(stored, value, "seed" if i else "baseline", x=0.5)
+        add_trial(stored, value, "seed" if i else "baseline", x=0.5)
     for _ in range(19):
-        put(stored, 2.5, pruned=True, x=0.5)
-    put(stored, best, x=0.5)
-    return notes(stored)
+        add_trial(stored, 2.5, pruned=True, x=0.5)
+    add_trial(stored, best, x=0.5)
+    return warnings_of(stored)
 
 
 def test_a_best_trial_that_luck_would_have_reached_is_inside_the_noise(store: Store, here: Path) -> None:
-    found = noisy(began(store, here, baseline_seeds=4), 1.80)
+    found = noisy(register_search(store, here, baseline_seeds=4), 1.80)
     assert len(found) == 1
     assert found[0].startswith(
         "the best trial, with val_loss 1.80, is within the noise: the best of 20 runs of the baseline is expected to "
@@ -268,7 +189,7 @@ def test_a_best_trial_that_luck_would_have_reached_is_inside_the_noise(store: St
 
 
 def test_a_best_trial_below_what_luck_reaches_is_no_noise(store: Store, here: Path) -> None:
-    assert noisy(began(store, here, baseline_seeds=4), 1.70) == []
+    assert noisy(register_search(store, here, baseline_seeds=4), 1.70) == []
 
 
 def test_luck_is_told_from_gain_in_planted_studies() -> None:
@@ -281,82 +202,27 @@ def test_luck_is_told_from_gain_in_planted_studies() -> None:
     assert sum(gained) == 0
 
 
-# --- knobs
-
-
-def drawn(draw: random.Random, effect: float, shape: str, n: int) -> tuple[list[Any], list[float]]:
-    """Return values of a knob that explains such a share of the variance, and results; half of them pruned."""
-    shapes: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
-        "trend": (draw.random, lambda x: (x - 0.5) * math.sqrt(12)),
-        "inside": (draw.random, lambda x: ((x - 0.5) ** 2 - 1 / 12) * math.sqrt(180)),
-        "integer": (lambda: draw.randrange(4), lambda x: (x - 1.5) / math.sqrt(1.25)),
-        "choice": (lambda: draw.choice("abc"), lambda x: ("abc".index(x) - 1) * math.sqrt(1.5)),
-    }
-    value, score = shapes[shape]
-    xs = [value() for _ in range(n)]
-    ys = [math.sqrt(effect) * score(x) + math.sqrt(1 - effect) * draw.gauss(0, 1) for x in xs]
-    middle = [sorted(ys[:i])[i // 2] if i > 4 else math.inf for i in range(n)]
-    return xs, [math.inf if y > m else y for y, m in zip(ys, middle, strict=True)]
-
-
-def passing(effect: float, shape: str, n: int) -> int:
-    """Return in how many of 100 searches a knob shows no effect."""
-    draw = random.Random(f"{shape} {n}")
-    return sum(no_effect_p_value(*drawn(draw, effect, shape, n)) is not None for _ in range(100))
-
-
-@pytest.mark.parametrize("shape", ["trend", "inside", "integer", "choice"])
-def test_a_dead_knob_shows_no_effect_in_half_of_all_searches_and_a_strong_one_in_next_to_none(shape: str) -> None:
-    assert passing(0.0, shape, 24) >= 50
-    assert passing(0.5, shape, 24) <= 5
-    assert passing(1 / 3, shape, 50) <= 2
-
-
-def test_a_sampler_that_learns_makes_no_live_knob_look_dead() -> None:
-    dead = live = 0
-    for seed in range(20):
-        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True))
-        noise = random.Random(seed)
-        for _ in range(30):
-            trial = study.ask()
-            x, _ = trial.suggest_float("live", 0, 1), trial.suggest_float("dead", 0, 1)
-            study.tell(trial, (x - 0.3) ** 2 * 4 + noise.gauss(0, 0.15))
-        values = [t.values[0] for t in study.trials]
-        live += no_effect_p_value([t.params["live"] for t in study.trials], values) is not None
-        dead += no_effect_p_value([t.params["dead"] for t in study.trials], values) is not None
-    assert live <= 2
-    assert dead >= 5
-
-
-@pytest.mark.parametrize(
-    ("x", "results"),
-    [
-        ([0.1] * 30, list(range(30))),
-        (list(range(19)), [1.0, 2.0] * 9 + [3.0]),
-        (list(range(30)), [1.0] * 30),
-        (list(range(30)), [1.0] * 9 + [math.inf] * 21),
-    ],
-)
-def test_a_knob_that_cannot_be_tested_is_not_accused(x: list[Any], results: list[float]) -> None:
-    assert no_effect_p_value(x, results) is None
+# --- fields without effect
 
 
 def test_two_trials_that_differ_in_one_knob_alone_with_equal_curves_show_that_it_is_dead(
     store: Store, here: Path
 ) -> None:
     grid = {"x": {"choices": [0.1, 0.6]}, "pause": {"choices": [0.0, 0.001, 0.002]}}
-    stored = began(store, here, space=grid, sampler={"name": "grid"}, budget={"trials": 7}, pruner={"name": "none"})
+    stored = register_search(
+        store, here, space=grid, sampler={"name": "grid"}, budget={"trials": 7}, pruner={"name": "none"}
+    )
     assert run_worker(stored) == 0
     assert without_effect(read_snapshot(store, "planted")) == {"pause": (1, 2)}
-    assert notes(stored) == ["pause has no effect: trials 1 and 2 differ only in it, and their curves are equal."]
+    assert warnings_of(stored) == ["pause has no effect: trials 1 and 2 differ only in it, and their curves are equal."]
 
 
 def test_one_pair_with_other_curves_acquits_a_knob(store: Store, here: Path) -> None:
-    stored = began(store, here)
+    stored = register_search(store, here)
     for value, x, pause in ((1.5, 0.2, 1.0), (1.5, 0.2, 2.0), (1.6, 0.3, 1.0), (1.7, 0.3, 2.0)):
-        put(stored, value, x=x, pause=pause)
-    over(stored)
-    assert notes(stored) == []
+        add_trial(stored, value, x=x, pause=pause)
+    end_search(stored)
+    assert warnings_of(stored) == []
 
 
 @pytest.mark.parametrize(("bounds", "said"), [("ge=-9.0, le=9.0", True), ("ge=0.0", False), ("gt=-1e-12", False)])
@@ -366,25 +232,25 @@ def test_an_end_beyond_which_the_field_has_no_values_is_no_edge(
     path = planted(here, space=SPACE, budget={"trials": 40})
     edit(here, "ge=0.0, le=1.0", bounds)
     stored = register_study(store, load_study(str(path)), None, {})
-    put(stored, 1.5, "baseline", x=0.5)
+    add_trial(stored, 1.5, "baseline", x=0.5)
     for i in range(10):
-        put(stored, 1.4 - i / 100, x=(9 - i) / 9)
-    assert bool(notes(stored)) == said
+        add_trial(stored, 1.4 - i / 100, x=(9 - i) / 9)
+    assert bool(warnings_of(stored)) == said
 
 
 def test_a_study_that_ran_says_of_which_field_no_effect_shows_and_not_that_it_lies_on_an_edge(
     store: Store, here: Path
 ) -> None:
-    stored = began(store, here)
+    stored = register_search(store, here)
     draw = random.Random(3)
     for i in range(30):
         x, pause = draw.random(), 0.0 if i == 7 else 10 * draw.random()
-        put(stored, 1.0 if i == 7 else 1.1 + x, x=0.2 if i == 7 else x, pause=pause)
-    assert notes(stored) == [
+        add_trial(stored, 1.0 if i == 7 else 1.1 + x, x=0.2 if i == 7 else x, pause=pause)
+    assert warnings_of(stored) == [
         "pause of the best trial, 0, is the lower end of its range. Values beyond it were not tried."
     ]
-    over(stored)
-    (note,) = notes(stored)
+    end_search(stored)
+    (note,) = warnings_of(stored)
     assert note.startswith("pause has no measurable effect in these 30 trials (p = 0.")
     assert note.endswith(").")
 
@@ -398,26 +264,26 @@ def test_arms_with_the_same_curves_on_every_seed_are_named(store: Store, here: P
     arms = {"a": {"noise": 0.1}, "b": {"noise": 0.1, "pause": 0.001}, "c": {"noise": 0.1, "x": 0.1}}
     (here / "arms.yaml").write_text(dump_yaml({**tree, "arms": arms}))
     stored = register_study(store, load_study("arms.yaml"), None, {"bigram": 0.5})
-    assert notes(stored) == []
+    assert warnings_of(stored) == []
     assert run_worker(stored) == 0
-    assert notes(stored) == [
+    assert warnings_of(stored) == [
         WORSE_THAN_BIGRAMS.format("0.5000"),
         "arms a and b have equal curves: the fields in which they differ have no effect.",
     ]
 
 
 def test_a_study_without_a_result_has_no_notes(store: Store, here: Path) -> None:
-    stored = began(store, here)
-    assert notes(stored) == []
-    put(stored, None, x=0.5)
-    over(stored)
-    assert notes(stored) == []
+    stored = register_search(store, here)
+    assert warnings_of(stored) == []
+    add_trial(stored, None, x=0.5)
+    end_search(stored)
+    assert warnings_of(stored) == []
 
 
 def test_of_a_long_study_only_the_best_trial_is_read(here: Path) -> None:
     url = f"sqlite:///{here}/long.db"
     with open_store(url, create=True) as long:
-        over(plant(long, MAX_TRIALS + 10, 0))
+        end_search(plant(long, MAX_TRIALS + 10, 0))
     with open_readonly(url) as reader:
         snapshot = read_snapshot(reader, "crowd")
         assert has_ended(snapshot)
@@ -440,10 +306,10 @@ print(sorted({"scipy", "optuna", "torch", "model"} & sys.modules.keys()))
 
 
 def test_status_ends_with_the_notes_and_loads_scipy_only_for_a_test(store: Store, here: Path) -> None:
-    stored = began(store, here)
-    put(stored, 1.5, "baseline", x=0.5)
+    stored = register_search(store, here)
+    add_trial(stored, 1.5, "baseline", x=0.5)
     for i in range(10):
-        put(stored, 1.4 - i / 100, x=i / 9)
+        add_trial(stored, 1.4 - i / 100, x=i / 9)
     asked = [sys.executable, "-c", LOOK, f"sqlite:///{here}/caveats.db"]
     *_, note, loaded = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
     assert note == "note: x of the best trial, 1, is the upper end of its range. Values beyond it were not tried."
@@ -465,8 +331,8 @@ def test_status_ends_with_the_notes_and_loads_scipy_only_for_a_test(store: Store
 def test_a_small_validation_split_is_noted_with_its_tokens_and_documents(
     store: Store, here: Path, size: dict[str, int], said: str
 ) -> None:
-    stored = began(store, here)
-    put(stored, 1.5, x=0.2, pause=0.1)
+    stored = register_search(store, here)
+    add_trial(stored, 1.5, x=0.2, pause=0.1)
     snapshot = replace(read_snapshot(store, "planted"), rows=size)
     notes = [note for note in study_warnings(snapshot) if "validation split" in note]
     assert len(notes) == bool(said)

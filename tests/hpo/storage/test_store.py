@@ -1,17 +1,15 @@
+"""Opening a storage: what is refused, how it is set up, and how many connections it takes."""
+
 import os
 import sqlite3
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import optuna
-import psycopg
 import pytest
-import sqlalchemy as sa
 
 from hpo.errors import StorageError
 from hpo.queue.budget import fill_slots
@@ -19,90 +17,12 @@ from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.slots import Slots
 from hpo.storage.connections import check_connections, read_connections
 from hpo.storage.engine import open_readonly
-from hpo.storage.retry import retry
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import read_trials
-from hpo.storage.url import default_url, masked_url, normalise_url
 from tests.support.postgres import MISSING, Postgres, binaries
 from tests.support.race import N_PROCESSES, Race
 
 SECRET = "s3cr3t"
-
-
-@pytest.mark.parametrize(
-    ("given", "used"),
-    [
-        ("study.db", "sqlite:///study.db"),
-        ("/a/study.sqlite3", "sqlite:////a/study.sqlite3"),
-        ("sqlite:///runs/hpo.db", "sqlite:///runs/hpo.db"),
-        ("sqlite+pysqlite:///study.any", "sqlite:///study.any"),
-        ("postgres://u:p@h/d", "postgresql+psycopg://u:p@h/d"),
-        ("postgresql://u@h:5433/d", "postgresql+psycopg://u@h:5433/d"),
-        ("postgresql+psycopg2://u@/d?host=/run/pg", "postgresql+psycopg://u@/d?host=%2Frun%2Fpg"),
-        ("postgresql+psycopg://h/d", "postgresql+psycopg://h/d"),
-    ],
-)
-def test_a_url_is_brought_to_the_driver_in_use(given: str, used: str) -> None:
-    assert normalise_url(given) == used
-    assert normalise_url(used) == used
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"oracle://u:{SECRET}@h/d",
-        "sqlite://",
-        "sqlite:///:memory:",
-        "sqlite://runs/hpo.db",
-        "",
-    ],
-)
-def test_another_kind_of_storage_is_refused_with_what_is_accepted(url: str) -> None:
-    with pytest.raises(StorageError, match="must be") as refusal:
-        normalise_url(url)
-    assert SECRET not in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "named"),
-    [
-        (f"mysql://u:{SECRET}@h/d", "MySQL"),
-        (f"mysql+pymysql://u:{SECRET}@h/d", "MySQL"),
-        (f"redis://:{SECRET}@h/0", "Redis"),
-        ("journal.log", "journal storage"),
-        ("journal:///runs/j.log", "journal storage"),
-        ("grpc://h:13000", "gRPC proxy"),
-    ],
-)
-def test_a_storage_that_cannot_carry_leases_is_refused_by_name_with_the_reason(url: str, named: str) -> None:
-    with pytest.raises(StorageError, match=named) as refusal:
-        normalise_url(url)
-    assert SECRET not in str(refusal.value)
-    assert "use SQLite on one machine, Postgres between machines" in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"postgresql://u:{SECRET}@h:5432/d",
-        f"postgresql://u:a@{SECRET}@h/d",
-        f"postgresql+psycopg://u@h/d?password={SECRET}&sslmode=require",
-        f"not parsed://u:{SECRET}@",
-    ],
-)
-def test_a_shown_url_holds_no_password(url: str) -> None:
-    assert SECRET not in masked_url(url)
-    assert "***" in masked_url(url)
-    assert masked_url("postgresql://u@h:5432/d?sslmode=require") == "postgresql://u@h:5432/d?sslmode=require"
-
-
-def test_the_flag_comes_before_the_variable_and_the_variable_before_the_file(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert default_url(None) == "sqlite:///runs/hpo.db"
-    monkeypatch.setenv("HPO_STORAGE", "a.db")
-    assert default_url(None) == "a.db"
-    assert default_url("b.db") == "b.db"
 
 
 def test_a_missing_file_is_named_and_not_made(tmp_path: Path) -> None:
@@ -197,69 +117,6 @@ def test_a_name_with_braces_and_blanks_stays_as_it_is(tmp_path: Path) -> None:
         assert (tmp_path / "{x} 1%20.db").is_file()
 
 
-def locked() -> sa.exc.OperationalError:
-    error = sqlite3.OperationalError("database is locked")
-    error.sqlite_errorcode = sqlite3.SQLITE_BUSY  # type: ignore[misc]
-    return sa.exc.OperationalError("SELECT 1", None, error)
-
-
-def wrapped(error: Exception) -> optuna.exceptions.StorageInternalError:
-    outer = optuna.exceptions.StorageInternalError("An exception is raised during the commit.")
-    outer.__cause__ = error
-    return outer
-
-
-PASSING = [
-    locked(),
-    wrapped(locked()),
-    sa.exc.OperationalError("SELECT 1", None, psycopg.errors.AdminShutdown("terminating connection")),
-    sa.exc.OperationalError("SELECT 1", None, psycopg.OperationalError("server closed the connection")),
-    sa.exc.TimeoutError("QueuePool limit"),
-    sa.exc.OperationalError("SELECT 1", None, psycopg.errors.IdleInTransactionSessionTimeout("terminating connection")),
-]
-LASTING = [
-    sa.exc.OperationalError("SELECT 1", None, sqlite3.OperationalError("no such table: hpo_slot")),
-    wrapped(sa.exc.ProgrammingError("SELECT 1", None, psycopg.errors.UndefinedTable("no hpo_slot"))),
-    sa.exc.OperationalError("SELECT 1", None, psycopg.OperationalError(f"password authentication failed {SECRET}")),
-]
-
-
-def fails(n: int, error: Exception) -> Any:
-    """Return a function that fails n times and then returns its argument."""
-    failures = [error] * n
-
-    def call(value: str) -> str:
-        if failures:
-            raise failures.pop()
-        return value
-
-    return call
-
-
-@pytest.mark.parametrize("error", PASSING, ids=["locked", "wrapped", "shutdown", "closed", "pool", "frozen"])
-def test_a_passing_error_is_tried_again(error: Exception) -> None:
-    assert retry(fails(3, error), "done", patience=30) == "done"
-
-
-@pytest.mark.parametrize("error", PASSING, ids=["locked", "wrapped", "shutdown", "closed", "pool", "frozen"])
-def test_patience_ends_in_a_storage_error(error: Exception) -> None:
-    with pytest.raises(StorageError, match=r"storage sqlite:///a\.db: "):
-        retry(fails(10**6, error), "done", patience=0.2, url="sqlite:///a.db")
-
-
-@pytest.mark.parametrize("error", LASTING, ids=["no table", "wrapped", "password"])
-def test_a_lasting_error_is_not_tried_again(error: Exception) -> None:
-    with pytest.raises(StorageError) as failure:
-        retry(fails(1, error), "done", url=f"postgresql://u:{SECRET}@h/d")
-    assert SECRET not in str(failure.value)
-
-
-@pytest.mark.parametrize("error", [KeyError("study"), optuna.exceptions.UpdateFinishedTrialError("done")])
-def test_what_is_not_the_storage_s_fault_passes_through(error: Exception) -> None:
-    with pytest.raises(type(error)):
-        retry(fails(1, error), "done")
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
     """A server with few connections that requires a password on 127.0.0.1 and can be restarted."""
@@ -351,10 +208,3 @@ def test_eight_launches_on_an_empty_database_make_one_study(race: Race, empty_ur
     with open_store(empty_url) as store:
         assert [study.study_name for study in store.optuna.get_all_studies()] == ["s"]
         assert Slots(store, 1).n_unfinished() == 20
-
-
-def test_waiting_grows_and_stays_within_patience() -> None:
-    begin = time.monotonic()
-    with pytest.raises(StorageError):
-        retry(fails(10**6, locked()), "done", patience=1.0)
-    assert time.monotonic() - begin < 1.5

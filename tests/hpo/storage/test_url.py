@@ -1,4 +1,4 @@
-"""No password is printed, however the URL of a storage is spelled."""
+"""URLs of storages: which are accepted, and that no password is printed, however the URL is spelled."""
 
 import string
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hpo.errors import StorageError
 from hpo.storage.retry import _explanation
-from hpo.storage.url import has_no_password, mask_passwords, masked_url, normalise_url, read_url_file
+from hpo.storage.url import default_url, has_no_password, mask_passwords, masked_url, normalise_url, read_url_file
 from tests.support.command import hpo
 from tests.support.command_lines import examples
 
@@ -130,3 +130,79 @@ def test_url_in_a_wrong_place_of_the_command_line_does_not_show_its_password(wor
         ended = hpo(*typed, cwd=tmp_path, status=None)
         assert ended.returncode in (2, 4), ended
         assert SECRET not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("study.db", "sqlite:///study.db"),
+        ("/a/study.sqlite3", "sqlite:////a/study.sqlite3"),
+        ("sqlite:///runs/hpo.db", "sqlite:///runs/hpo.db"),
+        ("sqlite+pysqlite:///study.any", "sqlite:///study.any"),
+        ("postgres://u:p@h/d", "postgresql+psycopg://u:p@h/d"),
+        ("postgresql://u@h:5433/d", "postgresql+psycopg://u@h:5433/d"),
+        ("postgresql+psycopg2://u@/d?host=/run/pg", "postgresql+psycopg://u@/d?host=%2Frun%2Fpg"),
+        ("postgresql+psycopg://h/d", "postgresql+psycopg://h/d"),
+    ],
+)
+def test_a_url_is_brought_to_the_driver_in_use(given: str, used: str) -> None:
+    assert normalise_url(given) == used
+    assert normalise_url(used) == used
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"oracle://u:{SECRET}@h/d",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite://runs/hpo.db",
+        "",
+    ],
+)
+def test_another_kind_of_storage_is_refused_with_what_is_accepted(url: str) -> None:
+    with pytest.raises(StorageError, match="must be") as refusal:
+        normalise_url(url)
+    assert SECRET not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        (f"mysql://u:{SECRET}@h/d", "MySQL"),
+        (f"mysql+pymysql://u:{SECRET}@h/d", "MySQL"),
+        (f"redis://:{SECRET}@h/0", "Redis"),
+        ("journal.log", "journal storage"),
+        ("journal:///runs/j.log", "journal storage"),
+        ("grpc://h:13000", "gRPC proxy"),
+    ],
+)
+def test_a_storage_that_cannot_carry_leases_is_refused_by_name_with_the_reason(url: str, named: str) -> None:
+    with pytest.raises(StorageError, match=named) as refusal:
+        normalise_url(url)
+    assert SECRET not in str(refusal.value)
+    assert "use SQLite on one machine, Postgres between machines" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://u:{SECRET}@h:5432/d",
+        f"postgresql://u:a@{SECRET}@h/d",
+        f"postgresql+psycopg://u@h/d?password={SECRET}&sslmode=require",
+        f"not parsed://u:{SECRET}@",
+    ],
+)
+def test_a_shown_url_holds_no_password(url: str) -> None:
+    assert SECRET not in masked_url(url)
+    assert "***" in masked_url(url)
+    assert masked_url("postgresql://u@h:5432/d?sslmode=require") == "postgresql://u@h:5432/d?sslmode=require"
+
+
+def test_the_flag_comes_before_the_variable_and_the_variable_before_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert default_url(None) == "sqlite:///runs/hpo.db"
+    monkeypatch.setenv("HPO_STORAGE", "a.db")
+    assert default_url(None) == "a.db"
+    assert default_url("b.db") == "b.db"

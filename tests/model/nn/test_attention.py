@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from model.data.tokenizer import END
-from model.nn.architecture import GPT
-from model.nn.attention import document_mask
+from model.nn.attention import document_mask, explicit_attention, fused_attention, rotate
 from tests.support.packs import (
     OneRun,
     assert_nan_stays_with_its_run,
@@ -16,9 +15,8 @@ from tests.support.packs import (
     random_tensor,
     single_pass,
 )
+from tests.support.small_gpt import SHAPE, VOCAB, passing, small_gpt
 
-VOCAB = 31
-SHAPE = GPT(n_layer=2, n_head=2, n_embd=12, context=8)
 # No row begins with a document but the second; the third has two end tokens in a row and one at its end.
 ROWS = torch.tensor([[5, 6, END, 7, 8, 9, END, 4], [END, 5, 5, 5, END, 6, 7, 8], [3, END, END, 4, 4, 4, 4, END]])
 
@@ -152,3 +150,40 @@ def test_notes_change_no_bit_of_the_logits_and_are_the_same_side_by_side():
         assert_same(seen, single_pass(network, ROWS, keys))
         assert [len(seen.diagnostics[key]) for key in keys] == [2, 2]
         assert not any(note.requires_grad for key in keys for note in seen.diagnostics[key])
+
+
+def test_fused_attention_equals_attention_written_out():
+    q, k, v = torch.randn(3, 2, 2, 8, 6, generator=torch.Generator().manual_seed(0)).unbind(0)
+    torch.testing.assert_close(explicit_attention(q, k, v, 0, passing(small_gpt())), fused_attention(q, k, v, None))
+
+
+def test_attention_equals_its_formula():
+    q, k, v = torch.randn(3, 1, 1, 5, 6, generator=torch.Generator().manual_seed(0)).double().unbind(0)
+    found = fused_attention(q, k, v, None)[0, 0]
+    for t in range(5):
+        weights = torch.tensor([math.exp(float(q[0, 0, t] @ k[0, 0, s]) / math.sqrt(6)) for s in range(t + 1)])
+        weights = weights.double() / weights.double().sum()
+        torch.testing.assert_close(found[t], weights @ v[0, 0, : t + 1], rtol=1e-6, atol=1e-6)
+
+
+def test_rope_depends_on_the_distance_alone():
+    network = build_network(SHAPE.model_copy(update={"position": "rope", "context": 64, "n_head": 1}), VOCAB, 0)
+    q, k = torch.randn(2, 1, 1, 1, 12, generator=torch.Generator().manual_seed(0)).unbind(0)
+
+    def product(at_q, at_k):
+        parts = ((q, at_q), (k, at_k))
+        q_, k_ = (rotate(x, network.cos[at : at + 1], network.sin[at : at + 1]) for x, at in parts)
+        return float((q_ * k_).sum())
+
+    assert product(9, 4) == pytest.approx(product(60, 55), abs=1e-5)
+    assert product(9, 4) == pytest.approx(product(5, 0), abs=1e-5)
+    assert product(0, 0) == pytest.approx(float((q * k).sum()), abs=1e-5)
+    assert abs(product(9, 4) - product(9, 5)) > 1e-3
+    torch.testing.assert_close(rotate(q, network.cos[7:8], network.sin[7:8]).norm(), q.norm())
+
+
+def test_rope_turns_pair_i_by_position_over_theta_to_the_2i_over_d():
+    network = build_network(SHAPE.model_copy(update={"position": "rope", "n_head": 1}), VOCAB, 0)
+    for i in range(6):
+        assert float(network.cos[5, i]) == pytest.approx(math.cos(5 * 10_000 ** (-2 * i / 12)), abs=1e-6)
+        assert float(network.sin[5, i]) == pytest.approx(math.sin(5 * 10_000 ** (-2 * i / 12)), abs=1e-6)

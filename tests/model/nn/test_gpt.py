@@ -7,10 +7,7 @@ import torch
 import model.nn.gpt
 from model.data.tokenizer import END
 from model.nn.architecture import GPT
-from model.nn.attention import explicit_attention, fused_attention, rotate
-from model.nn.context import ForwardContext
 from model.nn.gpt import excess_kurtosis
-from model.nn.linear import normalize
 from model.nn.regularization import Regularization
 from tests.support.packs import (
     OneRun,
@@ -22,39 +19,15 @@ from tests.support.packs import (
     random_tensor,
     single_pass,
 )
+from tests.support.small_gpt import KINDS, VOCAB, count, passing, small_gpt, tokens
 
-VOCAB = 31
 DROPOUTS = [name for name in Regularization().numbers() if name.endswith("_dropout")]
-SHAPE = GPT(n_layer=2, n_head=2, n_embd=12, context=8)
-KINDS = {
-    "norm": ["layernorm", "rmsnorm"],
-    "position": ["learned", "rope"],
-    "mlp": ["gelu", "silu", "relu", "relu2", "swiglu"],
-    "bias": [False, True],
-    "tied": [False, True],
-}
 ALL = [dict(zip(KINDS, values, strict=True)) for values in itertools.product(*KINDS.values())]
-
-
-def built(seed=0, **values) -> OneRun:
-    return build_network(SHAPE.model_copy(update=values), VOCAB, seed)
-
-
-def tokens(B=2, T=8):
-    return torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(1))
-
-
-def passing(network) -> ForwardContext:
-    return network.context(network.config.context)
-
-
-def count(network) -> int:
-    return sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize("values", ALL, ids=lambda v: "-".join(map(str, v.values())))
 def test_a_later_token_changes_no_earlier_logit(values):
-    network, x = perturbed(built(**values)).eval(), tokens()
+    network, x = perturbed(small_gpt(**values)).eval(), tokens()
     before = network(x)
     assert before.shape == (2, 8, VOCAB)
     for t in (1, 4, 7):
@@ -92,92 +65,11 @@ def test_parameters_of_a_known_shape_count_as_by_hand():
     ids=str,
 )
 def test_an_option_adds_the_parameters_that_it_names(values, more):
-    assert count(built(**values)) - count(built()) == more
-
-
-@pytest.mark.parametrize("width", [12, 48])
-@pytest.mark.parametrize("ratio", [4.0, 2.0])
-def test_all_kinds_of_mlp_have_equal_parameters(width, ratio):
-    assert len({count(built(n_embd=width, mlp_ratio=ratio, mlp=kind)) for kind in KINDS["mlp"]}) == 1
-
-
-def test_fused_attention_equals_attention_written_out():
-    q, k, v = torch.randn(3, 2, 2, 8, 6, generator=torch.Generator().manual_seed(0)).unbind(0)
-    torch.testing.assert_close(explicit_attention(q, k, v, 0, passing(built())), fused_attention(q, k, v, None))
-
-
-def test_attention_equals_its_formula():
-    q, k, v = torch.randn(3, 1, 1, 5, 6, generator=torch.Generator().manual_seed(0)).double().unbind(0)
-    found = fused_attention(q, k, v, None)[0, 0]
-    for t in range(5):
-        weights = torch.tensor([math.exp(float(q[0, 0, t] @ k[0, 0, s]) / math.sqrt(6)) for s in range(t + 1)])
-        weights = weights.double() / weights.double().sum()
-        torch.testing.assert_close(found[t], weights @ v[0, 0, : t + 1], rtol=1e-6, atol=1e-6)
-
-
-def test_rope_depends_on_the_distance_alone():
-    network = build_network(SHAPE.model_copy(update={"position": "rope", "context": 64, "n_head": 1}), VOCAB, 0)
-    q, k = torch.randn(2, 1, 1, 1, 12, generator=torch.Generator().manual_seed(0)).unbind(0)
-
-    def product(at_q, at_k):
-        parts = ((q, at_q), (k, at_k))
-        q_, k_ = (rotate(x, network.cos[at : at + 1], network.sin[at : at + 1]) for x, at in parts)
-        return float((q_ * k_).sum())
-
-    assert product(9, 4) == pytest.approx(product(60, 55), abs=1e-5)
-    assert product(9, 4) == pytest.approx(product(5, 0), abs=1e-5)
-    assert product(0, 0) == pytest.approx(float((q * k).sum()), abs=1e-5)
-    assert abs(product(9, 4) - product(9, 5)) > 1e-3
-    torch.testing.assert_close(rotate(q, network.cos[7:8], network.sin[7:8]).norm(), q.norm())
-
-
-def test_rope_turns_pair_i_by_position_over_theta_to_the_2i_over_d():
-    network = build_network(SHAPE.model_copy(update={"position": "rope", "n_head": 1}), VOCAB, 0)
-    for i in range(6):
-        assert float(network.cos[5, i]) == pytest.approx(math.cos(5 * 10_000 ** (-2 * i / 12)), abs=1e-6)
-        assert float(network.sin[5, i]) == pytest.approx(math.sin(5 * 10_000 ** (-2 * i / 12)), abs=1e-6)
-
-
-@pytest.mark.parametrize("eps", [1e-5, 0.5])
-@pytest.mark.parametrize("kind", KINDS["norm"])
-def test_a_norm_equals_its_formula(kind, eps):
-    norm = perturbed(built(norm=kind, norm_eps=eps, bias=True)).norm
-    x = torch.randn(3, 12, generator=torch.Generator().manual_seed(0)) * 0.5
-    if kind == "layernorm":
-        centred = x - x.mean(-1, keepdim=True)
-        wanted = centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt() * norm.weight + norm.bias
-    else:
-        wanted = x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * norm.weight
-        assert not hasattr(norm, "bias")
-    torch.testing.assert_close(norm(x), wanted)
-
-
-@pytest.mark.parametrize(
-    ("kind", "activation"),
-    [
-        ("gelu", lambda h: h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))),
-        ("silu", lambda h: h / (1 + torch.exp(-h))),
-        ("relu", lambda h: h.clamp(min=0)),
-        ("relu2", lambda h: h.clamp(min=0) ** 2),
-    ],
-)
-def test_an_mlp_equals_its_formula(kind, activation):
-    network = perturbed(built(mlp=kind, bias=True)).eval()
-    mlp, x = network.blocks[0].mlp, torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
-    wanted = activation(x @ mlp.fc.weight.T + mlp.fc.bias) @ mlp.proj.weight.T + mlp.proj.bias
-    torch.testing.assert_close(mlp(x, passing(network)), wanted)
-
-
-def test_swiglu_equals_its_formula():
-    network = perturbed(built(mlp="swiglu")).eval()
-    mlp, x = network.blocks[0].mlp, torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
-    gate = x @ mlp.gate.weight.T
-    wanted = (gate * torch.sigmoid(gate) * (x @ mlp.fc.weight.T)) @ mlp.proj.weight.T
-    torch.testing.assert_close(mlp(x, passing(network)), wanted)
+    assert count(small_gpt(**values)) - count(small_gpt()) == more
 
 
 def test_a_tied_head_is_the_embedding():
-    tied, free = built(tied=True), built(tied=False)
+    tied, free = small_gpt(tied=True), small_gpt(tied=False)
     assert tied.head is None
     with torch.no_grad():
         free.head.weight.copy_(free.wte.weight)
@@ -190,47 +82,13 @@ def test_a_first_loss_is_that_of_a_uniform_guess():
     assert loss.item() == pytest.approx(math.log(512), abs=0.1)
 
 
-@pytest.mark.parametrize("gain", ["scalar", "none"])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("kind", KINDS["norm"])
-def test_a_norm_with_one_gain_or_none_equals_its_formula(kind, bias, gain):
-    norm = perturbed(built(norm=kind, norm_gain=gain, norm_eps=0.1, bias=bias)).norm
-    x = random_tensor(2, 3, 12)
-    centred = x - x.mean(-1, keepdim=True) if kind == "layernorm" else x
-    wanted = centred / (centred.pow(2).mean(-1, keepdim=True) + 0.1).sqrt()
-    if gain == "scalar":
-        assert norm.weight.shape == (1,)
-        wanted = wanted * norm.weight
-    if bias and kind == "layernorm":
-        wanted = wanted + norm.bias
-    torch.testing.assert_close(norm(x), wanted)
-
-
-@pytest.mark.parametrize("kind", KINDS["norm"])
-@pytest.mark.parametrize("gain", ["vector", "scalar", "none"])
-def test_norms_compute_in_fp32(kind, gain):
-    shape = SHAPE.model_copy(update={"norm": kind, "norm_gain": gain})
-    gains = {} if gain == "none" else {"norm.weight": torch.ones(1, 1 if gain == "scalar" else 12)}
-
-    def norm(x):
-        return normalize(x[None], gains, "norm", shape)[0]
-
-    x = (random_tensor(4, 12) * 300).half()  # its squares overflow half precision
-    with torch.autocast("cpu", torch.float16):
-        found = norm(x)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, norm(x.float()))
-    tiny = (random_tensor(4, 12) * 1e-6).half()
-    assert norm(tiny).isfinite().all()
-
-
 def embedded(network, x):
     """Return the residual stream before the first block."""
     return network.embed(x, network.context(x.shape[1]))
 
 
 def test_embeddings_are_scaled_placed_projected_and_normalised_in_this_order():
-    network, x = perturbed(built(scale_embedding=True, embedding_projection=True, embedding_norm=True)), tokens()
+    network, x = perturbed(small_gpt(scale_embedding=True, embedding_projection=True, embedding_norm=True)), tokens()
     wanted = network.wte.weight[x] * math.sqrt(12) + network.wpe.weight[:8]
     wanted = wanted @ network.embedding_projection.weight.T
     torch.testing.assert_close(embedded(network, x), network.embedding_norm(wanted))
@@ -239,7 +97,7 @@ def test_embeddings_are_scaled_placed_projected_and_normalised_in_this_order():
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("final_norm", [False, True])
 def test_the_head_sees_the_stream_normalised_then_projected(final_norm, tied):
-    network, x = perturbed(built(final_norm=final_norm, embedding_projection=True, tied=tied)), tokens()
+    network, x = perturbed(small_gpt(final_norm=final_norm, embedding_projection=True, tied=tied)), tokens()
     stream = network.run(embedded(network, x), passing(network))
     stream = network.norm(stream) if final_norm else stream
     head = network.wte.weight if tied else network.head.weight
@@ -249,7 +107,7 @@ def test_the_head_sees_the_stream_normalised_then_projected(final_norm, tied):
 @pytest.mark.parametrize("L", [2, 4, 8])
 @pytest.mark.parametrize("skips", ["additive", "convex"])
 def test_skips_equal_the_loop_written_out(skips, L):
-    network, x = perturbed(built(n_layer=L, skips=skips)), tokens()
+    network, x = perturbed(small_gpt(n_layer=L, skips=skips)), tokens()
     stream, kept = embedded(network, x), {}
     for i in range(L // 2):
         kept[i] = stream = network.blocks[i](stream, passing(network))
@@ -269,12 +127,12 @@ def test_skips_equal_the_loop_written_out(skips, L):
 
 
 def test_additive_skips_start_as_no_skips_and_convex_ones_as_half_of_each():
-    x, plain = tokens(), built()
-    assert torch.equal(built(skips="additive")(x), plain(x))
+    x, plain = tokens(), small_gpt()
+    assert torch.equal(small_gpt(skips="additive")(x), plain(x))
     first = plain.blocks[0](embedded(plain, x), passing(plain))
     second = plain.blocks[1](first, passing(plain))
     wanted = plain.norm((first + second) / 2) @ plain.wte.weight.T
-    torch.testing.assert_close(built(skips="convex")(x), wanted)
+    torch.testing.assert_close(small_gpt(skips="convex")(x), wanted)
 
 
 OPTIONS = [
@@ -289,7 +147,7 @@ NUMBERS = list(Regularization().numbers())
 @pytest.mark.parametrize("values", OPTIONS, ids=lambda values: "-".join(values))
 @pytest.mark.parametrize("active", [(), *((name,) for name in NUMBERS), tuple(NUMBERS)], ids=lambda a: "-".join(a[:1]))
 def test_a_run_side_by_side_equals_the_run_alone_and_a_zero_is_exactly_nothing(values, active):
-    networks = [perturbed(built(seed, **values)) for seed in range(3)]
+    networks = [perturbed(small_gpt(seed, **values)) for seed in range(3)]
     for k, network in enumerate(networks):
         network.active = frozenset(active)
         network.key.fill_(7 * k)
@@ -309,7 +167,7 @@ def test_a_run_side_by_side_equals_the_run_alone_and_a_zero_is_exactly_nothing(v
 
 
 def test_a_run_of_nan_leaves_every_bit_of_its_neighbours():
-    networks = [perturbed(built(seed, skips="convex")) for seed in range(3)]
+    networks = [perturbed(small_gpt(seed, skips="convex")) for seed in range(3)]
     for network in networks:
         network.active = frozenset(NUMBERS)
         for name in NUMBERS:
@@ -319,7 +177,7 @@ def test_a_run_of_nan_leaves_every_bit_of_its_neighbours():
 
 
 def noisy(name: str, value: float, **values) -> OneRun:
-    network = built(**values)
+    network = small_gpt(**values)
     network.active = frozenset({name})
     network.get_buffer(name).fill_(value)
     return network
@@ -364,7 +222,7 @@ def test_kurtosis_is_that_of_the_stream_after_each_block():
     assert excess_kurtosis(torch.linspace(-3, 7, 100_001).view(1, -1, 1)).item() == pytest.approx(
         -1.2, abs=1e-3
     )  # uniform
-    network, notes = perturbed(built(n_layer=4, skips="additive")), {"kurtosis": []}
+    network, notes = perturbed(small_gpt(n_layer=4, skips="additive")), {"kurtosis": []}
     network(tokens(), notes)
     stream = network.run(embedded(network, tokens()), passing(network))
     assert len(notes["kurtosis"]) == 4
@@ -375,7 +233,7 @@ def test_kurtosis_is_that_of_the_stream_after_each_block():
 
 @pytest.mark.parametrize("name", DROPOUTS)
 def test_each_site_drops_in_training_and_nothing_drops_in_evaluation(name):
-    network, x = perturbed(built()), tokens()
+    network, x = perturbed(small_gpt()), tokens()
     network.active = frozenset({name})
     getattr(network, name).fill_(0.5)
     dropped = network.train()(x)
