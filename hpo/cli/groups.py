@@ -28,7 +28,9 @@ class Placement:
 
     workers: Annotated[
         int,
-        typer.Option(min=0, max=1024, help="Worker processes. 0: one; with --gpus, --per-gpu workers for each GPU."),
+        typer.Option(
+            min=0, max=1024, help="Number of worker processes. 0 starts one, or --per-gpu on each GPU of --gpus."
+        ),
     ] = 0
     gpus: Annotated[str, typer.Option(help="Indices of the GPUs to use, for example 0,1.")] = ""
     per_gpu: Annotated[int, typer.Option(min=1, max=64, help="Number of workers on each GPU of --gpus.")] = 1
@@ -43,7 +45,10 @@ class Placement:
         ),
     ] = ""
     gpus_per_worker: Annotated[
-        float, typer.Option(min=0, help="GPUs of each worker on a Ray cluster. 0.5: two workers share one GPU.")
+        float,
+        typer.Option(
+            min=0, help="Number of GPUs of each worker on a Ray cluster. With 0.5, two workers share one GPU."
+        ),
     ] = 0.0
 
 

@@ -66,7 +66,7 @@ Place = Annotated[
     typer.Option(
         "--set",
         metavar="data.path=PATH",
-        help="Set the place of the data on this machine, if it differs from the place in the study.",
+        help="Path of the data on this machine, if it differs from the path in the study.",
     ),
 ]
 Pack = Annotated[
@@ -83,8 +83,7 @@ AllowTrain = Annotated[
     typer.Option(
         "--allow-train",
         metavar="MODULE:NAME",
-        help="Import this training function or configuration class although only the storage names it. "
-        "Can be repeated.",
+        help="Import this training function or configuration class even if only the storage names it. Can be repeated.",
     ),
 ]
 TrialNumber = Annotated[int, typer.Argument(help="Number of the trial.")]
@@ -103,8 +102,8 @@ class StorageOptions:
     storage: Annotated[
         str | None,
         typer.Option(
-            help="URL of the storage. Default: $HPO_STORAGE, otherwise sqlite:///runs/hpo.db. All users of this "
-            "machine can read a password in a command line, so use --storage-file or $HPO_STORAGE for it."
+            help="URL of the storage. Default: $HPO_STORAGE, otherwise sqlite:///runs/hpo.db. If the URL has a "
+            "password, use --storage-file or $HPO_STORAGE, because all users of this machine can read this option."
         ),
     ] = None
     storage_file: Annotated[

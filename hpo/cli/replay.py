@@ -101,7 +101,7 @@ def replay(
     best       result of the best trial, mean over the searches
     ratio      tokens until the search is as good as random search without
                pruning at its end, over all tokens of random search
-    reached    share of pairs of searches in which that happens
+    reached    share of the pairs of searches whose ratio is at most 1
     regret     distance of the best trial from the best possible result
     best_lost  share of the best tenth of the trials that was ended
     unknown    trials that continue where the recorded curve ends

@@ -45,7 +45,7 @@ def launch(
     seed: Annotated[int | None, typer.Option(help="Seed of the sampler.")] = None,
     confirm: Annotated[
         bool,
-        typer.Option("--confirm", help="After the search, confirm its best trial like `hpo confirm --sequential`."),
+        typer.Option("--confirm", help="After the search, confirm its best trial as `hpo confirm --sequential` does."),
     ] = False,
     run: RunOptions,
 ) -> None:

@@ -64,7 +64,7 @@ class BatchSearch:
         return guess if guess > self.best else min(self.cap, self.best + max(1, self.best // 8))
 
     def add(self, batch: int, result: Mapping[str, Any]) -> None:
-        """Add the result of a trial run."""
+        """Record whether a batch fits, and correct the memory estimate by the measured peak."""
         from model.memory.capacity import record_measurement
 
         self.results[batch] = result

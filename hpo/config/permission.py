@@ -69,7 +69,7 @@ def check_permission(source: str, spec: Mapping[str, Any], read_files: bool = Tr
 
 
 def named_code(spec: Mapping[str, Any]) -> dict[str, str]:
-    """Return the addresses that a study names by key, without those of the built-in trainer."""
+    """Return the code that a study names as {key: "module:name"}, without the built-in trainer."""
     addresses = {key: current_address(str(spec.get(key, built_in))) for key, built_in in BUILT_IN.items()}
     return {key: address for key, address in addresses.items() if address != BUILT_IN[key]}
 

@@ -45,7 +45,7 @@ class PausedTrial(NamedTuple):
 
 
 def place_text(place: Standing) -> str:
-    """Return the place of a trial as people read it."""
+    """Return the place of a trial as text, such as "rung 3, rank 4 of 9"."""
     return f"rung {place.rung}, rank {place.rank} of {place.n}"
 
 

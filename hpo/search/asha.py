@@ -25,14 +25,18 @@ class AshaPruner(BasePruner):
         self.marks = mark_rungs(min_rungs, factor, rungs)
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Return whether a trial pauses at its last rung: the rung is a mark, and the trial is not among the best
-        1 / factor of the trials that reached it."""
+        """Return whether a trial pauses at its last rung.
+
+        It pauses if the rung is a mark, and the trial is not among the best 1 / factor of the trials that reached it.
+        """
         return trial.last_step in self.marks and not self.compare(study.get_trials(deepcopy=False), trial)[0].is_kept
 
     def compare(self, trials: Iterable[FrozenTrial], trial: FrozenTrial) -> tuple[Standing, list[int]]:
-        """Return the place of a trial at its last rung, a mark, and the numbers of the others there, the best first.
+        """Rank a trial at its last rung, which must be a mark.
 
-        trials: all trials of the study. The values of `trial` itself may be newer.
+        Returns its place and the numbers of the other trials that reached the mark, best first.
+
+        trials: all trials of the study. `trial` may have newer values than its copy in `trials`.
         """
         rung = trial.last_step
         assert rung in self.marks

@@ -58,9 +58,10 @@ def _loss_at(curve: Mapping[int, float], before: int, mark: int) -> float | None
 def promotions(
     curves: Curves, marks: Collection[int], paused: Collection[int], factor: int
 ) -> list[tuple[int, Standing]]:
-    """Return (number, place) of the paused trials that may continue, in the order in which to continue them.
+    """Return the paused trials that may continue as (number, place), in the order in which to continue them.
 
-    Algorithm 2 of Li et al. 2020, arXiv:1810.05934: the last mark first, and the best trial of a mark first.
+    Later marks come first. At each mark, better trials come first.
+    Source: Li et al. 2020, arXiv:1810.05934, algorithm 2.
     """
     found = []
     for mark in sorted(marks, reverse=True):

@@ -143,6 +143,6 @@ def format_spans(numbers: Iterable[int]) -> str:
 
 
 def parse_spans(text: str) -> list[int]:
-    """Return the numbers from the text of `format_spans`."""
+    """Return the numbers that `format_spans` wrote as text."""
     ends = [[int(end) for end in span.split("-")] for span in text.split(", ") if span]
     return [number for span in ends for number in range(span[0], span[-1] + 1)]

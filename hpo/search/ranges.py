@@ -186,7 +186,7 @@ def spaced_values(entry: Entry, points: int, kind: type = float) -> list[Any]:
 
 
 def value_at(entry: Range, t: float) -> float:
-    """Return the value at a position in [0, 1]: the inverse of `unit_position`."""
+    """Return the value at a position in [0, 1] on the scale of the range. This is the inverse of `unit_position`."""
     low, high = float(entry.low), float(entry.high)
     if t in (0, 1):
         return high if t else low  # exact, because the formulas below may round

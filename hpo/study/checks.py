@@ -1,4 +1,4 @@
-"""Check a study file whose keys and types are valid."""
+"""Check that the values of a study file fit together, after the keys and types of the file are found valid."""
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,9 +15,8 @@ OBJECTIVES = ("val_loss", "val_bpb", "ema_val_loss", "ema_val_bpb")
 MAX_BASELINES = 1_000  # runs of baselines, if budget.trials is not set
 
 
-MAX_TRIALS = (
-    1_000_000  # trials of a study, because each is a row of the queue from the start; also the points of one range
-)
+# Trials of a study, each of which is a row of the queue from the start. Also the largest number of values of one range.
+MAX_TRIALS = 1_000_000
 
 
 def study_file_problems(file: StudyFile, base: BaseModel) -> list[str]:

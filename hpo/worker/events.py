@@ -1,4 +1,4 @@
-"""Events that a worker reports, and their form as lines of text."""
+"""Events that a worker reports, and how they are printed as lines of text."""
 
 import json
 import os

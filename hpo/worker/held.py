@@ -127,7 +127,10 @@ class HeldTrials:
         return ended is not None
 
     def note(self, trial: RunningTrial, text: str, error: Exception | None = None) -> None:
-        """Store a note on a trial: the training code did something that has no effect on the trial's result."""
+        """Store a note about a failure of the training code that does not change the trial's result.
+
+        error: exception of the training code. Its traceback is appended to the error log of the trial.
+        """
         if error is not None:
             raised = raised_error(error)
             text = f"{text}, its training code raised {type(raised).__name__}: {raised}"

@@ -209,7 +209,7 @@ def listing_record(
 
 
 def claim_cost(claim: LedgerClaim, seeds: int, verdict_arms_only: bool = False) -> tuple[int, int]:
-    """Return the number of runs of a claim, including the runs that tune its arms, and of their tokens.
+    """Return the number of runs that a claim needs, including those that tune its arms, and their number of tokens.
 
     verdict_arms_only: count only the arms that enter the verdict.
     """

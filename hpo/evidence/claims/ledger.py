@@ -49,7 +49,7 @@ def load_ledger(path: Path) -> Ledger:
 
 
 def arm_configurations(test: ArmsTest) -> dict[str, TrainConfig]:
-    """Return the configuration of each arm; at equal tokens, with rungs that all arms reach exactly.
+    """Return the configuration of each arm. If the arms train on equal tokens, all of them reach every rung exactly.
 
     Raises:
         pydantic.ValidationError: an arm is not a valid configuration.

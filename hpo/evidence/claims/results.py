@@ -64,7 +64,7 @@ class ClaimResults(Section):
 
 
 def stored_test(claim: LedgerClaim) -> dict[str, Any]:
-    """Return the test of a claim as data, without the fields that can change while the test stays the same."""
+    """Return the test of a claim as data, without the fields that do not change what is tested."""
     return claim.test.model_dump(mode="json", exclude={"seeds", "computation"})
 
 
