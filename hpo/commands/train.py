@@ -119,7 +119,12 @@ def _train_to_end(runs: trainable.Runs, config: BaseModel, folder: Path, objecti
                 known = [metric(row, objective) for row in read_metrics(log)]
                 best = min((loss(v) for v in known if v is not None), default=math.inf)
             append_metrics(log, metrics)
-            show(_rung_line(rung, value, objective, metrics))
+            try:
+                show(_rung_line(rung, value, objective, metrics))
+            except BrokenPipeError:  # as of `| head`
+                signals.append(signal.SIGPIPE)
+            except (OSError, ValueError):  # a full disk, or training code has closed the stream: the run continues
+                pass
             checkpoints.save_checkpoints(runs, 0, config, folder, rung, loss(value) < best)
             best = min(best, loss(value))
             if signals:

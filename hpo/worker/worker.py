@@ -106,12 +106,17 @@ class Worker:
         self.pack = max(1, size or self.pack)
 
     def emit(self, event: Event) -> None:
-        """Pass an event to the listener; stop the worker if the launcher that reads the events has ended."""
+        """Pass an event to the listener; stop the worker if the launcher that reads the events has ended.
+
+        An event that cannot be printed is lost, for example on a full disk. No trial has caused this.
+        """
         try:
             self.listener(event)
         except BrokenPipeError:
             self.listener = lambda event: None
             self.signals.request_stop(signal.SIGTERM)
+        except (OSError, ValueError):  # ValueError: training code has closed standard output
+            pass
 
     def _should_stop(self) -> bool:
         """Return whether to stop: after a signal, if the parent process has ended, or if the study is stopped.

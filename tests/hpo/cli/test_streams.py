@@ -1,6 +1,7 @@
 """A command whose output nobody can read, or whose terminal lacks characters, ends without a traceback."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,31 @@ def hpo_to(words: list[str], cwd: Path, file: str, stream: str) -> subprocess.Co
     assert "Traceback" not in (ended.stderr or "") + (ended.stdout or "")
     assert "Exception ignored" not in (ended.stderr or "")
     return ended
+
+
+def test_output_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
+    """The output is ours: it neither fails a trial nor ends a run."""
+    trivial(tmp_path)
+    hpo("launch", "--study", "trivial.yaml", "--trials", "1", cwd=tmp_path)
+    hpo("enqueue", "--set", "lr=0.5", cwd=tmp_path)
+    for words in (["worker"], ["train", "runs/trivial/best.yaml"]):
+        ended = hpo_to(words, tmp_path, "/dev/full", "stdout")
+        assert ended.returncode == 1
+        assert ended.stderr.splitlines()[-1] == "hpo: standard output cannot be written: No space left on device"
+    table = hpo("trials", "--format", "csv", cwd=tmp_path).stdout
+    assert [line.split(",")[1] for line in table.splitlines()[1:]] == ["complete", "complete"]
+    rungs = (tmp_path / "runs/train/best/metrics.jsonl").read_text().splitlines()
+    assert len(rungs) == 3
+
+
+@pytest.mark.usefixtures("new_interpreters")
+def test_training_ends_at_its_rung_if_the_reader_of_its_output_leaves(tmp_path: Path) -> None:
+    trivial(tmp_path)
+    hpo("launch", "--study", "trivial.yaml", "--trials", "1", cwd=tmp_path)
+    left = started(["train", "runs/trivial/best.yaml"], tmp_path, "| true; exit ${PIPESTATUS[0]}")
+    assert left.returncode == 128 + signal.SIGPIPE
+    stopped = "stopped; `hpo train runs/train/best/config.yaml --resume` resumes the run"
+    assert left.stderr.splitlines()[-1] == stopped
 
 
 @pytest.mark.usefixtures("new_interpreters")
