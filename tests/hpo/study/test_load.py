@@ -1,34 +1,15 @@
 """A study file is read with every mistake in it named, before anything runs."""
 
-import itertools
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
-from hpo.search.pruners import Pruner
-from hpo.search.samplers import Sampler
-from hpo.study.fingerprint import spec_fingerprint
 from hpo.study.load import load_study
-from hpo.study.spec import Study
-from hpo.study.stored import study_from_spec
-from model.config import TrainConfig
 from model.data.corpus_base import TRAINING_FIELDS
 from model.section import flat
-
-VALID: dict[str, Any] = {
-    "base": {
-        "tokenizer": {"name": "bytes"},
-        "model": {"n_layer": 1, "n_head": 2, "n_embd": 32, "context": 32},
-        "run": {"tokens": 8192, "rungs": 4, "batch_size": 4},
-    },
-    "space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True}},
-    "baseline": [{}],
-    "budget": {"trials": 4},
-}
-GONE = object()
+from tests.support.study_files import GONE, RANGE, VALID, edited, valid, write
 
 
 @pytest.fixture(autouse=True)
@@ -47,25 +28,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def edited(key: str, value: Any) -> dict[str, Any]:
-    """Return the valid file with one key, written as a/b/c, replaced."""
-    tree: dict[str, Any] = parse_yaml(dump_yaml(VALID))
-    *parents, leaf = key.split("/")
-    here = tree
-    for parent in parents:
-        here = here.setdefault(parent, {})
-    if value is GONE:
-        del here[leaf]
-    else:
-        here[leaf] = value
-    return tree
-
-
-def write(tree: Any, name: str = "s.yaml") -> str:
-    Path(name).write_text(dump_yaml(tree))
-    return name
-
-
 def problems(study: str, *overrides: str, **given: Any) -> list[str]:
     with pytest.raises(Problem) as caught:
         load_study(study, overrides, **given)
@@ -73,11 +35,6 @@ def problems(study: str, *overrides: str, **given: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def valid(tree: dict[str, Any] | None = None, *overrides: str) -> Study:
-    return load_study(write(tree or VALID), overrides)
-
-
-RANGE = {"low": 1e-3, "high": 1e-2}
 COMPARED = "must not be searched, because trials with different"
 MESSAGES: list[tuple[str, Any, list[str]]] = [
     # keys
@@ -339,91 +296,9 @@ def test_override_and_budget_replace_what_the_file_says() -> None:
     assert problems("s.yaml", budget={"trials": 0}) == ["s.yaml: budget.trials: must be greater than 0, got 0"]
 
 
-def test_section_without_a_name_is_the_default_component() -> None:
-    base = valid(edited("base/optimizer", {"lr": 5e-3})).base
-    assert isinstance(base, TrainConfig)
-    assert (base.optimizer.name, base.optimizer.lr, base.data.name) == ("adamw", 5e-3, "python-docs")
-
-
 def test_path_of_the_text_is_made_absolute_since_workers_start_elsewhere(folder: Path) -> None:
     study = valid(None, "data.name=text", "data.path=notes/*.txt")
     assert flat(study.base)["data.path"] == str(folder / "notes" / "*.txt")
-
-
-@pytest.mark.parametrize(
-    ("space", "align"),
-    [
-        ({}, 4 * 32),
-        ({"run.grad_accum": {"choices": [1, 2, 4]}}, 4 * 4 * 32),
-        ({"run.batch_size": {"choices": [4, 6]}}, 12 * 32),
-        ({"run.batch_size": {"choices": [2, 3]}, "run.grad_accum": {"low": 1, "high": 3}}, 36 * 32),
-        ({"run.batch_size": {"choices": [7, 8, 9]}}, 1),  # 504 x 32 is longer than a rung
-        ({"model.context": {"choices": [16, 32]}}, 4 * 32),
-    ],
-)
-def test_rungs_are_marks_that_every_trial_reaches_exactly(space: dict[str, Any], align: int) -> None:
-    study = valid({**VALID, "space": {**VALID["space"], **space}})
-    assert isinstance(study.base, TrainConfig)
-    assert study.base.run.align == align
-    paths = [path for path in space if path != "optimizer.lr"]
-    entries = [study.file.space[path] for path in paths]
-    choices = [getattr(entry, "choices", (1, 2, 3)) for entry in entries]
-    marks = set()
-    for values in itertools.product(*choices):
-        config = study.configured(dict(zip(paths, values, strict=True)))
-        assert isinstance(config, TrainConfig)
-        marks.add(tuple(n * config.update_tokens() for n in config.marks()))
-    assert (len(marks) == 1) == (align > 1)
-
-
-@pytest.mark.parametrize(
-    "tree",
-    [
-        VALID,
-        edited("space/optimizer.beta2", {"low": 0.5, "high": 0.999, "complement_log": True}),
-        edited("space/run.grad_accum", {"low": 1, "high": 4}),
-        edited("baseline", [{}, {"optimizer.lr": 1, "run.compile": "off"}]),
-        edited("base/run/compile", "off"),
-        {**VALID, "sampler": {"name": "grid"}, "pruner": {"name": "hyperband"}, "budget": {"hours": 1}},
-    ],
-)
-def test_study_travels_as_text_and_comes_back_the_same(tree: dict[str, Any]) -> None:
-    study = valid(tree)
-    spec = parse_yaml(dump_yaml(study.spec()))
-    again = study_from_spec(spec)
-    assert again.spec() == study.spec()
-    assert (again.name, again.base, again.rungs, again.slots()) == (study.name, study.base, study.rungs, study.slots())
-    assert spec_fingerprint(spec) == spec_fingerprint(study.spec())
-
-
-@pytest.mark.parametrize(("key", "union"), [("sampler", Sampler), ("pruner", Pruner)])
-def test_name_alone_is_a_sampler_or_pruner_with_its_defaults(key: str, union: Any) -> None:
-    for kind in get_args(get_args(union)[0]):
-        name = get_args(kind.model_fields["name"].annotation)[0]
-        if name not in ("threshold", "brute-force"):  # needs a field; needs another space
-            assert valid({**VALID, key: name}).spec() == valid({**VALID, key: {"name": name}}).spec()
-
-
-def test_fingerprint_ignores_the_budget_and_nothing_else() -> None:
-    one = spec_fingerprint(valid().spec())
-    assert spec_fingerprint(valid(edited("budget", {"trials": 50, "hours": 2})).spec()) == one
-    others: list[tuple[str, Any]] = [
-        ("base/run/tokens", 9000),
-        ("base/optimizer", {"lr": 1e-2}),
-        ("space/optimizer.lr", RANGE),
-        ("baseline", []),
-        ("sampler", {"name": "random"}),
-        ("pruner", {"name": "none"}),
-        ("objective", "val_bpb"),
-        ("seed", 1),
-    ]
-    prints = {spec_fingerprint(valid(edited(key, value)).spec()) for key, value in others}
-    assert len(prints - {one}) == len(others)
-
-
-def test_baselines_come_first_and_slots_are_the_budget() -> None:
-    slots = valid(edited("baseline", [{}, {"optimizer.lr": 1}])).slots()
-    assert slots == [("baseline", {}), ("baseline", {"optimizer.lr": 1}), ("search", None), ("search", None)]
 
 
 def test_configuration_of_ones_own_must_say_how_many_rungs_a_run_has() -> None:
