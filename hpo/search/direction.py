@@ -21,10 +21,10 @@ class Direction(StrEnum):
 
     @property
     def better_side(self) -> str:
-        """The side on which better values lie: "below" or "above"."""
+        """Return the side on which better values lie, "below" or "above"."""
         return "above" if self is Direction.MAXIMIZE else "below"
 
     @property
     def worse_side(self) -> str:
-        """The side on which worse values lie: "above" or "below"."""
+        """Return the side on which worse values lie, "above" or "below"."""
         return "below" if self is Direction.MAXIMIZE else "above"
