@@ -63,11 +63,12 @@ class Worker:
             WorkFailed: the worker is quarantined.
         """
         self.emit({"event": "joined", "owner": self.owner})
-        reason = "interrupted"
+        reason = "interrupted"  # by a failure, or of a claim whose answer was lost
         with self.renewer, self.signals:
             try:
                 self._run_trials(max_trials)
-                reason = "preempted" if self.signals.signal else self.state.state
+                if self.signals.signal or self.state.state != "active":
+                    reason = "preempted" if self.signals.signal else self.state.state
             except Interruption:  # each trial resumes later from its last rung
                 if self.signals.signal is None:
                     raise

@@ -530,7 +530,7 @@ FAULTS = [
     Fault("two launches at the same time", launch_twice, of_storage=True),
     Fault("database file removed", remove_database, LOST, SERVED),
     Fault("run folder removed", remove_run_folder),
-    Fault("study renamed while it runs", rename_study, frozenset({"lost", "renamed"})),
+    Fault("study renamed while it runs", rename_study, frozenset({"renamed"})),
     Fault("study deleted and created again while it runs", create_again),
     Fault("launcher killed while it registers a study", kill_at_registration),
     Fault("training code raises PermissionError, SystemExit, KeyboardInterrupt", raise_in_training, ERROR),

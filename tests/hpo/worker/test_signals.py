@@ -16,6 +16,7 @@ from hpo.study.load import load_study
 from hpo.worker.events import Event
 from hpo.worker.signals import SecondSignal, SignalHandler
 from hpo.worker.worker import Worker
+from tests.support.control import events
 from tests.support.planted import planted_study as planted
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -77,3 +78,13 @@ def test_signals_while_a_trial_is_requeued_leave_no_lease(here: Path) -> None:
         stopped(store, planted(here), stop)
         assert len(written) > 1
         assert leased(store) == 0
+
+
+def test_lease_of_a_claim_whose_answer_was_lost_is_freed_when_the_worker_ends(here: Path) -> None:
+    with open_store(f"sqlite:///{here}/w.db", create=True) as store:
+        stored = register_study(store, load_study(str(planted(here))), None, {})
+        worker = Worker(stored, Path("runs"), 1, lambda event: None)
+        assert stored.slots.claim(worker.owner, 60.0)
+        assert worker.work(max_trials=1) == 0
+        assert leased(store) == 0
+        assert events(store, "lost", "interrupted", "active") == [("interrupted", None)]
