@@ -53,12 +53,16 @@ class StorageError(Exception):
 def error_summary(text: str) -> str:
     """Return the type and the first line of the message of an exception, "" for an empty text.
 
-    text: a traceback, whose last exception is described, or a message.
+    text: a traceback, whose last exception is described, a log that contains one, or a message.
     """
     lines = [line.removeprefix("  | ").rstrip() for line in text.strip("\n").splitlines()]  # "  | ": of a group
-    for i, line in enumerate(lines):
-        if line.startswith(_TRACEBACK):
-            lines[: i + 1] = [""] * (i + 1)
+    if lines[1:2] == [SHORTENED]:
+        return lines[0]
+    starts = [i for i, line in enumerate(lines) if line.startswith(_TRACEBACK)]
+    if starts[:1] == [0]:  # the message of an exception may quote the traceback of another process
+        starts = [0, *(i for i in starts[1:] if "".join(lines[i - 2 : i]).startswith(_LINKS))]
+    if starts:
+        lines = lines[starts[-1] + 1 :]
     # The lines of the stack are indented. A message may start with an empty line.
     named = [line for line in lines if line and not line[0].isspace()] or [line.strip() for line in lines if line]
     if len(named) > 1 and named[0].endswith(":") and " " not in named[0]:
@@ -66,7 +70,10 @@ def error_summary(text: str) -> str:
     return named[0] if named else ""
 
 
-_TRACEBACK = ("Traceback", "  + Exception Group Traceback")
+SHORTENED = "..."  # second line of a shortened traceback, whose first line is its summary
+_TRACEBACK = ("Traceback (most recent call last)", "  + Exception Group Traceback")
+# Lines before the traceback of an exception that was raised because of another one, or while it was handled
+_LINKS = ("The above exception was", "During handling of the above exception")
 
 
 class Interruption(BaseException):

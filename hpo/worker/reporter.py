@@ -12,7 +12,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from hpo.errors import StorageError, error_summary
+from hpo.errors import SHORTENED, StorageError, error_summary
 from hpo.optuna_internals.objects import get_trial_id
 from hpo.queue.heartbeat import LeaseRenewer
 from hpo.queue.stored_study import StoredStudy, StudyState
@@ -172,4 +172,4 @@ def _shortened(error: str) -> str:
     lines = error.strip().splitlines()
     if len(lines) <= MAX_ERROR_LINES:
         return "\n".join(lines)
-    return "\n".join([error_summary(error), "...", *lines[-MAX_ERROR_LINES:]])
+    return "\n".join([error_summary(error), SHORTENED, *lines[-MAX_ERROR_LINES:]])

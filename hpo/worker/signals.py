@@ -79,8 +79,8 @@ class SignalHandler:
         try:
             yield
         finally:
-            self._shielded = False
             _set_timer(0)
+            self._shielded = False
 
     def _set_timer_unless_stopping(self, seconds: float) -> None:
         _set_timer(seconds)

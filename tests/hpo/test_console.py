@@ -133,6 +133,11 @@ SYNTAX = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>
         (f"{SYNTAX}ValueError: x\n\nThe above exception was ...\n\n{SYNTAX}E: y\n  more\nhttps://z", "E: y"),
         (f"{SYNTAX}RuntimeError: \nboom", "RuntimeError: boom"),
         (f"{SYNTAX}KeyError\n", "KeyError"),
+        (f"{SYNTAX}RuntimeError: a worker failed:\n{SYNTAX}OSError: x\n", "RuntimeError: a worker failed:"),
+        (f"{SYNTAX}RuntimeError: a\nTraceback was lost\n", "RuntimeError: a"),
+        (f"{SYNTAX}A: x\n\nDuring handling of the above exception, ...\n\n{SYNTAX}B: y\n{SYNTAX}C: z\n", "B: y"),
+        (f"line of a log\n{SYNTAX}A: x\nline\n{SYNTAX}B: y\n", "B: y"),
+        (f"A: x\n...\n{SYNTAX}B: y\n", "A: x"),
         ("    code of a shortened traceback\nTypeError: x", "TypeError: x"),
         (
             "  + Exception Group Traceback (most recent call last):\n  |   File 'a', line 1\n"
