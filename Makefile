@@ -11,7 +11,7 @@ PIP_OPTIONS := --quiet --no-compile
 # Tests start many interpreters, so compiled modules are written even where the environment forbids it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: launch test suite exhaustive generated evidence lint docs bench replay replay-full chaos clean
+.PHONY: launch test suite exhaustive generated evidence lint docs bench gpu gpu-wheels replay replay-full chaos clean
 
 launch: .venv/.installed
 	$(BIN)/hpo launch --study $(STUDY) --workers $(WORKERS)
@@ -47,6 +47,17 @@ docs: .venv/.installed-dev
 # Without bench/rules.py, whose searches take an hour of CPU time, and bench/replay.py, which has its own targets.
 bench: .venv/.installed-dev
 	for script in $(filter-out bench/rules.py bench/replay%,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+
+# The tests that need a GPU, and measurements on it, in less than eight minutes. Needs Python 3.12, torch with CUDA and
+# .gpu/wheels, but no network. docs/gpu.md says more. Try it without a GPU: make gpu GPU_OPTIONS='--device cpu --tiny'
+GPU_OPTIONS ?=
+gpu:
+	$(PYTHON) bench/gpu/environment.py
+	.gpu/venv/bin/python -m bench.gpu $(GPU_OPTIONS)
+
+# Download the wheels that `make gpu` installs, about 30 MB.
+gpu-wheels:
+	PYTHON=$(PYTHON) bench/gpu/wheels .gpu/wheels
 
 # Simulated searches on the recorded curves in the folder that HPO_CURVES names; writes the tables of docs/search.md.
 replay: .venv/.installed-dev

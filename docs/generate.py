@@ -1,4 +1,4 @@
-"""Write the generated pages of the documentation, and the tables of docs/search.md.
+"""Write the generated pages of the documentation, and the tables of docs/search.md and docs/gpu.md.
 
 python -m docs.generate            write the pages
 python -m docs.generate --check    exit with 1 where a page is not what would be written
@@ -10,6 +10,7 @@ from pathlib import Path
 from docs.command_page import command_page
 from docs.configuration_page import configuration_page
 from docs.drawing import drawing, packages
+from docs.gpu_tables import with_results
 from docs.search_tables import with_tables
 from hpo.config.yaml import parse_yaml
 
@@ -22,6 +23,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "cli.md": command_page(),
         DOCS / "configuration.md": configuration_page(),
+        DOCS / "gpu.md": with_results((DOCS / "gpu.md").read_text("utf-8")),
         DOCS / "packages.md": packages(table),
         DOCS / "packages.svg": drawing(table),
         DOCS / "search.md": with_tables((DOCS / "search.md").read_text("utf-8")),

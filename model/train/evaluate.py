@@ -12,6 +12,7 @@ from model.data.batches import SequenceDataset
 from model.data.prepared import PreparedData
 from model.nn.context import Diagnostics
 from model.train.pack import Pack
+from model.train.tables import to_device
 
 EVAL_TOKENS = 8192  # tokens of one validation batch; the scores do not depend on it
 EVAL_LOGITS = 2**26  # logits of one validation batch, all runs together
@@ -59,5 +60,5 @@ class Evaluator:
             x, y = self.dataset.gather(np.arange(first, min(first + self.batch_size, len(self.dataset))))
             # torch.compile needs batches of equal shape. The targets of the added rows are masked.
             missing = ((0, self.batch_size - len(x)), (0, 0))
-            inputs = torch.from_numpy(np.pad(x, missing)).to(self.device)
-            yield inputs, torch.from_numpy(np.pad(y, missing, constant_values=-1)).to(self.device)
+            inputs = to_device(np.pad(x, missing), self.device)
+            yield inputs, to_device(np.pad(y, missing, constant_values=-1), self.device)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.train.run_state import RunState, StepNumbers
@@ -37,7 +38,7 @@ class StepTable:
         rows = np.array([[np.broadcast_to(value, n) for value in run.values()] for run in runs])  # (K, C, n)
         with np.errstate(over="ignore"):  # of a learning rate above the largest float32
             numbers = np.ascontiguousarray(rows.transpose(2, 1, 0), np.float32)
-        self._numbers = torch.from_numpy(numbers).to(device)[..., None]  # (n, C, K, 1)
+        self._numbers = to_device(numbers, device)[..., None]  # (n, C, K, 1)
 
     def at(self, row: int, lanes: Tensor | None = None) -> StepCoefficients:
         """Return the numbers of one micro-step. lanes: the runs to return, (L,); None: all runs."""
@@ -79,7 +80,7 @@ def build_batches(
         weights[:, :, lane] = run.loss_weights(n)
         inputs, targets = run.next_batches(n)
         x[:, lane], y[:, lane] = inputs.reshape(n, B, T), targets.reshape(n, B, T)
-    return BatchTable(*(_on(device, array) for array in (x, y, keys, *weights)))
+    return BatchTable(*(to_device(array, device) for array in (x, y, keys, *weights)))
 
 
 def build_steps(
@@ -94,7 +95,7 @@ def build_steps(
     return StepTable([numbers.get(lane, unused) for lane in range(size)], n, device)
 
 
-def _on(device: torch.device, array: Any) -> Tensor:
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """Copy an array to the device; to a GPU from pinned memory, so that the CPU does not wait."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -113,8 +113,8 @@ class Trainer:
         while self._stop_finished_runs():
             start = time.perf_counter()
             self._train(min(run.micro_steps_to_mark() for run in self.runs.values()))
+            finite = self.optimizer.finite.tolist()  # waits for a GPU, which still computes what was launched
             trained = time.perf_counter()
-            finite = self.optimizer.finite.tolist()
             at_mark = sorted(
                 lane for lane, run in self.runs.items() if run.micro_steps_to_mark() == 0 or not finite[lane]
             )

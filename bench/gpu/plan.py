@@ -1,0 +1,61 @@
+"""The parts of `make gpu` in their order. What matters most comes first, because the time may end before the last."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.gpu import card, commands, full_size, loops, packs, steps, suite
+
+
+@dataclass(frozen=True)
+class Part:
+    """A measurement in a process of its own."""
+
+    name: str
+    run: Callable[..., None]
+    seconds: float
+    """Time limit."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    beside: bool = False
+    """Whether the part runs at the same time as the part before it. Only parts that time nothing do."""
+
+
+PARTS = [
+    Part("card", card.measure, 40),
+    Part("tests", suite.measure, 150),
+    # Compilers use the processor while the tests run. Later parts load the compiled code from the cache.
+    Part("compile 1 M", packs.warm_up, 150, {"size": "1 M"}, beside=True),
+    Part("compile 10 M", packs.warm_up, 150, {"size": "10 M"}, beside=True),
+    Part("compile loops 1 M", loops.warm_up, 150, {"size": "1 M"}, beside=True),
+    Part("compile loops 10 M", loops.warm_up, 150, {"size": "10 M"}, beside=True),
+    Part("compile loops mainrun", loops.warm_up, 150, {"size": "mainrun"}, beside=True),
+    Part("mainrun", full_size.measure, 40, {"base": "mainrun"}),
+    Part("blueberry", full_size.measure, 45, {"base": "blueberry"}),
+    Part("unet", full_size.measure, 70, {"base": "unet"}),
+    Part("profile", steps.measure_all, 60),
+    Part("packs 1 M compiled", packs.measure, 60, {"size": "1 M", "compiled": True}),
+    Part("packs 10 M compiled", packs.measure, 60, {"size": "10 M", "compiled": True}),
+    Part("packs 1 M", packs.measure, 45, {"size": "1 M", "compiled": False}),
+    Part("packs 10 M", packs.measure, 45, {"size": "10 M", "compiled": False}),
+    Part("loops 1 M", loops.measure, 45, {"size": "1 M", "compiled": True}),
+    Part("loops 10 M", loops.measure, 45, {"size": "10 M", "compiled": True}),
+    Part("loops mainrun", loops.measure, 45, {"size": "mainrun", "compiled": True}),
+    Part("processes 1 M", packs.processes, 60, {"size": "1 M"}),
+    Part("launches", commands.launches, 90),
+    Part("limits", commands.limits, 60, {"base": "mainrun"}),
+    Part("processes 10 M", packs.processes, 45, {"size": "10 M"}),
+    Part("mainrun compiled", full_size.measure, 60, {"base": "mainrun", "compiled": True}),
+    Part("unet compiled", full_size.measure, 150, {"base": "unet", "compiled": True}),
+    Part("loops 1 M eager", loops.measure, 30, {"size": "1 M", "compiled": False}),
+]
+
+
+def stages(parts: list[Part]) -> list[list[Part]]:
+    """Return the parts that run at the same time, in their order."""
+    grouped: list[list[Part]] = []
+    for part in parts:
+        if part.beside and grouped:
+            grouped[-1].append(part)
+        else:
+            grouped.append([part])
+    return grouped

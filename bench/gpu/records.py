@@ -1,0 +1,54 @@
+"""Measurements of `make gpu`: rows of tables, which a part writes as it measures, and the settings of all parts."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Emit = Callable[..., None]
+"""emit(table, column=value, ...) adds a row to a table."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all parts share."""
+
+    device: str
+    """cuda or cpu."""
+    tiny: bool
+    """Whether to use the smallest sizes and durations, which show that the script works and measure nothing."""
+
+    @property
+    def seconds(self) -> float:
+        """Duration of one timed round."""
+        return 0.02 if self.tiny else 0.4
+
+    @property
+    def rounds(self) -> int:
+        return 2 if self.tiny else 5
+
+
+class RecordFile:
+    """The rows of one part, one JSON object per line. A part that is killed keeps the rows that it has written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def emit(self, table: str, **row: Any) -> None:
+        """Append a row to a table."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"table": table, "row": row}) + "\n")
+
+    def read(self) -> list[Row]:
+        """Return all rows, each with the key `table`. An incomplete last line is left out."""
+        if not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_text("utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows

@@ -1,0 +1,45 @@
+"""The tests that need a GPU, and on a CPU their twins, in a process of pytest."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+from bench.gpu.records import Emit, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ("tests/gpu", "tests/model/train/test_trainer.py", "tests/model/nn/test_full_size.py")
+
+
+def measure(settings: Settings, emit: Emit) -> None:
+    """Run the tests and emit their number and each failure."""
+    select = ["-m", "gpu", *FILES] if settings.device == "cuda" else ["tests/gpu/test_training.py", "-k", "resumed"]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        # Warnings are no errors here: which ones a GPU causes was not known when the tests were written.
+        options = ["-q", "-W", "default", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", *options, *select]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
+        if not report.exists():
+            raise RuntimeError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")
+        summarize(report, emit)
+
+
+def summarize(report: Path, emit: Emit) -> None:
+    """Emit the counts of a JUnit report, and the message of each test that failed."""
+    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    outcomes = {"passed": 0, "failed": 0, "skipped": 0}
+    failures = []
+    for case in cases:
+        problem = next((child for child in case if child.tag in ("failure", "error")), None)
+        skipped = case.find("skipped") is not None
+        outcomes["failed" if problem is not None else "skipped" if skipped else "passed"] += 1
+        if problem is not None:
+            message = (problem.get("message") or problem.text or "").replace("\n", " ")
+            failures.append((case.get("name"), message[:400]))
+    seconds = sum(float(case.get("time", 0)) for case in cases)
+    emit("Tests", **outcomes, seconds=round(seconds, 1))
+    for name, message in failures:
+        emit("Failed tests", test=name, message=message)
