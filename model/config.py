@@ -21,6 +21,13 @@ from model.section import Count, Positive, Section
 # Fields of `run` in which the runs of a pack can differ.
 FREE_RUN_FIELDS = {"tokens", "rungs", "align", "grad_accum", "seed", "keep_checkpoints", "spike_every", "spike_scale"}
 
+# Version of the trainer's arithmetic. Raise it with a change after which equal configurations have other last bits.
+# 1: one network per run, packs by vmap (hpo 0.1). 2: a network with a leading run axis.
+ENGINE = 2
+
+# Fields whose `auto` depends on the machine, and on which the last bits of a loss depend.
+ARITHMETIC_FIELDS = ("run.device", "run.precision", "run.compile", "run.attention")
+
 # Fields of `data` in which runs can differ and still have comparable losses.
 COMPARABLE_DATA_FIELDS = TRAINING_FIELDS
 

@@ -11,6 +11,7 @@ from hpo.errors import Problem
 from hpo.search.direction import Direction
 from hpo.storage.attributes import FIXED_VALUES, MACHINE
 from hpo.storage.trials import Trial
+from hpo.study.arithmetic import with_arithmetic
 from hpo.study.spec import Study
 from hpo.study.stored import study_from_spec
 from model.section import flat
@@ -60,8 +61,12 @@ def provenance(snapshot: Snapshot, trial: Trial, known: str = "") -> dict[str, A
 
 
 def export_text(snapshot: Snapshot, trial: Trial, known: str = "") -> str:
-    """Return the YAML file of a trial; known: as in `provenance`."""
-    return config_text(configuration(study_from_spec(snapshot.spec), trial), provenance(snapshot, trial, known))
+    """Return the YAML file of a trial, with the device, precision and compilation that the study resolved.
+
+    known: as in `provenance`.
+    """
+    study = with_arithmetic(study_from_spec(snapshot.spec), snapshot.arithmetic)
+    return config_text(configuration(study, trial), provenance(snapshot, trial, known))
 
 
 def changed_fields(snapshot: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:

@@ -27,6 +27,8 @@ class Snapshot:
     is one trial of the budget. leased: slots that a live worker holds. anchors: losses of the n-gram models. elapsed:
     seconds since the first launch. rows: what became of the rows of the data, empty if an earlier version prepared it.
     uid: "" for a study of an earlier version of hpo. paused: slots whose trials are paused.
+    arithmetic: values of device, precision, compile and attention of all trials, {} until a worker resolves them; None
+    for a study of an earlier version.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Snapshot:
     uid: str = ""
     stalled: Mapping[int, int] = field(default_factory=dict)
     paused: frozenset[int] = frozenset()
+    arithmetic: Mapping[str, Any] | None = None
 
     @property
     def first_name(self) -> str:
@@ -202,6 +205,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
         uid=uid,
         stalled=slots.stalled(),
         paused=slots.paused(),
+        arithmetic=attrs.get(attributes.ARITHMETIC),
     )
 
 

@@ -1,6 +1,7 @@
 """Warn about results of a study that may mislead: a best value at the end of its range, or one that chance explains."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -13,6 +14,7 @@ from hpo.console import format_number, format_value
 from hpo.search.scale import unit_position
 from hpo.storage.attributes import ARM, SEED
 from hpo.storage.trials import State
+from hpo.study.engines import engine_text, engines_of, is_gpt
 
 NEAR = 0.02  # share of a range, on its own scale, within which a value counts as at the end
 MIN_SEARCHED = 10  # searched trials of a running study before its best trial is worth a warning
@@ -31,12 +33,20 @@ def study_warnings(snapshot: Snapshot) -> list[str]:
     if snapshot.best() is None:
         return []
     small = len(snapshot.trials) <= MAX_TRIALS
+    engines = mixed_engines(snapshot) if small else ()
     if snapshot.spec.get("arms"):
         equal = equal_arms(snapshot) if small else ()
-        return [*lost_rows(snapshot), *small_validation(snapshot), *worse_than_bigrams(snapshot), *equal]
+        return [
+            *lost_rows(snapshot),
+            *engines,
+            *small_validation(snapshot),
+            *worse_than_bigrams(snapshot),
+            *equal,
+        ]
     ineffective = without_effect(snapshot) if small and has_ended(snapshot) else {}
     return [
         *lost_rows(snapshot),
+        *engines,
         *small_validation(snapshot),
         *worse_than_baseline(snapshot),
         *worse_than_bigrams(snapshot),
@@ -55,6 +65,17 @@ def lost_rows(snapshot: Snapshot) -> Iterator[str]:
     ):
         if (n := snapshot.rows.get(key, 0)) > MANY_ROWS * read:
             yield f"{n:,} of {read:,} rows of the data {what}, and are left out."
+
+
+def mixed_engines(snapshot: Snapshot) -> Iterator[str]:
+    """Warn that the trials were trained by different versions of the trainer's arithmetic."""
+    trained = Counter(tuple(engines_of(t.user_attrs)) for t in snapshot.trials if t.intermediate_values)
+    if len(trained) > 1 and is_gpt(snapshot.spec):
+        counts = ", ".join(f"{n} with {engine_text(engines)}" for engines, n in sorted(trained.items()))
+        yield (
+            f"the trials were trained with different engines ({counts}). Their losses are not comparable to the last "
+            "bit, and differ as if each engine had its own seeds."
+        )
 
 
 def small_validation(snapshot: Snapshot) -> Iterator[str]:

@@ -18,7 +18,16 @@ from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import describe_data
 from hpo.search.asha import as_pruned, is_paused
 from hpo.search.space import params_in_range
-from hpo.storage.attributes import END_REASON, FIXED_VALUES, FORKED, IS_FEASIBLE, LIMIT_CONSTRAINTS, MACHINE, METRICS
+from hpo.storage.attributes import (
+    ARITHMETIC,
+    END_REASON,
+    FIXED_VALUES,
+    FORKED,
+    IS_FEASIBLE,
+    LIMIT_CONSTRAINTS,
+    MACHINE,
+    METRICS,
+)
 from hpo.storage.locks import creation_lock
 from hpo.storage.store import Store
 from hpo.storage.studies import study_ids
@@ -58,6 +67,8 @@ def fork_study(
             f"{_counted(rejected) or 'no trial has finished'}; `hpo launch` of the file starts without copied trials"
         )
     stored = register_study(store, new, data_hash, anchors, budget)
+    if resolved := old.optuna.user_attrs.get(ARITHMETIC):  # so that new trials are trained as the copied ones
+        stored.optuna.set_user_attr(ARITHMETIC, resolved)
     _copy(stored, matching)
     not_copied = f"; {sum(rejected.values())} not copied: {_counted(rejected)}" if rejected else ""
     n = len(matching) + sum(rejected.values())

@@ -24,6 +24,7 @@ from hpo.storage.attributes import ERROR, METRICS, NOTE
 from hpo.storage.retry import OpenStorage
 from hpo.storage.studies import study_ids
 from hpo.storage.trials import Trial
+from hpo.study.engines import engine_text, engines_of, is_gpt
 
 FAILURES = ("diverged", "invalid", "oom", "timeout", "lost", "disk", "killed", "error")
 NEXT_STEPS = {
@@ -148,8 +149,20 @@ def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
         **({"interruptions": interruptions} if interruptions else {}),
         **({"attempts_without_rung": attempts} if attempts else {}),
         **({"reason": error} if error else {}),
-        **({"note": attrs[NOTE]} if NOTE in attrs else {}),
+        **({"note": note} if (note := "; ".join(_notes(snapshot, trial))) else {}),
     }
+
+
+def _notes(snapshot: Snapshot, trial: Trial) -> list[str]:
+    """Return what a reader of a trial's result should know."""
+    notes = [str(trial.user_attrs[NOTE])] if NOTE in trial.user_attrs else []
+    from model.config import ENGINE  # not at the top, because `hpo status` loads nothing of the model
+
+    engines = engines_of(trial.user_attrs)
+    if engines != [ENGINE] and is_gpt(snapshot.spec) and trial.intermediate_values:
+        text = f"trained with {engine_text(engines)}, this version trains with engine {ENGINE}"
+        notes.append(f"{text}: their losses are not comparable to the last bit")
+    return notes
 
 
 def _result(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:

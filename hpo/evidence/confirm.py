@@ -27,6 +27,7 @@ from hpo.evidence.confirm_verdicts import BASELINE, confirmation_table, confirma
 from hpo.evidence.paired import compare_arms, scope_note
 from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
+from hpo.queue.compatibility import check_engine_of_pairs
 from hpo.storage.attributes import FIXED_VALUES, SPEC
 from hpo.storage.engine import open_readonly
 from hpo.storage.retry import OpenStorage
@@ -72,6 +73,7 @@ def run_confirmation(request: ConfirmRequest, options: LaunchOptions, format: Fo
             if request.sequential:
                 _note_earlier(store, snapshot, study)
         else:
+            check_engine_of_pairs(name, study.file, read_snapshot(store, name).trials)
             _check_sequential(study, request)
             check_same_options(study, _requested_and_stored(study, request))
             for trial in _newer_best_trials(snapshot, study):

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from hpo.analysis.looks import progress_of_arms, runs_by_arm
+from hpo.analysis.looks import RunsByArm, progress_of_arms, runs_by_arm
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import LEVEL, Paired, Test, holm, min_pairs, paired
 from hpo.evidence.sequential import sequential_p
 from hpo.storage.attributes import METRICS
 from hpo.storage.trials import State, Trial
+from hpo.study.engines import engines_of
 from hpo.study.sequential import MIN_PAIRS, Progress, plan_of
 
 Scores = Mapping[int, float | None]  # seed -> result of its run
@@ -66,9 +67,10 @@ def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmCompa
     test: Test = snapshot.spec.get("about", {}).get("test", "t")
     trials, progress = runs_by_arm(snapshot), progress_of_arms(snapshot)
     scores = {name: {s: final_score(snapshot, t, metric) for s, t in runs.items()} for name, runs in trials.items()}
+    pairs = _pairs_of_one_engine(trials, scores)
     reference, *others = scores
     if progress is None:
-        differences = {name: _paired_difference(scores[name], scores[reference], test) for name in others}
+        differences = {name: _paired_difference(pairs[name], scores[reference], test) for name in others}
     else:
         differences = {n: _difference_so_far(snapshot, progress[n], scores[n], scores[reference]) for n in others}
     corrected = dict(zip(differences, holm([d.p if d else 1.0 for d in differences.values()]), strict=True))
@@ -89,6 +91,19 @@ def compare_arms(snapshot: Snapshot, metric: str | None = None) -> list[ArmCompa
         _summarized(name, values, lost[name], differences.get(name), corrected.get(name), verdict(name), at_most)
         for name, values in scores.items()
     ]
+
+
+def _pairs_of_one_engine(trials: RunsByArm, scores: Mapping[str, Scores]) -> dict[str, Scores]:
+    """Return the scores of the runs that form a pair with a run of the first arm, trained by the same engine."""
+    reference = next(iter(trials.values()), {})
+    return {
+        name: {
+            seed: score
+            for seed, score in scores[name].items()
+            if seed in reference and engines_of(runs[seed].user_attrs) == engines_of(reference[seed].user_attrs)
+        }
+        for name, runs in trials.items()
+    }
 
 
 def _summarized(

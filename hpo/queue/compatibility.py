@@ -2,15 +2,18 @@
 
 import json
 import shlex
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import optuna
 
 from hpo.errors import Problem
-from hpo.storage.attributes import DATA_HASH, PROTOCOL, SPEC, UID
+from hpo.storage.attributes import DATA_HASH, PROTOCOL, SEED, SPEC, UID
+from hpo.study.engines import engine_text, engines_of
 from hpo.study.fingerprint import spec_fingerprint, with_places
-from hpo.study.spec import Study
+from hpo.study.spec import Study, StudyFile
+from model.config import ENGINE
 from model.section import flatten
 
 # Version of what the workers of a study share: tables, attributes, the meaning of a slot, checkpoints.
@@ -79,6 +82,42 @@ def check_data_hash(study: optuna.Study, data_hash: str | None) -> None:
         raise Problem(
             f"study {study.study_name}: its data has the hash {_short(stored)}, here it has {_short(data_hash)}; "
             "losses on different data cannot be compared: use the same text, or another study name"
+        )
+
+
+class _Trial(Protocol):
+    """A trial of Optuna, or of `hpo.storage.trials`."""
+
+    @property
+    def user_attrs(self) -> Mapping[str, Any]: ...
+
+    @property
+    def state(self) -> Any: ...
+
+
+def check_engine_of_pairs(name: str, file: StudyFile, trials: Iterable[_Trial]) -> None:
+    """Check that this program need not complete a pair of runs that another engine has started.
+
+    Raises:
+        Problem: It would; a pair of runs of different engines does not have the same noise.
+    """
+    if not file.arms:
+        return
+    ended: Counter[int] = Counter()
+    engines: dict[int, set[int]] = {}
+    for trial in trials:
+        seed = trial.user_attrs.get(SEED)
+        if seed is not None:
+            ended[seed] += trial.state.name in ("COMPLETE", "PRUNED", "FAIL")
+            engines.setdefault(seed, set()).update(engines_of(trial.user_attrs))
+    mixed = {seed: found for seed, found in engines.items() if found != {ENGINE} and ended[seed] < len(file.arms)}
+    if mixed:
+        others = sorted(set().union(*mixed.values()) - {ENGINE})
+        raise Problem(
+            f"study {name}: the pairs of seeds {', '.join(map(str, sorted(mixed)))} were started with "
+            f"{engine_text(others)}, and this version trains with engine {ENGINE}: runs of different engines are not "
+            "comparable to the last bit, so they must not form a pair; complete the study with the version of hpo that "
+            "started it, or start another one with `--as NAME`"
         )
 
 

@@ -26,6 +26,7 @@ from hpo.queue.stored_study import StoredStudy
 from hpo.search.study_view import experimental
 from hpo.storage.attributes import (
     ANCHORS,
+    ARITHMETIC,
     BUDGET,
     DATA_HASH,
     PROTOCOL,
@@ -39,6 +40,7 @@ from hpo.storage.locks import creation_lock
 from hpo.storage.retry import OpenStorage
 from hpo.storage.store import Store
 from hpo.storage.studies import assign_uid, create_study_row, resolve_study_name, study_attrs, study_ids
+from hpo.study.arithmetic import has_arithmetic
 from hpo.study.fingerprint import spec_fingerprint, with_places
 from hpo.study.omitted import omitted_note, with_stored_values
 from hpo.study.spec import Budget, Study
@@ -181,10 +183,24 @@ def _describe(
         delete_slots(slots)  # SQLite gives the id of a deleted study to the next study
     with experimental():  # the dashboard labels its axes with this name
         new.set_metric_names([study.file.objective])
-    attributes = {DATA_HASH: data_hash, ANCHORS: dict(anchors), PROTOCOL: PROTOCOL_VERSION, REGISTERING: registering}
+    attributes: dict[str, Any] = {
+        DATA_HASH: data_hash,
+        ANCHORS: dict(anchors),
+        PROTOCOL: PROTOCOL_VERSION,
+        REGISTERING: registering,
+    }
+    if has_arithmetic(study):
+        attributes[ARITHMETIC] = _inherited_arithmetic(store, study)
     for key, value in (attributes | {STARTED: slots.now()}).items():
         new.set_user_attr(key, value)
     return slots
+
+
+def _inherited_arithmetic(store: Store, study: Study) -> Mapping[str, Any]:
+    """Return what the search of a comparison has resolved; {} for other studies, whose first worker resolves it."""
+    source = study.file.about.get("confirms") or study.file.about.get("ablates")
+    study_id = study_ids(store).get(str(source))
+    return {} if study_id is None else study_attrs(store, study_id).get(ARITHMETIC) or {}
 
 
 def load_stored_study(store: Store, name: str | None) -> StoredStudy:

@@ -121,6 +121,7 @@ def _provenance_facts(snapshot: Snapshot) -> dict[str, Any]:
     facts: dict[str, Any] = {"study": snapshot.name, "train": snapshot.spec["train"], "data hash": snapshot.data_hash}
     facts["seed of the sampler"] = snapshot.spec["seed"]
     facts["seeds of the runs"] = ", ".join(map(str, _run_seeds(snapshot))) or None
+    facts |= snapshot.arithmetic or {}
     environments = _environments(snapshot)
     facts |= environments[0] if environments else {}
     if len(environments) > 1:

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from hpo.runs.resources import threads_in_use
+from model.config import ENGINE
 
 PACKAGES = ("hpo", "torch", "optuna", "numpy", "tokenizers")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the versions, the number of threads and the git commit that a run uses."""
+    """Return the versions, the engine, the number of threads and the git commit that a run uses.
+
+    engine: version of the arithmetic of the GPT trainer.
+    """
     versions, commit = _software()
-    return {"versions": dict(versions), "threads": threads_in_use(), "git_commit": commit}
+    return {"versions": dict(versions), "engine": ENGINE, "threads": threads_in_use(), "git_commit": commit}
 
 
 @functools.cache  # a process goes on with the modules that it has imported, whatever changes on disk

@@ -10,6 +10,7 @@ ANCHORS = "hpo:anchors"  # losses of n-gram models on the validation split
 DATA_ROWS = "hpo:rows"  # rows of the data: read, without text, repeated, and documents that are used
 DATA_HASH = "hpo:data"  # hash of the prepared data
 STUDY_STATE = "hpo:state"  # active, paused or stopped
+ARITHMETIC = "hpo:arithmetic"  # resolved device, precision, compile and attention; {} until a worker resolves them
 PROTOCOL = "hpo:protocol"  # see hpo.queue.compatibility.PROTOCOL_VERSION
 
 # User attributes of a trial. The dashboard shows them as columns.
@@ -17,7 +18,7 @@ ARM = "arm"  # name of its arm, in a study of arms
 SEED = "seed"
 RETRIED = "retried"  # of a retry: the kind of the trial that failed
 FIXED_VALUES = "hpo:set"  # values that are not from the sampler: of a baseline, an arm or a grid point
-MACHINE = "hpo:machine"  # versions, threads and git commit
+MACHINE = "hpo:machine"  # versions, engine, threads and git commit
 METRICS = "hpo:metrics"  # the metrics of its last rung
 SUGGESTED_BY = "hpo:suggested"  # what suggested its parameters
 PRUNING_DECISION = "hpo:pruned"  # the comparison that pruned it

@@ -5,7 +5,18 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hpo.storage.attributes import ANCHORS, BUDGET, DATA_HASH, DATA_ROWS, PROTOCOL, SPEC, STARTED, STUDY_STATE, UID
+from hpo.storage.attributes import (
+    ANCHORS,
+    ARITHMETIC,
+    BUDGET,
+    DATA_HASH,
+    DATA_ROWS,
+    PROTOCOL,
+    SPEC,
+    STARTED,
+    STUDY_STATE,
+    UID,
+)
 
 MAX_LENGTH = 2**24  # characters of an attribute
 MAX_VALUES = 500_000  # of an attribute; a study file has at most a fifth of it, parts of which are stored twice
@@ -17,6 +28,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     BUDGET: (dict, type(None)),
     ANCHORS: (dict, type(None)),
     DATA_ROWS: (dict, type(None)),
+    ARITHMETIC: (dict, type(None)),
     DATA_HASH: (str, type(None)),
     UID: (str,),
     STUDY_STATE: (str,),

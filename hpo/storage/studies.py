@@ -50,6 +50,23 @@ def assign_uid(store: OpenStorage, study_id: int, uid: str) -> None:
     transact(store, write)
 
 
+def fill_attr(store: OpenStorage, study_id: int, key: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Set an attribute of a study whose value is {}, and return the value that it has then.
+
+    If another process has set the attribute before, this function changes nothing and returns that value.
+    """
+    columns = STUDY_USER_ATTRS.c
+    this = sa.and_(columns.study_id == study_id, columns.key == key)
+    empty = sa.and_(this, columns.value_json == attribute_json({}))
+
+    def write(connection: sa.Connection) -> dict[str, Any]:
+        connection.execute(sa.update(STUDY_USER_ATTRS).where(empty).values(value_json=attribute_json(dict(value))))
+        stored: dict[str, Any] = json.loads(connection.execute(sa.select(columns.value_json).where(this)).scalar_one())
+        return stored
+
+    return transact(store, write)
+
+
 def names_of_uid(store: OpenStorage, uid: str) -> dict[int, str]:
     """Return the studies that have a uid: id -> name. Two studies have the same uid if one is a copy of the other."""
     attrs = STUDY_USER_ATTRS.c

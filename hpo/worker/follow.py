@@ -22,6 +22,7 @@ from hpo.storage.retry import QUICK, transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
 from hpo.storage.studies import study_attrs, study_ids
+from hpo.worker.arithmetic import settle_arithmetic
 from hpo.worker.events import event_printer
 from hpo.worker.join import preflight
 from hpo.worker.signals import SignalHandler
@@ -126,6 +127,7 @@ class Follower:
                 return False
             for note in stored.notes:
                 say(note)
+            stored = settle_arithmetic(stored, event_printer(stored.study.rungs, f"{name}: "))
             if stored.uid not in self.checked:
                 preflight(stored, self.datasets)
                 stored.raise_protocol()

@@ -26,6 +26,7 @@ from hpo.storage.retry import QUICK
 from hpo.storage.store import open_store
 from hpo.study.places import at_places
 from hpo.study.spec import DEFAULT_TRAIN
+from hpo.worker.arithmetic import settle_arithmetic
 from hpo.worker.events import EVENTS, event_printer
 from model.config import TrainConfig
 
@@ -39,7 +40,8 @@ def join_study(storage: str, name: str | None, pack: int, out: Path, overrides: 
     out: folder of the runs. overrides: path=value, where the files of the study are on this machine.
 
     Raises:
-        Problem: the study does not exist, or the data on this machine differs from the study's data.
+        Problem: the study does not exist, the data on this machine differs from the study's data, or this machine
+            lacks the device with which the study trains.
         WorkFailed: this machine cannot train the study's baseline.
     """
     # A launcher divides the cores among its workers and sets these variables. A worker alone uses all cores.
@@ -59,11 +61,13 @@ def join_study(storage: str, name: str | None, pack: int, out: Path, overrides: 
         state = stored.read_state().state
         if state != "active":
             say(f"study {stored.study.name} is {state}; `hpo resume` resumes it")
+        emit = event_printer(stored.study.rungs)
+        stored = settle_arithmetic(stored, emit)
         preflight(stored, PreparedDatasets())
         stored.raise_protocol()
         store.patience = math.inf  # from now on an unreachable storage is waited for
         parent = _stop_with_parent() if launched else None
-        return Worker(stored, out.absolute(), pack, event_printer(stored.study.rungs), parent).work()
+        return Worker(stored, out.absolute(), pack, emit, parent).work()
 
 
 def _stop_with_parent() -> int:

@@ -5,6 +5,8 @@ import time
 from hpo.runs import checkpoints
 from hpo.runs.metrics import metric, read_rungs, write_rungs
 from hpo.runs.trainable import GuardedRuns
+from hpo.study.engines import engine_text, engines_of
+from hpo.worker.arithmetic import EVENT
 from hpo.worker.executor import TrialExecutor
 from hpo.worker.trial import RunningTrial
 from model.errors import is_device_fault, is_out_of_memory
@@ -27,6 +29,11 @@ def resume_run(executor: TrialExecutor, runs: GuardedRuns, lane: int, trial: Run
         rung, reason = _load_checkpoint(runs, lane, trial, known & set(range(1, executor.stored.study.rungs + 1)))
     if not rung and (trial.rung or reason != NO_CHECKPOINT):
         executor.log_event("restarted", f"trial {trial.number} restarts from its first rung: {reason}")
+    if rung and len(engines := engines_of(trial.frozen.user_attrs)) > 1:
+        text = (
+            f"trial {trial.number} resumes at rung {rung} with another engine: its curve is of {engine_text(engines)}"
+        )
+        executor.log_event(EVENT, f"{text}, which are not comparable to the last bit")
     for r in range(1, rung + 1):  # the storage was unreachable, or it was restored from an older copy
         if r not in reported:
             trial.add_value(r, float(rows[r][file.objective]))

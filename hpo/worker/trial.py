@@ -22,6 +22,7 @@ from hpo.search.samplers import build_sampler
 from hpo.search.space import params_in_range, suggest_values
 from hpo.storage.attributes import ARM, FIXED_VALUES, MACHINE, RETRIED, SEED, SUGGESTED_BY
 from hpo.storage.fencing import LeaseLost, fenced
+from hpo.study.arithmetic import with_earlier_engines
 from hpo.study.arms import find_arm
 from hpo.study.spec import seed_path
 from model.seeds import derive
@@ -93,7 +94,9 @@ def open_trial(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> Froz
     if claim.trial_id is None:
         return _create_trial(stored, claim, owner, pack)
     _fill_optuna_cache(stored)
-    attrs = {"attempt": claim.attempt, "worker": owner, MACHINE: {**describe_machine(), "pack": pack}}
+    before = stored.store.optuna.get_trial(claim.trial_id)
+    machine = with_earlier_engines({**describe_machine(), "pack": pack}, before.user_attrs)
+    attrs = {"attempt": claim.attempt, "worker": owner, MACHINE: machine}
     with fenced(stored.slots.held(claim, owner)):
         for key, value in attrs.items():
             with contextlib.suppress(UpdateFinishedTrialError):

@@ -24,6 +24,7 @@ from hpo.queue.registry import load_stored_study
 from hpo.storage.attributes import PROTOCOL, SPEC, SUGGESTED_BY
 from hpo.storage.store import open_store
 from hpo.study.spec import DEFAULT_TRAIN
+from model.config import ENGINE
 from tests.support.command import hpo, run_in_process
 from tests.support.tiny import text
 
@@ -86,6 +87,13 @@ def test_launch_resumes_the_interrupted_trial_from_its_checkpoint(folder: Path) 
     assert trials[6].intermediate_values == pytest.approx(expected(6), rel=1e-5)
     lines = (folder / "runs" / "legacy" / "trials" / "0006" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["rung"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    output = done.stderr + done.stdout
+    assert "trained with engine 1: their losses are not comparable to the last bit" in output
+    assert f"trial 6 resumes at rung 3 with another engine: its curve is of engines 1 and {ENGINE}" in output
+    shown = json.loads(run_in_process("show", "6", "--format", "json", cwd=folder))
+    assert f"trained with engines 1 and {ENGINE}" in shown["note"]
+    status = run_in_process("status", cwd=folder)
+    assert f"different engines (6 with engine 1, 1 with engines 1 and {ENGINE})" in status
     assert protocol == PROTOCOL_VERSION, "version 0.1.0 refuses every protocol but 1, and cannot read new checkpoints"
 
 
