@@ -28,6 +28,7 @@ def trial_artifact_prefix(trial_id: int) -> str:
 
 # Optuna's tables, with the columns that hpo reads or writes.
 VERSION_TABLE = "version_info"  # exists where Optuna has created its tables
+ALEMBIC_TABLE = "alembic_version"  # the same, and of every other program that uses alembic
 OPTUNA_TABLES = frozenset(
     """
     studies study_directions study_system_attributes study_user_attributes trial_heartbeats trial_intermediate_values

@@ -21,7 +21,7 @@ from hpo.errors import StorageError
 from hpo.storage.damage import check_damage
 from hpo.storage.file_guard import FileGuard
 from hpo.storage.retry import QUICK, patience_limit, retry
-from hpo.storage.schema import N_COLUMNS, foreign_studies, missing_columns, needed_for_reading
+from hpo.storage.schema import N_COLUMNS, foreign_content, missing_columns, needed_for_reading
 from hpo.storage.url import masked_url, normalise_url, sqlite_file
 
 BUSY_TIMEOUT_S = 60.0  # how long SQLite waits for the lock of another process
@@ -162,14 +162,11 @@ def check_ours(engine: sa.Engine, url: str, patience: float) -> None:
     """Check that no other program created the tables of a storage.
 
     Raises:
-        StorageError: The storage has studies in the tables of Optuna, but no table of hpo.
+        StorageError: The storage has tables of another program, or studies of Optuna, but no table of hpo.
     """
-    if names := retry(foreign_studies, engine, patience=patience, url=url):
-        raise StorageError(
-            f"{masked_url(url)}: must be a database that `hpo launch` created, got a database of Optuna with "
-            f"{len(names)} studies, such as {names[0]!r}; hpo does not change it: use another --storage",
-            passing=True,
-        )
+    if content := retry(foreign_content, engine, patience=patience, url=url):
+        rule = f"must be a database that `hpo launch` created, got {content}"
+        raise StorageError(f"{masked_url(url)}: {rule}; hpo does not change it: use another --storage", passing=True)
 
 
 def check_tables(url: str, patience: float) -> frozenset[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.optuna_internals.tables import STUDIES, VERSION_TABLE
+from hpo.optuna_internals.tables import ALEMBIC_TABLE, OPTUNA_TABLES, STUDIES, VERSION_TABLE
 
 OURS = sa.MetaData()
 
@@ -74,16 +74,27 @@ def needed_for_reading(columns: Iterable[sa.Column[Any]]) -> list[sa.Column[Any]
     return [column for column in columns if "added" not in column.info]
 
 
-def foreign_studies(engine: sa.Engine) -> list[str]:
-    """Return the names of the studies in a database of Optuna that has no table of hpo, [] for every other database.
+def foreign_content(engine: sa.Engine) -> str:
+    """Return what a database without tables of hpo holds of another program, "" if it holds nothing or has our tables.
 
-    Without studies, a launch may have been interrupted between the tables of Optuna and those of hpo.
+    Without studies, a launch may have been interrupted between the tables of Optuna and those of hpo. On a server,
+    programs may share a database if their tables have different names.
     """
-    names = set(sa.inspect(engine).get_table_names())
-    if STUDIES.name not in names or names & OURS.tables.keys():
-        return []
+    inspector = sa.inspect(engine)
+    names = set(inspector.get_table_names())
+    if names & OURS.tables.keys():
+        return ""
+    unknown = names - OPTUNA_TABLES - {ALEMBIC_TABLE} if engine.name == "sqlite" else set()
+    unknown |= {ALEMBIC_TABLE} & names if VERSION_TABLE not in names else set()
+    if STUDIES.name in names and "study_name" not in {column["name"] for column in inspector.get_columns(STUDIES.name)}:
+        unknown.add(STUDIES.name)
+    if unknown:
+        return f"a database with the tables {', '.join(sorted(unknown)[:3])} of another program"
+    if STUDIES.name not in names:
+        return ""
     with engine.connect() as connection:
-        return sorted(str(name) for name in connection.scalars(sa.select(STUDIES.c.study_name)))
+        studies = sorted(str(name) for name in connection.scalars(sa.select(STUDIES.c.study_name)))
+    return f"a database of Optuna with {len(studies)} studies, such as {studies[0]!r}" if studies else ""
 
 
 # Seconds since 1970 by the database's clock: the clocks of workers differ.

@@ -9,12 +9,15 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 
 from hpo.errors import StorageError
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
+from hpo.storage.url import normalise_url
 from tests.support.command import MODULE, environment, finished_study, hpo, run_in_process, trivial
 from tests.support.disk import read_only
+from tests.support.postgres import Postgres
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +83,41 @@ def test_database_of_optuna_is_named_and_never_changed(command: str, tmp_path: P
     assert "got a database of Optuna with 1 studies, such as 'their study'; hpo does not change it" in said
     assert "hpo_slot" not in said
     assert dump(tmp_path / "theirs.db") == before
+
+
+@pytest.mark.parametrize(
+    ("command", "sql"),
+    [
+        ("launch --study trivial.yaml", "CREATE TABLE bookmarks (url)"),
+        ("doctor --fix", "CREATE TABLE bookmarks (url)"),
+        ("status", "CREATE TABLE studies (id, title); INSERT INTO studies VALUES (1, 'x')"),
+        ("launch --study trivial.yaml", "CREATE TABLE alembic_version (version_num)"),
+    ],
+)
+def test_database_of_another_program_is_named_and_never_changed(command: str, sql: str, tmp_path: Path) -> None:
+    trivial(tmp_path)
+    with sqlite3.connect(tmp_path / "theirs.db") as connection:
+        connection.executescript(sql)
+    before = dump(tmp_path / "theirs.db")
+    failed = hpo(*command.split(), "--storage", "theirs.db", cwd=tmp_path, status=4)
+    table = sql.split()[2]
+    assert f"got a database with the tables {table} of another program; hpo does not" in failed.stdout + failed.stderr
+    assert dump(tmp_path / "theirs.db") == before
+
+
+def test_database_on_a_server_may_hold_other_tables_but_none_of_the_same_name(postgres: Postgres) -> None:
+    url = postgres.url(postgres.database("template1"))
+    engine = sa.create_engine(normalise_url(url), poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE bookmarks (url text)")
+    open_store(url, create=True).close()
+    url = postgres.url(postgres.database("template1"))
+    engine = sa.create_engine(normalise_url(url), poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE studies (title text)")
+    with pytest.raises(StorageError, match="got a database with the tables studies of another program"):
+        open_store(url, create=True)
+    assert sa.inspect(engine).get_table_names() == ["studies"]
 
 
 def dump(file: Path) -> list[Any]:
