@@ -9,6 +9,7 @@ results are written to a JSON file after each part. The last lines are a short t
 
 import argparse
 import datetime
+import json
 import multiprocessing
 import os
 import re
@@ -41,7 +42,7 @@ class Running:
         slug = part.name.replace(" ", "-")
         self.part, self.records, self.log = part, RecordFile(folder / f"{slug}.jsonl"), folder / f"{slug}.log"
         self.began = time.monotonic()
-        self.until = min(until, self.began + part.seconds)
+        self.until = min(until, self.began + part.seconds * settings.patience)
         self.process: BaseProcess = _context.Process(target=_run_part, args=(part, settings, self.records, self.log))
         self.process.start()
 
@@ -64,14 +65,15 @@ class Running:
 def _run_part(part: Part, settings: Settings, records: RecordFile, log: Path) -> None:
     """Run a part in this process, which leads a process group of its own."""
     os.setsid()
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
     try:
         part.run(settings, records.emit, **part.arguments)
     except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
+        sys.stdout.flush()
+        with log.open("a") as file:
+            traceback.print_exc(file=file)
         os._exit(1)
 
 
@@ -97,8 +99,6 @@ def run_parts(parts: list[Part], settings: Settings, minutes: float, out: Path) 
 
 def write(result: dict[str, Any], out: Path) -> Path:
     """Write the results to a file that is named by card and date."""
-    import json
-
     card = next((r["row"]["card"] for p in result["parts"] for r in p["records"] if r["table"] == "Card"), "unknown")
     slug = re.sub(r"[^a-z0-9]+", "-", str(card).lower()).strip("-")
     out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from model.section import updated
 from model.train.trainer import Trainer
 
 LAUNCHES, LIMITS = "Workers against packs in `hpo launch`", "`hpo limits` against the memory in use"
-TRIALS, TOKENS = 8, 512_000
+TRIALS, TOKENS = 8, 512_000  # a run takes some hundred updates of 1,024 tokens
 
 
 def launches(settings: Settings, emit: Emit, size: str = "1 M") -> None:
@@ -38,7 +38,7 @@ def launches(settings: Settings, emit: Emit, size: str = "1 M") -> None:
 
 def _launch(settings: Settings, size: str, options: list[str]) -> tuple[float, int, str]:
     """Run a study in a new folder. Return the seconds, the tokens of all trials, and the error message or ""."""
-    tokens = 2048 if settings.tiny else TOKENS
+    tokens = 512 if settings.tiny else TOKENS
     config = updated(small_config(size, settings), {"run.tokens": tokens, "run.rungs": 4})
     study = {
         "base": config.model_dump(mode="json"),
@@ -71,6 +71,7 @@ def limits(settings: Settings, emit: Emit, base: str) -> None:
     values = LONG | {"data.name": "python-docs", "tokenizer.vocab_size": config.tokenizer.vocab_size}  # type: ignore[union-attr]
     values |= {f"run.{key}": getattr(config.run, key) for key in ("device", "precision", "compile")}
     if settings.tiny:
+        values |= {"run.tokens": 1024}  # a rung of one update is then a small batch
         values |= {f"model.{key}": getattr(config.model, key) for key in ("n_layer", "n_embd", "n_head", "context")}
     words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
     memory = ["--memory", "0.2"] if settings.tiny else []

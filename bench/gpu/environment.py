@@ -8,10 +8,9 @@ itself belongs to a virtual environment, a new one sees the packages of the base
 only the standard library.
 """
 
-import os
-import site
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import venv
 import zipfile
@@ -31,6 +30,18 @@ print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA availab
 """
 
 
+def package_folders() -> list[str]:
+    """Return the folders from which this interpreter imports packages, without the standard library."""
+    standard = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
+    folders = []
+    for entry in sys.path[1:]:  # the first one is the folder of this script
+        path = Path(entry)
+        installed = {"site-packages", "dist-packages"} & set(path.parts)
+        if path.is_dir() and (installed or not any(path.resolve().is_relative_to(own) for own in standard)):
+            folders.append(str(path))
+    return folders
+
+
 def create(folder: Path, wheels: list[Path]) -> Path:
     """Create the environment and return its interpreter."""
     venv.create(folder, system_site_packages=True, clear=True, symlinks=True)
@@ -39,8 +50,7 @@ def create(folder: Path, wheels: list[Path]) -> Path:
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(packages)
-    own = [path for path in [*site.getsitepackages(), site.getusersitepackages()] if os.path.isdir(path)]
-    (packages / "machine.pth").write_text("\n".join([str(ROOT), *own]) + "\n")
+    (packages / "machine.pth").write_text("\n".join([str(ROOT), *package_folders()]) + "\n")
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     metadata = packages / f"hpo-{version}.dist-info"  # importlib.metadata reads the version there
     metadata.mkdir()

@@ -42,7 +42,7 @@ PARTS = [
     Part("loops mainrun", loops.measure, 45, {"size": "mainrun", "compiled": True}),
     Part("processes 1 M", packs.processes, 60, {"size": "1 M"}),
     Part("launches", commands.launches, 90),
-    Part("limits", commands.limits, 60, {"base": "mainrun"}),
+    Part("limits", commands.limits, 80, {"base": "mainrun"}),
     Part("processes 10 M", packs.processes, 45, {"size": "10 M"}),
     Part("mainrun compiled", full_size.measure, 60, {"base": "mainrun", "compiled": True}),
     Part("unet compiled", full_size.measure, 150, {"base": "unet", "compiled": True}),

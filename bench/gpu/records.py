@@ -26,6 +26,11 @@ class Settings:
         return 0.02 if self.tiny else 0.4
 
     @property
+    def patience(self) -> int:
+        """Factor on all time limits. A machine that tries the script may be slow and busy."""
+        return 4 if self.tiny else 1
+
+    @property
     def rounds(self) -> int:
         return 2 if self.tiny else 5
 
