@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hpo.runs.run_dir import open_log
+
 LOST = -signal.SIGKILL  # exit status of a worker that was lost with its node, as if SIGKILL had ended it
 
 
@@ -88,7 +90,9 @@ class RemoteProcess:
         except Exception as error:  # the node is lost, or cannot run the actor
             status = 1 if isinstance(error, RayTaskError) else LOST
             if self.returncode is None:
-                yield self._lost_event(str(error).strip().splitlines()[-1].strip())
+                text = str(error).strip() or type(error).__name__
+                self._write_log(f"{text}\n")
+                yield self._lost_event(text.splitlines()[-1].strip())  # Ray's last line says why the actor has died
         self._finish(status)
 
     def _lost_event(self, reason: str) -> str:
@@ -105,5 +109,5 @@ class RemoteProcess:
         self._ended.set()
 
     def _write_log(self, text: str) -> None:
-        with self._log.open("a") as file:
+        with suppress(OSError), open_log(self._log) as file:  # the worker continues without its log if the disk is full
             file.write(text)

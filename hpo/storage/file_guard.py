@@ -76,7 +76,7 @@ def _save(connection: sqlite3.Connection, file: Path, command: str) -> str:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         names = [f"{file.name}.rescued", *(f"{file.name}.rescued-{n}" for n in range(2, 100))]
-        saved = next(file.with_name(name) for name in names if not file.with_name(name).exists())
+        saved = next(file.with_name(name) for name in names if not os.path.lexists(file.with_name(name)))
         with closing(sqlite3.connect(saved)) as copy:
             connection.backup(copy)
         if not file.exists():

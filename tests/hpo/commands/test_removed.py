@@ -74,6 +74,7 @@ def remove_and_check(guard: FileGuard) -> None:
         shutil.rmtree(guard.file.parent)
         guard.file.parent.mkdir()
         guard.file.with_name("hpo.db.rescued").touch()
+        guard.file.with_name("hpo.db.rescued-2").symlink_to("of-another-user")
         guard.check()
 
 
@@ -87,9 +88,9 @@ def test_content_of_a_removed_file_is_saved_under_a_name_that_is_free(tmp_path: 
         connection.commit()
         guard = FileGuard(file)
         guard.remember()
-        with pytest.raises(StorageError, match=r"hpo\.db\.rescued-2; to continue: mv .*, then hpo launch"):
+        with pytest.raises(StorageError, match=r"hpo\.db\.rescued-3; to continue: mv .*, then hpo launch"):
             remove_and_check(guard)
-    with closing(sqlite3.connect(f"{file}.rescued-2")) as saved:
+    with closing(sqlite3.connect(f"{file}.rescued-3")) as saved:
         assert saved.execute("SELECT n FROM numbers").fetchall() == [(7,)]
 
 

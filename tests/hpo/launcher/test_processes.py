@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hpo.launcher.ray_process import RemoteProcess
 from tests.support.command import environment, hpo, trivial
 from tests.support.command import worker_processes as workers
 from tests.support.planted import planted_study as planted
@@ -109,3 +110,27 @@ def test_ctrl_c_ends_the_training_of_a_users_function_with_status_130(tmp_path: 
         _, stderr = train.communicate(timeout=60)
     assert train.returncode == 130, stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("target", ["precious", "/dev/full"])
+def test_log_of_a_worker_on_a_ray_node_is_not_written_through_a_link_and_a_full_disk_is_no_error(
+    target: str, tmp_path: Path
+) -> None:
+    (tmp_path / "precious").write_text("content")
+    log = tmp_path / "worker-1.log"
+    log.symlink_to(target)
+
+    class Actor:
+        """Stands for the worker, on which the log does not depend."""
+
+        class run:
+            @staticmethod
+            def options(**_: object) -> "type[Actor.run]":
+                return Actor.run
+
+            @staticmethod
+            def remote(*_: object) -> list[object]:
+                return []
+
+    RemoteProcess(Actor, log, ())._write_log("line\n")
+    assert (tmp_path / "precious").read_text() == "content"
