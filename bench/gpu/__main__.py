@@ -10,71 +10,22 @@ results are written to a JSON file after each part. The last lines are a short t
 import argparse
 import datetime
 import json
-import multiprocessing
 import os
 import re
-import signal
 import sys
 import tempfile
 import time
-import traceback
-from contextlib import suppress
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from bench.gpu.plan import PARTS, Part, stages
-from bench.gpu.records import RecordFile, Row, Settings
+from bench.gpu.process import Running, start_method
+from bench.gpu.records import Settings
 from bench.gpu.table import markdown, summary
 from model.cache import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORTEST = 5.0  # seconds below which no part starts
-
-# Forks have imported torch already. This process never uses the device, because a fork could not use it then.
-_context: Any = multiprocessing.get_context("fork")
-
-
-class Running:
-    """A part that runs, with its record file and its log."""
-
-    def __init__(self, part: Part, settings: Settings, folder: Path, until: float) -> None:
-        slug = part.name.replace(" ", "-")
-        self.part, self.records, self.log = part, RecordFile(folder / f"{slug}.jsonl"), folder / f"{slug}.log"
-        self.began = time.monotonic()
-        self.until = min(until, self.began + part.seconds * settings.patience)
-        self.process: BaseProcess = _context.Process(target=_run_part, args=(part, settings, self.records, self.log))
-        self.process.start()
-
-    def wait(self) -> Row:
-        """Return the result when the part has ended or its time is over."""
-        self.process.join(max(0.0, self.until - time.monotonic()))
-        late = self.process.is_alive()
-        with suppress(ProcessLookupError):  # it may have left processes behind
-            os.killpg(self.process.pid or 0, signal.SIGKILL)
-        self.process.join()
-        seconds = round(time.monotonic() - self.began, 1)
-        status = "stopped at its time limit" if late else "failed" if self.process.exitcode else "done"
-        row: Row = {"part": self.part.name, "status": status, "seconds": seconds, "records": self.records.read()}
-        if status != "done":
-            log = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
-            row["error"] = log.strip()[-2000:] or f"exit status {self.process.exitcode}"
-        return row
-
-
-def _run_part(part: Part, settings: Settings, records: RecordFile, log: Path) -> None:
-    """Run a part in this process, which leads a process group of its own."""
-    os.setsid()
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    try:
-        part.run(settings, records.emit, **part.arguments)
-    except BaseException:
-        sys.stdout.flush()
-        with log.open("a") as file:
-            traceback.print_exc(file=file)
-        os._exit(1)
 
 
 def run_parts(parts: list[Part], settings: Settings, minutes: float, out: Path) -> dict[str, Any]:
@@ -82,13 +33,14 @@ def run_parts(parts: list[Part], settings: Settings, minutes: float, out: Path) 
     until = time.monotonic() + 60 * minutes
     result: dict[str, Any] = {"device": settings.device, "tiny": settings.tiny, "minutes": minutes, "parts": []}
     result["date"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    began = time.monotonic()
+    began, context = time.monotonic(), start_method(settings.device)
+    result["start method"] = context.get_start_method()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for stage in stages(parts):
             if until - time.monotonic() < SHORTEST:
                 result["parts"] += [{"part": p.name, "status": "no time left", "records": []} for p in stage]
                 continue
-            for running in [Running(part, settings, Path(folder), until) for part in stage]:
+            for running in [Running(part, settings, Path(folder), until, context) for part in stage]:
                 row = running.wait()
                 result["parts"].append(row)
                 print(f"{row['part']}: {row['status']}, {row['seconds']} s", flush=True)

@@ -27,6 +27,7 @@ from model.train.trainer import Trainer
 PACKS, PROCESSES = "Packs", "Processes"
 SIZES = (1, 16, 64, 4)  # of packs; what matters most comes first
 WARM = 3
+STRIDE = 16  # updates between two looks at the clock
 
 
 def build(settings: Settings, size: str, K: int, compiled: bool) -> tuple[Trainer, float]:
@@ -116,9 +117,9 @@ def _train_alone(settings: Settings, size: str, seed: int, barrier: Any, queue: 
     barrier.wait(60)
     began, updates = time.perf_counter(), 0
     while time.perf_counter() - began < 5 * settings.seconds:
-        trainer._train(8)
+        trainer._train(STRIDE)
         synchronize(settings.device)
-        updates += 8
+        updates += STRIDE
     queue.put(updates * config.update_tokens() / (time.perf_counter() - began))
     queue.close()
     queue.join_thread()

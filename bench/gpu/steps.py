@@ -23,6 +23,9 @@ def measure(settings: Settings, emit: Emit, K: int, compiled: bool) -> None:
     trainer._train(STEPS)  # the tables of ten steps have been built once
     synchronize(settings.device)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if settings.device == "cuda" else [])
+    with profile(activities=activities):  # the first profile also loads the libraries of the profiler
+        trainer._train(1)
+        synchronize(settings.device)
     with profile(activities=activities) as profiler:
         with record_function(MARK):
             trainer._train(STEPS)

@@ -3,18 +3,21 @@
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from bench.gpu.records import Emit, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("tests/gpu", "tests/model/train/test_trainer.py", "tests/model/nn/test_full_size.py")
+FILES = ("tests/gpu", "tests/model/train/test_trainer.py")
+FULL_SIZE = ("tests/model/nn/test_full_size.py",)  # needs most of the memory of a card
 
 
-def measure(settings: Settings, emit: Emit) -> None:
-    """Run the tests and emit their number and each failure."""
-    select = ["-m", "gpu", *FILES] if settings.device == "cuda" else ["tests/gpu/test_training.py", "-k", "resumed"]
+def measure(settings: Settings, emit: Emit, files: Sequence[str], processes: int = 0) -> None:
+    """Run the tests of some files and emit their number and each failure. processes: of pytest-xdist, 0: none."""
+    on_gpu = ["-m", "gpu", *files, "-n", str(processes)]
+    select = on_gpu if settings.device == "cuda" else ["tests/gpu/test_training.py", "-k", "resumed"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         # Warnings are no errors here: which ones a GPU causes was not known when the tests were written.
