@@ -41,7 +41,7 @@ def improvements(snapshot: Snapshot) -> list[Improvement]:
     return steps
 
 
-def within_noise(steps: Sequence[Improvement]) -> list[Improvement]:
+def improvements_within_noise(steps: Sequence[Improvement]) -> list[Improvement]:
     """Return the improvements below two sigma."""
     return [step for step in steps if step.sigmas < CLEAR_SIGMAS]
 
@@ -51,7 +51,7 @@ def improvement_lines(snapshot: Snapshot) -> list[str]:
     steps, floor = improvements(snapshot), snapshot.noise
     if floor is None or not steps:
         return []
-    small, n = within_noise(steps), len(steps)
+    small, n = improvements_within_noise(steps), len(steps)
     low, high = (format_number(Rounded(end, decimals(floor.sigma))) for end in sigma_interval(floor))
     sigma = format_number(Rounded(floor.sigma, decimals(floor.sigma)))
     known = f"sigma {sigma} from {floor.n} seeds, between {low} and {high} with 95 % confidence"

@@ -13,7 +13,7 @@ RunsByArm = Mapping[str, Mapping[int, Trial]]  # arm -> seed -> its trial
 
 def runs_by_arm(snapshot: Snapshot) -> RunsByArm:
     """Return the started runs of each arm by seed; the last attempt counts for a run that was retried."""
-    return arm_results.runs_by_arm(snapshot.spec["arms"], snapshot.spec["space"], snapshot.trials)
+    return arm_results.group_by_arm(snapshot.spec["arms"], snapshot.spec["space"], snapshot.trials)
 
 
 def progress_of_arms(snapshot: Snapshot, before: int | None = None) -> dict[str, Progress] | None:

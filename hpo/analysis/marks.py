@@ -49,12 +49,12 @@ def paused_lines(snapshot: Snapshot) -> list[str]:
         return []
     now = places(snapshot)
     best = sorted(trials, key=lambda t: (-(t.last_step or 0), now[t.number].rank if t.number in now else math.inf))
-    named = [f"trial {t.number} {place_text(now.get(t.number), t)}" for t in best[:MAX_PAUSED]]
+    named = [f"trial {t.number} {pause_text(now.get(t.number), t)}" for t in best[:MAX_PAUSED]]
     more = [f"{len(trials) - MAX_PAUSED} more"] if len(trials) > MAX_PAUSED else []
     return [f"paused: {'; '.join([*named, *more])}"]
 
 
-def place_text(place: Standing | None, trial: Trial) -> str:
+def pause_text(place: Standing | None, trial: Trial) -> str:
     """Return where a trial is paused, and its rank there where it is known."""
     rank = f", rank {place.rank} of {place.n}" if place is not None else ""
     return f"at rung {trial.last_step or 0}{rank}"

@@ -50,7 +50,7 @@ def study_warnings(snapshot: Snapshot) -> list[str]:
         *small_validation(snapshot),
         *worse_than_baseline(snapshot),
         *worse_than_bigrams(snapshot),
-        *within_noise(snapshot),
+        *best_within_noise(snapshot),
         *at_range_ends(snapshot, ineffective),
         *ineffective_fields(snapshot, ineffective),
     ]
@@ -116,7 +116,7 @@ def worse_than_bigrams(snapshot: Snapshot) -> Iterator[str]:
         )
 
 
-def within_noise(snapshot: Snapshot) -> Iterator[str]:
+def best_within_noise(snapshot: Snapshot) -> Iterator[str]:
     """Warn that as many runs of the baseline alone are expected to reach the value of the best trial."""
     best, floor, n = snapshot.best(), snapshot.noise, len(searched_trials(snapshot))
     if best is None or floor is None or floor.sigma == 0 or not n or snapshot.kind(best) == "baseline":

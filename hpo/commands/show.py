@@ -8,7 +8,7 @@ from typing import Any
 
 from hpo.analysis.improvements import improvement_lines
 from hpo.analysis.looks import look_lines
-from hpo.analysis.marks import paused_lines, paused_trials, place_text, places
+from hpo.analysis.marks import paused_lines, paused_trials, pause_text, places
 from hpo.analysis.noise import rounded, sigmas
 from hpo.analysis.progress import has_ended, token_counts, trial_counts
 from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status, trial_value
@@ -136,7 +136,7 @@ def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
     return {
         "number": number,
         "state": trial_status(snapshot, trial),
-        **({"paused": place_text(places(snapshot).get(number), trial)} if trial in paused_trials(snapshot) else {}),
+        **({"paused": pause_text(places(snapshot).get(number), trial)} if trial in paused_trials(snapshot) else {}),
         "kind": attrs.get("kind"),
         **_result(snapshot, trial),
         "params": dict(trial.params),

@@ -11,7 +11,7 @@ from hpo.study.sequential import Progress, Results
 ENDED = (State.COMPLETE, State.PRUNED, State.FAIL)
 
 
-def runs_by_arm(
+def group_by_arm(
     arms: Mapping[str, Mapping[str, Any]], space: Mapping[str, Any], trials: Sequence[Trial]
 ) -> dict[str, dict[int, Trial]]:
     """Return the started runs of each arm by seed; the last attempt counts for a run that was retried.

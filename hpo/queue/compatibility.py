@@ -40,7 +40,7 @@ def check_version(study: optuna.Study) -> None:
         )
 
 
-def check_ours(study: optuna.Study) -> None:
+def check_created_by_hpo(study: optuna.Study) -> None:
     """Check that hpo created a study: it has a uid, or in version 0.1 a definition or a protocol.
 
     Raises:

@@ -5,7 +5,7 @@ Every worker takes a look before it claims a run. The decisions follow from the 
 
 import sqlalchemy as sa
 
-from hpo.queue.arm_results import look_text, results_of_arms, runs_by_arm
+from hpo.queue.arm_results import look_text, results_of_arms, group_by_arm
 from hpo.queue.inspect import SKIPPED
 from hpo.queue.stored_study import StoredStudy
 from hpo.storage.schema import EVENT, SLOT, insert_event
@@ -27,7 +27,7 @@ def take_look(stored: StoredStudy) -> None:
     if bounds is None or file.arms is None:
         return
     trials = read_trials(stored.store, stored.slots.study_id)
-    results = results_of_arms(runs_by_arm(file.arms, file.space, trials), file.seeds)
+    results = results_of_arms(group_by_arm(file.arms, file.space, trials), file.seeds)
     arms = follow_pairs(bounds, results, stored.study.direction)
     names = list(file.arms)
     decided = {names.index(name) for name, arm in arms.items() if arm.outcome is not None}

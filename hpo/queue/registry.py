@@ -15,7 +15,7 @@ from hpo.queue.compatibility import (
     PROTOCOL_VERSION,
     check_data_hash,
     check_directions,
-    check_ours,
+    check_created_by_hpo,
     check_same,
     check_version,
 )
@@ -70,7 +70,7 @@ def register_study(
         note = _create_row(store, study)
         study_attrs(store, study_ids(store)[study.name], study.name)  # checks what another program may have changed
         found = optuna.load_study(study_name=study.name, storage=store.optuna)
-        check_ours(found)
+        check_created_by_hpo(found)
         is_new = SPEC not in found.user_attrs
         if is_new:
             check_directions(found, study)

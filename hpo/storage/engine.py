@@ -152,13 +152,13 @@ def columns_to_add(url: str, patience: float) -> list[sa.Column[Any]]:
     engine = sa.create_engine(url, **unpooled_options(url, readonly=True))
     check_damage(engine, url, patience)
     missing = retry(missing_columns, engine, patience=patience, url=url)
-    check_ours(engine, url, patience)
+    check_no_foreign_tables(engine, url, patience)
     if missing is None or len(missing) == N_COLUMNS:
         raise no_tables(url)
     return missing
 
 
-def check_ours(engine: sa.Engine, url: str, patience: float) -> None:
+def check_no_foreign_tables(engine: sa.Engine, url: str, patience: float) -> None:
     """Check that no other program created the tables of a storage.
 
     Raises:

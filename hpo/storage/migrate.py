@@ -5,7 +5,7 @@ from optuna.storages import RDBStorage
 
 from hpo.errors import StorageError
 from hpo.storage.damage import check_damage
-from hpo.storage.engine import check_ours, columns_to_add, unpooled_options
+from hpo.storage.engine import check_no_foreign_tables, columns_to_add, unpooled_options
 from hpo.storage.locks import creation_lock
 from hpo.storage.retry import QUICK, retry
 from hpo.storage.schema import OURS, missing_columns, needed_for_reading
@@ -25,7 +25,7 @@ def create_tables(url: str) -> None:
     """
     engine = sa.create_engine(url, **unpooled_options(url))
     check_damage(engine, url, QUICK)
-    check_ours(engine, url, QUICK)
+    check_no_foreign_tables(engine, url, QUICK)
     try:
         rdb = RDBStorage(optuna_url(url), engine_kwargs=unpooled_options(url))
     except RuntimeError as error:  # the tables are of another version of Optuna

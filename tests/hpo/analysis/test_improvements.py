@@ -12,7 +12,7 @@ from hpo.analysis.improvements import (
     improvement_records,
     improvements,
     sigma_interval,
-    within_noise,
+    improvements_within_noise,
 )
 from hpo.analysis.noise import Noise
 from hpo.report.build import read_report, report_page
@@ -55,7 +55,7 @@ def test_each_new_best_is_compared_with_the_best_before_it(here: Path, store: St
     steps = improvements(snapshot)
     assert [(step.trial, step.gain) for step in steps] == expected
     small = [number for number, gain in expected if gain < 2 * snapshot.noise.sigma]
-    assert [step.trial for step in within_noise(steps)] == small
+    assert [step.trial for step in improvements_within_noise(steps)] == small
     assert 0 < len(small) < len(expected), "the case shows both kinds"
     (line,) = improvement_lines(snapshot)
     assert line.startswith(f"{len(small)} of {len(expected)} improvements of the best are below two sigma: do not read")
