@@ -8,7 +8,7 @@ from typing import Any
 
 from hpo.analysis.improvements import improvement_lines
 from hpo.analysis.looks import look_lines
-from hpo.analysis.marks import paused_lines, paused_trials, pause_text, places
+from hpo.analysis.marks import pause_text, paused_lines, paused_trials, places
 from hpo.analysis.noise import rounded, sigmas
 from hpo.analysis.progress import has_ended, token_counts, trial_counts
 from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status, trial_value

@@ -5,7 +5,7 @@ Every worker takes a look before it claims a run. The decisions follow from the 
 
 import sqlalchemy as sa
 
-from hpo.queue.arm_results import look_text, results_of_arms, group_by_arm
+from hpo.queue.arm_results import group_by_arm, look_text, results_of_arms
 from hpo.queue.inspect import SKIPPED
 from hpo.queue.stored_study import StoredStudy
 from hpo.storage.schema import EVENT, SLOT, insert_event

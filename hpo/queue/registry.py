@@ -13,9 +13,9 @@ from hpo.optuna_internals.objects import get_study_id
 from hpo.queue.budget import Progress, delete_slots, fill_slots
 from hpo.queue.compatibility import (
     PROTOCOL_VERSION,
+    check_created_by_hpo,
     check_data_hash,
     check_directions,
-    check_created_by_hpo,
     check_same,
     check_version,
 )

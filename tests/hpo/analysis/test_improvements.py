@@ -11,8 +11,8 @@ from hpo.analysis.improvements import (
     improvement_lines,
     improvement_records,
     improvements,
-    sigma_interval,
     improvements_within_noise,
+    sigma_interval,
 )
 from hpo.analysis.noise import Noise
 from hpo.report.build import read_report, report_page
