@@ -21,7 +21,7 @@ FOLDER = ROOT / ".gpu"
 CHECK = """
 import importlib.util, sys
 names = "torch numpy optuna sqlalchemy alembic psycopg tokenizers pandas plotly pydantic ruamel.yaml typer rich".split()
-names += "safetensors scipy statsmodels cmaes optuna_dashboard pytest xdist".split()
+names += "safetensors scipy statsmodels cmaes optuna_dashboard tqdm pytest xdist".split()
 missing = [name for name in names if importlib.util.find_spec(name) is None]
 if missing:
     sys.exit(f"missing: {', '.join(missing)}; run `make gpu-wheels` where there is a network")

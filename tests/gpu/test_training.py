@@ -113,7 +113,7 @@ def test_a_compiled_pack_equals_eager_runs_and_makes_no_sync(device):
     ("device", "precision", "tolerance"),
     [
         ("cpu", "fp32", 1e-4),
-        pytest.param("cuda", "fp32", 1e-4, marks=GPU),
+        pytest.param("cuda", "fp32", 1e-3, marks=GPU),  # one product or a batch of three: other kernels
         pytest.param("cuda", "bf16", 0.02, marks=GPU),
         pytest.param("cuda", "fp16", 0.02, marks=GPU),
     ],
