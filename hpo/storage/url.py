@@ -50,7 +50,7 @@ _HARMLESS = re.compile(
 _SQLITE_FILE = re.compile(r"^sqlite(\+pysqlite)?:///[^?]*$")
 # The same inside a message.
 _URL_IN_LINE = re.compile(rf"(//[^\s:;,|@/]*?{_COLON}).*@")
-_URL_IN_TEXT = re.compile(r"[^\s'\"(]+:[^\s'\"(]*@[^\s'\")]*|[^\s'\"(]+//[^\s'\"),;]+")
+_WORD_IN_TEXT = re.compile(r"[^\s'\"(]+")
 _SETTING_IN_TEXT = re.compile(r"(?i)(\b(?:\w*password|passwd|pwd)\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s&;'\"]+)")
 
 # Storages that Optuna supports and hpo does not, and the reason.
@@ -156,9 +156,16 @@ def _masked_setting(match: re.Match[str]) -> str:
 
 def mask_passwords(text: str) -> str:
     """Return a message with *** instead of the passwords of URLs and connection settings that it quotes."""
-    text = _URL_IN_LINE.sub(r"\1***@", text)
-    text = _URL_IN_TEXT.sub(lambda match: masked_url(match[0]), text)
+    if "@" in text:
+        text = _URL_IN_LINE.sub(r"\1***@", text)
+    text = _WORD_IN_TEXT.sub(lambda match: _masked_word(match[0]), text)
     return _SETTING_IN_TEXT.sub(r"\1***", text)
+
+
+def _masked_word(word: str) -> str:
+    """Return a word of a message, masked if it may be a URL. A message may contain words of megabytes."""
+    colon = word.find(":", 1)
+    return masked_url(word) if word.find("//", 1) > 0 or (colon > 0 and word.find("@", colon) > 0) else word
 
 
 def secrets_of(url: str) -> list[str]:

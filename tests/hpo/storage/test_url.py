@@ -1,6 +1,7 @@
 """URLs of storages: which are accepted, and that no password is printed, however the URL is spelled."""
 
 import string
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,16 @@ def test_url_without_a_password_is_printed_as_it_is(url: str) -> None:
 def test_password_may_contain_characters_that_are_not_escaped(password: str) -> None:
     url = sa.make_url(normalise_url(f"postgresql://me:{password}@h:5433/db?application_name=x"))
     assert (url.password, url.host, url.port) == (password.replace("%40", "@"), "h", 5433)
+
+
+@pytest.mark.parametrize("part", ["a", "a:", "//", "a//b:", "@", "a=b&", "pwd", "a:@", "'", "%3A"])
+def test_masking_a_long_message_takes_no_time_that_grows_with_its_square(part: str) -> None:
+    text = part * (300_000 // len(part))
+    started = time.process_time()
+    for message in (text, f"got {text}", f"{text}@h"):
+        mask_passwords(message)
+        masked_url(message)
+    assert time.process_time() - started < 5.0
 
 
 def test_error_of_the_driver_is_shown_without_the_password() -> None:
