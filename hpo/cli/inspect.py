@@ -169,7 +169,7 @@ def export(
             trial_to_export(store, snapshot) if trial is None else (select_trial(snapshot, trial), "")
         )
         config = export_text(snapshot, exported, confirmation)
-    if output is None:
+    if output is None or output == Path("-"):
         print_yaml(config)
         return
     write_file(output, config)

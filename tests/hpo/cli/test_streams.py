@@ -126,6 +126,11 @@ def test_output_never_replaces_a_study_a_database_or_a_folder(option: str, file:
     assert (done / "trivial.yaml").read_bytes() == before
 
 
+def test_dash_is_the_standard_output_and_no_file(done: Path) -> None:
+    assert "provenance" in parse_yaml(hpo("export", "-o", "-", cwd=done).stdout)
+    assert not (done / "-").exists()
+
+
 def test_exported_file_may_be_exported_again(done: Path) -> None:
     for _ in range(2):
         hpo("export", "-o", "again.yaml", cwd=done)
