@@ -32,8 +32,6 @@ STRIDE = 16  # updates between two looks at the clock
 
 def build(settings: Settings, size: str, K: int, compiled: bool) -> tuple[Trainer, float]:
     """Return K runs in one pack after their first updates, and the seconds that the first update took."""
-    # Compiled code is shared by shape: without a reset, the second K would be compiled for any K.
-    torch.compiler.reset()
     config = with_compile(small_config(size, settings), compiled)
     trainer = Trainer([updated(config, {"run.seed": seed}) for seed in range(K)], data_of(config))
     first = seconds_of(lambda: trainer._train(1), settings.device)
@@ -41,11 +39,17 @@ def build(settings: Settings, size: str, K: int, compiled: bool) -> tuple[Traine
     return trainer, first
 
 
+def fresh(settings: Settings) -> None:
+    """Forget compiled code and free memory. Without this, the second K would be compiled for any K."""
+    torch.compiler.reset()
+    reset_peak(settings.device)
+
+
 def measure(settings: Settings, emit: Emit, size: str, compiled: bool) -> None:
     """Emit the speed of packs of several sizes, and its ratio to that of runs one after the other (K = 1)."""
     single = 0.0
     for K in (1, 2) if settings.tiny else SIZES:
-        reset_peak(settings.device)
+        fresh(settings)
         try:
             trainer, first = build(settings, size, K, compiled)
         except Exception as error:
@@ -66,6 +70,7 @@ def measure(settings: Settings, emit: Emit, size: str, compiled: bool) -> None:
 def warm_up(settings: Settings, emit: Emit, size: str) -> None:
     """Compile the steps of all packs, so that later parts find them in the cache on disk."""
     for K in (1,) if settings.tiny else SIZES:
+        fresh(settings)
         _, first = build(settings, size, K, compiled=True)
         emit("Compilation", network=f"{size}, K = {K}", **{"first update s": round(first, 1)})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench.gpu.packs import build
+from bench.gpu.packs import build, fresh
 from bench.gpu.records import Emit, Row, Settings
 from bench.gpu.timing import synchronize
 
@@ -19,6 +19,7 @@ LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
 
 def measure(settings: Settings, emit: Emit, K: int, compiled: bool) -> None:
     """Emit the profile of ten steps of K runs of 1 M parameters, the assembly of their batches included."""
+    fresh(settings)
     trainer, _ = build(settings, "1 M", K, compiled)
     trainer._train(STEPS)  # the tables of ten steps have been built once
     synchronize(settings.device)

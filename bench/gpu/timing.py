@@ -1,5 +1,6 @@
 """Time functions on a device: after a warm-up, between two synchronizations, in rounds that take turns."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +80,8 @@ def peak_memory(device: str) -> int | None:
 
 
 def reset_peak(device: str) -> None:
-    """Free cached memory and restart the measurement of the peak."""
+    """Free the memory of runs that have ended and restart the measurement of the peak."""
+    gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -33,8 +33,9 @@ class Pack:
         self.loss_scales = [1.0] * size  # factors on the fp16 loss
         self.clean_updates = [0] * size  # since a gradient last overflowed
         compile_or_not = torch.compile if config.run.compile == "on" else _no_compile
-        self.losses = compile_or_not(self._losses)
-        self.scores = compile_or_not(self._scores)
+        passes = ForwardPasses(self.network)
+        self.losses = compile_or_not(passes.losses)
+        self.scores = compile_or_not(passes.scores)
 
     def _leaf(self, name: str) -> Tensor:
         """Return one parameter of all runs as a view of the common tensor, (K, ...)."""
@@ -132,15 +133,26 @@ class Pack:
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.run.precision)
         return torch.autocast(self.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
 
-    def _losses(
+
+class ForwardPasses:
+    """The functions that torch.compile compiles.
+
+    They refer to the network, not to the pack: a cycle of references would keep the memory of a finished pack until
+    Python's garbage collector runs, which does not know how full a GPU is.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    def losses(
         self, w: Weights, numbers: Mapping[str, Tensor], key: Tensor | None, x: Tensor, y: Tensor
     ) -> tuple[Tensor, ...]:
         """Return the summed cross-entropy and the load-balancing loss of each layer that has experts, (K,) each."""
-        diagnostics: Diagnostics = {"balance": []} if isinstance(self.config.model, MoE) else {}
+        diagnostics: Diagnostics = {"balance": []} if isinstance(self.network.config, MoE) else {}
         logits = self.network(w, x, numbers, key, diagnostics)
         return summed_cross_entropy(logits, y), *diagnostics.get("balance", [])
 
-    def _scores(self, w: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def scores(self, w: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy and the number of correct predictions, (K,) each."""
         logits = self.network(w, x)
         return summed_cross_entropy(logits, y), (logits.argmax(-1) == y.flatten(1)).sum(1)
