@@ -13,6 +13,7 @@ from model.nn.dropout import random_normal
 from model.nn.linear import project
 from model.nn.mlp import activate
 
+ALIGNMENT = 16  # bytes to whose multiples grouped_mm needs the rows of a matrix
 ROUTERS = 131_072  # first site of router noise, one site per layer; all other sites are below
 
 
@@ -27,23 +28,30 @@ def experts(x: Tensor, w: Weights, layer: int, config: MoE, ctx: ForwardContext)
     weights, chosen, counts = route(x, w[f"{name}.router.weight"], layer, config, ctx)
     order = chosen.flatten().argsort(stable=True)  # (K M,): the assignments, sorted by run and expert
     inputs = x.flatten(0, 1)[order // top_k]  # (K M, C)
-    sizes = counts.tolist()
-    gate = grouped_linear(inputs, w[f"{name}.gate"], sizes) if config.mlp == "swiglu" else None
-    h = activate(config.mlp, grouped_linear(inputs, w[f"{name}.fc"], sizes), gate)  # (K M, hidden)
-    y = grouped_linear(ctx.drop(h, "mlp_dropout", 4 * layer + 3), w[f"{name}.proj"], sizes)
+    gate = grouped_linear(inputs, w[f"{name}.gate"], counts) if config.mlp == "swiglu" else None
+    h = activate(config.mlp, grouped_linear(inputs, w[f"{name}.fc"], counts), gate)  # (K M, hidden)
+    y = grouped_linear(ctx.drop(h, "mlp_dropout", 4 * layer + 3), w[f"{name}.proj"], counts)
     y = y[order.argsort()].unflatten(0, (-1, top_k))  # (K N, k, C)
     y = (y * weights.flatten(0, 1)[..., None]).sum(1).view(x.shape)
     return ctx.drop(y, "residual_dropout", 4 * layer + 4)
 
 
-def grouped_linear(x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """Multiply each row by the matrix of its expert, (K M, out).
 
-    x: (K M, in), sorted by run and expert. weight: (K, E, out, in). sizes: number of rows of each of the K E experts.
+    The numbers of rows stay on the device: no value is read, except where the kernel of the device needs it.
+
+    x: (K M, in), sorted by run and expert. weight: (K, E, out, in). counts: rows of each of the K E experts, (K E,).
     """
-    rows = x.split(sizes)
-    matrices = weight.flatten(0, 1).unbind(0)
-    return torch.cat([F.linear(group, matrix) for group, matrix in zip(rows, matrices, strict=True)])
+    if torch.is_autocast_enabled(x.device.type):  # which does not convert the arguments of grouped_mm
+        half = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(half), weight.to(half)
+    matrices = weight.flatten(0, 1)  # (K E, out, in)
+    aligned = all(width * x.element_size() % ALIGNMENT == 0 for width in matrices.shape[1:])
+    if aligned:
+        return F.grouped_mm(x, matrices.mT, offs=counts.cumsum(0, dtype=torch.int32))
+    rows = x.split(counts.tolist())
+    return torch.cat([F.linear(group, matrix) for group, matrix in zip(rows, matrices.unbind(0), strict=True)])
 
 
 def route(x: Tensor, weight: Tensor, layer: int, config: MoE, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
