@@ -155,7 +155,10 @@ def _update(pack: Pack, config: TrainConfig) -> None:
     for n in {pack.size, max(1, pack.size - 1)}:
         lanes = list(range(n))
         step = StepTable([numbers] * n, 1, torch.device("cpu")).at(0)
-        pack.params.update(lanes, step, pack.params.grad_norms(lanes), lanes)
+        guarded = config.recovery.watches() or config.run.precision == "fp16"
+        accepted = torch.ones(n, dtype=torch.bool) if guarded else None
+        rolled_back = accepted if config.recovery.name == "rollback" else None
+        pack.params.update(lanes, step, pack.params.grad_norms(lanes), lanes, accepted, rolled_back)
 
 
 def _validate(pack: Pack, config: TrainConfig, tracker: AllocationTracker) -> None:

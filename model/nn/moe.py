@@ -39,19 +39,27 @@ def experts(x: Tensor, w: Weights, layer: int, config: MoE, ctx: ForwardContext)
 def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """Multiply each row by the matrix of its expert, (K M, out).
 
-    The numbers of rows stay on the device: no value is read, except where the kernel of the device needs it.
+    The numbers of rows stay on the device. No value is read, except by the kernel of a device that needs it.
 
     x: (K M, in), sorted by run and expert. weight: (K, E, out, in). counts: rows of each of the K E experts, (K E,).
     """
     if torch.is_autocast_enabled(x.device.type):  # which does not convert the arguments of grouped_mm
         half = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(half), weight.to(half)
-    matrices = weight.flatten(0, 1)  # (K E, out, in)
-    aligned = all(width * x.element_size() % ALIGNMENT == 0 for width in matrices.shape[1:])
-    if aligned:
-        return F.grouped_mm(x, matrices.mT, offs=counts.cumsum(0, dtype=torch.int32))
-    rows = x.split(counts.tolist())
-    return torch.cat([F.linear(group, matrix) for group, matrix in zip(rows, matrices.unbind(0), strict=True)])
+    out = weight.shape[2]
+    matrices = _padded(weight.flatten(0, 1), (-1, -2))  # (K E, out, in)
+    offsets = counts.cumsum(0, dtype=torch.int32)
+    return F.grouped_mm(_padded(x, (-1,)), matrices.mT, offs=offsets)[:, :out]
+
+
+def _padded(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return a tensor with zeros after the end of the last dimensions, so that grouped_mm accepts their length.
+
+    dims: the dimensions, the last one first.
+    """
+    step = ALIGNMENT // x.element_size()
+    missing = [-x.shape[dim] % step for dim in dims]
+    return F.pad(x, [n for after in missing for n in (0, after)]) if any(missing) else x
 
 
 def route(x: Tensor, weight: Tensor, layer: int, config: MoE, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:

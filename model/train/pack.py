@@ -3,7 +3,7 @@
 Shapes: K runs, B sequences, T tokens, N = B T, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ class Pack:
         # Hyperparameters that act inside the network, such as dropout probabilities, by lane.
         self.numbers: list[dict[str, float]] = [{} for _ in range(size)]
         self.active: dict[str, Tensor] = {}  # those that are above 0 in any run, (K,) each
-        self.loss_scales = [1.0] * size  # factors on the fp16 loss
+        self.loss_scales = [1.0] * size  # factors on the fp16 loss, at the last rung
+        self.scales = torch.ones(size, device=device)  # the same now, (K,)
         self.clean_updates = [0] * size  # since a gradient last overflowed
         compile_or_not = torch.compile if config.run.compile == "on" else _no_compile
         passes = ForwardPasses(self.network)
@@ -86,28 +87,17 @@ class Pack:
         """Return the weights of losses times the loss scale of each run, (K,)."""
         if self.config.run.precision != "fp16":
             return weights
-        return weights * torch.tensor(self.loss_scales, device=self.device)
+        return weights * self.scales
 
     @torch.no_grad()
-    def unscale(self, lanes: Sequence[int]) -> list[int]:
-        """Divide gradients by the fp16 loss scale; return the lanes whose gradients are finite.
+    def unscale(self, index: Tensor) -> Tensor:
+        """Divide gradients by the fp16 loss scale; return whether a gradient of the lane has overflowed, (L,).
 
-        A gradient that overflowed is set to zero and the loss scale of its run is halved. The scale doubles after
-        2,000 updates without an overflow, as in torch.amp.GradScaler.
+        index: lanes that complete an update, (L,).
         """
-        finite = []
-        for lane in lanes:
-            grad = self.params.grads[lane].div_(self.loss_scales[lane])
-            if bool(grad.isfinite().all()):
-                finite.append(lane)
-                self.clean_updates[lane] += 1
-                if self.clean_updates[lane] % 2000 == 0:
-                    self.loss_scales[lane] *= 2
-            else:
-                grad.zero_()
-                self.clean_updates[lane] = 0
-                self.loss_scales[lane] = max(1.0, self.loss_scales[lane] / 2)
-        return finite
+        grads = self.params.grads[index] / self.scales[index, None]
+        self.params.grads[index] = grads
+        return ~grads.isfinite().all(dim=1)
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

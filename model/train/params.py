@@ -48,7 +48,7 @@ class PackParams:
         self.group_grad_norms, self.group_update_ratios = (
             torch.zeros(size, len(GROUP_NAMES), device=device) for _ in range(2)
         )
-        self.backups: dict[int, list[Tensor]] = {}  # by lane
+        self.backups: dict[str, Tensor] = {}  # of the blocks at the last rung
         self._indices: dict[tuple[int, ...], Tensor] = {}
 
     def blocks(self) -> dict[str, Tensor]:
@@ -116,13 +116,14 @@ class PackParams:
         self.group_grad_norms[lane] = self.group_update_ratios[lane] = 0
 
     def backup(self, lane: int) -> None:
-        """Copy the state of a lane, for `restore`."""
-        self.backups[lane] = [block[lane].clone() for block in self.blocks().values()]
+        """Copy the state of a lane on the device, for `restore` and for rollbacks."""
+        for name, block in self.blocks().items():
+            self.backups.setdefault(name, torch.zeros_like(block))[lane] = block[lane]
 
     def restore(self, lane: int) -> None:
         """Set a lane to its last backup."""
-        for block, saved in zip(self.blocks().values(), self.backups[lane], strict=True):
-            block[lane] = saved
+        for name, block in self.blocks().items():
+            block[lane] = self.backups[name][lane]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -139,36 +140,78 @@ class PackParams:
         return self._rows(self.grads, lanes).norm(dim=1)
 
     @torch.no_grad()
-    def update(self, lanes: Sequence[int], step: StepCoefficients, norms: Tensor, watch: Sequence[int] = ()) -> Tensor:
+    def update(
+        self,
+        lanes: Sequence[int],
+        step: StepCoefficients,
+        norms: Tensor,
+        watch: Sequence[int] = (),
+        accepted: Tensor | None = None,
+        rolled_back: Tensor | None = None,
+    ) -> Tensor:
         """Clip the gradients, take one optimizer step and set the gradients to zero, in some lanes.
 
         lanes: n lanes in ascending order. step: numbers of the step, (n, 1) each. norms: of the gradients, (n,).
-        watch: lanes whose gradient norms and update ratios are measured by parameter group.
+        watch: lanes whose gradient norms and update ratios are measured by parameter group. accepted: the lanes that
+        take the step, (n,) bool; None: all. rolled_back: the lanes that return to their backup, (n,) bool.
 
         Returns the fraction of each lane that was clipped, in [0, 1], (n,).
         """
-        p, g = self._rows(self.weights, lanes), self._rows(self.grads, lanes)
-        state = {key: self._rows(block, lanes) for key, block in self.state.items()}
-        clip_state = {key: self._rows(block, lanes) for key, block in self.clip_state.items()}
+        copied = accepted is not None or len(lanes) < len(self.weights)
+        blocks = {name: self._rows(block, lanes, copied) for name, block in self.blocks().items()}
+        p, g = blocks["weights"], self._rows(self.grads, lanes)
+        state = {key: blocks[key] for key in self.state}
+        clip_state = {key: blocks[f"clip.{key}"] for key in self.clip_state}
         before = p.clone() if watch else None
         group_grad_norms = self._norms_by_group(g) if watch else None
         clipped = self.clip.clip(g, norms, clip_state, step.clip, self.row)
         bounded = self._step(p, g, state, step)
         if AVERAGE in state:
             state[AVERAGE].lerp_(p, step.ema_rate)
-        if len(lanes) < len(self.weights):  # the rows are copies
-            rows = self.index(lanes)
-            self.weights[rows] = p
-            for key, block in {**state, **clip_state}.items():
-                (self.state if key in state else self.clip_state)[key][rows] = block
         if before is not None and group_grad_norms is not None:
-            watched, index = self.index(watch), self.index([list(lanes).index(lane) for lane in watch])
-            self.group_grad_norms[watched] = group_grad_norms[index]
-            ratios = self._norms_by_group(p - before) / self._norms_by_group(before)
-            self.group_update_ratios[watched] = ratios.where(ratios.isfinite(), 0)[index]
+            self._watch(lanes, watch, group_grad_norms, before, p, accepted)
+        if copied:
+            self._write(lanes, blocks, accepted, rolled_back)
         self.zero_grad(lanes)
         fractions = clipped if bounded is None else bounded
         return torch.zeros_like(norms) if fractions is None else fractions
+
+    def _watch(
+        self,
+        lanes: Sequence[int],
+        watch: Sequence[int],
+        grad_norms: Tensor,
+        before: Tensor,
+        after: Tensor,
+        accepted: Tensor | None,
+    ) -> None:
+        """Store the norms by parameter group of the lanes `watch`; those of a step that is not taken stay as they are.
+
+        grad_norms: (n, groups). before, after: weights of all lanes of the step, (n, P).
+        """
+        watched, index = self.index(watch), self.index([list(lanes).index(lane) for lane in watch])
+        ratios = self._norms_by_group(after - before) / self._norms_by_group(before)
+        ratios = ratios.where(ratios.isfinite(), 0)
+        for target, new in ((self.group_grad_norms, grad_norms[index]), (self.group_update_ratios, ratios[index])):
+            target[watched] = new if accepted is None else new.where(accepted[index, None], target[watched])
+
+    def _write(
+        self,
+        lanes: Sequence[int],
+        rows: Mapping[str, Tensor],
+        accepted: Tensor | None,
+        rolled_back: Tensor | None,
+    ) -> None:
+        """Write copies of rows back where a step was accepted, and backups where a lane is rolled back."""
+        index = self.index(lanes)
+        for name, block in self.blocks().items():
+            new = rows[name]
+            if accepted is not None:
+                old = block[index]
+                if rolled_back is not None:
+                    old = torch.where(rolled_back[:, None], self.backups[name][index], old)
+                new = torch.where(accepted[:, None], new, old)
+            block[index] = new
 
     def zero_grad(self, lanes: Sequence[int]) -> None:
         """Set the gradients of some lanes to zero."""
@@ -216,9 +259,12 @@ class PackParams:
             if groups:
                 yield i, slice(groups[0].start, groups[-1].stop)
 
-    def _rows(self, block: Tensor, lanes: Sequence[int]) -> Tensor:
-        """Return the rows of some lanes: a view if these are all lanes, else a copy that must be written back."""
-        return block if len(lanes) == len(block) else block[self.index(lanes)]
+    def _rows(self, block: Tensor, lanes: Sequence[int], copied: bool = False) -> Tensor:
+        """Return the rows of some lanes: a view if these are all lanes, else a copy that must be written back.
+
+        copied: return a copy in any case.
+        """
+        return block if len(lanes) == len(block) and not copied else block[self.index(lanes)]
 
     def index(self, lanes: Sequence[int]) -> Tensor:
         """Return lanes as a tensor on the device, which is copied there once for each set of lanes."""

@@ -71,7 +71,7 @@ class RunState:
     def advance(self, counted: bool = True) -> None:
         """Count the micro-step that has just been trained.
 
-        counted: whether the loss of the micro-step is part of the mean training loss.
+        counted: whether to count its targets here; the device counts those of runs that may recover.
         """
         B = self.run.batch_size
         self.n_targets += self.batches.n_targets(self.micro_step * B, B) if counted else 0
@@ -115,7 +115,16 @@ class RunState:
 
     def lr_multiplier(self, update: int) -> float:
         """Return the factor on all peak learning rates in an update. update: its number, starting at 1."""
-        return self.config.schedule.multiplier(self.progress(update)) * self.scale * self.health.lr_scale
+        return self.schedule_multiplier(update) * self.health.lr_scale
+
+    def schedule_multiplier(self, update: int) -> float:
+        """Return the same factor without that of rollbacks."""
+        return self.config.schedule.multiplier(self.progress(update)) * self.scale
+
+    def base_rate(self, group: ParamGroup) -> float:
+        """Return the peak learning rate of a group, without the factor of the update size."""
+        optimizer = self.config.optimizer
+        return optimizer.rate(group.name) * optimizer.layer_decay**group.depth
 
     def progress(self, update: int) -> float:
         """Return the fraction of the run that was done at the middle of an update."""
@@ -135,17 +144,36 @@ class RunState:
         updates, index = np.unique(done // self.run.grad_accum, return_inverse=True)
         steps = np.maximum(1, self.steps + np.cumsum(done % self.run.grad_accum == 0)).astype(float)
         multiplier = np.array([self.lr_multiplier(update) for update in updates.tolist()])[index]
-        beta1 = getattr(optimizer, "beta1", None)
-        if beta1 is not None:
-            schedule = self.config.schedule
-            beta1 = np.array([schedule.beta1(self.progress(update), beta1) for update in updates.tolist()])[index]
+        beta1 = self._beta1(updates.tolist(), index)
         coefficients = []
         for group in groups:
-            lr = optimizer.rate(group.name) * optimizer.layer_decay**group.depth * multiplier
+            lr = self.base_rate(group) * multiplier
             coefficients.append({**optimizer.coefficients(group.name, lr, steps, beta1), "rate": lr})
         # At the start the average follows the weights closely, so that it forgets the initial weights.
         ema_rate = 0.0 if ema is None else 1 - np.minimum(ema, (1 + steps) / (10 + steps))
         return StepNumbers(coefficients, self.config.clip.numbers(), ema_rate)
+
+    def schedule_numbers(self, first: int, n: int) -> tuple[Any, Any, Any, Any]:
+        """Return what the steps of n micro-steps depend on, whichever updates fail, (n,) each.
+
+        The result is the factor of the schedule on the learning rates, beta1 or None if the optimizer has none, whether
+        the update has an injected fault, and the number of targets of the micro-step.
+
+        first: number of micro-steps from the current one to the first of them.
+        """
+        done, B = self.micro_step + first + np.arange(n), self.run.batch_size
+        updates, index = np.unique(done // self.run.grad_accum, return_inverse=True)
+        multiplier = np.array([self.schedule_multiplier(update) for update in updates.tolist()])[index]
+        faulty = np.array([self.fault_scale(update) != 1 for update in updates.tolist()])[index]
+        targets = np.array([self.batches.n_targets((micro_step - 1) * B, B) for micro_step in done.tolist()])
+        return multiplier, self._beta1(updates.tolist(), index), faulty, targets
+
+    def _beta1(self, updates: Sequence[int], index: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Return the beta1 of micro-steps, (n,), None if the optimizer has none. index: of their updates."""
+        beta1, schedule = getattr(self.config.optimizer, "beta1", None), self.config.schedule
+        if beta1 is None:
+            return None
+        return np.array([schedule.beta1(self.progress(update), beta1) for update in updates])[index]
 
     def n_tokens(self) -> int:
         """Return the number of tokens trained on so far, padding included."""

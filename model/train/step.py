@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from model.train.guard import Guard, GuardedTable
 from model.train.pack import Pack
 from model.train.run_state import RunState
-from model.train.tables import StepCoefficients, StepTable, build_steps
+from model.train.tables import StepTable, build_steps
 
 
 class PackOptimizer:
@@ -21,16 +22,33 @@ class PackOptimizer:
     def __init__(self, pack: Pack) -> None:
         self.pack, self.params = pack, pack.params
         self.recovers = pack.config.recovery.watches()
+        # Decides about each update; None if no update is left out, because the first failure ends a run.
+        self.guard = Guard(pack) if self.recovers or pack.config.run.precision == "fp16" else None
         # Sums over the steps since the last rung, (2, K): gradient norms, and fractions clipped.
         self.measured = torch.zeros(2, pack.size, device=pack.device)
         # finite: whether a run has not diverged. sound: whether every loss since its last update was finite. (K,) each
         self.finite, self.sound = torch.ones(2, pack.size, dtype=torch.bool, device=pack.device)
-        self.table: StepTable | None = None  # numbers of the steps; None if they have to be computed one by one
+        self.table: StepTable | GuardedTable | None = None
         self.row = 0  # of the table, for the next micro-step
+
+    def load(self, runs: Mapping[int, RunState]) -> None:
+        """Copy the state of the runs to the device, before they train to a rung."""
+        self.finite.fill_(True)
+        if self.guard is not None:
+            self.guard.load(runs)
+
+    def store(self, runs: Mapping[int, RunState]) -> None:
+        """Read the state of the runs from the device, after they have trained to a rung."""
+        if self.guard is not None:
+            self.guard.store(runs)
 
     def prepare(self, runs: Mapping[int, RunState], n: int) -> None:
         """Build the table of the steps in the next n micro-steps."""
-        self.table, self.row = build_steps(runs, self.pack.size, self.params.groups, 1, n, self.pack.device), 0
+        size, groups, self.row = self.pack.size, self.params.groups, 0
+        if self.guard is not None:
+            self.table = GuardedTable(runs, size, groups, n, self.guard)
+        else:
+            self.table = build_steps(runs, size, groups, 1, n, self.pack.device)
 
     def begin_rung(self, lane: int) -> None:
         """Reset the sums of a lane (the run in this row of the pack), and store its state for a rollback."""
@@ -47,44 +65,53 @@ class PackOptimizer:
         nats: losses of the runs, (K,). The result has the same shape.
         """
         finite = nats.isfinite()
-        if self.recovers:
-            self.sound &= finite
-            return nats.where(finite & self.finite, 0)
-        counted = nats.where(self.finite, 0)
-        self.finite &= finite
-        return counted
+        if not self.recovers:
+            counted = nats.where(self.finite, 0)
+            self.finite &= finite
+            return counted
+        assert isinstance(self.table, GuardedTable)
+        assert self.guard is not None
+        self.sound &= finite
+        counts = finite & self.finite
+        self.guard.lanes().targets.add_(self.table.targets[self.row].where(counts, 0))
+        return nats.where(counts, 0)
 
     def step(self, runs: Mapping[int, RunState], live: Sequence[int]) -> None:
         """Take an optimizer step in each live lane whose last micro-step completed an update."""
         row, self.row = self.row, self.row + 1
         # Sorted, because a lane that was refilled comes last in `runs` but keeps its row.
-        completed = [lane for lane in sorted(live) if runs[lane].completes_update()]
-        due = self._unscale(runs, completed) if self.pack.config.run.precision == "fp16" else completed
-        if due and self.recovers:
-            norms_or_nan = self.params.grad_norms(due).where(self.sound[due], math.nan).tolist()
-            due = [lane for lane, norm in zip(due, norms_or_nan, strict=True) if self._accept(lane, runs[lane], norm)]
-        if completed and self.recovers:
-            self.sound[completed] = True
-        if len(due) < len(completed):  # a failed update changes the numbers of all later steps
-            self.table = None
+        due = [lane for lane in sorted(live) if runs[lane].completes_update()]
         if not due:
             return
-        norms, step = self.params.grad_norms(due), self._coefficients(runs, due, row)
+        at_mark = [lane for lane in due if runs[lane].micro_steps_to_mark() == 0]
+        if isinstance(self.table, GuardedTable):
+            self._guarded_step(self.table, due, at_mark, row)
+            return
+        assert self.table is not None
+        lanes = None if len(due) == self.pack.size else self.params.index(due)
+        norms, step = self.params.grad_norms(due), self.table.at(row, lanes)
         for lane in due:
             runs[lane].steps += 1
-        at_mark = [lane for lane in due if runs[lane].micro_steps_to_mark() == 0]
         measured = torch.stack((norms, self.params.update(due, step, norms, at_mark)))
-        if len(due) == self.pack.size:
+        if lanes is None:
             self.measured += measured
         else:
-            self.measured[:, self.params.index(due)] += measured
+            self.measured[:, lanes] += measured
 
-    def _coefficients(self, runs: Mapping[int, RunState], due: Sequence[int], row: int) -> StepCoefficients:
-        """Return the numbers of the step of the lanes that take one."""
-        lanes = None if len(due) == self.pack.size else self.params.index(due)
-        if self.table is not None:
-            return self.table.at(row, lanes)
-        return build_steps(runs, self.pack.size, self.params.groups, 0, 1, self.pack.device).at(0, lanes)
+    def _guarded_step(self, table: GuardedTable, due: Sequence[int], at_mark: Sequence[int], row: int) -> None:
+        """Take the step of the lanes whose update has not failed; skip the others, roll them back or end them."""
+        assert self.guard is not None
+        index = self.params.index(due)
+        overflow = self.pack.unscale(index) if self.pack.config.run.precision == "fp16" else None
+        norms = self.params.grad_norms(due)
+        verdict = self.guard.judge(index, norms, self.sound, self.finite, overflow, table.faulty[row])
+        step = table.at(row, index)
+        clipped = self.params.update(due, step, norms, at_mark, verdict.accepted, verdict.rolled_back)
+        measured = self.measured[:, index] + torch.stack((norms, clipped)).where(verdict.accepted, 0)
+        if verdict.rolled_back is not None:
+            measured = measured.where(~verdict.rolled_back, 0)
+        self.measured[:, index] = measured
+        self.sound.index_fill_(0, index, True)
 
     def recover_at_rung(self, runs: Mapping[int, RunState], nats: Sequence[float], at_mark: Sequence[int]) -> bool:
         """End the runs whose validation loss is not finite, or roll them back.
@@ -102,33 +129,6 @@ class PackOptimizer:
                     self._roll_back(lane, run)
                     rolled_back = True
         return rolled_back
-
-    def _unscale(self, runs: Mapping[int, RunState], due: list[int]) -> list[int]:
-        """Return the lanes whose fp16 gradients did not overflow.
-
-        An overflow skips the update and halves the loss scale. It counts as a failure only at the smallest scale,
-        where the loss itself is not finite, or where the fault was injected.
-        """
-        scales = list(self.pack.loss_scales)
-        finite = self.pack.unscale(due)
-        for lane in due:
-            run = runs[lane]
-            failed = scales[lane] <= 1 or not bool(self.sound[lane]) or run.fault_scale(run.n_updates()) != 1
-            if lane not in finite and failed:
-                self._accept(lane, run, math.nan)
-        return finite
-
-    def _accept(self, lane: int, run: RunState, norm: float) -> bool:
-        """Return whether to take a step; if not, skip it, roll the run back or end the run."""
-        action = run.health.respond(norm)
-        if action == "go":
-            return True
-        self.params.zero_grad([lane])
-        if action == "rollback":
-            self._roll_back(lane, run)
-        elif action == "stop":
-            self.finite[lane] = False
-        return False
 
     def _roll_back(self, lane: int, run: RunState) -> None:
         self.params.restore(lane)

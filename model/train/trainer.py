@@ -140,7 +140,7 @@ class Trainer:
 
     def _train(self, micro_steps: int) -> None:
         """Train all runs for some micro-steps, or until every run has diverged."""
-        self.optimizer.finite.fill_(True)
+        self.optimizer.load(self.runs)
         live, shape = list(self.runs), (self.pack.size, self.shared.run.batch_size, self.shared.model.context)
         while micro_steps > 0 and live:
             n = table_size(micro_steps, math.prod(shape))
@@ -148,15 +148,15 @@ class Trainer:
             self.optimizer.prepare(self.runs, n)
             live = self._train_on(table, live)
             micro_steps -= n
+        self.optimizer.store(self.runs)
 
     def _train_on(self, table: BatchTable, live: list[int]) -> list[int]:
         """Train the live lanes on the batches of a table. Return the lanes that are known to be live afterwards."""
         for x, y, keys, token_weights, micro_step_weights in zip(*table, strict=True):
             nats = self.pack.accumulate_grads(x, y, keys, token_weights, micro_step_weights)
             self.sums += self.optimizer.observe(nats)
-            counted = nats.isfinite().tolist() if self.optimizer.recovers else [True] * self.pack.size
             for lane in live:
-                self.runs[lane].advance(counted[lane])
+                self.runs[lane].advance(not self.optimizer.recovers)
             self.optimizer.step(self.runs, live)
             if self.reads_divergence:
                 finite = self.optimizer.finite.tolist()

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -90,6 +91,44 @@ def test_a_spike_is_measured_against_the_running_mean_of_good_steps():
     before = health.mean_norm
     health.respond(3.0)
     assert health.mean_norm == pytest.approx(0.98 * before + 0.02 * 3.0)
+
+
+@pytest.mark.parametrize("rule", [Stop(spike=2.0), Skip(spike=1.5, at_most=1), RollBack(spike=2.0, at_most=1)])
+def test_the_device_decides_as_the_rule_does_on_the_host(rule):
+    # Runs that differ in their norms; a lane that is not due, and a run that has ended, do not change.
+    rng, K = np.random.default_rng(0), 5
+    config = tiny({f"recovery.{key}": value for key, value in rule})
+    trainer = Trainer([config] * K)
+    guard, runs, finite = trainer.optimizer.guard, trainer.runs, torch.ones(K, dtype=torch.bool)
+    guard.load(runs)
+    healths, steps = [Health(rule) for _ in range(K)], [0] * K
+    alive, answers = [True] * K, set()
+    for _ in range(60):
+        due = sorted(rng.choice(K, size=4, replace=False).tolist())
+        norms = rng.choice([0.9, 1.0, 1.1, 4.0, math.inf, math.nan], size=4, p=[0.3, 0.3, 0.34, 0.02, 0.02, 0.02])
+        verdict = guard.judge(
+            torch.tensor(due),
+            torch.tensor(norms, dtype=torch.float32),
+            torch.ones(K, dtype=torch.bool),
+            finite,
+            None,
+            None,
+        )
+        for i, lane in enumerate(due):
+            if not alive[lane]:
+                assert not verdict.accepted[i]
+                continue
+            action = healths[lane].respond(float(torch.tensor(norms[i], dtype=torch.float32)))
+            answers.add(action)
+            alive[lane] = action != "stop"
+            steps[lane] = {"go": steps[lane] + 1, "rollback": 0}.get(action, steps[lane])
+            assert bool(verdict.accepted[i]) == (action == "go")
+            assert verdict.rolled_back is None or bool(verdict.rolled_back[i]) == (action == "rollback")
+        assert finite.tolist() == alive
+    guard.store(runs)
+    assert [run.health.state_dict() for run in runs.values()] == [health.state_dict() for health in healths]
+    assert [run.steps for run in runs.values()] == steps
+    assert answers == {"go", "stop", rule.name}
 
 
 @pytest.mark.parametrize("accum", [1, 2])

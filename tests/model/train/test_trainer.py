@@ -528,8 +528,11 @@ def test_an_overflowing_fp16_gradient_is_thrown_away_and_the_scale_halved():
     trainer = Trainer([tiny({"run.precision": "fp16"})])
     before = trainer.pack.params.weights.clone()
     trainer.pack.params.grads.fill_(math.inf)
+    trainer.optimizer.load(trainer.runs)
+    trainer.optimizer.prepare(trainer.runs, 1)
     trainer.runs[0].advance()
     trainer.optimizer.step(trainer.runs, [0])
+    trainer.optimizer.store(trainer.runs)
     assert torch.equal(trainer.pack.params.weights, before)
     assert not trainer.pack.params.grads.any()
     assert trainer.runs[0].steps == 0
