@@ -69,7 +69,9 @@ def limits(settings: Settings, emit: Emit, base: str) -> None:
     """Emit what `hpo limits` says of a base, then the memory of a run at the batch size that it found."""
     config = base_config(base, settings)
     values = LONG | {"data.name": "python-docs", "tokenizer.vocab_size": config.tokenizer.vocab_size}  # type: ignore[union-attr]
-    values |= {f"run.{key}": getattr(config.run, key) for key in ("device", "precision", "compile")}
+    values |= {"data.val_fraction": config.data.val_fraction} | {
+        f"run.{key}": getattr(config.run, key) for key in ("device", "precision", "compile")
+    }
     if settings.tiny:
         values |= {"run.tokens": 1024}  # a rung of one update is then a small batch
         values |= {f"model.{key}": getattr(config.model, key) for key in ("n_layer", "n_embd", "n_head", "context")}

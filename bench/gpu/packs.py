@@ -100,11 +100,12 @@ def _in_processes(settings: Settings, size: str, K: int) -> list[float]:
         worker.start()
     rates = []
     try:
-        while len(rates) < K and any(worker.is_alive() for worker in workers):
+        while len(rates) < K:
             try:
                 rates.append(queue.get(timeout=1))
             except Empty:
-                continue
+                if not any(worker.is_alive() for worker in workers):
+                    break
     finally:
         for worker in workers:
             worker.join(1)
