@@ -270,5 +270,5 @@ class PackParams:
         """Return lanes as a tensor on the device, which is copied there once for each set of lanes."""
         key = tuple(lanes)
         if key not in self._indices:
-            self._indices[key] = torch.tensor(key, device=self.weights.device)
+            self._indices[key] = torch.tensor(key, dtype=torch.int64, device=self.weights.device)
         return self._indices[key]

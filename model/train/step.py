@@ -45,10 +45,20 @@ class PackOptimizer:
     def prepare(self, runs: Mapping[int, RunState], n: int) -> None:
         """Build the table of the steps in the next n micro-steps."""
         size, groups, self.row = self.pack.size, self.params.groups, 0
+        self._copy_lanes(runs, n)
         if self.guard is not None:
             self.table = GuardedTable(runs, size, groups, n, self.guard)
         else:
             self.table = build_steps(runs, size, groups, 1, n, self.pack.device)
+
+    def _copy_lanes(self, runs: Mapping[int, RunState], n: int) -> None:
+        """Copy to the device which lanes take a step in each of the next n micro-steps, and which are measured."""
+        for row in range(1, n + 1):
+            due = [lane for lane in sorted(runs) if (runs[lane].micro_step + row) % runs[lane].run.grad_accum == 0]
+            at_mark = [lane for lane in due if runs[lane].micro_steps_to_mark() == row]
+            self.params.index(due)
+            self.params.index(at_mark)
+            self.params.index([due.index(lane) for lane in at_mark])
 
     def begin_rung(self, lane: int) -> None:
         """Reset the sums of a lane (the run in this row of the pack), and store its state for a rollback."""
