@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.cases import covering
 from tests.support.command import environment, hpo, trivial
 
 # Every command that reads a study, and its exit status where the study names code that the user has not named
@@ -76,26 +77,22 @@ def test_no_command_imports_code_that_only_the_storage_names(folder: Path) -> No
     assert not (folder / "imported").exists()
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        {"train": "evil:train", "config": "model.config:TrainConfig"},
-        {"train": "model.train.trainer:Trainer", "config": "evil:Config"},
-        {"train": "os:system", "config": "subprocess:Popen"},
-        {"config": "trivial:train"},
-        {"config": "trivial.os:system"},
-        {"config": "../evil:Config"},
-        {"train": 7},
-    ],
-    ids=str,
-)
-def test_no_form_of_a_stored_address_is_imported(folder: Path, code: dict[str, Any]) -> None:
+ADDRESSES: list[dict[str, Any]] = [
+    {"train": "evil:train", "config": "model.config:TrainConfig"},
+    {"train": "model.train.trainer:Trainer", "config": "evil:Config"},
+    {"train": "os:system", "config": "subprocess:Popen"},
+    {"config": "trivial:train"},
+    {"config": "trivial.os:system"},
+    {"config": "../evil:Config"},
+    {"train": 7},
+]
+
+
+@pytest.mark.parametrize(("code", "command"), covering(ADDRESSES, ("export", "worker", "confirm --dry-run")))
+def test_no_form_of_a_stored_address_is_imported(folder: Path, code: dict[str, Any], command: str) -> None:
     change(folder, **code)
-    for command in "export", "worker", "confirm --dry-run":
-        refused = hpo(*command.split(), cwd=folder, status=2).stderr
-        assert re.search(r"is not imported|must be module:name|must be a pydantic model|has an invalid", refused), (
-            command
-        )
+    refused = hpo(*command.split(), cwd=folder, status=2).stderr
+    assert re.search(r"is not imported|must be module:name|must be a pydantic model|has an invalid", refused)
     assert not (folder / "imported").exists()
 
 
@@ -128,8 +125,14 @@ def test_follower_serves_the_code_that_an_option_names_and_no_other(folder: Path
             assert process.returncode == 130
 
 
-@pytest.mark.parametrize("name", ["../../outside", "{folder}/outside", "..", "a/b", ""])
-def test_study_whose_name_leads_out_of_the_folder_of_runs_writes_nothing_there(folder: Path, name: str) -> None:
+OUTSIDE = ("../../outside", "{folder}/outside", "..", "a/b", "")
+STATUSES = {"worker": 2, "report": 2, "logs 1": 2, "status": 0, "doctor --fix": 1}
+
+
+@pytest.mark.parametrize(("name", "command"), covering(OUTSIDE, list(STATUSES)))
+def test_study_whose_name_leads_out_of_the_folder_of_runs_writes_nothing_there(
+    folder: Path, name: str, command: str
+) -> None:
     name = name.format(folder=folder.parent)
     before = sorted(str(path) for path in folder.parent.rglob("*"))
     with contextlib.closing(sqlite3.connect(folder / "runs/hpo.db")) as connection:
@@ -137,10 +140,9 @@ def test_study_whose_name_leads_out_of_the_folder_of_runs_writes_nothing_there(f
         connection.commit()
     change(folder, name=name)
     (folder / "trivial.yaml").rename(folder / "file.yaml")
-    for command, status in {"worker": 2, "report": 2, "logs 1": 2, "status": 0, "doctor --fix": 1}.items():
-        found = hpo(*command.split(), cwd=folder, status=status)
-        if status:
-            assert "must have the name of a folder in --out" in found.stdout + found.stderr, command
+    found = hpo(*command.split(), cwd=folder, status=STATUSES[command])
+    if command != "status":
+        assert "must have the name of a folder in --out" in found.stdout + found.stderr
     after = [path for path in sorted(str(path) for path in folder.parent.rglob("*")) if "__pycache__" not in path]
     assert [path for path in after if path not in before and not path.startswith(str(folder / "runs/hpo.db"))] == [
         str(folder / "file.yaml")

@@ -109,7 +109,7 @@ def test_an_ask_costs_as_many_statements_and_reads_as_many_trials_in_a_long_stud
     storage_url: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     found = []
-    for n_finished in (50, 250):
+    for n_finished in (30, 100):
         with open_store(storage_url, create=True) as store:
             for study in store.optuna.get_all_studies():
                 store.optuna.delete_study(study._study_id)

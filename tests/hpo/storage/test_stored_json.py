@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hpo.storage.stored_json import MAX_VALUES, parse_attributes
+from tests.support.cases import covering, exhaustive
 from tests.support.command import finished_study, hpo, trivial
 
 COMMANDS = ("status", "show 1", "export", "worker", "launch --study trivial --quiet")
@@ -37,28 +38,38 @@ def changed(launched: Path, folder: Path, key: str, change: Callable[[Any], Any]
     return copy
 
 
-@pytest.mark.parametrize(
-    ("key", "change", "message"),
-    [
-        ("hpo:spec", lambda spec: spec | {"space": {"lr": {"choices": list(range(1_000_000))}}}, "values"),
-        ("hpo:spec", lambda spec: "[" * 100_000 + "]" * 100_000, "is nested too deeply"),
-        ("hpo:anchors", lambda anchors: '{"a', "is not JSON"),
-        ("hpo:budget", lambda budget: {"trials": 10**30}, "has an invalid budget.trials: 1000000"),
-    ],
-    ids=["a million choices", "nesting", "half a value", "budget"],
-)
+DAMAGES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "a million choices": (
+        "hpo:spec",
+        lambda spec: spec | {"space": {"lr": {"choices": list(range(1_000_000))}}},
+        "values",
+    ),
+    "nesting": ("hpo:spec", lambda spec: "[" * 100_000 + "]" * 100_000, "is nested too deeply"),
+    "half a value": ("hpo:anchors", lambda anchors: '{"a', "is not JSON"),
+    "budget": ("hpo:budget", lambda budget: {"trials": 10**30}, "has an invalid budget.trials: 1000000"),
+}
+
+
+@pytest.mark.parametrize(("damage", "command"), covering(list(DAMAGES), COMMANDS))
 def test_commands_refuse_an_attribute_at_once_with_the_reason(
-    launched: Path, tmp_path: Path, key: str, change: Callable[[Any], Any], message: str
+    launched: Path, tmp_path: Path, damage: str, command: str
 ) -> None:
+    key, change, message = DAMAGES[damage]
     folder = changed(launched, tmp_path, key, change)
-    for command in COMMANDS:
-        before = time.monotonic()
-        refused = hpo(*command.split(), cwd=folder, status=2).stderr
-        assert f"study trivial: the attribute {key} in the storage" in refused, command
-        assert message in refused, command
-        assert time.monotonic() - before < 30
+    before = time.monotonic()
+    refused = hpo(*command.split(), cwd=folder, status=2).stderr
+    assert f"study trivial: the attribute {key} in the storage" in refused
+    assert message in refused
+    assert time.monotonic() - before < 30
+
+
+@pytest.mark.parametrize("damage", [*list(DAMAGES)[:1], *map(exhaustive, list(DAMAGES)[1:])])
+def test_other_studies_of_the_storage_go_on_and_doctor_names_the_attribute(
+    launched: Path, tmp_path: Path, damage: str
+) -> None:
+    folder = changed(launched, tmp_path, *DAMAGES[damage][:2])
     assert "study trivial: the attribute" in hpo("doctor", cwd=folder, status=1).stdout
-    trivial(folder, "other")  # the other studies of the storage go on
+    trivial(folder, "other")
     hpo("launch", "--study", "other", "--quiet", cwd=folder)
     assert hpo("studies", cwd=folder).stdout.splitlines()[1].startswith("other")
 
