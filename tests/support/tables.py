@@ -1,7 +1,7 @@
 """Copy a new SQLite storage from a template, in a twentieth of the time that Optuna takes to create its tables.
 
-Only files that do not exist yet are copied, and only where TABLES names the template; tests/hpo/storage, whose subject
-is the creation, and `pytest --exhaustive` create all tables.
+Only files that do not exist yet are copied, and only where TABLES names the template. Tests of the creation itself
+(fixture `created_tables`) and `pytest --exhaustive` create all tables.
 """
 
 import os

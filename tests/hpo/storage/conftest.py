@@ -1,10 +1,11 @@
-"""The tests of this folder create the tables of every storage, as users do."""
+"""A fixture for tests whose subject is the creation of tables."""
 
 import pytest
 
 from tests.support.tables import TABLES
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def created_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Create the tables of each new storage, instead of copying a template."""
     monkeypatch.delenv(TABLES, raising=False)

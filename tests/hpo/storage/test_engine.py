@@ -19,6 +19,8 @@ from tests.support.command import MODULE, environment, finished_study, hpo, run_
 from tests.support.disk import read_only
 from tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.usefixtures("created_tables")
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:

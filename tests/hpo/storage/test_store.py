@@ -22,6 +22,8 @@ from hpo.storage.trials import read_trials
 from tests.support.postgres import MISSING, Postgres, binaries
 from tests.support.race import N_PROCESSES, Race
 
+pytestmark = pytest.mark.usefixtures("created_tables")
+
 SECRET = "s3cr3t"
 
 

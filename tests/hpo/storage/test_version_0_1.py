@@ -28,6 +28,8 @@ from model.config import ENGINE
 from tests.support.command import hpo, run_in_process
 from tests.support.tiny import text
 
+pytestmark = pytest.mark.usefixtures("created_tables")
+
 WRITTEN = Path(__file__).parent / "version_0_1"
 
 
