@@ -10,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from model.nn.dropout import random_bits
+from model.nn.moe import grouped_linear
 from model.section import updated
 from model.train.trainer import Trainer
 from tests.support.tiny import UPDATE, alone, curves, tiny
@@ -23,6 +24,9 @@ RULES = [
     {},
     {"regularization.dropout": 0.1, "regularization.ema": 0.9, "model.position": "rope"},
     {"optimizer.name": "muon", "clip.name": "update-rms"},
+    {"run.precision": "fp16", "clip.name": "zclip"},
+    {"recovery.name": "rollback", "recovery.spike": 3.0},
+    {"model.name": "moe", "run.precision": "bf16"},
 ]
 DIVERGING = {"optimizer.lr": 1e30, "clip.max_norm": 1e30, "schedule.warmup": 0.0}
 
@@ -149,6 +153,23 @@ def test_a_resumed_run_has_the_curve_of_an_uninterrupted_one(device, precision, 
     second = Trainer([on(device, values)])
     assert second.resume(0, tmp_path) == 1
     assert [m.val_loss for m in curves(second)[0]] == pytest.approx(wanted[1:], abs=1e-4)
+
+
+@both
+def test_the_product_of_each_expert_equals_one_of_its_own(device):
+    counts = [5, 0, 17, 1, 9, 32]  # two runs of three experts; no number is a multiple of the alignment
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(sum(counts), 20, generator=rng).to(device, torch.bfloat16).requires_grad_()
+    weight = torch.randn(2, 3, 12, 20, generator=rng).to(device, torch.bfloat16).requires_grad_()
+    probe = torch.randn(sum(counts), 12, generator=rng).to(device)
+    found = grouped_linear(x, weight, torch.tensor(counts, device=device))
+    parts = zip(x.float().split(counts), weight.float().flatten(0, 1), strict=True)
+    wanted = torch.cat([part @ matrix.T for part, matrix in parts])
+    pairs = [(found, wanted)]
+    grads = [torch.autograd.grad((y.float() * probe).sum(), (x, weight)) for y in (found, wanted)]
+    pairs += zip(*grads, strict=True)
+    for a, b in pairs:
+        assert (a.float() - b.float()).norm() < 1e-2 * b.float().norm()
 
 
 @both
