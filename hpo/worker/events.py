@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,15 +21,32 @@ EVENTS = "HPO_EVENTS"
 
 
 def event_printer(rungs: int, prefix: str = "") -> EventListener:
-    """Return a function that prints a worker's events: as JSON for a launcher, otherwise as lines of text."""
+    """Return a function that prints a worker's events as lines of text."""
 
     def print_event(event: Event) -> None:
-        if os.environ.get(EVENTS) == "json":
-            print(json.dumps(event), flush=True)
-        elif text := event_line(event, rungs):
+        if text := event_line(event, rungs):
             show(f"{prefix}{text}")
 
     return print_event
+
+
+def event_writer() -> EventListener:
+    """Return a function that writes a worker's events as JSON to the pipe of its launcher, standard output.
+
+    From then on standard output is standard error, the worker's log. What training code prints is neither lost nor
+    taken for an event.
+    """
+    pipe = os.dup(1)  # which child processes do not inherit
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+    def write_event(event: Event) -> None:
+        rest = json.dumps(event).encode() + b"\n"
+        while rest:
+            rest = rest[os.write(pipe, rest) :]
+
+    return write_event
 
 
 def event_line(event: Event, rungs: int, digits: int = 4) -> str:

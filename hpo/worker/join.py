@@ -27,7 +27,7 @@ from hpo.storage.store import open_store
 from hpo.study.places import at_places
 from hpo.study.spec import DEFAULT_TRAIN
 from hpo.worker.arithmetic import settle_arithmetic
-from hpo.worker.events import EVENTS, event_printer
+from hpo.worker.events import EVENTS, event_printer, event_writer
 from model.config import TrainConfig
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -50,6 +50,7 @@ def join_study(storage: str, name: str | None, pack: int, out: Path, overrides: 
     from hpo.worker.worker import Worker  # after the variables are set, because torch reads them at its import
 
     launched = os.environ.get(EVENTS) == "json"
+    emit = event_writer() if launched else None
     with open_store(storage, patience=math.inf if launched else QUICK) as store, contextlib.ExitStack() as stack:
         if not launched:  # otherwise the launcher saves the storage
             check_connections(store, 1)
@@ -61,7 +62,7 @@ def join_study(storage: str, name: str | None, pack: int, out: Path, overrides: 
         state = stored.read_state().state
         if state != "active":
             say(f"study {stored.study.name} is {state}; `hpo resume` resumes it")
-        emit = event_printer(stored.study.rungs)
+        emit = emit or event_printer(stored.study.rungs)
         stored = settle_arithmetic(stored, emit)
         preflight(stored, PreparedDatasets())
         stored.raise_protocol()
