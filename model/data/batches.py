@@ -52,7 +52,7 @@ class SequenceDataset:
 
 
 class EpochRows(NamedTuple):
-    """The rows of one epoch in their order."""
+    """Rows of one epoch in their order."""
 
     tokens: Tokens
     first: Int
@@ -89,11 +89,14 @@ class TrainingBatches:
 
     def batch(self, first: int, count: int) -> tuple[Int, Int]:
         """Return x and y, (count, T) each, of the rows first, first + 1, ... of the endless sequence."""
-        parts = [
-            gather_batch(epoch.tokens, epoch.first[rows], epoch.length[rows], self._context)
-            for epoch, rows in self._locate(first, count)
-        ]
+        parts = [gather_batch(*rows, self._context) for rows in self.rows(first, count)]
         return parts[0] if len(parts) == 1 else _concatenate(parts)
+
+    def rows(self, first: int, count: int) -> list[EpochRows]:
+        """Return the rows first, first + 1, ... of the endless sequence, one part for each epoch."""
+        return [
+            EpochRows(epoch.tokens, epoch.first[rows], epoch.length[rows]) for epoch, rows in self._locate(first, count)
+        ]
 
     def n_targets(self, first: int, count: int) -> int:
         """Return the number of targets in the same rows, masked targets not counted."""

@@ -12,6 +12,7 @@ from model.data.batches import SequenceDataset
 from model.data.prepared import PreparedData
 from model.nn.context import Diagnostics
 from model.train.pack import Pack
+from model.train.resident import resident_split
 from model.train.tables import to_device
 
 EVAL_TOKENS = 8192  # tokens of one validation batch; the scores do not depend on it
@@ -35,6 +36,7 @@ class Evaluator:
         self.split = prepared.splits[split]
         self.dataset = SequenceDataset(self.split, config.data.layout, context)
         self.pack, self.device = pack, pack.device
+        self.resident = resident_split(self.split, self.device)
         tokens = min(EVAL_TOKENS, EVAL_LOGITS // (prepared.vocab_size * pack.size))
         self.batch_size = max(1, tokens // context)
         # A sum of many losses needs double precision, which Apple's GPUs do not have.
@@ -57,8 +59,14 @@ class Evaluator:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for first in range(0, len(self.dataset), self.batch_size):
-            x, y = self.dataset.gather(np.arange(first, min(first + self.batch_size, len(self.dataset))))
+            rows = np.arange(first, min(first + self.batch_size, len(self.dataset)))
             # torch.compile needs batches of equal shape. The targets of the added rows are masked.
-            missing = ((0, self.batch_size - len(x)), (0, 0))
-            inputs = to_device(np.pad(x, missing), self.device)
-            yield inputs, to_device(np.pad(y, missing, constant_values=-1), self.device)
+            missing = self.batch_size - len(rows)
+            if self.resident is not None:
+                spans = np.pad([self.dataset.first[rows], self.dataset.length[rows]], ((0, 0), (0, missing)))
+                first_inputs, lengths = to_device(spans, self.device)
+                yield self.resident.windows(first_inputs, lengths, self.dataset.context)
+                continue
+            x, y = (np.pad(part, ((0, missing), (0, 0))) for part in self.dataset.gather(rows))
+            y[len(rows) :] = -1
+            yield to_device(x, self.device), to_device(y, self.device)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import TrainConfig
-from model.data.batches import TrainingBatches
+from model.data.batches import EpochRows, TrainingBatches
 from model.data.prepared import Split
 from model.optim.param_groups import ParamGroup
 from model.optim.recovery import Health
@@ -67,6 +67,11 @@ class RunState:
         """Return inputs and targets of the next n micro-steps, (n B, T) each."""
         B = self.run.batch_size
         return self.batches.batch(self.micro_step * B, n * B)
+
+    def next_rows(self, n: int) -> list[EpochRows]:
+        """Return the rows of the same batches, n B together, one part for each epoch."""
+        B = self.run.batch_size
+        return self.batches.rows(self.micro_step * B, n * B)
 
     def advance(self, counted: bool = True) -> None:
         """Count the micro-step that has just been trained.

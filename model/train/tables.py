@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.train.resident import ResidentSplit
 from model.train.run_state import RunState, StepNumbers
 
 MAX_STEPS, MAX_TOKENS = 64, 2**19  # of one table, all runs together
@@ -69,18 +70,54 @@ def table_size(micro_steps: int, tokens: int) -> int:
 
 
 def build_batches(
-    runs: Mapping[int, RunState], shape: tuple[int, int, int], n: int, device: torch.device
+    runs: Mapping[int, RunState],
+    shape: tuple[int, int, int],
+    n: int,
+    device: torch.device,
+    resident: ResidentSplit | None = None,
 ) -> BatchTable:
-    """Return what the next n micro-steps of the runs read. shape: K, B, T. runs: by lane."""
-    K, B, T = shape
-    x, y = np.zeros((n, K, B, T), np.int64), np.full((n, K, B, T), -1, np.int64)
-    keys, weights = np.zeros((n, K), np.int32), np.zeros((2, n, K), np.float32)
+    """Return what the next n micro-steps of the runs read.
+
+    runs: by lane. shape: K, B, T. resident: the training split on the device; None: batches are copied there.
+    """
+    keys, weights = np.zeros((n, shape[0]), np.int32), np.zeros((2, n, shape[0]), np.float32)
     for lane, run in runs.items():
         keys[:, lane] = run.dropout_keys(n)
         weights[:, :, lane] = run.loss_weights(n)
+    windows = None if resident is None else _resident_windows(runs, shape, n, resident)
+    x, y = _host_windows(runs, shape, n, device) if windows is None else windows
+    return BatchTable(x, y, *(to_device(array, device) for array in (keys, *weights)))
+
+
+def _host_windows(
+    runs: Mapping[int, RunState], shape: tuple[int, int, int], n: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets, (n, K, B, T) each, gathered by the CPU."""
+    K, B, T = shape
+    x, y = np.zeros((n, K, B, T), np.int64), np.full((n, K, B, T), -1, np.int64)
+    for lane, run in runs.items():
         inputs, targets = run.next_batches(n)
         x[:, lane], y[:, lane] = inputs.reshape(n, B, T), targets.reshape(n, B, T)
-    return BatchTable(*(to_device(array, device) for array in (x, y, keys, *weights)))
+    return to_device(x, device), to_device(y, device)
+
+
+def _resident_windows(
+    runs: Mapping[int, RunState], shape: tuple[int, int, int], n: int, resident: ResidentSplit
+) -> tuple[Tensor, Tensor] | None:
+    """Return inputs and targets, (n, K, B, T) each, gathered on the device.
+
+    None if documents are dropped or shuffled, so that an epoch has a token stream of its own.
+    """
+    K, B, T = shape
+    rows = np.zeros((2, n, K, B), np.int64)  # first and length; an empty lane has no targets
+    for lane, run in runs.items():
+        parts = run.next_rows(n)
+        if any(part.tokens is not resident.source for part in parts):
+            return None
+        for of_rows, column in zip(rows, ("first", "length"), strict=True):
+            of_rows[:, lane] = np.concatenate([getattr(part, column) for part in parts]).reshape(n, B)
+    first, length = to_device(rows, resident.tokens.device)
+    return resident.windows(first, length, T)
 
 
 def build_steps(

@@ -17,6 +17,7 @@ from model.train.device import resolve
 from model.train.evaluate import Evaluator, Scores
 from model.train.metrics import Metrics, perplexity
 from model.train.pack import Pack
+from model.train.resident import resident_split
 from model.train.run_state import RunState
 from model.train.step import PackOptimizer
 from model.train.tables import BatchTable, build_batches, table_size
@@ -42,6 +43,7 @@ class Trainer:
         self.shared = resolve(configs[0])
         self.prepared = prepared or prepare(self.shared.data, self.shared.tokenizer)
         self.device = torch.device(self.shared.run.device)
+        self.resident = resident_split(self.prepared.splits["train"], self.device)
         self.pack = Pack(self.shared, self.prepared.vocab_size, len(configs), self.device)
         self.validation = Evaluator(self.shared, self.prepared, self.pack)
         self.test = Evaluator(self.shared, self.prepared, self.pack, "test") if self.shared.run.test else None
@@ -144,7 +146,7 @@ class Trainer:
         live, shape = list(self.runs), (self.pack.size, self.shared.run.batch_size, self.shared.model.context)
         while micro_steps > 0 and live:
             n = table_size(micro_steps, math.prod(shape))
-            table = build_batches(self.runs, shape, n, self.device)
+            table = build_batches(self.runs, shape, n, self.device, self.resident)
             self.optimizer.prepare(self.runs, n)
             live = self._train_on(table, live)
             micro_steps -= n
