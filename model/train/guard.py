@@ -15,7 +15,7 @@ from model.optim.param_groups import GROUP_NAMES, ParamGroup
 from model.optim.recovery import MEAN_DECAY, PATIENCE
 from model.train.pack import Pack
 from model.train.run_state import RunState
-from model.train.tables import StepCoefficients
+from model.train.tables import StepCoefficients, to_device
 
 CLEAN_UPDATES = 2000  # updates without an overflow after which the fp16 loss scale doubles, as in torch.amp.GradScaler
 
@@ -205,7 +205,8 @@ class GuardedTable:
         return {key: self._on_device([own[key] for own in numbers]).float()[:, None] for key in numbers[0]}
 
     def _on_device(self, numbers: Any) -> Tensor:
-        return torch.as_tensor(np.asarray(numbers), dtype=self.guard.dtype).to(self.guard.pack.device)
+        dtype = np.float32 if self.guard.dtype == torch.float32 else np.float64
+        return to_device(np.asarray(numbers, dtype), self.guard.pack.device)
 
 
 def stacked(rules: Sequence[UpdateRule], on_device: Any) -> UpdateRule:

@@ -7,13 +7,14 @@ the number of tensors dominates the cost. A lane is a run's position in the pack
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.config import TrainConfig
 from model.optim.optimizer import STATE_NAMES_0_1
 from model.optim.param_groups import GROUP_NAMES, merge_groups, param_groups
-from model.train.tables import StepCoefficients
+from model.train.tables import StepCoefficients, to_device
 
 AVERAGE = "average"  # name of the exponential moving average of the weights among the state
 
@@ -270,5 +271,5 @@ class PackParams:
         """Return lanes as a tensor on the device, which is copied there once for each set of lanes."""
         key = tuple(lanes)
         if key not in self._indices:
-            self._indices[key] = torch.tensor(key, dtype=torch.int64, device=self.weights.device)
+            self._indices[key] = to_device(np.array(key, np.int64), self.weights.device)
         return self._indices[key]

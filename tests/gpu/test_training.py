@@ -47,18 +47,26 @@ def no_syncs() -> Iterator[None]:
 
 
 def guarded_curves(trainer):
-    """Return the curves of a trainer. No step may synchronize, except in the first rung, which fills caches."""
-    train, found = trainer._train, []
+    """Return the metrics of each rung. Between the start and the end of a rung, no step and no table may synchronize.
 
-    def guarded(micro_steps):
-        if not found:
-            return train(micro_steps)
-        with no_syncs():
-            return train(micro_steps)
+    The first rung is not guarded, because it compiles.
+    """
+    load, store, found = trainer.optimizer.load, trainer.optimizer.store, []
 
-    trainer._train = guarded
-    for _, metrics in trainer:
-        found.append(metrics)
+    def start(runs):
+        load(runs)
+        torch.cuda.set_sync_debug_mode("error" if found else "default")
+
+    def end(runs):
+        torch.cuda.set_sync_debug_mode("default")
+        store(runs)
+
+    trainer.optimizer.load, trainer.optimizer.store = start, end
+    try:
+        for _, metrics in trainer:
+            found.append(metrics)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     return found
 
 
