@@ -22,7 +22,7 @@ class Part:
 
 PARTS = [
     Part("card", card.measure, 40),
-    Part("tests", suite.measure, 130, {"files": suite.FILES, "processes": 4}),
+    Part("tests", suite.measure, 130, {"processes": 4}),
     # Compilers use the processor while the tests run. Later parts load the compiled code from the cache.
     Part("compile 1 M", packs.warm_up, 130, {"size": "1 M"}, beside=True),
     Part("compile 10 M", packs.warm_up, 130, {"size": "10 M"}, beside=True),

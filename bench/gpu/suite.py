@@ -10,13 +10,21 @@ from xml.etree import ElementTree
 from bench.gpu.records import Emit, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("tests/gpu", "tests/model/train/test_trainer.py")
 FULL_SIZE = ("tests/model/nn/test_full_size.py",)  # needs most of the memory of a card
 
 
-def measure(settings: Settings, emit: Emit, files: Sequence[str], processes: int = 0) -> None:
-    """Run the tests of some files and emit their number and each failure. processes: of pytest-xdist, 0: none."""
-    on_gpu = ["-m", "gpu", *files, "-n", str(processes)]
+def marked_files() -> list[str]:
+    """Return the files with tests that need a GPU, without those that need most of its memory."""
+    paths = [path for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
+    return [name for path in paths if (name := str(path.relative_to(ROOT))) not in FULL_SIZE]
+
+
+def measure(settings: Settings, emit: Emit, files: Sequence[str] = (), processes: int = 0) -> None:
+    """Run the tests that need a GPU and emit their number and each failure.
+
+    files: of these tests, all but FULL_SIZE by default. processes: of pytest-xdist, 0: none.
+    """
+    on_gpu = ["-m", "gpu", *(files or marked_files()), "-n", str(processes)]
     select = on_gpu if settings.device == "cuda" else ["tests/gpu/test_training.py", "-k", "resumed"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"

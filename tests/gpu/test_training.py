@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from model.nn.dropout import random_bits
 from model.nn.moe import grouped_linear
 from model.section import updated
+from model.train.tables import build_batches
 from model.train.trainer import Trainer
 from tests.support.tiny import UPDATE, alone, curves, tiny
 
@@ -161,6 +162,17 @@ def test_a_resumed_run_has_the_curve_of_an_uninterrupted_one(device, precision, 
     second = Trainer([on(device, values)])
     assert second.resume(0, tmp_path) == 1
     assert [m.val_loss for m in curves(second)[0]] == pytest.approx(wanted[1:], abs=1e-4)
+
+
+@only_gpu  # CPU twin: tests/model/train/test_resident.py
+@pytest.mark.parametrize("layout", ["stream", "documents"])
+def test_batches_of_a_gpu_are_those_of_the_cpu(device, layout):
+    trainer = Trainer([on(device, {"data.name": "lines", "data.layout": layout})])
+    assert trainer.resident is not None
+    shape = (1, 4, 16)
+    found = build_batches(trainer.runs, shape, 8, trainer.device, trainer.resident)
+    for a, b in zip(found, build_batches(trainer.runs, shape, 8, torch.device("cpu")), strict=True):
+        assert torch.equal(a.cpu(), b)
 
 
 @both

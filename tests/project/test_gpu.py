@@ -18,7 +18,7 @@ from bench.gpu.networks import flops_per_token, n_weights
 from bench.gpu.plan import PARTS, Part, stages
 from bench.gpu.records import RecordFile, Settings
 from bench.gpu.steps import MARK, count_events
-from bench.gpu.suite import summarize
+from bench.gpu.suite import FULL_SIZE, marked_files, summarize
 from bench.gpu.table import as_table
 from docs import gpu_tables
 from model.nn.architecture import GPT, MoE
@@ -145,6 +145,13 @@ def test_the_environment_sees_the_packages_of_its_interpreter_and_of_the_wheels(
     import numpy
 
     assert done.stdout.split() == [numpy.__file__, "0.2.0"]
+
+
+def test_every_file_with_tests_of_a_gpu_is_found() -> None:
+    marked = {*marked_files(), *FULL_SIZE}
+    assert {"tests/gpu/test_training.py", "tests/gpu/test_launch.py", "tests/model/train/test_trainer.py"} <= marked
+    assert all((ROOT / name).is_file() for name in marked)
+    assert not set(marked_files()) & set(FULL_SIZE)
 
 
 def test_the_report_of_pytest_becomes_counts_and_messages(tmp_path: Path) -> None:
