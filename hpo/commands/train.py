@@ -23,6 +23,7 @@ from hpo.runs.resources import available_cores, set_thread_environment, threads_
 from hpo.runs.run_dir import write_file
 from hpo.search.direction import Direction
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
+from model.config import TrainConfig
 from model.errors import ConfigError
 
 
@@ -46,6 +47,8 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
     _warn_of_other_data(provenance, datasets.data_hash(config), overrides)
     if rows := rows_text(datasets.rows(config)):
         say(f"data: {rows}")
+    if note := idle_device_note(config):
+        say(note)
     folder = _run_folder(path, out, resume)
     target = str(provenance.get("train", DEFAULT_TRAIN))
     with _explained_failures(path, target):
@@ -204,6 +207,16 @@ def _warn_of_other_data(provenance: Mapping[str, Any], data_hash: str | None, ov
             f"warning: the data has the hash {data_hash and data_hash[:12]}, but the trial's data had "
             f"{trial_hash[:12]}: losses will differ from the losses of the study"
         )
+
+
+def idle_device_note(config: BaseModel) -> str:
+    """Return a note that a configuration trains on the CPU, as its study did, beside a faster device; "" otherwise."""
+    if not isinstance(config, TrainConfig) or config.run.device != "cpu":
+        return ""
+    from model.train.device import best_device
+
+    best = best_device()
+    return "" if best == "cpu" else f"note: run.device is cpu; `--set run.device={best}` trains on the {best} device"
 
 
 def _run_folder(path: Path, out: Path, resume: bool) -> Path:

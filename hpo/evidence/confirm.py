@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.analysis.progress import searched_trials
+from hpo.analysis.progress import has_ended, searched_trials
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.statistics import Test, min_pairs
 from hpo.console import Format, print_records, say
@@ -73,7 +73,9 @@ def run_confirmation(request: ConfirmRequest, options: LaunchOptions, format: Fo
             if request.sequential:
                 _note_earlier(store, snapshot, study)
         else:
-            check_engine_of_pairs(name, study.file, read_snapshot(store, name).trials)
+            earlier = read_snapshot(store, name)
+            if not has_ended(earlier):
+                check_engine_of_pairs(name, study.file, earlier.trials)
             _check_sequential(study, request)
             check_same_options(study, _requested_and_stored(study, request))
             for trial in _newer_best_trials(snapshot, study):

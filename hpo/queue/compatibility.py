@@ -117,7 +117,7 @@ def check_engine_of_pairs(name: str, file: StudyFile, trials: Iterable[_Trial]) 
             f"study {name}: the pairs of seeds {', '.join(map(str, sorted(mixed)))} were started with "
             f"{engine_text(others)}, and this version trains with engine {ENGINE}: runs of different engines are not "
             "comparable to the last bit, so they must not form a pair; complete the study with the version of hpo that "
-            "started it, or start another one with `--as NAME`"
+            "started it, or start another one on new seeds, with `--as NAME` or a file of another name"
         )
 
 

@@ -32,7 +32,8 @@ def settle_arithmetic(stored: StoredStudy, emit: EventListener) -> StoredStudy:
     if not has_arithmetic(stored.study):
         return stored
     trials = stored.optuna.get_trials(deepcopy=False)
-    check_engine_of_pairs(stored.study.name, stored.study.file, trials)
+    if stored.slots.n_unfinished():
+        check_engine_of_pairs(stored.study.name, stored.study.file, trials)
     if others := other_engines(trial.user_attrs for trial in trials):
         _log_once(
             stored,

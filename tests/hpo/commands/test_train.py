@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hpo.commands.train import idle_device_note
 from hpo.config.files import config_text
 from tests.support.command import hpo
 from tests.support.tiny import tiny
@@ -40,3 +41,11 @@ def test_a_damaged_checkpoint_is_one_message(here: Path, command: tuple[str, ...
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("hpo: ")]
     assert f"{Path('out/run/checkpoint/state.safetensors')}: damaged: " in line
     assert ("without --resume, the run starts again in a new folder" in line) == (command[0] == "train")
+
+
+def test_a_configuration_of_the_cpu_is_noted_where_a_faster_device_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.train.device.best_device", lambda: "cuda")
+    assert "`--set run.device=cuda`" in idle_device_note(tiny())
+    assert idle_device_note(tiny({"run.device": "auto"})) == ""
+    monkeypatch.setattr("model.train.device.best_device", lambda: "cpu")
+    assert idle_device_note(tiny()) == ""

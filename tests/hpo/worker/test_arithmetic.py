@@ -1,7 +1,9 @@
 """All trials of a study are trained with the same arithmetic, and results of another engine are named as such."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -17,12 +19,11 @@ from hpo.evidence.comparison import first_new_seed
 from hpo.evidence.confirm import ConfirmRequest, plan_confirmation
 from hpo.evidence.paired import compare_arms
 from hpo.optuna_internals.tables import TRIAL_USER_ATTRS
-from hpo.queue.compatibility import check_engine_of_pairs
 from hpo.queue.registry import load_stored_study, register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import describe_data
 from hpo.storage.attributes import ARITHMETIC, MACHINE
-from hpo.storage.store import Store
+from hpo.storage.store import Store, open_store
 from hpo.storage.studies import fill_attr
 from hpo.study.arithmetic import with_arithmetic
 from hpo.study.load import load_study
@@ -139,22 +140,42 @@ def test_trials_of_another_engine_are_not_comparable_to_the_last_bit(here: Path,
     assert "note" not in trial_record(old, 1)
 
 
-def comparison(store: Store, here: Path) -> Snapshot:
+def comparison(store: Store, here: Path, trials: float = math.inf) -> Snapshot:
+    """Run a study of two arms on two seeds, or its first trials; return its snapshot."""
     tree = {"base": tiny({"run.rungs": 1, "run.tokens": 2 * UPDATE}).model_dump(mode="json"), "seeds": [1, 2]}
     arms = {"a": {}, "b": {"optimizer.lr": 5e-3}}
     (here / "arms.yaml").write_text(dump_yaml({**tree, "arms": arms}))
-    return trained(store, load_study("arms.yaml"))
+    stored = settle_arithmetic(registered(store, load_study("arms.yaml")), lambda event: None)
+    Worker(stored, Path("runs"), 1, lambda event: None).work(trials)
+    return read_snapshot(store, "arms")
 
 
 def test_runs_of_different_engines_form_no_pair(here: Path, store: Store) -> None:
     snapshot = comparison(store, here)
     assert compare_arms(snapshot)[1].difference.n == 2  # type: ignore[union-attr]
-    file = load_study("arms.yaml").file
-    check_engine_of_pairs("arms", file, snapshot.trials)
     old = as_engine(store, snapshot, 1, 0)
     assert compare_arms(old)[1].difference is None
     assert [arm.n for arm in compare_arms(old)] == [2, 2]  # each has its mean
-    check_engine_of_pairs("arms", file, old.trials)  # nothing is left to run
-    with pytest.raises(Problem, match=r"the pairs of seeds 1 were started with engine 1, .*`--as NAME`"):
-        check_engine_of_pairs("arms", file, old.trials[:1])
-    check_engine_of_pairs("arms", file, as_engine(store, snapshot, 1, 0, 1).trials[:2])  # the pair is complete
+    settle_arithmetic(load_stored_study(store, "arms"), lambda event: None)  # nothing is left to run
+
+
+def test_a_worker_does_not_complete_a_pair_that_another_engine_started(here: Path, store: Store) -> None:
+    as_engine(store, comparison(store, here, trials=1), 1, 0)
+    with (
+        open_store(store.url) as fresh,  # as another process, whose Optuna has cached nothing
+        pytest.raises(Problem, match=r"the pairs of seeds 1 were started with engine 1, .*`--as NAME`"),
+    ):
+        settle_arithmetic(load_stored_study(fresh, "arms"), lambda event: None)
+
+
+def test_a_worker_continues_after_the_complete_pairs_of_another_engine(here: Path, store: Store) -> None:
+    as_engine(store, comparison(store, here, trials=2), 1, 0, 1)
+    events: list[dict[str, Any]] = []
+    with open_store(store.url) as fresh:
+        for _ in range(2):  # the event is stored and shown once
+            stored = settle_arithmetic(load_stored_study(fresh, "arms"), events.append)
+        assert ["trained with engine 1" in event["text"] for event in events] == [True]
+        Worker(stored, Path("runs"), 1, lambda event: None).work()
+        snapshot = read_snapshot(fresh, "arms")
+        assert len(snapshot.trials) == 4
+        assert compare_arms(snapshot)[1].difference.n == 2  # type: ignore[union-attr]
