@@ -12,6 +12,7 @@ from typing import Any
 
 HEAD_S = 10.0  # seconds within which a client must send the head of its request
 IDLE_S = 60.0  # seconds after which a connection without any transfer is closed
+CLOSE_S = 1.0  # seconds that the server waits for a connection to be closed before it accepts the next one
 MAX_CONNECTIONS = 256  # connections at the same time, fewer if the process may not open enough files
 
 
@@ -29,7 +30,7 @@ class ThreadingServer(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGISer
         self._max_connections = MAX_CONNECTIONS if files < 0 else max(8, min(MAX_CONNECTIONS, files // 4))
         self._silent: dict[Any, float] = {}  # connections without a complete request head -> when they were accepted
         self._n_connections = 0
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()  # notified when a connection is closed
         super().__init__(*arguments, **options)
 
     def server_bind(self) -> None:
@@ -47,6 +48,9 @@ class ThreadingServer(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGISer
         if oldest is not None:
             _hang_up(oldest)
         super().process_request(request, client_address)
+        if too_many:  # otherwise connections that arrive faster than their threads run take all files of the process
+            with self._lock:
+                self._lock.wait_for(lambda: self._n_connections <= self._max_connections, CLOSE_S)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -55,6 +59,7 @@ class ThreadingServer(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGISer
             with self._lock:
                 self._n_connections -= 1
                 self._silent.pop(request, None)
+                self._lock.notify()
 
     def head_received(self, request: Any) -> None:
         """Note that a client has sent the head of its request."""

@@ -25,6 +25,7 @@ from hpo.evidence.paired import ended_without_value, final_score, scope_note
 from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
 from hpo.storage.engine import open_readonly
+from hpo.study.arithmetic import with_resolved_values
 from hpo.study.arms import ArmsPlan, plan_study
 from hpo.study.places import at_places
 from hpo.study.spec import Study
@@ -111,7 +112,12 @@ def plan_ablation(snapshot: Snapshot, name: str, request: AblateRequest, first_s
         )
     before = named_configuration(snapshot, search, request.before, "--from")
     after = named_configuration(snapshot, search, request.after, "--to")
-    factors = order_factors(find_factors(before, after, request.groups), request.order)
+    changes = find_factors(
+        with_resolved_values(before, snapshot.arithmetic),
+        with_resolved_values(after, snapshot.arithmetic),
+        request.groups,
+    )
+    factors = order_factors(changes, request.order)
     single: ArmsAndContrasts = (
         {NONE: {}, ALL: fields_of(factors, factors)},
         {f: {ALL: 1.0, NONE: -1.0} for f in factors},

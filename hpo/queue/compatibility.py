@@ -96,7 +96,7 @@ class _Trial(Protocol):
 
 
 def check_engine_of_pairs(name: str, file: StudyFile, trials: Iterable[_Trial]) -> None:
-    """Check that this program need not complete a pair of runs that another engine has started.
+    """Check that a confirmation need not complete a pair of runs that another engine has started.
 
     Raises:
         Problem: It would; a pair of runs of different engines does not have the same noise.

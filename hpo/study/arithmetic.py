@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from hpo.errors import Problem
 from hpo.study.engines import Attrs, engines_of, is_gpt
 from hpo.study.spec import Study, StudyFile
 from model.config import ARITHMETIC_FIELDS, ENGINE
-from model.section import updated
+from model.section import flat, updated
 
 
 def has_arithmetic(study: Study) -> bool:
@@ -40,6 +40,15 @@ def with_arithmetic(study: Study, resolved: Mapping[str, Any] | None) -> Study:
         return replace(study, base=updated(study.base, values))
     except ValidationError as error:
         raise Problem(f"study {study.name}: its stored {values} is not valid: {error.errors()[0]['msg']}") from None
+
+
+def with_resolved_values(config: BaseModel, resolved: Mapping[str, Any] | None) -> BaseModel:
+    """Return a configuration in which the resolved values replace `auto`, to compare it with an exported one.
+
+    resolved: as in `with_arithmetic`.
+    """
+    fields = flat(config)
+    return updated(config, {path: value for path, value in (resolved or {}).items() if fields.get(path) == "auto"})
 
 
 def _may_have_experts(file: StudyFile) -> bool:

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from hpo.errors import StorageError
 from hpo.optuna_internals.objects import get_study_id
-from hpo.queue.compatibility import check_engine_of_pairs
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.arithmetic import check_arithmetic, resolve_arithmetic
 from hpo.storage.attributes import ARITHMETIC
@@ -26,20 +25,18 @@ def settle_arithmetic(stored: StoredStudy, emit: EventListener) -> StoredStudy:
     emit: receives the event that trials of another engine exist, unless an earlier worker has stored it.
 
     Raises:
-        Problem: this machine cannot train with the resolved values, or the study is a comparison of which some pairs
-            have a run of another engine.
+        Problem: this machine cannot train with the resolved values.
     """
     if not has_arithmetic(stored.study):
         return stored
     trials = stored.optuna.get_trials(deepcopy=False)
-    if stored.slots.n_unfinished():
-        check_engine_of_pairs(stored.study.name, stored.study.file, trials)
     if others := other_engines(trial.user_attrs for trial in trials):
         _log_once(
             stored,
             emit,
             f"this version trains with engine {ENGINE}, and trials of this study were trained with "
-            f"{engine_text(others)}: their losses are not comparable to the last bit",
+            f"{engine_text(others)}: their losses are not comparable to the last bit, and runs of different "
+            "engines form no pair",
         )
     resolved = stored.optuna.user_attrs.get(ARITHMETIC)
     if resolved == {}:

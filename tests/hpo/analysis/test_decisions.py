@@ -35,6 +35,8 @@ from tests.support.pruning import LOOSE, loose
 
 pytestmark = pytest.mark.usefixtures("here")
 
+TRACEBACK = "Traceback (most recent call last):\n"
+
 # Curves that go up and down, in tenths, so that values are often equal; some end in no number
 WAVY = """
 
@@ -175,11 +177,11 @@ def ended(stored: StoredStudy, state: TrialState, word: str, rungs: int = 2, **a
         (TrialState.PRUNED, "pruned", "", "it was pruned at rung 2 of 4; the comparison was not recorded"),
         (TrialState.PRUNED, "diverged", "", "it diverged at rung 2 of 4: its val_loss is not finite"),
         (TrialState.PRUNED, "invalid", "x: must be at most 1", "values are invalid together: x: must be at most 1"),
-        (TrialState.PRUNED, "oom", "Traceback\nno room", "because it needs more memory than is available: no room"),
+        (TrialState.PRUNED, "oom", TRACEBACK + "no room", "because it needs more memory than is available: no room"),
         (TrialState.PRUNED, "timeout", "limits.seconds: allows 5", "because it exceeded its time limit: limits"),
         (TrialState.FAIL, "killed", "", "it was killed by the user at rung 2 of 4"),
         (TrialState.FAIL, "lost", "5 attempts", "it was abandoned at rung 2 of 4: 5 attempts"),
-        (TrialState.FAIL, "error", "Traceback\nZeroDivisionError: 0", "failed at rung 2 of 4: ZeroDivisionError: 0"),
+        (TrialState.FAIL, "error", TRACEBACK + "ZeroDivisionError: 0", "failed at rung 2 of 4: ZeroDivisionError: 0"),
     ],
 )  # fmt: skip
 def test_each_end_has_its_sentence_and_a_trial_without_a_record_says_so(

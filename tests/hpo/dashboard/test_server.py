@@ -212,12 +212,14 @@ def test_client_that_sends_no_request_is_disconnected(url: str, monkeypatch: pyt
         thread.join()
 
 
+@pytest.mark.usefixtures("new_interpreters")  # the dashboard is then a child of this process
 def test_body_of_100_megabytes_does_not_take_memory(url: str) -> None:
     with dashboard(url) as address:
         get_status(f"{address}/api/studies")
         (child,) = (
             int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()[-1:]
         )
+        assert b"dashboard" in Path(f"/proc/{child}/cmdline").read_bytes()
         before = peak_mb(child)
         for path in ("/api/studies/1/note", "/api/artifacts/1"):
             request = urllib.request.Request(address + path, data=bytes(100 * 2**20), method="POST")

@@ -19,6 +19,7 @@ from hpo.evidence.comparison import first_new_seed
 from hpo.evidence.confirm import ConfirmRequest, plan_confirmation
 from hpo.evidence.paired import compare_arms
 from hpo.optuna_internals.tables import TRIAL_USER_ATTRS
+from hpo.queue.compatibility import check_engine_of_pairs
 from hpo.queue.registry import load_stored_study, register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import describe_data
@@ -28,6 +29,7 @@ from hpo.storage.studies import fill_attr
 from hpo.study.arithmetic import with_arithmetic
 from hpo.study.load import load_study
 from hpo.study.spec import Study
+from hpo.study.stored import study_from_spec
 from hpo.worker.arithmetic import settle_arithmetic
 from hpo.worker.worker import Worker
 from model.config import ENGINE
@@ -159,13 +161,23 @@ def test_runs_of_different_engines_form_no_pair(here: Path, store: Store) -> Non
     settle_arithmetic(load_stored_study(store, "arms"), lambda event: None)  # nothing is left to run
 
 
-def test_a_worker_does_not_complete_a_pair_that_another_engine_started(here: Path, store: Store) -> None:
+def test_a_pair_that_another_engine_started_is_completed_and_not_counted(here: Path, store: Store) -> None:
     as_engine(store, comparison(store, here, trials=1), 1, 0)
-    with (
-        open_store(store.url) as fresh,  # as another process, whose Optuna has cached nothing
-        pytest.raises(Problem, match=r"the pairs of seeds 1 were started with engine 1, .*`--as NAME`"),
-    ):
-        settle_arithmetic(load_stored_study(fresh, "arms"), lambda event: None)
+    events: list[dict[str, Any]] = []
+    with open_store(store.url) as fresh:  # as another process, whose Optuna has cached nothing
+        stored = settle_arithmetic(load_stored_study(fresh, "arms"), events.append)
+        assert "runs of different engines form no pair" in events[0]["text"]
+        Worker(stored, Path("runs"), 1, lambda event: None).work()
+        snapshot = read_snapshot(fresh, "arms")
+        assert len(snapshot.trials) == 4
+        assert [arm.n for arm in compare_arms(snapshot)] == [2, 2]
+        assert compare_arms(snapshot)[1].difference is None  # one pair has no interval
+
+
+def test_a_confirmation_with_a_pair_that_another_engine_started_is_refused(here: Path, store: Store) -> None:
+    snapshot = as_engine(store, comparison(store, here, trials=1), 1, 0)
+    with pytest.raises(Problem, match=r"the pairs of seeds 1 were started with engine 1, .*`--as NAME`"):
+        check_engine_of_pairs("arms", study_from_spec(snapshot.spec).file, snapshot.trials)
 
 
 def test_a_worker_continues_after_the_complete_pairs_of_another_engine(here: Path, store: Store) -> None:
