@@ -11,13 +11,13 @@ PIP_OPTIONS := --quiet --no-compile
 # Tests start many interpreters, so compiled modules are written even where the environment forbids it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: launch test suite exhaustive generated evidence lint docs bench gpu gpu-wheels replay replay-full chaos clean
+.PHONY: launch test suite exhaustive generated evidence lint docs site bench gpu gpu-wheels replay replay-full chaos clean
 
 launch: .venv/.installed
 	$(BIN)/hpo launch --study $(STUDY) --workers $(WORKERS)
 
 test: .venv/.installed-dev
-	$(MAKE) --jobs=2 --output-sync=line lint suite
+	$(MAKE) --jobs=2 --output-sync=line lint suite site
 
 suite: .venv/.installed-dev
 	$(BIN)/pytest -n 6 --dist loadgroup --durations=15
@@ -39,10 +39,14 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The generated pages and the documentation site in site/, in strict mode.
+# The documentation site in site/, in strict mode. The tests check that the generated pages are up to date.
+site: .venv/.installed-dev
+	$(BIN)/mkdocs build --strict --quiet
+
+# The generated pages and the site.
 docs: .venv/.installed-dev
 	$(BIN)/python -m docs.generate
-	$(BIN)/mkdocs build --strict --quiet
+	$(MAKE) site
 
 # Without bench/rules.py, whose searches take an hour of CPU time, and bench/replay.py, which has its own targets.
 bench: .venv/.installed-dev

@@ -27,8 +27,7 @@ class Snapshot:
     is one trial of the budget. leased: slots that a live worker holds. anchors: losses of the n-gram models. elapsed:
     seconds since the first launch. rows: what became of the rows of the data, empty if an earlier version prepared it.
     uid: "" for a study of an earlier version of hpo. paused: slots whose trials are paused.
-    arithmetic: values of device, precision, compile and attention of all trials, {} until a worker resolves them; None
-    for a study of an earlier version.
+    arithmetic: device, precision, compilation and attention, {} until a worker resolves them; None in earlier versions.
     """
 
     name: str
@@ -79,8 +78,7 @@ class Snapshot:
     @property
     def rung_tokens(self) -> float | None:
         """Tokens between two rungs, None for a training function that does not count tokens."""
-        tokens: float | None = self.spec.get("rung_tokens")
-        return tokens
+        return self.spec.get("rung_tokens")
 
     @cached_property
     def own(self) -> list[Trial]:

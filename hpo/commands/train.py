@@ -16,6 +16,7 @@ from hpo.config.validation import error_messages
 from hpo.console import command_line, format_number, say, show
 from hpo.errors import Interruption, Problem, WorkFailed, raised_error
 from hpo.runs import checkpoints, trainable
+from hpo.runs.arithmetic import idle_device_note
 from hpo.runs.datasets import PreparedDatasets, rows_text
 from hpo.runs.metrics import append_metrics, metric, read_metrics, truncate_metrics
 from hpo.runs.provenance import describe_machine
@@ -23,7 +24,6 @@ from hpo.runs.resources import available_cores, set_thread_environment, threads_
 from hpo.runs.run_dir import write_file
 from hpo.search.direction import Direction
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
-from model.config import TrainConfig
 from model.errors import ConfigError
 
 
@@ -207,16 +207,6 @@ def _warn_of_other_data(provenance: Mapping[str, Any], data_hash: str | None, ov
             f"warning: the data has the hash {data_hash and data_hash[:12]}, but the trial's data had "
             f"{trial_hash[:12]}: losses will differ from the losses of the study"
         )
-
-
-def idle_device_note(config: BaseModel) -> str:
-    """Return a note that a configuration trains on the CPU, as its study did, beside a faster device; "" otherwise."""
-    if not isinstance(config, TrainConfig) or config.run.device != "cpu":
-        return ""
-    from model.train.device import best_device
-
-    best = best_device()
-    return "" if best == "cpu" else f"note: run.device is cpu; `--set run.device={best}` trains on the {best} device"
 
 
 def _run_folder(path: Path, out: Path, resume: bool) -> Path:

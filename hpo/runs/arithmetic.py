@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from hpo.errors import Problem
 from hpo.study.spec import Study
 from model.config import ARITHMETIC_FIELDS, TrainConfig
@@ -44,3 +46,13 @@ def check_arithmetic(study: Study) -> None:
             f"this machine cannot: {str(error).partition(';')[0]}; start the worker on a machine of the same kind, or "
             "create another study, for example with --set run.device=auto"
         ) from None
+
+
+def idle_device_note(config: BaseModel) -> str:
+    """Return a note that a configuration trains on the CPU, as its study did, beside a faster device; "" otherwise."""
+    if not isinstance(config, TrainConfig) or config.run.device != "cpu":
+        return ""
+    from model.train.device import best_device
+
+    best = best_device()
+    return "" if best == "cpu" else f"note: run.device is cpu; `--set run.device={best}` trains on the {best} device"

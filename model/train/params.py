@@ -13,7 +13,8 @@ from torch import Tensor
 
 from model.config import TrainConfig
 from model.optim.optimizer import STATE_NAMES_0_1
-from model.optim.param_groups import GROUP_NAMES, merge_groups, param_groups
+from model.optim.param_groups import merge_groups, param_groups
+from model.train.group_norms import GroupNorms
 from model.train.tables import StepCoefficients, to_device
 
 AVERAGE = "average"  # name of the exponential moving average of the weights among the state
@@ -46,9 +47,7 @@ class PackParams:
         self.clip_state = {
             key: torch.full((size, n), value, device=device) for key, (n, value) in self.initial_clip_state.items()
         }
-        self.group_grad_norms, self.group_update_ratios = (
-            torch.zeros(size, len(GROUP_NAMES), device=device) for _ in range(2)
-        )
+        self.norms = GroupNorms(self.groups, size, device)
         self.backups: dict[str, Tensor] = {}  # of the blocks at the last rung
         self._indices: dict[tuple[int, ...], Tensor] = {}
 
@@ -86,7 +85,7 @@ class PackParams:
     def load(self, lane: int, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors into a lane by the names of `tensors()`. Other state becomes zero."""
         self.grads[lane] = 0
-        self.reset_group_norms(lane)
+        self.norms.reset(lane)
         for name, target in self.tensors(lane).items():
             target.copy_(tensors[name]) if name in tensors else target.zero_()
 
@@ -111,10 +110,6 @@ class PackParams:
         if rest:
             raise ValueError(f"holds {', '.join(sorted(rest))}, which the run does not have")
         return found
-
-    def reset_group_norms(self, lane: int) -> None:
-        """Set the norms that were measured by parameter group to zero."""
-        self.group_grad_norms[lane] = self.group_update_ratios[lane] = 0
 
     def backup(self, lane: int) -> None:
         """Copy the state of a lane on the device, for `restore` and for rollbacks."""
@@ -164,37 +159,20 @@ class PackParams:
         state = {key: blocks[key] for key in self.state}
         clip_state = {key: blocks[f"clip.{key}"] for key in self.clip_state}
         before = p.clone() if watch else None
-        group_grad_norms = self._norms_by_group(g) if watch else None
+        grad_norms = self.norms.of(g) if watch else None
         clipped = self.clip.clip(g, norms, clip_state, step.clip, self.row)
         bounded = self._step(p, g, state, step)
         if AVERAGE in state:
             state[AVERAGE].lerp_(p, step.ema_rate)
-        if before is not None and group_grad_norms is not None:
-            self._watch(lanes, watch, group_grad_norms, before, p, accepted)
+        if before is not None and grad_norms is not None:
+            n = self.index([list(lanes).index(lane) for lane in watch])
+            taken = None if accepted is None else accepted[n]
+            self.norms.store(self.index(watch), grad_norms[n], before[n], p[n], taken)
         if copied:
             self._write(lanes, blocks, accepted, rolled_back)
         self.zero_grad(lanes)
         fractions = clipped if bounded is None else bounded
         return torch.zeros_like(norms) if fractions is None else fractions
-
-    def _watch(
-        self,
-        lanes: Sequence[int],
-        watch: Sequence[int],
-        grad_norms: Tensor,
-        before: Tensor,
-        after: Tensor,
-        accepted: Tensor | None,
-    ) -> None:
-        """Store the norms by parameter group of the lanes `watch`; those of a step that is not taken stay as they are.
-
-        grad_norms: (n, groups). before, after: weights of all lanes of the step, (n, P).
-        """
-        watched, index = self.index(watch), self.index([list(lanes).index(lane) for lane in watch])
-        ratios = self._norms_by_group(after - before) / self._norms_by_group(before)
-        ratios = ratios.where(ratios.isfinite(), 0)
-        for target, new in ((self.group_grad_norms, grad_norms[index]), (self.group_update_ratios, ratios[index])):
-            target[watched] = new if accepted is None else new.where(accepted[index, None], target[watched])
 
     def _write(
         self,
@@ -221,12 +199,6 @@ class PackParams:
         else:
             self.grads.index_fill_(0, self.index(lanes), 0)
 
-    def group_norms(self, lane: int) -> tuple[dict[str, float], dict[str, float]]:
-        """Return gradient norms and update-to-weight ratios by parameter group, of the last watched update."""
-        groups = [(GROUP_NAMES[i], i) for i, _ in self._group_columns()]
-        norms, ratios = self.group_grad_norms[lane].tolist(), self.group_update_ratios[lane].tolist()
-        return {g: norms[i] for g, i in groups}, {g: ratios[i] for g, i in groups}
-
     def _step(self, p: Tensor, g: Tensor, state: dict[str, Tensor], step: StepCoefficients) -> Tensor | None:
         """Update each parameter group by the optimizer's rule.
 
@@ -245,20 +217,6 @@ class PackParams:
             if before is not None:
                 bounded.append(self.clip.bound_update(rows, before, step.clip, coefficients["rate"], group))
         return torch.cat(bounded, dim=1).float().mean(dim=1) if bounded else None
-
-    def _norms_by_group(self, rows: Tensor) -> Tensor:
-        """Return L2 norms by parameter group, (n, groups); 0 for a group without parameters. rows: (n, P)."""
-        norms = rows.new_zeros(len(rows), len(GROUP_NAMES))
-        for i, columns in self._group_columns():
-            norms[:, i] = rows[:, columns].norm(dim=1)
-        return norms
-
-    def _group_columns(self) -> Iterator[tuple[int, slice]]:
-        """Yield the number and the columns of each parameter group that has parameters."""
-        for i, name in enumerate(GROUP_NAMES):
-            groups = [group for group in self.groups if group.name == name]
-            if groups:
-                yield i, slice(groups[0].start, groups[-1].stop)
 
     def _rows(self, block: Tensor, lanes: Sequence[int], copied: bool = False) -> Tensor:
         """Return the rows of some lanes: a view if these are all lanes, else a copy that must be written back.

@@ -63,7 +63,7 @@ class PackOptimizer:
     def begin_rung(self, lane: int) -> None:
         """Reset the sums of a lane (the run in this row of the pack), and store its state for a rollback."""
         self.measured[:, lane], self.sound[lane] = 0, True
-        self.params.reset_group_norms(lane)
+        self.params.norms.reset(lane)
         if self.pack.config.recovery.name == "rollback":
             self.params.backup(lane)
 

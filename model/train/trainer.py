@@ -187,7 +187,7 @@ class Trainer:
         ema_loss = ema_scores.nats[lane] / split.n_targets if ema_scores and scored else math.nan
         has_ema = self.shared.regularization.ema is not None
         grad_norm, clipped = (self.optimizer.measured[:, lane] / max(1, run.steps_since_rung())).tolist()
-        grad_norms, ratios = self.pack.params.group_norms(lane)
+        grad_norms, ratios = self.pack.params.norms.read(lane)
         return Metrics(
             rung=run.rung_reached(),
             tokens=run.n_tokens(),

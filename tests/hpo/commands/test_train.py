@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo.commands.train import idle_device_note
 from hpo.config.files import config_text
+from hpo.runs.arithmetic import idle_device_note
 from tests.support.command import hpo
 from tests.support.tiny import tiny
 
