@@ -1,7 +1,7 @@
 """Run thousands of generated commands in this process, in a folder that is restored after each.
 
 HPO_EXAMPLES is the number of commands (`make generated`: 10,000). A command waits at most 0.2 s for a storage, and its
-test fails if it takes longer than 20 s.
+test fails if it takes longer than 60 s.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from hpo.worker.worker import Worker
 from tests.support.command import STUDY, hpo, run_in_process, trivial
 
 EXAMPLES = int(os.environ.get("HPO_EXAMPLES", "200"))
-HANGS_S = 20.0
+HANGS_S = 60.0
 
 
 def examples(share: float) -> settings:

@@ -28,6 +28,7 @@ from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.worker.trial import open_trial, trial_config
 from hpo.worker.worker import Worker
+from tests.support.cases import sparse
 from tests.support.command import run_in_process as typed
 from tests.support.control import create_study, interrupt_trial, run_worker
 from tests.support.planted import planted_study as planted
@@ -65,7 +66,7 @@ def sentences(snapshot: Snapshot, number: int) -> list[str]:
     return [decision["sentence"] for decision in decisions(snapshot, number)]
 
 
-@pytest.mark.parametrize("name", LOOSE)
+@pytest.mark.parametrize("name", sparse(LOOSE, 2))
 def test_every_pruning_decision_of_a_study_follows_again_from_its_stored_curves(
     here: Path, storage_url: str, name: str
 ) -> None:

@@ -148,7 +148,7 @@ def awaited(condition, subject: str):
 
 
 @pytest.mark.usefixtures("new_interpreters")
-@pytest.mark.parametrize("number", [signal.SIGINT, exhaustive(signal.SIGTERM)])
+@pytest.mark.parametrize("number", [exhaustive(signal.SIGINT), exhaustive(signal.SIGTERM)])
 def test_a_signal_ends_the_try_too(tmp_path, number):
     path = written(tmp_path, run={"tokens": 2**24, "rungs": 1, "batch_size": 1, "device": "cpu"})
     command = [sys.executable, "-m", "hpo", "limits", str(path), "--memory", "2"]

@@ -293,10 +293,10 @@ def test_code_after_the_last_yield_runs_and_changes_no_result(store: Store, here
 
 def test_code_after_the_last_yield_is_bounded_by_the_time_limit(store: Store, here: Path) -> None:
     stored = create_study(
-        store, here, TAIL.format(code="time.sleep(60)"), train="curves:tailed", limits={"seconds": 0.5}
+        store, here, TAIL.format(code="time.sleep(60)"), train="curves:tailed", limits={"seconds": 1.5}
     )
     assert work(stored) == 0
     assert [reason for _, reason in ends(store)] == ["complete"] * 3
     notes = [event.text or "" for event in read_snapshot(store, "planted").events if event.event_type == "rungs"]
     assert len(notes) == 3
-    assert all("the code after its last rung was stopped by limits.seconds: 0.5" in text for text in notes)
+    assert all("the code after its last rung was stopped by limits.seconds: 1.5" in text for text in notes)

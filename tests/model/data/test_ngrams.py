@@ -178,6 +178,7 @@ def test_millions_of_tokens_and_16k_ids_take_seconds():
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.exhaustive
 @pytest.mark.data
 @pytest.mark.skipif(not os.environ.get("HPO_DATA"), reason="HPO_DATA is not set")
 def test_hacker_news_anchors_are_those_measured_elsewhere():
