@@ -60,32 +60,24 @@ def train(
     first = seconds_of(lambda: trainer._train(accum), settings.device)
     second = seconds_of(lambda: trainer._train(accum), settings.device)
     # A part that is stopped later has at least this.
-    emit(
-        "Full-size networks, second update",
-        network=base,
-        seconds=round(second, 3),
-        **{"tokens/s": round(tokens / second)},
-    )
+    speed = {"seconds": round(second, 3), "tokens/s": round(tokens / second)}
+    emit("Full-size networks, second update", network=base, **speed)
     trainer._train((WARM - 2) * accum)
     rounds = [seconds_of(lambda: trainer._train(updates * accum), settings.device) for _ in range(ROUNDS)]
     rates = [updates * tokens / seconds for seconds in rounds]
     began = time.perf_counter()
     loss = trainer.validation.evaluate().nats[0] / prepared.splits["val"].n_targets
-    columns = {
-        "tokens/s": round(statistics.median(rates)),
-        "spread": spread(rates),
-        "MFU": f"{statistics.median(rates) * flops_per_token(config.model, vocab_size) / product:.1%}",
-        "first update s": round(first, 1),
-        "validation s": round(time.perf_counter() - began, 2),
-        "val loss": round(loss, 3),
-    }
+    rate = statistics.median(rates)
     emit(
         TABLE,
         network=base,
         parameters=f"{n_weights(config.model, vocab_size)[0] / 1e6:.1f} M",
         compile=trainer.shared.run.compile,
         batch=f"{config.run.batch_size} x {config.model.context}" + (f" x {accum}" if accum > 1 else ""),
-        **columns,
+        **{"tokens/s": round(rate), "spread": spread(rates)},
+        MFU=f"{rate * flops_per_token(config.model, vocab_size) / product:.1%}",
+        **{"first update s": round(first, 1), "validation s": round(time.perf_counter() - began, 2)},
+        **{"val loss": round(loss, 3)},
         **_memory(settings, config, vocab_size),
     )
 

@@ -3,7 +3,6 @@
 import math
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -15,17 +14,7 @@ from hpo.config.validation import explain_errors
 from hpo.search.pruners import Pruner
 from hpo.search.pruning import CachedPruner
 from model.section import Section
-from tests.support.pruning import NAMES, R, curve, end, finished, pruner, running, with_crowd
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> optuna.Study:
-    return optuna.create_study(storage=f"sqlite:///{tmp_path}/hpo.db", study_name="s")
-
-
-@pytest.fixture
-def crowd(study: optuna.Study) -> optuna.Study:
-    return with_crowd(study)
+from tests.support.pruning import NAMES, R, curve, end, finished, pruner, running
 
 
 @pytest.mark.parametrize("name", ["median", "percentile", "halving", "threshold", "wilcoxon"])

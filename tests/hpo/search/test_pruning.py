@@ -2,7 +2,6 @@
 
 import math
 import random
-from pathlib import Path
 
 import optuna
 import pytest
@@ -12,17 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.search.halving import HalvingPruner
 from hpo.search.pruning import CachedPruner
 from hpo.search.pruning_rules import compare_at_last_rung, parse_spans
-from tests.support.pruning import LOOSE, NAMES, R, curve, end, finished, loose, pruner, running, with_crowd
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> optuna.Study:
-    return optuna.create_study(storage=f"sqlite:///{tmp_path}/hpo.db", study_name="s")
-
-
-@pytest.fixture
-def crowd(study: optuna.Study) -> optuna.Study:
-    return with_crowd(study)
+from tests.support.pruning import LOOSE, NAMES, R, curve, end, finished, loose, pruner, running
 
 
 def test_list_of_trials_is_read_once_in_the_refresh_time(study: optuna.Study) -> None:

@@ -18,18 +18,7 @@ from model.data.tokenizer import BPE, Bytes, Chars
 from model.errors import ConfigError
 from tests.support.disk import small_disk
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HPO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    path = tmp_path / "words.txt"
-    path.write_text("".join(f"word number {i} é\n" for i in range(200)), "utf-8")
-    return Lines(path=str(path))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_the_same_again_is_read_not_made(corpus):
