@@ -13,10 +13,11 @@ from model.nn.architecture import GPT, Model, MoE
 from model.nn.regularization import Regularization
 from model.optim.clipping import Clip, Norm
 from model.optim.muon import Muon
+from model.optim.optimizer import decay_of_half_life
 from model.optim.optimizers import AdamW, Optimizer
 from model.optim.recovery import Recovery, Stop
 from model.optim.schedule import Cosine, OneCycle, Schedule
-from model.section import Count, Positive, Section
+from model.section import Count, Positive, Section, updated
 
 # Fields of `run` in which the runs of a pack can differ.
 FREE_RUN_FIELDS = {"tokens", "rungs", "align", "grad_accum", "seed", "keep_checkpoints", "spike_every", "spike_scale"}
@@ -126,6 +127,18 @@ class TrainConfig(Section):
         """Return the number of tokens per update."""
         return self.run.batch_size * self.run.grad_accum * self.model.context
 
+    def derived(self) -> dict[str, float]:
+        """Return the raw fields that follow from half-lives and a decay horizon, by dotted path, such as
+        {"optimizer.beta2": 0.95}."""
+        tokens, half_life = self.update_tokens(), self.regularization.ema_half_life
+        values = {f"optimizer.{field}": value for field, value in self.optimizer.derived(tokens).items()}
+        return values | ({} if half_life is None else {"regularization.ema": decay_of_half_life(half_life, tokens)})
+
+    def with_raw_fields(self) -> Self:
+        """Return the same run with raw fields, such as beta2, in place of half-lives and a decay horizon."""
+        values = self.derived()
+        return updated(self, values) if values else self
+
     def rung_tokens(self) -> float:
         """Return the number of tokens between two rung marks, which is whole if the marks are aligned."""
         spacing = self.run.tokens / self.run.rungs
@@ -157,8 +170,9 @@ class TrainConfig(Section):
         if isinstance(optimizer, Muon) and optimizer.adam_lr != Muon().adam_lr and not self._uses_adam_lr(optimizer):
             unused = "has no effect if every group has its own rate; leave it out"
             yield f"optimizer.adam_lr: {unused}, got {optimizer.adam_lr}"
+        yield from self._contradictions_of_derived()
         if isinstance(schedule, OneCycle) and schedule.beta1_dip is not None:
-            beta1: float | None = getattr(optimizer, "beta1", None)
+            beta1: float | None = self.derived().get("optimizer.beta1", getattr(optimizer, "beta1", None))
             if beta1 is None:
                 yield f"schedule.beta1_dip: {optimizer.name} has no beta1; leave it out, got {schedule.beta1_dip}"
             elif schedule.beta1_dip >= beta1:
@@ -169,6 +183,18 @@ class TrainConfig(Section):
             yield "run.compile: must be auto or off for a mixture of experts, whose shapes vary per batch, got on"
         if self.run.attention == "explicit" and self.regularization.numbers()["attention_dropout"] > 0:
             yield "run.attention: attention dropout writes the weights out anyway; leave it auto, got explicit"
+
+    def _contradictions_of_derived(self) -> Iterator[str]:
+        """Yield an error message for each half-life or horizon that gives a raw field no valid value."""
+        tokens, horizon = self.update_tokens(), getattr(self.optimizer, "decay_horizon", None)
+        if horizon is not None and horizon < tokens:
+            yield f"optimizer.decay_horizon: must be at least the {tokens} tokens of an update, got {horizon}"
+        for path, value in self.derived().items():
+            section, _, raw = path.partition(".")
+            if not path.endswith("decay") and value >= 1:
+                other = getattr(self, section).forms[raw]
+                given = getattr(getattr(self, section), other)
+                yield f"{section}.{other}: must be shorter, because {raw} would round to 1, got {given}"
 
     def _uses_adam_lr(self, optimizer: Muon) -> bool:
         """Return whether any parameter group of this model has the learning rate adam_lr."""
@@ -194,7 +220,7 @@ class TrainConfig(Section):
         shapes = {
             # Fused and explicit attention differ in the last bits, so the runs of a pack use the same one.
             "fused": self.regularization.numbers()["attention_dropout"] == 0,
-            "ema": self.regularization.ema is not None,
+            "ema": self.regularization.has_average(),
             "layers": self.optimizer.layer_decay != 1,
             "watched": self.recovery.watches(),
         }

@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average, such as beta1
@@ -19,6 +19,34 @@ class Section(BaseModel):
     """A frozen group of hyperparameters. An unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    forms: ClassVar[Mapping[str, str]] = {}
+    """Raw fields that another field can replace: {"beta2": "beta2_half_life"}. The raw field is null then, because one
+    value has one source; the other field is null by default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_raw_field_to_its_other_form(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        replaced = [raw for raw, other in cls.forms.items() if values.get(other) is not None and raw not in values]
+        return {**values, **dict.fromkeys(replaced)} if replaced else values
+
+    @model_validator(mode="after")
+    def _check_forms(self) -> Self:
+        problems = []
+        for raw, other in self.forms.items():
+            value, replacement = getattr(self, raw), getattr(self, other)
+            if value is not None and replacement is not None:
+                problems.append(
+                    f"{raw} and {other} must not both be given, because {raw} follows from {other}; leave one of them "
+                    f"out, got {value} and {replacement}"
+                )
+            elif value is None and replacement is None and type(self).model_fields[raw].default is not None:
+                problems.append(f"{raw} must be a number, unless {other} is given, got null")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 def flat(section: BaseModel, prefix: str = "") -> dict[str, Any]:
@@ -71,7 +99,29 @@ def updated(section: M, values: Mapping[str, Any]) -> M:
             _rename(section, tree, path, values[path])
         else:
             _set(tree, path, values[path])
+    for path in values:
+        _drop_other_form(section, tree, path, values)
     return type(section).model_validate(tree)
+
+
+def changes(before: BaseModel, after: BaseModel) -> dict[str, Any]:
+    """Return the fields of `after` that differ from `before`, by dotted path.
+
+    A field that is null only because another form of it is given is left out: with a new beta2_half_life, `updated`
+    sets beta2 to null anyway.
+    """
+    old, new = flat(before), flat(after)
+    return {p: value for p, value in new.items() if (p not in old or old[p] != value) and not _is_replaced(after, p)}
+
+
+def _is_replaced(section: BaseModel, path: str) -> bool:
+    """Return whether a field is null because another form of it is given."""
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        section = getattr(section, parent)
+    pairs = getattr(type(section), "forms", {}).items()
+    others = [other for pair in pairs for field, other in (pair, pair[::-1]) if field == leaf]
+    return getattr(section, leaf) is None and any(getattr(section, other) is not None for other in others)
 
 
 def component(section: BaseModel, key: str, name: Any) -> type[BaseModel] | None:
@@ -98,7 +148,22 @@ def _rename(section: BaseModel, tree: dict[str, Any], path: str, name: Any) -> N
         return
     kind = component(section, key, name) if "." not in key else None
     common = {k: v for k, v in old.items() if kind and k in kind.model_fields}
+    # The new component may lack the other form of a raw field that is null.
+    common = {k: v for k, v in common.items() if v is not None or kind is None or kind.model_fields[k].default is None}
     tree[key] = common | {"name": name}
+
+
+def _drop_other_form(section: BaseModel, tree: dict[str, Any], path: str, values: Mapping[str, Any]) -> None:
+    """Remove the other form of a field that is set, unless that is set too."""
+    key, _, leaf = path.rpartition(".")
+    fields = tree.get(key)
+    if not isinstance(fields, dict) or values[path] is None:
+        return
+    kind = component(section, key, fields.get("name")) or type(getattr(section, key, None))
+    for pair in getattr(kind, "forms", {}).items():
+        for field, other in (pair, pair[::-1]):
+            if field == leaf and f"{key}.{other}" not in values:
+                fields.pop(other, None)
 
 
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from hpo.storage.trials import Trial
 from hpo.study.arithmetic import with_arithmetic
 from hpo.study.spec import Study
 from hpo.study.stored import study_from_spec
-from model.section import flat
+from model.section import changes, flat
 
 
 def select_trial(snapshot: Snapshot, number: int | None) -> Trial:
@@ -72,6 +72,7 @@ def export_text(snapshot: Snapshot, trial: Trial, known: str = "") -> str:
 def changed_fields(snapshot: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:
     """Return field, value of the first baseline and value of the trial for each field that differs."""
     study = study_from_spec(snapshot.spec)
-    before, after = flat(study.configured(study.file.first_baseline)), flat(configuration(study, trial))
-    paths = [path for path in after if path in study.file.space] + [p for p in after if p not in study.file.space]
-    return [(path, before.get(path), after[path]) for path in paths if before.get(path) != after[path]]
+    baseline = study.configured(study.file.first_baseline)
+    before, changed = flat(baseline), changes(baseline, configuration(study, trial))
+    paths = [path for path in changed if path in study.file.space] + [p for p in changed if p not in study.file.space]
+    return [(path, before.get(path), changed[path]) for path in paths]

@@ -11,6 +11,7 @@ from hpo.config.discovery import find_base, shipped_folder
 from hpo.config.validation import error_messages
 from hpo.config.yaml import YamlError, dump_yaml, parse_yaml
 from hpo.errors import Problem
+from model.config import TrainConfig
 from model.section import updated
 
 M = TypeVar("M", bound=BaseModel)
@@ -96,8 +97,37 @@ def config_path(config: Path) -> Path:
 
 
 def config_text(config: BaseModel, provenance: Mapping[str, Any]) -> str:
-    """Return a complete configuration as YAML, with its provenance: the study and trial it comes from."""
-    return dump_yaml({**config.model_dump(mode="json"), "provenance": dict(provenance)})
+    """Return a complete configuration as YAML, with its provenance: the study and trial it comes from.
+
+    Values that follow from other fields, such as beta2 from beta2_half_life, are comments beside these fields, and
+    `provenance.derived` holds them.
+    """
+    derived = config.derived() if isinstance(config, TrainConfig) else {}
+    origin = {key: value for key, value in provenance.items() if key != "derived"}
+    origin |= {"derived": derived} if derived else {}
+    text = dump_yaml({**config.model_dump(mode="json"), "provenance": origin})
+    return _with_comments(text, _derived_comments(config, derived)) if isinstance(config, TrainConfig) else text
+
+
+def _derived_comments(config: TrainConfig, derived: Mapping[str, float]) -> dict[str, str]:
+    """Return field -> the comment that says which raw value follows from it."""
+    comments = {}
+    for path, value in derived.items():
+        section, _, raw = path.partition(".")
+        other = getattr(config, section).forms[raw]
+        comments[f"{section}.{other}"] = f"{raw} is {value!r} with {config.update_tokens()} tokens per update"
+    return comments
+
+
+def _with_comments(text: str, comments: Mapping[str, str]) -> str:
+    """Return YAML of two levels with comments at the end of lines. comments: dotted field -> comment."""
+    lines, section = [], ""
+    for line in text.splitlines(keepends=True):
+        if not line.startswith(" "):
+            section = line.partition(":")[0]
+        comment = comments.get(f"{section}.{line.strip().partition(':')[0]}")
+        lines.append(line if comment is None else f"{line.rstrip()}  # {comment}\n")
+    return "".join(lines)
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

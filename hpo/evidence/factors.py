@@ -13,7 +13,7 @@ from hpo.config.validation import error_messages, nearest
 from hpo.errors import Problem
 from hpo.study.comparable import incomparable_reason
 from hpo.study.spec import Study, seed_path
-from model.section import flat, updated
+from model.section import changes, flat, updated
 
 Factors = dict[str, dict[str, Any]]  # name -> dotted field -> its value in the target
 
@@ -61,7 +61,7 @@ def find_factors(before: BaseModel, after: BaseModel, groups: Sequence[str]) -> 
         Problem: nothing changes, a group is not valid, or the two configurations use different data.
     """
     old, new = flat(before), flat(after)
-    changed = {path: value for path, value in new.items() if old.get(path) != value or path not in old}
+    changed = changes(before, after)
     _check_data(old, new, changed)
     for path in (*RUN_SETTINGS, seed_path(before)):
         changed.pop(path or "", None)

@@ -2,12 +2,14 @@
 
 from pydantic import BaseModel, ValidationError
 
+from hpo.config.files import dotted_fields
 from hpo.config.importer import import_target
-from hpo.config.validation import error_messages, nearest, shown_value
+from hpo.config.validation import error_messages, nearest, shown_value, union_members
 from hpo.errors import Problem
 from hpo.search.space import space_problems
 from hpo.study.comparable import incomparable_reason
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN, StudyFile, seed_path
+from model.config import TrainConfig
 from model.section import flat, updated
 
 OBJECTIVES = ("val_loss", "val_bpb", "ema_val_loss", "ema_val_bpb")
@@ -22,6 +24,7 @@ MAX_TRIALS = 1_000_000
 def study_file_problems(file: StudyFile, base: BaseModel) -> list[str]:
     """Return the problems of a study file whose keys and types are valid."""
     problems = space_problems(base, file.space) if file.arms is None else []
+    problems = _form_problems(file, base) or problems
     problems += _incomparable_problems(file)
     for i, values in enumerate(file.baseline if file.arms is None else ()):
         problems += [
@@ -40,6 +43,25 @@ def study_file_problems(file: StudyFile, base: BaseModel) -> list[str]:
     if not problems and file.arms is None:
         problems += file.sampler.problems(base, file.space) or _grid_problems(file, base)
     return problems + _objective_problems(file, base) + _training_problems(file, base)
+
+
+def _form_problems(file: StudyFile, base: BaseModel) -> list[str]:
+    """Return the fields that a study file gives in two forms, such as beta2 and beta2_half_life."""
+    own = dotted_fields({key: value for key, value in file.base.items() if key != "from"}, base)
+    given = {path: f"base.{path}" for path, value in own.items() if value is not None}
+    given |= {path: f"space.{path}" for path in file.space}
+    problems = []
+    for key, field in type(base).model_fields.items():
+        for kind in union_members(field.annotation):
+            for raw, other in getattr(kind, "forms", {}).items():
+                one, two = given.get(f"{key}.{raw}"), given.get(f"{key}.{other}")
+                if one and two:
+                    problems.append(f"{one}: must be left out, because {raw} follows from {two}; remove one of them")
+    return list(dict.fromkeys(problems))
+
+
+def _averages_weights(base: BaseModel) -> bool:
+    return isinstance(base, TrainConfig) and base.regularization.has_average()
 
 
 def _baseline_problems(file: StudyFile, base: BaseModel) -> list[str]:
@@ -127,8 +149,11 @@ def _objective_problems(file: StudyFile, base: BaseModel) -> list[str]:
         return []
     if file.objective not in OBJECTIVES:
         return [f"objective: must be one of {', '.join(map(repr, OBJECTIVES))}, got {shown_value(file.objective)}"]
-    if file.objective.startswith("ema_") and flat(base)["regularization.ema"] is None:
-        return [f"objective: must be used with regularization.ema in the base, got {file.objective}"]
+    if file.objective.startswith("ema_") and not _averages_weights(base):
+        return [
+            "objective: must be used with regularization.ema or regularization.ema_half_life in the base, "
+            f"got {file.objective}"
+        ]
     return []
 
 

@@ -149,7 +149,7 @@ def _train(pack: Pack, config: TrainConfig, tracker: AllocationTracker) -> int:
 
 def _update(pack: Pack, config: TrainConfig) -> None:
     """Execute an update of all runs, and one of all runs but one, which needs copies of their rows."""
-    rule = config.optimizer
+    rule = config.with_raw_fields().optimizer
     coefficients = [rule.coefficients(group.name, rule.lr, 1) | {"rate": rule.lr} for group in pack.params.groups]
     numbers = StepNumbers(coefficients, config.clip.numbers(), 0.5)
     for n in {pack.size, max(1, pack.size - 1)}:
@@ -167,7 +167,7 @@ def _validate(pack: Pack, config: TrainConfig, tracker: AllocationTracker) -> No
     rows = max(1, min(EVAL_TOKENS, EVAL_LOGITS // (pack.vocab_size * pack.size)) // T)
     x, y = (torch.zeros(rows, T, dtype=torch.int64) for _ in range(2))
     tracker.set_tokens(rows * T)
-    with nullcontext() if config.regularization.ema is None else pack.params.averaged():
+    with nullcontext() if not config.regularization.has_average() else pack.params.averaged():
         pack.evaluate(x, y)
     if config.run.diagnostics:
         pack.network.padded = False  # padding depends on the values of tokens, which fake tensors do not have

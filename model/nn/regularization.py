@@ -1,16 +1,19 @@
 """Configuration of dropout (Srivastava et al. 2014), input noise and weight averaging."""
 
-from typing import Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from model.section import Decay, NonNegative, Section
+from model.section import Decay, NonNegative, Positive, Section
 
 SITES = ("embedding", "attention", "residual", "mlp")  # places with a probability of their own; None: `dropout`
 
 
 class Regularization(Section):
     """Dropout, for the whole network or per site, and other methods against overfitting."""
+
+    forms: ClassVar[Mapping[str, str]] = {"ema": "ema_half_life"}
 
     dropout: Decay = 0.0
     """Probability that an activation is dropped, at every site without a probability of its own."""
@@ -27,6 +30,9 @@ class Regularization(Section):
     """Decay per update of an exponential moving average of the weights, which is evaluated at every rung besides the
     weights. None: no average. In update t, the decay is at most (1 + t) / (10 + t), so that the average forgets the
     initial weights."""
+    ema_half_life: Positive | None = None
+    """Half-life in tokens of the average of the weights, in place of ema, which is 0.5^(tokens of an update /
+    half-life). None: no average, or that of ema."""
     head_dropout: Decay = 0.0
     """Dropout probability before the head. `dropout` does not apply there."""
     mask_tokens: Decay = 0.0
@@ -42,6 +48,10 @@ class Regularization(Section):
                 f"dropout has no effect if every site has a probability of its own, leave it out, got {self.dropout}"
             )
         return self
+
+    def has_average(self) -> bool:
+        """Return whether a run averages its weights."""
+        return self.ema is not None or self.ema_half_life is not None
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers inside the network, by the name of their buffer."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from model.optim.optimizer import Coefficients, Moments, Number, Numbers, State, adam_step
+from model.optim.optimizer import Coefficients, DecayHorizon, Moments, Number, Numbers, State, adam_step
 from model.optim.param_groups import GROUP_NAMES, GroupName, ParamGroup, ParamSlice
 from model.section import Decay, Positive
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
-class Muon(Moments):
+class Muon(Moments, DecayHorizon):
     """Update each matrix by the orthogonal matrix nearest to its momentum (Jordan et al. 2024).
 
     Source: https://kellerjordan.github.io/posts/muon. AdamW updates embeddings, head and scalars. Queries, keys,
@@ -27,11 +28,20 @@ class Muon(Moments):
     bound it.
     """
 
+    forms: ClassVar[Mapping[str, str]] = {
+        **Moments.forms,
+        **DecayHorizon.forms,
+        "momentum": "momentum_half_life",
+    }
+
     name: Literal["muon"] = "muon"
     lr: Positive = 0.02
     """Peak learning rate of matrices: spectral norm of one update. The schedule multiplies it."""
-    momentum: Decay = 0.95
-    """Decay per update of the running mean of gradients of matrices."""
+    momentum: Decay | None = 0.95
+    """Decay per update of the running mean of gradients of matrices. None: from momentum_half_life."""
+    momentum_half_life: Positive | None = None
+    """Half-life in tokens of the running mean of gradients of matrices, in place of momentum, which is 0.5^(tokens of
+    an update / half-life)."""
     nesterov: bool = True
     """Use Nesterov momentum for matrices."""
     ns_steps: Annotated[int, Field(ge=1, le=20)] = 5

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from model.optim.param_groups import GROUP_NAMES, GroupName, ParamGroup
 from model.section import Count, Decay, NonNegative, Positive, Section
@@ -31,6 +31,17 @@ STATE_NAMES_0_1 = {"exp_avg": "m", "momentum_buffer": "m", "exp_avg_sq": "v", "s
 """Names of the state tensors in checkpoints of version 0.1, by today's name."""
 
 
+Exponent = Annotated[float, Field(gt=0, le=1)]
+
+
+def decay_of_half_life(half_life: float, update_tokens: int) -> float:
+    """Return the decay per update of a moving average with this half-life in tokens.
+
+    Source: Marek et al. 2025, arXiv:2507.07101.
+    """
+    return float(0.5 ** (update_tokens / half_life))
+
+
 class UpdateRule(Section):
     """A learning rate and a weight decay for each parameter group: matrix, embedding, head, scalar."""
 
@@ -45,12 +56,12 @@ class UpdateRule(Section):
     layer_decay: Positive = 1.0
     """Factor on the learning rate from each block to the block below. The last block has the peak learning rate; the
     embeddings are below the first block. Above 1, lower blocks learn faster (Howard & Ruder 2018, arXiv:1801.06146)."""
-    scale_lr: Literal["none", "linear", "sqrt"] = "none"
+    scale_lr: Literal["none", "linear", "sqrt"] | Exponent = "none"
     """How the learning rates grow with the number of tokens per update (Goyal et al. 2017, arXiv:1706.02677). sqrt
-    suits Adam."""
+    suits Adam. A number is the exponent: 0.5 is sqrt, and 1 is linear."""
     scale_lr_tokens: Count | None = None
     """Tokens per update for which the learning rates are given. Required with scale_lr."""
-    weight_decay: NonNegative = 0.0
+    weight_decay: NonNegative | None = 0.0
     """Weight decay of matrices, and of every group without a weight decay of its own."""
     embedding_decay: NonNegative | None = None
     """Weight decay of token and position embeddings. None: same as weight_decay."""
@@ -77,14 +88,35 @@ class UpdateRule(Section):
     def decay(self, group: GroupName) -> float:
         """Return the weight decay of a group."""
         own: float | None = getattr(self, f"{group}_decay", None)
-        return self.weight_decay if own is None else own
+        value = self.weight_decay if own is None else own
+        assert value is not None, "the trainer uses TrainConfig.with_raw_fields()"
+        return value
 
     def scale(self, update_tokens: int) -> float:
         """Return the factor on all learning rates for updates of `update_tokens` tokens."""
         if self.scale_lr_tokens is None:
             return 1.0
         ratio = update_tokens / self.scale_lr_tokens
+        if isinstance(self.scale_lr, float):
+            return float(ratio**self.scale_lr)
         return ratio if self.scale_lr == "linear" else math.sqrt(ratio)
+
+    def derived(self, update_tokens: int) -> dict[str, float]:
+        """Return the raw fields that follow from half-lives and a decay horizon, for updates of `update_tokens`
+        tokens, by name.
+
+        Sources: Marek et al. 2025, arXiv:2507.07101 (half-lives); Wang & Aitchison 2024, arXiv:2405.13698 (horizon).
+        """
+        values: dict[str, float] = {}
+        for raw, other in self.forms.items():
+            given: float | None = getattr(self, other)
+            if given is None:
+                continue
+            if other == "decay_horizon":
+                values[raw] = update_tokens / (self.lr * self.scale(update_tokens) * given)
+            else:
+                values[raw] = decay_of_half_life(given, update_tokens)
+        return values
 
     def state_groups(self) -> dict[str, tuple[GroupName, ...]]:
         """Return the names of the state tensors, and for each the groups that have it.
@@ -113,10 +145,18 @@ class UpdateRule(Section):
 class Moments(UpdateRule):
     """Hyperparameters and state of the Adam family: running means of gradients and of squared gradients."""
 
-    beta1: Decay = 0.9
-    """Decay per update of the running mean of gradients."""
-    beta2: Decay = 0.95
-    """Decay per update of the running mean of squared gradients."""
+    forms: ClassVar[Mapping[str, str]] = {"beta1": "beta1_half_life", "beta2": "beta2_half_life"}
+
+    beta1: Decay | None = 0.9
+    """Decay per update of the running mean of gradients. None: from beta1_half_life."""
+    beta1_half_life: Positive | None = None
+    """Half-life in tokens of the running mean of gradients, in place of beta1, which is 0.5^(tokens of an update /
+    half-life). It does not depend on the batch size (Marek et al. 2025, arXiv:2507.07101)."""
+    beta2: Decay | None = 0.95
+    """Decay per update of the running mean of squared gradients. None: from beta2_half_life."""
+    beta2_half_life: Positive | None = None
+    """Half-life in tokens of the running mean of squared gradients, in place of beta2, which is 0.5^(tokens of an
+    update / half-life). It does not depend on the batch size (Marek et al. 2025, arXiv:2507.07101)."""
     eps: Positive = 1e-8
     """Added to the root of the running mean of squared gradients."""
 
@@ -128,14 +168,27 @@ class Moments(UpdateRule):
 
         Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
         """
-        beta1 = self.beta1 if beta1 is None else beta1
+        beta1, beta2 = self.beta1 if beta1 is None else beta1, self.beta2
+        assert beta1 is not None, "the trainer uses TrainConfig.with_raw_fields()"
+        assert beta2 is not None, "the trainer uses TrainConfig.with_raw_fields()"
         return {
             "one_minus_beta1": 1 - beta1,
-            "one_minus_beta2": 1 - self.beta2,
+            "one_minus_beta2": 1 - beta2,
             "eps": self.eps,
             "step_size": lr / (1 - beta1**step),
-            "bias_correction2_rsqrt": (1 - self.beta2**step) ** -0.5,
+            "bias_correction2_rsqrt": (1 - beta2**step) ** -0.5,
         }
+
+
+class DecayHorizon(Section):
+    """A horizon in tokens in place of weight decay, for optimizers whose decay is decoupled from the gradient."""
+
+    forms: ClassVar[Mapping[str, str]] = {"weight_decay": "decay_horizon"}
+
+    decay_horizon: Positive | None = None
+    """Number of tokens over which weight decay averages the weights, in place of weight_decay, which is tokens of an
+    update / (lr x horizon), with lr after scale_lr (Wang & Aitchison 2024, arXiv:2405.13698). Parameter groups with a
+    learning rate of their own share this weight decay."""
 
 
 def adam_step(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:

@@ -6,13 +6,23 @@ at the end of this file. optimizer.py describes the methods of such a class.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from model.optim.clipping import LARGEST
 from model.optim.muon import Muon
-from model.optim.optimizer import Coefficients, Moments, Number, Numbers, State, UpdateRule, adam_step
+from model.optim.optimizer import (
+    Coefficients,
+    DecayHorizon,
+    Moments,
+    Number,
+    Numbers,
+    State,
+    UpdateRule,
+    adam_step,
+)
 from model.optim.param_groups import GROUP_NAMES, GroupName, ParamGroup
 from model.section import Decay, NonNegative, Positive
 
@@ -20,12 +30,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class AdamW(Moments):
+class AdamW(Moments, DecayHorizon):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 
+    forms: ClassVar[Mapping[str, str]] = {**Moments.forms, **DecayHorizon.forms}
+
     name: Literal["adamw"] = "adamw"
-    weight_decay: NonNegative = 0.1
-    """Fraction of each weight subtracted in each update, per unit of learning rate."""
+    weight_decay: NonNegative | None = 0.1
+    """Fraction of each weight subtracted in each update, per unit of learning rate. None: from decay_horizon."""
 
     def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         return self.moments(lr, step, beta1) | {"decay": lr * self.decay(group)}
@@ -35,7 +47,7 @@ class AdamW(Moments):
         adam_step(p, g, state, c)
 
 
-class StableAdamW(Moments):
+class StableAdamW(Moments, DecayHorizon):
     """AdamW that lowers the learning rate of a tensor while its gradients are larger than their running mean.
 
     The learning rate is divided by max(1, r), where r is the root mean square of g / sqrt(v) over the tensor: g is the
@@ -43,9 +55,11 @@ class StableAdamW(Moments):
     Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2.
     """
 
+    forms: ClassVar[Mapping[str, str]] = {**Moments.forms, **DecayHorizon.forms}
+
     name: Literal["stable-adamw"] = "stable-adamw"
-    weight_decay: NonNegative = 0.1
-    """Fraction of each weight subtracted in each update, per unit of learning rate."""
+    weight_decay: NonNegative | None = 0.1
+    """Fraction of each weight subtracted in each update, per unit of learning rate. None: from decay_horizon."""
 
     def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         return self.moments(lr, step, beta1) | {"decay": lr * self.decay(group), "least": self.eps**2}
@@ -64,8 +78,8 @@ class Adam(Moments):
     """Adam with an L2 penalty in the gradient as weight decay (Kingma & Ba 2015, arXiv:1412.6980)."""
 
     name: Literal["adam"] = "adam"
-    beta2: Decay = 0.999
-    """Decay per update of the running mean of squared gradients."""
+    beta2: Decay | None = 0.999
+    """Decay per update of the running mean of squared gradients. None: from beta2_half_life."""
     weight_decay: NonNegative = 0.0
     """L2 penalty: fraction of each weight added to its gradient."""
 
@@ -76,23 +90,28 @@ class Adam(Moments):
         adam_step(p, g + p * c["decay"], state, c)
 
 
-class Lion(UpdateRule):
+class Lion(UpdateRule, DecayHorizon):
     """Update each weight by the sign of a momentum (Chen et al. 2023, arXiv:2302.06675, algorithm 2)."""
+
+    forms: ClassVar[Mapping[str, str]] = {**DecayHorizon.forms, "beta2": "beta2_half_life"}
 
     name: Literal["lion"] = "lion"
     lr: Positive = 1e-4
     """Peak learning rate, 3 to 10 times smaller than for AdamW. The schedule multiplies it."""
     beta1: Decay = 0.9
     """Weight of the momentum in the update; the gradient has weight 1 - beta1."""
-    beta2: Decay = 0.99
-    """Decay per update of the momentum."""
-    weight_decay: NonNegative = 0.1
-    """Fraction of each weight subtracted in each update, per unit of learning rate."""
+    beta2: Decay | None = 0.99
+    """Decay per update of the momentum. None: from beta2_half_life."""
+    beta2_half_life: Positive | None = None
+    """Half-life in tokens of the momentum, in place of beta2, which is 0.5^(tokens of an update / half-life)."""
+    weight_decay: NonNegative | None = 0.1
+    """Fraction of each weight subtracted in each update, per unit of learning rate. None: from decay_horizon."""
 
     @model_validator(mode="after")
     def _beta2_has_an_effect(self) -> Self:
         if self.beta1 == 0 and self.beta2 != Lion.model_fields["beta2"].default:
-            raise ValueError(f"beta2 has no effect if beta1 is 0, leave it out, got {self.beta2}")
+            field = "beta2" if self.beta2 is not None else "beta2_half_life"
+            raise ValueError(f"{field} has no effect if beta1 is 0, leave it out, got {getattr(self, field)}")
         return self
 
     def state_groups(self) -> dict[str, tuple[GroupName, ...]]:
@@ -100,6 +119,7 @@ class Lion(UpdateRule):
 
     def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         beta1 = self.beta1 if beta1 is None else beta1
+        assert self.beta2 is not None, "the trainer uses TrainConfig.with_raw_fields()"
         rates = {"one_minus_beta1": 1 - beta1, "one_minus_beta2": 1 - self.beta2}
         return rates | {"lr": lr, "decay": lr * self.decay(group)}
 

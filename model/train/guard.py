@@ -174,9 +174,9 @@ class GuardedTable:
         """Copy to the device what the steps depend on. size: K. groups: of the parameters."""
         self.n, self.groups, self.guard = n, groups, guard
         lanes = [runs.get(lane, next(iter(runs.values()))) for lane in range(size)]  # empty lanes take no step
-        self.optimizer = stacked([run.config.optimizer for run in lanes], self._on_device)
+        self.optimizer = stacked([run.raw.optimizer for run in lanes], self._on_device)
         self.clip = self._columns([run.config.clip.numbers() for run in lanes])
-        self.ema = self._on_device([run.config.regularization.ema or 0.0 for run in lanes])
+        self.ema = self._on_device([run.raw.regularization.ema or 0.0 for run in lanes])
         rates = [[run.base_rate(group) for run in lanes] for group in groups]
         self.rates = self._on_device(rates)  # (G, K)
         schedules = [run.schedule_numbers(1, n) for run in lanes]
@@ -213,6 +213,7 @@ def stacked(rules: Sequence[UpdateRule], on_device: Any) -> UpdateRule:
     """Return an optimizer whose numbers are tensors, (K,) each, so that `coefficients` computes those of K runs."""
     first = rules[0]
     numbers = {key: [getattr(rule, key) for rule in rules] for key, value in first if isinstance(value, float)}
+    numbers.pop("scale_lr", None)  # part of the factor on the learning rates
     decays = {f"{group}_decay" if group != "matrix" else "weight_decay": group for group in GROUP_NAMES}
     numbers |= {key: [rule.decay(group) for rule in rules] for key, group in decays.items()}
     return first.model_copy(update={key: on_device(values) for key, values in numbers.items()})

@@ -41,7 +41,7 @@ class PackParams:
             groups = [group for group in self.groups if group.name in names]
             self.offsets[key] = groups[0].start if groups else P
             self.state[key] = torch.zeros(size, sum(group.stop - group.start for group in groups), device=device)
-        if config.regularization.ema is not None:
+        if config.regularization.has_average():
             self.state[AVERAGE] = torch.zeros(size, P, device=device)
         self.initial_clip_state = self.clip.initial_state(len(self.row.slices))
         self.clip_state = {

@@ -37,6 +37,7 @@ class RunState:
 
     def __init__(self, config: TrainConfig, split: Split) -> None:
         self.config, self.run = config, config.run
+        self.raw = config.with_raw_fields()  # for the numbers of the steps; a checkpoint holds `config`
         self.batches = TrainingBatches(split, config.data, config.model.context, config.run.seed)
         self.marks = [updates * self.run.grad_accum for updates in config.marks()]  # in micro-steps
         self.health = Health(config.recovery)
@@ -128,7 +129,7 @@ class RunState:
 
     def base_rate(self, group: ParamGroup) -> float:
         """Return the peak learning rate of a group, without the factor of the update size."""
-        optimizer = self.config.optimizer
+        optimizer = self.raw.optimizer
         return optimizer.rate(group.name) * optimizer.layer_decay**group.depth
 
     def progress(self, update: int) -> float:
@@ -144,7 +145,7 @@ class RunState:
 
         first: number of micro-steps from the current one to the first of them.
         """
-        optimizer, ema = self.config.optimizer, self.config.regularization.ema
+        optimizer, ema = self.raw.optimizer, self.raw.regularization.ema
         done = self.micro_step + first + np.arange(n)
         updates, index = np.unique(done // self.run.grad_accum, return_inverse=True)
         steps = np.maximum(1, self.steps + np.cumsum(done % self.run.grad_accum == 0)).astype(float)
@@ -175,7 +176,7 @@ class RunState:
 
     def _beta1(self, updates: Sequence[int], index: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Return the beta1 of micro-steps, (n,), None if the optimizer has none. index: of their updates."""
-        beta1, schedule = getattr(self.config.optimizer, "beta1", None), self.config.schedule
+        beta1, schedule = getattr(self.raw.optimizer, "beta1", None), self.config.schedule
         if beta1 is None:
             return None
         return np.array([schedule.beta1(self.progress(update), beta1) for update in updates])[index]

@@ -175,7 +175,7 @@ class Trainer:
         scores = self.validation.evaluate()
         if self.optimizer.recover_at_rung(self.runs, scores.nats, at_mark):
             scores = self.validation.evaluate()
-        if self.shared.regularization.ema is None:
+        if not self.shared.regularization.has_average():
             return scores, None
         with self.pack.params.averaged():
             return scores, self.validation.evaluate()
@@ -185,7 +185,7 @@ class Trainer:
         scored = scores is not None and not run.diverged
         loss = scores.nats[lane] / split.n_targets if scores and scored else math.nan
         ema_loss = ema_scores.nats[lane] / split.n_targets if ema_scores and scored else math.nan
-        has_ema = self.shared.regularization.ema is not None
+        has_ema = self.shared.regularization.has_average()
         grad_norm, clipped = (self.optimizer.measured[:, lane] / max(1, run.steps_since_rung())).tolist()
         grad_norms, ratios = self.pack.params.norms.read(lane)
         return Metrics(
@@ -220,7 +220,7 @@ class Trainer:
         for lane in last:
             loss = nats[lane] / split.n_targets
             tested[lane] = tested[lane]._replace(test_loss=loss, test_bpb=bits_per_byte(loss, split))
-        if self.shared.regularization.ema is not None:
+        if self.shared.regularization.has_average():
             with self.pack.params.averaged():
                 nats = self.test.evaluate().nats
             for lane in last:

@@ -93,7 +93,7 @@ def _difference(test: ArmsTest, configs: Mapping[str, TrainConfig]) -> list[str]
     for name, config in configs.items():
         same = updated(config, NEUTRAL)
         if not test.metric_of(name).startswith("ema_"):
-            same = updated(same, {"regularization.ema": None})
+            same = updated(same, {"regularization.ema": None, "regularization.ema_half_life": None})
         first = seen.setdefault(f"{same.model_dump_json()} {test.metric_of(name)}", name)
         if first != name:
             problems.append(f"test.arms.{name}: must differ from every other arm, is the same as {first}")
@@ -136,7 +136,7 @@ def _measurable(test: ArmsTest, configs: Mapping[str, TrainConfig]) -> list[str]
             f"test.metric: must be the same for all arms, except for the prefix ema_, got {', '.join(metrics.values())}"
         )
     for name, config in configs.items():
-        if metrics[name].startswith("ema_") and config.regularization.ema is None:
+        if metrics[name].startswith("ema_") and not config.regularization.has_average():
             problems.append(f"test.arms.{name}: must set regularization.ema, since its metric is {metrics[name]}")
         if metrics[name] == "kurtosis" and not config.run.diagnostics:
             problems.append(f"test.arms.{name}: must set run.diagnostics, since its metric is kurtosis")

@@ -32,6 +32,8 @@ base:
 space:
   optimizer.lr: {{low: 1e-3, high: 1e-2, log: true}}
   regularization.dropout: {{low: 0.0, high: 0.3}}
+  optimizer.beta2_half_life: {{low: 256, high: 8192, log: true}}
+  optimizer.decay_horizon: {{low: 1e+3, high: 1e+5, log: true}}
 baseline: [{{}}, {{optimizer.lr: 0.05, model.mlp: relu}}]
 pruner: {{name: none}}
 budget: {{trials: 4}}
@@ -135,6 +137,24 @@ def test_baseline_with_values_outside_the_space_is_exported_as_it_ran(alone: Pat
     # Two workers take the two baselines at one moment; which row comes first is chance.
     found = {(config["optimizer"]["lr"], config["model"]["mlp"]) for config in configs}
     assert found == {(0.001, "gelu"), (0.05, "relu")}
+
+
+def test_searched_half_lives_are_exported_and_derived_values_stand_beside_them(packed: Path, tmp_path: Path) -> None:
+    text = run_in_process("export", "--trial", "2", cwd=packed)
+    tree = parse_yaml(text)
+    optimizer, update = tree["optimizer"], 4 * 32
+    beta2 = 0.5 ** (update / optimizer["beta2_half_life"])
+    decay = update / (optimizer["lr"] * optimizer["decay_horizon"])
+    assert (optimizer["beta2"], optimizer["weight_decay"]) == (None, None)
+    assert tree["provenance"]["derived"] == {"optimizer.beta2": beta2, "optimizer.weight_decay": decay}
+    assert (
+        f"  beta2_half_life: {optimizer['beta2_half_life']!r}  # beta2 is {beta2!r} with 128 tokens per update" in text
+    )
+    assert f"  # weight_decay is {decay!r} with 128 tokens per update\n" in text
+    (tmp_path / "it.yaml").write_text(text)
+    assert train_config(tmp_path / "it.yaml", ["run.batch_size=2"], tmp_path, resume=False) == 0
+    trained = (tmp_path / "it/config.yaml").read_text()
+    assert parse_yaml(trained)["provenance"]["derived"]["optimizer.beta2"] == 0.5 ** (64 / optimizer["beta2_half_life"])
 
 
 def test_longer_training_has_the_same_rungs_and_the_schedule_stretched_over_it(best: Path, tmp_path: Path) -> None:

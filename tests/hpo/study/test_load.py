@@ -136,7 +136,10 @@ MESSAGES: list[tuple[str, Any, list[str]]] = [
     (
         "objective",
         "ema_val_loss",
-        ["objective: must be used with regularization.ema in the base, got ema_val_loss"],
+        [
+            "objective: must be used with regularization.ema or regularization.ema_half_life in the base, "
+            "got ema_val_loss"
+        ],
     ),
     ("space/run.tokens", {"low": 8192, "high": 9000}, [f"space.run.tokens: {COMPARED} lengths cannot be compared"]),
     ("space/run.rungs", {"choices": [2, 4]}, [f"space.run.rungs: {COMPARED} rungs cannot be compared"]),
