@@ -66,7 +66,7 @@ def sentences(snapshot: Snapshot, number: int) -> list[str]:
     return [decision["sentence"] for decision in decisions(snapshot, number)]
 
 
-@pytest.mark.parametrize("name", sparse(LOOSE, 2))
+@pytest.mark.parametrize("name", sparse(LOOSE, 4))
 def test_every_pruning_decision_of_a_study_follows_again_from_its_stored_curves(
     here: Path, storage_url: str, name: str
 ) -> None:

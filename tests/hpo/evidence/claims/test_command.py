@@ -14,7 +14,7 @@ from hpo.evidence.claims.runner import best_level
 from hpo.evidence.claims.schema import ArmsTest
 from hpo.evidence.claims.verdict import ClaimVerdict, EffectUnit
 from tests.support.command import ROOT, hpo, run_in_process
-from tests.support.ledger import SHIPPED, verdicts_of
+from tests.support.ledger import shipped, verdicts_of
 
 
 def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> None:
@@ -25,7 +25,7 @@ def test_best_level_is_that_of_fewest_diverged_runs_then_of_the_best_mean() -> N
             for i, value in enumerate(scores)
         ]
 
-    test = SHIPPED.claims["C002-08"].test
+    test = shipped().claims["C002-08"].test
     assert isinstance(test, ArmsTest)
     tuning_runs = runs(a=[1.0, 1.0, None], b=[3.0, 3.0, 3.0], c=[2.0, 2.0, 3.0], d=[0.0, 0.0], e=[None, None, None])
     assert best_level(test, ["a", "b", "c", "d", "e"], tuning_runs) == "c"
@@ -51,24 +51,24 @@ def test_effect_has_as_many_digits_as_its_interval_lets_one_know(
 
 
 def test_largest_claimed_effects_come_first_and_sums_before_them() -> None:
-    order = run_order(SHIPPED.claims)
-    assert sorted(order) == sorted(SHIPPED.claims)
+    order = run_order(shipped().claims)
+    assert sorted(order) == sorted(shipped().claims)
     assert {order.index(n) for n in ("C000-02", "C004-10")} < set(range(8))
     assert order[7:11] == ["C000-15", "C001-03", "C002-01", "C004-02"]  # 46, 30, 26.9 and 25.3 percent
 
 
 def test_claims_are_picked_by_id_or_report() -> None:
-    assert list(select_claims(SHIPPED, ["C002-02", "S001"])) == [f"C001-{i:02d}" for i in range(1, 13)] + ["C002-02"]
-    assert len(select_claims(SHIPPED, [])) == 65
+    assert list(select_claims(shipped(), ["C002-02", "S001"])) == [f"C001-{i:02d}" for i in range(1, 13)] + ["C002-02"]
+    assert len(select_claims(shipped(), [])) == 65
 
 
 def test_findings_survive_the_file_and_others_stay(tmp_path: Path) -> None:
     path = tmp_path / "new" / "claims.json"
     run = ClaimRun(arm="a", seed=0, value=None, tokens=64, seconds=0.5, study="s", trial=3)
     one = ClaimResult(test={"arms": {"a": {}}}, command="x", runs=(run,), machines=({"versions": {"torch": "2"}},))
-    save_result(path, SHIPPED, "C001-01", one)
-    save_result(path, SHIPPED, "C000-01", ClaimResult(test={}, command="y", passed=True))
-    save_result(path, SHIPPED, "C001-01", one.model_copy(update={"command": "z"}))
+    save_result(path, shipped(), "C001-01", one)
+    save_result(path, shipped(), "C000-01", ClaimResult(test={}, command="y", passed=True))
+    save_result(path, shipped(), "C001-01", one.model_copy(update={"command": "z"}))
     held = load_results(path).claims
     assert {name: result.command for name, result in held.items()} == {"C000-01": "y", "C001-01": "z"}
     assert held["C001-01"].runs == (run,)
@@ -118,9 +118,9 @@ def test_calculation_that_passes_gives_the_verdict_it_shows(tmp_path: Path) -> N
 def test_page_of_the_documents_is_what_their_data_give() -> None:
     held = load_results(ROOT / "docs" / "claims.json")
     written = (ROOT / "docs" / "claims.md").read_text("utf-8")
-    assert written == claims_page(SHIPPED, held)
-    assert [line.split(" | ")[0].removeprefix("| ") for line in verdicts_of(written)] == list(SHIPPED.claims)
-    n = Counter(line["verdict"] for line in verdict_records(SHIPPED.claims, held))
+    assert written == claims_page(shipped(), held)
+    assert [line.split(" | ")[0].removeprefix("| ") for line in verdicts_of(written)] == list(shipped().claims)
+    n = Counter(line["verdict"] for line in verdict_records(shipped().claims, held))
     assert sum(n.values()) == 65
     counts = (
         f"{n['holds'] + n['holds by arithmetic']} hold, {n['holds in part']} hold in part, "
