@@ -48,9 +48,10 @@ docs: .venv/.installed-dev
 	$(BIN)/python -m docs.generate
 	$(MAKE) site
 
-# Without bench/rules.py, whose searches take an hour of CPU time, and bench/replay.py, which has its own targets.
+# Without bench/rules.py, whose searches take an hour of CPU time, bench/probe_runs.py, and bench/replay.py, which has
+# its own targets.
 bench: .venv/.installed-dev
-	for script in $(filter-out bench/rules.py bench/replay%,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out bench/rules.py bench/replay% bench/probe%,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
 
 # The tests that need a GPU, and measurements on it, in less than eight minutes. Needs Python 3.12, torch with CUDA and
 # .gpu/wheels, but no network. docs/gpu.md says more. Try it without a GPU: make gpu GPU_OPTIONS='--device cpu --tiny'

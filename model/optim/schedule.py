@@ -142,4 +142,31 @@ def _half_cosine(a: float, b: float, t: float) -> float:
     return b + (a - b) * 0.5 * (1 + math.cos(math.pi * t))
 
 
+class CoolDown:
+    """A schedule that leaves another one during a run and decreases linearly to the value with which that one ends."""
+
+    def __init__(self, schedule: Warmup, left: float, start: float) -> None:
+        """Leave a schedule.
+
+        left: progress at which the schedule is left, in [0, 1]. start: the same as a fraction of the shorter run.
+        """
+        self.schedule, self.left, self.start = schedule, left, start
+
+    def multiplier(self, progress: float) -> float:
+        """Return the factor on the peak learning rate. progress: of the shorter run, in [0, 1].
+
+        During the warmup of some schedules the factor is smaller than at their end. Then it does not change.
+        """
+        first, last = self.schedule.multiplier(self.left), self.schedule.multiplier(1.0)
+        return last + (first - last) * self._remaining(progress) if first > last else first
+
+    def beta1(self, progress: float, beta1: float) -> float:
+        """Return the optimizer's beta1 at this progress. beta1: the configured value."""
+        first, last = (self.schedule.beta1(p, beta1) for p in (self.left, 1.0))
+        return last + (first - last) * self._remaining(progress)
+
+    def _remaining(self, progress: float) -> float:
+        return (1 - progress) / (1 - self.start)
+
+
 Schedule = Annotated[Constant | Cosine | Linear | Exponential | WSD | OneCycle, Field(discriminator="name")]

@@ -1,7 +1,7 @@
 """Evaluation on a whole validation or test split: every target counts once, for any training batch size."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.config import TrainConfig
 from model.data.batches import SequenceDataset
-from model.data.prepared import PreparedData
+from model.data.prepared import PreparedData, bits_per_byte
 from model.nn.context import Diagnostics
 from model.train.pack import Pack
 from model.train.resident import resident_split
@@ -48,6 +48,20 @@ class Evaluator:
         for x, y in self._batches():
             totals += torch.stack([total.to(self.sum_dtype) for total in self.pack.evaluate(x, y)])
         return Scores(*totals.tolist())
+
+    def evaluate_averaged(self) -> Scores | None:
+        """Return the scores of the averaged weights of all runs, None without regularization.ema."""
+        if not self.pack.config.regularization.has_average():
+            return None
+        with self.pack.params.averaged():
+            return self.evaluate()
+
+    def test_scores(self) -> dict[str, Any]:
+        """Return the metrics of the test split by their names, one number per lane each."""
+        scores = {"test": self.evaluate(), "ema_test": self.evaluate_averaged()}
+        losses = {name: [nats / self.split.n_targets for nats in s.nats] for name, s in scores.items() if s is not None}
+        by_name: dict[str, Any] = {f"{name}_loss": own for name, own in losses.items()}
+        return by_name | {f"{n}_bpb": [bits_per_byte(loss, self.split) for loss in own] for n, own in losses.items()}
 
     def diagnostics(self, lane: int) -> Diagnostics:
         """Return the diagnostics of one run's layers, measured on the first batch."""

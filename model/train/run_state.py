@@ -1,5 +1,6 @@
 """The progress of one run of a pack: its configuration, its position in the data, its rung and its failures."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from model.data.batches import EpochRows, TrainingBatches
 from model.data.prepared import Split
 from model.optim.param_groups import ParamGroup
 from model.optim.recovery import Health
+from model.optim.schedule import CoolDown, Schedule
 from model.seeds import derive
 
 
@@ -41,6 +43,7 @@ class RunState:
         self.batches = TrainingBatches(split, config.data, config.model.context, config.run.seed)
         self.marks = [updates * self.run.grad_accum for updates in config.marks()]  # in micro-steps
         self.health = Health(config.recovery)
+        self.schedule: Schedule | CoolDown = config.schedule
         self.scale = config.optimizer.scale(config.update_tokens())
         self.micro_step = 0
         self.steps = 0  # optimizer steps taken; a failed update is not counted
@@ -125,7 +128,7 @@ class RunState:
 
     def schedule_multiplier(self, update: int) -> float:
         """Return the same factor without that of rollbacks."""
-        return self.config.schedule.multiplier(self.progress(update)) * self.scale
+        return self.schedule.multiplier(self.progress(update)) * self.scale
 
     def base_rate(self, group: ParamGroup) -> float:
         """Return the peak learning rate of a group, without the factor of the update size."""
@@ -176,10 +179,10 @@ class RunState:
 
     def _beta1(self, updates: Sequence[int], index: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Return the beta1 of micro-steps, (n,), None if the optimizer has none. index: of their updates."""
-        beta1, schedule = getattr(self.raw.optimizer, "beta1", None), self.config.schedule
+        beta1 = getattr(self.raw.optimizer, "beta1", None)
         if beta1 is None:
             return None
-        return np.array([schedule.beta1(self.progress(update), beta1) for update in updates])[index]
+        return np.array([self.schedule.beta1(self.progress(update), beta1) for update in updates])[index]
 
     def n_tokens(self) -> int:
         """Return the number of tokens trained on so far, padding included."""
@@ -193,6 +196,18 @@ class RunState:
         """Return the rung whose mark has been reached, or the rung in which the run diverged."""
         passed = sum(mark <= self.micro_step for mark in self.marks)
         return max(passed, self.rung + 1)
+
+    def cooling_down(self, updates: int) -> "RunState":
+        """Return a copy that ends after some more updates, in which the learning rate falls to the end of the schedule.
+
+        The copy trains on the batches that this run trains on next.
+        """
+        branch, done, planned = copy.copy(self), self.n_updates(), self.marks[-1] // self.run.grad_accum
+        branch.health = copy.copy(self.health)
+        branch.marks = [*self.marks[: self.rung], (done + updates) * self.run.grad_accum]
+        branch.schedule = CoolDown(self.config.schedule, done / planned, done / (done + updates))
+        branch.begin_rung()
+        return branch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress that a checkpoint needs to resume the run."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from model.train.device import resolve
 from model.train.evaluate import Evaluator, Scores
 from model.train.metrics import Metrics, perplexity
 from model.train.pack import Pack
+from model.train.probe import cool_down_branch, probe_metrics, unchanged
 from model.train.resident import resident_split
 from model.train.run_state import RunState
 from model.train.step import PackOptimizer
@@ -111,6 +112,28 @@ class Trainer:
         self._begin_rung(lane)
         return run.rung
 
+    def probe(self, shares: Mapping[int, float]) -> dict[int, dict[str, float]]:
+        """Train copies of runs at a rung while their rates fall, and return their metrics by lane. No run changes.
+
+        shares: by lane, the fraction of its tokens in which the rate falls linearly to its value at the end of the run.
+
+        Raises:
+            ValueError: a run is not at a rung, or the share is longer than the rest of the run.
+        """
+        branches = {lane: cool_down_branch(self.runs[lane], share) for lane, share in shares.items()}
+        runs, test, start = self.runs, self.test, time.perf_counter()
+        with unchanged(self.pack, self.optimizer, self.sums):
+            try:
+                self.runs, self.test = branches, None
+                for lane in self.runs:
+                    self._begin_rung(lane)
+                metrics = {lane: own for _, reports in self for lane, own in reports.items()}
+            finally:
+                self.runs, self.test = runs, test
+        for run in runs.values():
+            run.seconds += time.perf_counter() - start
+        return {lane: probe_metrics(runs[lane], own) for lane, own in metrics.items()}
+
     def __iter__(self) -> Iterator[tuple[int, dict[int, Metrics]]]:
         while self._stop_finished_runs():
             start = time.perf_counter()
@@ -175,16 +198,12 @@ class Trainer:
         scores = self.validation.evaluate()
         if self.optimizer.recover_at_rung(self.runs, scores.nats, at_mark):
             scores = self.validation.evaluate()
-        if not self.shared.regularization.has_average():
-            return scores, None
-        with self.pack.params.averaged():
-            return scores, self.validation.evaluate()
+        return scores, self.validation.evaluate_averaged()
 
     def _metrics(self, lane: int, scores: Scores | None, ema_scores: Scores | None) -> Metrics:
         run, split = self.runs[lane], self.prepared.splits["val"]
         scored = scores is not None and not run.diverged
-        loss = scores.nats[lane] / split.n_targets if scores and scored else math.nan
-        ema_loss = ema_scores.nats[lane] / split.n_targets if ema_scores and scored else math.nan
+        loss, ema_loss = (of.nats[lane] / split.n_targets if of and scored else math.nan for of in (scores, ema_scores))
         has_ema = self.shared.regularization.has_average()
         grad_norm, clipped = (self.optimizer.measured[:, lane] / max(1, run.steps_since_rung())).tolist()
         grad_norms, ratios = self.pack.params.norms.read(lane)
@@ -215,18 +234,8 @@ class Trainer:
         last = [lane for lane in metrics if self.runs[lane].is_finished() and not self.runs[lane].diverged]
         if self.test is None or not last:
             return {}
-        split, tested = self.test.split, {lane: metrics[lane] for lane in last}
-        nats = self.test.evaluate().nats
-        for lane in last:
-            loss = nats[lane] / split.n_targets
-            tested[lane] = tested[lane]._replace(test_loss=loss, test_bpb=bits_per_byte(loss, split))
-        if self.shared.regularization.has_average():
-            with self.pack.params.averaged():
-                nats = self.test.evaluate().nats
-            for lane in last:
-                loss = nats[lane] / split.n_targets
-                tested[lane] = tested[lane]._replace(ema_test_loss=loss, ema_test_bpb=bits_per_byte(loss, split))
-        return tested
+        scores = self.test.test_scores()
+        return {lane: metrics[lane]._replace(**{name: nats[lane] for name, nats in scores.items()}) for lane in last}
 
     def _diagnostics(self, lane: int, scored: bool) -> dict[str, Any]:
         """Return the diagnostics that run.diagnostics requests, by the names of the metrics."""
