@@ -3,6 +3,7 @@
 import math
 
 from hpo.analysis.snapshot import GIVEN_KINDS, Snapshot, trial_status
+from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.trials import State, Trial
 
 
@@ -40,6 +41,13 @@ def token_counts(snapshot: Snapshot) -> dict[str, int | None]:
     """Return the tokens trained and the tokens saved by pruning, None where the training function counts no tokens."""
     if snapshot.rung_tokens is None:
         return {"trained": None, "saved_by_pruning": None}
-    trained = sum(t.last_step or 0 for t in snapshot.own)
-    saved = sum(snapshot.rungs - (t.last_step or 0) for t in snapshot.own if t.state == State.PRUNED)
-    return {"trained": round(trained * snapshot.rung_tokens), "saved_by_pruning": round(saved * snapshot.rung_tokens)}
+    trained = sum(_rung_tokens(snapshot, t) * (t.last_step or 0) for t in snapshot.own)
+    pruned = [t for t in snapshot.own if t.state == State.PRUNED]
+    saved = sum(_rung_tokens(snapshot, t) * (snapshot.rungs - (t.last_step or 0)) for t in pruned)
+    return {"trained": round(trained), "saved_by_pruning": round(saved)}
+
+
+def _rung_tokens(snapshot: Snapshot, trial: Trial) -> float:
+    """Return the tokens between two rungs of a trial. The trials of a ladder have different lengths."""
+    length = (trial.user_attrs.get(FIXED_VALUES) or {}).get("run.tokens")
+    return length / snapshot.rungs if length else float(snapshot.rung_tokens or 0)

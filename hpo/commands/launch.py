@@ -17,9 +17,9 @@ from hpo.errors import NothingFeasible, Problem, StorageError
 from hpo.evidence.comparison import conclude_comparison, confirmation_name
 from hpo.evidence.preferred import UNCONFIRMED
 from hpo.launcher.options import LaunchOptions, storage_option
-from hpo.launcher.supervisor import run_study
+from hpo.launcher.supervisor import OnFinish, run_study
 from hpo.runs.run_dir import write_file
-from hpo.storage.attributes import BUDGET, SPEC
+from hpo.storage.attributes import BUDGET, LADDER_OF, SPEC
 from hpo.storage.engine import open_readonly
 from hpo.storage.studies import study_attrs, study_ids
 from hpo.study.load import load_study
@@ -39,8 +39,19 @@ def launch_study(options: LaunchOptions) -> int:
         raise Problem(f"--trials: must be omitted, because {study.name} has arms, and their runs are the budget")
     if options.confirm:
         _check_confirmable(study)
-    status = run_study(options, study, conclude_arms if study.file.arms is not None else conclude_search)
+    status = run_study(options, study, _conclusion(study))
     return status if status or not options.confirm or options.dry_run else _confirm_best(options, study.name)
+
+
+def _conclusion(study: Study) -> OnFinish:
+    """Return what prints the result of a study."""
+    if study.file.arms is not None:
+        return conclude_arms
+    if LADDER_OF in study.file.about:
+        from hpo.commands.transfer import conclude_ladder  # imports scipy
+
+        return conclude_ladder
+    return conclude_search
 
 
 def _check_confirmable(study: Study) -> None:
@@ -123,12 +134,14 @@ def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, se
 
 def conclude_arms(snapshot: Snapshot, folder: Path, options: LaunchOptions, seconds: float) -> int:
     """Print how the arms of a study compare with the first arm, as the command that created the study does."""
-    from hpo.evidence import ablate, confirm  # these import scipy, which takes longer than a short search
+    from hpo.evidence import ablate, confirm, verify  # these import scipy, which takes longer than a short search
     from hpo.evidence.paired import compare_arms, comparison_record
 
     about = snapshot.spec["about"]
     if "confirms" in about:
         return confirm.conclude_confirmation(snapshot, folder, options, seconds)
+    if verify.VERIFIES in about:
+        return verify.conclude_verification(snapshot, folder, options, seconds)
     if "ablates" in about:
         return ablate.conclude_ablation(snapshot, folder, options, seconds)
 

@@ -49,7 +49,8 @@ def _verdict_sentence(snapshot: Snapshot, arm: ArmComparison, test: Paired | Non
     p = f"p = {arm.p:.2g}" if n_compared == 1 else f"p = {arm.p:.2g} corrected for {n_compared} comparisons (Holm)"
     looks, pairs = arm.at_most is not None, f"{d.n} pairs"
     verdict = f"{arm.verdict} after {d.n} of at most {arm.at_most} pairs" if looks else arm.verdict
-    sentence = f"{arm.arm}: {verdict}: paired difference {format_number(d.mean)} from the baseline (95 % "
+    reference = snapshot.spec["about"].get("reference", "the baseline")
+    sentence = f"{arm.arm}: {verdict}: paired difference {format_number(d.mean)} from {reference} (95 % "
     sentence += f"{'repeated ' if looks else ''}confidence interval {format_number(d.low)} to {format_number(d.high)}, "
     sentence += f"{p})" if looks else f"{pairs}, {p})"
     sentence += f"; {format_number(test.mean)} on the test split" if test else ""

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
+from hpo.config.validation import error_messages
 from hpo.search.grid import build_grid
 from hpo.search.ranges import Entry, Space, discrete_values, spaced_values
 from hpo.search.sampler_config import Combinations, SamplerConfig
 from hpo.search.space import configs_with_field, field_type
+from model.section import updated
 
 
 class Grid(SamplerConfig):
@@ -43,6 +45,26 @@ class BruteForce(SamplerConfig):
                 for config in configs_with_field(base, space, path)
             )
         ]
+
+
+class Listed(SamplerConfig):
+    """The given configurations in their order, each exactly once, as `hpo transfer` plans them."""
+
+    name: Literal["list"] = "list"
+    values: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
+    """The configurations: a list of mappings from dotted field to value. They may set fields outside the space."""
+
+    def combinations(self, base: BaseModel, space: Space) -> Combinations:
+        return self.values
+
+    def problems(self, base: BaseModel, space: Space) -> list[str]:
+        problems = _unused_priors(self, space)
+        for i, values in enumerate(self.values):
+            try:
+                updated(base, values)
+            except ValidationError as error:
+                problems += error_messages(error, type(base), f"sampler.values.{i}")
+        return problems
 
 
 def _unused_priors(sampler: SamplerConfig, space: Space) -> list[str]:

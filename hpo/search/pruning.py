@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import optuna
@@ -16,6 +17,7 @@ from hpo.search.marks import Standing
 from hpo.search.peers import PeersPruner
 from hpo.search.pruning_rules import compare_at_last_rung, format_spans
 from hpo.search.study_view import StudyView, as_minimized, direction_of
+from hpo.storage.attributes import FIXED_VALUES
 from model.section import Section
 
 Decision = Literal["continue", "prune", "diverged", "pause"]
@@ -28,6 +30,8 @@ class CachedPruner:
     The worker passes its own copy of the trial, to which it adds each value itself.
 
     rungs: number of rungs of a run. At the last rung, no trial is pruned.
+    within: fields of the given values that must be equal in all trials of a comparison, as the length of a run in a
+        ladder, whose losses cannot be compared across lengths.
     """
 
     def __init__(
@@ -36,14 +40,17 @@ class CachedPruner:
         pruner: BasePruner,
         rungs: int,
         refresh_s: float = 5.0,
+        within: Sequence[str] = (),
     ) -> None:
         self.pruner = pruner
         self.rungs = rungs
         self.refresh_s = refresh_s
+        self._within = tuple(within)
         self._study, self._direction = study, direction_of(study)
         self._minimized: dict[int, FrozenTrial] = {}  # finished trials of a study that maximizes, by number
         self._view = StudyView(study, self._read)
         self._trials: list[FrozenTrial] = []
+        self._decided: FrozenTrial | None = None  # the trial whose peers are shown
         self._read_at = -math.inf
 
     def decide(self, trial: FrozenTrial, never_prune: bool = False) -> Decision:
@@ -52,7 +59,7 @@ class CachedPruner:
         The decision "pause" comes from `AshaPruner` only. At its marks, the trials are read again.
         never_prune: whether the trial continues unless it diverged, as baselines and runs of arms do.
         """
-        rung = trial.last_step
+        rung, self._decided = trial.last_step, trial
         if rung is None:
             return "continue"
         if not math.isfinite(trial.intermediate_values[rung]):
@@ -105,7 +112,7 @@ class CachedPruner:
 
     def _peers(self, trial: FrozenTrial) -> list[FrozenTrial]:
         """Return the trials with which a trial was compared, from the list that the pruner read."""
-        view = StudyView(self._study, lambda _: self._trials)
+        view = StudyView(self._study, lambda _: self._comparable(trial))
         match self.pruner:
             case HalvingPruner():
                 return self.pruner.rivals(view, trial)
@@ -128,7 +135,17 @@ class CachedPruner:
         if now - self._read_at >= self.refresh_s:
             self._trials = [self._as_minimized(trial) for trial in self._study.get_trials(deepcopy=False)]
             self._read_at = now
-        return self._trials
+        return self._comparable(self._decided)
+
+    def _comparable(self, trial: FrozenTrial | None) -> list[FrozenTrial]:
+        """Return the trials whose losses can be compared with those of a trial."""
+        if not self._within or trial is None:
+            return self._trials
+        return [other for other in self._trials if self._group(other) == self._group(trial)]
+
+    def _group(self, trial: FrozenTrial) -> tuple[Any, ...]:
+        values = trial.user_attrs.get(FIXED_VALUES, {})
+        return tuple(values.get(path) for path in self._within)
 
     def _as_minimized(self, trial: FrozenTrial) -> FrozenTrial:
         if self._direction is Direction.MINIMIZE or not trial.state.is_finished():

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from hpo.search.auto import AutoSampler, choose_sampler
 from hpo.search.complement_log import ComplementLogSampler, Distributions
-from hpo.search.grid_samplers import BruteForce, Grid
+from hpo.search.grid_samplers import BruteForce, Grid, Listed
 from hpo.search.optuna_samplers import CMAESWithCheckedState, GPWithPrunedTrials, SobolByTrialNumber
 from hpo.search.prior_draws import PriorDraws
 from hpo.search.ranges import Range, Space
@@ -205,4 +205,6 @@ def build_sampler(
     return ComplementLogSampler(inner, joint, complemented_names, sampler.recall(), PriorDraws(space, seed))
 
 
-Sampler = Annotated[Auto | TPE | Random | Grid | BruteForce | GP | CMAES | QMC | NSGA2, Field(discriminator="name")]
+Sampler = Annotated[
+    Auto | TPE | Random | Grid | BruteForce | Listed | GP | CMAES | QMC | NSGA2, Field(discriminator="name")
+]

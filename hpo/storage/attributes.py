@@ -33,3 +33,7 @@ IS_FEASIBLE = "hpo:feasible"  # false if it exceeded a limit; the dashboard does
 # Values
 FORKED = "forked"  # kind of a trial that `hpo fork` copied from another study
 LIMIT_CONSTRAINTS = {"oom": "memory", "timeout": "seconds"}  # end reason -> name of the constraint in Optuna
+
+# Keys of `about` in the definition of a ladder
+LADDER_OF = "ladder_of"  # name of the search that a ladder extends
+CELL_FIELDS = "cell_fields"  # fields in which the cells of a ladder differ; only trials of one cell are compared

@@ -17,7 +17,7 @@ from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.run_dir import append_error_log, claim_folder, trial_folder
 from hpo.search.pruners import build_pruner
 from hpo.search.pruning import CachedPruner
-from hpo.storage.attributes import FORKED
+from hpo.storage.attributes import CELL_FIELDS, FORKED
 from hpo.storage.fencing import LeaseLost
 from hpo.storage.retry import limit_patience
 from hpo.worker.events import EventListener
@@ -49,6 +49,7 @@ class HeldTrials:
             stored.optuna,
             build_pruner(stored.study.file.pruner, stored.study.rungs, stored.study.direction),
             stored.study.rungs,
+            within=stored.study.file.about.get(CELL_FIELDS, ()),
         )
         self.promoter = Promoter(stored, owner, lease_s, self.pruner)
         self.datasets = PreparedDatasets()

@@ -1,0 +1,156 @@
+"""The model behind `hpo transfer`: one surface of the loss over all cells of a ladder.
+
+A cell is a length and a size. In each cell, the loss is a bowl over the searched fields, and the bowls of all cells
+share one law:
+
+- the optimum of each field is linear in log tokens and log size, with a product term as interaction;
+- the excess above the minimum is quadratic near the optimum and may be steeper on one side (LINEX, Varian 1975),
+  because too large a learning rate costs more than too small a one;
+- all curvatures scale with one power of tokens and one of size;
+- the minimum is a sum of two power laws above a floor (Hoffmann et al. 2022, arXiv:2203.15556), and each cell may
+  deviate from it by a small amount.
+
+Published exponents are priors: normal distributions whose width is the spread between publications.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpo.transfer.fields import Axis
+
+# Mean and standard deviation of the exponents of the optimum: in tokens, in size. The widths cover the publications:
+# lr: Step Law (2503.04715) +0.31 and -0.71, Bjorck et al. (2409.19913) -0.32 and -0.23, nanochat +0.19 and 0.
+# batch: Step Law 0.57, Power Lines (2505.13738) 0.38, its critical batch 0.46, nanochat 0.38; no effect of size.
+# decay: nanochat D^-0.81, Power Lines and a constant horizon 0 to -0.5.
+EXPONENTS = {
+    "lr": ((0.1, 0.25), (-0.4, 0.25)),
+    "batch": ((0.45, 0.12), (0.0, 0.12)),
+    "decay": ((-0.4, 0.3), (0.0, 0.2)),
+    "other": ((0.0, 0.1), (0.0, 0.1)),
+}
+INTERACTION = (0.0, 0.03)
+# Direction in which the optimum of one field moves with another: lr goes as batch^0.25 (quartiles 0.20 to 0.42).
+COUPLINGS = {("lr", "batch"): (-0.35, 0.2)}
+COUPLING = (0.0, 0.25)
+SKEW = {"lr": (1.0, 0.5), "batch": (-0.3, 0.4)}
+CURVATURE_EXPONENT = (-0.1, 0.15)  # in tokens and in size
+LOSS_EXPONENTS = ((0.34, 0.08), (0.34, 0.08))  # tokens, size: Hoffmann et al. 2022, 0.28 and 0.34
+REDUCIBLE = (-0.8, 0.7)  # logit of the share of the loss that tokens and size reduce, at the middle of the ladder
+CELL_DEVIATION = 0.001  # of the minimum of a cell from the power laws, as a share of the loss
+STEEP = 5.0  # largest exponent of LINEX, beyond which it goes on as a straight line
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Results of a ladder. x: (n, d) coordinates. s: (n, 2) log tokens and log size. y: (n,) losses.
+
+    cell: (n,) index of the cell of each run.
+    """
+
+    x: np.ndarray
+    s: np.ndarray
+    y: np.ndarray
+    cell: np.ndarray
+
+    def subset(self, keep: np.ndarray) -> "Runs":
+        return Runs(self.x[keep], self.s[keep], self.y[keep], self.cell[keep])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the parameters of a surface mean, and their priors.
+
+    roles: of the axes. center, unit: of each axis, so that all are of comparable size. middle: log tokens and log size
+    at which exponents turn. n_cells: number of cells. mean, sd: (p,) of the prior of each parameter.
+    """
+
+    roles: tuple[str, ...]
+    center: np.ndarray
+    unit: np.ndarray
+    middle: np.ndarray
+    n_cells: int
+    mean: np.ndarray
+    sd: np.ndarray
+
+    @property
+    def d(self) -> int:
+        return len(self.roles)
+
+    def parts(self, p: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the named parts of a vector of parameters."""
+        d = self.d
+        sizes = {"optimum": d, "exponents": 3 * d, "log_curvature": d, "couplings": d * (d - 1) // 2, "skew": d}
+        sizes |= {"curvature_exponents": 2, "minimum": 5, "deviations": self.n_cells}
+        ends = np.cumsum(list(sizes.values()))
+        return dict(zip(sizes, np.split(p, ends[:-1]), strict=True))
+
+
+def layout_of(axes: Sequence[Axis], runs: Runs) -> Layout:
+    """Return the layout and the priors of the surface of a ladder."""
+    roles = tuple(axis.role for axis in axes)
+    low = np.minimum([axis.coordinate(axis.low) for axis in axes], runs.x.min(0))
+    high = np.maximum([axis.coordinate(axis.high) for axis in axes], runs.x.max(0))
+    unit = np.array([1.0 if axis.scale != "linear" else (axis.high - axis.low) / 2 for axis in axes])
+    half = (high - low) / 2 / unit
+    n_cells = int(runs.cell.max()) + 1
+    best = np.array([runs.y[runs.cell == k].min() for k in range(n_cells)])
+    spread = float(np.median(runs.y - best[runs.cell])) or 1e-6
+    priors: list[tuple[float, float]] = [(0.0, float(h)) for h in half]
+    priors += [prior for role in roles for prior in (*EXPONENTS[role], INTERACTION)]
+    priors += [(float(np.log(2 * spread / h**2)), 1.5) for h in half]
+    for j, role in enumerate(roles):
+        priors += [COUPLINGS.get((role, other), COUPLING) for other in roles[j + 1 :]]
+    priors += [SKEW.get(role, (0.0, 0.4)) for role in roles]
+    priors += [CURVATURE_EXPONENT, CURVATURE_EXPONENT]
+    scale = float(np.abs(best).mean())
+    priors += [(float(best.mean()), 0.2 * scale), REDUCIBLE, (0.0, 1.0), *LOSS_EXPONENTS]
+    priors += [(0.0, CELL_DEVIATION * scale)] * n_cells
+    mean, sd = np.array(priors).T
+    middle = np.array([runs.s[runs.cell == k].mean(0) for k in range(n_cells)]).mean(0)
+    return Layout(roles, (low + high) / 2, unit, middle, n_cells, mean, sd)
+
+
+def optimum(layout: Layout, p: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Return the coordinates (n, d) of the optimum at scales s (n, 2)."""
+    parts, at = layout.parts(p), s - layout.middle
+    law = parts["exponents"].reshape(layout.d, 3)
+    terms = np.column_stack([at, at[:, 0] * at[:, 1]])  # (n, 3)
+    return layout.center + layout.unit * (parts["optimum"] + terms @ law.T)
+
+
+def excess(layout: Layout, p: np.ndarray, x: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Return how much the loss at x (n, d) exceeds the minimum at scales s (n, 2)."""
+    parts = layout.parts(p)
+    away = (x - optimum(layout, p, s)) / layout.unit
+    mixed = away.copy()
+    pairs = [(j, i) for j in range(layout.d) for i in range(j + 1, layout.d)]
+    for (j, i), coupling in zip(pairs, parts["couplings"], strict=True):
+        mixed[:, j] += coupling * away[:, i]
+    scale = np.exp(np.clip((s - layout.middle) @ parts["curvature_exponents"], -5, 5))
+    return scale * (linex(mixed, parts["skew"]) @ np.exp(np.clip(parts["log_curvature"], -30, 30)))
+
+
+def linex(u: np.ndarray, skew: np.ndarray) -> np.ndarray:
+    """Return (exp(k u) - 1 - k u) / k^2, which is u^2 / 2 for a skew k of 0, and a straight line where k u is large."""
+    k = np.where(np.abs(skew) < 1e-3, 1e-3, skew)
+    z = k * u
+    inside = np.minimum(z, STEEP)
+    return (np.expm1(inside) - inside + (z - inside) * np.expm1(STEEP)) / k**2
+
+
+def minimum(layout: Layout, p: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Return the loss at the optimum at scales s (n, 2), without the deviation of a cell."""
+    level, reducible, of_tokens, alpha, beta = layout.parts(p)["minimum"]
+    at = s - layout.middle
+    amount = np.abs(level) / (1 + np.exp(-reducible))
+    share = 1 / (1 + np.exp(-of_tokens))
+    powers = share * np.exp(-alpha * at[:, 0]) + (1 - share) * np.exp(-beta * at[:, 1])
+    return level + amount * (powers - 1)
+
+
+def loss(layout: Layout, p: np.ndarray, runs: Runs) -> np.ndarray:
+    """Return the loss of each run by the model."""
+    deviations = layout.parts(p)["deviations"]
+    return minimum(layout, p, runs.s) + deviations[runs.cell] + excess(layout, p, runs.x, runs.s)
