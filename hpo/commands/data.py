@@ -9,7 +9,7 @@ import numpy as np
 from hpo.config.overrides import apply_overrides
 from hpo.console import say
 from hpo.errors import Problem
-from hpo.runs.datasets import prepare_data
+from hpo.runs.datasets import data_note, prepare_data
 from hpo.study.load import load_study
 from model.config import TrainConfig
 from model.data.ngrams import anchors
@@ -34,6 +34,8 @@ def prepare_dataset(study: str | None, overrides: Sequence[str]) -> dict[str, An
     """Prepare a dataset and return a record of its splits, vocabulary and baselines."""
     config = dataset_config(study, overrides)
     data = prepare_data(config)
+    if note := data_note(config):
+        say(note)
     splits = {
         name: {"documents": split.n_documents, "tokens": split.n_targets, "bytes": split.text_bytes}
         for name, split in data.splits.items()

@@ -18,12 +18,12 @@ from hpo.errors import Problem
 from hpo.optuna_internals.tables import RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.heartbeat import free_expired_leases, void_leases
 from hpo.queue.identity import find_slots, lost_slots, restore_slots
-from hpo.queue.inspect import SlotTable
+from hpo.queue.inspect import BeingRegistered, SlotTable, unregistered_problem
 from hpo.queue.slots import Slots
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.resources import available_cores, list_gpus
 from hpo.runs.run_dir import can_write
-from hpo.storage.attributes import SPEC
+from hpo.storage.attributes import REGISTERING, SPEC
 from hpo.storage.connections import read_connections
 from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.migrate import schema_problem, update_schema
@@ -66,7 +66,10 @@ def check_all(url: str, only: str | None, out: Path) -> Iterator[CheckResult]:
 
 def _check_study(store: Reader, name: str, study_id: int, out: Path) -> Iterator[CheckResult]:
     try:
-        if SPEC not in study_attrs(store, study_id, name):
+        attrs = study_attrs(store, study_id, name)
+        if REGISTERING in attrs and SPEC not in attrs:
+            raise unregistered_problem(store, name, study_id, attrs)
+        if SPEC not in attrs:
             return
         snapshot = read_snapshot(store, name)
         yield _check_slots(store, snapshot, study_id)
@@ -75,6 +78,8 @@ def _check_study(store: Reader, name: str, study_id: int, out: Path) -> Iterator
         yield check_run_folder(snapshot, out)
         yield check_checkpoints(snapshot, out)
         yield from check_paused(snapshot, out)
+    except BeingRegistered as problem:
+        yield CheckResult("study", "warning", str(problem))
     except Problem as problem:
         yield CheckResult("study", "error", str(problem))
 

@@ -17,7 +17,7 @@ from hpo.console import command_line, format_number, say, show
 from hpo.errors import Interruption, Problem, WorkFailed, raised_error
 from hpo.runs import checkpoints, trainable
 from hpo.runs.arithmetic import idle_device_note
-from hpo.runs.datasets import PreparedDatasets, rows_text
+from hpo.runs.datasets import PreparedDatasets, data_note, rows_text
 from hpo.runs.metrics import append_metrics, metric, read_metrics, truncate_metrics
 from hpo.runs.provenance import describe_machine
 from hpo.runs.resources import available_cores, set_thread_environment, threads_in_use
@@ -47,7 +47,7 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
     _warn_of_other_data(provenance, datasets.data_hash(config), overrides)
     if rows := rows_text(datasets.rows(config)):
         say(f"data: {rows}")
-    if note := idle_device_note(config):
+    for note in filter(None, (data_note(config), idle_device_note(config))):
         say(note)
     folder = _run_folder(path, out, resume)
     target = str(provenance.get("train", DEFAULT_TRAIN))
@@ -131,7 +131,9 @@ def _train_to_end(runs: trainable.Runs, config: BaseModel, folder: Path, objecti
             checkpoints.save_checkpoints(runs, 0, config, folder, rung, loss(value) < best)
             best = min(best, loss(value))
             if signals:
-                say(f"stopped; `{command_line('hpo', 'train', folder / 'config.yaml', '--resume')}` resumes the run")
+                command = command_line("hpo", "train", folder / "config.yaml", "--resume")
+                saved = checkpoints.resumable_checkpoints(folder)
+                say(f"stopped; `{command}` resumes the run" if saved else "stopped; the run has no checkpoint")
                 return 128 + signals[0]
     return _conclude(folder, objective, value)
 

@@ -21,7 +21,7 @@ from hpo.launcher.signals import SignalForwarder
 from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
 from hpo.queue.registry import as_continued, check_objections, register_study
 from hpo.queue.stored_study import StoredStudy
-from hpo.runs.datasets import describe_data, row_counts, rows_text
+from hpo.runs.datasets import data_note, describe_data, row_counts, rows_text
 from hpo.runs.run_dir import FolderGuard
 from hpo.storage.connections import check_connections
 from hpo.storage.engine import Reader, open_readonly
@@ -58,6 +58,8 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
     rows = row_counts(continued.base)
     if not options.quiet:
         say(describe_plan(continued, anchors, rows_text(rows)))
+        if note := data_note(continued.base):
+            say(note)
     if options.dry_run:
         return 0
     started_at = time.monotonic()

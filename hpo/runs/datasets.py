@@ -72,6 +72,12 @@ def _row_counts(data: PreparedData) -> dict[str, int]:
     return {**data.rows, "val_tokens": split.n_targets, "val_documents": split.n_documents}
 
 
+def data_note(config: BaseModel) -> str:
+    """Return what the user should know about the files of a configuration's data, "" if nothing."""
+    remark = config.data.remark() if isinstance(config, TrainConfig) else ""
+    return remark and f"note: {remark}"
+
+
 def rows_text(rows: Mapping[str, int]) -> str:
     """Return the result of `row_counts` as a sentence; "" if it is empty."""
     if "read" not in rows:

@@ -114,7 +114,21 @@ class _UserFiles(CorpusBase):
         return matching_files(self.path)
 
 
-class Text(_UserFiles):
+class _PlainFiles(_UserFiles):
+    """A corpus of your own files, of which everything is text."""
+
+    def remark(self) -> str:
+        """Return a remark about the first file that is a table by its name."""
+        tables = [path for path in self.files() if {suffix.lower() for suffix in path.suffixes} & {*TABLE_READERS}]
+        if not tables:
+            return ""
+        return (
+            f"data.name: trains on the notation of {tables[0]}, its quotes and column names too; "
+            "data.name=table with data.column=NAME trains on the text of one column"
+        )
+
+
+class Text(_PlainFiles):
     """Your own text files. Each passage of about 1,000 characters is a document."""
 
     name: Literal["text"] = "text"
@@ -125,7 +139,7 @@ class Text(_UserFiles):
             yield from passages(text)
 
 
-class Lines(_UserFiles):
+class Lines(_PlainFiles):
     """Your own text files. Each line is a document."""
 
     name: Literal["lines"] = "lines"

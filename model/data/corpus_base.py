@@ -72,6 +72,10 @@ class CorpusBase(Section):
             raise ValueError("; ".join(problems))
         return self
 
+    def remark(self) -> str:
+        """Return what the user should know about the files although they can be read, "" if nothing."""
+        return ""
+
     def synthetic_n(self) -> int:
         """Return the n of the n-gram model that generates synthetic documents."""
         return self.synthetic_order or 3

@@ -159,12 +159,14 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
 
 
 def check_column(path: Path | str, column: str, columns: list[str]) -> None:
-    """Check that a table has a column.
+    """Check that a table has a column, and only one of this name.
 
     Raises:
-        ConfigError: the table does not have the column.
+        ConfigError: the table does not have the column, or has several.
     """
-    if column in columns:
+    if (n := columns.count(column)) > 1:
+        raise ConfigError(f"data.column: {n} columns of {path} are called {column!r}; rename all but one")
+    if n:
         return
     near = close_match(column, columns)
     hint = f"; did you mean {near}?" if near else ";"

@@ -353,7 +353,7 @@ def test_whatever_is_typed_is_answered_or_refused_with_the_right_status(line: Li
         (["STATUS", "--study", "trivial"], 2),
     ],
 )
-def test_commands_are_told_from_options_and_nonsense(words: list[str], status: int, place: Workspace) -> None:
+def test_commands_are_distinguished_from_options_and_nonsense(words: list[str], status: int, place: Workspace) -> None:
     place.restore()
     assert run_command(place.folder, *words).status == status
 

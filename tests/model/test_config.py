@@ -341,7 +341,7 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("values", EXAMPLES, ids=str)
-def test_a_config_comes_back_from_json(values):
+def test_a_config_survives_json(values):
     config = updated(TrainConfig(), values)
     assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
     assert TrainConfig.model_validate_json(config.model_dump_json()) == config

@@ -39,13 +39,13 @@ NEITHER = [
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=str)
-def test_too_little_memory_is_known_by_its_words(error):
+def test_too_little_memory_is_recognised_by_its_message(error):
     assert is_out_of_memory(error)
     assert not is_device_fault(error)
 
 
 @pytest.mark.parametrize("error", DEVICE, ids=str)
-def test_a_broken_device_is_known_by_its_words(error):
+def test_a_broken_device_is_recognised_by_its_message(error):
     assert is_device_fault(error)
     assert not is_out_of_memory(error)
 
@@ -78,6 +78,6 @@ except BaseException as error:
     assert done.stdout.split()[1:] == ["True", "False"], done.stdout
 
 
-def test_faults_are_told_apart_without_torch():
+def test_faults_are_distinguished_without_torch():
     code = "import sys; import model.errors; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

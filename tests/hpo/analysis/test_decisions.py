@@ -92,7 +92,7 @@ def test_every_pruning_decision_of_a_study_follows_again_from_its_stored_curves(
         assert [t.number for t in others if PRUNING_DECISION in t.user_attrs or recompute(snapshot, t)] == []
 
 
-def test_a_decision_that_the_stored_curves_do_not_give_is_told(sqlite: Store, here: Path) -> None:
+def test_a_decision_that_the_stored_curves_do_not_give_is_reported(sqlite: Store, here: Path) -> None:
     at = wavy(sqlite, here, pruner=loose("median"))
     assert Worker(at, Path("runs"), 1, lambda event: None).work() == 0
     snapshot = read_snapshot(sqlite, "planted")

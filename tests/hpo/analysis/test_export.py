@@ -183,7 +183,7 @@ def interrupted(config: Path, folder: Path, *more: str) -> str:
     return said
 
 
-def test_interrupted_run_goes_on_to_the_same_curve(best: Path, tmp_path: Path) -> None:
+def test_interrupted_run_continues_to_the_same_curve(best: Path, tmp_path: Path) -> None:
     # long enough that Ctrl-C arrives before the end
     more = ["run.tokens=30_000", "run.rungs=4", "run.keep_checkpoints=none"]
     said = interrupted(best, tmp_path, *(part for key in more for part in ("--set", key)))
@@ -224,7 +224,7 @@ def test_run_leaves_the_checkpoints_that_were_asked_for(best: Path, tmp_path: Pa
         assert curve(tmp_path / "best/metrics.jsonl") == before
 
 
-def test_run_killed_after_its_newest_checkpoint_goes_on_to_the_same_curve(best: Path, tmp_path: Path) -> None:
+def test_run_killed_after_its_newest_checkpoint_continues_to_the_same_curve(best: Path, tmp_path: Path) -> None:
     assert train_config(best, ["run.keep_checkpoints=all"], tmp_path, resume=False) == 0
     before = curve(tmp_path / "best/metrics.jsonl")
     for rung in (2, 3):  # as if these had not been written in time, though the log was

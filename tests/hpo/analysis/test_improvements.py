@@ -70,6 +70,6 @@ def test_each_new_best_is_compared_with_the_best_before_it(here: Path, store: St
     assert "improvement below 2σ" in page or "improvement below 2\\u03c3" in page
 
 
-def test_nothing_is_said_where_the_baseline_ran_with_one_seed(here: Path, store: Store) -> None:
+def test_nothing_is_reported_where_the_baseline_ran_with_one_seed(here: Path, store: Store) -> None:
     unknown = run_search(store, here, {}, budget={"trials": 4})
     assert improvement_lines(unknown) == improvement_records(unknown) == []

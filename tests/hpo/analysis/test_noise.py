@@ -182,7 +182,7 @@ def test_run_without_a_finite_loss_at_its_last_rung_lies_no_sigmas_away(here: Pa
     assert trial_row(of, of.trials[1])["sigmas"] is not None
 
 
-def test_people_read_the_digits_that_the_noise_leaves_and_programs_all_of_them(
+def test_people_see_the_digits_that_noise_leaves_and_programs_all(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open_store(f"sqlite:///{here}/runs/hpo.db", create=True) as store:
@@ -216,7 +216,7 @@ def test_people_read_the_digits_that_the_noise_leaves_and_programs_all_of_them(
     assert json.loads(printed(capsys, "best", "--format", "json"))["baseline"]["sigma"] == floor.sigma
 
 
-def test_live_view_tells_values_with_the_digits_that_the_noise_leaves(here: Path, store: Store) -> None:
+def test_live_view_shows_values_with_the_digits_that_the_noise_leaves(here: Path, store: Store) -> None:
     work(began(store, here))
     of = seen(store)
     screen = LiveTable(of, 1)

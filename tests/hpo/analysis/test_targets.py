@@ -64,7 +64,7 @@ def in_order(stored: StoredStudy) -> list[float]:
     return [t.values[0] for t in read_snapshot(stored.store, "planted").trials]
 
 
-def test_target_is_told_with_the_trial_the_rung_and_the_tokens_that_it_took(here: Path, store: Store) -> None:
+def test_target_is_shown_with_the_trial_the_rung_and_the_tokens_that_it_took(here: Path, store: Store) -> None:
     stored = began(store, here, COUNTED, config="curves:Counted", targets={"a": 1.95, "b": 1.45, "c": 1.0})
     work(stored)
     snapshot = read_snapshot(store, "planted")
@@ -179,7 +179,7 @@ def test_target_alone_is_a_budget_of_many_trials(here: Path) -> None:
 
 
 @pytest.mark.parametrize("budget", [{"target": "tier2"}, {"trials": 4}], ids=["another", "none"])
-def test_study_goes_on_past_its_target_where_its_file_names_another_or_none(
+def test_study_continues_past_its_target_where_its_file_names_another_or_none(
     here: Path, store: Store, budget: dict[str, Any]
 ) -> None:
     targets = {"tier1": 2.0, "tier2": 0.5}

@@ -192,7 +192,7 @@ def test_a_best_trial_below_what_luck_reaches_is_no_noise(store: Store, here: Pa
     assert noisy(register_search(store, here, baseline_seeds=4), 1.70) == []
 
 
-def test_luck_is_told_from_gain_in_planted_studies() -> None:
+def test_luck_is_distinguished_from_gain_in_planted_studies() -> None:
     from hpo.analysis.noise import expected_minimum
 
     draw = random.Random(5)

@@ -190,7 +190,7 @@ def test_reader_that_stops_reading_gets_no_traceback(done: Path) -> None:
 
 @pytest.mark.parametrize("number", ["4", "-1"])
 @pytest.mark.parametrize("command", [["show", "--"], ["logs", "--"], ["export", "--trial"]])
-def test_trial_that_is_not_there_is_told_which_are(done: Path, command: list[str], number: str) -> None:
+def test_trial_that_is_not_there_is_refused_with_those_that_exist(done: Path, command: list[str], number: str) -> None:
     with pytest.raises(Problem) as caught:
         run_in_process(*command, number, cwd=done)
     assert str(caught.value) == f"trial: study trivial has no trial {number}; it has trials 0 to 3"

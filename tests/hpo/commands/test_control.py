@@ -54,7 +54,7 @@ def test_commands_act_through_the_storage_from_any_folder_and_their_status_says_
         assert stored.slots.n_unfinished() == 2
 
 
-def test_paused_study_trains_nothing_and_goes_on_to_the_exact_total(here: Path, store: Store) -> None:
+def test_paused_study_trains_nothing_and_continues_to_the_exact_total(here: Path, store: Store) -> None:
     stored = create_study(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
         assert until(lambda: stored.slots.counts()["leased"] == 2 and rungs(store) > 0)
@@ -103,7 +103,7 @@ def test_workers_of_a_paused_study_end_when_nothing_is_left_to_wait_for(here: Pa
     assert "all of its trials have ended" in set_study_state(store, None, "stopped")
 
 
-def test_stopped_workers_leave_with_0_and_another_worker_goes_on_after_resume(here: Path, store: Store) -> None:
+def test_stopped_workers_leave_with_0_and_another_worker_continues_after_resume(here: Path, store: Store) -> None:
     stored = create_study(store, here, **LONG, budget={"trials": 3})
     with working(store.url) as workers:
         assert until(lambda: stored.slots.counts()["leased"] == 2)

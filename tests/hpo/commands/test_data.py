@@ -9,7 +9,7 @@ from tests.support.command import hpo
 from tests.support.tiny import text, tiny
 
 
-def test_rows_without_text_and_repeated_rows_are_said_wherever_data_are_prepared(here: Path) -> None:
+def test_rows_without_text_and_repeated_rows_are_reported_wherever_data_are_prepared(here: Path) -> None:
     rows = [{"t": line} for line in text(5, 60).splitlines() if line]
     rows = [*rows, *rows[:20], *({"other": n} for n in range(20))]
     (here / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

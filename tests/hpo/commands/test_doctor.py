@@ -63,6 +63,19 @@ def test_study_that_the_storage_does_not_hold_is_not_reported_as_fine(store: Sto
     assert "no study 'plated' in the storage; there are planted" in done.stderr
 
 
+def test_study_that_is_being_registered_is_a_warning(store: Store, here: Path) -> None:
+    def interrupt(n: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    (here / "half").mkdir()
+    study = load_study(str(planted(here / "half", budget={"trials": 7}).rename(here / "half" / "unfinished.yaml")))
+    with pytest.raises(KeyboardInterrupt):
+        register_study(store, study, None, {}, progress=interrupt)
+    found = result_of(store, "study")
+    assert found.state == "warning"
+    assert found.message.startswith("study unfinished: being registered, 7 of 7 trials")
+
+
 def test_lease_that_ran_out_is_found_and_freed(store: Store) -> None:
     at = hpo.commands.doctor_checks.Slots(store, 1)
     assert at.claim("gone", -1.0)
@@ -72,7 +85,7 @@ def test_lease_that_ran_out_is_found_and_freed(store: Store) -> None:
     assert doctor(store)["leases"] == ["ok"]
 
 
-def test_trial_shown_as_running_that_nobody_has_is_found_and_mended(store: Store) -> None:
+def test_trial_shown_as_running_that_nobody_has_is_found_and_repaired(store: Store) -> None:
     slots = hpo.commands.doctor_checks.Slots(store, 1)
     claim = slots.claim("me", 60)
     assert claim is not None
@@ -112,7 +125,7 @@ def test_text_that_differs_from_the_study_s_is_wrong(store: Store) -> None:
     assert doctor(store, status=1)["data"] == ["error"]
 
 
-def test_folder_of_runs_that_other_machines_do_not_share_is_told(store: Store) -> None:
+def test_folder_of_runs_that_other_machines_do_not_share_is_reported(store: Store) -> None:
     trial_id = store.optuna.get_all_trials(1)[0]._trial_id
     with store.engine.begin() as connection:
         theirs = sa.text("UPDATE trial_user_attributes SET value_json = :w WHERE key = 'worker' AND trial_id = :id")
@@ -126,7 +139,7 @@ def test_folder_of_runs_that_other_machines_do_not_share_is_told(store: Store) -
     )
 
 
-def test_clock_that_is_off_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_that_is_off_is_reported(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
     real = time.time
@@ -136,7 +149,7 @@ def test_clock_that_is_off_is_told(store: Store, monkeypatch: pytest.MonkeyPatch
     assert "ahead of the database's" in result.message
 
 
-def test_tables_of_an_earlier_version_are_refused_told_and_brought_up_to_date(store: Store) -> None:
+def test_tables_of_an_earlier_version_are_refused_named_and_upgraded(store: Store) -> None:
     with store.engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE hpo_slot DROP COLUMN wish"))
         connection.execute(sa.text("DROP TABLE hpo_event"))

@@ -71,7 +71,7 @@ def test_dry_run_checks_and_leaves_nothing(here: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_goes_on(
+def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_continues(
     here: Path, number: signal.Signals, status: int
 ) -> None:
     path = planted(here, base={"pause": 0.3}, budget={"trials": 6}, train="curves:noted")

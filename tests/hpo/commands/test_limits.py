@@ -81,7 +81,7 @@ def test_the_largest_batch_is_found_by_trying(tmp_path, cache):
     assert 10 < best < 300  # the rung allows up to 512
 
 
-def test_where_all_fit_the_reason_for_the_end_is_said(tmp_path, cache):
+def test_where_all_fit_the_reason_for_the_end_is_reported(tmp_path, cache):
     path = written(tmp_path, run={"tokens": 8 * 128, "rungs": 2, "batch_size": 1, "device": "cpu"})
     done = hpo("limits", str(path), "--pack", "2", cwd=tmp_path)
     assert (

@@ -57,7 +57,7 @@ def test_status_names_what_happened_and_to_whom(
     assert shown["interruptions"] == ["attempt 1: preempted", "attempt 2: lost"]
 
 
-def test_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(here: Path) -> None:
+def test_crashed_worker_is_started_again_and_its_trial_continues_at_once(here: Path) -> None:
     path = planted(here, base={"pause": 1.0}, budget={"trials": 5}, pruner={"name": "none"})
     process = start_launch("--study", str(path), "--workers", "2", "--plain")
     assert until(lambda: have_reported(here, 2) and len(worker_processes(here)) == 2, 60)

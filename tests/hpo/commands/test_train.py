@@ -5,9 +5,25 @@ from pathlib import Path
 import pytest
 
 from hpo.config.files import config_text
+from hpo.config.yaml import dump_yaml
 from hpo.runs.arithmetic import idle_device_note
 from tests.support.command import hpo
 from tests.support.tiny import tiny
+
+# A training function that receives Ctrl-C in its first rung
+STOPS = """
+import os, signal
+from pydantic import BaseModel
+
+
+class Config(BaseModel):
+    lr: float = 0.1
+
+
+def train(config):
+    os.kill(os.getpid(), signal.SIGINT)
+    yield from ((rung, config.lr) for rung in (1, 2, 3))
+"""
 
 
 def interrupted(folder: Path, keep: str) -> list[Path]:
@@ -41,6 +57,15 @@ def test_a_damaged_checkpoint_is_one_message(here: Path, command: tuple[str, ...
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("hpo: ")]
     assert f"{Path('out/run/checkpoint/state.safetensors')}: damaged: " in line
     assert ("without --resume, the run starts again in a new folder" in line) == (command[0] == "train")
+
+
+def test_a_stopped_run_without_checkpoints_offers_no_resumption(here: Path) -> None:
+    (here / "stops.py").write_text(STOPS)
+    origin = {"train": "stops:train", "config": "stops:Config", "objective": "loss"}
+    (here / "run.yaml").write_text(dump_yaml({"lr": 0.1, "provenance": origin}))
+    done = hpo("train", "run.yaml", "--out", "out", cwd=here, status=130)
+    assert "rung 1" in done.stdout
+    assert "stopped; the run has no checkpoint" in done.stderr
 
 
 def test_a_configuration_of_the_cpu_is_noted_where_a_faster_device_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def test_a_value_that_does_not_look_like_a_number_gets_no_remedy(value: Any) -> 
     assert found["space.optimizer.lr.low"] == f"must be a number, got {value!r}"
 
 
-def test_infinite_number_is_told_from_text() -> None:
+def test_infinite_number_is_distinguished_from_text() -> None:
     found = problems(File, {"trials": 1, "space": {"optimizer.lr": {"low": 0.1, "high": float("inf")}}})
     assert found["space.optimizer.lr.high"] == "must be a finite number, got inf"
 

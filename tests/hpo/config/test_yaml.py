@@ -110,7 +110,7 @@ def test_a_value_on_the_command_line_is_text_where_it_is_nothing_else(text: str,
         ("a: !!map x", "line 1, column 4: expected a mapping node, but found scalar"),
     ],
 )
-def test_what_is_wrong_is_said_with_line_and_column(text: str, message: str) -> None:
+def test_what_is_wrong_is_reported_with_line_and_column(text: str, message: str) -> None:
     with pytest.raises(YamlError) as caught:
         parse_yaml(text)
     assert str(caught.value) == message

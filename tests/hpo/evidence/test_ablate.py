@@ -145,7 +145,7 @@ def test_a_single_change_is_a_comparison_of_two(here: Path, store: Store, design
     assert [e.name for e in estimate_effects(snapshot)] == ["a"]
 
 
-def test_a_change_that_loses_runs_is_told_beside_the_others(here: Path, store: Store) -> None:
+def test_a_change_that_loses_runs_is_shown_beside_the_others(here: Path, store: Store) -> None:
     snapshot = search(store, here, TARGET)
     edit(here, "yield 1, 3.0", "yield 1, float('nan') if config.c and config.seed else 3.0")
     effects = {e.name: e for e in estimate_effects(ablated(store, snapshot, "add-one-in"))}
@@ -155,7 +155,7 @@ def test_a_change_that_loses_runs_is_told_beside_the_others(here: Path, store: S
     assert effects["a"].verdict == "lowers"
 
 
-def test_what_matters_is_said_in_words_and_noise_is_a_result(here: Path, store: Store) -> None:
+def test_what_matters_is_stated_in_words_and_noise_is_a_result(here: Path, store: Store) -> None:
     snapshot = ablated(store, search(store, here, TARGET), "add-one-in")
     first, *_, last = effect_verdicts(snapshot)
     assert first.startswith(("a lowers val_loss: -0.", "all together lowers val_loss: -0."))
@@ -251,7 +251,7 @@ def test_another_component_comes_with_its_fields_and_lengths_are_the_comparison_
     assert {record["n"] for record in json.loads(done.stdout)} == {3}
 
 
-def test_ablation_goes_on_under_its_own_plan_alone(here: Path, storage_url: str) -> None:
+def test_ablation_continues_under_its_own_plan_alone(here: Path, storage_url: str) -> None:
     from hpo.storage.store import open_store
 
     with open_store(storage_url, create=True) as store:

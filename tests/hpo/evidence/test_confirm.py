@@ -99,7 +99,7 @@ def test_an_arm_of_which_too_few_runs_are_left_is_never_better(here: Path, store
     assert "not find better" in trial_to_export(store, snapshot)[1]
 
 
-def test_a_baseline_that_loses_its_runs_is_said_to(here: Path, store: Store) -> None:
+def test_a_baseline_that_loses_its_runs_is_reported(here: Path, store: Store) -> None:
     snapshot = run_search(store, here, {})
     failing = "if config.seed > 1001 and config.x == 0.5:\n        yield 1, float('nan')\n    for rung in"
     edit(here, "for rung in", failing)
@@ -195,7 +195,7 @@ def test_a_name_that_is_taken_by_another_study_is_refused(here: Path, store: Sto
         existing_study(store, "planted", "confirms", snapshot)
 
 
-def test_confirm_is_run_by_workers_goes_on_after_an_interruption_and_keeps_its_plan(
+def test_confirm_is_run_by_workers_continues_after_an_interruption_and_keeps_its_plan(
     here: Path, postgres: Postgres
 ) -> None:
     storage_url = postgres.url(postgres.database("with_tables"))

@@ -171,7 +171,7 @@ def _n_looks(store: Store) -> int:
         return 0
 
 
-def test_launch_confirm_goes_on_to_the_confirmation_also_after_an_interruption(here: Path) -> None:
+def test_launch_confirm_continues_to_the_confirmation_also_after_an_interruption(here: Path) -> None:
     path = planted(here, base={"noise": 0.02, "pause": 0.05}, budget={"trials": 5}, baseline_seeds=2)
     words = [sys.executable, "-m", "hpo", "launch", "--study", str(path), "--confirm", "--plain"]
     process = subprocess.Popen(words, cwd=here, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

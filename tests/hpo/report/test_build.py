@@ -130,7 +130,7 @@ def test_study_of_failures_says_so_and_why() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_study_of_arms_is_told_by_arms() -> None:
+def test_study_of_arms_is_described_by_arms() -> None:
     found = page("arms")
     assert "Compared with low &lt;lr&gt; on 3 seeds each: better: high." in found
     assert 'id="arms"' in found
@@ -214,9 +214,7 @@ def test_file_that_cannot_be_written_is_named(folder: Path) -> None:
     assert told.stderr.startswith("hpo: cannot write taken/page.html: ")
 
 
-def test_machine_without_chromium_is_told_which_package_it_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_machine_without_chromium_names_the_package_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HPO_CHROMIUM", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(WorkFailed, match="install the Debian package chromium"):
@@ -341,7 +339,7 @@ def test_the_best_so_far_falls_and_ends_at_the_best() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_worker_is_said_to_work_as_long_as_its_trials_took() -> None:
+def test_worker_is_shown_to_work_as_long_as_its_trials_took() -> None:
     study = of("search")
     (work,) = timeline.worker_times(study)
     assert len(work.trials) == 36

@@ -92,7 +92,7 @@ def test_one_run_that_went_wrong_hides_no_interaction() -> None:
     assert first.p < 0.01
 
 
-def test_too_few_trials_are_told_with_how_many_are_needed() -> None:
+def test_too_few_trials_are_shown_with_how_many_are_needed() -> None:
     found = planted(np.random.default_rng(6), 9, lambda at: at["a"])
     assert importances(found, AXES) == []
     tested = interactions_at_rung(found, AXES, 3)

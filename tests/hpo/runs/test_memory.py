@@ -57,7 +57,7 @@ def test_what_has_the_shape_of_the_baseline_is_not_estimated(tmp_path: Path, mon
     assert memory_problem(study, study.configured({"model.n_embd": 1024}), corpora) is not None
 
 
-def test_overlong_trial_ends_as_timeout_in_the_middle_of_a_rung_and_its_neighbour_goes_on(
+def test_overlong_trial_ends_as_timeout_in_the_middle_of_a_rung_and_its_neighbour_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -81,7 +81,7 @@ def test_overlong_trial_ends_as_timeout_in_the_middle_of_a_rung_and_its_neighbou
     sys.modules.pop("curves", None)
 
 
-def test_machine_that_cannot_train_the_baseline_is_told_the_cause_before_the_first_trial(
+def test_machine_that_cannot_train_the_baseline_gets_the_cause_before_the_first_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = load_study(str(gpt_study(tmp_path, baseline=[{}])))

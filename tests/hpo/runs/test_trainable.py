@@ -112,7 +112,7 @@ def test_function_may_yield_numbers_mappings_or_named_tuples(folder: Path) -> No
         assert [line.get("size") for line in logged] == sizes
 
 
-def test_bounds_of_ones_own_configuration_are_enforced_in_the_space(folder: Path) -> None:
+def test_bounds_of_the_users_own_configuration_are_enforced_in_the_space(folder: Path) -> None:
     name = study(folder, "number", 3, "{rule.lr: {low: 0.0, high: 2.0}, rule.rate: {low: 1, high: 2}}")
     assert hpo("check", name, cwd=folder, status=2).stderr.splitlines() == [
         "hpo: s.yaml: space.rule.lr.low: must be greater than 0, got 0.0",

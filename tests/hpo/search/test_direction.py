@@ -153,7 +153,7 @@ def test_a_run_that_diverges_is_the_worst_whatever_its_sign(here: Path, stores: 
         assert sum(x > 0.93 for x in late) < len(late) / 2, "the sampler avoids what diverges"
 
 
-def test_what_is_said_of_a_study_that_maximizes_mirrors_its_negative(here: Path, stores: dict[str, Store]) -> None:
+def test_what_is_reported_of_a_study_that_maximizes_mirrors_its_negative(here: Path, stores: dict[str, Store]) -> None:
     keys = {"baseline_seeds": 4, "budget": {"trials": 26}, "pruner": {"name": "none"}}
     goals = {"targets": {"far": 0.1, "near": 1.2}, "milestones": {0.5: 1.3, 1.0: 0.2}}
     one, other = mirrored(here, stores, **keys, **goals)

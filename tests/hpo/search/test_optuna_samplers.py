@@ -76,7 +76,7 @@ def test_history_shows_the_best_and_the_latest_and_all_that_run() -> None:
 
 
 @pytest.mark.parametrize("n_complete", [400, 0])
-def test_history_leaves_the_trials_that_tpe_takes_for_good_as_they_are(n_complete: int) -> None:
+def test_history_leaves_the_trials_that_tpe_takes_as_good_unchanged(n_complete: int) -> None:
     study = crowd(400)
     keep = [t for t in study.trials if n_complete or t.state == TrialState.PRUNED]
     study = optuna.create_study()
@@ -126,7 +126,7 @@ def test_process_goes_away_from_where_a_trial_was_pruned(ours: bool, stays: bool
     assert all(abs(x - found[0]) < 1e-3 for x in found[1:]) == stays
 
 
-def test_process_is_told_the_worst_value_of_a_trial_pruned_without_one() -> None:
+def test_process_reads_the_worst_value_of_a_trial_pruned_without_one() -> None:
     study = optuna.create_study()
     for values in (1.0, 3.0):
         study.add_trial(create_trial(value=values))

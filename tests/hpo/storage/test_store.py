@@ -137,13 +137,13 @@ def remote(server: Postgres) -> Iterator[Store]:
         yield store
 
 
-def test_a_wrong_password_is_told_at_once_and_not_shown(server: Postgres) -> None:
+def test_a_wrong_password_is_reported_at_once_and_not_shown(server: Postgres) -> None:
     with pytest.raises(StorageError, match=r"127\.0\.0\.1.*password authentication failed") as failure:
         open_store(server.url(tcp=True, password=SECRET), patience=1000)
     assert SECRET not in str(failure.value)
 
 
-def test_a_database_that_does_not_exist_is_told_at_once(server: Postgres) -> None:
+def test_a_database_that_does_not_exist_is_reported_at_once(server: Postgres) -> None:
     for create in (False, True):
         with pytest.raises(StorageError, match='database "nowhere" does not exist'):
             open_store(server.url("nowhere"), create=create, patience=1000)

@@ -68,7 +68,7 @@ def test_lengths_differ_by_one_update_at_most_and_by_none_with_aligned_rungs(ali
         ("config", {"config": "mine:Config"}),
     ],
 )
-def test_studies_that_measure_differently_are_told_apart_by_the_key(key: str, changes: dict[str, Any]) -> None:
+def test_studies_that_measure_differently_are_distinguished_by_the_key(key: str, changes: dict[str, Any]) -> None:
     file = StudyFile(space={"optimizer.lr": Range(low=1e-3, high=1e-2)})
     study = Study("a", "a.yaml", file, BASE)
     assert different_measures(study, replace(study, name="b", file=file.model_copy(update={"seed": 7}))) == {}
@@ -76,7 +76,7 @@ def test_studies_that_measure_differently_are_told_apart_by_the_key(key: str, ch
     assert set(different_measures(study, other)) == {key}
 
 
-def test_studies_with_other_rungs_or_lengths_are_told_apart() -> None:
+def test_studies_with_other_rungs_or_lengths_are_distinguished() -> None:
     study = Study("a", "a.yaml", StudyFile(space={"optimizer.lr": Range(low=1e-3, high=1e-2)}), BASE)
     longer = replace(study, base=updated(BASE, {"run.tokens": 2 * BASE.run.tokens}))
     assert different_measures(study, longer) == {"tokens of a rung": (study.rung_tokens, longer.rung_tokens)}

@@ -226,7 +226,7 @@ def test_corrupt_file_is_named_with_line_and_column(text: bytes, line: str) -> N
 
 
 @pytest.mark.parametrize(("text", "got"), [("", "nothing"), ("- 1\n- 2", "a list"), ("word", "'word'"), ("7", "7")])
-def test_file_that_is_no_mapping_is_told_the_keys(text: str, got: str) -> None:
+def test_file_that_is_no_mapping_is_refused_with_the_keys(text: str, got: str) -> None:
     Path("s.yaml").write_text(text)
     keys = (
         "base, space, arms, seeds, equal, baseline, baseline_seeds, sampler, pruner, budget, limits, targets, "
@@ -248,7 +248,7 @@ def test_file_that_is_no_mapping_is_told_the_keys(text: str, got: str) -> None:
         ("./", "study: no such file: ./"),
     ],
 )
-def test_unknown_study_is_told_what_there_is(name: str, beginning: str) -> None:
+def test_unknown_study_is_refused_with_those_that_exist(name: str, beginning: str) -> None:
     (line,) = problems(name)
     assert line.startswith(beginning)
 
@@ -304,7 +304,7 @@ def test_path_of_the_text_is_made_absolute_since_workers_start_elsewhere(folder:
     assert flat(study.base)["data.path"] == str(folder / "notes" / "*.txt")
 
 
-def test_configuration_of_ones_own_must_say_how_many_rungs_a_run_has() -> None:
+def test_configuration_of_the_users_own_must_say_how_many_rungs_a_run_has() -> None:
     own = {"space": {"lr": RANGE}, "train": "mine:train", "config": "mine:Mine", "objective": "error"}
     assert problems(write(own)) == [
         "s.yaml: rungs: required with a config that has no field run.rungs; set the number of values that a run reports"

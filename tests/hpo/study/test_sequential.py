@@ -62,7 +62,7 @@ def test_results_after_the_decision_change_nothing() -> None:
     assert decided({"b": baseline(), "a": values}) == {"a": ("better", 3)}
 
 
-def test_an_arm_without_gain_ends_early_and_never_comes_back() -> None:
+def test_an_arm_without_gain_ends_early_and_never_continues() -> None:
     values = arm(1.1, 0.2, 4) + [0.0] * 4
     assert decided({"b": baseline(), "a": values}) == {"a": ("no gain", 4)}
 

@@ -59,7 +59,7 @@ def test_rungs_are_marks_that_every_trial_reaches_exactly(space: dict[str, Any],
         {**VALID, "sampler": {"name": "grid"}, "pruner": {"name": "hyperband"}, "budget": {"hours": 1}},
     ],
 )
-def test_study_travels_as_text_and_comes_back_the_same(tree: dict[str, Any]) -> None:
+def test_study_survives_as_text(tree: dict[str, Any]) -> None:
     study = valid(tree)
     spec = parse_yaml(dump_yaml(study.spec()))
     again = study_from_spec(spec)

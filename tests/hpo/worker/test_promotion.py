@@ -257,7 +257,7 @@ def test_samplers_see_a_paused_trial_as_pruned_at_its_last_value(sqlite: Store, 
     assert [t.values for t in fresh.get_trials(deepcopy=False)] == [t.values for t in stored.optuna.get_trials()]
 
 
-def test_status_show_why_and_doctor_tell_paused_trials_from_others(sqlite: Store, here: Path) -> None:
+def test_status_show_why_and_doctor_distinguish_paused_trials(sqlite: Store, here: Path) -> None:
     half_done(sqlite, here)
     snapshot = read_snapshot(sqlite, "planted")
     paused = [t for t in snapshot.trials if trial_status(snapshot, t) == "paused"]

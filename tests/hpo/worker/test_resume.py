@@ -119,7 +119,7 @@ LOGS: dict[str, Callable[[bytes], bytes] | None] = {
 
 
 @pytest.mark.parametrize("damage", rare([*LOGS, "a folder"], *list(LOGS)[2:4], *list(LOGS)[5:6], *list(LOGS)[7:]))
-def test_metrics_are_repaired_from_the_storage_and_the_trial_goes_on(here: Path, damage: str) -> None:
+def test_metrics_are_repaired_from_the_storage_and_the_trial_continues(here: Path, damage: str) -> None:
     interrupted(here, 1)  # it has reported rung 2, and its checkpoint is that of rung 1
     content = LOG.read_bytes()
     LOG.unlink()

@@ -46,7 +46,7 @@ def test_rows_hold_every_target_once_whatever_the_context(split, layout, context
     assert set(y[y < 0]) <= {-1}
 
 
-def test_a_document_begins_a_row_and_a_long_one_goes_on_in_the_next(split):
+def test_a_document_begins_a_row_and_a_long_one_continues_in_the_next(split):
     windows = SequenceDataset(split, "documents", 8)
     x, y = windows.gather(np.arange(len(windows)))
     begins = x[:, 0] == 0

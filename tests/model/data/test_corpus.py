@@ -101,7 +101,7 @@ def test_a_field_without_effect_or_out_of_bounds_is_refused(fields, said):
     assert said in str(caught.value)
 
 
-def test_all_that_has_no_effect_is_said_at_once():
+def test_all_that_has_no_effect_is_reported_at_once():
     with pytest.raises(ValidationError, match=r"shuffle_documents must.*; synthetic_order must"):
         Names(shuffle_documents=True, layout="documents", synthetic_order=2)
 
@@ -139,6 +139,16 @@ def test_text_reads_a_glob_of_plain_and_gz_files_in_the_order_of_their_names():
     write("b.txt.gz", "second\r\n\r\nfile")
     write("a.txt", "\ufefffirst")
     assert list(Text(path="*.txt*").documents()) == ["first", "second\n\nfile"]
+
+
+def test_a_table_that_is_read_as_text_is_remarked_and_a_text_is_not():
+    for name in ("rows.csv", "rows.JSONL", "rows.csv.gz", "notes.txt"):
+        write(name, "")
+    for name in ("rows.csv", "rows.JSONL", "rows.csv.gz"):
+        for corpus in (Text, Lines):
+            assert f"trains on the notation of {name}," in corpus(path=name).remark()
+        assert Table(path=name, column="text").remark() == ""
+    assert Text(path="notes.txt").remark() == ""
 
 
 def test_lines_are_cut_at_line_feeds_only():
@@ -208,7 +218,7 @@ def test_a_table_that_is_none_says_so(name, content, said):
     assert said in message(Table(path=name, column="a"))
 
 
-def test_a_named_corpus_is_looked_for_in_hpo_data_before_any_download(tmp_path, monkeypatch):
+def test_a_named_corpus_is_searched_in_hpo_data_before_any_download(tmp_path, monkeypatch):
     monkeypatch.setenv("HPO_DATA", str(tmp_path))
     (tmp_path / "names.txt").write_text("emma\nolivia")
     assert list(Names().documents()) == ["emma", "olivia"]

@@ -77,7 +77,7 @@ def test_the_plain_order_never_changes(layout, seed, expected):
 
 
 @pytest.mark.parametrize("fields", OWN, ids=str)
-def test_a_batch_is_the_same_whatever_its_size_and_wherever_training_went_on(split, fields):
+def test_a_batch_is_the_same_whatever_its_size_and_wherever_training_continued(split, fields):
     order = TrainingBatches(split, how(**fields), 16, seed=3)
     x, y = order.batch(0, 3000)  # several epochs
     for first in (0, 350, 1501, 2980):

@@ -28,7 +28,7 @@ def texts(prepared, name):
 
 
 @pytest.mark.parametrize("tokenizer", [Bytes(), Chars(), BPE(vocab_size=300)], ids=lambda t: t.name)
-def test_every_document_is_in_exactly_one_split_and_comes_back_whole(corpus, tokenizer):
+def test_every_document_is_in_exactly_one_split_and_is_read_back_whole(corpus, tokenizer):
     prepared = prepare(corpus.model_copy(update={"val_fraction": 0.1, "test_fraction": 0.2}), tokenizer)
     found = {name: texts(prepared, name) for name in ("train", "val", "test")}
     if tokenizer.name != "chars":

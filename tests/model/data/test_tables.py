@@ -130,6 +130,11 @@ def test_a_path_to_nothing_is_refused():
     assert said == "data.column: no column 'chat.0.content' in a.jsonl; columns: messages"
 
 
+def test_a_column_whose_name_stands_twice_in_the_header_is_refused():
+    said = message("a.csv", "text,id,text\na,1,b\n", "text")
+    assert said == "data.column: 2 columns of a.csv are called 'text'; rename all but one"
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_a_text_in_the_place_of_the_header_is_cut_in_the_message(name):
     separator = "," if name == "a.csv" else "\t"

@@ -33,7 +33,7 @@ def request(config, limit, updates=2):
     return json.loads(process.stdout)
 
 
-def test_a_dry_run_leaves_the_run_as_it_is():
+def test_a_dry_run_does_not_change_the_run():
     config = tiny({"regularization.dropout": 0.1, "regularization.ema": 0.9})
     before = alone(config)
     assert isinstance(dry_run(config, data(config)), DryRun)
@@ -81,7 +81,7 @@ def test_a_long_validation_split_is_not_scored_whole(monkeypatch):
     assert seen[0].starts[-1] == 512
 
 
-def test_what_cannot_be_trained_is_said():
+def test_what_cannot_be_trained_is_reported():
     config = tiny({"regularization.mask_tokens": 0.1, "run.device": "mps"})
     with pytest.raises(ConfigError, match="no mps device"):
         dry_run(config, data(config))

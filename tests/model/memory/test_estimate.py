@@ -142,14 +142,14 @@ def test_accumulating_adds_nothing():
     assert estimate_memory(config({"run.grad_accum": 2, "run.tokens": 2**16}), V) == estimate_memory(config(), V)
 
 
-def test_an_estimate_leaves_the_run_as_it_is():
+def test_an_estimate_does_not_change_the_run():
     run = tiny({"regularization.dropout": 0.1})
     before = alone(run)
     estimate_memory(run, V)
     assert alone(run) == before
 
 
-def test_what_does_not_fit_is_said_in_gigabytes():
+def test_what_does_not_fit_is_stated_in_gigabytes():
     run = config()
     needed = estimate_memory(run, V).total
     assert memory_shortage(run, V, 1, needed) is None

@@ -63,7 +63,7 @@ def test_what_means_nothing_is_refused_by_name_rule_and_value(values, message):
         MODEL.validate_python({"name": "gpt"} | values)
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     with pytest.raises(ValidationError, match=r"multiple of n_head.*position_std.*n_layer must be even"):
         GPT(n_head=5, position="rope", position_std=0.1, skips="additive", n_layer=1)
     with pytest.raises(ValidationError, match=r"bias must be false.*top_k must be"):

@@ -66,7 +66,7 @@ def test_masked_documents_side_by_side_equal_a_run_alone(explicit, position, sam
         assert_same(seen[k], single_pass(network, ROWS if same_tokens else x[k]))
 
 
-def test_a_run_of_nan_leaves_every_bit_of_its_neighbours():
+def test_a_run_of_nan_changes_no_bit_of_its_neighbours():
     networks = [built(seed) for seed in range(3)]
     x = ROWS.expand(3, -1, -1)
     assert_nan_stays_with_its_run(networks, x)

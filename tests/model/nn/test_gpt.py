@@ -166,7 +166,7 @@ def test_a_run_side_by_side_equals_the_run_alone_and_a_zero_is_exactly_nothing(v
         assert all(torch.equal(before.grads[name], after.grads[name]) for name in after.grads)
 
 
-def test_a_run_of_nan_leaves_every_bit_of_its_neighbours():
+def test_a_run_of_nan_changes_no_bit_of_its_neighbours():
     networks = [perturbed(small_gpt(seed, skips="convex")) for seed in range(3)]
     for network in networks:
         network.active = frozenset(NUMBERS)

@@ -64,7 +64,7 @@ def test_a_norm_below_the_limit_changes_no_bit(scale):
 
 
 @pytest.mark.parametrize("rule", [Norm(), Value(), ZClip(warmup=2), AdaGC(warmup=2)], ids=lambda rule: rule.name)
-def test_a_gradient_that_is_not_finite_leaves_its_neighbour_alone(rule):
+def test_a_gradient_that_is_not_finite_does_not_change_its_neighbour(rule):
     together, alone = Harness(rule, rule), Harness(rule)
     for seed in range(6):
         row = gradient(3.0 + seed, seed)

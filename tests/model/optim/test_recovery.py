@@ -21,7 +21,7 @@ def test_without_recovery_a_step_that_is_not_finite_ends_the_run():
 
 
 @pytest.mark.parametrize("name", ["skip", "rollback"])
-def test_a_run_that_recovers_goes_on_to_its_end(name):
+def test_a_run_that_recovers_continues_to_its_end(name):
     found = alone(tiny(FAULT | {"recovery.name": name}))
     assert [m.rung for m in found] == [1, 2, 3]
     assert [m.recoveries for m in found] == [0, 1, 1]

@@ -82,6 +82,6 @@ def test_onecycle_equals_that_of_torch(total, pct, div, final):
             torchs.step()
 
 
-def test_onecycle_leaves_beta1_alone_unless_told_otherwise():
+def test_onecycle_leaves_beta1_alone_by_default():
     assert {OneCycle().beta1(p, 0.9) for p in GRID} == {0.9}
     assert {kind().beta1(p, 0.9) for kind in KINDS for p in GRID} == {0.9}

@@ -124,7 +124,7 @@ def test_a_run_on_documents_stops_at_the_end_of_one(tmp_path):
     assert stopped
 
 
-def test_a_run_on_a_stream_goes_on_past_the_end_token(run):
+def test_a_run_on_a_stream_continues_past_the_end_token(run):
     _, network, vocabulary = load_run(run)
     for seed in range(20):
         ids = list(islice(generate_tokens(network, [END], Sampling(5.0, seed=seed)), 150))

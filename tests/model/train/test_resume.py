@@ -101,7 +101,7 @@ def test_resumed_run_keeps_every_other_state(values: dict[str, Any], packed: boo
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_resumed_run_goes_on_in_its_schedule(schedule: str, tmp_path: Path) -> None:
+def test_resumed_run_continues_in_its_schedule(schedule: str, tmp_path: Path) -> None:
     assert differences({"schedule.name": schedule}, tmp_path, packed=False) == []
 
 

@@ -470,7 +470,7 @@ def test_a_run_in_a_pack_equals_the_run_alone_under_every_rule(rule):
 
 @pytest.mark.parametrize("rule", RULES, ids=named)
 @pytest.mark.parametrize("size", [1, 3])
-def test_a_resumed_run_goes_on_as_if_nothing_had_happened(rule, size, tmp_path):
+def test_a_resumed_run_continues_as_if_nothing_had_happened(rule, size, tmp_path):
     common = rule | {"regularization.dropout": 0.1, "run.grad_accum": 2, "run.rungs": 4}
     configs = [tiny(common | {"run.seed": seed}) for seed in range(size)]
     wanted = curves(Trainer(configs))
@@ -524,7 +524,7 @@ def test_half_precision_trains_near_fp32(precision, values):
     assert [m.val_loss for m in pair[1]] == pytest.approx([m.val_loss for m in half], abs=0.02)
 
 
-def test_an_overflowing_fp16_gradient_is_thrown_away_and_the_scale_halved():
+def test_an_overflowing_fp16_gradient_is_dropped_and_the_scale_halved():
     trainer = Trainer([tiny({"run.precision": "fp16"})])
     before = trainer.pack.params.weights.clone()
     trainer.pack.params.grads.fill_(math.inf)

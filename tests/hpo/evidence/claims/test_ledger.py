@@ -55,7 +55,7 @@ def test_every_claim_of_the_reports_is_there() -> None:
     assert list(shipped().claims) == [f"{report}-{i:02d}" for report, n in counts.items() for i in range(1, n + 1)]
 
 
-def test_check_counts_the_claims_of_the_shipped_ledger_and_of_ones_own(folder: Path) -> None:
+def test_check_counts_the_claims_of_the_shipped_ledger_and_of_the_users_own(folder: Path) -> None:
     arms = sum(len(test.all_arms()) for test in by_arms().values())
     said = f"ok; 65 claims, {arms} arms of {len(by_arms())}, {65 - len(by_arms())} arithmetic\n"
     assert hpo("check", "claims", cwd=folder).stdout.endswith(said)

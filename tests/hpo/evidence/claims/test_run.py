@@ -129,7 +129,7 @@ def test_verdict_is_printed_with_effect_and_interval(ran: Path) -> None:
     assert f"C009-01: holds in part; {results.effect_text(verdict)}" in stderr
 
 
-def test_level_that_serves_an_arm_best_goes_on(ran: Path) -> None:
+def test_level_that_serves_an_arm_best_continues(ran: Path) -> None:
     result = stored_results(ran).claims["C009-02"]
     assert result.chosen == {f"clip={c}": f"clip={c}, optimizer.lr=0.01" for c in ("norm", "none", "small")}
     spec = of(ran, "claim-C009-02").spec
