@@ -22,6 +22,7 @@ from hpo.evidence.comparison import (
 from hpo.evidence.designs import ALL, DESIGNS, NONE, ArmsAndContrasts, Contrast, fields_of
 from hpo.evidence.factors import find_factors, named_configuration, order_factors, with_run_settings_of
 from hpo.evidence.paired import ended_without_value, final_score, scope_note
+from hpo.evidence.scale_labels import ScaleLabel, scale_labels
 from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
 from hpo.storage.engine import open_readonly
@@ -92,7 +93,9 @@ def conclude_ablation(
     """Print the effects that an ablation estimates once its runs have ended; return the exit status."""
 
     def print_result() -> bool:
-        print_records(effect_table(snapshot), format)
+        with open_readonly(options.storage) as store:
+            labels = scale_labels(store, snapshot)
+        print_records(effect_table(snapshot, labels), format)
         say("\n".join(["", *effect_verdicts(snapshot), scope_note(snapshot)]))
         return any(effect.n for effect in estimate_effects(snapshot))
 
@@ -193,12 +196,15 @@ def _verdict(mean: float | None, p: float | None, lost: tuple[int, int]) -> str:
     return "lowers" if mean < 0 else "raises"
 
 
-def effect_table(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Return one record per effect."""
-    return [
-        {"effect": e.name, "n": e.n, "mean": e.mean, "low": e.low, "high": e.high, "p": e.p, "verdict": e.verdict}
-        for e in estimate_effects(snapshot)
-    ]
+def effect_table(snapshot: Snapshot, labels: Mapping[str, ScaleLabel] | None = None) -> list[dict[str, Any]]:
+    """Return one record per effect. labels: of the changes, if the search has a ladder."""
+    records = []
+    for e in estimate_effects(snapshot):
+        record = {"effect": e.name, "n": e.n, "mean": e.mean, "low": e.low, "high": e.high, "p": e.p}
+        records.append(record | {"verdict": e.verdict})
+        if labels:
+            records[-1]["at other scales"] = labels[e.name].label if e.name in labels else None
+    return records
 
 
 def effect_verdicts(snapshot: Snapshot) -> list[str]:

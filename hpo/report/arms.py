@@ -9,6 +9,12 @@ from hpo.report.html import bullets, heading, html_table, paragraph
 from hpo.report.verdict import RelatedStudy, own_comparison
 from hpo.study.sequential import KEY
 
+LABEL_NOTE = (
+    "Effect of each change at the cells of the ladder, with its 90 % interval. scale-stable: the same sign at all "
+    "cells, and at least half of the effect is left at the largest. scale-bound: most of the effect is lost, or its "
+    "sign changes. undecided: the ladder does not vary the field, or cannot tell."
+)
+
 
 def arms_section(
     snapshot: Snapshot, confirmations: Sequence[RelatedStudy], ablations: Sequence[RelatedStudy]
@@ -25,6 +31,9 @@ def arms_section(
             yield heading(f"{title}: {study.snapshot.name}")
             yield bullets(study.verdicts) + html_table(study.table)
             yield paragraph(_comparison_note(study.snapshot), "small")
+            if study.labels:
+                yield html_table([{"change": n, "label": o.label, **o.effects} for n, o in study.labels.items()])
+                yield paragraph(LABEL_NOTE, "small")
 
 
 def _comparison_note(snapshot: Snapshot) -> str:

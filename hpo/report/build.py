@@ -10,14 +10,17 @@ from typing import Any
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.console import printable, say
 from hpo.errors import NothingFeasible, StorageError
+from hpo.evidence.verify import VERIFIES
 from hpo.report import appendix, sections
 from hpo.report.arms import arms_section
 from hpo.report.html import html_page, paragraph
 from hpo.report.pdf import write_pdf
 from hpo.report.risk import risk_section
 from hpo.report.tables import curves_path, write_csv, write_json
+from hpo.report.transfer import LadderResult, ladder_results, transfer_section
 from hpo.report.verdict import RelatedStudy, Verdict, related_studies, verdict
 from hpo.runs.run_dir import study_folder, write_file
+from hpo.storage.attributes import LADDER_OF
 from hpo.storage.engine import open_readonly
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import State
@@ -35,12 +38,13 @@ class ReportFiles:
 
 @dataclass(frozen=True)
 class ReportData:
-    """A study, its verdict, and the studies that confirm or ablate it."""
+    """A study, its verdict, the studies that confirm or ablate it, and its ladders."""
 
     snapshot: Snapshot
     verdict: Verdict
     confirmations: Sequence[RelatedStudy]
     ablations: Sequence[RelatedStudy]
+    ladders: Sequence[LadderResult] = ()
 
 
 def write_report(storage: str, name: str | None, out: Path, files: ReportFiles, publish: bool) -> None:
@@ -87,7 +91,8 @@ def read_report(store: OpenStorage, name: str | None) -> ReportData:
     if not snapshot.in_state(State.COMPLETE, State.PRUNED, State.FAIL):
         raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` shows the progress")
     confirmations, ablations = (related_studies(store, snapshot.names, key) for key in ("confirms", "ablates"))
-    return ReportData(snapshot, verdict(snapshot, confirmations), confirmations, ablations)
+    ladders = ladder_results(store, snapshot)
+    return ReportData(snapshot, verdict(snapshot, confirmations), confirmations, ablations, ladders)
 
 
 def report_page(data: ReportData, out: Path) -> str:
@@ -100,6 +105,7 @@ def report_page(data: ReportData, out: Path) -> str:
     ]
     body.append(sections.summary_section(snapshot, data.verdict))
     body += arms_section(snapshot, data.confirmations, data.ablations)
+    body += transfer_section(data.ladders)
     body += sections.curves_section(snapshot)
     body += risk_section(snapshot)
     body += sections.hyperparameters_section(snapshot, out)
@@ -112,7 +118,7 @@ def report_page(data: ReportData, out: Path) -> str:
 def _purpose(snapshot: Snapshot) -> str:
     """Return the study that a confirmation or ablation belongs to as a sentence, "" for a search."""
     about = snapshot.spec.get("about") or {}
-    titles = {"confirms": "Confirmation", "ablates": "Ablation"}
+    titles = {"confirms": "Confirmation", "ablates": "Ablation", LADDER_OF: "Ladder", VERIFIES: "Verification"}
     return "".join(f"{title} of study {about[key]}. " for key, title in titles.items() if key in about)
 
 

@@ -1,6 +1,6 @@
 """State what a study shows: the best trial against the baseline, the noise, confirmation, and the tokens saved."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from hpo.analysis.warnings import study_warnings
 from hpo.console import command_line, fixed, format_number
 from hpo.errors import Problem
 from hpo.evidence.paired import compare_arms, comparison_record
+from hpo.evidence.scale_labels import ScaleLabel
 from hpo.storage.attributes import SPEC
 from hpo.storage.retry import OpenStorage
 from hpo.storage.studies import study_attrs, study_ids
@@ -22,11 +23,15 @@ from hpo.storage.trials import State, Trial
 
 @dataclass(frozen=True)
 class RelatedStudy:
-    """A study that `hpo confirm` or `hpo ablate` made for another study: its snapshot, verdicts and table."""
+    """A study that `hpo confirm` or `hpo ablate` made for another study: its snapshot, verdicts and table.
+
+    labels: of an ablation's changes, whether their effects hold at the scales of the search's ladder.
+    """
 
     snapshot: Snapshot
     verdicts: Sequence[str] = ()
     table: Sequence[dict[str, Any]] = ()
+    labels: Mapping[str, ScaleLabel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def related_studies(store: OpenStorage, names: Collection[str], key: str) -> lis
     for other, study_id in sorted(study_ids(store).items()):
         spec = study_attrs(store, study_id).get(SPEC) or {}
         if (spec.get("about") or {}).get(key) in names:
-            studies.append(_interpret(read_snapshot(store, other), key))
+            studies.append(_interpret(read_snapshot(store, other), key, store))
     return studies
 
 
@@ -63,7 +68,7 @@ def own_comparison(snapshot: Snapshot) -> RelatedStudy:
     return RelatedStudy(snapshot, _arm_verdicts(snapshot), [comparison_record(arm) for arm in compare_arms(snapshot)])
 
 
-def _interpret(snapshot: Snapshot, key: str) -> RelatedStudy:
+def _interpret(snapshot: Snapshot, key: str, store: OpenStorage | None = None) -> RelatedStudy:
     """Return verdicts and table of a confirmation or ablation, or why this machine cannot compute them."""
     try:
         if key == "confirms":
@@ -71,8 +76,10 @@ def _interpret(snapshot: Snapshot, key: str) -> RelatedStudy:
 
             return RelatedStudy(snapshot, confirmation_verdicts(snapshot), confirmation_table(snapshot))
         from hpo.evidence.ablate import effect_table, effect_verdicts
+        from hpo.evidence.scale_labels import scale_labels
 
-        return RelatedStudy(snapshot, effect_verdicts(snapshot), effect_table(snapshot))
+        labels = {} if store is None else scale_labels(store, snapshot)
+        return RelatedStudy(snapshot, effect_verdicts(snapshot), effect_table(snapshot, labels), labels)
     except Problem as problem:  # the user's configuration class is not on this machine
         return RelatedStudy(snapshot, [f"cannot be read here: {line}" for line in problem.lines])
 

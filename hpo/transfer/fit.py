@@ -1,9 +1,9 @@
 """Fit the surface of `hpo.transfer.laws` to the runs of a ladder, and draw surfaces that the runs support as well."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import least_squares, minimize
+from scipy.optimize import minimize
 
 from hpo.transfer.laws import Layout, Runs, excess, loss, minimum, optimum
 
@@ -18,7 +18,7 @@ LEVEL = 0.9  # of intervals
 
 @dataclass(frozen=True)
 class Surface:
-    """A fitted surface. p: its parameters. draws: (m, p) of equally supported surfaces. noise: of a run."""
+    """A fitted surface. p: (1, p) parameters. draws: (m, p) of equally supported surfaces. noise: of a run."""
 
     layout: Layout
     p: np.ndarray
@@ -50,23 +50,33 @@ def fit_surface(layout: Layout, runs: Runs, n_draws: int = N_DRAWS, seed: int = 
     runs = converged(runs)
     best = np.array([runs.y[runs.cell == k].min() for k in range(layout.n_cells)])
     above = runs.y - best[runs.cell]
-    noise = 0.1 * float(np.median(above)) + 1e-9
-    p, weights = layout.mean.copy(), np.ones(len(runs.y))
+    noise, weights = 0.1 * float(np.median(above)) + 1e-9, np.ones(len(runs.y))
+    p = layout.mean[None, :]
     for _ in range(ROUNDS):
-        sigma = np.sqrt(noise**2 + (MISFIT * above) ** 2)
-        p = _solve(layout, runs, weights / sigma**2, layout.mean, p)
-        above = np.maximum(excess(layout, p, runs.x, runs.s), 0.0)
-        residual = (runs.y - loss(layout, p, runs)) / np.sqrt(noise**2 + (MISFIT * above) ** 2)
+        sigma = np.hypot(noise, MISFIT * above)
+        p = _solve(layout, runs, (weights / sigma**2)[None, :], layout.mean[None, :], p)
+        above = np.maximum(excess(layout, p, runs.x, runs.s)[0], 0.0)
+        residual = (runs.y - loss(layout, p, runs)[0]) / np.hypot(noise, MISFIT * above)
         weights = (FREEDOM + 1) / (FREEDOM + residual**2)
         noise = _noise(noise, residual, above)
-    sigma = np.sqrt(noise**2 + (MISFIT * above) ** 2)
+        layout = _with_deviation(layout, p[0])
     rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(n_draws):
-        counts = rng.dirichlet(np.ones(len(runs.y))) * len(runs.y)
-        prior = layout.mean + layout.sd * rng.standard_normal(len(layout.mean))
-        draws.append(_solve(layout, runs, counts * weights / sigma**2, prior, p, n=30))
-    return Surface(layout, p, np.array(draws).reshape(n_draws, -1), noise)
+    counts = rng.dirichlet(np.ones(len(runs.y)), n_draws) * len(runs.y)
+    priors = layout.mean + layout.sd * rng.standard_normal((n_draws, len(layout.mean)))
+    precision = counts * weights / np.hypot(noise, MISFIT * above) ** 2
+    draws = _solve(layout, runs, precision, priors, np.repeat(p, n_draws, 0))
+    return Surface(layout, p, draws, noise)
+
+
+def _with_deviation(layout: Layout, p: np.ndarray) -> Layout:
+    """Return the layout with the deviation of cells from the power laws that prior and fit together suggest.
+
+    The prior counts as much as four cells.
+    """
+    start, squares = len(p) - layout.n_cells, float(np.sum(p[-layout.n_cells :] ** 2))
+    sd = layout.sd.copy()
+    sd[start:] = np.sqrt((4 * layout.deviation**2 + squares) / (4 + layout.n_cells / 2))
+    return replace(layout, sd=sd)
 
 
 def converged(runs: Runs) -> Runs:
@@ -85,16 +95,45 @@ def _noise(noise: float, residual: np.ndarray, above: np.ndarray) -> float:
 
 
 def _solve(
-    layout: Layout, runs: Runs, precision: np.ndarray, prior: np.ndarray, start: np.ndarray, n: int = 60
+    layout: Layout, runs: Runs, precision: np.ndarray, prior: np.ndarray, start: np.ndarray, rounds: int = 25
 ) -> np.ndarray:
-    root = np.sqrt(precision)
+    """Minimize m penalized sums of squares together by the method of Levenberg and Marquardt; return (m, p).
 
-    def residuals(p: np.ndarray) -> np.ndarray:
-        return np.concatenate([root * (loss(layout, p, runs) - runs.y), (p - prior) / layout.sd])
+    precision: (m, n) of the runs. prior: (m, p), the means of the priors. start: (m, p).
+    """
+    root, sd = np.sqrt(precision), layout.sd
 
-    return least_squares(
-        residuals, start, method="lm", x_scale=layout.sd, max_nfev=n * len(start), xtol=1e-4, ftol=1e-4
-    ).x
+    def residuals(z: np.ndarray) -> np.ndarray:  # z: parameters in standard deviations of their priors
+        return np.concatenate([root * (loss(layout, z * sd, runs) - runs.y), z - prior / sd], axis=1)
+
+    z = start / sd
+    r = residuals(z)
+    cost, damping = (r**2).sum(1), np.full(len(z), 1e-2)
+    for _ in range(rounds):
+        jacobian = _jacobian(layout, runs, root, z)  # (m, p, n)
+        gradient = np.einsum("mpn,mn->mp", jacobian, r[:, : len(runs.y)]) + r[:, len(runs.y) :]
+        normal = jacobian @ jacobian.transpose(0, 2, 1) + np.eye(z.shape[1])
+        diagonal = np.einsum("mpp->mp", normal)
+        damped = normal + np.einsum("mp,pq->mpq", damping[:, None] * diagonal, np.eye(z.shape[1]))
+        trial = z - np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
+        r_trial = residuals(trial)
+        cost_trial = np.where(np.isfinite(c := (r_trial**2).sum(1)), c, np.inf)
+        better = cost_trial < cost
+        gain = float(np.max(np.where(better, (cost - cost_trial) / (cost + 1e-12), 0.0)))
+        z, r = np.where(better[:, None], trial, z), np.where(better[:, None], r_trial, r)
+        cost, damping = np.where(better, cost_trial, cost), np.where(better, damping / 4, damping * 8)
+        if gain < 1e-4 and better.any():
+            break
+    return z * sd
+
+
+def _jacobian(layout: Layout, runs: Runs, root: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Return the derivatives (m, p, n) of the weighted residuals of the runs, by central differences."""
+    m, p = z.shape
+    step = 1e-4
+    moved = z[:, None, :] + step * np.concatenate([np.eye(p), -np.eye(p)])  # (m, 2 p, p)
+    values = loss(layout, (moved * layout.sd).reshape(-1, p), runs).reshape(m, 2, p, -1)
+    return root[:, None, :] * (values[:, 0] - values[:, 1]) / (2 * step)
 
 
 def estimate(surface: Surface, s: np.ndarray, seed: int = 0) -> Estimate:
@@ -104,22 +143,18 @@ def estimate(surface: Surface, s: np.ndarray, seed: int = 0) -> Estimate:
     uncertain, it lies on the side on which a miss costs less.
     """
     layout, at = surface.layout, s[None, :]
-    optima = np.array([optimum(layout, p, at)[0] for p in surface.draws])
-
-    def expected(x: np.ndarray) -> float:
-        return float(np.mean([excess(layout, p, x[None, :], at)[0] for p in surface.draws]))
-
+    optima = optimum(layout, surface.draws, at)[:, 0]
     center = np.median(optima, axis=0)
-    scaled = minimize(
-        lambda z: expected(center + layout.unit * z),
-        np.zeros(layout.d),
-        method="Nelder-Mead",
-        options={"xatol": 1e-2, "fatol": 1e-7, "maxiter": 200 * layout.d},
-    )
-    x = center + layout.unit * scaled.x
-    values = np.array([minimum(layout, p, at)[0] + excess(layout, p, x[None, :], at)[0] for p in surface.draws])
-    noise = np.hypot(surface.noise, layout.sd[-1]) * np.random.default_rng(seed).standard_normal(len(values))
+
+    def expected(z: np.ndarray) -> float:
+        return float(excess(layout, surface.draws, (center + layout.unit * z)[None, :], at).mean())
+
+    options = {"xatol": 1e-3, "fatol": 1e-9, "maxiter": 200 * layout.d}
+    x = center + layout.unit * minimize(expected, np.zeros(layout.d), method="Nelder-Mead", options=options).x
+    values = (minimum(layout, surface.draws, at) + excess(layout, surface.draws, x[None, :], at))[:, 0]
+    rng, deviation = np.random.default_rng(seed), layout.sd[-1]
+    values = values + np.hypot(surface.noise, deviation) * rng.standard_normal(len(values))
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(optima, [tail, 1 - tail], axis=0)
-    ends = np.quantile(values + noise, [tail, 0.5, 1 - tail])
+    ends = np.quantile(values, [tail, 0.5, 1 - tail])
     return Estimate(x, low, high, float(ends[1]), float(ends[0]), float(ends[2]))

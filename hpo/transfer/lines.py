@@ -25,7 +25,7 @@ def cell_table(ladder: Ladder, surface: Surface) -> list[dict[str, Any]]:
     for cell in ladder.cells:
         runs = [run for run in ladder.runs if run.cell == cell]
         best = min(runs, key=lambda run: run.loss)
-        at = optimum(surface.layout, surface.p, np.array([scale_of(ladder.at(cell))]))[0]
+        at = optimum(surface.layout, surface.p, np.array([scale_of(ladder.at(cell))]))[0, 0]
         record = dict(zip(ladder.cell_fields, cell, strict=True)) | {"runs": len(runs), "best": best.loss}
         for i, axis in enumerate(ladder.axes):
             record |= {axis.path: best.values[axis.path], f"{axis.path} by law": axis.value(float(at[i]))}
@@ -36,7 +36,7 @@ def cell_table(ladder: Ladder, surface: Surface) -> list[dict[str, Any]]:
 def law_table(ladder: Ladder, surface: Surface) -> list[dict[str, Any]]:
     """Return one record per field: the exponents of its optimum in tokens and size, with 90 % intervals."""
     d, tail = len(ladder.axes), (1 - LEVEL) / 2
-    draws = np.array([surface.layout.parts(p)["exponents"].reshape(d, 3) for p in surface.draws])
+    draws = surface.layout.parts(surface.draws)["exponents"].reshape(-1, d, 3)
     fitted = surface.layout.parts(surface.p)["exponents"].reshape(d, 3)
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     scales = surface.layout.unit

@@ -151,8 +151,7 @@ def _regret(ladder: Ladder, surface: Surface, at: Estimate, s: np.ndarray) -> tu
     """Return mean and 90 % interval of what copying loses against the prediction."""
     copied = np.array([[axis.coordinate(ladder.copied[axis.path]) for axis in ladder.axes]])
     scale, layout = s[None, :], surface.layout
-    differences = [
-        excess(layout, p, copied, scale)[0] - excess(layout, p, at.x[None, :], scale)[0] for p in surface.draws
-    ]
+    there = excess(layout, surface.draws, copied, scale)[:, 0]
+    differences = there - excess(layout, surface.draws, at.x[None, :], scale)[:, 0]
     low, high = np.quantile(differences, [0.05, 0.95])
     return float(np.mean(differences)), float(low), float(high)
