@@ -10,10 +10,11 @@ from model.data.corpus import Corpus, PythonDocs
 from model.data.corpus_base import TRAINING_FIELDS
 from model.data.tokenizer import BPE, Tokenizer
 from model.nn.architecture import GPT, Model, MoE
+from model.nn.parametrization import factors
 from model.nn.regularization import Regularization
 from model.optim.clipping import Clip, Norm
 from model.optim.muon import Muon
-from model.optim.optimizer import decay_of_half_life
+from model.optim.optimizer import UpdateRule, decay_of_half_life
 from model.optim.optimizers import AdamW, Optimizer
 from model.optim.recovery import Recovery, Stop
 from model.optim.schedule import Cosine, OneCycle, Schedule
@@ -139,6 +140,13 @@ class TrainConfig(Section):
         values = self.derived()
         return updated(self, values) if values else self
 
+    def update_rule(self) -> UpdateRule:
+        """Return the optimizer with the factors of model.parametrization on its hyperparameters."""
+        if self.model.parametrization == "standard":
+            return self.optimizer
+        own = factors(self.model)
+        return self.optimizer.rescaled(own.hidden_lr, own.hidden_decay, own.eps)
+
     def rung_tokens(self) -> float:
         """Return the number of tokens between two rung marks, which is whole if the marks are aligned."""
         spacing = self.run.tokens / self.run.rungs
@@ -171,6 +179,11 @@ class TrainConfig(Section):
             unused = "has no effect if every group has its own rate; leave it out"
             yield f"optimizer.adam_lr: {unused}, got {optimizer.adam_lr}"
         yield from self._contradictions_of_derived()
+        kind = model.parametrization
+        if kind != "standard" and not optimizer.has_parametrizations:
+            yield f"optimizer.name: must be adamw or muon with model.parametrization {kind}, got {optimizer.name}"
+        if kind == "completep" and optimizer.scalar_decay:
+            yield f"optimizer.scalar_decay: must be 0 with model.parametrization {kind}, got {optimizer.scalar_decay}"
         if isinstance(schedule, OneCycle) and schedule.beta1_dip is not None:
             beta1: float | None = self.derived().get("optimizer.beta1", getattr(optimizer, "beta1", None))
             if beta1 is None:

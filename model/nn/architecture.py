@@ -3,7 +3,8 @@
 To add an architecture, write one class with a `name` and add it to the union `Model` at the end of this file.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +13,9 @@ from model.section import Count, NonNegative, Positive, Section
 
 class Transformer(Section):
     """A pre-norm decoder-only transformer (Radford et al. 2019)."""
+
+    has_parametrizations: ClassVar[bool] = True
+    """Whether there are rules of parametrization for this network."""
 
     n_layer: Count = 2
     """Number of blocks. Each block has attention and an MLP."""
@@ -64,6 +68,16 @@ class Transformer(Section):
     """Standard deviation of the initial embeddings, and of the initial matrices if init is scaled or normal."""
     position_std: NonNegative | None = None
     """Standard deviation of the initial position embedding. None: same as init_std."""
+    parametrization: Literal["standard", "mup", "completep"] = "standard"
+    """How initial weights, multipliers in the network, learning rates, weight decay and eps depend on the size of the
+    network. standard: they do not. mup (Yang et al. 2022, arXiv:2203.03466): by width, so that the best learning rate
+    at base_width is near the best one at other widths. completep (Dey et al. 2025, arXiv:2505.01618): by width and
+    depth. Both divide attention scores by n_embd / n_head, not by its root, and need adamw or muon. See transfer.md."""
+    base_width: Count | None = None
+    """Width for which the hyperparameters are given, required with mup and completep. Width grows by heads of one size:
+    base_width must be a multiple of n_embd / n_head."""
+    base_depth: Count | None = None
+    """Number of blocks for which the hyperparameters are given, required with completep."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
@@ -83,10 +97,27 @@ class Transformer(Section):
                 rope and self.scale_embedding and self.embedding_norm,
                 "scale_embedding must be false with rope and embedding_norm, which removes the scale, got true",
             ),
+            *self._base_rules(),
         ]
         if problems := [message for wrong, message in rules if wrong]:
             raise ValueError("; ".join(problems))
         return self
+
+    def _base_rules(self) -> Iterator[tuple[bool, str]]:
+        """Yield the rules of parametrization: whether each is violated, and its message."""
+        kind, head = self.parametrization, self.n_embd // self.n_head
+        if kind != "standard" and not self.has_parametrizations:
+            yield True, f"parametrization must be standard in a mixture of experts, which has no rules, got {kind}"
+            return
+        for name, kinds in (("base_width", ("mup", "completep")), ("base_depth", ("completep",))):
+            base = getattr(self, name)
+            yield kind in kinds and base is None, f"{name} is required with parametrization {kind}"
+            has_no_effect = f"{name} has no effect with parametrization {kind}, leave it out, got {base}"
+            yield kind not in kinds and base is not None, has_no_effect
+        heads = f"base_width must be a multiple of n_embd / n_head = {head}, because width grows by heads of one size"
+        yield kind != "standard" and (self.base_width or head) % head != 0, f"{heads}, got {self.base_width}"
+        skips = f"skips must be none with parametrization completep, which has no rule for them, got {self.skips}"
+        yield kind == "completep" and self.skips != "none", skips
 
     def hidden(self) -> int:
         """Return the hidden width of the MLP. swiglu has three matrices of two thirds of the width instead of two."""
@@ -114,6 +145,7 @@ class MoE(Transformer):
     Source: Shazeer et al. 2017, arXiv:1701.06538.
     """
 
+    has_parametrizations: ClassVar[bool] = False
     name: Literal["moe"] = "moe"
     mlp: Literal["gelu", "silu", "relu", "relu2", "swiglu"] = "silu"
     """Activation of an expert. swiglu (Shazeer 2020, arXiv:2002.05202) has two thirds of the hidden width, so that all

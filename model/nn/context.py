@@ -39,6 +39,16 @@ class ForwardContext(NamedTuple):
     valid: Tensor | None = None
     """Which tokens are not padding, (K, B T), for the diagnostics; None: all tokens."""
 
+    def measure_size(self, x: Tensor) -> Tensor:
+        """Append the mean absolute value of activations to the diagnostic "size" if it is requested. Return x itself.
+
+        x: (K, B T, ...).
+        """
+        if "size" in self.diagnostics:
+            sizes = x.detach().float().abs().flatten(2).mean(-1)
+            self.diagnostics["size"].append(mean_over_tokens(sizes, self.valid))
+        return x
+
     def drop(self, x: Tensor, name: str, site: int) -> Tensor:
         """Apply dropout with the probability `name`. Return x itself if that is 0 in every run of the pack.
 

@@ -3,7 +3,6 @@
 Shapes: K runs, B sequences, T tokens, N = B T, C residual width, H heads, D = C // H, V vocabulary.
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -18,6 +17,7 @@ from model.nn.dropout import random_normal, replace_tokens
 from model.nn.linear import linear, normalize, project
 from model.nn.mlp import mlp
 from model.nn.moe import experts
+from model.nn.parametrization import embedding_scale, factors
 from model.nn.shapes import parameter_shapes
 
 ROPE_THETA = 10_000.0
@@ -42,7 +42,7 @@ class Network:
         always computed explicitly.
         """
         self.config, self.vocab_size, self.padded, self.explicit = config, vocab_size, padded, explicit
-        self.shapes = parameter_shapes(config, vocab_size)
+        self.shapes, self.factors = parameter_shapes(config, vocab_size), factors(config)
         self.no_key = torch.zeros(1, dtype=torch.int32, device=device)
         D = config.n_embd // config.n_head
         position = torch.arange(config.context, device=device)[:, None]
@@ -64,16 +64,18 @@ class Network:
 
         diagnostics: the layers append one tensor each to the keys that are present. "balance": weighted load-balancing
         loss, (K,), if it is one of `numbers`. "attention_entropy": in nats, (K,). "expert_load": fraction of the
-        assignments, (K, E). "kurtosis": excess kurtosis of the residual stream, (K,).
+        assignments, (K, E). "kurtosis": excess kurtosis of the residual stream, (K,). "size": mean absolute
+        value of the activations, (K,): embeddings; in each block outputs of attention and MLP, and the residual stream
+        after it; logits.
         """
         ctx = self.context(tokens, numbers, key, diagnostics)
-        x = self.run(w, self.embed(w, tokens, ctx), ctx)  # (K, N, C)
+        x = self.run(w, ctx.measure_size(self.embed(w, tokens, ctx)), ctx)  # (K, N, C)
         if self.config.final_norm:
             x = normalize(x, w, "norm", self.config)
         if self.config.embedding_projection:
             x = linear(x, w, "head_projection")
-        x = ctx.drop(x, "head_dropout", HEAD)
-        return project(x, w["wte.weight" if self.config.tied else "head.weight"])
+        x = scale(ctx.drop(x, "head_dropout", HEAD), self.factors.logits)
+        return ctx.measure_size(project(x, w["wte.weight" if self.config.tied else "head.weight"]))
 
     def context(
         self,
@@ -104,7 +106,7 @@ class Network:
             tokens = replace_tokens(tokens, ctx.numbers["mask_tokens"], self.vocab_size, ctx.key, REPLACED)
         x = look_up(w["wte.weight"], tokens)  # (K, B, T, C)
         if self.config.scale_embedding:
-            x = x * math.sqrt(C)
+            x = x * embedding_scale(self.config)
         if "embedding_noise" in ctx.active:
             size = ctx.numbers["embedding_noise"].view(K, 1, 1, 1) * x.detach().pow(2).mean(-1, keepdim=True).sqrt()
             x = x + size * random_normal(B * T * C, ctx.key, NOISE).view(x.shape)
@@ -144,10 +146,11 @@ class Network:
         x: (K, N, C).
         """
         config, name = self.config, f"blocks.{layer}"
-        x = x + attention(normalize(x, w, f"{name}.norm1", config), w, layer, config, ctx)
+        y = attention(normalize(x, w, f"{name}.norm1", config), w, layer, config, ctx)
+        x = x + scale(ctx.measure_size(y), self.factors.residual)
         h = normalize(x, w, f"{name}.norm2", config)
         y = experts(h, w, layer, config, ctx) if isinstance(config, MoE) else mlp(h, w, layer, config, ctx)
-        return x + y
+        return ctx.measure_size(x + scale(ctx.measure_size(y), self.factors.residual))
 
     def add_skip(self, x: Tensor, skip: Tensor, a: Tensor) -> Tensor:
         """Combine the residual stream with a skip connection of learned weight a, (K,). x, skip: (K, N, C)."""
@@ -156,6 +159,11 @@ class Network:
             return x + a * skip
         share = a.sigmoid()
         return (1 - share) * x + share * skip
+
+
+def scale(x: Tensor, factor: float) -> Tensor:
+    """Return the product of a tensor and a number; a factor of 1 costs nothing."""
+    return x if factor == 1 else x * factor
 
 
 def look_up(table: Tensor, ids: Tensor) -> Tensor:

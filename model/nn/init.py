@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from model.nn.architecture import Transformer
+from model.nn.parametrization import factors
 from model.nn.shapes import parameter_shapes
 from model.seeds import derive
 
@@ -52,5 +53,8 @@ def init_matrix(p: Tensor, name: str, config: Transformer, generator: Generator)
         return nn.init.trunc_normal_(p, 0.0, std, -CUT * std, CUT * std, generator=generator)
     if config.init == "kaiming":
         return p.normal_(0.0, math.sqrt(2 / fan_in), generator=generator)
-    residual = config.init == "scaled" and name.endswith(("proj.weight", "mlp.proj"))
-    return p.normal_(0.0, config.init_std / (math.sqrt(2 * config.n_layer) if residual else 1), generator=generator)
+    # Completep has a multiplier in the network instead.
+    scaled = config.init == "scaled" and config.parametrization != "completep"
+    residual = scaled and name.endswith(("proj.weight", "mlp.proj"))
+    std = config.init_std / (math.sqrt(2 * config.n_layer) if residual else 1)
+    return p.normal_(0.0, std * factors(config).hidden_std, generator=generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class Muon(Moments, DecayHorizon):
     bound it.
     """
 
+    has_parametrizations: ClassVar[bool] = True
     forms: ClassVar[Mapping[str, str]] = {
         **Moments.forms,
         **DecayHorizon.forms,
@@ -54,6 +55,10 @@ class Muon(Moments, DecayHorizon):
     """Peak learning rate of an untied head. None: same as adam_lr."""
     scalar_lr: Positive | None = None
     """Peak learning rate of gains, biases, skip weights and routers. None: same as adam_lr."""
+
+    def rescaled(self, hidden_lr: float, hidden_decay: float, eps: float) -> Self:
+        # The spectral norm of an orthogonal update does not grow with the size of the matrix.
+        return self.model_copy(update={"eps": self.eps * eps})
 
     def rate(self, group: GroupName) -> float:
         if group == "matrix":

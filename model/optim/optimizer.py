@@ -45,6 +45,9 @@ def decay_of_half_life(half_life: float, update_tokens: int) -> float:
 class UpdateRule(Section):
     """A learning rate and a weight decay for each parameter group: matrix, embedding, head, scalar."""
 
+    has_parametrizations: ClassVar[bool] = False
+    """Whether the rules of model.parametrization cover this optimizer."""
+
     lr: Positive = 1e-3
     """Peak learning rate. The schedule multiplies it."""
     embedding_lr: Positive | None = None
@@ -117,6 +120,16 @@ class UpdateRule(Section):
             else:
                 values[raw] = decay_of_half_life(given, update_tokens)
         return values
+
+    def rescaled(self, hidden_lr: float, hidden_decay: float, eps: float) -> Self:
+        """Return this optimizer with the factors of model.parametrization on its hyperparameters.
+
+        Only optimizers with `has_parametrizations` have this method.
+
+        The optimizer has raw fields. hidden_lr, hidden_decay: on Adam's learning rate and weight decay of matrices.
+        eps: on Adam's eps.
+        """
+        raise AssertionError(f"{type(self).__name__} has no rules of parametrization")
 
     def state_groups(self) -> dict[str, tuple[GroupName, ...]]:
         """Return the names of the state tensors, and for each the groups that have it.

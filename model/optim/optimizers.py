@@ -33,11 +33,19 @@ if TYPE_CHECKING:
 class AdamW(Moments, DecayHorizon):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 
+    has_parametrizations: ClassVar[bool] = True
     forms: ClassVar[Mapping[str, str]] = {**Moments.forms, **DecayHorizon.forms}
 
     name: Literal["adamw"] = "adamw"
     weight_decay: NonNegative | None = 0.1
     """Fraction of each weight subtracted in each update, per unit of learning rate. None: from decay_horizon."""
+
+    def rescaled(self, hidden_lr: float, hidden_decay: float, eps: float) -> Self:
+        others = GROUP_NAMES[1:]
+        kept = {f"{group}_lr": self.rate(group) for group in others}
+        kept |= {f"{group}_decay": self.decay(group) for group in others}
+        hidden = {"lr": self.lr * hidden_lr, "weight_decay": self.decay("matrix") * hidden_decay}
+        return self.model_copy(update=kept | hidden | {"eps": self.eps * eps})
 
     def coefficients(self, group: GroupName, lr: Number, step: Number, beta1: Number | None = None) -> Numbers:
         return self.moments(lr, step, beta1) | {"decay": lr * self.decay(group)}

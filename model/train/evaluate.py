@@ -65,11 +65,22 @@ class Evaluator:
 
     def diagnostics(self, lane: int) -> Diagnostics:
         """Return the diagnostics of one run's layers, measured on the first batch."""
+        return self.pack.diagnostics(lane, self._first_rows())
+
+    def activation_sizes(self) -> list[Tensor]:
+        """Return the sizes of activations in the order of the forward pass, (K,) each.
+
+        They are measured on the first rows of the split, as many as a training batch has.
+        """
+        return self.pack.activation_sizes(self._first_rows()[: self.pack.config.run.batch_size])
+
+    def _first_rows(self) -> Tensor:
+        """Return the inputs of the first batch, (B, T)."""
         # The number of rows does not depend on the size of the pack, because runs are measured one by one.
         tokens = min(EVAL_TOKENS, EVAL_LOGITS // self.pack.vocab_size)
         n_rows = min(len(self.dataset), max(1, tokens // self.dataset.context))
         x, _ = self.dataset.gather(np.arange(n_rows))
-        return self.pack.diagnostics(lane, torch.from_numpy(x).to(self.device))
+        return torch.from_numpy(x).to(self.device)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for first in range(0, len(self.dataset), self.batch_size):

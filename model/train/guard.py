@@ -174,7 +174,7 @@ class GuardedTable:
         """Copy to the device what the steps depend on. size: K. groups: of the parameters."""
         self.n, self.groups, self.guard = n, groups, guard
         lanes = [runs.get(lane, next(iter(runs.values()))) for lane in range(size)]  # empty lanes take no step
-        self.optimizer = stacked([run.raw.optimizer for run in lanes], self._on_device)
+        self.optimizer = stacked([run.optimizer for run in lanes], self._on_device)
         self.clip = self._columns([run.config.clip.numbers() for run in lanes])
         self.ema = self._on_device([run.raw.regularization.ema or 0.0 for run in lanes])
         rates = [[run.base_rate(group) for run in lanes] for group in groups]

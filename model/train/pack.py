@@ -118,6 +118,14 @@ class Pack:
             self.network(own, x[None], diagnostics=diagnostics)
         return {name: [tensor.squeeze(0) for tensor in tensors] for name, tensors in diagnostics.items()}
 
+    @torch.no_grad()
+    def activation_sizes(self, x: Tensor) -> list[Tensor]:
+        """Return mean absolute values of activations in the order of the forward pass, (K,) each. x: (B, T)."""
+        diagnostics: Diagnostics = {"size": []}
+        with self.autocast():
+            self.network(self.leaves, x.expand(self.size, *x.shape), diagnostics=diagnostics)
+        return diagnostics["size"]
+
     def autocast(self) -> torch.autocast:
         """Return the context of mixed precision for run.precision."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.run.precision)

@@ -44,7 +44,8 @@ class RunState:
         self.marks = [updates * self.run.grad_accum for updates in config.marks()]  # in micro-steps
         self.health = Health(config.recovery)
         self.schedule: Schedule | CoolDown = config.schedule
-        self.scale = config.optimizer.scale(config.update_tokens())
+        self.optimizer = self.raw.update_rule()
+        self.scale = self.optimizer.scale(config.update_tokens())
         self.micro_step = 0
         self.steps = 0  # optimizer steps taken; a failed update is not counted
         self.seconds = 0.0
@@ -132,8 +133,7 @@ class RunState:
 
     def base_rate(self, group: ParamGroup) -> float:
         """Return the peak learning rate of a group, without the factor of the update size."""
-        optimizer = self.raw.optimizer
-        return optimizer.rate(group.name) * optimizer.layer_decay**group.depth
+        return self.optimizer.rate(group.name) * self.optimizer.layer_decay**group.depth
 
     def progress(self, update: int) -> float:
         """Return the fraction of the run that was done at the middle of an update."""
@@ -141,14 +141,14 @@ class RunState:
 
     def lr(self) -> float:
         """Return the learning rate of the matrices of the last block in the last update."""
-        return self.config.optimizer.rate("matrix") * self.lr_multiplier(self.n_updates())
+        return self.optimizer.rate("matrix") * self.lr_multiplier(self.n_updates())
 
     def step_numbers(self, groups: Sequence[ParamGroup], first: int, n: int) -> StepNumbers:
         """Return the numbers of the optimizer steps of n micro-steps, as if each completed update took a step.
 
         first: number of micro-steps from the current one to the first of them.
         """
-        optimizer, ema = self.raw.optimizer, self.raw.regularization.ema
+        optimizer, ema = self.optimizer, self.raw.regularization.ema
         done = self.micro_step + first + np.arange(n)
         updates, index = np.unique(done // self.run.grad_accum, return_inverse=True)
         steps = np.maximum(1, self.steps + np.cumsum(done % self.run.grad_accum == 0)).astype(float)
@@ -179,7 +179,7 @@ class RunState:
 
     def _beta1(self, updates: Sequence[int], index: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Return the beta1 of micro-steps, (n,), None if the optimizer has none. index: of their updates."""
-        beta1 = getattr(self.raw.optimizer, "beta1", None)
+        beta1 = getattr(self.optimizer, "beta1", None)
         if beta1 is None:
             return None
         return np.array([self.schedule.beta1(self.progress(update), beta1) for update in updates])[index]
