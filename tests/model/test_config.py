@@ -42,6 +42,10 @@ def hyperparameters() -> list[str]:
 
 IMMUNE = {
     "model[moe].bias": "refused: experts have none",
+    "model[gpt].parametrization": "changes with base_width only: tests/model/nn/test_parametrization.py",
+    "model[moe].parametrization": "refused: there are no rules for experts",
+    "model[moe].base_width": "refused: there are no rules for experts",
+    "model[moe].base_depth": "refused: there are no rules for experts",
     "run.device": "where, not what",
     "data[hub].revision": "which state of a data set: test_revision_subset_and_split_reach_the_library",
     "run.compile": "how fast, not what: test_compiled_training_equals_eager",
@@ -174,6 +178,9 @@ def model_cases() -> dict[str, tuple[dict[str, Any], Any]]:
         for field, other in changes.items():
             more = {"model.n_layer": 2} if field == "skips" else {"optimizer.lr": 0.1}
             found[f"model[{name}].{field}"] = (base | more, other)
+    bases = {"model.parametrization": "completep", "model.base_width": 8, "model.base_depth": 1, "optimizer.lr": 0.1}
+    found["model[gpt].base_width"] = (bases | {"model.n_head": 4}, 4)
+    found["model[gpt].base_depth"] = (bases, 3)
     return {
         hyperparameter: case
         for hyperparameter, case in found.items()
@@ -400,6 +407,7 @@ def test_another_component_keeps_the_explicit_fields_that_it_has():
         {"run.spike_every": 5},
         {"run.spike_scale": 5.0},
         {"optimizer.name": "sgd", "optimizer.momentum": 0.0, "optimizer.nesterov": True},
+        {"model.parametrization": "mup"},
     ],
     ids=str,
 )
