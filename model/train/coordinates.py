@@ -17,6 +17,14 @@ Sizes = dict[str, list[float]]
 """Mean absolute value of the activations of a layer by its name, one number per run."""
 
 
+class UpdateTrainer(Trainer):
+    """A trainer whose runs all have the same gradient accumulation."""
+
+    def train_update(self) -> None:
+        """Train all runs for one update, without evaluation."""
+        self._train(self.shared.run.grad_accum)
+
+
 def activation_sizes(
     config: TrainConfig, n_updates: int, seeds: Sequence[int], prepared: PreparedData | None = None
 ) -> list[Sizes]:
@@ -33,10 +41,10 @@ def activation_sizes(
     tokens = n_updates * config.update_tokens()
     length = {"run.tokens": tokens, "run.rungs": 1, "run.align": 0, "schedule.name": "constant", "schedule.warmup": 0.0}
     configs = [updated(config, {**length, "run.seed": seed}) for seed in seeds]
-    trainer = Trainer(configs, prepared)
+    trainer = UpdateTrainer(configs, prepared)
     sizes = [_sizes(trainer)]
     for _ in range(n_updates):
-        trainer.train_updates(1)
+        trainer.train_update()
         sizes.append(_sizes(trainer))
     return sizes
 

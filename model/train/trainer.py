@@ -163,10 +163,6 @@ class Trainer:
             self.stop(lane)
         return bool(self.runs)
 
-    def train_updates(self, n: int) -> None:
-        """Train all runs for n updates without evaluation. All runs have the same gradient accumulation."""
-        self._train(n * self.shared.run.grad_accum)
-
     def _train(self, micro_steps: int) -> None:
         """Train all runs for some micro-steps, or until every run has diverged."""
         self.optimizer.load(self.runs)
