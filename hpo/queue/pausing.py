@@ -24,16 +24,20 @@ _c = SLOT.c
 
 
 class Promotion(NamedTuple):
-    """A paused trial that may continue: its id, its place at its mark, and the rung at which it may pause again."""
+    """A paused trial that may continue: its id, its place at its mark, and the rungs until it may pause again.
+
+    next_stop, spent: the rungs that it has trained when it may pause again, and those until now, with its probes.
+    """
 
     trial_id: int
     place: Standing
     next_stop: int
+    spent: int
 
     @property
     def rungs(self) -> int:
         """Return the number of rungs that the trial may train before it pauses again."""
-        return self.next_stop - self.place.rung
+        return self.next_stop - self.spent
 
 
 class PausedTrial(NamedTuple):
@@ -49,12 +53,14 @@ def place_text(place: Standing) -> str:
     return f"rung {place.rung}, rank {place.rank} of {place.n}"
 
 
-def pause(slots: Slots, claim: Claim, owner: str, place: Standing, record: Record, attrs: Mapping[str, Any]) -> bool:
+def pause(
+    slots: Slots, claim: Claim, owner: str, place: Standing, record: Record, attrs: Mapping[str, Any], spent: int
+) -> bool:
     """End an attempt at a mark: free the lease and the rungs that are reserved beyond; return False if it is lost.
 
-    attrs: further attributes of the trial.
+    attrs: further attributes of the trial. spent: rungs that it has trained, with its probes.
     """
-    values = {"state": "paused", "rungs": place.rung, "failures": 0, "interruptions": 0}
+    values = {"state": "paused", "rungs": spent, "failures": 0, "interruptions": 0}
 
     def write(connection: sa.Connection) -> bool:
         leased = sa.update(SLOT).where(slots.claimed(claim, owner), _c.state == "leased")

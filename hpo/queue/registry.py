@@ -29,6 +29,7 @@ from hpo.storage.attributes import (
     ARITHMETIC,
     BUDGET,
     DATA_HASH,
+    PROBE_PLAN,
     PROTOCOL,
     REGISTERING,
     SPEC,
@@ -191,6 +192,8 @@ def _describe(
     }
     if has_arithmetic(study):
         attributes[ARITHMETIC] = _inherited_arithmetic(store, study)
+    if study.file.probe == "auto" and study.file.arms is None:
+        attributes[PROBE_PLAN] = {}
     for key, value in (attributes | {STARTED: slots.now()}).items():
         new.set_user_attr(key, value)
     return slots

@@ -12,7 +12,19 @@ from hpo.queue.compatibility import PROTOCOL_VERSION, protocol
 from hpo.queue.identity import gone_problem
 from hpo.queue.slots import Slots
 from hpo.search.direction import Direction
-from hpo.storage.attributes import ANCHORS, BUDGET, DATA_HASH, DATA_ROWS, PROTOCOL, SPEC, STARTED, STUDY_STATE, UID
+from hpo.search.probes import NO_PROBES, ProbePlan
+from hpo.storage.attributes import (
+    ANCHORS,
+    BUDGET,
+    DATA_HASH,
+    DATA_ROWS,
+    PROBE_PLAN,
+    PROTOCOL,
+    SPEC,
+    STARTED,
+    STUDY_STATE,
+    UID,
+)
 from hpo.storage.store import Store
 from hpo.storage.targets import target_reached
 from hpo.study.fingerprint import spec_fingerprint
@@ -70,9 +82,11 @@ class StoredStudy:
         hours_over, n_rungs = False, replace(self.study, file=file).rungs_in_budget
         if budget.hours is not None:
             hours_over = self.slots.now() - attrs[STARTED] >= 3600 * budget.hours
-        rungs = None if n_rungs is None else (self.study.rungs, n_rungs)
+        probes = self.study.probe_plan(attrs.get(PROBE_PLAN))
+        full = self.study.rungs + (probes.cost_until(self.study.rungs, self.study.rungs) if probes else 0)
+        rungs = None if n_rungs is None else (full, n_rungs)
         target = None if budget.target is None else self.study.file.targets[budget.target]
-        return StudyState(attrs.get(STUDY_STATE, "active"), hours_over, rungs, target)
+        return StudyState(attrs.get(STUDY_STATE, "active"), hours_over, rungs, target, probes)
 
     def _read_attrs(self) -> dict[str, Any]:
         try:
@@ -108,7 +122,8 @@ class StudyState:
     """The part of a study that can change while it runs.
 
     state: "active", "paused" or "stopped". hours_over: whether the hours of the budget have passed.
-    rungs: of a budget in tokens, the rungs of one trial and the rungs that all trials together may train.
+    rungs: of a budget in tokens, the rungs of one trial and the rungs that all trials together may train. The tokens of
+    probes count as rungs. probes: what the study probes, None while `probe: auto` has not decided.
     target: value of the objective that ends the study.
     """
 
@@ -116,3 +131,4 @@ class StudyState:
     hours_over: bool
     rungs: tuple[int, int] | None
     target: float | None = None
+    probes: ProbePlan | None = NO_PROBES

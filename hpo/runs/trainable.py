@@ -72,6 +72,11 @@ class GuardedRuns:
         with user_code():
             return self.runs.resume(lane, folder)
 
+    def probe(self, shares: Mapping[int, float]) -> dict[int, Mapping[str, float]]:
+        """Return the metrics of cool-down probes, which only the GPT trainer has. shares: of the run, by lane."""
+        with user_code():
+            return dict(self.runs.probe(shares))  # type: ignore[attr-defined]
+
     def __iter__(self) -> Iterator[RungReports]:
         rungs = iter(self.runs)
         while True:

@@ -1,5 +1,6 @@
 """Decide at each rung whether a trial is pruned, and describe the decision."""
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -11,13 +12,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.optuna_internals.objects import get_best_trial
 from hpo.search.asha import AshaPruner
-from hpo.search.direction import Direction
 from hpo.search.halving import HalvingPruner
 from hpo.search.marks import Standing
 from hpo.search.peers import PeersPruner
+from hpo.search.probes import NO_PROBES, ProbePlan, probed_curve
 from hpo.search.pruning_rules import compare_at_last_rung, format_spans
 from hpo.search.study_view import StudyView, as_minimized, direction_of
-from hpo.storage.attributes import FIXED_VALUES
+from hpo.storage.attributes import FIXED_VALUES, PROBES
 from model.section import Section
 
 Decision = Literal["continue", "prune", "diverged", "pause"]
@@ -46,12 +47,24 @@ class CachedPruner:
         self.rungs = rungs
         self.refresh_s = refresh_s
         self._within = tuple(within)
+        self.probes = NO_PROBES
         self._study, self._direction = study, direction_of(study)
-        self._minimized: dict[int, FrozenTrial] = {}  # finished trials of a study that maximizes, by number
+        self._marks = list(pruner.marks) if isinstance(pruner, AshaPruner) else []
+        self._finished: dict[int, FrozenTrial] = {}  # finished trials as the pruner sees them, by number
         self._view = StudyView(study, self._read)
         self._trials: list[FrozenTrial] = []
         self._decided: FrozenTrial | None = None  # the trial whose peers are shown
         self._read_at = -math.inf
+
+    def set_probes(self, plan: ProbePlan) -> None:
+        """Compare from now on the probes of the study instead of the raw values, at the probed rungs only."""
+        if plan.rungs == self.probes.rungs:
+            return
+        self.probes = plan
+        self._finished.clear()
+        self.refresh()
+        if isinstance(self.pruner, AshaPruner):
+            self.pruner.marks = [mark for mark in self._marks if mark in plan.rungs or not plan.rungs]
 
     def decide(self, trial: FrozenTrial, never_prune: bool = False) -> Decision:
         """Return the decision for a trial after its last value was added to it.
@@ -66,11 +79,13 @@ class CachedPruner:
             return "diverged"
         if never_prune or rung >= self.rungs:
             return "continue"
+        if self.probes.rungs and str(rung) not in trial.user_attrs.get(PROBES, {}):
+            return "continue"
         if isinstance(self.pruner, AshaPruner):
             if rung in self.pruner.marks:
                 self.refresh()
-            return "pause" if self.pruner.prune(self._view, as_minimized(trial, self._direction)) else "continue"
-        return "prune" if self.pruner.prune(self._view, as_minimized(trial, self._direction)) else "continue"
+            return "pause" if self.pruner.prune(self._view, self._as_compared(trial)) else "continue"
+        return "prune" if self.pruner.prune(self._view, self._as_compared(trial)) else "continue"
 
     def prune(self, trial: FrozenTrial, never_prune: bool = False) -> bool:
         """Return whether the pruner ends the trial. A trial that diverged is not pruned."""
@@ -91,8 +106,10 @@ class CachedPruner:
         """
         assert isinstance(self.pruner, AshaPruner)
         trials = self._view.get_trials(deepcopy=False)
-        place, peers = self.pruner.compare(trials, as_minimized(trial, self._direction))
-        record = {**place._asdict(), "value": trial.intermediate_values[place.rung], "peers": format_spans(peers)}
+        compared = self._as_compared(trial)
+        place, peers = self.pruner.compare(trials, compared)
+        value = self._direction.loss(compared.intermediate_values[place.rung])
+        record = {**place._asdict(), "value": value, "peers": format_spans(peers), **self._probed()}
         return place, record
 
     def describe(self, rule: Section, trial: FrozenTrial) -> dict[str, Any]:
@@ -102,13 +119,22 @@ class CachedPruner:
         """
         peers = self._peers(trial)
         curves = [{r: self._direction.loss(v) for r, v in peer.intermediate_values.items()} for peer in peers]
-        comparison = compare_at_last_rung(rule.model_dump(), trial.intermediate_values, curves, self._direction)
+        own = {r: self._direction.loss(v) for r, v in self._as_compared(trial).intermediate_values.items()}
+        comparison = compare_at_last_rung(rule.model_dump(), own, curves, self._direction)
         stored = {"rule": rule.model_dump()["name"], "rung": trial.last_step, "value": comparison.value}
-        return stored | {
-            "threshold": comparison.threshold,
-            "n": len(peers),
-            "peers": format_spans(peer.number for peer in peers),
-        }
+        return (
+            self._probed()
+            | stored
+            | {
+                "threshold": comparison.threshold,
+                "n": len(peers),
+                "peers": format_spans(peer.number for peer in peers),
+            }
+        )
+
+    def _probed(self) -> dict[str, bool]:
+        """Return the part of a record which says that probes were compared."""
+        return {"probe": True} if self.probes.rungs else {}
 
     def _peers(self, trial: FrozenTrial) -> list[FrozenTrial]:
         """Return the trials with which a trial was compared, from the list that the pruner read."""
@@ -133,7 +159,7 @@ class CachedPruner:
     def _read(self, use_cache: bool) -> list[FrozenTrial]:
         now = time.monotonic()
         if now - self._read_at >= self.refresh_s:
-            self._trials = [self._as_minimized(trial) for trial in self._study.get_trials(deepcopy=False)]
+            self._trials = [self._cached(trial) for trial in self._study.get_trials(deepcopy=False)]
             self._read_at = now
         return self._comparable(self._decided)
 
@@ -147,9 +173,17 @@ class CachedPruner:
         values = trial.user_attrs.get(FIXED_VALUES, {})
         return tuple(values.get(path) for path in self._within)
 
-    def _as_minimized(self, trial: FrozenTrial) -> FrozenTrial:
-        if self._direction is Direction.MINIMIZE or not trial.state.is_finished():
-            return as_minimized(trial, self._direction)
-        if trial.number not in self._minimized:
-            self._minimized[trial.number] = as_minimized(trial, self._direction)
-        return self._minimized[trial.number]
+    def _cached(self, trial: FrozenTrial) -> FrozenTrial:
+        if not trial.state.is_finished():
+            return self._as_compared(trial)
+        if trial.number not in self._finished:
+            self._finished[trial.number] = self._as_compared(trial)
+        return self._finished[trial.number]
+
+    def _as_compared(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return a trial as the pruner sees it: with losses, and only those of the probes if runs are probed."""
+        if self.probes.rungs:
+            values = probed_curve(trial.intermediate_values, trial.user_attrs.get(PROBES, {}))
+            trial = copy.copy(trial)
+            trial.intermediate_values = values
+        return as_minimized(trial, self._direction)

@@ -11,6 +11,7 @@ DATA_ROWS = "hpo:rows"  # rows of the data: read, without text, repeated, and do
 DATA_HASH = "hpo:data"  # hash of the prepared data
 STUDY_STATE = "hpo:state"  # active, paused or stopped
 ARITHMETIC = "hpo:arithmetic"  # resolved device, precision, compile and attention; {} until a worker resolves them
+PROBE_PLAN = "hpo:probe"  # what `probe: auto` has decided; {} until it decides
 PROTOCOL = "hpo:protocol"  # see hpo.queue.compatibility.PROTOCOL_VERSION
 
 # User attributes of a trial. The dashboard shows them as columns.
@@ -20,6 +21,8 @@ RETRIED = "retried"  # of a retry: the kind of the trial that failed
 FIXED_VALUES = "hpo:set"  # values that are not from the sampler: of a baseline, an arm or a grid point
 MACHINE = "hpo:machine"  # versions, engine, threads and git commit
 METRICS = "hpo:metrics"  # the metrics of its last rung
+PROBES = "probes"  # rung -> objective of the cool-down probe there; null for one that diverged
+PROBE_TOKENS = "probe_tokens"  # tokens of all its probes
 SUGGESTED_BY = "hpo:suggested"  # what suggested its parameters
 PRUNING_DECISION = "hpo:pruned"  # the comparison that pruned it
 PAUSED = "paused"  # its place at the mark where it is paused; only while it is paused

@@ -11,6 +11,7 @@ from hpo.storage.attributes import (
     BUDGET,
     DATA_HASH,
     DATA_ROWS,
+    PROBE_PLAN,
     PROTOCOL,
     SPEC,
     STARTED,
@@ -29,6 +30,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     ANCHORS: (dict, type(None)),
     DATA_ROWS: (dict, type(None)),
     ARITHMETIC: (dict, type(None)),
+    PROBE_PLAN: (dict, type(None)),
     DATA_HASH: (str, type(None)),
     UID: (str,),
     STUDY_STATE: (str,),
@@ -47,6 +49,7 @@ _OPTIONAL: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("keep_best", "baseline_seeds"), (int,)),
     "rung_tokens": (int, float, type(None)),
     "direction": (str,),
+    "probe": (str, dict),
 }
 _BUDGET: dict[str, tuple[type, ...]] = {
     **{key: (int, type(None)) for key in ("trials", "tokens")},

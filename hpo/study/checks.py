@@ -6,6 +6,7 @@ from hpo.config.files import dotted_fields
 from hpo.config.importer import import_target
 from hpo.config.validation import error_messages, nearest, shown_value, union_members
 from hpo.errors import Problem
+from hpo.search.probes import Probes, compared_rungs, plan_of
 from hpo.search.space import space_problems
 from hpo.study.comparable import incomparable_reason
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN, StudyFile, seed_path
@@ -39,7 +40,7 @@ def study_file_problems(file: StudyFile, base: BaseModel) -> list[str]:
     problems += _baseline_problems(file, base) if file.arms is None else []
     problems += _token_problems(file, base)
     problems += _size_problems(file)
-    problems += _target_problems(file)
+    problems += _target_problems(file) + _probe_problems(file, base)
     if not problems and file.arms is None:
         problems += file.sampler.problems(base, file.space) or _grid_problems(file, base)
     return problems + _objective_problems(file, base) + _training_problems(file, base)
@@ -96,7 +97,9 @@ def _token_problems(file: StudyFile, base: BaseModel) -> list[str]:
         return []
     if rung_tokens is None:
         return ["budget.tokens: must be used with a config that has a method rung_tokens(); use trials or hours"]
-    run = round(rung_tokens() * (file.rungs or flat(base)["run.rungs"]))
+    rungs = int(file.rungs or flat(base)["run.rungs"])
+    plan = plan_of(file.probe.model_dump(mode="json"), None) if isinstance(file.probe, Probes) else None
+    run = round(rung_tokens() * (rungs + (plan.cost_until(rungs, rungs) if plan else 0)))
     n = 1 if file.arms is not None else max(1, len(file.baseline) + file.baseline_seeds - 1)
     if tokens >= n * run:
         return []
@@ -130,6 +133,34 @@ def _target_problems(file: StudyFile) -> list[str]:
         if target in file.targets
         else [f"budget.target: must be one of targets, {known}, got {shown_value(target)}{like}"]
     )
+
+
+def _probe_problems(file: StudyFile, base: BaseModel) -> list[str]:
+    """Return the problems of cool-down probes."""
+    probe = file.probe
+    if not isinstance(probe, Probes):
+        return []
+    if (file.train, file.config) != (DEFAULT_TRAIN, DEFAULT_CONFIG):
+        return ["probe: must be off or omitted with a training function of your own, which hpo cannot probe"]
+    rungs, last = int(flat(base)["run.rungs"]), max(probe.rungs)
+    given = ", ".join(map(str, probe.rungs))
+    if last >= rungs:
+        return [f"probe.rungs: must be below {rungs}, the last rung of a run, got {given}"]
+    if len(set(probe.rungs)) < len(probe.rungs):
+        return [f"probe.rungs: must be distinct, got {given}"]
+    if probe.share > (longest := 1 - last / rungs) + 1e-9:
+        return [
+            f"probe.share: must be at most {longest:.3g}, what is left of a run after rung {last}, got "
+            f"{probe.share:g}; use a shorter probe, or earlier rungs"
+        ]
+    compared = compared_rungs(file.pruner.model_dump(mode="json"), rungs)
+    if compared and not set(compared) & set(probe.rungs):
+        known = ", ".join(map(str, compared[:8])) + (", ..." if compared[8:] else "")
+        return [
+            f"probe.rungs: must contain a rung at which pruner {file.pruner.name} may stop a trial ({known}), got "
+            f"{given}; it stops trials only at probed rungs"
+        ]
+    return []
 
 
 def _grid_problems(file: StudyFile, base: BaseModel) -> list[str]:

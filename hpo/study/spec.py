@@ -12,6 +12,7 @@ from hpo.config.permission import BUILT_IN
 from hpo.config.validation import NameOnly
 from hpo.errors import user_code
 from hpo.search.direction import Direction
+from hpo.search.probes import NO_PROBES, Probe, ProbePlan, plan_of
 from hpo.search.pruners import Median, Pruner
 from hpo.search.ranges import Space
 from hpo.search.samplers import TPE, Sampler
@@ -25,7 +26,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 # Keys of a study file that a study of arms does not have.
-SEARCH_KEYS = ("space", "baseline", "baseline_seeds", "sampler", "pruner")
+SEARCH_KEYS = ("space", "baseline", "baseline_seeds", "sampler", "pruner", "probe")
 
 DEFAULT_CONFIG, DEFAULT_TRAIN = BUILT_IN["config"], BUILT_IN["train"]
 
@@ -90,6 +91,11 @@ class StudyFile(Section):
     defaults."""
     pruner: Pruner = Median()
     """Which trials stop early. A name alone, such as `pruner: asha`, selects a pruner with its defaults."""
+    probe: Probe = "off"
+    """Cool-down probes, by which pruners compare long runs: at some rungs, a copy of a run is trained on while its
+    learning rate falls to its end, and scored as probe_val_loss. {rungs: [2, 4], share: 0.05} states rungs and length.
+    auto: probe if the number of updates, or the first finished runs, show that raw losses rank badly. Studies of
+    earlier versions continue with off."""
     budget: Budget = Budget(trials=24)
     """When the study ends."""
     limits: Limits = Limits()
@@ -184,6 +190,13 @@ class Study:
         if self.file.budget.tokens is None or not self.rung_tokens:
             return None
         return math.ceil(self.file.budget.tokens / self.rung_tokens)
+
+    def probe_plan(self, stored: Mapping[str, Any] | None) -> ProbePlan | None:
+        """Return what the study probes, None while `auto` has not decided. stored: what `auto` has decided."""
+        if self.file.arms is not None or (self.file.train, self.file.config) != (DEFAULT_TRAIN, DEFAULT_CONFIG):
+            return NO_PROBES
+        probe = self.file.probe
+        return plan_of(probe if isinstance(probe, str) else probe.model_dump(mode="json"), stored)
 
     def configured(self, values: Mapping[str, Any]) -> BaseModel:
         """Return the base with dotted fields replaced.

@@ -37,6 +37,7 @@ class TrialExecutor(HeldTrials):
         """
         take_look(self.stored)  # the results so far may make further runs of a comparison unnecessary
         state = self.reporter.study_state()
+        self.prober.update()
         claim = self.promoter.claim(self.stored.is_over(state), state.rungs)
         if claim is None:
             return False
@@ -45,6 +46,7 @@ class TrialExecutor(HeldTrials):
             frozen = open_trial(self.stored, claim, self.owner, pack)
             trial = RunningTrial(claim, frozen, self.stored.study.base, self._folder(frozen.number))
             self.trials.append(trial)
+            self.prober.take_stored(trial)
             self._prepare(trial, pack)
         except LeaseLost:
             self.drop_lost(claim)

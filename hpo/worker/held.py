@@ -22,6 +22,7 @@ from hpo.storage.fencing import LeaseLost
 from hpo.storage.retry import limit_patience
 from hpo.worker.events import EventListener
 from hpo.worker.failures import CircuitBreaker, Quarantine
+from hpo.worker.probing import Prober
 from hpo.worker.promotion import Promoter
 from hpo.worker.reporter import UNREACHABLE_WAIT_S, Reporter, leaving
 from hpo.worker.trial import RunningTrial
@@ -52,6 +53,7 @@ class HeldTrials:
             within=stored.study.file.about.get(CELL_FIELDS, ()),
         )
         self.promoter = Promoter(stored, owner, lease_s, self.pruner)
+        self.prober = Prober(stored, self.reporter, self.pruner, self.log_event)
         self.datasets = PreparedDatasets()
         self.breaker = CircuitBreaker()
         self.trials: list[RunningTrial] = []
@@ -83,6 +85,18 @@ class HeldTrials:
         checkpoints.remove_checkpoints(trial.folder, all_of_them=state != TrialState.COMPLETE)
         event = {"event": reason, "trial": trial.number, "rung": trial.rung, "value": values[0] if values else None}
         self.emit(event | ({"error": error_summary(error)} if error else {}))
+
+    def end_by(self, trial: RunningTrial, decision: str) -> None:
+        """End a trial by a decision at a rung: killed, timeout, prune or diverged."""
+        match decision:
+            case "killed":
+                self.end(trial, TrialState.FAIL, "killed")
+            case "timeout":
+                limit = self.stored.study.file.limits.seconds
+                problem = f"limits.seconds: allows {limit:g}, the trial took {trial.seconds():.1f}"
+                self.end(trial, TrialState.PRUNED, "timeout", problem)
+            case _:
+                self.end(trial, TrialState.PRUNED, "pruned" if decision == "prune" else decision)
 
     def drop_lost(self, claim: Claim) -> None:
         """Drop a trial whose lease another worker holds. Nothing more is written to it."""

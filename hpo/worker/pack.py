@@ -4,36 +4,32 @@ Each trial of a pack has a lane. When a trial ends, its lane is refilled with an
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from optuna.trial import TrialState
 
 from hpo.errors import Unwritable
-from hpo.runs import checkpoints
-from hpo.runs.metrics import append_metrics
-from hpo.runs.run_dir import to_json_value
 from hpo.runs.trainable import build_runs, pack_key, parse_report
 from hpo.worker.executor import TrialExecutor
 from hpo.worker.failures import classify_failure
-from hpo.worker.finish import finish_run
+from hpo.worker.lanes import Lanes
 from hpo.worker.resume import resume_run
 from hpo.worker.signals import SignalHandler, TrialTimeout
 from hpo.worker.trial import RunningTrial
 
 
-class PackRunner:
+class PackRunner(Lanes):
     """Trains the executor's first trial, and the trials of the same shape, until no such trial is left."""
 
     def __init__(self, executor: TrialExecutor, size: int, signals: SignalHandler) -> None:
         """Choose the trials of the pack. size: number of lanes at most."""
-        self.executor, self.signals = executor, signals
-        self.study = executor.stored.study
+        super().__init__(executor, signals)
         first = executor.trials[0]
         self.key = pack_key(first.config)
         same_shape = [trial for trial in executor.trials if not trial.alone and pack_key(trial.config) == self.key]
         self.first_trials = [first] if first.alone else same_shape[:size]
-        self.lanes: dict[int, RunningTrial] = {}
+        self.due: list[int] = []  # lanes whose trials must be probed before anything is decided about them
         self.started = False
 
     def run(self, should_stop: Callable[[], bool], refill: Callable[[], None]) -> int | None:
@@ -75,17 +71,20 @@ class PackRunner:
 
     def _train(self, should_stop: Callable[[], bool], refill: Callable[[], None]) -> None:
         """Train from rung to rung, and report each rung of each lane."""
+        self._probe()
         self._start_timeout()
         for _, reports in self.runs:
             self.signals.cancel_timeout()  # a timeout must not interrupt the reports of a rung
             for lane, metrics in reports.items():
                 if self._report(lane, self.lanes[lane], metrics):
                     del self.lanes[lane]
+            self._probe()
             self._drop_lost()
             if should_stop():
                 return
             refill()
             self._fill_lanes()
+            self._probe()
             self._start_timeout()
         for trial in list(self.lanes.values()):
             self.executor.end(trial, TrialState.FAIL, "error", "the training function ended before its last rung")
@@ -102,6 +101,9 @@ class PackRunner:
         """
         rung = resume_run(self.executor, self.runs, lane, trial)
         if rung < self.study.rungs:
+            if rung > 0 and rung == trial.rung and self.executor.prober.is_due(trial, rung):
+                self.due.append(lane)
+                return False
             return rung > 0 and rung == trial.rung and self._decide_resumed(lane, trial)
         self._stop(lane, trial)
         self.executor.complete(trial, trial.frozen.intermediate_values[rung])
@@ -120,7 +122,7 @@ class PackRunner:
             self.executor.drop_lost(trial.claim)
         elif decision == "killed":
             self._stop(lane, trial)
-            self._end(trial, decision)
+            self.executor.end_by(trial, decision)
         return decision != "continue"
 
     def _report(self, lane: int, trial: RunningTrial, metrics: Any) -> bool:
@@ -129,100 +131,46 @@ class PackRunner:
             rung, value, trial.metrics = parse_report(metrics, self.study.file.objective)
         except Exception as error:  # this trial alone has failed, not its pack
             return self._fail(lane, trial, error)
+        is_new = rung >= trial.rung  # an earlier attempt has already decided about other rungs
         try:
-            decision = self._report_value(trial, rung, value)
+            status = self._report_value(trial, rung, value)
         except Unwritable as error:  # the files of this trial alone
             return self._fail(lane, trial, error)
-        if decision == "lost":
-            self._stop(lane, trial)
-            self.executor.drop_lost(trial.claim)
-            return True
-        if decision not in ("continue", "pause"):
-            self._stop(lane, trial)
-            self._end(trial, decision)
-            return True
+        if status in ("held", "unreachable") and self.executor.prober.is_due(trial, rung):
+            self.due.append(lane)
+            return self._save_checkpoints(lane, trial, rung, value)
+        decision = self.executor.decide(trial) if is_new and status != "lost" else "continue"
+        return self._conclude(lane, trial, status, decision) or self._continue(lane, trial, decision)
+
+    def _probe(self) -> None:
+        """Train the probes of the trials that are due, and decide about these trials. Their checkpoints are saved."""
+        due, self.due = {lane: self.lanes[lane] for lane in self.due if lane in self.lanes}, []
+        if not due:
+            return
+        self._start_timeout()
+        probes = self.executor.prober.run(self.runs, due)
+        self.signals.cancel_timeout()
+        for lane, trial in due.items():
+            if self._report_probe(lane, trial, probes[lane]):
+                del self.lanes[lane]
+
+    def _report_probe(self, lane: int, trial: RunningTrial, probe: Mapping[str, float]) -> bool:
+        """Report the probe of a trial and decide about the trial; return whether it has left its lane."""
         try:
-            self._save_checkpoints(lane, trial, rung, value)
-        except Exception as error:  # a class of the user may raise anything
+            status = self.executor.prober.report(trial, probe, self.executor.promoter.is_due(trial))
+        except Unwritable as error:  # the files of this trial alone
             return self._fail(lane, trial, error)
-        if decision == "pause":
-            return self._pause(lane, trial)
-        if rung < self.study.rungs:
-            return False
-        finish_run(self.executor, self.runs, self.signals, lane, trial, rung)
-        self._stop(lane, trial)
-        self.executor.complete(trial, value)
-        return True
-
-    def _report_value(self, trial: RunningTrial, rung: int, value: float) -> str:
-        """Report the value of a rung; return what to do with the trial: continue, lost, or why to end it.
-
-        Raises:
-            Unwritable: the metrics cannot be written.
-        """
-        last_rung = trial.rung
-        trial.add_value(rung, value)
-        wait = rung >= self.study.rungs or self.executor.promoter.is_due(trial)
-        status = self.executor.reporter.report_values(trial, wait)
-        if status == "lost":
-            return status
-        append_metrics(trial.folder / "metrics.jsonl", trial.metrics)
-        shown = {key: to_json_value(v) for key, v in trial.metrics.items()}
-        event = {"event": "rung", "trial": trial.number, "rung": rung, "value": to_json_value(value)}
-        self.executor.emit({**event, **shown})
-        # An earlier attempt has already decided about a rung that it reported.
-        decision = self.executor.decide(trial) if rung >= last_rung else "continue"
-        if status == "killed":
-            return status
-        if trial.is_over(self.study.file.limits.seconds) and rung < self.study.rungs:
-            return "timeout"
-        return decision
-
-    def _pause(self, lane: int, trial: RunningTrial) -> bool:
-        """Pause a trial; return True, because it has left its lane."""
-        self._stop(lane, trial)
-        self.executor.pause(trial)
-        return True
-
-    def _stop(self, lane: int, trial: RunningTrial) -> None:
-        """End the run of a lane. An exception in a `finally` block of the training function has no effect."""
-        try:
-            self.runs.stop(lane)
-        except Exception as error:
-            self.executor.note(trial, "while it was closed", error)
-
-    def _fail(self, lane: int, trial: RunningTrial, error: Exception) -> bool:
-        """End or requeue one trial of the pack; return True, because it has left its lane."""
-        self._stop(lane, trial)
-        self.executor.handle_failure(error, [trial])
-        return True
-
-    def _save_checkpoints(self, lane: int, trial: RunningTrial, rung: int, value: float) -> None:
-        loss = self.study.direction.loss
-        best = loss(value) <= min(map(loss, trial.frozen.intermediate_values.values()))
-        # ValueError: the lanes are at different steps. The trial then resumes from an earlier checkpoint.
-        with contextlib.suppress(ValueError):
-            checkpoints.save_checkpoints(self.runs, lane, trial.config, trial.folder, rung, best)
-
-    def _end(self, trial: RunningTrial, decision: str) -> None:
-        match decision:
-            case "killed":
-                self.executor.end(trial, TrialState.FAIL, "killed")
-            case "timeout":
-                self.executor.end(trial, TrialState.PRUNED, "timeout", self._timeout_problem(trial))
-            case _:
-                self.executor.end(trial, TrialState.PRUNED, "pruned" if decision == "prune" else decision)
+        decision = self.executor.decide(trial) if status != "lost" else status
+        if self._conclude(lane, trial, status, decision):
+            return True
+        return decision == "pause" and self._pause(lane, trial)
 
     def _end_timed_out(self) -> None:
         """End the trials that timed out in the middle of a rung. The other trials resume from their last rung."""
         limit = self.study.file.limits.seconds
         for trial in list(self.lanes.values()):
             if trial in self.executor.trials and trial.is_over(limit):
-                self.executor.end(trial, TrialState.PRUNED, "timeout", self._timeout_problem(trial))
-
-    def _timeout_problem(self, trial: RunningTrial) -> str:
-        limit = self.study.file.limits.seconds
-        return f"limits.seconds: allows {limit:g}, the trial took {trial.seconds():.1f}"
+                self.executor.end_by(trial, "timeout")
 
     def _fill_lanes(self) -> None:
         """Start claimed trials of the pack's shape in the free lanes. Other trials wait for another pack."""

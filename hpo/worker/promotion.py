@@ -38,7 +38,7 @@ class Promoter:
         slots = self.stored.slots
         if self.rule is None:
             return slots.claim(self.owner, self.lease_s, is_over, rungs)
-        first_stop = self.rule.next_stop(0)
+        first_stop = self._with_probes(self.rule.next_stop(0))
         claim = slots.claim(self.owner, self.lease_s, is_over, rungs, first_stop, search=False)
         if claim is not None or is_over:
             return claim
@@ -49,7 +49,12 @@ class Promoter:
     def _promotions(self) -> list[Promotion]:
         assert self.rule is not None
         found = self.pruner.promotions()
-        return [Promotion(get_trial_id(t), place, self.rule.next_stop(place.rung)) for t, place in found]
+        stops = {place.rung: self._with_probes(self.rule.next_stop(place.rung)) for _, place in found}
+        return [Promotion(get_trial_id(t), p, stops[p.rung], self._with_probes(p.rung)) for t, p in found]
+
+    def _with_probes(self, rung: int) -> int:
+        """Return the rungs that a trial has trained at a rung, with its probes."""
+        return rung + self.pruner.probes.cost_until(rung, self.pruner.rungs)
 
     def is_due(self, trial: RunningTrial) -> bool:
         """Return whether a trial is at a mark at which nothing was decided about it yet."""
@@ -66,7 +71,7 @@ class Promoter:
         assert self.rule is not None
         place, record = self.pruner.describe_mark(trial.frozen)
         if decision == "continue" and rungs is not None:
-            next_stop = self.rule.next_stop(place.rung)
+            next_stop = self._with_probes(self.rule.next_stop(place.rung))
             if not reserve(self.stored.slots, trial.claim, self.owner, next_stop, rungs[1]):
                 decision, record = "pause", {**record, "tokens": True}
         if decision == "pause":
@@ -82,7 +87,8 @@ class Promoter:
         """Pause a trial for which `settle` has returned "pause"; return False if the lease is lost."""
         assert trial.mark is not None
         metrics: dict[str, Any] = {key: to_json_value(value) for key, value in trial.metrics.items()}
-        return pause(self.stored.slots, trial.claim, self.owner, *trial.mark, {METRICS: metrics})
+        attrs = {METRICS: metrics, **trial.unreported_attrs}
+        return pause(self.stored.slots, trial.claim, self.owner, *trial.mark, attrs, trial.spent_rungs)
 
     def end_paused(self, is_over: bool, rungs: TokenRungs) -> list[FrozenTrial] | None:
         """End the paused trials of a study that has no other work, and return them.

@@ -92,15 +92,18 @@ class Reporter:
             LeaseLost: another attempt holds the lease.
         """
         slots, storage = self.stored.slots, self.stored.store.optuna
-        if not trial.unreported:
-            action = slots.renew_at_rung(trial.claim, self.owner, self.lease_s, trial.rung)
+        if not trial.unreported and not trial.unreported_attrs:
+            action = slots.renew_at_rung(trial.claim, self.owner, self.lease_s, trial.spent_rungs)
             if action is None:
                 raise LeaseLost
             return action
-        with fenced(slots.renewal(trial.claim, self.owner, self.lease_s, trial.rung)) as fence:
+        with fenced(slots.renewal(trial.claim, self.owner, self.lease_s, trial.spent_rungs)) as fence:
             for rung in sorted(trial.unreported):
                 storage.set_trial_intermediate_value(get_trial_id(trial.frozen), rung, trial.unreported[rung])
                 del trial.unreported[rung]
+            for key in list(trial.unreported_attrs):
+                storage.set_trial_user_attr(get_trial_id(trial.frozen), key, trial.unreported_attrs[key])
+                del trial.unreported_attrs[key]
         return str(fence.row[0] or "") if fence.row is not None else ""
 
     def report_end(
@@ -136,7 +139,7 @@ class Reporter:
     def _end_attrs(self, trial: RunningTrial, reason: str, error: str) -> dict[str, Any]:
         """Return the user attributes of a trial that ends."""
         attrs: dict[str, Any] = {METRICS: {k: to_json_value(v) for k, v in trial.metrics.items()}, END_REASON: reason}
-        attrs |= {ERROR: error} if error else {}
+        attrs |= trial.unreported_attrs | ({ERROR: error} if error else {})
         attrs |= {NOTE: trial.note} if trial.note else {}
         attrs |= {PRUNING_DECISION: trial.pruning_decision} if reason == "pruned" else {}
         attrs |= {IS_FEASIBLE: False} if reason in LIMIT_CONSTRAINTS else {}
@@ -146,7 +149,7 @@ class Reporter:
         """Mark the slot of a finished trial as done."""
         self._refresh_at = -math.inf  # a target of the study may be reached since, and then no trial starts
         self.renewer.drop(trial.claim)
-        self.stored.slots.done(trial.claim, self.owner, trial.rung, reason, error_summary(error))
+        self.stored.slots.done(trial.claim, self.owner, trial.spent_rungs, reason, error_summary(error))
 
     def requeue(self, trial: RunningTrial, reason: str, error: str = "", failed: bool = False) -> bool:
         """Set a trial to WAITING and free its slot; return False if the storage is unreachable.

@@ -36,7 +36,8 @@ class RunningTrial:
 
     frozen: the worker's own copy of the Optuna trial. The worker adds each new value to it.
     alone: whether to train the trial in a pack of its own, to find out which trial of a pack has failed.
-    unreported: values by rung that the storage does not have yet, because it was unreachable.
+    unreported: values by rung that the storage does not have yet, because it was unreachable. unreported_attrs:
+    the same for attributes. probe_rungs: tokens of its probes, in rungs, rounded up.
     pruning_decision: the comparison by which the pruner ended the trial.
     mark: the place at the mark at which the trial pauses, and its record.
     note: what a reader of the result should know.
@@ -50,6 +51,8 @@ class RunningTrial:
     metrics: dict[str, Any] = field(default_factory=dict)
     alone: bool = False
     unreported: dict[int, float] = field(default_factory=dict)
+    unreported_attrs: dict[str, Any] = field(default_factory=dict)
+    probe_rungs: int = 0
     pruning_decision: dict[str, Any] | None = None
     mark: tuple[Standing, dict[str, Any]] | None = None
     note: str = ""
@@ -81,6 +84,11 @@ class RunningTrial:
     @property
     def rung(self) -> int:
         return self.frozen.last_step or 0
+
+    @property
+    def spent_rungs(self) -> int:
+        """The rungs that it has trained, with its probes."""
+        return self.rung + self.probe_rungs
 
 
 def open_trial(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:

@@ -23,7 +23,9 @@ def cool_down_branch(run: RunState, share: float) -> RunState:
         raise ValueError("a run can be probed only at one of its rungs")
     planned = run.marks[-1] // run.run.grad_accum
     updates, left = max(1, round(share * planned)), planned - run.n_updates()
-    if updates > left:
+    if updates > left and share * planned <= left + 1:  # by rounding of the marks alone
+        updates = left
+    if updates > left or not left:
         raise ValueError(f"a probe must not be longer than the rest of the run, {left} updates, got {updates}")
     return run.cooling_down(updates)
 
