@@ -5,6 +5,7 @@ from typing import Any
 
 from hpo.analysis.looks import reason_for_pair
 from hpo.analysis.marks import mark_rows, paused_text, pruned_text
+from hpo.analysis.probes import compared_curve, compared_objective
 from hpo.analysis.snapshot import Snapshot, find_trial, trial_status, trial_value
 from hpo.console import format_number, format_value
 from hpo.errors import error_summary
@@ -63,13 +64,15 @@ def recompute(snapshot: Snapshot, trial: Trial) -> Comparison | None:
     record = _pruning_record(trial)
     if record is None or record["rule"] == "asha":  # `mark_rows` checks the ranks
         return None
-    own = {rung: v for rung, v in trial.intermediate_values.items() if rung <= record["rung"]}
+    probed = bool(record.get("probe"))
+    own = {rung: v for rung, v in compared_curve(trial, probed).items() if rung <= record["rung"]}
     return compare_at_last_rung(snapshot.spec["pruner"], own, _peer_curves(snapshot, record), snapshot.direction)
 
 
 def _peer_curves(snapshot: Snapshot, record: Mapping[str, Any]) -> list[Mapping[int, float]]:
     numbers = set(parse_spans(record["peers"]))
-    return [trial.intermediate_values for trial in snapshot.trials if trial.number in numbers]
+    probed = bool(record.get("probe"))
+    return [compared_curve(trial, probed) for trial in snapshot.trials if trial.number in numbers]
 
 
 def _pruning_record(trial: Trial) -> Mapping[str, Any] | None:
@@ -182,7 +185,7 @@ def _pruned(snapshot: Snapshot, trial: Trial) -> str:
 
 def _comparison(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
     """Return the comparison of a pruning rule as a clause: the value of the trial, then the threshold."""
-    rule, objective, peers = snapshot.spec["pruner"], snapshot.objective, _peer_text(record)
+    rule, objective, peers = snapshot.spec["pruner"], compared_objective(snapshot, record), _peer_text(record)
     a, b = distinct_text(record["value"], record["threshold"])
     worse = f"{a}, was {snapshot.direction.worse_side} {b}"
     match rule["name"]:

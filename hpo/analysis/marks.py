@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hpo.analysis.probes import compared_curve, compared_objective, is_probed, probe_plan
 from hpo.analysis.snapshot import Snapshot, trial_status
 from hpo.console import format_number
 from hpo.search.marks import Standing, mark_rungs, ranking
@@ -28,7 +29,9 @@ def places(snapshot: Snapshot) -> dict[int, Standing]:
     if not paused or rule["name"] != "asha":
         return {}
     marks = mark_rungs(rule["min_rungs"], rule["factor"], snapshot.rungs)
-    curves = {t.number: _losses(snapshot, t) for t in snapshot.trials if t.state != State.FAIL}
+    plan, probed = probe_plan(snapshot), is_probed(snapshot)
+    marks = [mark for mark in marks if not probed or (plan and mark in plan.rungs)]
+    curves = {t.number: _losses(snapshot, t, probed) for t in snapshot.trials if t.state != State.FAIL}
     found: dict[int, Standing] = {}
     for mark in {trial.last_step or 0 for trial in paused} & set(marks):
         ranked = ranking(curves, marks, mark)
@@ -38,8 +41,8 @@ def places(snapshot: Snapshot) -> dict[int, Standing]:
     return found
 
 
-def _losses(snapshot: Snapshot, trial: Trial) -> dict[int, float]:
-    return {rung: snapshot.direction.loss(value) for rung, value in trial.intermediate_values.items()}
+def _losses(snapshot: Snapshot, trial: Trial, probed: bool) -> dict[int, float]:
+    return {rung: snapshot.direction.loss(value) for rung, value in compared_curve(trial, probed).items()}
 
 
 def paused_lines(snapshot: Snapshot) -> list[str]:
@@ -94,7 +97,8 @@ def _mark_sentence(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
 
 
 def _value_text(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
-    return f"its {snapshot.objective}, {format_number(record['value'])}, ranked {_rank_text(snapshot, record)}"
+    objective, value = compared_objective(snapshot, record), format_number(record["value"])
+    return f"its {objective}, {value}, ranked {_rank_text(snapshot, record)}"
 
 
 def _rank_text(snapshot: Snapshot, record: Mapping[str, Any]) -> str:
@@ -120,8 +124,9 @@ def paused_text(snapshot: Snapshot, trial: Trial) -> str:
 def _recomputed_rank(snapshot: Snapshot, trial: Trial, record: Mapping[str, Any]) -> int:
     """Return the rank of a trial at a mark among the recorded trials, from the stored curves."""
     rung, numbers = record["rung"], set(parse_spans(record["peers"]))
-    curves = {t.number: _losses(snapshot, t) for t in snapshot.trials if t.number in numbers}
+    probed = bool(record.get("probe"))
+    curves = {t.number: _losses(snapshot, t, probed) for t in snapshot.trials if t.number in numbers}
     losses = {number: curve.get(rung, math.inf) for number, curve in curves.items()}
     losses = {number: loss if math.isfinite(loss) else math.inf for number, loss in losses.items()}
-    own = (_losses(snapshot, trial)[rung], trial.number)
+    own = (_losses(snapshot, trial, probed)[rung], trial.number)
     return 1 + sum((loss, number) < own for number, loss in losses.items())

@@ -2,6 +2,7 @@
 
 import math
 
+from hpo.analysis.probes import full_rungs, is_probed, probe_rungs, probe_tokens
 from hpo.analysis.snapshot import GIVEN_KINDS, Snapshot, trial_status
 from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.trials import State, Trial
@@ -19,8 +20,8 @@ def has_ended(snapshot: Snapshot) -> bool:
     if (
         budget.get("tokens") and snapshot.rung_tokens
     ):  # a trial starts only if the rest of the budget pays for all of it
-        spent = sum(t.last_step or 0 for t in snapshot.own)
-        over = over or spent + snapshot.rungs > math.ceil(budget["tokens"] / snapshot.rung_tokens)
+        spent = sum(t.last_step or 0 for t in snapshot.own) + probe_rungs(snapshot)
+        over = over or spent + full_rungs(snapshot) > math.ceil(budget["tokens"] / snapshot.rung_tokens)
     over = over or snapshot.target is not None
     if n["running"] or snapshot.in_state(State.WAITING):
         return False
@@ -38,16 +39,33 @@ def searched_trials(snapshot: Snapshot) -> list[Trial]:
 
 
 def token_counts(snapshot: Snapshot) -> dict[str, int | None]:
-    """Return the tokens trained and the tokens saved by pruning, None where the training function counts no tokens."""
+    """Return the tokens trained, with those of probes, and the tokens saved by pruning.
+
+    The values are None where the training function counts no tokens. A study with probes also has their tokens.
+    """
     if snapshot.rung_tokens is None:
         return {"trained": None, "saved_by_pruning": None}
     trained = sum(_rung_tokens(snapshot, t) * (t.last_step or 0) for t in snapshot.own)
     pruned = [t for t in snapshot.own if t.state == State.PRUNED]
     saved = sum(_rung_tokens(snapshot, t) * (snapshot.rungs - (t.last_step or 0)) for t in pruned)
-    return {"trained": round(trained), "saved_by_pruning": round(saved)}
+    probed = probe_tokens(snapshot)
+    return {
+        "trained": round(trained) + probed,
+        "saved_by_pruning": round(saved),
+        **({"probes": probed} if is_probed(snapshot) else {}),
+    }
 
 
 def _rung_tokens(snapshot: Snapshot, trial: Trial) -> float:
     """Return the tokens between two rungs of a trial. The trials of a ladder have different lengths."""
     length = (trial.user_attrs.get(FIXED_VALUES) or {}).get("run.tokens")
     return length / snapshot.rungs if length else float(snapshot.rung_tokens or 0)
+
+
+def tokens_text(snapshot: Snapshot) -> str:
+    """Return the tokens of a study as a clause, "" where the training function counts no tokens."""
+    tokens = token_counts(snapshot)
+    if tokens["trained"] is None:
+        return ""
+    probed = f" ({tokens['probes']:,} of them in probes)" if "probes" in tokens else ""
+    return f"{tokens['trained']:,} tokens trained{probed}, {tokens['saved_by_pruning']:,} saved by pruning"

@@ -28,6 +28,7 @@ class Snapshot:
     seconds since the first launch. rows: what became of the rows of the data, empty if an earlier version prepared it.
     uid: "" for a study of an earlier version of hpo. paused: slots whose trials are paused.
     arithmetic: device, precision, compilation and attention, {} until a worker resolves them; None in earlier versions.
+    probe: what `probe: auto` has decided, {} until then.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Snapshot:
     stalled: Mapping[int, int] = field(default_factory=dict)
     paused: frozenset[int] = frozenset()
     arithmetic: Mapping[str, Any] | None = None
+    probe: Mapping[str, Any] | None = None
 
     @property
     def first_name(self) -> str:
@@ -204,6 +206,7 @@ def read_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
         stalled=slots.stalled(),
         paused=slots.paused(),
         arithmetic=attrs.get(attributes.ARITHMETIC),
+        probe=attrs.get(attributes.PROBE_PLAN),
     )
 
 
@@ -243,8 +246,7 @@ def find_trial(snapshot: Snapshot, number: int) -> Trial:
     Raises:
         Problem: the study has no such trial.
     """
-    for trial in snapshot.trials:
-        if trial.number == number:
-            return trial
+    if found := [trial for trial in snapshot.trials if trial.number == number]:
+        return found[0]
     existing = f"it has trials 0 to {len(snapshot.trials) - 1}" if snapshot.trials else "it has no trials yet"
     raise Problem(f"trial: study {snapshot.name} has no trial {number}; {existing}")

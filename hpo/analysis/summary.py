@@ -9,6 +9,7 @@ from hpo.analysis.improvements import improvement_records
 from hpo.analysis.looks import sequential_record
 from hpo.analysis.marks import paused_records
 from hpo.analysis.noise import baseline_text, decimals, rounded, sigmas
+from hpo.analysis.probes import probe_record
 from hpo.analysis.progress import token_counts, trial_counts
 from hpo.analysis.snapshot import Snapshot, trial_status, trial_value
 from hpo.analysis.targets import Milestone, milestone_records, milestones, target_records
@@ -56,6 +57,8 @@ def optional_fields(snapshot: Snapshot, best: Trial | None) -> dict[str, Any]:
         fields["improvements"] = improvement_records(snapshot)
     if (looks := sequential_record(snapshot)) is not None:
         fields["sequential"] = looks
+    if (probes := probe_record(snapshot)) is not None:
+        fields["probes"] = probes
     if snapshot.paused:
         fields["paused"] = paused_records(snapshot)
     if targets := snapshot.spec.get("targets"):

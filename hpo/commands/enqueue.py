@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from pydantic import BaseModel
 
+from hpo.analysis.probes import full_rungs
 from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status
 from hpo.config.overrides import apply_overrides, parse_overrides
 from hpo.console import command_line, format_value
@@ -198,7 +199,8 @@ def obstacles(store: Store, snapshot: Snapshot, slots: Slots) -> list[str]:
     hours, tokens = snapshot.budget.get("hours"), snapshot.budget.get("tokens")
     if hours and snapshot.elapsed >= 3600 * float(hours):
         lines.append(f"the budget of {hours:g} hours is used up; `hpo launch` with larger --hours starts the trial")
-    if tokens and snapshot.rung_tokens and slots.rungs() + snapshot.rungs > math.ceil(tokens / snapshot.rung_tokens):
+    needed = slots.rungs() + full_rungs(snapshot) if tokens and snapshot.rung_tokens else 0
+    if tokens and snapshot.rung_tokens and needed > math.ceil(tokens / snapshot.rung_tokens):
         lines.append(
             f"the budget of {tokens:,} tokens has no room for another trial; "
             "`hpo launch` with a larger budget starts the trial"

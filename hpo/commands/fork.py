@@ -27,6 +27,7 @@ from hpo.storage.attributes import (
     LIMIT_CONSTRAINTS,
     MACHINE,
     METRICS,
+    PROBES,
 )
 from hpo.storage.locks import creation_lock
 from hpo.storage.store import Store
@@ -40,7 +41,7 @@ from hpo.study.stored import study_from_spec
 from model.section import flat
 
 FROM = "forked_from"  # user attribute of a copied trial: study/number
-COPIED = (END_REASON, METRICS, IS_FEASIBLE, MACHINE)  # user attributes that a copied trial keeps
+COPIED = (END_REASON, METRICS, IS_FEASIBLE, MACHINE, PROBES)  # user attributes that a copied trial keeps
 
 
 def fork_study(

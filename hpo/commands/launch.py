@@ -7,6 +7,7 @@ from typing import Any
 
 from hpo.analysis.export import changed_fields, export_text
 from hpo.analysis.improvements import improvement_lines
+from hpo.analysis.probes import probe_lines
 from hpo.analysis.progress import has_ended, token_counts, trial_counts
 from hpo.analysis.snapshot import Snapshot, best_trial, read_snapshot
 from hpo.analysis.summary import best_summary, goal_lines
@@ -117,8 +118,9 @@ def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, se
     ended = n["complete"] + n["pruned"] + n["failed"]
     savings = ""
     if spent["trained"] and spent["saved_by_pruning"]:
-        share = spent["saved_by_pruning"] / (spent["trained"] + spent["saved_by_pruning"])
-        savings = f"; pruning saved {share:.0%} of the tokens"
+        probed = spent.get("probes") or 0
+        share = (spent["saved_by_pruning"] - probed) / (spent["trained"] - probed + spent["saved_by_pruning"])
+        savings = f"; pruning saved {share:.0%} of the tokens" + (", net of probes" if probed else "")
     say(
         f"{snapshot.name}: {ended} trials after {format_duration(seconds)}: {n['complete']} complete, "
         f"{n['pruned']} pruned, {n['failed']} failed{savings}"
@@ -158,7 +160,7 @@ def conclude_arms(snapshot: Snapshot, folder: Path, options: LaunchOptions, seco
 def result_lines(snapshot: Snapshot, path: Path, options: LaunchOptions) -> list[str]:
     """Return lines with the best trial, its differences from the baseline, and the next commands."""
     best = best_trial(snapshot)
-    lines = [best_summary(snapshot), *goal_lines(snapshot), *improvement_lines(snapshot), ""]
+    lines = [best_summary(snapshot), *probe_lines(snapshot), *goal_lines(snapshot), *improvement_lines(snapshot), ""]
     changed = changed_fields(snapshot, best)
     width = max((len(field) for field, _, _ in changed), default=0)
     lines += [

@@ -10,7 +10,8 @@ from hpo.analysis.improvements import improvement_lines
 from hpo.analysis.looks import look_lines
 from hpo.analysis.marks import pause_text, paused_lines, paused_trials, places
 from hpo.analysis.noise import rounded, sigmas
-from hpo.analysis.progress import has_ended, token_counts, trial_counts
+from hpo.analysis.probes import probe_lines, probe_values
+from hpo.analysis.progress import has_ended, tokens_text, trial_counts
 from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status, trial_value
 from hpo.analysis.summary import best_summary, goal_lines, milestones_of, objective_column, stalled_lines, summary
 from hpo.analysis.targets import milestone_records
@@ -75,7 +76,7 @@ def _print_status(store: OpenStorage, name: str | None, format: Format) -> bool:
 
 def _status_text(snapshot: Snapshot) -> str:
     """Return the status of a study as a few lines."""
-    n, spent = trial_counts(snapshot), token_counts(snapshot)
+    n = trial_counts(snapshot)
     total = sum(snapshot.slots.values()) if snapshot.budget.get("trials") else None  # with the added trials
     lines = [
         f"{snapshot.name}: {n['complete'] + n['pruned'] + n['failed']} of {total or 'any number of'} trials ended, "
@@ -94,8 +95,8 @@ def _status_text(snapshot: Snapshot) -> str:
     if failures:
         lines.append("of these " + ", ".join(f"{count} {end}" for end, count in failures.items()))
     lines += _event_lines(snapshot)
-    if spent["trained"] is not None:
-        lines.append(f"{spent['trained']:,} tokens trained, {spent['saved_by_pruning']:,} saved by pruning")
+    lines += [text] if (text := tokens_text(snapshot)) else []
+    lines += probe_lines(snapshot)
     lines += [best_summary(snapshot) or "no trial is complete yet", *look_lines(snapshot), *goal_lines(snapshot)]
     lines += improvement_lines(snapshot)
     lines += [f"note: {note}" for note in study_warnings(snapshot)]
@@ -141,6 +142,7 @@ def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:
         **_result(snapshot, trial),
         "params": dict(trial.params),
         "curve": {str(rung): rounded(snapshot.noise, v) for rung, v in sorted(trial.intermediate_values.items())},
+        **({"probes": dict(probes)} if (probes := probe_values(trial)) else {}),
         **({"milestones": _milestones(snapshot, trial)} if snapshot.spec.get("milestones") else {}),
         "metrics": _round_objective(snapshot, attrs.get(METRICS, {})),
         "worker": attrs.get("worker"),

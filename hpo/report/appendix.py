@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hpo.analysis.progress import token_counts, trial_counts
+from hpo.analysis.progress import token_counts, tokens_text, trial_counts
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.summary import objective_column, objective_decimals
 from hpo.config.yaml import dump_yaml
@@ -81,7 +81,7 @@ def _budget_facts(snapshot: Snapshot) -> dict[str, Any]:
     facts["trials"] = f"{len(snapshot.own)} started, {trial_counts(snapshot)['waiting']} waiting"
     tokens = token_counts(snapshot)
     if tokens["trained"] is not None:
-        facts["tokens"] = f"{tokens['trained']:,} trained, {tokens['saved_by_pruning']:,} saved by pruning"
+        facts["tokens"] = tokens_text(snapshot)
     else:
         facts["rungs"] = f"{sum(t.last_step or 0 for t in snapshot.own):,} trained"
     seconds = sum(t.duration.total_seconds() for t in timeline.finished_trials(snapshot) if t.duration)

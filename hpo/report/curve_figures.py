@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from hpo.analysis.improvements import CLEAR_SIGMAS, improvements
 from hpo.analysis.looks import runs_by_arm
 from hpo.analysis.noise import Noise
+from hpo.analysis.probes import probe_values
 from hpo.analysis.progress import searched_trials
 from hpo.analysis.snapshot import Snapshot
 from hpo.report.axes import short
@@ -18,6 +19,7 @@ from hpo.report.style import (
     BAND,
     BLUE,
     FAINT,
+    GREEN,
     INK,
     ORANGE,
     AnnotatedFigure,
@@ -57,6 +59,7 @@ def curves_figure(snapshot: Snapshot, max_curves: int = MAX_CURVES) -> Annotated
     if best is not None and best is not base:
         name = f"best: trial {best.number}"
         _draw_curves(figure, [best], step, name=name, line={"color": ORANGE, "width": 2.4})
+    _draw_probes(figure, shown, step)
     anchors, targets = anchor_levels(snapshot), snapshot.spec.get("targets") or {}
     for name, level in anchors.items():
         draw_level(level, name, figure)
@@ -85,6 +88,18 @@ def _draw_curves(figure: go.Figure, trials: Sequence[Trial], step: float, **styl
     mode = "lines" if len(curves["x"]) > 2 * len(trials) else "markers"
     hover = "%{text}: %{y:.4f}<extra></extra>"
     figure.add_trace(go.Scatter(**curves, mode=mode, connectgaps=False, hovertemplate=hover, **style))
+
+
+def _draw_probes(figure: go.Figure, trials: Sequence[Trial], step: float) -> None:
+    """Draw the values of the cool-down probes as marks."""
+    probes = [(int(r) * step, v, t.number) for t in trials for r, v in probe_values(t).items() if v is not None]
+    if not probes:
+        return
+    x, y, numbers = zip(*probes, strict=True)
+    mark = {"symbol": "triangle-down", "size": 6, "color": GREEN, "opacity": 0.7}
+    hover = "probe of trial %{text}: %{y:.4f}<extra></extra>"
+    shown = {"mode": "markers", "name": "probes", "marker": mark, "text": numbers, "hovertemplate": hover}
+    figure.add_trace(go.Scatter(x=x, y=y, **shown))
 
 
 def _draw_noise_band(figure: go.Figure, floor: Noise, step: float) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.noise import baseline_text
+from hpo.analysis.probes import is_probed, probe_lines
 from hpo.analysis.progress import token_counts, trial_counts
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import LEVEL
@@ -46,6 +47,8 @@ def _main_results(snapshot: Snapshot) -> dict[str, Any]:
         results["baseline"] = f"{baseline_text(snapshot.noise)}, mean and standard deviation"
     elif base is not None and snapshot.baseline_value is not None:
         results["baseline"] = f"{fixed(snapshot.baseline_value, d)} (trial {base.number}, one seed)"
+    if probes := probe_lines(snapshot):
+        results["probes"] = "; ".join(line.removeprefix("probes: ") for line in probes)
     return results | {f"{name} model": fixed(level, d) for name, level in anchor_levels(snapshot).items()}
 
 
@@ -63,6 +66,8 @@ def curves_section(snapshot: Snapshot) -> Iterator[str]:
             _noise_note(snapshot) + _anchor_note(snapshot) + "All trials of a study train on the same batches in "
         )
         caption += "the same order, so curves of one seed can be compared point by point."
+        if is_probed(snapshot):
+            caption += " Triangles: probes, at the tokens of the rung where they leave the run."
         yield figure_html(curve_figures.curves_figure(snapshot), "curves", caption)
         yield from _history(snapshot)
     if any(t.state == State.PRUNED for t in snapshot.own):
@@ -88,7 +93,8 @@ def _pruning(snapshot: Snapshot) -> Iterator[str]:
     tokens = token_counts(snapshot)
     caption = "Number of trials that trained each stretch of a run, and number of trials stopped before it. "
     if tokens["trained"] is not None:
-        caption += f"{tokens['trained']:,} tokens were trained, {tokens['saved_by_pruning']:,} tokens were saved. "
+        probed = f" ({tokens['probes']:,} of them in probes)" if "probes" in tokens else ""
+        caption += f"{tokens['trained']:,} tokens were trained{probed}, {tokens['saved_by_pruning']:,} were saved. "
     caption += "A pruned trial might have become the best at its end; baselines are never pruned."
     yield figure_html(curve_figures.pruning_figure(snapshot), "saved", caption)
 

@@ -53,7 +53,7 @@ class HeldTrials:
             within=stored.study.file.about.get(CELL_FIELDS, ()),
         )
         self.promoter = Promoter(stored, owner, lease_s, self.pruner)
-        self.prober = Prober(stored, self.reporter, self.pruner, self.log_event)
+        self.prober = Prober(stored, self.reporter, self.pruner, emit)
         self.datasets = PreparedDatasets()
         self.breaker = CircuitBreaker()
         self.trials: list[RunningTrial] = []

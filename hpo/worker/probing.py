@@ -1,10 +1,11 @@
 """Probe the runs of one owner at probed rungs, and decide for `probe: auto` whether a study probes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from optuna.trial import TrialState
 
+from hpo.console import fixed
 from hpo.errors import StorageError
 from hpo.optuna_internals.objects import get_study_id
 from hpo.queue.stored_study import StoredStudy
@@ -15,6 +16,7 @@ from hpo.search.probes import NO_PROBES, ProbePlan, decide_now
 from hpo.search.pruning import CachedPruner
 from hpo.storage.attributes import FORKED, PROBE_PLAN, PROBE_TOKENS, PROBES, RETRIED
 from hpo.storage.studies import fill_attr
+from hpo.worker.events import EventListener
 from hpo.worker.reporter import LeaseStatus, Reporter
 from hpo.worker.trial import RunningTrial
 from model.config import TrainConfig
@@ -23,11 +25,9 @@ from model.config import TrainConfig
 class Prober:
     """The cool-down probes of the trials that one owner holds."""
 
-    def __init__(
-        self, stored: StoredStudy, reporter: Reporter, pruner: CachedPruner, log: Callable[[str, str], None]
-    ) -> None:
-        """Probe nothing until `update`. log: stores an event from its type and text."""
-        self.stored, self.reporter, self.pruner, self.log = stored, reporter, pruner, log
+    def __init__(self, stored: StoredStudy, reporter: Reporter, pruner: CachedPruner, emit: EventListener) -> None:
+        """Probe nothing until `update`. emit: receives the worker's events."""
+        self.stored, self.reporter, self.pruner, self.emit = stored, reporter, pruner, emit
         self.n_complete = -1  # trials among which `auto` has last looked for evidence
 
     def update(self) -> None:
@@ -51,12 +51,13 @@ class Prober:
             if plan is None:
                 return None
             record = fill_attr(self.stored.store, get_study_id(optuna_study), PROBE_PLAN, plan.record())
+            if record == plan.record():
+                self.emit({"event": "note", "text": plan.text()})
+                self.stored.slots.log("probes", plan.text().removeprefix("probes: "))
         except StorageError as error:
             if not error.passing:
                 raise
             return None
-        if record == plan.record():
-            self.log("probes", plan.text().partition(": ")[2])
         return study.probe_plan(record)
 
     def take_stored(self, trial: RunningTrial) -> None:
@@ -92,4 +93,7 @@ class Prober:
         status = self.reporter.report_values(trial, wait)
         if status != "lost":
             append_metrics(trial.folder / "metrics.jsonl", trial.metrics)
+            rung, shown = trial.metrics["rung"], "diverged" if not math.isfinite(value) else fixed(value, 4)
+            event = {"event": "probe", "trial": trial.number, "rung": rung, "value": to_json_value(value)}
+            self.emit({**event, "text": f"trial {trial.number}: probe at rung {rung}/{self.pruner.rungs}, {shown}"})
         return status
