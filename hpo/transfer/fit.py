@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from hpo.transfer.laws import Layout, Runs, excess, loss, minimum, optimum
 
 # A run far from the optimum says little about its place: its error grows with its excess, by this share.
-MISFIT = 0.15
+MISFIT = 0.12
 FAR = 8.0  # runs whose excess is more than this many times the median excess have diverged
 FREEDOM = 4.0  # of Student's t, whose weights limit single outliers
 ROUNDS = 4

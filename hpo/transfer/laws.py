@@ -26,8 +26,8 @@ from hpo.transfer.fields import Axis
 # batch: Step Law 0.57, Power Lines (2505.13738) 0.38, its critical batch 0.46, nanochat 0.38; no effect of size.
 # decay: nanochat D^-0.81, Power Lines and a constant horizon 0 to -0.5.
 EXPONENTS = {
-    "lr": ((0.1, 0.25), (-0.4, 0.25)),
-    "batch": ((0.45, 0.12), (0.0, 0.12)),
+    "lr": ((0.1, 0.35), (-0.4, 0.35)),
+    "batch": ((0.47, 0.2), (0.0, 0.15)),
     "decay": ((-0.4, 0.3), (0.0, 0.2)),
     "other": ((0.0, 0.1), (0.0, 0.1)),
 }
@@ -37,9 +37,9 @@ COUPLINGS = {("lr", "batch"): (-0.35, 0.2)}
 COUPLING = (0.0, 0.25)
 SKEW = {"lr": (1.0, 0.5), "batch": (-0.3, 0.4)}
 CURVATURE_EXPONENT = (-0.1, 0.15)  # in tokens and in size
-LOSS_EXPONENTS = ((0.32, 0.08), (0.34, 0.08))  # tokens 0.28 and 0.37, size 0.34 and 0.35: 2203.15556, 2404.10102
+LOSS_EXPONENTS = ((0.32, 0.1), (0.34, 0.1))  # tokens 0.28 and 0.37, size 0.34 and 0.35: 2203.15556, 2404.10102
 REDUCIBLE = (-0.8, 0.7)  # logit of the share of the loss that tokens and size reduce, at the middle of the ladder
-CELL_DEVIATION = 0.003  # of the minimum of a cell from the power laws, as a share of the loss; widened by the data
+CELL_DEVIATION = 0.0075  # of the minimum of a cell from the power laws, as a share of the loss; the data widen it
 SMALL_SKEW = 1e-3  # below it, LINEX is a parabola to rounding
 STEEP = 5.0  # largest exponent of LINEX, beyond which it goes on as a straight line
 
