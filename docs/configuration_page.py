@@ -8,7 +8,8 @@ from hpo.evidence.claims.schema import ArithmeticTest, ArmsTest, ClaimedEffect, 
 from hpo.replay.description import Arrays, CurvesFile
 from hpo.search.prior import ChoicePrior, Prior
 from hpo.search.ranges import Choices, Range
-from hpo.study.spec import Budget, Limits, StudyFile
+from hpo.study.limits import Budget, Limits
+from hpo.study.spec import StudyFile
 from model.config import TrainConfig
 
 INTRODUCTION = """# Configuration reference

@@ -109,3 +109,14 @@ def user_code() -> Iterator[None]:
 def raised_error(error: BaseException) -> BaseException:
     """Return what code of the user has raised: the cause of a `UserExit`, otherwise the error itself."""
     return error.__cause__ if isinstance(error, UserExit) and error.__cause__ is not None else error
+
+
+class CommandFailed(RuntimeError):
+    """The command of a study ended before its last rung. The message holds the last lines of its output.
+
+    by_signal: whether a signal from outside ended it, so that another attempt may succeed.
+    """
+
+    def __init__(self, message: str, by_signal: bool = False) -> None:
+        super().__init__(message)
+        self.by_signal = by_signal

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|cannot allocate memory|CUBLAS_STATUS_ALLOC_FAILED|"
-    r"CUDNN_STATUS_ALLOC_FAILED|bad_alloc|Invalid buffer size",
+    r"CUDNN_STATUS_ALLOC_FAILED|bad_alloc|Invalid buffer size|\bMemoryError\b|\bOutOfMemoryError\b",
     re.IGNORECASE,
 )
 _DEVICE = re.compile(

@@ -12,6 +12,7 @@ from hpo.search.direction import Direction
 from hpo.storage.attributes import FIXED_VALUES, MACHINE
 from hpo.storage.trials import Trial
 from hpo.study.arithmetic import with_arithmetic
+from hpo.study.command import plan_as_json
 from hpo.study.spec import Study
 from hpo.study.stored import study_from_spec
 from model.section import changes, flat
@@ -54,10 +55,16 @@ def provenance(snapshot: Snapshot, trial: Trial, known: str = "") -> dict[str, A
         "sampler_seed": snapshot.spec["seed"],
         "data_hash": snapshot.data_hash,
         "anchors": dict(snapshot.anchors),
-        "train": snapshot.spec["train"],
-        "config": snapshot.spec["config"],
+        **_code(snapshot.spec),
         **trial.user_attrs.get(MACHINE, {}),
     }
+
+
+def _code(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what trains a configuration: a command, or the addresses of a function and of a class."""
+    if spec.get("command") is not None:
+        return {"command": plan_as_json(spec)}
+    return {"train": spec["train"], "config": spec["config"]}
 
 
 def export_text(snapshot: Snapshot, trial: Trial, known: str = "") -> str:

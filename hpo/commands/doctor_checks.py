@@ -206,7 +206,7 @@ def _check_data(snapshot: Snapshot) -> CheckResult:
     name = snapshot.name
     local = None
     try:
-        if "config" not in named_code(snapshot.spec):  # other training code loads its own data
+        if not named_code(snapshot.spec).keys() & {"config", "command"}:  # other training code loads its own data
             local = PreparedDatasets().data_hash(TrainConfig.model_validate(snapshot.spec["base"]))
     except Problem as problem:
         return CheckResult("data", "error", f"{name}: {problem}", "put the data where the study expects it")

@@ -64,10 +64,13 @@ def _check_confirmable(study: Study) -> None:
     if study.file.arms is not None:
         raise Problem(f"--confirm: must be omitted, because {study.name} has arms, which are already compared")
     if seed_path(study.base) is None:
+        what = "command of" if study.file.command is not None else "config of"
+        field = "{seed}" if study.file.command is not None else "field run.seed or seed"
         raise Problem(
-            f"--confirm: must be omitted, because the config of {study.name} has no field run.seed or seed, in which "
-            "pairs of runs differ"
+            f"--confirm: must be omitted, because the {what} {study.name} has no {field}, in which pairs of runs differ"
         )
+    if study.file.command is not None and not study.file.baseline:
+        raise Problem(f"--confirm: must be used with baseline, which {study.source} does not have")
 
 
 def _confirm_best(options: LaunchOptions, name: str) -> int:

@@ -9,17 +9,18 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from hpo.commands.train_command import train_command
+from hpo.commands.train_output import collected_signals, origin, run_folder, rung_line
 from hpo.config.files import config_path, config_text, read_config
 from hpo.config.importer import error_location, model_class
 from hpo.config.overrides import apply_overrides
 from hpo.config.validation import error_messages
-from hpo.console import command_line, format_number, say, show
-from hpo.errors import Interruption, Problem, WorkFailed, raised_error
+from hpo.console import command_line, say, show
+from hpo.errors import Problem, WorkFailed, raised_error
 from hpo.runs import checkpoints, trainable
 from hpo.runs.arithmetic import idle_device_note
 from hpo.runs.datasets import PreparedDatasets, data_note, rows_text
 from hpo.runs.metrics import append_metrics, metric, read_metrics, truncate_metrics
-from hpo.runs.provenance import describe_machine
 from hpo.runs.resources import available_cores, set_thread_environment, threads_in_use
 from hpo.runs.run_dir import write_file
 from hpo.search.direction import Direction
@@ -42,6 +43,8 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
     # The last bits of a loss depend on the number of threads. Torch reads the number when it is imported, and a module
     # of the user may import torch.
     _set_threads(path, provenance)
+    if "command" in provenance:
+        return train_command(path, tree, provenance, overrides, run_folder(path, out, resume))
     config = _validated(path, tree, provenance, overrides)
     datasets = PreparedDatasets()
     _warn_of_other_data(provenance, datasets.data_hash(config), overrides)
@@ -49,25 +52,17 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
         say(f"data: {rows}")
     for note in filter(None, (data_note(config), idle_device_note(config))):
         say(note)
-    folder = _run_folder(path, out, resume)
+    folder = run_folder(path, out, resume)
     target = str(provenance.get("train", DEFAULT_TRAIN))
     with _explained_failures(path, target):
         runs = trainable.build_runs(target, [config], **datasets.training_arguments(config))
         if resume:
             _resume(runs, folder)
         write_file(
-            folder / "config.yaml", config_text(config, _origin(provenance, datasets.data_hash(config), overrides))
+            folder / "config.yaml", config_text(config, origin(provenance, datasets.data_hash(config), overrides))
         )
         maximize = provenance.get("direction") == Direction.MAXIMIZE
         return _train_to_end(runs, config, folder, str(provenance.get("objective", "val_loss")), maximize)
-
-
-def _origin(provenance: Mapping[str, Any], data_hash: str | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the provenance of the run: that of its configuration, and this machine."""
-    origin = {**provenance, **describe_machine(), "data_hash": data_hash}
-    if overrides:  # the configuration differs from the trial's, so the trial's value does not hold for it
-        origin = {key: v for key, v in origin.items() if key not in ("value", "state")} | {"set": list(overrides)}
-    return origin
 
 
 @contextmanager
@@ -114,7 +109,7 @@ def _train_to_end(runs: trainable.Runs, config: BaseModel, folder: Path, objecti
     """Train to the end and print one line per rung. After Ctrl-C or SIGTERM, stop at the next rung."""
     log, loss = folder / "metrics.jsonl", Direction.MAXIMIZE.loss if maximize else Direction.MINIMIZE.loss
     value = best = math.nan
-    with _collected_signals() as signals:
+    with collected_signals() as signals:
         for _, reports in runs:
             rung, value, metrics = trainable.parse_report(reports[0], objective)
             if math.isnan(best):  # the first rung of this process
@@ -123,7 +118,7 @@ def _train_to_end(runs: trainable.Runs, config: BaseModel, folder: Path, objecti
                 best = min((loss(v) for v in known if v is not None), default=math.inf)
             append_metrics(log, metrics)
             try:
-                show(_rung_line(rung, value, objective, metrics))
+                show(rung_line(rung, value, objective, metrics))
             except BrokenPipeError:  # as of `| head`
                 signals.append(signal.SIGPIPE)
             except (OSError, ValueError):  # a full disk, or training code has closed the stream: the run continues
@@ -159,37 +154,6 @@ def _conclude(folder: Path, objective: str, value: float) -> int:
     return 0
 
 
-@contextmanager
-def _collected_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM. The second one raises Interruption."""
-    signals: list[int] = []
-
-    def stop(number: int, _: Any) -> None:
-        if signals:
-            raise Interruption
-        signals.append(number)
-        say("stopping after this rung, with a checkpoint; press Ctrl-C again to stop immediately")
-
-    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, handler)
-
-
-def _rung_line(rung: int, value: float, objective: str, metrics: Mapping[str, Any]) -> str:
-    parts = [f"rung {rung}", f"{objective} {format_number(value)}"]
-    if "tokens" in metrics:
-        parts.insert(1, f"tokens {metrics['tokens']:,}")
-    for key in ("val_bpb", "ema_val_loss", "train_loss", "lr", "tokens_per_second"):
-        if metrics.get(key) is not None and key != objective:
-            parts.append(f"{key} {format_number(metrics[key])}")
-    if metrics.get("recoveries"):
-        parts.append(f"recoveries {metrics['recoveries']}")
-    return "  ".join(parts)
-
-
 def _validated(
     path: Path, tree: Mapping[str, Any], provenance: Mapping[str, Any], overrides: Sequence[str]
 ) -> BaseModel:
@@ -209,23 +173,6 @@ def _warn_of_other_data(provenance: Mapping[str, Any], data_hash: str | None, ov
             f"warning: the data has the hash {data_hash and data_hash[:12]}, but the trial's data had "
             f"{trial_hash[:12]}: losses will differ from the losses of the study"
         )
-
-
-def _run_folder(path: Path, out: Path, resume: bool) -> Path:
-    """Return a new folder for a run, or with `resume` the folder of the last run.
-
-    Raises:
-        Problem: there is no run to resume.
-    """
-    if resume and (path.parent / "metrics.jsonl").is_file():
-        return path.parent  # the file is the configuration of a run
-    names = [path.stem, *(f"{path.stem}-{i}" for i in range(2, 10_000))]
-    if not resume:
-        return next(out / name for name in names if not (out / name).exists())
-    taken = [out / name for name in names if (out / name).exists()]
-    if not taken:
-        raise Problem(f"--resume: needs an earlier run; there is no run of {path} in {out}")
-    return max(taken, key=lambda folder: folder.stat().st_mtime)
 
 
 def _resume(runs: trainable.Runs, folder: Path) -> None:

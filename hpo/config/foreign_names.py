@@ -6,7 +6,7 @@ unknown name gives the counterpart, because names such as `max_iters` look like 
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 _UPDATES = "in tokens: number of updates x run.batch_size x model.context x run.grad_accum"
@@ -95,15 +95,15 @@ STUDY_KEYS: dict[str, str] = {
         "space: {FIELD: RANGE}, such as space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}",
     ),
     **dict.fromkeys(["early_terminate", "scheduler", "early_stopping"], "pruner: {name: median}"),
-    "metric": "objective: NAME and direction: minimize or maximize",
     **dict.fromkeys(["goal", "mode", "directions"], "direction: minimize or maximize"),
     **dict.fromkeys(["run_cap", "n_trials", "num_samples", "num_trials", "max_trials"], "budget: {trials: N}"),
     **dict.fromkeys(["timeout", "time_budget_s"], "budget: {hours: H}"),
-    **dict.fromkeys(["program", "trainable"], "train: module:function"),
+    "program": "command: [python, PROGRAM, {flags}]",
+    "trainable": "train: module:function",
     **dict.fromkeys(["name", "study_name"], "the name of the file, which is the name of the study"),
     "storage": "the option --storage",
 }
-OMITTED_KEYS = ("command", "project", "entity", "description", "controller", "settings", "preset")
+OMITTED_KEYS = ("project", "entity", "description", "controller", "settings", "preset")
 
 # Field of a sampler, pruner or budget elsewhere -> the field here.
 NESTED_KEYS = {
@@ -125,6 +125,9 @@ NESTED_KEYS = {
     "budget.n_trials": "trials",
     "budget.timeout": "hours",
 }
+
+# W&B's keys of `metric`, which here says where hpo reads the metrics of a command.
+METRIC_KEYS = {"metric.name": "objective: NAME", "metric.goal": "direction: minimize or maximize"}
 
 # Name of a sampler or pruner elsewhere, in lower case without separators -> its name here.
 COMPONENTS = {
@@ -173,6 +176,9 @@ def field_remedy(path: str, known: Iterable[str], value: Any = None) -> str:
 
 def _study_remedy(path: str, word: str, value: Any) -> str:
     """Return the remedy for a key of a study file."""
+    if path in METRIC_KEYS:
+        key = METRIC_KEYS[path].partition(":")[0]
+        return f"; use {key}: {_shown(value)}" if isinstance(value, str) else f"; use {METRIC_KEYS[path]}"
     if path in NESTED_KEYS:
         return f"; use {path.partition('.')[0]}.{NESTED_KEYS[path]}"
     if "." in path:
@@ -182,9 +188,6 @@ def _study_remedy(path: str, word: str, value: Any) -> str:
     instead = STUDY_KEYS.get(word)
     if word == "method" and isinstance(value, str):
         instead = f"sampler: {{name: {component_name(value)}}}"
-    if word == "metric" and isinstance(value, Mapping) and "name" in value:
-        direction = value.get("goal", "minimize")
-        instead = f"objective: {_shown(value['name'])} and direction: {_shown(direction)}"
     return f"; use {instead}" if instead else ""
 
 

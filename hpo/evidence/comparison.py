@@ -79,6 +79,20 @@ def existing_study(store: OpenStorage, name: str, key: str, search: Snapshot) ->
     return study_from_spec(attrs[SPEC], name)
 
 
+def check_baseline(study: Study) -> None:
+    """Check that a search has a baseline to compare with. A command has no defaults, so it may have none.
+
+    Raises:
+        Problem: it has none.
+    """
+    if study.file.command is not None and not study.file.baseline:
+        names = ", ".join(f"{path}: ..." for path in study.file.space)
+        raise Problem(
+            f"study {study.name}: has no baseline to compare with; start another study with "
+            f"`baseline: [{{{names}}}]` in its file"
+        )
+
+
 def check_same_options(study: Study, options: Mapping[str, tuple[Any, Any]]) -> None:
     """Check that a comparison is continued under the options it was started with.
 

@@ -15,6 +15,7 @@ from hpo.console import Format, print_records, say
 from hpo.errors import NothingFeasible, Problem
 from hpo.evidence import sequential
 from hpo.evidence.comparison import (
+    check_baseline,
     check_same_options,
     conclude_comparison,
     confirmation_name,
@@ -108,6 +109,7 @@ def plan_confirmation(snapshot: Snapshot, name: str, request: ConfirmRequest, fi
         Problem: the study has arms itself, or there are too few seeds for the test to be significant.
     """
     search, test = search_study(snapshot), request.test or "t"
+    check_baseline(search)
     best = ranked_trials(snapshot, search)[: request.top or (SEQUENTIAL_TOP if request.sequential else DEFAULT_TOP)]
     if not best:
         raise NothingFeasible(

@@ -152,7 +152,7 @@ def _worker_arguments(options: LaunchOptions, study: Study) -> list[str]:
     arguments = ["--study", study.name, "--pack", str(options.pack), "--out", str(options.out.absolute())]
     arguments += place_options(study)  # a launch on another machine may store other places meanwhile
     # The launcher has permission to import the training code of the study, and passes it on.
-    code = named_code({"train": study.file.train, "config": study.file.config})
+    code = named_code(study.file.model_dump(include={"train", "config", "command", "env"}))
     return arguments + [word for address in code.values() for word in ("--allow-train", address)]
 
 

@@ -10,6 +10,7 @@ import optuna
 
 from hpo.errors import Problem
 from hpo.storage.attributes import DATA_HASH, PROTOCOL, SEED, SPEC, UID
+from hpo.study.earlier import complete_spec
 from hpo.study.engines import engine_text, engines_of
 from hpo.study.fingerprint import spec_fingerprint, with_places
 from hpo.study.spec import Study, StudyFile
@@ -132,7 +133,7 @@ def check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any])
     """
     if spec_fingerprint(stored) == spec_fingerprint(spec):
         return
-    stored = {**with_places(stored, spec), "name": spec["name"]}
+    stored = {**with_places(complete_spec(stored), spec), "name": spec["name"]}
     before, after = flatten({**stored, "budget": None}), flatten({**spec, "budget": None})
     lines = {
         key: f"{study.source}: {key}: the study in the storage has {old}, here it is {new}"

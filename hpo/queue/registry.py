@@ -43,8 +43,9 @@ from hpo.storage.store import Store
 from hpo.storage.studies import assign_uid, create_study_row, resolve_study_name, study_attrs, study_ids
 from hpo.study.arithmetic import has_arithmetic
 from hpo.study.fingerprint import spec_fingerprint, with_places
+from hpo.study.limits import Budget
 from hpo.study.omitted import omitted_note, with_stored_values
-from hpo.study.spec import Budget, Study
+from hpo.study.spec import Study
 from hpo.study.stored import study_from_spec
 
 

@@ -28,7 +28,8 @@ from hpo.storage.attributes import (
 from hpo.storage.store import Store
 from hpo.storage.targets import target_reached
 from hpo.study.fingerprint import spec_fingerprint
-from hpo.study.spec import Budget, Study
+from hpo.study.limits import Budget
+from hpo.study.spec import Study
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from hpo.runs.command_files import CHECKPOINT, FILES
 from hpo.runs.run_dir import set_aside_folder, writing
 from hpo.runs.trainable import Runs
 
@@ -71,10 +72,14 @@ def remove_checkpoints(folder: Path, all_of_them: bool = False) -> None:
     shutil.rmtree(folder / INTERRUPTED, ignore_errors=True)
     if all_of_them:
         shutil.rmtree(folder / KEPT, ignore_errors=True)
+        own = folder / FILES / CHECKPOINT  # of a command: a file or a folder
+        shutil.rmtree(own, ignore_errors=True)
+        with suppress(OSError):
+            own.unlink()
 
 
 def remove_all_checkpoints(folders: Iterable[Path]) -> None:
     """Remove all checkpoints from the folders of these runs."""
     for folder in folders:
-        if (folder / KEPT).is_dir():
+        if (folder / KEPT).is_dir() or (folder / FILES / CHECKPOINT).exists():
             remove_checkpoints(folder, all_of_them=True)

@@ -4,6 +4,7 @@ A worker trains a pack: several configurations side by side. Each run of the pac
 The pack is an object with the methods of `Runs`. `build_runs` creates it from the study's `train`:
 
 - A class with these methods, such as model.train.trainer.Trainer, is used as it is.
+- A command of the user is a program that trains one configuration in a process of its own; see `hpo.runs.command`.
 - A function of the user takes a configuration and yields (rung, value) or (rung, metrics) for rung 1, 2, ...
   `GeneratorRuns` advances the generators of a pack one after the other. metrics is a mapping or a named tuple that
   contains the study's objective by name.
@@ -17,6 +18,9 @@ from pydantic import BaseModel
 
 from hpo.config.importer import import_target
 from hpo.errors import Problem, user_code
+from hpo.runs.command import CommandRuns
+from hpo.runs.command_files import TrialPlace
+from hpo.study.command import CommandPlan
 
 RungReports = tuple[int, dict[int, Any]]  # rung, and by lane what the run reports: see `parse_report`
 
@@ -59,10 +63,25 @@ class GuardedRuns:
         with user_code():
             self.runs.stop(lane)
 
-    def finish(self, lane: int) -> int | None:
-        """Run the code after the last `yield` that is used; return the next rung if a function yields again."""
+    def abandon(self, lane: int) -> None:
+        """End the run of a lane at once, because another attempt may already run its trial."""
         with user_code():
-            return self.runs.finish(lane) if isinstance(self.runs, GeneratorRuns) else None
+            self.runs.abandon(lane) if isinstance(self.runs, CommandRuns) else self.runs.stop(lane)
+
+    def assign(self, lane: int, place: TrialPlace) -> None:
+        """Tell a command which trial a lane trains."""
+        if isinstance(self.runs, CommandRuns):
+            self.runs.assign(lane, place)
+
+    def close(self) -> None:
+        """End the processes of the runs that are left."""
+        if isinstance(self.runs, CommandRuns):
+            self.runs.close()
+
+    def finish(self, lane: int) -> int | None:
+        """Run the code after the last value that is used; return the next rung if a run reports one."""
+        with user_code():
+            return self.runs.finish(lane) if isinstance(self.runs, GeneratorRuns | CommandRuns) else None
 
     def save(self, lane: int, folder: Path) -> None:
         with user_code():
@@ -194,15 +213,23 @@ def _as_dict(metrics: Any) -> dict[str, Any]:
     raise TypeError(f"metrics must be a number, a mapping or a named tuple, got {metrics!r}")
 
 
-def build_runs(train: str, configs: Sequence[BaseModel], **arguments: Any) -> "GuardedRuns":
-    """Return a pack of these configurations under the training function `train` (`module:name`).
+def build_runs(
+    train: str | CommandPlan,
+    configs: Sequence[BaseModel],
+    stopping: Callable[[], bool] = lambda: False,
+    **arguments: Any,
+) -> "GuardedRuns":
+    """Return a pack of these configurations under the training function `train` (`module:name`), or under a command.
 
+    stopping: returns whether the caller was asked to stop, so that a command need not reach its next rung.
     arguments: keyword arguments for a class with the methods of `Runs`; see `PreparedDatasets.training_arguments`.
 
     Raises:
         Problem: The training function cannot be imported or called.
         Exception: The training code has raised it.
     """
+    if isinstance(train, CommandPlan):
+        return GuardedRuns(CommandRuns(train, configs, stopping))
     with user_code():
         target = import_target(train, "train")
     if not callable(target):

@@ -16,7 +16,7 @@ from hpo.search.pruners import NoPruning
 from hpo.search.ranges import Choices
 from hpo.search.samplers import Random
 from hpo.study.comparable import incomparable_fields, training_lengths
-from hpo.study.spec import DEFAULT_CONFIG, SEARCH_KEYS, Study, StudyFile, seed_path
+from hpo.study.spec import DEFAULT_CONFIG, SEARCH_KEYS, Study, StudyFile, seed_path, seed_remedy
 from model.section import flat, updated
 
 Equal = Literal["tokens", "updates", "seconds"]
@@ -138,7 +138,7 @@ def arms_problems(file: StudyFile, base: BaseModel, given: Iterable[str]) -> lis
     if path is None:
         return [
             *problems,
-            "arms: must be used with a config that has a field run.seed or seed, in which the runs of an arm differ",
+            f"arms: must be used with {seed_remedy(file)}, in which the runs of an arm differ",
         ]
     if not file.seeds:
         problems.append("seeds: required with arms, for example [1, 2, 3]; each arm runs with each seed")

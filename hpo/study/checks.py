@@ -9,7 +9,7 @@ from hpo.errors import Problem
 from hpo.search.probes import Probes, compared_rungs, plan_of
 from hpo.search.space import space_problems
 from hpo.study.comparable import incomparable_reason
-from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN, StudyFile, seed_path
+from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN, StudyFile, seed_path, seed_remedy
 from model.config import TrainConfig
 from model.section import flat, updated
 
@@ -73,7 +73,7 @@ def _baseline_problems(file: StudyFile, base: BaseModel) -> list[str]:
     if file.baseline_seeds > 1 and not file.baseline:
         problems.append("baseline_seeds: must be used with a baseline, whose noise it measures")
     if file.baseline_seeds > 1 and seed is None:
-        problems.append("baseline_seeds: must be used with a config that has a field run.seed or seed")
+        problems.append(f"baseline_seeds: must be used with {seed_remedy(file)}")
     if file.baseline_seeds > 1 and seed is not None and type(flat(base)[seed]) is not int:
         problems.append(
             f"baseline_seeds: must be used with a whole number in {seed} of the base, got {flat(base)[seed]!r}"
@@ -208,6 +208,8 @@ def _incomparable_problems(file: StudyFile) -> list[str]:
 
 
 def _training_problems(file: StudyFile, base: BaseModel) -> list[str]:
+    if file.command is not None:
+        return []
     own = flat(base).get("run.rungs")
     if file.rungs is None and own is None:
         return [

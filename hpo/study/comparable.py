@@ -67,6 +67,7 @@ def different_measures(old: Study, new: Study) -> Mapping[str, tuple[Any, Any]]:
         {
             "train": study.file.train,
             "config": study.file.config,
+            "command": _command(study),
             "objective": study.file.objective,
             "direction": study.file.direction,
             "rungs": study.rungs,
@@ -76,3 +77,9 @@ def different_measures(old: Study, new: Study) -> Mapping[str, tuple[Any, Any]]:
     ]
     pairs = {key: (measures[0][key], measures[1][key]) for key in measures[0]}
     return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
+
+
+def _command(study: Study) -> str | None:
+    """Return a command with everything that its runs depend on besides their parameters."""
+    plan = study.file.training
+    return None if isinstance(plan, str) else f"{plan.text} {plan.metric or ''} {plan.steps or ''}".strip()

@@ -7,7 +7,14 @@ from hpo.config.addresses import with_current_addresses
 
 # Keys that a stored definition may lack, with values that do what the versions without them did. A new field of a study
 # file belongs here if its default changes what a study does.
-EARLIER_KEYS: dict[str, Any] = {"direction": "minimize", "probe": "off"}
+EARLIER_KEYS: dict[str, Any] = {
+    "direction": "minimize",
+    "probe": "off",
+    "command": None,
+    "env": {},
+    "metric": None,
+    "steps": None,
+}
 # The same for the fields of a component: key of the study file and name of the component -> fields.
 EARLIER_FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("pruner", "median"): {"peers": "finished"},

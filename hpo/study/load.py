@@ -11,14 +11,15 @@ from pydantic import BaseModel, ValidationError
 
 from hpo.config.discovery import find_study, is_ledger, shipped_folder
 from hpo.config.files import resolve_base, stated_fields
-from hpo.config.importer import model_class
 from hpo.config.overrides import apply_overrides, parse_overrides
-from hpo.config.permission import permit
+from hpo.config.permission import named_code, permit
 from hpo.config.validation import error_messages
 from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
 from hpo.search.ranges import Space, discrete_values
 from hpo.study import arms, checks
+from hpo.study.command_checks import command_problems
+from hpo.study.config_class import config_class
 from hpo.study.objections import find_objections
 from hpo.study.places import absolute_places
 from hpo.study.spec import DEFAULT_CONFIG, Study, StudyFile
@@ -82,10 +83,15 @@ def _read_tree(path: Path) -> dict[str, Any]:
 
 
 def _load_base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseModel:
-    """Return the base with overrides, and with rung marks that all trials of the space reach exactly."""
+    """Return the base with overrides, and with rung marks that all trials of the space reach exactly.
+
+    The user has named the file, so that its code may be imported and its command may run.
+    """
+    if problems := command_problems(file):
+        raise Problem(*(f"{path}: {line}" for line in problems))
     try:
-        permit((file.train, file.config))  # the user has named this file
-        kind = model_class(file.config, "config")
+        permit(named_code(file.model_dump(include={"train", "config", "command", "env"})).values())
+        kind = config_class(file)
         base = resolve_base(file.base, kind)
     except Problem as problem:
         raise Problem(*(f"{path}: {line}" for line in problem.lines)) from None

@@ -17,7 +17,10 @@ from hpo.search.pruners import Median, Pruner
 from hpo.search.ranges import Space
 from hpo.search.samplers import TPE, Sampler
 from hpo.search.space import closed_ends
-from model.section import Count, Positive, Section, flat, updated
+from hpo.study.command import CommandPlan, CommandWords, Metric, Steps
+from hpo.study.command_config import complete_command
+from hpo.study.limits import Budget, Limits
+from model.section import Count, Section, flat, updated
 
 M = TypeVar("M", bound=BaseModel)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -29,37 +32,6 @@ Share = Annotated[float, Field(gt=0, le=1)]
 SEARCH_KEYS = ("space", "baseline", "baseline_seeds", "sampler", "pruner", "probe")
 
 DEFAULT_CONFIG, DEFAULT_TRAIN = BUILT_IN["config"], BUILT_IN["train"]
-
-
-class Budget(Section):
-    """When a study ends: as soon as one of these limits is reached. At least one limit is required."""
-
-    trials: Count | None = None
-    """Number of trials, including baselines and pruned trials. Default: no limit."""
-    hours: Positive | None = None
-    """Hours after the first launch of the study. No trial starts later; running trials finish. Default: no limit."""
-    tokens: Count | None = None
-    """Number of tokens on which all trials together train, rounded up to whole rungs. A trial starts only if the rest
-    of the budget is enough for a full run. Default: no limit."""
-    target: str | None = None
-    """Name of an entry of `targets`. When a trial reaches this target, no new trial starts; running trials finish.
-    Default: no target."""
-
-    @model_validator(mode="after")
-    def _some_end(self) -> Self:
-        if self.trials is None and self.hours is None and self.tokens is None and self.target is None:
-            raise ValueError("must have trials, hours, tokens or target; add one of them")
-        return self
-
-
-class Limits(Section):
-    """Resource limits of one trial. A trial that exceeds a limit is pruned and counts as infeasible, so that the
-    sampler avoids similar values."""
-
-    seconds: Positive | None = None
-    """Seconds of one trial, including validation, summed over all its attempts. Default: no limit."""
-    memory_gb: Positive | None = None
-    """Memory of one trial on its device, in GB (1e9 bytes). Default: the memory of the device."""
 
 
 class StudyFile(Section):
@@ -121,11 +93,27 @@ class StudyFile(Section):
     (rung, metrics). Default: the GPT trainer."""
     config: str = DEFAULT_CONFIG
     """Class of the configuration as module:name, a pydantic model. Default: the configuration of the GPT trainer."""
+    command: CommandWords | None = None
+    """Program that trains one configuration, as text or as a list of words, instead of `train` and `config`: [python,
+    train.py, "--lr={lr}"]. In its words, {NAME} is the value of a parameter, {flags} all parameters as --NAME=VALUE,
+    {config} a YAML file and {config.json} a JSON file with them, {seed} the seed and {dir} the folder of the trial."""
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(default_factory=dict)
+    """Additional environment variables of the command. {NAME} and the others have the same meaning as in its words."""
+    metric: Metric | None = None
+    """Where hpo reads the metrics of the command: a pattern of its output, or a file."""
+    steps: Steps | None = None
+    """The steps at which runs of the command are compared and may be pruned. Default: the run is compared by the last
+    value that it reports."""
     rungs: Count | None = None
     """Number of rungs of your own training function: how many values each run reports. Required if `config` has no
     field run.rungs. The GPT trainer uses run.rungs."""
     about: dict[str, Any] = Field(default_factory=dict)
     """Metadata that `hpo confirm`, `hpo ablate` and `hpo claims` store with their studies. Omit it in study files."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_command(cls, given: Any) -> Any:
+        return complete_command(given)
 
     @field_validator("sampler", "pruner", mode="before")
     @classmethod
@@ -136,6 +124,13 @@ class StudyFile(Section):
     @classmethod
     def _current_address(cls, address: str) -> str:
         return current_address(address)
+
+    @property
+    def training(self) -> str | CommandPlan:
+        """What trains a configuration: the address of a training function, or a command."""
+        if self.command is None:
+            return self.train
+        return CommandPlan(self.command, self.env, self.metric, self.steps, self.objective)
 
     @property
     def first_baseline(self) -> dict[str, Any]:
@@ -176,6 +171,8 @@ class Study:
     def rungs(self) -> int:
         """Number of values that a run reports."""
         own = self.file.rungs
+        if self.file.command is not None:
+            return self.file.steps.n_rungs if self.file.steps else 1
         return own if own is not None else int(flat(self.base)["run.rungs"])
 
     @property
@@ -245,3 +242,8 @@ class Study:
 def seed_path(config: BaseModel) -> str | None:
     """Return the dotted field that holds the seed of a run, None if the configuration has no such field."""
     return next((path for path in ("run.seed", "seed") if path in flat(config)), None)
+
+
+def seed_remedy(file: StudyFile) -> str:
+    """Return what a study needs so that its runs can differ in their seed."""
+    return "{seed} in the command" if file.command is not None else "a config that has a field run.seed or seed"

@@ -17,7 +17,8 @@ from hpo.search.ranges import Range, Space, nearest_value
 from hpo.storage.attributes import CELL_FIELDS, LADDER_OF
 from hpo.storage.trials import Trial
 from hpo.study.checks import study_file_problems
-from hpo.study.spec import Budget, Study, seed_path
+from hpo.study.limits import Budget
+from hpo.study.spec import Study, seed_path
 from hpo.study.stored import study_from_spec
 from hpo.transfer.cells import Cell, plan_cells
 from hpo.transfer.fields import BATCH, Axis, axes_of

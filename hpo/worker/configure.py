@@ -1,5 +1,7 @@
 """Choose and write the configuration of a claimed trial."""
 
+from typing import Any
+
 from pydantic import ValidationError
 
 from hpo.config.files import config_text
@@ -12,6 +14,8 @@ from hpo.runs.memory import memory_problem
 from hpo.runs.provenance import describe_machine
 from hpo.runs.run_dir import write_file
 from hpo.storage.fencing import fenced
+from hpo.study.command import plan_as_json
+from hpo.study.spec import StudyFile
 from hpo.worker.trial import RunningTrial, trial_config
 
 
@@ -52,9 +56,14 @@ def _write_config(stored: StoredStudy, trial: RunningTrial, data_hash: str | Non
         "trial": trial.number,
         "kind": trial.claim.kind,
         "data_hash": data_hash,
-        "train": stored.study.file.train,
-        "config": stored.study.file.config,
+        **_code(stored.study.file),
         "pack": pack,
         **describe_machine(),
     }
     write_file(trial.folder / "config.yaml", config_text(trial.config, provenance))
+
+
+def _code(file: StudyFile) -> dict[str, Any]:
+    if file.command is not None:
+        return {"command": plan_as_json(file.model_dump(mode="json")), "objective": file.objective}
+    return {"train": file.train, "config": file.config}

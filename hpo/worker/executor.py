@@ -3,7 +3,6 @@
 import gc
 import math
 import time
-import traceback
 from collections.abc import Sequence
 
 from optuna.trial import TrialState
@@ -15,7 +14,14 @@ from hpo.runs.run_dir import append_error_log
 from hpo.storage.fencing import LeaseLost
 from hpo.storage.retry import limit_patience
 from hpo.worker.configure import configure_trial
-from hpo.worker.failures import Quarantine, classify_failure, disk_is_full, give_up_reason, is_given_up
+from hpo.worker.failures import (
+    Quarantine,
+    classify_failure,
+    disk_is_full,
+    failure_text,
+    give_up_reason,
+    is_given_up,
+)
 from hpo.worker.held import HeldTrials
 from hpo.worker.reporter import UNREACHABLE_WAIT_S
 from hpo.worker.trial import RunningTrial, open_trial
@@ -112,7 +118,7 @@ class TrialExecutor(HeldTrials):
             Exception: the failure itself, if neither the trials nor this machine caused it.
         """
         raised = raised_error(error)
-        text = "".join(traceback.format_exception(raised))
+        text = failure_text(raised)
         for trial in trials:
             append_error_log(trial.folder, trial.claim.attempt, text)
         match classify_failure(error):
@@ -127,6 +133,9 @@ class TrialExecutor(HeldTrials):
                     self.quarantine = Quarantine("device", error_summary(text))
                 else:
                     time.sleep(PAUSE_S)  # a transient failure may pass
+            case "signal":
+                self.requeue(trials, "signal", error_summary(text), failed=True)
+                time.sleep(PAUSE_S)
             case "oom":
                 return self._handle_oom(trials, text)
             case _:

@@ -1,16 +1,17 @@
 """Classify failures of a training run, and decide when a machine is no longer trusted."""
 
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from hpo.errors import Problem, StorageError, Unwritable
+from hpo.errors import CommandFailed, Problem, StorageError, Unwritable
 from hpo.queue.slots import MAX_FAILURES, MAX_INTERRUPTIONS, Claim
 from hpo.runs.run_dir import can_write
 from model.errors import is_device_fault, is_out_of_memory
 
-FailureKind = Literal["external", "disk", "device", "oom", "error"]
+FailureKind = Literal["external", "disk", "device", "oom", "signal", "error"]
 
 MAX_FAILURES_IN_A_ROW = 3  # failures of the device after which a worker is quarantined
 
@@ -22,15 +23,25 @@ def classify_failure(error: BaseException) -> FailureKind:
     disk: a file of hpo could not be written. An OSError out of the training code is an error of that code, because
         the worker cannot test whether its cause has gone.
     device: a failure of the machine. Another attempt may succeed.
+    signal: someone, or the system, has ended a command by a signal. Another attempt may succeed.
     oom, error: a failure of the configuration. Another attempt would fail in the same way.
     """
     if isinstance(error, Unwritable):
         return "disk"
     if isinstance(error, StorageError | Problem):
         return "external"
+    if isinstance(error, CommandFailed) and error.by_signal:
+        return "signal"
     if is_out_of_memory(error):
         return "oom"
     return "device" if is_device_fault(error) else "error"
+
+
+def failure_text(error: BaseException) -> str:
+    """Return the message of a command that failed, which quotes its output, or the traceback of an exception."""
+    if isinstance(error, CommandFailed):
+        return str(error)
+    return "".join(traceback.format_exception(error))
 
 
 class Quarantine(NamedTuple):

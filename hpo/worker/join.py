@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ from hpo.storage.connections import check_connections
 from hpo.storage.file_guard import rescued
 from hpo.storage.retry import QUICK
 from hpo.storage.store import open_store
+from hpo.study.command import placeholders
+from hpo.study.command_checks import missing_script
 from hpo.study.places import at_places
-from hpo.study.spec import DEFAULT_TRAIN
+from hpo.study.spec import DEFAULT_TRAIN, Study
 from hpo.worker.arithmetic import settle_arithmetic
 from hpo.worker.events import EVENTS, event_printer, event_writer
 from model.config import TrainConfig
@@ -82,6 +85,19 @@ def _stop_with_parent() -> int:
     return parent
 
 
+def _check_program(study: Study) -> None:
+    """Check that this machine has the program and the script of a command.
+
+    Raises:
+        WorkFailed: it lacks one.
+    """
+    program = (study.file.command or ("",))[0]
+    if program and not placeholders([program]) and shutil.which(program) is None:
+        raise WorkFailed(f"command: there is no program {program} on this machine; `command -v {program}` must find it")
+    if (script := missing_script(study.file)) is not None:
+        raise WorkFailed(f"command: no such file in the current folder: {script}; start the worker where the script is")
+
+
 def preflight(stored: StoredStudy, datasets: PreparedDatasets) -> None:
     """Check that this machine has the study's data and can train the first two updates of its baseline.
 
@@ -93,6 +109,7 @@ def preflight(stored: StoredStudy, datasets: PreparedDatasets) -> None:
         WorkFailed: the first updates of the baseline fail; the message contains the cause.
     """
     check_data_hash(stored.optuna, datasets.data_hash(stored.study.base))
+    _check_program(stored.study)
     if stored.study.file.train != DEFAULT_TRAIN or not isinstance(stored.study.base, TrainConfig):
         return
     try:

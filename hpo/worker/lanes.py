@@ -1,8 +1,10 @@
 """The lanes of a pack: report, save, pause, complete and end the trial of one lane."""
 
 import contextlib
+import time
 
 from hpo.runs import checkpoints
+from hpo.runs.command import TICK_S
 from hpo.runs.metrics import append_metrics
 from hpo.runs.run_dir import to_json_value
 from hpo.runs.trainable import GuardedRuns
@@ -14,7 +16,10 @@ from hpo.worker.trial import RunningTrial
 
 
 class Lanes:
-    """The trials that train side by side, by lane."""
+    """The trials that train side by side, by lane.
+
+    is_command: whether each lane is a process of its own.
+    """
 
     runs: GuardedRuns
 
@@ -22,7 +27,9 @@ class Lanes:
         """Start with no lanes."""
         self.executor, self.signals = executor, signals
         self.study = executor.stored.study
+        self.is_command = self.study.file.command is not None
         self.lanes: dict[int, RunningTrial] = {}
+        self._check_at = time.monotonic() + TICK_S
 
     def _report_value(self, trial: RunningTrial, rung: int, value: float) -> LeaseStatus:
         """Report the value of a rung; return the status of the lease.
@@ -44,8 +51,7 @@ class Lanes:
     def _conclude(self, lane: int, trial: RunningTrial, status: LeaseStatus, decision: str) -> bool:
         """End a trial by what was decided at its last rung; return whether it has left its lane."""
         if "lost" in (status, decision):
-            self._stop(lane, trial)
-            self.executor.drop_lost(trial.claim)
+            self._abandon(lane, trial)
             return True
         if status == "killed":
             decision = status
@@ -84,6 +90,30 @@ class Lanes:
             self.runs.stop(lane)
         except Exception as error:
             self.executor.note(trial, "while it was closed", error)
+
+    def _abandon(self, lane: int, trial: RunningTrial) -> None:
+        """Drop a trial whose lease is lost; another attempt may already run it."""
+        try:
+            self.runs.abandon(lane)
+        except Exception as error:
+            self.executor.note(trial, "while it was closed", error)
+        self.executor.drop_lost(trial.claim)
+
+    def _check_commands(self) -> None:
+        """End the commands that are killed, or that take longer than their limit, between two of their rungs."""
+        if time.monotonic() < self._check_at:
+            return
+        self._check_at = time.monotonic() + TICK_S
+        for lane, trial in list(self.lanes.items()):
+            status = self.executor.reporter.report_values(trial, wait=False)
+            if status == "lost":
+                self._abandon(lane, trial)
+            elif status == "killed" or trial.is_over(self.study.file.limits.seconds):
+                self._stop(lane, trial)
+                self.executor.end_by(trial, "killed" if status == "killed" else "timeout")
+            else:
+                continue
+            del self.lanes[lane]
 
     def _fail(self, lane: int, trial: RunningTrial, error: Exception) -> bool:
         """End or requeue one trial of the pack; return True, because it has left its lane."""

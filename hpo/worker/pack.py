@@ -39,7 +39,8 @@ class PackRunner(Lanes):
         """
         try:
             self._start()
-            self._train(should_stop, refill)
+            with contextlib.closing(self.runs):
+                self._train(should_stop, refill)
         except TrialTimeout:
             self._end_timed_out()
         except Exception as error:  # neither a configuration nor a user's function may end the worker
@@ -59,7 +60,8 @@ class PackRunner(Lanes):
         """Build the runs and resume each from its checkpoint."""
         self.lanes = dict(enumerate(self.first_trials))
         arguments = self.executor.datasets.training_arguments(self.first_trials[0].config)
-        self.runs = build_runs(self.study.file.train, [trial.config for trial in self.first_trials], **arguments)
+        configs = [trial.config for trial in self.first_trials]
+        self.runs = build_runs(self.study.file.training, configs, lambda: self.signals.signal is not None, **arguments)
         for lane, trial in list(self.lanes.items()):
             try:
                 has_ended = self._resume(lane, trial)
@@ -80,6 +82,8 @@ class PackRunner(Lanes):
                     del self.lanes[lane]
             self._probe()
             self._drop_lost()
+            if self.is_command:
+                self._check_commands()
             if should_stop():
                 return
             refill()
@@ -91,7 +95,7 @@ class PackRunner(Lanes):
 
     def _start_timeout(self) -> None:
         limit = self.study.file.limits.seconds
-        if self.lanes and limit is not None:
+        if self.lanes and limit is not None and not self.is_command:
             self.signals.start_timeout(limit - max(trial.seconds() for trial in self.lanes.values()))
 
     def _resume(self, lane: int, trial: RunningTrial) -> bool:
@@ -118,8 +122,7 @@ class PackRunner(Lanes):
         if decision == "pause":
             return self._pause(lane, trial)
         if decision == "lost":
-            self._stop(lane, trial)
-            self.executor.drop_lost(trial.claim)
+            self._abandon(lane, trial)
         elif decision == "killed":
             self._stop(lane, trial)
             self.executor.end_by(trial, decision)
@@ -192,6 +195,5 @@ class PackRunner(Lanes):
         """Drop the trials whose leases the LeaseRenewer found lost."""
         for lane, trial in list(self.lanes.items()):
             if (trial.claim.slot, trial.claim.attempt) in self.executor.renewer.lost:
-                self._stop(lane, trial)
-                self.executor.drop_lost(trial.claim)
+                self._abandon(lane, trial)
                 del self.lanes[lane]

@@ -3,6 +3,7 @@
 import time
 
 from hpo.runs import checkpoints
+from hpo.runs.command_files import CHECKPOINT, FILES, TrialPlace, has_checkpoint
 from hpo.runs.metrics import metric, read_rungs, write_rungs
 from hpo.runs.trainable import GuardedRuns
 from hpo.study.engines import engine_text, engines_of
@@ -20,6 +21,8 @@ def resume_run(executor: TrialExecutor, runs: GuardedRuns, lane: int, trial: Run
     Raises:
         Unwritable: the file of the trial's metrics cannot be written.
     """
+    if executor.stored.study.file.command is not None:
+        return _continue_command(executor, runs, lane, trial)
     file, log = executor.stored.study.file, trial.folder / "metrics.jsonl"
     reported = trial.frozen.intermediate_values
     rows = read_rungs(log, file.objective, reported)
@@ -41,6 +44,31 @@ def resume_run(executor: TrialExecutor, runs: GuardedRuns, lane: int, trial: Run
     trial.earlier_seconds = metric(trial.metrics, "seconds") or 0.0
     trial.started_at = time.monotonic()
     write_rungs(log, {r: rows[r] for r in range(1, rung + 1)})
+    return rung
+
+
+def _continue_command(executor: TrialExecutor, runs: GuardedRuns, lane: int, trial: RunningTrial) -> int:
+    """Continue a trial after the rungs that the study has, and return the last of them.
+
+    The script resumes by itself, if it has saved a checkpoint. Otherwise it starts again, and what it reports up to
+    this rung is ignored: reported values do not change.
+
+    Raises:
+        Unwritable: the file of the trial's metrics cannot be written.
+    """
+    study, log, reported = executor.stored.study, trial.folder / "metrics.jsonl", trial.frozen.intermediate_values
+    rows, rung = read_rungs(log, study.file.objective, reported), 0
+    while rung + 1 in reported and rung < study.rungs:
+        rung += 1
+    if rung and not has_checkpoint(trial.folder):
+        reason = f"there is no {FILES}/{CHECKPOINT} in {trial.folder}"
+        executor.log_event("restarted", f"the command of trial {trial.number} restarts from its beginning: {reason}")
+    trial.metrics = rows.get(rung, {})
+    trial.earlier_seconds = metric(trial.metrics, "seconds") or 0.0
+    trial.started_at = time.monotonic()
+    write_rungs(log, {r: rows[r] for r in range(1, rung + 1)})
+    attempt, seconds = trial.claim.attempt, trial.earlier_seconds
+    runs.assign(lane, TrialPlace(study.name, trial.number, attempt, trial.folder, rung, seconds))
     return rung
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # What every package of hpo may import beside its own row of the table.
 EVERYWHERE = {"hpo.errors", "hpo.config", "hpo.optuna_internals", "model.section", "model.config"}
 TABLE = {name: set(row["imports"]) for name, row in parse_yaml((ROOT / "docs/packages.yaml").read_text()).items()}
-TABLE |= {"hpo": set(), "model": set()}
+TABLE |= {"hpo": {"hpo.trial"}, "model": set()}
 
 
 def name_of(file: Path) -> str:
@@ -85,7 +85,22 @@ def test_training_knows_nothing_of_the_search_and_the_search_imports_no_torch(mo
     assert not {name.split(".")[0] for name in imports(module)} & forbidden
 
 
-@pytest.mark.parametrize("module", [name for name, file in MODULES.items() if file.name == "__init__.py"])
+def test_importing_hpo_loads_only_the_standard_library_and_neither_does_the_client_of_a_script() -> None:
+    program = """
+import sys
+before = {name.split(".")[0] for name in sys.modules}
+import hpo
+hpo.current_trial().report(1, loss=2.0)
+loaded = {name.split(".")[0] for name in sys.modules} - before - set(sys.stdlib_module_names)
+assert loaded == {"hpo"}, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "module", [name for name, file in MODULES.items() if file.name == "__init__.py" and name != "hpo"]
+)
 def test_init_files_hold_no_code(module: str) -> None:
     tree = ast.parse(MODULES[module].read_text("utf-8"))
     assert [node for node in tree.body if not isinstance(getattr(node, "value", None), ast.Constant)] == []

@@ -156,10 +156,10 @@ class ForkServer:
 
 
 def own_modules() -> Iterator[str]:
-    """Yield the modules of hpo and model, except those that run a command or need Ray."""
+    """Yield the modules of hpo and model, except those that run a command or need a package that may be missing."""
     for package in ("hpo", "model"):
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-            if "__main__" not in module.name and ".ray_" not in module.name:
+            if not any(part in module.name for part in ("__main__", ".ray_", ".integrations.")):
                 yield module.name
 
 

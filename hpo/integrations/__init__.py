@@ -1,0 +1,1 @@
+"""Callbacks that report to hpo from other training libraries."""
