@@ -104,13 +104,14 @@ def _grid(base: BaseModel, goal: BaseModel, n: int, reach: int) -> list[Cell] | 
 
 
 def _at(base: BaseModel, values: Mapping[str, Any]) -> BaseModel:
-    return updated(base, {**values, "run.rungs": 1, "run.align": 1})
+    loose = {path: 1 for path in ("run.rungs", "run.align") if path in flat(base)}
+    return updated(base, {**values, **loose})
 
 
 def _has_updates(base: BaseModel, cell: Cell) -> bool:
     """Return whether each rung of a cell has at least one update of the smallest batch."""
     fields = flat(base)
-    return cell.tokens >= int(fields["run.rungs"]) * int(fields.get("model.context", 1))
+    return cell.tokens >= int(fields.get("run.rungs", 1)) * int(fields.get("model.context", 1))
 
 
 def with_runs(cells: list[Cell], budget: int | None) -> list[Cell]:

@@ -35,13 +35,13 @@ class Axis:
 
     @property
     def role(self) -> str:
-        """Return what the published exponents call the field: lr, batch, decay, or other."""
+        """Return what the published exponents call the field: lr, batch, decay, horizon or other."""
         leaf = self.path.rpartition(".")[2]
         if self.path in BATCH:
             return "batch"
         if leaf == "lr" or leaf.endswith("_lr"):
             return "lr"
-        return "decay" if leaf == "weight_decay" else "other"
+        return {"weight_decay": "decay", "decay_horizon": "horizon"}.get(leaf, "other")
 
     def coordinate(self, value: float) -> float:
         """Return the position of a value on the scale of the axis."""

@@ -12,6 +12,7 @@ MISFIT = 0.12
 FAR = 8.0  # runs whose excess is more than this many times the median excess have diverged
 FREEDOM = 4.0  # of Student's t, whose weights limit single outliers
 ROUNDS = 4
+TOLERANCE, MAX_DAMPING = 1e-3, 1e3  # of the fit: the smallest relative gain of a step, and when to give up
 N_DRAWS = 100
 LEVEL = 0.9  # of intervals
 
@@ -95,36 +96,47 @@ def _noise(noise: float, residual: np.ndarray, above: np.ndarray) -> float:
 
 
 def _solve(
-    layout: Layout, runs: Runs, precision: np.ndarray, prior: np.ndarray, start: np.ndarray, rounds: int = 25
+    layout: Layout, runs: Runs, precision: np.ndarray, prior: np.ndarray, start: np.ndarray, rounds: int = 30
 ) -> np.ndarray:
-    """Minimize m penalized sums of squares together by the method of Levenberg and Marquardt; return (m, p).
+    """Minimize m penalized sums of squares by the method of Levenberg and Marquardt; return (m, p).
 
     precision: (m, n) of the runs. prior: (m, p), the means of the priors. start: (m, p).
     """
-    root, sd = np.sqrt(precision), layout.sd
-
-    def residuals(z: np.ndarray) -> np.ndarray:  # z: parameters in standard deviations of their priors
-        return np.concatenate([root * (loss(layout, z * sd, runs) - runs.y), z - prior / sd], axis=1)
-
-    z = start / sd
-    r = residuals(z)
-    cost, damping = (r**2).sum(1), np.full(len(z), 1e-2)
+    # Parameters are in standard deviations of their priors, so that the penalty is a plain sum of squares.
+    root, center, z = np.sqrt(precision), prior / layout.sd, start / layout.sd
+    cost = _costs(layout, runs, root, center, z)[1]
+    damping, open_ = np.full(len(z), 1e-2), np.arange(len(z))  # open_: which of the m still improve
     for _ in range(rounds):
-        jacobian = _jacobian(layout, runs, root, z)  # (m, p, n)
-        gradient = np.einsum("mpn,mn->mp", jacobian, r[:, : len(runs.y)]) + r[:, len(runs.y) :]
-        normal = jacobian @ jacobian.transpose(0, 2, 1) + np.eye(z.shape[1])
-        diagonal = np.einsum("mpp->mp", normal)
-        damped = normal + np.einsum("mp,pq->mpq", damping[:, None] * diagonal, np.eye(z.shape[1]))
-        trial = z - np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
-        r_trial = residuals(trial)
-        cost_trial = np.where(np.isfinite(c := (r_trial**2).sum(1)), c, np.inf)
-        better = cost_trial < cost
-        gain = float(np.max(np.where(better, (cost - cost_trial) / (cost + 1e-12), 0.0)))
-        z, r = np.where(better[:, None], trial, z), np.where(better[:, None], r_trial, r)
-        cost, damping = np.where(better, cost_trial, cost), np.where(better, damping / 4, damping * 8)
-        if gain < 1e-4 and better.any():
+        r = _costs(layout, runs, root[open_], center[open_], z[open_])[0]
+        step = _step(_jacobian(layout, runs, root[open_], z[open_]), r, damping[open_])
+        moved = _costs(layout, runs, root[open_], center[open_], z[open_] - step)[1]
+        gain = (cost[open_] - moved) / (cost[open_] + 1e-12)
+        better = open_[gain > 0]
+        z[better], cost[better] = (z[open_] - step)[gain > 0], moved[gain > 0]
+        damping[open_] = np.where(gain > 0, damping[open_] / 5, damping[open_] * 8)
+        open_ = open_[(gain > TOLERANCE) | ((gain <= 0) & (damping[open_] < MAX_DAMPING))]
+        if not len(open_):
             break
-    return z * sd
+    return np.asarray(z * layout.sd)
+
+
+def _costs(
+    layout: Layout, runs: Runs, root: np.ndarray, center: np.ndarray, z: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the residuals (m, n + p) of runs and priors, and the sums of their squares (m,)."""
+    r = np.concatenate([root * (loss(layout, z * layout.sd, runs) - runs.y), z - center], axis=1)
+    squares = (r**2).sum(1)
+    return r, np.where(np.isfinite(squares), squares, np.inf)
+
+
+def _step(jacobian: np.ndarray, r: np.ndarray, damping: np.ndarray) -> np.ndarray:
+    """Return the damped Gauss-Newton steps (m, p). jacobian: (m, p, n) of the runs. r: (m, n + p)."""
+    n, identity = jacobian.shape[2], np.eye(jacobian.shape[1])
+    gradient = np.einsum("mpn,mn->mp", jacobian, r[:, :n]) + r[:, n:]
+    normal = jacobian @ jacobian.transpose(0, 2, 1) + identity
+    diagonal = np.einsum("mpp->mp", normal)
+    damped = normal + (damping[:, None] * diagonal)[:, :, None] * identity
+    return np.asarray(np.linalg.solve(damped, gradient[:, :, None])[:, :, 0])
 
 
 def _jacobian(layout: Layout, runs: Runs, root: np.ndarray, z: np.ndarray) -> np.ndarray:

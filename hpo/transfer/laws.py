@@ -25,13 +25,16 @@ from hpo.transfer.fields import Axis
 # lr: Step Law (2503.04715) +0.31 and -0.71, Bjorck et al. (2409.19913) -0.32 and -0.23, nanochat +0.19 and 0.
 # batch: Step Law 0.57, Power Lines (2505.13738) 0.38, its critical batch 0.46, nanochat 0.38; no effect of size.
 # decay: nanochat D^-0.81, Power Lines and a constant horizon 0 to -0.5.
+# horizon: tau in tokens as D (2405.13698) to D^0.47 N^0.53 (Power Lines).
 EXPONENTS = {
     "lr": ((0.1, 0.35), (-0.4, 0.35)),
     "batch": ((0.47, 0.2), (0.0, 0.15)),
     "decay": ((-0.4, 0.3), (0.0, 0.2)),
+    "horizon": ((0.75, 0.3), (0.2, 0.3)),
     "other": ((0.0, 0.1), (0.0, 0.1)),
 }
 INTERACTION = (0.0, 0.03)
+UNIFORM_SIZE = (0.0, 0.2)  # exponent of lr in size with a parametrization that makes it the same at every size
 # Direction in which the optimum of one field moves with another: lr goes as batch^0.25 (quartiles 0.20 to 0.42).
 COUPLINGS = {("lr", "batch"): (-0.35, 0.2)}
 COUPLING = (0.0, 0.25)
@@ -91,8 +94,14 @@ class Layout:
         return dict(zip(sizes, np.split(p, ends[:-1], axis=-1), strict=True))
 
 
-def layout_of(axes: Sequence[Axis], runs: Runs) -> Layout:
-    """Return the layout and the priors of the surface of a ladder."""
+def layout_of(axes: Sequence[Axis], runs: Runs, *, uniform_lr: bool = False, lr_by_batch: bool = False) -> Layout:
+    """Return the layout and the priors of the surface of a ladder.
+
+    uniform_lr: whether a parametrization keeps the best learning rate the same at every size.
+    lr_by_batch: whether the learning rate is given per power of the batch already.
+    """
+    exponents = {**EXPONENTS, "lr": (EXPONENTS["lr"][0], UNIFORM_SIZE if uniform_lr else EXPONENTS["lr"][1])}
+    couplings = {} if lr_by_batch else COUPLINGS
     roles = tuple(axis.role for axis in axes)
     low = np.minimum([axis.coordinate(axis.low) for axis in axes], runs.x.min(0))
     high = np.maximum([axis.coordinate(axis.high) for axis in axes], runs.x.max(0))
@@ -102,10 +111,10 @@ def layout_of(axes: Sequence[Axis], runs: Runs) -> Layout:
     best = np.array([runs.y[runs.cell == k].min() for k in range(n_cells)])
     spread = float(np.median(runs.y - best[runs.cell])) or 1e-6
     priors: list[tuple[float, float]] = [(0.0, float(h)) for h in half]
-    priors += [prior for role in roles for prior in (*EXPONENTS[role], INTERACTION)]
+    priors += [prior for role in roles for prior in (*exponents[role], INTERACTION)]
     priors += [(float(np.log(2 * spread / h**2)), 1.5) for h in half]
     for j, role in enumerate(roles):
-        priors += [COUPLINGS.get((role, other), COUPLING) for other in roles[j + 1 :]]
+        priors += [couplings.get((role, other), COUPLING) for other in roles[j + 1 :]]
     priors += [SKEW.get(role, (0.0, 0.4)) for role in roles]
     priors += [CURVATURE_EXPONENT, CURVATURE_EXPONENT]
     scale = float(np.abs(best).mean())

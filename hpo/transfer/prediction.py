@@ -77,8 +77,10 @@ def fit_ladder(ladder: Ladder) -> Surface:
             f"study {ladder.name}: needs complete runs in at least {MIN_CELLS} cells, {MIN_RUNS} in each on average, "
             f"to fit a law; {sum(counts)} runs in {len(counts)} cells are complete"
         )
-    data = ladder.data()
-    return fit_surface(layout_of(ladder.axes, data), data)
+    data, fields = ladder.data(), flat(ladder.base)
+    uniform = fields.get("model.parametrization", "standard") != "standard"
+    by_batch = fields.get("optimizer.scale_lr", "none") not in ("none", 0)
+    return fit_surface(layout_of(ladder.axes, data, uniform_lr=uniform, lr_by_batch=by_batch), data)
 
 
 def predict(ladder: Ladder, surface: Surface, target: Mapping[str, Any]) -> Prediction:
