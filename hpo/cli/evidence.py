@@ -139,55 +139,6 @@ def ablate(
     exit_with(run_ablation(request, run.launch_options(overrides=overrides or []), format))
 
 
-@evidence_commands.command(
-    rich_help_panel=EVIDENCE, epilog="Example: hpo transfer --study beta2_sweep --to run.tokens=8_000_000 --workers 4"
-)
-def transfer(
-    *,
-    study: StudyName = None,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to",
-            metavar="PATH=VALUE,PATH=VALUE",
-            help="Length and size of the long run: run.tokens, model.n_embd, model.n_layer. Default: as in the ladder.",
-        ),
-    ] = None,
-    ladder: Annotated[
-        int | None, typer.Option(min=2, max=16, help="Number of cells: pairs of a length and a size. Default: 4.")
-    ] = None,
-    budget_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of all runs of the ladder together. Default: no limit.")
-    ] = None,
-    verify: Annotated[
-        int | None,
-        typer.Option(min=1, help="Train prediction, copy and nearest cell's best at the target, on this many seeds."),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--as", metavar="NAME", help="Name of the study of the ladder. Default: STUDY-transfer."),
-    ] = None,
-    overrides: Place = None,
-    run: RunOptions,
-    format: OutputFormat = Format.table,
-) -> None:
-    """Predict the best configuration of a longer or larger run.
-
-    The best configuration of short runs is usually not the best one of a long run. This command trains a ladder: runs
-    of several shorter lengths and smaller sizes around the best configuration of a search. It fits how the optimum of
-    each searched number moves with tokens and size, and predicts configuration and loss at the target, with 90 %
-    intervals. The ladder is a study of its own. More workers can join it, and a second call resumes it, or predicts
-    for another target.
-
-    With --verify, the predicted configuration, the copied one and the best one of the nearest cell are trained at the
-    target on new seeds, and compared in pairs as `hpo confirm` does.
-    """
-    from hpo.commands.transfer import TransferRequest, run_transfer
-
-    request = TransferRequest(study, to, ladder, budget_tokens, verify, name)
-    exit_with(run_transfer(request, run.launch_options(overrides=overrides or []), format))
-
-
 @evidence_commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo claims S002 --workers 4")
 def claims(
     *,

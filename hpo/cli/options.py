@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hpo.console import Format, command_line, say
+from hpo.errors import Problem
 
 
 def valid_path(path: Path | None) -> Path | None:
@@ -93,6 +94,22 @@ RUNS = Path("runs")
 def split_names(text: str) -> list[str]:
     """Return the parts of a comma-separated list, without spaces and empty parts."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def split_numbers(option: str, text: str | None) -> list[int] | None:
+    """Return the parts of a comma-separated list of whole numbers, None for no list.
+
+    Raises:
+        Problem: a part is not a whole number.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in split_names(text)]
+    except ValueError:
+        raise Problem(
+            f"{option}: must be whole numbers separated by commas, such as 64,128,256, got {text!r:.60}"
+        ) from None
 
 
 @dataclass(frozen=True)

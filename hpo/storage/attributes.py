@@ -12,6 +12,7 @@ DATA_HASH = "hpo:data"  # hash of the prepared data
 STUDY_STATE = "hpo:state"  # active, paused or stopped
 ARITHMETIC = "hpo:arithmetic"  # resolved device, precision, compile and attention; {} until a worker resolves them
 PROBE_PLAN = "hpo:probe"  # what `probe: auto` has decided; {} until it decides
+COORDINATES = "hpo:coordinates"  # result of its last coordinate check
 PROTOCOL = "hpo:protocol"  # see hpo.queue.compatibility.PROTOCOL_VERSION
 
 # User attributes of a trial. The dashboard shows them as columns.
