@@ -80,6 +80,7 @@ def transfer(
         sizes = split_numbers("--widths", widths), split_numbers("--depths", depths)
         request = CheckRequest(study, sizes[0], sizes[1], overrides or [])
         exit_with(check_coordinates(request, storage_url(run.storage), format))
+        return
     _refuse({"--widths": widths, "--depths": depths}, "must be used with --check")
     from hpo.commands.transfer import TransferRequest, run_transfer
 
