@@ -1,0 +1,152 @@
+"""`hpo transfer`: ladders of a planted law, run by real workers on a real storage."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hpo.analysis.snapshot import Snapshot, read_snapshot
+from hpo.config.yaml import parse_yaml
+from hpo.storage.attributes import FIXED_VALUES
+from hpo.storage.engine import open_readonly
+from hpo.storage.trials import State
+from hpo.transfer.fitted import fitted_prediction
+from tests.support.command import hpo
+from tests.support.ladders import ladder_search
+
+TARGET = {"run.tokens": 64_000}
+TO = "run.tokens=64_000"
+BEST_LR, BEST_BATCH = 0.01 * 64**0.2, 8 * 64**0.5
+FLOOR = 2.0 + 1.5 * 64**-0.3
+
+
+def snapshot_of(folder: Path, name: str) -> Snapshot:
+    with open_readonly(f"sqlite:///{folder}/runs/hpo.db") as store:
+        return read_snapshot(store, name)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ladder")
+    hpo("launch", "--study", str(ladder_search(folder)), "--quiet", cwd=folder)
+    hpo("transfer", "--study", "small", "--to", TO, "--quiet", "--allow-train", "laws:train", cwd=folder)
+    return folder
+
+
+def test_the_ladder_is_a_study_of_cells_below_the_target_around_the_best_trial(searched: Path) -> None:
+    search, ladder = snapshot_of(searched, "small"), snapshot_of(searched, "small-transfer")
+    assert {t.state for t in ladder.trials} == {State.COMPLETE}
+    best = search.best()
+    assert best is not None
+    values = [t.user_attrs[FIXED_VALUES] for t in ladder.trials]
+    assert sorted({v["run.tokens"] for v in values}) == [1_000, 2_520, 6_350, 16_000]
+    copied = {path: best.params[path] for path in ("optimizer.lr", "run.batch_size")}
+    for tokens in {v["run.tokens"] for v in values}:
+        of_cell = [v for v in values if v["run.tokens"] == tokens]
+        assert sum(all(v[path] == copied[path] for path in copied) for v in of_cell) == 1
+    assert len({v["run.seed"] for v in values}) == len(values)
+    assert "kind" not in ladder.spec["space"]
+    assert ladder.spec["base"]["kind"] == best.params["kind"]
+    counts = [sum(v["run.tokens"] == tokens for v in values) for tokens in (1_000, 16_000)]
+    assert counts[0] > counts[1]
+
+
+def test_the_prediction_is_near_the_planted_optimum_and_its_file_trains(searched: Path) -> None:
+    done = hpo(
+        "transfer", "--study", "small", "--quiet", "--format", "json", "--allow-train", "laws:train", cwd=searched
+    )
+    record = json.loads(done.stdout)
+    assert record["target"] == TARGET
+    assert record["tokens_beyond_ladder"] == 4
+    predicted = {field["field"]: field for field in record["fields"]}
+    assert BEST_LR / 1.6 < predicted["optimizer.lr"]["predicted"] < BEST_LR * 1.6
+    assert BEST_BATCH / 1.6 < predicted["run.batch_size"]["predicted"] < BEST_BATCH * 1.6
+    assert predicted["optimizer.lr"]["low"] < BEST_LR < predicted["optimizer.lr"]["high"]
+    assert record["loss"]["low"] < FLOOR < record["loss"]["high"]
+    assert record["regret_of_copying"]["mean"] > 0
+    tree = parse_yaml((searched / "runs" / "small-transfer" / "fitted.yaml").read_text())
+    assert tree["provenance"]["rule"] == "fitted"
+    assert tree["optimizer"]["lr"] == predicted["optimizer.lr"]["predicted"]
+    assert tree["run"]["tokens"] == 64_000
+    fitted = str(searched / "runs" / "small-transfer" / "fitted.yaml")
+    hpo("train", fitted, "--set", "run.tokens=1_000", cwd=searched, status=None)
+
+
+def test_a_far_target_is_said_aloud_and_needs_no_new_runs(searched: Path) -> None:
+    before = len(snapshot_of(searched, "small-transfer").trials)
+    allow = ("--allow-train", "laws:train")
+    done = hpo("transfer", "--study", "small", "--to", "run.tokens=512_000", "--quiet", *allow, cwd=searched)
+    assert "warning: the prediction extrapolates more than 16 times in tokens" in done.stderr
+    assert len(snapshot_of(searched, "small-transfer").trials) == before
+
+
+def test_a_verification_trains_prediction_and_copy_in_pairs_and_prints_the_words_of_confirm(searched: Path) -> None:
+    allow = ("--allow-train", "laws:train")
+    done = hpo("transfer", "--study", "small", "--verify", "4", "--quiet", *allow, cwd=searched)
+    assert "fitted: better: paired difference" in done.stderr
+    assert "from the copied configuration (95 % confidence interval" in done.stderr
+    assert "corrected for 2 comparisons (Holm)" in done.stderr
+    assert "inside the interval" in done.stderr
+    verified = snapshot_of(searched, "small-transfer-verify-64000")
+    assert list(verified.spec["arms"]) == ["copied", "fitted", "nearest cell"]
+    assert {v["run.tokens"] for v in verified.spec["arms"].values()} == {64_000}
+    assert len(verified.spec["seeds"]) == 4
+    refused = hpo("transfer", "--study", "small", "--verify", "5", "--quiet", *allow, cwd=searched, status=2)
+    assert "--verify: must be 4" in refused.stderr
+
+
+def test_the_rule_fitted_finds_the_ladder_by_the_name_of_the_search(searched: Path) -> None:
+    from hpo.config.permission import permit
+
+    with open_readonly(f"sqlite:///{searched}/runs/hpo.db") as store:
+        permit(("laws:train", "laws:Config"))
+        pytest.MonkeyPatch().syspath_prepend(str(searched))
+        prediction = fitted_prediction(store, "small", {"run.tokens": 128_000})
+        assert prediction is not None
+        assert prediction.values["run.tokens"] == 128_000
+        assert prediction.values["optimizer.lr"] > prediction.copied["optimizer.lr"] / 100
+        assert fitted_prediction(store, "nothing", TARGET) is None
+
+
+def test_the_report_has_bowls_laws_and_measured_against_predicted(searched: Path) -> None:
+    allow = ("--allow-train", "laws:train")
+    hpo("transfer", "--study", "small", "--verify", "4", "--quiet", *allow, cwd=searched)
+    hpo("report", "--study", "small", "--html", "page.html", cwd=searched)
+    page = (searched / "page.html").read_text()
+    for words in (
+        "Transfer to longer and larger runs: small-transfer",
+        "small-transfer-bowls-0",
+        "small-transfer-law-1",
+        "Predicted against measured: small-transfer-verify-64000",
+        "copying is expected to lose",
+    ):
+        assert words in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--as", "other"], "--to: required, because small has no ladder other yet"),
+        (
+            ["--as", "other", "--to", "run.tokens=500"],
+            "--to run.tokens: must be at least 1,000, as in the search, got 500",
+        ),
+        (["--to", "run.tokens=9_000"], "--to run.tokens: must be at least 16,000, the longest runs of small-transfer"),
+        (["--as", "other", "--to", TO, "--budget-tokens", "5000"], "--budget-tokens: must be at least "),
+        (["--ladder", "3"], "--ladder: must be 4, with which study small-transfer was started, got 3"),
+        (["--to", "run.token=64_000", "--as", "other"], "--to run.token: must be one of run.tokens"),
+        (["--to", "run.tokens", "--as", "other"], "--to: must be PATH=VALUE,PATH=VALUE"),
+    ],
+)
+def test_what_cannot_be_done_is_one_message(searched: Path, arguments: list[str], message: str) -> None:
+    allow = ("--allow-train", "laws:train")
+    done = hpo("transfer", "--study", "small", "--quiet", *arguments, *allow, cwd=searched, status=2)
+    assert f"hpo: {message}" in done.stderr
+    assert done.stderr.count("hpo: ") == 1
+
+
+def test_a_search_without_a_learning_rate_is_refused(tmp_path: Path) -> None:
+    space = {"run.batch_size": {"low": 1, "high": 128, "log": True}}
+    hpo("launch", "--study", str(ladder_search(tmp_path, space=space, budget={"trials": 2})), "--quiet", cwd=tmp_path)
+    done = hpo("transfer", "--to", TO, "--allow-train", "laws:train", cwd=tmp_path, status=2)
+    assert "--study: must search a learning rate" in done.stderr
