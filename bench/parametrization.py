@@ -23,7 +23,7 @@ RESULTS = Path(__file__).with_name("results") / "parametrization.json"
 WIDTHS, HEAD, BASE = (64, 128, 256), 16, 64
 KINDS = ("standard", "mup")
 SEEDS = (0, 1, 2)
-FIRST = -14  # the first rate is sqrt(2)^-14 = 0.0078
+FIRST = -18  # the first rate is sqrt(2)^-18 = 0.00195
 NEIGHBOURS = 2  # rates on each side of the best one
 SETTINGS = {
     "data.name": "python-docs",
@@ -31,7 +31,8 @@ SETTINGS = {
     "model.n_layer": 2,
     "run.device": "cpu",
     "run.precision": "fp32",
-    "run.tokens": 96 * 512,
+    "model.context": 32,
+    "run.tokens": 128 * 256,
     "run.rungs": 1,
 }
 

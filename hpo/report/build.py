@@ -1,6 +1,6 @@
 """`hpo report`: write the results of a study as an HTML or PDF page, as CSV and as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -13,6 +13,7 @@ from hpo.errors import NothingFeasible, StorageError
 from hpo.evidence.verify import VERIFIES
 from hpo.report import appendix, sections
 from hpo.report.arms import arms_section
+from hpo.report.coordinates import coordinates_section
 from hpo.report.html import html_page, paragraph
 from hpo.report.pdf import write_pdf
 from hpo.report.risk import risk_section
@@ -20,9 +21,10 @@ from hpo.report.tables import curves_path, write_csv, write_json
 from hpo.report.transfer import LadderResult, ladder_results, transfer_section
 from hpo.report.verdict import RelatedStudy, Verdict, related_studies, verdict
 from hpo.runs.run_dir import study_folder, write_file
-from hpo.storage.attributes import LADDER_OF
+from hpo.storage.attributes import COORDINATES, LADDER_OF
 from hpo.storage.engine import open_readonly
 from hpo.storage.retry import OpenStorage
+from hpo.storage.studies import study_attrs, study_ids
 from hpo.storage.trials import State
 
 
@@ -38,13 +40,14 @@ class ReportFiles:
 
 @dataclass(frozen=True)
 class ReportData:
-    """A study, its verdict, the studies that confirm or ablate it, and its ladders."""
+    """A study, its verdict, the studies that confirm or ablate it, its ladders, and its coordinate check."""
 
     snapshot: Snapshot
     verdict: Verdict
     confirmations: Sequence[RelatedStudy]
     ablations: Sequence[RelatedStudy]
     ladders: Sequence[LadderResult] = ()
+    coordinates: Mapping[str, Any] | None = None
 
 
 def write_report(storage: str, name: str | None, out: Path, files: ReportFiles, publish: bool) -> None:
@@ -92,7 +95,8 @@ def read_report(store: OpenStorage, name: str | None) -> ReportData:
         raise NothingFeasible(f"study {snapshot.name}: no trial is complete yet; `hpo status` shows the progress")
     confirmations, ablations = (related_studies(store, snapshot.names, key) for key in ("confirms", "ablates"))
     ladders = ladder_results(store, snapshot)
-    return ReportData(snapshot, verdict(snapshot, confirmations), confirmations, ablations, ladders)
+    coordinates = study_attrs(store, study_ids(store)[snapshot.name]).get(COORDINATES)
+    return ReportData(snapshot, verdict(snapshot, confirmations), confirmations, ablations, ladders, coordinates)
 
 
 def report_page(data: ReportData, out: Path) -> str:
@@ -106,6 +110,7 @@ def report_page(data: ReportData, out: Path) -> str:
     body.append(sections.summary_section(snapshot, data.verdict))
     body += arms_section(snapshot, data.confirmations, data.ablations)
     body += transfer_section(data.ladders)
+    body += coordinates_section(data.coordinates)
     body += sections.curves_section(snapshot)
     body += risk_section(snapshot)
     body += sections.hyperparameters_section(snapshot, out)
