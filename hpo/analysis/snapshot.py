@@ -138,7 +138,7 @@ class Snapshot:
         first = self.baseline()
         return first.values[0] if first is not None and first.state == State.COMPLETE else None
 
-    @cached_property  # the live table reads it four times per second
+    @cached_property  # the live view reads it four times per second
     def _best(self) -> Trial | None:
         return min(self.feasible, key=self.loss, default=None)
 

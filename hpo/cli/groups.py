@@ -58,7 +58,7 @@ class Display:
 
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print what would run, then exit.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False
-    plain: Annotated[bool, typer.Option("--plain", help="Print one line per event instead of a live table.")] = False
+    plain: Annotated[bool, typer.Option("--plain", help="Print one line per event instead of the live view.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def status(
     storage: StorageOptions = DEFAULT_STORAGE,
     format: OutputFormat = Format.table,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Print the status every two seconds until the study ends.")
+        bool, typer.Option("--watch", help="Show the live view of `hpo launch` until the study ends.")
     ] = False,
 ) -> None:
     """Show the progress of a study and its best trial."""

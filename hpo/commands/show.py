@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from hpo.analysis.improvements import improvement_lines
 from hpo.analysis.looks import look_lines
 from hpo.analysis.marks import pause_text, paused_lines, paused_trials, places
@@ -26,6 +28,7 @@ from hpo.storage.retry import OpenStorage
 from hpo.storage.studies import study_ids
 from hpo.storage.trials import Trial
 from hpo.study.engines import engine_text, engines_of, is_gpt
+from hpo.view.watch import can_watch, watch_study
 
 FAILURES = ("diverged", "invalid", "oom", "timeout", "lost", "disk", "killed", "error")
 NEXT_STEPS = {
@@ -53,7 +56,14 @@ def study_records(store: OpenStorage) -> list[dict[str, Any]]:
 
 
 def show_status(store: OpenStorage, name: str | None, format: Format, watch: bool) -> None:
-    """Print the progress of a study once, or every two seconds until the study ends."""
+    """Print the progress of a study once, or show it until the study ends.
+
+    In a terminal that can redraw it, the live view of `hpo launch` is shown; otherwise the status is printed every two
+    seconds.
+    """
+    if watch and format is Format.table and can_watch(Console()):
+        watch_study(store, name)
+        return
     while not _print_status(store, name, format) and watch:
         time.sleep(2)
 

@@ -15,7 +15,7 @@ class LaunchOptions:
 
     budget: limits by name (trials, hours, tokens); None: the study file's. overrides: `--set` as typed.
     on: "local" or "ray". address: the head of the Ray cluster. pack: number of trials that a worker trains side by
-    side. out: folder of the runs. plain: print lines instead of the live table. allow_train: as typed.
+    side. out: folder of the runs. plain: print lines instead of the live view. allow_train: as typed.
     confirm: whether to confirm the best trial of the search afterwards.
     """
 

@@ -15,7 +15,7 @@ from hpo.launcher.options import LaunchOptions, resume_command
 from hpo.launcher.placement import GroupFactory, resolve_workers
 from hpo.launcher.plan import describe_plan
 from hpo.launcher.processes import WorkerGroup
-from hpo.launcher.progress import EventLog, LiveTable, RegistrationProgress, is_dumb_terminal
+from hpo.launcher.progress import EventLog, RegistrationProgress, is_dumb_terminal
 from hpo.launcher.run_folder import check_still_there, open_folder
 from hpo.launcher.signals import SignalForwarder
 from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
@@ -31,6 +31,8 @@ from hpo.storage.store import open_store
 from hpo.storage.url import normalise_url, sqlite_file
 from hpo.study.places import place_options
 from hpo.study.spec import Study
+from hpo.view.live import LiveView
+from hpo.worker.events import ENDS
 
 # Prints the result of a study and returns the exit status: (snapshot, folder of the study, options, seconds of the
 # launch).
@@ -38,8 +40,8 @@ OnFinish = Callable[[Snapshot, Path, LaunchOptions, float], int]
 
 # Seconds that the launcher waits for an unreachable storage before it updates its view without the storage.
 VIEW_WAIT_S = 2.0
-# Seconds between two reads of the whole study.
-REFRESH_S = 5.0
+# Seconds between two reads of the whole study. SOON_S: after a trial has started or ended.
+REFRESH_S, SOON_S = 5.0, 1.0
 
 
 def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
@@ -128,7 +130,7 @@ def _supervise(
     with open_readonly(options.storage, math.inf) as reader, LeaseRenewer(stored.slots, "launch", lease_seconds()):
         snapshot = read_snapshot(reader, stored.study.name)
         plain = options.plain or options.quiet or not sys.stderr.isatty() or is_dumb_terminal()
-        view = EventLog(snapshot, options.quiet) if plain else LiveTable(snapshot, len(environments))
+        view = EventLog(snapshot, options.quiet) if plain else LiveView(snapshot, len(environments))
         signals = SignalForwarder()  # before the workers start, so that a signal cannot leave them without a launcher
         try:
             group = start_group(_worker_arguments(options, stored.study), environments, guard.folder)
@@ -159,7 +161,7 @@ def _worker_arguments(options: LaunchOptions, study: Study) -> list[str]:
 def _watch(
     group: WorkerGroup,
     signals: SignalForwarder,
-    view: EventLog | LiveTable,
+    view: EventLog | LiveView,
     reader: Reader,
     stored: StoredStudy,
     guard: FolderGuard,
@@ -172,10 +174,12 @@ def _watch(
         StorageError: the file of the storage was removed or replaced.
         WorkFailed: the study or its run folder was removed.
     """
-    refresh_at, given_up = 0.0, set()
+    refresh_at, soon_at, given_up = 0.0, 0.0, set()
     while group.is_active():
         for event in [*group.events(wait=0.5), *signals.events()]:
             view.show(event)
+            if event["event"] in ("start", *ENDS):
+                refresh_at = min(refresh_at, soon_at)
             if event["event"] == "disk":
                 given_up.add(event["trial"])
         if note := outages.note():
@@ -186,18 +190,19 @@ def _watch(
         except (StorageError, WorkFailed) as error:  # the workers may take some seconds to stop
             view.show({"event": "note", "text": f"stopping: {error}"})
             raise
-        if time.monotonic() >= refresh_at:
+        if (started_at := time.monotonic()) >= refresh_at:
             with suppress(StorageError), limit_patience(VIEW_WAIT_S):
                 stored.read_state()  # raises an error if the study is gone
                 view.refresh(read_snapshot(reader, stored.study.name))
-            refresh_at = time.monotonic() + REFRESH_S
+            refresh_at = (ended_at := time.monotonic()) + REFRESH_S
+            soon_at = ended_at + max(SOON_S, 4 * (ended_at - started_at))  # reading a large study takes long
     check_still_there(stored, guard)  # the workers may have noticed it first
     with suppress(StorageError), limit_patience(VIEW_WAIT_S):
         stored.read_state()
     return given_up
 
 
-def _restart_crashed(group: WorkerGroup, view: EventLog | LiveTable, stored: StoredStudy) -> None:
+def _restart_crashed(group: WorkerGroup, view: EventLog | LiveView, stored: StoredStudy) -> None:
     """Restart crashed workers and free their trials."""
     for worker in group.restart_crashed():
         view.show({"event": "note", "worker": worker.number, "text": worker.describe_crash()})

@@ -6,7 +6,7 @@ of a long study; they are read when they are first used.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -93,7 +93,7 @@ class Details:
 
     def __init__(self, store: OpenStorage, study_id: int) -> None:
         def lazy(table: sa.TableClause, columns: str, pair: Callable[..., tuple[Any, Any]]) -> "_LazyTable":
-            return _LazyTable(lambda trial_id: _rows_of_trials(store, table, columns, study_id, trial_id), pair)
+            return _LazyTable(lambda trial_ids: _rows_of_trials(store, table, columns, study_id, trial_ids), pair)
 
         self.params = lazy(
             TRIAL_PARAMS,
@@ -111,10 +111,10 @@ class Details:
 class _LazyTable:
     """A table of trials. A call with a trial's id returns the rows of this trial as a mapping."""
 
-    def __init__(self, read: Callable[[int | None], Rows], pair: Callable[..., tuple[Any, Any]]) -> None:
+    def __init__(self, read: Callable[[Sequence[int] | None], Rows], pair: Callable[..., tuple[Any, Any]]) -> None:
         """Create the table; nothing is read yet.
 
-        read: returns the rows of one trial, or of all trials for None. pair: turns a row into key and value.
+        read: returns the rows of some trials, or of all trials for None. pair: turns a row into key and value.
         """
         self.read, self.pair = read, pair
         self.mappings: dict[int, dict[Any, Any]] = {}
@@ -123,12 +123,18 @@ class _LazyTable:
     def __call__(self, trial_id: int) -> dict[Any, Any]:
         if trial_id not in self.mappings and not self.complete:
             self.complete = len(self.mappings) >= N_SINGLE_READS
-            known = set(self.mappings)
-            for owner, *row in self.read(None if self.complete else trial_id):
-                if owner not in known:
-                    key, value = self.pair(*row)
-                    self.mappings.setdefault(owner, {})[key] = value
+            self.load(None if self.complete else [trial_id])
         return self.mappings.setdefault(trial_id, {})
+
+    def load(self, trial_ids: Sequence[int] | None) -> None:
+        """Read the rows of some trials, or of all trials for None, with one query."""
+        known = set(self.mappings)
+        for owner, *row in self.read(trial_ids):
+            if owner not in known:
+                key, value = self.pair(*row)
+                self.mappings.setdefault(owner, {})[key] = value
+        for trial_id in trial_ids or ():
+            self.mappings.setdefault(trial_id, {})
 
 
 def read_trials(store: OpenStorage, study_id: int) -> list[Trial]:
@@ -158,6 +164,17 @@ def read_trials(store: OpenStorage, study_id: int) -> list[Trial]:
     return sorted(trials.values(), key=lambda trial: trial.number)
 
 
+def load_details(trials: Sequence[Trial]) -> None:
+    """Read parameters, curves and attributes of some trials of one study with one query for each table.
+
+    Otherwise the fifth trial of which one of them is used makes the study read those of all its trials.
+    """
+    if trials:
+        details, trial_ids = trials[0].user_attrs.details, [t.user_attrs.trial_id for t in trials]
+        for table in (details.params, details.attrs, details.curves):
+            table.load([i for i in trial_ids if i not in table.mappings])
+
+
 def _of_study(study_id: int) -> sa.ColumnElement[bool]:
     return TRIALS.c.study_id == study_id
 
@@ -175,15 +192,15 @@ def _rows_of_trials(
     table: sa.TableClause,
     columns: str,
     study_id: int,
-    trial_id: int | None = None,
+    trial_ids: Sequence[int] | None = None,
     where: sa.ColumnElement[bool] | None = None,
 ) -> Rows:
-    """Return rows of a table that belong to one trial or to all trials of a study, with the trial's id first."""
+    """Return rows of a table that belong to some trials or to all trials of a study, with the trial's id first."""
     selected = [table.c.trial_id, *(table.c[column.strip()] for column in columns.split(","))]
     joined = table.join(TRIALS, TRIALS.c.trial_id == table.c.trial_id)
     statement = sa.select(*selected).select_from(joined).where(_of_study(study_id)).order_by(*selected[:2])
-    if trial_id is not None:
-        statement = statement.where(table.c.trial_id == trial_id)
+    if trial_ids is not None:
+        statement = statement.where(table.c.trial_id.in_(trial_ids))
     if where is not None:
         statement = statement.where(where)
     return query_rows(store, statement)

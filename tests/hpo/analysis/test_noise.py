@@ -22,7 +22,6 @@ from hpo.analysis.summary import best_summary, summary, trial_row
 from hpo.cli.main import app
 from hpo.config.yaml import parse_yaml
 from hpo.console import Format, Rounded, format_number, json_value, print_records
-from hpo.launcher.progress import LiveTable
 from hpo.queue.budget import add_slots
 from hpo.queue.registry import register_study
 from hpo.queue.stored_study import StoredStudy
@@ -30,6 +29,7 @@ from hpo.storage.engine import open_readonly
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
+from hpo.view.live import LiveView
 from hpo.worker.events import event_line
 from hpo.worker.worker import Worker
 from tests.support.planted import planted_study as planted
@@ -219,12 +219,13 @@ def test_people_see_the_digits_that_noise_leaves_and_programs_all(
 def test_live_view_shows_values_with_the_digits_that_the_noise_leaves(here: Path, store: Store) -> None:
     work(began(store, here))
     of = seen(store)
-    screen = LiveTable(of, 1)
+    screen = LiveView(of, 1)
     event = {"event": "rung", "worker": 1, "trial": 3, "rung": 2, "value": 1.23456789}
     floor = of.noise
     assert floor is not None
     told = f"{1.23456789:.{decimals(floor.sigma)}f}"
-    assert screen._row(1, event)[3] == told
+    screen.show(event)
+    assert any(told in line.plain.split() for line in screen.lines(120, 40))
     assert screen.summary[0] == best_summary(of)
     assert event_line(event, 4, decimals(floor.sigma)) == f"trial 3: rung 2/4, {told}"
     assert event_line(event, 4) == "trial 3: rung 2/4, 1.2346"

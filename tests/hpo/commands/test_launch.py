@@ -1,6 +1,5 @@
 """`hpo launch` as a user runs it: separate processes, signals, and the files that remain."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,10 +11,7 @@ import pytest
 from hpo.analysis.progress import trial_counts
 from hpo.analysis.snapshot import read_snapshot
 from hpo.config.yaml import dump_yaml
-from hpo.launcher.progress import LiveTable
-from hpo.queue.registry import register_study
 from hpo.storage.engine import open_readonly
-from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.worker.events import event_line
 from tests.support.command import have_reported, hpo, start_launch, until, worker_processes
@@ -133,25 +129,6 @@ def test_launch_fails_with_the_last_words_of_a_worker_that_cannot_work(here: Pat
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "worker 1 ended with status 7" in stderr
-
-
-def test_screen_shows_workers_progress_and_the_best_against_baseline_and_anchors(here: Path) -> None:
-    from rich.console import Console
-
-    path = planted(here, budget={"trials": 3})
-    start_launch("--study", str(path), "--quiet").communicate(timeout=60)
-    with open_store("runs/hpo.db") as store:
-        register_study(store, load_study(str(path), budget={"trials": 8}), None, {})
-        snapshot = read_snapshot(store, "planted")
-    screen = LiveTable(snapshot, workers=2)
-    screen.show({"event": "rung", "worker": 1, "trial": 5, "rung": 2, "value": 1.5, "tokens_per_second": 12345.0})
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(screen.render())
-    text = console.export_text()
-    console.file.close()
-    assert ["1", "5", "2/4", "1.5000", "12,345"] in [row.split() for row in text.splitlines()]
-    assert "5 waiting of 8" in text
-    assert "baseline 1.5000" in text
 
 
 def test_every_event_has_a_line() -> None:

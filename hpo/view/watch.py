@@ -1,0 +1,43 @@
+"""`hpo status --watch` in a terminal: the live view of a study that runs elsewhere."""
+
+import time
+
+from rich.console import Console
+
+from hpo.analysis.progress import has_ended
+from hpo.analysis.snapshot import Snapshot, read_snapshot
+from hpo.console import show
+from hpo.queue.inspect import BeingRegistered
+from hpo.storage.retry import OpenStorage
+from hpo.view.live import LiveView
+
+READ_S = 2.0  # seconds between two reads of the study, more where a read takes long
+
+
+def can_watch(console: Console) -> bool:
+    """Return whether a terminal can redraw the view; otherwise the status is printed again and again."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def watch_study(store: OpenStorage, name: str | None) -> None:
+    """Show a study until it ends."""
+    console = Console()
+    snapshot = _first_snapshot(store, name)
+    with LiveView(snapshot, console=console) as view:
+        while not has_ended(snapshot):
+            started_at = time.monotonic()
+            snapshot = read_snapshot(store, snapshot.name)
+            view.refresh(snapshot)
+            time.sleep(max(READ_S, 4 * (time.monotonic() - started_at)))
+
+
+def _first_snapshot(store: OpenStorage, name: str | None) -> Snapshot:
+    """Return a study as soon as it is registered."""
+    said = ""
+    while True:
+        try:
+            return read_snapshot(store, name)
+        except BeingRegistered as problem:
+            if str(problem) != said:
+                show(said := str(problem))
+            time.sleep(READ_S)
