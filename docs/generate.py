@@ -1,4 +1,4 @@
-"""Write the generated pages of the documentation, and the tables of docs/search.md and docs/gpu.md.
+"""Write the generated pages of the documentation, the tables of docs/search.md and docs/gpu.md, and the JSON schemas.
 
 python -m docs.generate            write the pages
 python -m docs.generate --check    exit with 1 where a page is not what would be written
@@ -13,8 +13,10 @@ from docs.drawing import drawing, packages
 from docs.gpu_tables import with_results
 from docs.search_tables import with_tables
 from hpo.config.yaml import parse_yaml
+from hpo.study.schema import configuration_schema, schema_lines, study_schema
 
 DOCS = Path(__file__).parent
+SCHEMAS = DOCS.parent / "studies/schema"  # the shipped files name them in their editor lines
 
 
 def pages() -> dict[Path, str]:
@@ -27,6 +29,8 @@ def pages() -> dict[Path, str]:
         DOCS / "packages.md": packages(table),
         DOCS / "packages.svg": drawing(table),
         DOCS / "search.md": with_tables((DOCS / "search.md").read_text("utf-8")),
+        SCHEMAS / "config.json": schema_lines(configuration_schema()),
+        SCHEMAS / "study.json": schema_lines(study_schema()),
     }
 
 

@@ -18,6 +18,7 @@ from hpo.cli.panels import PanelGroup
 from hpo.cli.replay import replay_commands
 from hpo.cli.run import run_commands
 from hpo.cli.setup import setup_commands
+from hpo.cli.start import start_commands
 from hpo.cli.transfer import transfer_commands
 from hpo.console import say, show
 from hpo.errors import Interruption, Problem, UserExit, raised_error
@@ -41,6 +42,7 @@ for commands in (
     transfer_commands,
     replay_commands,
     setup_commands,
+    start_commands,
 ):
     app.add_typer(commands)
 

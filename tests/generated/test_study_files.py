@@ -16,6 +16,7 @@ from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.study.load import load_study
 from hpo.study.spec import StudyFile
 from tests.support.command_lines import CommandResult, Workspace, examples, prepare_workspace, run_command
+from tests.support.schemas import assert_schema_agrees
 
 SHIPPED = {path.stem: parse_yaml(path.read_text("utf-8")) for path in list_studies(shipped_folder())}
 KEYS = sorted(StudyFile.model_fields)
@@ -105,6 +106,7 @@ def mutated(draw: st.DrawFn) -> Any:
 def test_whatever_is_in_a_study_file_it_is_fine_or_refused_by_key(tree: Any, place: Workspace) -> None:
     ended = checked(tree, place)
     assert ended.status in (0, 2)
+    assert_schema_agrees(tree, accepted=ended.status == 0)
     if ended.status == 2:
         assert_named(ended, [*KEYS, *tree])
         return
@@ -193,6 +195,7 @@ def test_every_mistake_in_a_study_file_is_refused_by_its_key(data: st.DataObject
     data.draw(st.sampled_from(WRONG[key]))(tree)
     ended = checked(tree, place)
     assert ended.status == 2
+    assert_schema_agrees(tree, accepted=False)
     assert re.search(rf"^(hpo: )?made\.yaml: {re.escape(key)}[.:]", ended.err, re.M), ended.err
     assert max(map(len, ended.err.splitlines())) < 1000
 
@@ -222,6 +225,7 @@ def test_a_study_file_is_fine_however_it_is_spelt(
     tree = SHIPPED[name] | {"seed": seed, "budget": {"trials": trials, "hours": hours}}
     ended = checked(tree, place, spelt(dump_yaml(tree), tree))
     assert (ended.status, ended.err) == (0, ""), ended
+    assert_schema_agrees(tree, accepted=True)
 
 
 def doubled(line: str, n: int) -> str:
