@@ -15,7 +15,7 @@ PANELS = {
     RUN: "launch worker train sample",
     INSPECT: "studies status trials show why logs best export report dashboard",
     CONTROL: "pause resume stop kill retry enqueue fork",
-    EVIDENCE: "confirm ablate claims replay",
+    EVIDENCE: "confirm ablate transfer claims replay",
     SETUP: "data check limits doctor schema",
 }
 
