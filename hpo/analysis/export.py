@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from hpo.analysis.cool_down import branch_config, branch_provenance
 from hpo.analysis.snapshot import Snapshot, best_trial, find_trial, trial_value
 from hpo.config.files import config_text
 from hpo.errors import Problem
@@ -67,13 +68,20 @@ def _code(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {"train": spec["train"], "config": spec["config"]}
 
 
-def export_text(snapshot: Snapshot, trial: Trial, known: str = "") -> str:
+def export_text(snapshot: Snapshot, trial: Trial, known: str = "", cool_down: int | None = None) -> str:
     """Return the YAML file of a trial, with the device, precision and compilation that the study resolved.
 
-    known: as in `provenance`.
+    known: as in `provenance`. cool_down: the rung of a wsd run whose branch is exported instead; None: the run itself.
+
+    Raises:
+        Problem: the trial has no branch at this rung.
     """
     study = with_arithmetic(study_from_spec(snapshot.spec), snapshot.arithmetic)
-    return config_text(configuration(study, trial), provenance(snapshot, trial, known))
+    config, origin = configuration(study, trial), provenance(snapshot, trial, known)
+    if cool_down is not None:
+        config = branch_config(snapshot, trial, config, cool_down)
+        origin = branch_provenance(trial, cool_down, origin)
+    return config_text(config, origin)
 
 
 def changed_fields(snapshot: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:

@@ -62,8 +62,8 @@ def full_rungs(snapshot: Snapshot) -> int:
 def probe_lines(snapshot: Snapshot) -> list[str]:
     """Return a line with the rungs of the probes and the reason, and a line with the probes of the best trial."""
     probe, plan, best = snapshot.spec.get("probe", "off"), probe_plan(snapshot), snapshot.best()
-    if plan is None:
-        return ["probes: auto has not decided yet; it needs more finished runs"]
+    if plan is None or snapshot.spec["pruner"]["name"] == "none":
+        return []
     if not plan.rungs:
         return [plan.text()] if probe == "auto" and snapshot.probe else []
     values = probe_values(best) if best else {}

@@ -147,6 +147,12 @@ def export(
         typer.Option("--output", "-o", help="File to write. Default: standard output.", callback=output_file),
     ] = None,
     trial: Annotated[int | None, typer.Option(help="Number of the trial. Default: the best trial.")] = None,
+    cool_down: Annotated[
+        int | None,
+        typer.Option(
+            "--cool-down", metavar="RUNG", help="Export the shorter run that the probe at this rung of a wsd run is."
+        ),
+    ] = None,
     study: StudyName = None,
     storage: StorageOptions = DEFAULT_STORAGE,
     allow_train: AllowTrain = None,
@@ -168,7 +174,7 @@ def export(
         exported, confirmation = (
             trial_to_export(store, snapshot) if trial is None else (select_trial(snapshot, trial), "")
         )
-        config = export_text(snapshot, exported, confirmation)
+        config = export_text(snapshot, exported, confirmation, cool_down)
     if output is None or output == Path("-"):
         print_yaml(config)
         return

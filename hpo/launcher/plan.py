@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.console import format_number, format_value
-from hpo.search.probes import Probes
 from hpo.study.harmful_pairs import harmful_pairs
 from hpo.study.sequential import KEY
 from hpo.study.spec import Study, StudyFile
@@ -27,11 +26,11 @@ def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") ->
             f"  budget {', '.join(_amount(k, v) for k, v in budget.items())}; sampler {file.sampler.name}, "
             f"pruner {file.pruner.name}{_peers(file)}, {objective}"
         )
-        if isinstance(file.probe, Probes):
-            rungs = ", ".join(map(str, file.probe.rungs))
-            lines.append(f"  probes at rungs {rungs}, {file.probe.share:g} of a run each")
-        elif file.probe == "auto" and study.probe_plan(None) is None:
+        plan = study.probe_plan(None)
+        if plan is None:
             lines.append("  probes: auto, by the number of updates or the first finished runs")
+        elif plan.rungs:
+            lines.append(f"  {plan.text()}")
         lines += [f"  note: {note}" for note in harmful_pairs(file)]
     if file.targets:
         lines.append("  targets " + ", ".join(f"{name} {format_number(value)}" for name, value in file.targets.items()))

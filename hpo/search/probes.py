@@ -1,37 +1,22 @@
 """Cool-down probes: at which rungs runs are probed, and what pruners compare then.
 
 A probe trains a copy of a run with a falling learning rate for a share of its tokens, and scores it. The run itself
-continues unchanged. The module does not import Optuna, so that `hpo status` starts quickly.
+continues unchanged. The module imports neither Optuna nor pydantic, so that `hpo status` starts quickly.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
-
-from pydantic import Field
+from typing import Any, NamedTuple
 
 from hpo.search.marks import mark_rungs
-from model.section import Count, Section
 
 Curve = Mapping[int, float]  # rung -> value
 
-AUTO_SHARE = 0.05  # of the run, for each probe of `auto`
+SHARE = 0.05  # of the run, for each probe
+AUTO_SHARE = 0.02  # the same for `auto`: in runs of 20,000 updates it ranks as well as 0.05 (docs/transfer.md)
 AUTO_UPDATES = 10_000  # updates of a run from which `auto` probes without further evidence
 AUTO_RUNS = 8  # finished runs that `auto` needs as evidence
-AUTO_LEVEL = 0.7  # rank correlation below which raw losses mislead
-
-
-class Probes(Section):
-    """The rungs at which each run is probed, and the length of a probe."""
-
-    rungs: Annotated[tuple[Count, ...], Field(min_length=1)]
-    """Rungs at which runs are probed. The pruner compares the probes of these rungs, and prunes at no other rung."""
-    share: Annotated[float, Field(gt=0, lt=1)] = AUTO_SHARE
-    """Length of a probe as a fraction of the tokens of a run, in which the learning rate falls linearly to its value at
-    the end of the schedule."""
-
-
-Probe = Literal["auto", "off"] | Probes
+AUTO_LEVEL = 0.5  # rank correlation below which raw losses mislead; among 8 runs it is often 0.7 by chance
 
 
 class ProbePlan(NamedTuple):
@@ -102,15 +87,16 @@ def probed_curve(raw: Curve, probes: Mapping[str, float | None]) -> dict[int, fl
 
 
 def compared_rungs(pruner: Mapping[str, Any], rungs: int) -> list[int]:
-    """Return the rungs at which a pruner may stop trials of a run of `rungs` rungs."""
+    """Return the rungs at which a pruner that compares probes may stop trials of a run of `rungs` rungs.
+
+    The default of `warmup_rungs` is for raw losses, which mislead early. It does not hold for probes.
+    """
     match pruner["name"]:
         case "asha" | "halving" | "hyperband":
             return mark_rungs(pruner["min_rungs"], pruner["factor"], rungs)
         case "none":
             return []
-    warmup = pruner.get("warmup_rungs", 0)
-    first = 1 + (math.floor(rungs / 4 + 0.5) if warmup is None else int(warmup))
-    return list(range(first, rungs))
+    return list(range(1 + int(pruner.get("warmup_rungs") or 0), rungs))
 
 
 def decide_by_length(pruner: Mapping[str, Any], rungs: int, updates: int) -> ProbePlan | None:
@@ -147,10 +133,11 @@ def decide_by_runs(pruner: Mapping[str, Any], rungs: int, curves: Sequence[Curve
 
 
 def _auto_plan(pruner: Mapping[str, Any], rungs: int) -> ProbePlan:
-    """Return the probes of `auto` where it probes: two of the rungs at which the pruner compares, or all its marks."""
+    """Return the probes of `auto` where it probes: at a quarter and at half of a run, or at all marks of the pruner."""
     compared = compared_rungs(pruner, rungs)
-    if pruner["name"] in ("median", "percentile") and compared:
-        compared = sorted({compared[0], compared[len(compared) // 2]})
+    if pruner["name"] in ("median", "percentile"):
+        wanted = sorted({max(1, round(rungs / 4)), max(1, round(rungs / 2))})
+        compared = [rung for rung in wanted if rung in compared] or compared[:1]
     share = min(AUTO_SHARE, *(rung / rungs / 2 for rung in compared[:1]), *(1 - rung / rungs for rung in compared[-1:]))
     if not compared:
         return ProbePlan((), 0.0, f"pruner {pruner['name']} compares no trials before the last of {rungs} rungs")

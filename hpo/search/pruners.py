@@ -20,6 +20,7 @@ from hpo.search.asha import AshaPruner
 from hpo.search.direction import Direction
 from hpo.search.halving import HalvingPruner
 from hpo.search.peers import PeersPruner
+from hpo.search.probes import ProbePlan
 from hpo.search.pruning_rules import rule_for_losses
 from hpo.search.study_view import experimental
 from model.section import Count, NonNegative, Section
@@ -217,6 +218,14 @@ class NoPruning(Section):
     def build(self, rungs: int) -> BasePruner:
         """Return Optuna's pruner for runs with this number of rungs."""
         return optuna.pruners.NopPruner()
+
+
+def rule_for(plan: ProbePlan, rule: "Pruner") -> "Pruner":
+    """Return the pruner that compares probes where runs are probed: without the default warmup, which is for raw
+    losses."""
+    if plan.rungs and getattr(rule, "warmup_rungs", 0) is None:
+        return rule.model_copy(update={"warmup_rungs": 0})
+    return rule
 
 
 def build_pruner(rule: "Pruner", rungs: int, direction: Direction) -> BasePruner:

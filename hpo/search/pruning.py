@@ -56,11 +56,14 @@ class CachedPruner:
         self._decided: FrozenTrial | None = None  # the trial whose peers are shown
         self._read_at = -math.inf
 
-    def set_probes(self, plan: ProbePlan) -> None:
-        """Compare from now on the probes of the study instead of the raw values, at the probed rungs only."""
-        if plan.rungs == self.probes.rungs:
-            return
+    def set_probes(self, plan: ProbePlan, pruner: BasePruner) -> None:
+        """Compare from now on the probes of the study instead of the raw values, at the probed rungs only.
+
+        pruner: decides from now on, except for `AshaPruner`, whose marks are reduced to the probed rungs.
+        """
         self.probes = plan
+        if not isinstance(self.pruner, AshaPruner):
+            self.pruner = pruner
         self._finished.clear()
         self.refresh()
         if isinstance(self.pruner, AshaPruner):

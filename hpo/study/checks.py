@@ -6,7 +6,8 @@ from hpo.config.files import dotted_fields
 from hpo.config.importer import import_target
 from hpo.config.validation import error_messages, nearest, shown_value, union_members
 from hpo.errors import Problem
-from hpo.search.probes import Probes, compared_rungs, plan_of
+from hpo.search.probe_config import Probes
+from hpo.search.probes import compared_rungs, plan_of
 from hpo.search.space import space_problems
 from hpo.study.comparable import incomparable_reason
 from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN, StudyFile, seed_path, seed_remedy

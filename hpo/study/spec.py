@@ -12,7 +12,8 @@ from hpo.config.permission import BUILT_IN
 from hpo.config.validation import NameOnly
 from hpo.errors import user_code
 from hpo.search.direction import Direction
-from hpo.search.probes import NO_PROBES, Probe, ProbePlan, plan_of
+from hpo.search.probe_config import Probe
+from hpo.search.probes import NO_PROBES, ProbePlan, plan_of
 from hpo.search.pruners import Median, Pruner
 from hpo.search.ranges import Space
 from hpo.search.samplers import TPE, Sampler
@@ -63,7 +64,7 @@ class StudyFile(Section):
     defaults."""
     pruner: Pruner = Median()
     """Which trials stop early. A name alone, such as `pruner: asha`, selects a pruner with its defaults."""
-    probe: Probe = "off"
+    probe: Probe = "auto"
     """Cool-down probes, by which pruners compare long runs: at some rungs, a copy of a run is trained on while its
     learning rate falls to its end, and scored as probe_val_loss. {rungs: [2, 4], share: 0.05} states rungs and length.
     auto: probe if the number of updates, or the first finished runs, show that raw losses rank badly. Studies of

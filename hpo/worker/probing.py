@@ -13,6 +13,7 @@ from hpo.runs.metrics import append_metrics
 from hpo.runs.run_dir import to_json_value
 from hpo.runs.trainable import GuardedRuns
 from hpo.search.probes import NO_PROBES, ProbePlan, decide_now
+from hpo.search.pruners import build_pruner, rule_for
 from hpo.search.pruning import CachedPruner
 from hpo.storage.attributes import FORKED, PROBE_PLAN, PROBE_TOKENS, PROBES, RETRIED
 from hpo.storage.studies import fill_attr
@@ -32,8 +33,10 @@ class Prober:
 
     def update(self) -> None:
         """Take the plan of the study from the storage; decide about `probe: auto` if there is enough evidence."""
-        plan = self.reporter.study_state().probes
-        self.pruner.set_probes(plan or self._decided() or NO_PROBES)
+        plan = self.reporter.study_state().probes or self._decided() or NO_PROBES
+        if plan != self.pruner.probes:
+            file, rungs = self.stored.study.file, self.pruner.rungs
+            self.pruner.set_probes(plan, build_pruner(rule_for(plan, file.pruner), rungs, self.stored.study.direction))
 
     def _decided(self) -> ProbePlan | None:
         """Return what `auto` decides now and store it, None if it needs more finished runs."""
@@ -51,7 +54,7 @@ class Prober:
             if plan is None:
                 return None
             record = fill_attr(self.stored.store, get_study_id(optuna_study), PROBE_PLAN, plan.record())
-            if record == plan.record():
+            if plan.rungs and record == plan.record():
                 self.emit({"event": "note", "text": plan.text()})
                 self.stored.slots.log("probes", plan.text().removeprefix("probes: "))
         except StorageError as error:
