@@ -193,7 +193,7 @@ def _describe(
     }
     if has_arithmetic(study):
         attributes[ARITHMETIC] = _inherited_arithmetic(store, study)
-    if study.file.probe == "auto" and study.file.arms is None:
+    if study.probe_plan(None) is None:  # `auto`
         attributes[PROBE_PLAN] = {}
     for key, value in (attributes | {STARTED: slots.now()}).items():
         new.set_user_attr(key, value)
