@@ -59,6 +59,14 @@ class Display:
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print what would run, then exit.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False
     plain: Annotated[bool, typer.Option("--plain", help="Print one line per event instead of the live view.")] = False
+    notify: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="Post a JSON message to this URL when a target is reached, a worker is quarantined, and at the end. "
+            "Default: $HPO_NOTIFY, which hides the URL from other users of this machine.",
+        ),
+    ] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +113,7 @@ class RunOptions:
             dry_run=display.dry_run,
             quiet=display.quiet,
             plain=display.plain,
+            notify=display.notify,
         )
 
 

@@ -16,7 +16,7 @@ class LaunchOptions:
     budget: limits by name (trials, hours, tokens); None: the study file's. overrides: `--set` as typed.
     on: "local" or "ray". address: the head of the Ray cluster. pack: number of trials that a worker trains side by
     side. out: folder of the runs. plain: print lines instead of the live view. allow_train: as typed.
-    confirm: whether to confirm the best trial of the search afterwards.
+    confirm: whether to confirm the best trial of the search afterwards. notify: URL of a webhook, "" for none.
     """
 
     study: str
@@ -37,6 +37,7 @@ class LaunchOptions:
     plain: bool
     allow_train: Sequence[str] = ()
     confirm: bool = False
+    notify: str = ""  # `resume_command` leaves it out, because such URLs are often secrets
 
 
 def storage_option(options: LaunchOptions) -> str:

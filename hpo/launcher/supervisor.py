@@ -11,6 +11,8 @@ from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.config.permission import named_code
 from hpo.console import say
 from hpo.errors import StorageError, WorkFailed
+from hpo.launcher.existing import check_new, continued_study
+from hpo.launcher.notify import Notifier, notifications, notify_url
 from hpo.launcher.options import LaunchOptions, resume_command
 from hpo.launcher.placement import GroupFactory, resolve_workers
 from hpo.launcher.plan import describe_plan
@@ -19,7 +21,7 @@ from hpo.launcher.progress import EventLog, RegistrationProgress, is_dumb_termin
 from hpo.launcher.run_folder import check_still_there, open_folder
 from hpo.launcher.signals import SignalForwarder
 from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
-from hpo.queue.registry import as_continued, check_objections, register_study
+from hpo.queue.registry import register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import data_note, describe_data, row_counts, rows_text
 from hpo.runs.run_dir import FolderGuard
@@ -28,7 +30,7 @@ from hpo.storage.engine import Reader, open_readonly
 from hpo.storage.file_guard import rescued
 from hpo.storage.retry import limit_patience, outages
 from hpo.storage.store import open_store
-from hpo.storage.url import normalise_url, sqlite_file
+from hpo.storage.url import normalise_url
 from hpo.study.places import place_options
 from hpo.study.spec import Study
 from hpo.view.live import LiveView
@@ -52,10 +54,11 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
         WorkFailed: a worker failed and trials are left.
     """
     lease_seconds()  # refuses a wrong value before the study is registered
+    url = notify_url(options.notify)
     environments, start_group = resolve_workers(options)
     if study.objections:
-        _check_new(options.storage, study)
-    continued = _as_continued(options.storage, study)
+        check_new(options.storage, study)
+    continued = continued_study(options.storage, study)
     data_hash, anchors = describe_data(continued.base)
     rows = row_counts(continued.base)
     if not options.quiet:
@@ -64,7 +67,6 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
             say(note)
     if options.dry_run:
         return 0
-    started_at = time.monotonic()
     with (
         open_store(options.storage, create=True) as store,
         rescued(store.guard, resume_command(options)),
@@ -74,41 +76,36 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
         stored.store_rows(rows)
         store.patience = math.inf  # from now on an unreachable storage is waited for
         guard = open_folder(options.out, stored)
-        status, given_up = _supervise(options, stored, environments, guard, start_group)
-        if status:
-            return status
-        check_still_there(stored, guard)
-        if stored.read_state().state == "stopped":
-            say(f"{study.name} was stopped; to resume it: {resume_command(options)}")
-        status = on_finish(read_snapshot(store, study.name), guard.folder, options, time.monotonic() - started_at)
+        with notifications(url, study.name) as notifier:
+            status = _run_registered(options, stored, environments, guard, start_group, on_finish, notifier)
+            with suppress(StorageError), limit_patience(VIEW_WAIT_S):
+                notifier.end(read_snapshot(store, study.name), status)
+    return status
+
+
+def _run_registered(
+    options: LaunchOptions,
+    stored: StoredStudy,
+    environments: Sequence[Mapping[str, str]],
+    guard: FolderGuard,
+    start_group: GroupFactory,
+    on_finish: OnFinish,
+    notifier: Notifier,
+) -> int:
+    """Run the workers of a study in the storage to their end and print the result; return the exit status."""
+    started_at = time.monotonic()
+    status, given_up = _supervise(options, stored, environments, guard, start_group, notifier)
+    if status:
+        return status
+    check_still_there(stored, guard)
+    if stored.read_state().state == "stopped":
+        say(f"{stored.study.name} was stopped; to resume it: {resume_command(options)}")
+    snapshot = read_snapshot(stored.store, stored.study.name)
+    status = on_finish(snapshot, guard.folder, options, time.monotonic() - started_at)
     if given_up:
         numbers = ", ".join(map(str, sorted(given_up)))
         say(f"trials were given up, because their files could not be written: {numbers}; `hpo show N` names the file")
     return status or (WorkFailed.status if given_up else 0)
-
-
-def _check_new(storage: str, study: Study) -> None:
-    """Check a study with objections before its data are prepared.
-
-    Raises:
-        Problem: the storage does not hold the study.
-    """
-    try:
-        with open_readonly(storage) as store:
-            check_objections(store, study)
-    except StorageError:  # of an existing storage: `open_store` reports it, or adds what an earlier version lacks
-        file = sqlite_file(normalise_url(storage))
-        if file is not None and not file.exists():
-            check_objections(None, study)
-
-
-def _as_continued(storage: str, study: Study) -> Study:
-    """Return the study with the values of the storage for what its file omits, before its data are prepared."""
-    try:
-        with open_readonly(storage) as store:
-            return as_continued(store, study)
-    except StorageError:  # there is no storage yet, or `open_store` reports the error
-        return study
 
 
 def _supervise(
@@ -117,6 +114,7 @@ def _supervise(
     environments: Sequence[Mapping[str, str]],
     guard: FolderGuard,
     start_group: GroupFactory,
+    notifier: Notifier,
 ) -> tuple[int, set[int]]:
     """Run workers until they end; return 0 or 128 + the number of the signal that stopped them, and the trials that
     were given up because their files could not be written.
@@ -129,6 +127,7 @@ def _supervise(
     # The launcher waits for an unreachable storage as long as its workers do, so that a short outage does not end them.
     with open_readonly(options.storage, math.inf) as reader, LeaseRenewer(stored.slots, "launch", lease_seconds()):
         snapshot = read_snapshot(reader, stored.study.name)
+        notifier.look(snapshot)
         plain = options.plain or options.quiet or not sys.stderr.isatty() or is_dumb_terminal()
         view = EventLog(snapshot, options.quiet) if plain else LiveView(snapshot, len(environments))
         signals = SignalForwarder()  # before the workers start, so that a signal cannot leave them without a launcher
@@ -137,7 +136,7 @@ def _supervise(
             signals.forward_to(group)
             try:
                 with view:
-                    given_up = _watch(group, signals, view, reader, stored, guard)
+                    given_up = _watch(group, signals, view, reader, stored, guard, notifier)
             finally:
                 group.stop()
         finally:
@@ -165,6 +164,7 @@ def _watch(
     reader: Reader,
     stored: StoredStudy,
     guard: FolderGuard,
+    notifier: Notifier,
 ) -> set[int]:
     """Show events, restart crashed workers and free their trials, until all workers have ended.
 
@@ -193,7 +193,9 @@ def _watch(
         if (started_at := time.monotonic()) >= refresh_at:
             with suppress(StorageError), limit_patience(VIEW_WAIT_S):
                 stored.read_state()  # raises an error if the study is gone
-                view.refresh(read_snapshot(reader, stored.study.name))
+                snapshot = read_snapshot(reader, stored.study.name)
+                view.refresh(snapshot)
+                notifier.look(snapshot)
             refresh_at = (ended_at := time.monotonic()) + REFRESH_S
             soon_at = ended_at + max(SOON_S, 4 * (ended_at - started_at))  # reading a large study takes long
     check_still_there(stored, guard)  # the workers may have noticed it first
