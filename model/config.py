@@ -28,7 +28,13 @@ FREE_RUN_FIELDS = {"tokens", "rungs", "align", "grad_accum", "seed", "keep_check
 ENGINE = 2
 
 # Fields whose `auto` depends on the machine, and on which the last bits of a loss depend.
-ARITHMETIC_FIELDS = ("run.device", "run.precision", "run.compile", "run.attention")
+ARITHMETIC_FIELDS = ("run.device", "run.precision", "run.compile", "run.attention", "run.graph_numbers")
+
+GraphNumber = Literal[
+    "embedding_dropout", "attention_dropout", "residual_dropout", "mlp_dropout", "head_dropout", "mask_tokens",
+    "embedding_noise", "balance", "router_noise",
+]  # fmt: skip
+"""Numbers inside the network that act only in training, by which the runs of a pack can differ."""
 
 # Fields of `data` in which runs can differ and still have comparable losses.
 COMPARABLE_DATA_FIELDS = TRAINING_FIELDS
@@ -54,8 +60,9 @@ class Run(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the forward and backward pass. Weights are fp32. auto: bf16 on a GPU that supports it, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Use torch.compile, which takes 10 to 30 s and pays off only in long runs. auto: on for a GPU, except for a
-    mixture of experts."""
+    """Compile the training step to graphs without Python, on a GPU to CUDA graphs. It takes up to 30 s the first time
+    on a machine and 3 s later. auto: the first worker of a study measures whether that shortens the work ahead, and a
+    single run is compiled on a GPU only. A mixture of experts is never compiled."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to train on. auto: cuda if available, else mps, else cpu."""
     keep_checkpoints: Literal["none", "last", "best", "all"] = "last"
@@ -63,6 +70,9 @@ class Run(Section):
     attention: Literal["auto", "explicit"] = "auto"
     """Implementation of attention. auto: fused, unless attention dropout is above 0. explicit: compute the attention
     weights explicitly, for comparison."""
+    graph_numbers: tuple[GraphNumber, ...] = ()
+    """Numbers of the network that a step computes even where they are 0, so that runs with and without them share
+    one compiled graph. A study sets those that its trials may have."""
     diagnostics: bool = False
     """Measure attention entropy, expert load and kurtosis at each rung, on one additional validation batch."""
     test: bool = False
@@ -232,7 +242,8 @@ class TrainConfig(Section):
         }
         shapes = {
             # Fused and explicit attention differ in the last bits, so the runs of a pack use the same one.
-            "fused": self.regularization.numbers()["attention_dropout"] == 0,
+            "fused": self.regularization.numbers()["attention_dropout"] == 0
+            and "attention_dropout" not in self.run.graph_numbers,
             "ema": self.regularization.has_average(),
             "layers": self.optimizer.layer_decay != 1,
             "watched": self.recovery.watches(),

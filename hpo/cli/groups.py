@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from hpo.cli.options import DEFAULT_STORAGE, RUNS, AllowTrain, Out, Pack, StorageOptions, split_names, storage_url
+from hpo.cli.options import DEFAULT_STORAGE, RUNS, AllowTrain, Out, PackOrAuto, StorageOptions, split_names, storage_url
 
 if TYPE_CHECKING:
     from hpo.launcher.options import LaunchOptions
@@ -34,7 +34,7 @@ class Placement:
     ] = 0
     gpus: Annotated[str, typer.Option(help="Indices of the GPUs to use, for example 0,1.")] = ""
     per_gpu: Annotated[int, typer.Option(min=1, max=64, help="Number of workers on each GPU of --gpus.")] = 1
-    pack: Pack = 1
+    pack: PackOrAuto = 1
     on: Annotated[Where, typer.Option(help="Run on this machine, or on the nodes of a running Ray cluster.")] = (
         Where.local
     )

@@ -10,6 +10,7 @@ import typer
 
 from hpo.console import Format, command_line, say
 from hpo.errors import Problem
+from hpo.runs.resources import AUTO_PACK
 
 
 def valid_path(path: Path | None) -> Path | None:
@@ -72,6 +73,31 @@ Place = Annotated[
 ]
 Pack = Annotated[
     int, typer.Option(min=1, help="Number of trials that one worker trains together in one process, as a pack.")
+]
+
+
+def pack_size(value: str | int) -> int:
+    """Return the number of trials in a pack, 0 for `auto`.
+
+    Raises:
+        typer.BadParameter: the value is neither a number of at least 1 nor `auto`.
+    """
+    with suppress(ValueError):
+        if int(value) >= 1 or value == AUTO_PACK:
+            return int(value)
+    if value == "auto":
+        return AUTO_PACK
+    raise typer.BadParameter(f"must be auto or a whole number of at least 1, got {value!r}")
+
+
+PackOrAuto = Annotated[
+    int,
+    typer.Option(
+        parser=pack_size,
+        metavar="N|auto",
+        help="Number of trials that one worker trains together in one process, as a pack. auto: the fastest number on "
+        "this machine, by measurement.",
+    ),
 ]
 Config = Annotated[
     Path,

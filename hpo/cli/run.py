@@ -14,7 +14,7 @@ from hpo.cli.options import (
     AllowTrain,
     Config,
     Out,
-    Pack,
+    PackOrAuto,
     Place,
     Set,
     StorageOptions,
@@ -66,7 +66,7 @@ def launch(
 def worker(
     study: StudyName = None,
     storage: StorageOptions = DEFAULT_STORAGE,
-    pack: Pack = 1,
+    pack: PackOrAuto = 1,
     gpus: Annotated[str, typer.Option(help="Index of the GPU to use.")] = "",
     out: Out = RUNS,
     overrides: Place = None,

@@ -20,6 +20,7 @@ Factors = dict[str, dict[str, Any]]  # name -> dotted field -> its value in the 
 # Fields that are never a factor: they do not change the learning curve, or the comparison sets them.
 RUN_SETTINGS = (
     "run.align",
+    "run.graph_numbers",
     "run.test",
     "run.device",
     "run.keep_checkpoints",

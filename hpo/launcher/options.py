@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.console import command_line, shell_quote
+from hpo.runs.resources import pack_text
 from hpo.storage.url import has_no_password
 
 
@@ -15,7 +16,7 @@ class LaunchOptions:
 
     budget: limits by name (trials, hours, tokens); None: the study file's. overrides: `--set` as typed.
     on: "local" or "ray". address: the head of the Ray cluster. pack: number of trials that a worker trains side by
-    side. out: folder of the runs. plain: print lines instead of the live view. allow_train: as typed.
+    side, or AUTO_PACK. out: folder of the runs. plain: print lines instead of the live view. allow_train: as typed.
     confirm: whether to confirm the best trial of the search afterwards. notify: URL of a webhook, "" for none.
     """
 
@@ -57,7 +58,7 @@ def resume_command(options: LaunchOptions) -> str:
     words += ["--on", options.on] if options.on != "local" else []
     words += ["--address", options.address] if options.address else []
     words += ["--gpus-per-worker", f"{options.gpus_per_worker:g}"] if options.gpus_per_worker else []
-    words += ["--pack", str(options.pack)] if options.pack > 1 else []
+    words += ["--pack", pack_text(options.pack)] if options.pack != 1 else []
     words += [word for address in options.allow_train for word in ("--allow-train", address)]
     words += ["--confirm"] if options.confirm else []
     words += ["--out", str(options.out)] if str(options.out) != "runs" else []

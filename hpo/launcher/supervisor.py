@@ -24,6 +24,7 @@ from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
 from hpo.queue.registry import register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import data_note, describe_data, row_counts, rows_text
+from hpo.runs.resources import pack_text
 from hpo.runs.run_dir import FolderGuard
 from hpo.storage.connections import check_connections
 from hpo.storage.engine import Reader, open_readonly
@@ -150,7 +151,7 @@ def _supervise(
 
 def _worker_arguments(options: LaunchOptions, study: Study) -> list[str]:
     """Return the arguments of `hpo worker`."""
-    arguments = ["--study", study.name, "--pack", str(options.pack), "--out", str(options.out.absolute())]
+    arguments = ["--study", study.name, "--pack", pack_text(options.pack), "--out", str(options.out.absolute())]
     arguments += place_options(study)  # a launch on another machine may store other places meanwhile
     # The launcher has permission to import the training code of the study, and passes it on.
     code = named_code(study.file.model_dump(include={"train", "config", "command", "env"}))

@@ -10,6 +10,13 @@ from collections.abc import Sequence
 
 from hpo.errors import Problem
 
+AUTO_PACK = 0  # size of packs that stands for the fastest one
+
+
+def pack_text(pack: int) -> str:
+    """Return the size of packs as the option --pack."""
+    return "auto" if pack == AUTO_PACK else str(pack)
+
 
 def available_cores() -> int:
     """Return the number of cores that this process may use."""

@@ -36,6 +36,7 @@ def with_arithmetic(study: Study, resolved: Mapping[str, Any] | None) -> Study:
     values = {path: resolved[path] for path in ARITHMETIC_FIELDS if path in resolved}
     if values.get("run.compile") == "on" and _may_have_experts(study.file):
         del values["run.compile"]  # a mixture of experts is never compiled, so auto depends on the trial
+        values.pop("run.graph_numbers", None)
     try:
         return replace(study, base=updated(study.base, values))
     except ValidationError as error:
@@ -48,7 +49,8 @@ def with_resolved_values(config: BaseModel, resolved: Mapping[str, Any] | None) 
     resolved: as in `with_arithmetic`.
     """
     fields = flat(config)
-    return updated(config, {path: value for path, value in (resolved or {}).items() if fields.get(path) == "auto"})
+    unset = ("auto", ())
+    return updated(config, {path: value for path, value in (resolved or {}).items() if fields.get(path) in unset})
 
 
 def _may_have_experts(file: StudyFile) -> bool:

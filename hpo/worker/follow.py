@@ -22,7 +22,7 @@ from hpo.storage.retry import QUICK, transact
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store, open_store
 from hpo.storage.studies import study_attrs, study_ids
-from hpo.worker.arithmetic import settle_arithmetic
+from hpo.worker.arithmetic import settle_arithmetic, settle_pack
 from hpo.worker.events import event_printer
 from hpo.worker.join import preflight
 from hpo.worker.signals import SignalHandler
@@ -47,8 +47,9 @@ class Follower:
     """A worker of all studies in a storage. The study with the fewest running trials has the next turn."""
 
     def __init__(self, storage: str, pack: int, out: Path) -> None:
-        """Create a worker. pack: number of trials to train side by side. out: folder of the runs."""
+        """Create a worker. pack: number of trials to train side by side, or AUTO_PACK. out: folder of the runs."""
         self.storage, self.pack, self.out = storage, pack, out
+        self.packs: dict[str, int] = {}  # size of the packs of a study, by its uid
         self.signals = SignalHandler()
         self.datasets = PreparedDatasets()
         self.checked: set[str] = set()  # uids of the studies whose baseline trains on this machine
@@ -141,11 +142,14 @@ class Follower:
     def _run_pack(self, stored: StoredStudy, name: str) -> None:
         from hpo.worker.worker import Worker  # loads the trainer, which an idle worker does not need
 
-        worker = Worker(stored, self.out.absolute(), self.pack, event_printer(stored.study.rungs, f"{name}: "))
+        emit = event_printer(stored.study.rungs, f"{name}: ")
+        if stored.uid not in self.packs:
+            self.packs[stored.uid] = settle_pack(stored, self.pack, emit)
+        worker = Worker(stored, self.out.absolute(), self.packs[stored.uid], emit)
         worker.signals, worker.executor.datasets = self.signals, self.datasets
         stored.store.patience = math.inf  # the worker holds trials, which wait for an unreachable storage
         try:
-            worker.work(max_trials=self.pack)
+            worker.work(max_trials=self.packs[stored.uid])
         except StorageError:
             raise
         except Exception as error:  # a failure in one study must not end the service of the others

@@ -1,6 +1,7 @@
 """The trials that a worker holds, and the ways in which one leaves it: ended, paused, requeued or lost."""
 
 import traceback
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from hpo.queue.stored_study import StoredStudy, StudyState
 from hpo.runs import checkpoints
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.run_dir import append_error_log, claim_folder, trial_folder
+from hpo.runs.trainable import pack_key
 from hpo.search.pruners import build_pruner
 from hpo.search.pruning import CachedPruner
 from hpo.storage.attributes import CELL_FIELDS, FORKED
@@ -59,6 +61,20 @@ class HeldTrials:
         self.trials: list[RunningTrial] = []
         self.quarantine: Quarantine | None = None
         self.yields_more = ""
+
+    def wants_trials(self, pack: int) -> bool:
+        """Return whether to claim another trial: until a pack of one shape is full, but at most two packs in all."""
+        if len(self.trials) < pack or pack == 1:
+            return len(self.trials) < pack
+        return len(self.trials) < 2 * pack and len(self.largest_group()) < pack
+
+    def largest_group(self) -> list[RunningTrial]:
+        """Return the held trials of the shape that most of them have; of equally many, the shape of the oldest."""
+        groups = defaultdict(list)
+        for trial in self.trials:
+            if not trial.alone:
+                groups[pack_key(trial.config)].append(trial)
+        return max(groups.values(), key=len, default=[])
 
     def complete(self, trial: RunningTrial, value: float) -> None:
         """End a trial that reached its last rung, and remove the checkpoints of all but the best trials."""

@@ -29,7 +29,7 @@ from hpo.study.command import placeholders
 from hpo.study.command_checks import missing_script
 from hpo.study.places import at_places
 from hpo.study.spec import DEFAULT_TRAIN, Study
-from hpo.worker.arithmetic import settle_arithmetic
+from hpo.worker.arithmetic import settle_arithmetic, settle_pack
 from hpo.worker.events import EVENTS, event_printer, event_writer
 from model.config import TrainConfig
 
@@ -39,7 +39,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def join_study(storage: str, name: str | None, pack: int, out: Path, overrides: Sequence[str] = ()) -> int:
     """Run trials of a study until its budget is spent; return the exit status.
 
-    name: the study, or None for the only study of the storage. pack: number of trials to train side by side.
+    name: the study, or None for the only study of the storage. pack: number of trials to train side by side, or
+    AUTO_PACK.
     out: folder of the runs. overrides: path=value, where the files of the study are on this machine.
 
     Raises:
@@ -68,6 +69,7 @@ def join_study(storage: str, name: str | None, pack: int, out: Path, overrides: 
         emit = emit or event_printer(stored.study.rungs)
         stored = settle_arithmetic(stored, emit)
         preflight(stored, PreparedDatasets())
+        pack = settle_pack(stored, pack, emit)
         stored.raise_protocol()
         store.patience = math.inf  # from now on an unreachable storage is waited for
         parent = _stop_with_parent() if launched else None

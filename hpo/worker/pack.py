@@ -26,9 +26,8 @@ class PackRunner(Lanes):
         """Choose the trials of the pack. size: number of lanes at most."""
         super().__init__(executor, signals)
         first = executor.trials[0]
-        self.key = pack_key(first.config)
-        same_shape = [trial for trial in executor.trials if not trial.alone and pack_key(trial.config) == self.key]
-        self.first_trials = [first] if first.alone else same_shape[:size]
+        self.first_trials = [first] if first.alone else executor.largest_group()[:size]
+        self.key = pack_key(self.first_trials[0].config)
         self.due: list[int] = []  # lanes whose trials must be probed before anything is decided about them
         self.started = False
 

@@ -140,8 +140,8 @@ class Worker:
         return self._should_stop() or self.state.state == "paused" or self.executor.quarantine is not None
 
     def _claim_trials(self, max_trials: float) -> None:
-        """Claim trials until the pack is full or no slot is free."""
-        while len(self.executor.trials) < self.pack and self.n_claimed < max_trials and not self.executor.quarantine:
+        """Claim trials until a pack of one shape is full or no slot is free."""
+        while self.executor.wants_trials(self.pack) and self.n_claimed < max_trials and not self.executor.quarantine:
             if self._should_stop() or self.state.state != "active" or not self.executor.claim_trial(self.pack):
                 return
             self.n_claimed += 1

@@ -24,9 +24,14 @@ def resolve(config: TrainConfig) -> TrainConfig:
         precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     compiled = run.compile
     if compiled == "auto":
-        # The number of tokens per expert differs from batch to batch, which a compiled graph does not support.
-        compiled = "on" if device == "cuda" and config.model.name != "moe" else "off"
+        compiled = "on" if device == "cuda" and compiles(config) else "off"
     return updated(config, {"run.device": device, "run.precision": precision, "run.compile": compiled})
+
+
+def compiles(config: TrainConfig) -> bool:
+    """Return whether a configuration may use compiled steps, and this device has a compiler for them."""
+    device = best_device() if config.run.device == "auto" else config.run.device
+    return config.model.name != "moe" and device in ("cpu", "cuda")
 
 
 def is_available(device: str) -> bool:

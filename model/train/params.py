@@ -7,15 +7,15 @@ the number of tensors dominates the cost. A lane is a run's position in the pack
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from model.config import TrainConfig
 from model.optim.optimizer import STATE_NAMES_0_1
-from model.optim.param_groups import merge_groups, param_groups
+from model.optim.param_groups import ParamGroup, merge_groups, param_groups
 from model.train.group_norms import GroupNorms
-from model.train.tables import StepCoefficients, to_device
+from model.train.lanes import LaneSets
+from model.train.tables import StepCoefficients
 
 AVERAGE = "average"  # name of the exponential moving average of the weights among the state
 
@@ -49,7 +49,7 @@ class PackParams:
         }
         self.norms = GroupNorms(self.groups, size, device)
         self.backups: dict[str, Tensor] = {}  # of the blocks at the last rung
-        self._indices: dict[tuple[int, ...], Tensor] = {}
+        self.lanes = LaneSets(size, device)
 
     def blocks(self) -> dict[str, Tensor]:
         """Return all tensors that make up the state of the runs, by name, each with one row per run."""
@@ -165,9 +165,9 @@ class PackParams:
         if AVERAGE in state:
             state[AVERAGE].lerp_(p, step.ema_rate)
         if before is not None and grad_norms is not None:
-            n = self.index([list(lanes).index(lane) for lane in watch])
+            n = self.lanes.index([list(lanes).index(lane) for lane in watch])
             taken = None if accepted is None else accepted[n]
-            self.norms.store(self.index(watch), grad_norms[n], before[n], p[n], taken)
+            self.norms.store(self.lanes.index(watch), grad_norms[n], before[n], p[n], taken)
         if copied:
             self._write(lanes, blocks, accepted, rolled_back)
         self.zero_grad(lanes)
@@ -182,7 +182,7 @@ class PackParams:
         rolled_back: Tensor | None,
     ) -> None:
         """Write copies of rows back where a step was accepted, and backups where a lane is rolled back."""
-        index = self.index(lanes)
+        index = self.lanes.index(lanes)
         for name, block in self.blocks().items():
             new = rows[name]
             if accepted is not None:
@@ -197,7 +197,7 @@ class PackParams:
         if len(lanes) == len(self.grads):
             self.grads.zero_()
         else:
-            self.grads.index_fill_(0, self.index(lanes), 0)
+            self.grads.index_fill_(0, self.lanes.index(lanes), 0)
 
     def _step(self, p: Tensor, g: Tensor, state: dict[str, Tensor], step: StepCoefficients) -> Tensor | None:
         """Update each parameter group by the optimizer's rule.
@@ -211,23 +211,33 @@ class PackParams:
                 for key, names in self.optimizer.state_groups().items()
                 if group.name in names
             }
-            rows = group.columns(p)
-            before = rows.clone() if self.clip.bounds_updates else None
-            self.optimizer.update(rows, group.columns(g), group_state, coefficients, group)
-            if before is not None:
-                bounded.append(self.clip.bound_update(rows, before, step.clip, coefficients["rate"], group))
+            rows, grads = group.columns(p), group.columns(g)
+            of_group = self.step_group(group, rows, grads, group_state, coefficients, step.clip)
+            bounded += [] if of_group is None else [of_group]
         return torch.cat(bounded, dim=1).float().mean(dim=1) if bounded else None
+
+    def step_group(
+        self,
+        group: ParamGroup,
+        rows: Tensor,
+        grads: Tensor,
+        state: Mapping[str, Tensor],
+        coefficients: Mapping[str, Tensor],
+        clip: Mapping[str, Tensor],
+    ) -> Tensor | None:
+        """Update the columns of one group in place. Return which tensors the clipping rule bounded, None if it cannot.
+
+        rows, grads and state: (n, columns) each. coefficients and clip: numbers of the step, (n, 1) each.
+        """
+        before = rows.clone() if self.clip.bounds_updates else None
+        self.optimizer.update(rows, grads, state, coefficients, group)
+        if before is None:
+            return None
+        return self.clip.bound_update(rows, before, clip, coefficients["rate"], group)
 
     def _rows(self, block: Tensor, lanes: Sequence[int], copied: bool = False) -> Tensor:
         """Return the rows of some lanes: a view if these are all lanes, else a copy that must be written back.
 
         copied: return a copy in any case.
         """
-        return block if len(lanes) == len(block) and not copied else block[self.index(lanes)]
-
-    def index(self, lanes: Sequence[int]) -> Tensor:
-        """Return lanes as a tensor on the device, which is copied there once for each set of lanes."""
-        key = tuple(lanes)
-        if key not in self._indices:
-            self._indices[key] = to_device(np.array(key, np.int64), self.weights.device)
-        return self._indices[key]
+        return block if len(lanes) == len(block) and not copied else block[self.lanes.index(lanes)]

@@ -56,9 +56,10 @@ class PackOptimizer:
         for row in range(1, n + 1):
             due = [lane for lane in sorted(runs) if (runs[lane].micro_step + row) % runs[lane].run.grad_accum == 0]
             at_mark = [lane for lane in due if runs[lane].micro_steps_to_mark() == row]
-            self.params.index(due)
-            self.params.index(at_mark)
-            self.params.index([due.index(lane) for lane in at_mark])
+            self.params.lanes.index(due)
+            self.params.lanes.mask(due)
+            self.params.lanes.index(at_mark)
+            self.params.lanes.index([due.index(lane) for lane in at_mark])
 
     def begin_rung(self, lane: int) -> None:
         """Reset the sums of a lane (the run in this row of the pack), and store its state for a rollback."""
@@ -94,11 +95,16 @@ class PackOptimizer:
         if not due:
             return
         at_mark = [lane for lane in due if runs[lane].micro_steps_to_mark() == 0]
+        if self.pack.graphs is not None:
+            self._graph_step(due, at_mark, row)
+            for lane in due:
+                runs[lane].steps += self.guard is None
+            return
         if isinstance(self.table, GuardedTable):
             self._guarded_step(self.table, due, at_mark, row)
             return
         assert self.table is not None
-        lanes = None if len(due) == self.pack.size else self.params.index(due)
+        lanes = None if len(due) == self.pack.size else self.params.lanes.index(due)
         norms, step = self.params.grad_norms(due), self.table.at(row, lanes)
         for lane in due:
             runs[lane].steps += 1
@@ -111,7 +117,7 @@ class PackOptimizer:
     def _guarded_step(self, table: GuardedTable, due: Sequence[int], at_mark: Sequence[int], row: int) -> None:
         """Take the step of the lanes whose update has not failed; skip the others, roll them back or end them."""
         assert self.guard is not None
-        index = self.params.index(due)
+        index = self.params.lanes.index(due)
         overflow = self.pack.unscale(index) if self.pack.config.run.precision == "fp16" else None
         norms = self.params.grad_norms(due)
         verdict = self.guard.judge(index, norms, self.sound, self.finite, overflow, table.faulty[row])
@@ -122,6 +128,37 @@ class PackOptimizer:
             measured = measured.where(~verdict.rolled_back, 0)
         self.measured[:, index] = measured
         self.sound.index_fill_(0, index, True)
+
+    @torch.no_grad()
+    def _graph_step(self, due: Sequence[int], at_mark: Sequence[int], row: int) -> None:
+        """Take the step of a micro-step by the compiled graph, which computes all lanes and writes those that are due.
+
+        The decisions about updates that may fail are computed outside of the graph.
+        """
+        assert self.pack.graphs is not None
+        params, table = self.params, self.table
+        complete = params.lanes.mask(due)
+        if isinstance(table, GuardedTable):
+            assert self.guard is not None
+            index = params.lanes.index(due)
+            overflow = self.pack.unscale(index) if self.pack.config.run.precision == "fp16" else None
+            norms = params.grads.norm(dim=1)
+            verdict = self.guard.judge(index, norms[index], self.sound, self.finite, overflow, table.faulty[row])
+            step = table.at(row, params.lanes.index(range(self.pack.size)))
+            masks = [complete, *(_spread(complete, index, part) for part in verdict if part is not None)]
+            numbers, layout = step.packed(), step.layout()
+            self.sound.index_fill_(0, index, True)
+        else:
+            assert table is not None
+            norms, numbers, layout = params.grads.norm(dim=1), table.numbers[row], table.layout
+            masks = [complete] if self.pack.size > 1 else []
+        watched = params.lanes.index(at_mark)
+        if at_mark:
+            before, grad_norms = params.weights[watched], params.norms.of(params.grads[watched])
+        self.pack.graphs.update(layout, self.measured, norms, numbers, *masks)
+        if at_mark:
+            taken = masks[1][watched] if len(masks) > 1 else None
+            params.norms.store(watched, grad_norms, before, params.weights[watched], taken)
 
     def recover_at_rung(self, runs: Mapping[int, RunState], nats: Sequence[float], at_mark: Sequence[int]) -> bool:
         """End the runs whose validation loss is not finite, or roll them back.
@@ -144,3 +181,8 @@ class PackOptimizer:
         self.params.restore(lane)
         self.measured[:, lane] = 0
         run.steps = run.steps_at_rung
+
+
+def _spread(lanes: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Return the values of some lanes as those of all lanes, (K,) bool, False in the others. index, values: (L,)."""
+    return torch.zeros_like(lanes).index_copy(0, index, values)

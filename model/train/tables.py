@@ -29,24 +29,45 @@ class StepCoefficients(NamedTuple):
     ema_rate: Tensor
     """Weight of the new weights in the exponential moving average, in [0, 1]."""
 
+    def packed(self) -> Tensor:
+        """Return all numbers as one tensor in the order of `layout`, (C, K, 1)."""
+        groups = [value for own in self.optimizer for value in own.values()]
+        return torch.stack([*groups, *self.clip.values(), self.ema_rate])
+
+    def layout(self) -> "Layout":
+        """Return the order of the numbers."""
+        return Layout([list(own) for own in self.optimizer], list(self.clip))
+
+
+class Layout(NamedTuple):
+    """How the coefficients of a step are ordered in one tensor, (C, K, 1)."""
+
+    groups: Sequence[Sequence[str]]
+    """Names of the coefficients of each parameter group."""
+    clip: Sequence[str]
+    """Names of the numbers of the clipping rule."""
+
+    def unpack(self, numbers: Tensor) -> StepCoefficients:
+        """Return the coefficients of a step. numbers: (C, K, 1)."""
+        values = iter(numbers.unbind(0))
+        groups = [{key: next(values) for key in keys} for keys in self.groups]
+        return StepCoefficients(groups, {key: next(values) for key in self.clip}, next(values))
+
 
 class StepTable:
     """The numbers of the optimizer steps in n micro-steps of K runs."""
 
     def __init__(self, runs: Sequence[StepNumbers], n: int, device: torch.device) -> None:
         """Copy the numbers to the device. runs: numbers of each run, floats or (n,) arrays."""
-        self.n, self._groups, self._clip = n, [list(c) for c in runs[0].optimizer], list(runs[0].clip)
+        self.n, self.layout = n, Layout([list(c) for c in runs[0].optimizer], list(runs[0].clip))
         rows = np.array([[np.broadcast_to(value, n) for value in run.values()] for run in runs])  # (K, C, n)
         with np.errstate(over="ignore"):  # of a learning rate above the largest float32
             numbers = np.ascontiguousarray(rows.transpose(2, 1, 0), np.float32)
-        self._numbers = to_device(numbers, device)[..., None]  # (n, C, K, 1)
+        self.numbers = to_device(numbers, device)[..., None]  # (n, C, K, 1)
 
     def at(self, row: int, lanes: Tensor | None = None) -> StepCoefficients:
         """Return the numbers of one micro-step. lanes: the runs to return, (L,); None: all runs."""
-        numbers = self._numbers[row] if lanes is None else self._numbers[row].index_select(1, lanes)
-        values = iter(numbers.unbind(0))
-        groups = [{key: next(values) for key in keys} for keys in self._groups]
-        return StepCoefficients(groups, {key: next(values) for key in self._clip}, next(values))
+        return self.layout.unpack(self.numbers[row] if lanes is None else self.numbers[row].index_select(1, lanes))
 
 
 class BatchTable(NamedTuple):

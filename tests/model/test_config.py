@@ -50,6 +50,7 @@ IMMUNE = {
     "data[hub].revision": "which state of a data set: test_revision_subset_and_split_reach_the_library",
     "run.compile": "how fast, not what: test_compiled_training_equals_eager",
     "run.keep_checkpoints": "read by who saves, not by the trainer",
+    "run.graph_numbers": "adds numbers that are 0: test_runs_with_and_without_dropout_share_one_graph",
     "run.attention": "how, not what: test_attention_written_out_equals_fused",
     "run.test": "looks at the end, and changes nothing before: test_the_test_split_is_scored_once_at_the_end",
     "run.diagnostics": "looks, and changes nothing: test_diagnostics_change_no_bit",

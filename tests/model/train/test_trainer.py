@@ -539,21 +539,6 @@ def test_an_overflowing_fp16_gradient_is_dropped_and_the_scale_halved():
     assert trainer.pack.loss_scales == [2.0**15]
 
 
-@pytest.mark.exhaustive  # the compiler takes 20 CPU seconds
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
-def test_compiled_training_equals_eager(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    config = tiny({"run.tokens": 6 * UPDATE})
-    eager = alone(config)
-    try:
-        compiled = alone(updated(config, {"run.compile": "on"}))
-    except torch._inductor.exc.InductorError as error:
-        if "compiler" not in str(error).lower():
-            raise
-        pytest.skip(f"no C++ compiler that works: {error}")
-    assert_close(compiled, eager, 1e-4)
-
-
 @gpu
 @no_gpu
 @pytest.mark.parametrize("size", [1, 5])

@@ -1,0 +1,119 @@
+"""Compiled steps: three shapes, each compiled once, which takes about 10 CPU seconds."""
+
+import math
+
+import pytest
+import torch
+
+from model.errors import ConfigError
+from model.section import updated
+from model.train import graphs
+from model.train.trainer import Trainer
+from tests.support.tiny import alone, curves, timeless, tiny
+
+pytestmark = [
+    pytest.mark.xdist_group("compiler"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
+]
+ON = {"run.compile": "on"}
+ALL_SITES = ("embedding_dropout", "attention_dropout", "residual_dropout", "mlp_dropout")
+# Packs: the runs complete their updates at different micro-steps.
+PACK = {"run.align": 128, "run.rungs": 2, "optimizer.name": "muon", "clip.name": "update-rms", "model.position": "rope"}
+GUARDED = {
+    "run.align": 128,
+    "run.rungs": 2,
+    "recovery.name": "rollback",
+    "regularization.ema": 0.9,
+    "clip.name": "zclip",
+    "run.spike_every": 7,
+    "run.spike_scale": 1e38,
+    "run.precision": "bf16",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    """Skip these tests on a machine without a C++ compiler, and use one thread, so that all processes share code."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone(tiny(ON | {"run.graph_numbers": ALL_SITES}))
+    except ConfigError as error:
+        pytest.skip(str(error))
+    yield
+    torch.set_num_threads(threads)
+
+
+def compiled(configs):
+    return Trainer([updated(config, ON) for config in configs])
+
+
+def losses(of_lane):
+    return [m.val_loss for m in of_lane]
+
+
+def resumed(configs, folder):
+    """Return the curves of runs that another trainer resumes from their first rung, in the same lanes."""
+    first = compiled(configs)
+    next(iter(first))
+    for lane in range(len(configs)):
+        first.save(lane, folder / str(lane))
+    later = compiled(configs)
+    for lane in range(len(configs)):
+        later.resume(lane, folder / str(lane))
+    return curves(later)
+
+
+def equal(found, wanted):
+    return all([*map(timeless, found[lane])] == [*map(timeless, wanted[lane])] for lane in wanted)
+
+
+def test_runs_with_and_without_dropout_share_one_graph(tmp_path):
+    sites = {"run.graph_numbers": ALL_SITES}
+    configs = [tiny(sites | {"regularization.dropout": p}) for p in (0.0, 0.2)]
+    n_compiled = len(graphs._code)
+    for config in configs:
+        wanted = curves(compiled([config]))
+        assert losses(wanted[0]) == pytest.approx(losses(alone(updated(config, {"run.compile": "off"}))), abs=1e-4)
+        assert equal(curves(compiled([config])), wanted)
+        rest = resumed([config], tmp_path / str(config.regularization.dropout))
+        assert equal(rest, {0: wanted[0][1:]})
+    assert len(graphs._code) == n_compiled
+
+
+def test_a_compiled_pack_equals_its_runs_alone_and_resumes_bit_for_bit(tmp_path):
+    configs = [tiny(PACK | {"run.grad_accum": 1 + lane % 2, "run.seed": lane}) for lane in range(3)]
+    wanted = curves(compiled(configs))
+    for lane, config in enumerate(configs):
+        assert losses(wanted[lane]) == pytest.approx(losses(alone(config)), abs=1e-4)
+    assert equal(resumed(configs, tmp_path), {lane: of_lane[1:] for lane, of_lane in wanted.items()})
+
+
+def test_neither_a_diverging_neighbour_nor_a_refilled_lane_changes_a_bit_or_compiles_again():
+    calm = [tiny(PACK | {"run.seed": seed}) for seed in range(3)]
+    wanted, n_compiled = curves(compiled(calm)), len(graphs._code)
+    wild = updated(calm[1], {"run.spike_every": 1, "run.spike_scale": 1e38})
+    trainer = compiled([calm[0], wild, calm[2]])
+    found = {lane: [] for lane in range(3)}
+    for _, metrics in trainer:
+        for lane, m in metrics.items():
+            found[lane].append(m)
+            if lane == 1 and math.isnan(m.val_loss):
+                trainer.stop(1)
+                trainer.start(1, calm[1])
+    assert equal(found, {0: wanted[0], 2: wanted[2]})
+    assert math.isnan(found[1][0].val_loss)
+    assert [timeless(m) for m in found[1][1:]] == [timeless(m) for m in wanted[1]]
+    assert len(graphs._code) == n_compiled
+
+
+def test_compiled_runs_recover_as_eager_runs_do(tmp_path):
+    configs = [tiny(GUARDED | {"run.grad_accum": 1 + lane, "run.seed": lane}) for lane in range(2)]
+    wanted, eager = curves(compiled(configs)), curves(Trainer(configs))
+    for lane in range(2):
+        assert [m.recoveries for m in wanted[lane]] == [m.recoveries for m in eager[lane]]
+        assert sum(m.recoveries for m in wanted[lane]) > 0
+        assert losses(wanted[lane]) == pytest.approx(losses(eager[lane]), abs=2e-3)
+        assert [m.ema_val_loss for m in wanted[lane]] == pytest.approx([m.ema_val_loss for m in eager[lane]], abs=2e-3)
+        assert [m.grad_norm for m in wanted[lane]] == pytest.approx([m.grad_norm for m in eager[lane]], rel=1e-2)
+    assert equal(resumed(configs, tmp_path), {lane: of_lane[1:] for lane, of_lane in wanted.items()})
