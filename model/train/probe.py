@@ -47,13 +47,12 @@ def unchanged(pack: Pack, optimizer: PackOptimizer, sums: Tensor) -> Iterator[No
     tensors = [*params.blocks().values(), params.grads, params.norms.grad_norms, params.norms.update_ratios]
     tensors += [sums, pack.scales, optimizer.measured, optimizer.finite, optimizer.sound]
     tensors += [] if optimizer.guard is None else [optimizer.guard.state]
-    copies, backups = [tensor.clone() for tensor in tensors], params.backups
-    params.backups = {name: backup.clone() for name, backup in backups.items()}
+    tensors += params.backups.values()  # in place, because compiled steps read these tensors
+    copies = [tensor.clone() for tensor in tensors]
     numbers = list(pack.loss_scales), list(pack.clean_updates)
     try:
         yield
     finally:
         for tensor, saved in zip(tensors, copies, strict=True):
             tensor.copy_(saved)
-        params.backups = backups
         pack.loss_scales, pack.clean_updates = numbers
