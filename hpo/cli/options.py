@@ -109,8 +109,9 @@ AllowTrain = Annotated[
     list[str] | None,
     typer.Option(
         "--allow-train",
-        metavar="MODULE:NAME",
-        help="Import this training function or configuration class even if only the storage names it. Can be repeated.",
+        metavar="MODULE:NAME|COMMAND",
+        help="Import this training function or configuration class, or run this command, even if only the storage "
+        "names it. Can be repeated.",
     ),
 ]
 TrialNumber = Annotated[int, typer.Argument(help="Number of the trial.")]

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hpo.config.permission import command_text
 from hpo.console import format_number, format_value
+from hpo.study.command_checks import command_notes
 from hpo.study.harmful_pairs import harmful_pairs
 from hpo.study.sequential import KEY
 from hpo.study.spec import Study, StudyFile
@@ -31,7 +33,7 @@ def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") ->
             lines.append("  probes: auto, by the number of updates or the first finished runs")
         elif plan.rungs:
             lines.append(f"  {plan.text()}")
-        lines += [f"  note: {note}" for note in harmful_pairs(file)]
+        lines += [f"  note: {note}" for note in [*harmful_pairs(file), *command_notes(file)]]
     if file.targets:
         lines.append("  targets " + ", ".join(f"{name} {format_number(value)}" for name, value in file.targets.items()))
     if file.milestones:
@@ -39,6 +41,12 @@ def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") ->
         lines.append(
             "  milestones " + ", ".join(f"{format_number(value)} by {share * 100:g} %" for share, value in shares)
         )
+    if file.command is not None:
+        lines.append(f"  command {command_text(file.command, file.env)}")
+    if file.steps is not None:
+        marks = [format_value(file.steps.mark(rung)) for rung in range(1, study.rungs + 1)]
+        shown = marks if len(marks) < 5 else [*marks[:2], "...", marks[-1]]
+        lines.append(f"  {study.rungs} rungs, at steps {', '.join(shown)}")
     if study.rung_tokens:
         first, second, last = (f"{round(i * study.rung_tokens):,}" for i in (1, 2, study.rungs))
         lines.append(f"  {study.rungs} rungs, at {first}, {second}, ... {last} tokens")

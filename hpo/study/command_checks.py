@@ -47,12 +47,14 @@ def command_problems(file: StudyFile) -> list[str]:
     return problems or [*_word_problems(file, names), *_metric_problems(file), *_baseline_problems(file)]
 
 
-def unmentioned(file: StudyFile) -> list[str]:
-    """Return the searched parameters that a command does not mention, so that the script must read them itself."""
+def command_notes(file: StudyFile) -> list[str]:
+    """Return a note if a command does not mention searched parameters, so that the script must read them itself."""
     words = set(placeholders([*(file.command or ()), *file.env.values()]))
-    if file.command is None or words & {FLAGS, CONFIG, JSON}:
+    if file.command is None or file.metric is None or words & {FLAGS, CONFIG, JSON}:
         return []
-    return [path for path in file.space if path not in words]
+    names = [path for path in file.space if path not in words]
+    braces = ", ".join(f"{{{name}}}" for name in names)
+    return [f"the command does not mention {braces}; the script must read HPO_CONFIG"] if names else []
 
 
 def missing_script(file: StudyFile) -> str | None:
