@@ -14,8 +14,10 @@ from hpo.storage.attributes import FIXED_VALUES, MACHINE
 from hpo.storage.trials import Trial
 from hpo.study.arithmetic import with_arithmetic
 from hpo.study.command import plan_as_json
+from hpo.study.scale import scale_fields
 from hpo.study.spec import Study
 from hpo.study.stored import study_from_spec
+from model.config import TrainConfig
 from model.section import changes, flat
 
 
@@ -40,10 +42,11 @@ def configuration(study: Study, trial: Trial) -> BaseModel:
     return study.configured(trial.params if fixed is None else fixed)
 
 
-def provenance(snapshot: Snapshot, trial: Trial, known: str = "") -> dict[str, Any]:
+def provenance(snapshot: Snapshot, trial: Trial, config: BaseModel, known: str = "") -> dict[str, Any]:
     """Return study, trial, value, seeds, versions, commit and data hash.
 
-    known: a phrase that says how far the result is confirmed.
+    config: of the trial. Its length, batch and size are stored as those at which it was found. known: a phrase that
+    says how far the result is confirmed.
     """
     return {
         "study": snapshot.name,
@@ -55,6 +58,7 @@ def provenance(snapshot: Snapshot, trial: Trial, known: str = "") -> dict[str, A
         **({"known": known} if known else {}),
         "sampler_seed": snapshot.spec["seed"],
         "data_hash": snapshot.data_hash,
+        **({"searched": scale_fields(config)} if isinstance(config, TrainConfig) else {}),
         "anchors": dict(snapshot.anchors),
         **_code(snapshot.spec),
         **trial.user_attrs.get(MACHINE, {}),
@@ -68,20 +72,24 @@ def _code(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {"train": spec["train"], "config": spec["config"]}
 
 
+def exported_configuration(snapshot: Snapshot, trial: Trial) -> BaseModel:
+    """Return the configuration of a trial, with the device, precision and compilation that the study resolved."""
+    return configuration(with_arithmetic(study_from_spec(snapshot.spec), snapshot.arithmetic), trial)
+
+
 def export_text(snapshot: Snapshot, trial: Trial, known: str = "", cool_down: int | None = None) -> str:
-    """Return the YAML file of a trial, with the device, precision and compilation that the study resolved.
+    """Return the YAML file of a trial.
 
     known: as in `provenance`. cool_down: the rung of a wsd run whose branch is exported instead; None: the run itself.
 
     Raises:
         Problem: the trial has no branch at this rung.
     """
-    study = with_arithmetic(study_from_spec(snapshot.spec), snapshot.arithmetic)
-    config, origin = configuration(study, trial), provenance(snapshot, trial, known)
-    if cool_down is not None:
-        config = branch_config(snapshot, trial, config, cool_down)
-        origin = branch_provenance(trial, cool_down, origin)
-    return config_text(config, origin)
+    config = exported_configuration(snapshot, trial)
+    if cool_down is None:
+        return config_text(config, provenance(snapshot, trial, config, known))
+    config = branch_config(snapshot, trial, config, cool_down)
+    return config_text(config, branch_provenance(trial, cool_down, provenance(snapshot, trial, config, known)))
 
 
 def changed_fields(snapshot: Snapshot, trial: Trial) -> list[tuple[str, Any, Any]]:

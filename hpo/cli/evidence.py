@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hpo.cli.groups import Commands, RunOptions
-from hpo.cli.options import OutputFormat, Place, StudyName, exit_with, output_file, split_names, valid_path
+from hpo.cli.options import OutputFormat, Place, RuleOption, StudyName, exit_with, output_file, split_names, valid_path
 from hpo.cli.panels import EVIDENCE
 from hpo.console import Format, say
 
@@ -78,6 +78,7 @@ def confirm(
         ),
     ] = False,
     tokens: Tokens = None,
+    rule: RuleOption = None,
     test: Annotated[TestName | None, typer.Option(help="Test of the paired differences. Default: t.")] = None,
     name: ComparisonName = None,
     overrides: Place = None,
@@ -93,10 +94,13 @@ def confirm(
     With --sequential, the difference is tested after each pair from the third on. The command ends as soon as a trial
     is better, or a gain has become unlikely. The bounds hold for all these tests together: a trial without gain is
     called better with a probability of at most 2.5 %, as with a fixed number of pairs.
+
+    With --tokens, the runs are longer or shorter than those of the search. The command prints what does not carry over
+    to that length. The rule of --rule applies to the trials and to the baseline.
     """
     from hpo.evidence.confirm import ConfirmRequest, run_confirmation
 
-    request = ConfirmRequest(study, top, seeds, tokens, name, None if test is None else test.value, sequential)
+    request = ConfirmRequest(study, top, seeds, tokens, name, None if test is None else test.value, sequential, rule)
     exit_with(run_confirmation(request, run.launch_options(overrides=overrides or []), format))
 
 
@@ -115,6 +119,7 @@ def ablate(
     order: Order = "",
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each combination. Default: 5.")] = None,
     tokens: Tokens = None,
+    rule: RuleOption = None,
     name: ComparisonName = None,
     overrides: Place = None,
     run: RunOptions,
@@ -131,11 +136,13 @@ def ablate(
     factorial      all combinations for up to 5 changes, a fractional design
                    for 6 to 16; also estimates interactions of two changes
 
-    All combinations run on the same seeds. An effect is a mean difference between runs of the same seed.
+    All combinations run on the same seeds. An effect is a mean difference between runs of the same seed. With --tokens,
+    --rule applies to both configurations before their changes are found.
     """
     from hpo.evidence.ablate import AblateRequest, run_ablation
 
-    request = AblateRequest(study, before, after, design.value, groups or [], split_names(order), seeds, tokens, name)
+    order_of = split_names(order)
+    request = AblateRequest(study, before, after, design.value, groups or [], order_of, seeds, tokens, name, rule)
     exit_with(run_ablation(request, run.launch_options(overrides=overrides or []), format))
 
 

@@ -12,6 +12,7 @@ from hpo.cli.options import (
     AllowTrain,
     Out,
     OutputFormat,
+    RuleOption,
     StorageOptions,
     StudyName,
     TrialNumber,
@@ -156,30 +157,28 @@ def export(
     study: StudyName = None,
     storage: StorageOptions = DEFAULT_STORAGE,
     allow_train: AllowTrain = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the run. Default: as in the search.")] = None,
+    rule: RuleOption = None,
 ) -> None:
     """Write the complete configuration of the best trial.
 
     `hpo train` trains this configuration. If `hpo confirm` found trials that are better than the baseline, `hpo export`
     writes the best of them instead of the best trial of the search.
+
+    With --tokens, the file describes a longer or shorter run, and holds the rule that was used. The command prints what
+    does not carry over to that length, and what each --rule would change.
     """
-    from hpo.analysis.export import export_text, select_trial
-    from hpo.analysis.snapshot import read_snapshot
+    from hpo.commands.export import AtLength, export_trial
     from hpo.config.permission import permit_options
-    from hpo.evidence.preferred import trial_to_export
     from hpo.runs.run_dir import write_file
 
     permit_options(allow_train or [])
     with open_to_read(storage) as store:
-        snapshot = read_snapshot(store, study)
-        exported, confirmation = (
-            trial_to_export(store, snapshot) if trial is None else (select_trial(snapshot, trial), "")
-        )
-        config = export_text(snapshot, exported, confirmation, cool_down)
+        config, origin = export_trial(store, study, trial, AtLength(tokens, rule, cool_down))
     if output is None or output == Path("-"):
         print_yaml(config)
         return
     write_file(output, config)
-    origin = f"trial {exported.number} of {snapshot.name}" + (f", {confirmation}" if confirmation else "")
     say(f"{output}: {origin}; next: {command_line('hpo', 'train', output)}")
 
 

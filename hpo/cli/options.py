@@ -11,6 +11,7 @@ import typer
 from hpo.console import Format, command_line, say
 from hpo.errors import Problem
 from hpo.runs.resources import AUTO_PACK
+from hpo.transfer.rule import Rule
 
 
 def valid_path(path: Path | None) -> Path | None:
@@ -112,6 +113,13 @@ AllowTrain = Annotated[
         metavar="MODULE:NAME|COMMAND",
         help="Import this training function or configuration class, or run this command, even if only the storage "
         "names it. Can be repeated.",
+    ),
+]
+RuleOption = Annotated[
+    Rule | None,
+    typer.Option(
+        help="Rule that carries the configuration over to another length, batch or size than that of the search. "
+        "Default: copy."
     ),
 ]
 TrialNumber = Annotated[int, typer.Argument(help="Number of the trial.")]

@@ -16,6 +16,7 @@ from hpo.cli.options import (
     Out,
     PackOrAuto,
     Place,
+    RuleOption,
     Set,
     StorageOptions,
     StudyName,
@@ -110,14 +111,19 @@ def train(
     out: Annotated[
         Path, typer.Option(help="Folder in which the folder of the run is created.", callback=valid_path)
     ] = RUNS / "train",
+    rule: RuleOption = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
 ) -> None:
     """Train one configuration without pruning.
 
-    With --set run.tokens=..., the run is longer or shorter, and the learning rate schedule covers the new length.
+    With --set run.tokens=..., the run is longer or shorter, and the learning rate schedule covers the new length. If
+    the length, the batch or the size differs from that of the search, the command prints what does not carry over, and
+    what each --rule would change. The storage is read only for --rule fitted.
     """
     from hpo.commands.train import train_config
 
-    exit_with(train_config(config, overrides or [], out, resume))
+    url = storage_url(storage) if storage != DEFAULT_STORAGE else None
+    exit_with(train_config(config, overrides or [], out, resume, rule, url))
 
 
 @run_commands.command(rich_help_panel=RUN, epilog='Example: hpo sample runs/train/best --prompt "The "')

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from hpo.commands.train_command import train_command
+from hpo.commands.train_file import FileRequest, configuration_to_train
 from hpo.commands.train_output import collected_signals, origin, run_folder, rung_line
 from hpo.config.files import config_path, config_text, read_config
-from hpo.config.importer import error_location, model_class
-from hpo.config.overrides import apply_overrides
-from hpo.config.validation import error_messages
+from hpo.config.importer import error_location
 from hpo.console import command_line, say, show
 from hpo.errors import Problem, WorkFailed, raised_error
 from hpo.runs import checkpoints, trainable
@@ -24,15 +23,20 @@ from hpo.runs.metrics import append_metrics, metric, read_metrics, truncate_metr
 from hpo.runs.resources import available_cores, set_thread_environment, threads_in_use
 from hpo.runs.run_dir import write_file
 from hpo.search.direction import Direction
-from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN
+from hpo.study.spec import DEFAULT_TRAIN
+from hpo.transfer.rule import Rule
 from model.errors import ConfigError
 
 
-def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) -> int:
+def train_config(
+    path: Path, overrides: Sequence[str], out: Path, resume: bool, rule: Rule | None = None, storage: str | None = None
+) -> int:
     """Train a configuration file, or the base configuration of this name, and return the exit status.
 
     out: folder in which the folder of the run is created.
     resume: continue the last run of the file from its checkpoint.
+    rule: by which the configuration is carried over to another length, batch or size; None for the default.
+    storage: URL of the storage in which the rule `fitted` finds the ladder of the search.
 
     Raises:
         Problem: the file is not a configuration, or its data or device is missing.
@@ -44,8 +48,10 @@ def train_config(path: Path, overrides: Sequence[str], out: Path, resume: bool) 
     # of the user may import torch.
     _set_threads(path, provenance)
     if "command" in provenance:
+        if rule not in (None, Rule.copy):
+            raise Problem(f"--rule: must be copy with a command of your own, got {rule}")
         return train_command(path, tree, provenance, overrides, run_folder(path, out, resume))
-    config = _validated(path, tree, provenance, overrides)
+    config, provenance = configuration_to_train(path, tree, provenance, FileRequest(overrides, rule, storage))
     datasets = PreparedDatasets()
     _warn_of_other_data(provenance, datasets.data_hash(config), overrides)
     if rows := rows_text(datasets.rows(config)):
@@ -152,17 +158,6 @@ def _conclude(folder: Path, objective: str, value: float) -> int:
     if (folder / checkpoints.KEPT).is_dir():
         say(f"next:\n  {command_line('hpo', 'sample', folder, '--prompt', 'The ')}")
     return 0
-
-
-def _validated(
-    path: Path, tree: Mapping[str, Any], provenance: Mapping[str, Any], overrides: Sequence[str]
-) -> BaseModel:
-    kind = model_class(str(provenance.get("config", DEFAULT_CONFIG)), "provenance.config")
-    try:
-        config = kind.model_validate(dict(tree))
-    except ValidationError as error:
-        raise Problem(*(f"{path}: {text}" for text in error_messages(error, kind))) from None
-    return apply_overrides(config, overrides)
 
 
 def _warn_of_other_data(provenance: Mapping[str, Any], data_hash: str | None, overrides: Sequence[str]) -> None:

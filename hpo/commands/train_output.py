@@ -15,8 +15,13 @@ def origin(provenance: Mapping[str, Any], data_hash: str | None, overrides: Sequ
     """Return the provenance of the run: that of its configuration, and this machine."""
     origin = {**provenance, **describe_machine(), "data_hash": data_hash}
     if overrides:  # the configuration differs from the trial's, so the trial's value does not hold for it
-        origin = {key: v for key, v in origin.items() if key not in ("value", "state")} | {"set": list(overrides)}
+        origin = without_result(origin) | {"set": list(overrides)}
     return origin
+
+
+def without_result(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a provenance without the result of the trial, which does not hold for another configuration."""
+    return {key: value for key, value in provenance.items() if key not in ("value", "state")}
 
 
 def run_folder(path: Path, out: Path, resume: bool) -> Path:

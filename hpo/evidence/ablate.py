@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from hpo.analysis.looks import runs_by_arm
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.statistics import LEVEL, holm, interval, min_pairs, p_value
@@ -21,6 +23,7 @@ from hpo.evidence.comparison import (
 )
 from hpo.evidence.designs import ALL, DESIGNS, NONE, ArmsAndContrasts, Contrast, fields_of
 from hpo.evidence.factors import find_factors, named_configuration, order_factors, with_run_settings_of
+from hpo.evidence.length_rule import LengthRule
 from hpo.evidence.paired import ended_without_value, final_score, scope_note
 from hpo.evidence.scale_labels import ScaleLabel, scale_labels
 from hpo.launcher.options import LaunchOptions
@@ -30,6 +33,7 @@ from hpo.study.arithmetic import with_resolved_values
 from hpo.study.arms import ArmsPlan, plan_study
 from hpo.study.places import at_places
 from hpo.study.spec import Study
+from hpo.transfer.rule import Rule
 from model.section import flat
 
 NOT_DISTINGUISHABLE = "not distinguishable from noise"
@@ -59,7 +63,8 @@ class AblateRequest:
     """The options of `hpo ablate`; None means the default, or the value of the ablation that is continued.
 
     before, after: the configurations of --from and --to. groups: NAME=FIELD,FIELD of each --factor.
-    seeds: runs of each arm. tokens: length of a run. name: of the study of the new runs.
+    seeds: runs of each arm. tokens: length of a run. name: of the study of the new runs. rule: by which both
+    configurations are carried over to `tokens`.
     """
 
     study: str | None
@@ -71,6 +76,7 @@ class AblateRequest:
     seeds: int | None
     tokens: int | None
     name: str | None
+    rule: Rule | None = None
 
 
 def run_ablation(request: AblateRequest, options: LaunchOptions, format: Format) -> int:
@@ -80,7 +86,8 @@ def run_ablation(request: AblateRequest, options: LaunchOptions, format: Format)
         name = request.name or f"{snapshot.name}-{request.design}"
         study = existing_study(store, name, "ablates", snapshot)
         if study is None:
-            study = plan_ablation(snapshot, name, request, first_new_seed(store, snapshot))
+            rule = LengthRule(store, snapshot, request.tokens, request.rule)
+            study = plan_ablation(snapshot, name, request, first_new_seed(store, snapshot), rule)
         else:
             check_same_options(study, _requested_and_stored(study, request))
     study = at_places(study, options.overrides)
@@ -102,8 +109,12 @@ def conclude_ablation(
     return conclude_comparison(snapshot, seconds, print_result)
 
 
-def plan_ablation(snapshot: Snapshot, name: str, request: AblateRequest, first_seed: int) -> Study:
+def plan_ablation(
+    snapshot: Snapshot, name: str, request: AblateRequest, first_seed: int, rule: LengthRule | None = None
+) -> Study:
     """Return the study that runs a design over the changes, on consecutive seeds from `first_seed` on.
+
+    rule: carries both configurations over to the length of the new runs; None copies them.
 
     Raises:
         Problem: the configurations cannot be compared or are the same, or there are too few seeds for an interval.
@@ -113,14 +124,9 @@ def plan_ablation(snapshot: Snapshot, name: str, request: AblateRequest, first_s
         raise Problem(
             f"--seeds: must be at least {required}, or confidence intervals are too wide to be useful, got {n}"
         )
-    before = named_configuration(snapshot, search, request.before, "--from")
-    after = named_configuration(snapshot, search, request.after, "--to")
-    changes = find_factors(
-        with_resolved_values(before, snapshot.arithmetic),
-        with_resolved_values(after, snapshot.arithmetic),
-        request.groups,
-    )
-    factors = order_factors(changes, request.order)
+    before, after = _compared(snapshot, search, request, rule)
+    old, new = (with_resolved_values(config, snapshot.arithmetic) for config in (before, after))
+    factors = order_factors(find_factors(old, new, request.groups), request.order)
     single: ArmsAndContrasts = (
         {NONE: {}, ALL: fields_of(factors, factors)},
         {f: {ALL: 1.0, NONE: -1.0} for f in factors},
@@ -136,9 +142,27 @@ def plan_ablation(snapshot: Snapshot, name: str, request: AblateRequest, first_s
         "factors": factors,
         "effects": {effect: dict(weights) for effect, weights in contrasts.items()},
     }
+    if rule is not None and request.tokens is not None:
+        about["rule"] = str(request.rule or Rule.copy)
     compared = ArmsPlan(f"`hpo ablate` of {snapshot.name}", arms, range(first_seed, first_seed + n), about)
-    base = full_length_base(replace(search, base=with_run_settings_of(search.base, before)), request.tokens)
+    base = with_run_settings_of(full_length_base(search, request.tokens), before)
     return plan_study(search, name, base, compared)
+
+
+def _compared(
+    snapshot: Snapshot, search: Study, request: AblateRequest, rule: LengthRule | None
+) -> tuple[BaseModel, BaseModel]:
+    """Return the configurations of --from and --to, carried over to the length of the new runs.
+
+    Raises:
+        Problem: there is no such configuration, or the rule cannot be applied.
+    """
+    before = named_configuration(snapshot, search, request.before, "--from")
+    after = named_configuration(snapshot, search, request.after, "--to")
+    if rule is not None:
+        after = rule.carried(f"{request.after} of {snapshot.name}", after)
+        before = rule.carried(request.before, before, is_reference=True)
+    return before, after
 
 
 def _requested_and_stored(study: Study, request: AblateRequest) -> dict[str, tuple[Any, Any]]:
@@ -152,6 +176,7 @@ def _requested_and_stored(study: Study, request: AblateRequest) -> dict[str, tup
         "--order": (list(request.order), about["order"]),
         "--seeds": (request.seeds, len(study.file.seeds)),
         "--tokens": (request.tokens, flat(study.base).get("run.tokens")),
+        "--rule": (request.rule and str(request.rule), about.get("rule", str(Rule.copy))),
     }
 
 

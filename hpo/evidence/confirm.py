@@ -25,6 +25,7 @@ from hpo.evidence.comparison import (
     search_study,
 )
 from hpo.evidence.confirm_verdicts import BASELINE, confirmation_table, confirmation_verdicts
+from hpo.evidence.length_rule import LengthRule
 from hpo.evidence.paired import compare_arms, scope_note
 from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
@@ -38,6 +39,7 @@ from hpo.study.arms import ArmsPlan, plan_study
 from hpo.study.places import at_places
 from hpo.study.sequential import KEY, plan_of
 from hpo.study.spec import Study, seed_path
+from hpo.transfer.rule import Rule
 from model.section import flat
 
 # Eight pairs show a difference of two standard deviations in nine of ten confirmations.
@@ -52,6 +54,7 @@ class ConfirmRequest:
 
     top: number of configurations to re-run. seeds: runs of each, at most if `sequential`. tokens: length of a run.
     name: of the study of the new runs. sequential: whether to stop as soon as the pairs so far decide.
+    rule: by which the configurations are carried over to `tokens`.
     """
 
     study: str | None
@@ -61,6 +64,7 @@ class ConfirmRequest:
     name: str | None
     test: Test | None
     sequential: bool = False
+    rule: Rule | None = None
 
 
 def run_confirmation(request: ConfirmRequest, options: LaunchOptions, format: Format) -> int:
@@ -70,7 +74,8 @@ def run_confirmation(request: ConfirmRequest, options: LaunchOptions, format: Fo
         name = request.name or confirmation_name(snapshot)
         study = existing_study(store, name, "confirms", snapshot)
         if study is None:
-            study = plan_confirmation(snapshot, name, request, first_new_seed(store, snapshot))
+            rule = LengthRule(store, snapshot, request.tokens, request.rule)
+            study = plan_confirmation(snapshot, name, request, first_new_seed(store, snapshot), rule)
             if request.sequential:
                 _note_earlier(store, snapshot, study)
         else:
@@ -101,8 +106,13 @@ def conclude_confirmation(
     return conclude_comparison(snapshot, seconds, print_result)
 
 
-def plan_confirmation(snapshot: Snapshot, name: str, request: ConfirmRequest, first_seed: int) -> Study:
+def plan_confirmation(
+    snapshot: Snapshot, name: str, request: ConfirmRequest, first_seed: int, rule: LengthRule | None = None
+) -> Study:
     """Return the study that confirms the best trials of a search, on consecutive seeds from `first_seed` on.
+
+    rule: carries the configurations over to the length of the new runs; None copies them.
+
 
     Raises:
         NothingFeasible: no trial is complete except the baseline.
@@ -110,7 +120,7 @@ def plan_confirmation(snapshot: Snapshot, name: str, request: ConfirmRequest, fi
     """
     search, test = search_study(snapshot), request.test or "t"
     check_baseline(search)
-    best = ranked_trials(snapshot, search)[: request.top or (SEQUENTIAL_TOP if request.sequential else DEFAULT_TOP)]
+    best = ranked_trials(snapshot, search)[: request.top or _default_top(request)]
     if not best:
         raise NothingFeasible(
             f"study {snapshot.name}: no trial is complete except the baseline, so there is nothing to confirm; "
@@ -121,6 +131,8 @@ def plan_confirmation(snapshot: Snapshot, name: str, request: ConfirmRequest, fi
     names = {f"trial {t.number}": t for t in best}
     baseline: Mapping[str, Any] = search.file.first_baseline
     arms = {BASELINE: baseline} | {arm: t.user_attrs.get(FIXED_VALUES, t.params) for arm, t in names.items()}
+    if rule is not None:
+        arms = rule.carried_arms(search, arms, BASELINE)
     about = {
         "confirms": snapshot.name,
         "trials": {arm: t.number for arm, t in names.items()},
@@ -129,10 +141,18 @@ def plan_confirmation(snapshot: Snapshot, name: str, request: ConfirmRequest, fi
         "test": test,
         "searched_tokens": flat(search.base).get("run.tokens"),
     }
+    if rule is not None and request.tokens is not None:
+        about["rule"] = str(request.rule or Rule.copy)
     if request.sequential:
         about[KEY] = {"bounds": sequential.sequential_bounds(n, len(best))}
     compared = ArmsPlan(f"`hpo confirm` of {snapshot.name}", arms, range(first_seed, first_seed + n), about)
     return plan_study(search, name, full_length_base(search, request.tokens), compared)
+
+
+def _default_top(request: ConfirmRequest) -> int:
+    if request.rule is Rule.fitted:
+        return 1  # a ladder predicts one configuration
+    return SEQUENTIAL_TOP if request.sequential else DEFAULT_TOP
 
 
 def _check_test(request: ConfirmRequest, test: Test, n: int, compared: int) -> None:
@@ -220,4 +240,5 @@ def _requested_and_stored(study: Study, request: ConfirmRequest) -> dict[str, tu
         "--seeds": (request.seeds, len(file.seeds)),
         "--tokens": (request.tokens, flat(study.base).get("run.tokens")),
         "--test": (request.test, file.about["test"]),
+        "--rule": (request.rule and str(request.rule), file.about.get("rule", str(Rule.copy))),
     }
