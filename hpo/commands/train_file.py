@@ -53,11 +53,11 @@ def configuration_to_train(
         return carried, dict(provenance)
     origin = without_result(provenance) | {TRANSFER: record}
     assert file.found is not None
-    return carried, origin | {SEARCHED: provenance.get(SEARCHED, scale_fields(file.found))}
+    return carried, origin | {SEARCHED: provenance.get(SEARCHED) or scale_fields(file.found)}
 
 
 def what(path: Path, provenance: Mapping[str, Any]) -> str:
     """Return where a configuration comes from, in words."""
-    if "study" not in provenance:
+    if "study" not in provenance or "trial" not in provenance:
         return str(path)
-    return f"trial {provenance.get('trial')} of {provenance['study']}"
+    return f"trial {provenance['trial']} of {provenance['study']}"

@@ -104,7 +104,7 @@ def _grid(base: BaseModel, goal: BaseModel, n: int, reach: int) -> list[Cell] | 
 
 
 def _at(base: BaseModel, values: Mapping[str, Any]) -> BaseModel:
-    loose = {path: 1 for path in ("run.rungs", "run.align") if path in flat(base)}
+    loose: dict[str, Any] = {path: 1 for path in ("run.rungs", "run.align") if path in flat(base)}
     return updated(base, {**values, **loose})
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from hpo.transfer.rule import Rule
 from model.config import TrainConfig
-from model.optim.optimizers import Lion
 from model.section import flat, updated
 
 BATCH_EXPONENT = 0.383  # of the length, in nanochat's rule
@@ -100,7 +99,7 @@ def horizon(move: Move) -> dict[str, Any]:
     """
     batch = move.batch()
     moments = [f"optimizer.{field}" for field in MOMENTS] + ["regularization.ema", "schedule.beta1_dip"]
-    if isinstance(move.found.optimizer, Lion):
+    if move.found.optimizer.name == "lion":
         moments.remove("optimizer.beta1")  # the weight of a momentum, which decays with beta2
     values: dict[str, Any] = {path: value**batch for path, value in move.numbers(moments).items() if batch != 1}
     rate = move.goal.optimizer.lr / move.found.optimizer.lr * _scaled_rate(move)
