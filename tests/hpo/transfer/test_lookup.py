@@ -6,7 +6,7 @@ import pytest
 
 from hpo.analysis.export import select_trial
 from hpo.analysis.snapshot import Snapshot
-from hpo.commands.export import export_at_length
+from hpo.commands.export import AtLength, export_at_length
 from hpo.config.yaml import parse_yaml
 from hpo.errors import Problem
 from hpo.evidence.ablate import AblateRequest, plan_ablation
@@ -59,11 +59,11 @@ def test_without_a_ladder_the_rule_fitted_names_the_command_that_trains_one(
     store, snapshot = searched
     missing = "no ladder of lawful has finished; `hpo transfer --study lawful --to run.tokens=24576` trains one"
     best = select_trial(snapshot, None)
-    text = export_at_length(store, snapshot, best, "", LONG, None)
+    text = export_at_length(store, snapshot, best, "", AtLength(LONG, None))
     assert f"  rule fitted: {missing}\n" in capsys.readouterr().err
     assert parse_yaml(text)["provenance"]["transfer"]["rule"] == "copy"
     with pytest.raises(Problem, match=f"--rule fitted: {missing}"):
-        export_at_length(store, snapshot, best, "", LONG, Rule.fitted)
+        export_at_length(store, snapshot, best, "", AtLength(LONG, Rule.fitted))
     with pytest.raises(Problem, match=f"--rule fitted: {missing}"):
         LengthRule(store, snapshot, LONG, Rule.fitted).values("trial 1", TrainConfig())
 
@@ -110,7 +110,7 @@ def test_a_rule_without_a_length_and_a_length_without_updates_are_refused(
     with pytest.raises(Problem, match=rule["tokens"]):
         planned(store, snapshot, asked)
     with pytest.raises(Problem, match=rule["tokens"]):
-        export_at_length(store, snapshot, select_trial(snapshot, None), "", keys["tokens"], Rule.horizon)
+        export_at_length(store, snapshot, select_trial(snapshot, None), "", AtLength(keys["tokens"], Rule.horizon))
 
 
 def test_a_ladder_gives_the_values_of_the_rule_fitted(
@@ -120,7 +120,7 @@ def test_a_ladder_gives_the_values_of_the_rule_fitted(
     snapshot = planted_search(store, here)
     planted_ladder(store, snapshot, LONG)
     best, expected = select_trial(snapshot, None), BEST_LR * 16**EXPONENT
-    tree = parse_yaml(export_at_length(store, snapshot, best, "", LONG, Rule.fitted))
+    tree = parse_yaml(export_at_length(store, snapshot, best, "", AtLength(LONG, Rule.fitted)))
     assert tree["optimizer"]["lr"] == pytest.approx(expected, rel=0.15)
     assert tree["run"]["tokens"] == LONG
     record = tree["provenance"]["transfer"]
