@@ -27,7 +27,8 @@ from hpo.search.pruning import CachedPruner
 from hpo.storage.attributes import PROBES
 
 RESULTS = Path(__file__).parent / "results" / "probes"
-COARSE = 4  # rungs of the studies that are replayed on 20 recorded rungs: a quarter, half, three quarters, the end
+# Rungs of the studies that are replayed on 20 recorded rungs, and shares of the probes.
+SEARCHES = ((4, "0.02"), (4, "0.05"), (4, "0.1"), (20, "0.02"), (20, "0.05"))
 
 
 class Recorded(NamedTuple):
@@ -56,8 +57,8 @@ def main() -> int:
     packs = [json.loads(path.read_text()) for path in sorted(options.results.glob("*.json"))]
     if packs:
         print_correlations(packs)
-        for share in ("0.02", "0.05", "0.1"):
-            print_searches(own_runs(packs, share), packs[0]["updates"], float(share), options.orders)
+        for rungs, share in SEARCHES:
+            print_searches(own_runs(packs, share, rungs), packs[0]["updates"], float(share), options.orders)
     if os.environ.get("HPO_CURVES"):
         print_branches(Path(os.environ["HPO_CURVES"]) / "lr_schedule_curves.csv.gz")
     else:
@@ -83,57 +84,59 @@ def print_correlations(packs: Sequence[Mapping[str, Any]]) -> None:
         print(f"{int(rung) / int(last):.0%} | " + " | ".join(cells))
 
 
-def own_runs(packs: Sequence[Mapping[str, Any]], share: str) -> list[Recorded]:
-    """Return the kept runs as runs of COARSE rungs."""
+def own_runs(packs: Sequence[Mapping[str, Any]], share: str, n_rungs: int) -> list[Recorded]:
+    """Return the kept runs as runs of fewer rungs."""
     found = []
     for pack in packs:
-        rungs = {rung * pack["rungs"] // COARSE: rung for rung in range(1, COARSE + 1)}
+        rungs = {rung * pack["rungs"] // n_rungs: rung for rung in range(1, n_rungs + 1)}
         for run in pack["runs"]:
             raw = {rungs[int(r)]: v for r, v in run["raw"].items() if int(r) in rungs and v is not None}
             probes = {rungs[int(r)]: v for r, v in run["probes"].get(share, {}).items() if int(r) in rungs}
             found.append(Recorded(f"{run['schedule']} {run['lr']:g}", raw, probes))
-    return [run for run in found if COARSE in run.raw]
+    return [run for run in found if n_rungs in run.raw]
 
 
 def print_searches(runs: Sequence[Recorded], updates: int, share: float, orders: int) -> None:
     """Print how searches end with raw losses and with probes."""
-    print(f"\n{orders} orders of {len(runs)} runs with {COARSE} rungs, probes of {share:g} of a run")
+    rungs = max(runs[0].raw)
+    print(f"\n{orders} orders of {len(runs)} runs with {rungs} rungs, probes of {share:g} of a run")
     print("pruner | compared | best survives | trained, in runs | probes, in runs | net saving")
-    for rule in (Median(), Percentile(percentile=75), Median(peers="finished")):
+    for rule in (Median(), Median(peers="finished")):
         name = rule.name + (", peers finished" if rule.peers == "finished" else "")
-        for title, plan in (("raw", NO_PROBES), ("probe: auto", auto_plan(rule, updates, share))):
+        for title, plan in (("raw", NO_PROBES), ("probe: auto", auto_plan(rule, rungs, updates, share))):
             result = replay(runs, rule, plan, orders)
             saving = 1 - (result.trained + result.probed) / len(runs)
             cells = (name, title, f"{result.survived} of {orders}", f"{result.trained:.1f}", f"{result.probed:.1f}")
             print(" | ".join([*cells, f"{saving:.0%}"]))
 
 
-def auto_plan(rule: Median | Percentile, updates: int, share: float) -> ProbePlan:
+def auto_plan(rule: Median | Percentile, rungs: int, updates: int, share: float) -> ProbePlan:
     """Return what `probe: auto` decides for runs of this length, with another share."""
-    plan = decide_now(rule.model_dump(mode="json"), COARSE, updates, None)
+    plan = decide_now(rule.model_dump(mode="json"), rungs, updates, None)
     assert plan is not None, "auto waits for finished runs"
     return plan._replace(share=share)
 
 
 def replay(runs: Sequence[Recorded], rule: Median | Percentile, plan: ProbePlan, orders: int) -> Result:
     """Return how searches over orders of these runs end."""
-    best = min(range(len(runs)), key=lambda i: runs[i].raw[COARSE])
+    last = max(runs[0].raw)
+    best = min(range(len(runs)), key=lambda i: runs[i].raw[last])
     survived, trained, probed = 0, 0, 0
     for seed in range(orders):
         order = list(range(len(runs)))
         random.Random(seed).shuffle(order)
         for i, (rung, n_probes) in zip(order, search([runs[i] for i in order], rule, plan), strict=True):
-            survived += i == best and rung == COARSE
+            survived += i == best and rung == last
             trained += rung
             probed += n_probes
-    return Result(survived, trained / COARSE / orders, probed * plan.share / orders)
+    return Result(survived, trained / last / orders, probed * plan.share / orders)
 
 
 def search(runs: Sequence[Recorded], rule: Median | Percentile, plan: ProbePlan) -> list[tuple[int, int]]:
     """Train runs one after the other; return the last rung and the number of probes of each."""
-    study = optuna.create_study()
-    pruner = CachedPruner(study, build_pruner(rule, COARSE, Direction.MINIMIZE), COARSE, refresh_s=0)
-    pruner.set_probes(plan, build_pruner(rule_for(plan, rule), COARSE, Direction.MINIMIZE))
+    study, last = optuna.create_study(), max(runs[0].raw)
+    pruner = CachedPruner(study, build_pruner(rule, last, Direction.MINIMIZE), last, refresh_s=0)
+    pruner.set_probes(plan, build_pruner(rule_for(plan, rule), last, Direction.MINIMIZE))
     found = []
     for run in runs:
         trial = train(run, plan, lambda trial: pruner.decide(trial) == "prune")
@@ -146,13 +149,16 @@ def train(run: Recorded, plan: ProbePlan, is_pruned: Callable[[FrozenTrial], boo
     """Return the trial of a run that ends where it is pruned."""
     values: dict[int, float] = {}
     probes: dict[str, float] = {}
-    for rung in range(1, COARSE + 1):
+    for rung in sorted(run.raw):
         values[rung] = run.raw[rung]
         probes |= {str(rung): run.probes[rung]} if rung in plan.rungs else {}
-        given = {"intermediate_values": dict(values), "user_attrs": {PROBES: dict(probes)} if probes else {}}
+        given: dict[str, Any] = {
+            "intermediate_values": dict(values),
+            "user_attrs": {PROBES: dict(probes)} if probes else {},
+        }
         if is_pruned(create_trial(state=TrialState.RUNNING, **given)):
             return create_trial(state=TrialState.PRUNED, value=values[rung], **given)
-    return create_trial(state=TrialState.COMPLETE, value=values[COARSE], **given)
+    return create_trial(state=TrialState.COMPLETE, value=values[max(values)], **given)
 
 
 def print_branches(path: Path) -> None:
@@ -181,9 +187,7 @@ def print_branches(path: Path) -> None:
         common = [key for key in final.index if key in short.index]
         rho = rank_correlation([short[key] for key in common], [final[key] for key in common])
         print(f"the whole schedule in {steps:,} updates | | {len(common)} | | {rho:.2f}")
-    print(
-        "cosine runs: their rates differ from the first update on, so no two of them share a trunk, and none branches"
-    )
+    print("cosine runs share no trunk, because their rates differ from the first update on")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from hpo.search.marks import mark_rungs
 Curve = Mapping[int, float]  # rung -> value
 
 SHARE = 0.05  # of the run, for each probe
-AUTO_SHARE = 0.02  # the same for `auto`: in runs of 20,000 updates it ranks as well as 0.05 (docs/transfer.md)
-AUTO_UPDATES = 10_000  # updates of a run from which `auto` probes without further evidence
+# For `auto`: updates of a probe, between two shares of the run. In runs of 20,000 updates a share of 0.02 ranks as well
+# as one of 0.05, in runs of 2,000 updates it ranks worse (docs/transfer.md).
+PROBE_UPDATES, MIN_SHARE, MAX_SHARE = 400, 0.02, 0.05
+AUTO_UPDATES = 2_000  # updates of a run from which `auto` probes without further evidence
 AUTO_RUNS = 8  # finished runs that `auto` needs as evidence
 AUTO_LEVEL = 0.5  # rank correlation below which raw losses mislead; among 8 runs it is often 0.7 by chance
 
@@ -74,7 +76,7 @@ def decide_now(pruner: Mapping[str, Any], rungs: int, updates: int, curves: Sequ
     if only the length of a run may decide.
     """
     plan = decide_by_length(pruner, rungs, updates)
-    return plan if plan is not None or curves is None else decide_by_runs(pruner, rungs, curves)
+    return plan if plan is not None or curves is None else decide_by_runs(pruner, rungs, updates, curves)
 
 
 def probed_curve(raw: Curve, probes: Mapping[str, float | None]) -> dict[int, float]:
@@ -106,7 +108,7 @@ def decide_by_length(pruner: Mapping[str, Any], rungs: int, updates: int) -> Pro
     """
     if pruner["name"] not in ("median", "percentile", "asha", "halving", "hyperband"):
         return ProbePlan((), 0.0, f"pruner {pruner['name']} compares no trials at equal rungs")
-    plan = _auto_plan(pruner, rungs)
+    plan = _auto_plan(pruner, rungs, updates)
     if not plan.rungs:
         return plan
     if updates >= AUTO_UPDATES:
@@ -118,10 +120,10 @@ def decide_by_length(pruner: Mapping[str, Any], rungs: int, updates: int) -> Pro
     return None
 
 
-def decide_by_runs(pruner: Mapping[str, Any], rungs: int, curves: Sequence[Curve]) -> ProbePlan | None:
+def decide_by_runs(pruner: Mapping[str, Any], rungs: int, updates: int, curves: Sequence[Curve]) -> ProbePlan | None:
     """Return what `auto` decides from finished runs, None if it needs more. curves: raw losses of finished runs."""
     complete = [curve for curve in curves if all(math.isfinite(curve.get(r, math.nan)) for r in range(1, rungs + 1))]
-    plan = _auto_plan(pruner, rungs)
+    plan = _auto_plan(pruner, rungs, updates)
     if len(complete) < AUTO_RUNS or not plan.rungs:
         return None
     first = plan.rungs[0]
@@ -132,13 +134,17 @@ def decide_by_runs(pruner: Mapping[str, Any], rungs: int, curves: Sequence[Curve
     return ProbePlan((), 0.0, f"{found}, at least {AUTO_LEVEL:g}")
 
 
-def _auto_plan(pruner: Mapping[str, Any], rungs: int) -> ProbePlan:
+def _auto_plan(pruner: Mapping[str, Any], rungs: int, updates: int) -> ProbePlan:
     """Return the probes of `auto` where it probes: at a quarter and at half of a run, or at all marks of the pruner."""
     compared = compared_rungs(pruner, rungs)
     if pruner["name"] in ("median", "percentile"):
         wanted = sorted({max(1, round(rungs / 4)), max(1, round(rungs / 2))})
         compared = [rung for rung in wanted if rung in compared] or compared[:1]
-    share = min(AUTO_SHARE, *(rung / rungs / 2 for rung in compared[:1]), *(1 - rung / rungs for rung in compared[-1:]))
+    share = min(
+        max(MIN_SHARE, min(MAX_SHARE, PROBE_UPDATES / updates)),
+        *(rung / rungs / 2 for rung in compared[:1]),
+        *(1 - rung / rungs for rung in compared[-1:]),
+    )
     if not compared:
         return ProbePlan((), 0.0, f"pruner {pruner['name']} compares no trials before the last of {rungs} rungs")
     return ProbePlan(tuple(compared), share, "")

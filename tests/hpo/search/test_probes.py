@@ -134,7 +134,7 @@ def test_auto_decides_for_short_runs_by_the_rank_correlation_of_the_first_finish
 @pytest.mark.parametrize(
     ("rule", "updates", "rungs", "said"),
     [
-        ({"name": "asha", "min_rungs": 1, "factor": 3}, 500, (), "500 updates, fewer than 10,000"),
+        ({"name": "asha", "min_rungs": 1, "factor": 3}, 500, (), "500 updates, fewer than 2,000"),
         ({"name": "asha", "min_rungs": 1, "factor": 3}, 20_000, (1, 3), "20,000 updates"),
         ({"name": "wilcoxon", "warmup_rungs": None}, 20_000, (), "wilcoxon compares no trials"),
         ({"name": "none"}, 20_000, (), "none compares no trials"),

@@ -179,12 +179,12 @@ def test_auto_decides_by_the_number_of_updates_stores_it_and_says_so(
     assert stored.optuna.user_attrs[PROBE_PLAN] == {}
     events = work(stored)
     snapshot = read_snapshot(sqlite, "long")
-    text = "probes: at rungs 1, 2, 0.02 of a run each, because runs of 24 updates, 24 or more, rank badly by raw losses"
+    text = "probes: at rungs 1, 2, 0.05 of a run each, because runs of 24 updates, 24 or more, rank badly by raw losses"
     assert text in [e.get("text") for e in events]
     assert text in _status_text(snapshot)
     assert all("1" in t.user_attrs[PROBES] for t in snapshot.trials)
     monkeypatch.undo()
-    assert stored.study.probe_plan(stored.optuna.user_attrs[PROBE_PLAN])[:2] == ((1, 2), 0.02)  # type: ignore[index]
+    assert stored.study.probe_plan(stored.optuna.user_attrs[PROBE_PLAN])[:2] == ((1, 2), 0.05)  # type: ignore[index]
 
 
 def test_auto_leaves_short_runs_alone_whose_raw_losses_rank_well(sqlite: Store, here: Path) -> None:
