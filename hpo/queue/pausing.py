@@ -26,18 +26,19 @@ _c = SLOT.c
 class Promotion(NamedTuple):
     """A paused trial that may continue: its id, its place at its mark, and the rungs until it may pause again.
 
-    next_stop, spent: the rungs that it has trained when it may pause again, and those until now, with its probes.
+    next_stop: the rungs that it has trained when it may pause again, with its probes. probe_rungs: the tokens of its
+    probes until now, in rungs.
     """
 
     trial_id: int
     place: Standing
     next_stop: int
-    spent: int
+    probe_rungs: int = 0
 
     @property
     def rungs(self) -> int:
         """Return the number of rungs that the trial may train before it pauses again."""
-        return self.next_stop - self.spent
+        return self.next_stop - self.place.rung - self.probe_rungs
 
 
 class PausedTrial(NamedTuple):
@@ -54,13 +55,19 @@ def place_text(place: Standing) -> str:
 
 
 def pause(
-    slots: Slots, claim: Claim, owner: str, place: Standing, record: Record, attrs: Mapping[str, Any], spent: int
+    slots: Slots,
+    claim: Claim,
+    owner: str,
+    place: Standing,
+    record: Record,
+    attrs: Mapping[str, Any],
+    probe_rungs: int = 0,
 ) -> bool:
     """End an attempt at a mark: free the lease and the rungs that are reserved beyond; return False if it is lost.
 
-    attrs: further attributes of the trial. spent: rungs that it has trained, with its probes.
+    attrs: further attributes of the trial. probe_rungs: the tokens of its probes, in rungs.
     """
-    values = {"state": "paused", "rungs": spent, "failures": 0, "interruptions": 0}
+    values = {"state": "paused", "rungs": place.rung + probe_rungs, "failures": 0, "interruptions": 0}
 
     def write(connection: sa.Connection) -> bool:
         leased = sa.update(SLOT).where(slots.claimed(claim, owner), _c.state == "leased")

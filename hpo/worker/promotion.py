@@ -50,7 +50,7 @@ class Promoter:
         assert self.rule is not None
         found = self.pruner.promotions()
         stops = {place.rung: self._with_probes(self.rule.next_stop(place.rung)) for _, place in found}
-        return [Promotion(get_trial_id(t), p, stops[p.rung], self._with_probes(p.rung)) for t, p in found]
+        return [Promotion(get_trial_id(t), p, stops[p.rung], self._with_probes(p.rung) - p.rung) for t, p in found]
 
     def _with_probes(self, rung: int) -> int:
         """Return the rungs that a trial has trained at a rung, with its probes."""
@@ -88,7 +88,7 @@ class Promoter:
         assert trial.mark is not None
         metrics: dict[str, Any] = {key: to_json_value(value) for key, value in trial.metrics.items()}
         attrs = {METRICS: metrics, **trial.unreported_attrs}
-        return pause(self.stored.slots, trial.claim, self.owner, *trial.mark, attrs, trial.spent_rungs)
+        return pause(self.stored.slots, trial.claim, self.owner, *trial.mark, attrs, trial.probe_rungs)
 
     def end_paused(self, is_over: bool, rungs: TokenRungs) -> list[FrozenTrial] | None:
         """End the paused trials of a study that has no other work, and return them.
