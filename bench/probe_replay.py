@@ -54,8 +54,8 @@ def main() -> int:
     parser.add_argument("--orders", type=int, default=100)
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    packs = [json.loads(path.read_text()) for path in sorted(options.results.glob("*.json"))]
-    if packs:
+    for folder in sorted(path for path in options.results.iterdir() if path.is_dir()):
+        packs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
         print_correlations(packs)
         for rungs, share in SEARCHES:
             print_searches(own_runs(packs, share, rungs), packs[0]["updates"], float(share), options.orders)
@@ -71,7 +71,7 @@ def print_correlations(packs: Sequence[Mapping[str, Any]]) -> None:
     runs = [run for pack in packs for run in pack["runs"]]
     last = str(packs[0]["rungs"])
     runs = sorted((run for run in runs if run["raw"].get(last) is not None), key=lambda run: run["raw"][last])
-    print(f"{len(runs)} runs of {packs[0]['updates']:,} updates: rank correlation with the end")
+    print(f"\n{len(runs)} runs of {packs[0]['updates']:,} updates: rank correlation with the end")
     shares = list(runs[0]["probes"])
     print("rung | raw | " + " | ".join(f"probe {share}" for share in shares) + " | the same among the better half")
     for rung in runs[0]["probes"][shares[0]]:

@@ -1,9 +1,9 @@
-"""Train 36 runs of 20,000 updates with cool-down probes, and keep their curves for bench/probe_replay.py.
+"""Train 36 runs with cool-down probes, and keep their curves for bench/probe_replay.py.
 
 HPO_DATA=FOLDER python bench/probe_runs.py [--results FOLDER] [--updates 20000]
 
 The network is the base `microgpt` (4,192 parameters, names of names.txt), six learning rates by six schedules. The runs
-of one learning rate are a pack. Each pack is a file in bench/results/probes, which is written when the pack ends. A
+of one learning rate are a pack. Each pack is a file in bench/results/probes/UPDATES, which is written when it ends. A
 second call trains only the packs that are missing. Without names.txt in HPO_DATA, nothing is trained.
 """
 
@@ -50,9 +50,10 @@ def main() -> int:
     if not (Path(os.environ.get("HPO_DATA", ".")) / "names.txt").is_file():
         print("note: HPO_DATA has no names.txt, so no runs are trained; the kept results remain")
         return 0
-    options.results.mkdir(parents=True, exist_ok=True)
+    folder: Path = options.results / str(options.updates)
+    folder.mkdir(parents=True, exist_ok=True)
     for lr in LRS:
-        path = options.results / f"lr-{lr:g}.json"
+        path = folder / f"lr-{lr:g}.json"
         if not path.exists():
             start = time.process_time()
             content = {"updates": options.updates, "rungs": RUNGS, "runs": train_pack(lr, options.updates)}
