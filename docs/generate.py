@@ -1,4 +1,6 @@
-"""Write the generated pages of the documentation, the tables of docs/search.md and docs/gpu.md, and the JSON schemas.
+"""Write the generated pages of the documentation, the tables of three pages, and the JSON schemas.
+
+The tables are those of docs/search.md, docs/transfer.md and docs/gpu.md.
 
 python -m docs.generate            write the pages
 python -m docs.generate --check    exit with 1 where a page is not what would be written
@@ -12,6 +14,7 @@ from docs.configuration_page import configuration_page
 from docs.drawing import drawing, packages
 from docs.gpu_tables import with_results
 from docs.search_tables import with_tables
+from docs.transfer_tables import with_transfer_tables
 from hpo.config.yaml import parse_yaml
 from hpo.study.schema import configuration_schema, schema_lines, study_schema
 
@@ -29,6 +32,7 @@ def pages() -> dict[Path, str]:
         DOCS / "packages.md": packages(table),
         DOCS / "packages.svg": drawing(table),
         DOCS / "search.md": with_tables((DOCS / "search.md").read_text("utf-8")),
+        DOCS / "transfer.md": with_transfer_tables((DOCS / "transfer.md").read_text("utf-8")),
         SCHEMAS / "config.json": schema_lines(configuration_schema()),
         SCHEMAS / "study.json": schema_lines(study_schema()),
     }

@@ -57,6 +57,7 @@ def ladder_search(folder: Path, name: str = "small", **keys: Any) -> Path:
         "train": "laws:train",
         "config": "laws:Config",
         "objective": "loss",
+        "base": {"optimizer": {"lr": 0.09}},
         "space": {
             "optimizer.lr": {"low": 1e-3, "high": 1e-1, "log": True},
             "run.batch_size": {"low": 1, "high": 128, "log": True},

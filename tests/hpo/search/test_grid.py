@@ -51,3 +51,13 @@ def test_brute_force_refuses_a_continuous_range() -> None:
 @pytest.mark.parametrize("name", ["tpe", "random", "gp", "cmaes", "qmc", "nsga2"])
 def test_only_listing_samplers_have_combinations(name: str) -> None:
     assert sampler(name).combinations(BASE, TWO) is None
+
+
+def test_a_list_is_run_in_its_order_and_may_set_fields_outside_the_space() -> None:
+    values = ({"optimizer.lr": 1e-2, "run.batch_size": 2}, {"optimizer.lr": 1e-3})
+    listed = sampler("list", values=values)
+    assert listed.problems(BASE, space(optimizer__lr=LR)) == []
+    assert list(listed.combinations(BASE, space(optimizer__lr=LR))) == list(values)
+    wrong = sampler("list", values=({"optimizer.lr": 1e-2}, {"optimizer.lrr": 1}))
+    (problem,) = wrong.problems(BASE, space(optimizer__lr=LR))
+    assert problem.startswith("sampler.values.1.optimizer.lrr: ")

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.search.halving import HalvingPruner
 from hpo.search.pruning import CachedPruner
 from hpo.search.pruning_rules import compare_at_last_rung, parse_spans
+from hpo.storage.attributes import FIXED_VALUES
 from tests.support.pruning import LOOSE, NAMES, R, curve, end, finished, loose, pruner, running
 
 
@@ -89,3 +90,21 @@ def test_the_record_is_of_the_list_that_the_pruner_read_though_a_trial_has_ended
     assert cached.prune(bad)
     crowd.add_trial(finished(curve(1.0)))
     assert cached.describe(rule, bad)["peers"] == "0-7"
+
+
+def test_trials_of_a_ladder_are_compared_within_their_cell(study: optuna.Study) -> None:
+    for cell, n, end_value in ((1_000, 3, 3.0), (4_000, 5, 1.0)):
+        for _ in range(n):
+            trial = finished(curve(end_value))
+            trial.user_attrs = {FIXED_VALUES: {"run.tokens": cell}}
+            study.add_trial(trial)
+    own = running({1: curve(2.9)[1]})
+    own.user_attrs = {FIXED_VALUES: {"run.tokens": 1_000}}
+    of_all = CachedPruner(study, pruner("median", **LOOSE["median"]).build(R), R)
+    of_cell = CachedPruner(study, pruner("median", **LOOSE["median"]).build(R), R, within=("run.tokens",))
+    assert of_all.prune(own)
+    assert not of_cell.prune(own)
+    worse = running({1: curve(3.1)[1]})
+    worse.user_attrs = own.user_attrs
+    assert of_cell.prune(worse)
+    assert of_cell.describe(pruner("median", **LOOSE["median"]), worse)["n"] == 3
