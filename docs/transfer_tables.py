@@ -30,7 +30,7 @@ def _replay(file: Path) -> Iterator[str]:
     results = json.loads(file.read_text("utf-8"))
     n = len(results[0]["repeats"])
     yield (
-        f"{len(results)} targets, {n} repeats each (`bench/transfer.py`). Excess loss in nats above the best run of the\n"
+        f"{len(results)} targets, {n} repeats each (`bench/transfer.py`). Excess loss in nats above the best run of a\n"
         "target: mean over all, the highest mean of a target, 90th percentile, and the worst single repeat."
     )
     rows = [
@@ -40,8 +40,8 @@ def _replay(file: Path) -> Iterator[str]:
     yield _table(["rule", "mean", "worst target", "p90", "worst"], rows)
     widths = [r["predicted"]["high"] - r["predicted"]["low"] for t in results for r in t["repeats"]]
     yield (
-        f"The 90 % interval of the loss contains the measured loss in {coverage(results):.0%} of the repeats. Its mean\n"
-        f"width is {np.mean(widths):.3f} nats. The mean error of the predicted loss is {_bias(results):+.4f} nats."
+        f"The 90 % interval of the loss contains the measured loss in {coverage(results):.0%} of the repeats. Its\n"
+        f"mean width is {np.mean(widths):.3f} nats. The mean error of the predicted loss is {_bias(results):+.4f} nats."
     )
     yield (
         "The same rules with every run of the source cells instead of 12, and the published law, which was fitted to\n"
