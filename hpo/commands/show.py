@@ -21,6 +21,7 @@ from hpo.analysis.warnings import study_warnings
 from hpo.console import Format, format_duration, print_record, print_records, say, show
 from hpo.errors import error_summary
 from hpo.queue.inspect import BeingRegistered, SlotEvent
+from hpo.runs.command_files import OUTPUT, last_output
 from hpo.runs.metrics import read_metrics, read_rungs
 from hpo.runs.run_dir import study_folder, trial_folder
 from hpo.storage.attributes import ERROR, METRICS, NOTE
@@ -221,7 +222,7 @@ def _interruptions(snapshot: Snapshot, trial: Trial) -> list[str]:
 
 
 def show_logs(snapshot: Snapshot, trial: Trial, out: Path, format: Format) -> None:
-    """Print the metrics of a trial, and on standard error what the trial wrote there."""
+    """Print the metrics of a trial, and on standard error its errors and the last lines that a command printed."""
     folder = trial_folder(study_folder(out, snapshot.first_name, snapshot.uid), trial.number)
     rungs = read_rungs(folder / "metrics.jsonl", snapshot.objective, trial.intermediate_values)
     if not list(read_metrics(folder / "metrics.jsonl")):
@@ -232,6 +233,8 @@ def show_logs(snapshot: Snapshot, trial: Trial, out: Path, format: Format) -> No
     stderr = folder / "stderr.log"
     if stderr.is_file():
         say(stderr.read_bytes().decode("utf-8", "replace").rstrip())
+    if lines := last_output(folder):
+        say("\n".join([f"last lines of {folder / OUTPUT}:", *lines]))
 
 
 def _table_columns(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

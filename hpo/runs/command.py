@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hpo.config.yaml import dump_yaml
-from hpo.runs.command_files import FILES, TrialPlace, reports_file, stop_file
+from hpo.runs.command_files import FILES, OUTPUT, TrialPlace, reports_file, stop_file
 from hpo.runs.command_process import GRACE_S, CommandProcess
 from hpo.runs.command_reports import FileReader, PatternReader, Row, RungCounter
 from hpo.runs.run_dir import set_aside_folder, write_file, writing
@@ -151,9 +151,9 @@ class CommandRuns:
             lane.readers.append(FileReader(path, plan.metric.step, lane.counter.add, from_end=place.attempt > 1))
         elif plan.metric is not None:
             on_line = PatternReader(plan, self._notify(lane.counter)).read
-        set_aside_folder(place.folder / "output.log")
+        set_aside_folder(place.folder / OUTPUT)
         try:
-            lane.process = CommandProcess(words, env, place.folder / "output.log", on_line, self._changed)
+            lane.process = CommandProcess(words, env, place.folder / OUTPUT, on_line, self._changed)
         except ValueError as error:  # a null character in a value
             raise ValueError(f"the command cannot be started with {values}: {error}") from None
         return lane

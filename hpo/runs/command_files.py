@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-FILES, CHECKPOINT = "files", "checkpoint"
+FILES, CHECKPOINT, OUTPUT = "files", "checkpoint", "output.log"
+LINES, TAIL_BYTES = 20, 16 * 2**10  # of an output that are shown
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,11 @@ def has_checkpoint(folder: Path) -> bool:
     with suppress(OSError):
         return (folder / FILES / CHECKPOINT).exists()
     return False
+
+
+def last_output(folder: Path) -> list[str]:
+    """Return the last lines that the command of a trial printed, [] if there are none. folder: of the trial."""
+    with suppress(OSError), (folder / OUTPUT).open("rb") as file:
+        file.seek(max(0, (folder / OUTPUT).stat().st_size - TAIL_BYTES))
+        return file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()[-LINES:]
+    return []

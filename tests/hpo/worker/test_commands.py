@@ -170,6 +170,8 @@ def test_every_way_in_which_a_script_can_end_has_its_result(folder: Path) -> Non
     assert starts == Counter(cases) + Counter(["killed once"])
     shown = hpo("show", str(next(t.number for t in snapshot.trials if t.params["x"] == "exits 1")), cwd=folder).stdout
     assert "ValueError: bad lr" in shown
+    logs = hpo("logs", str(next(t.number for t in snapshot.trials if t.params["x"] == "early")), cwd=folder)
+    assert logs.stderr.splitlines()[-1] == "step 30: val loss 2.0"
 
 
 TRAIN = """
