@@ -25,6 +25,7 @@ from hpo.storage.attributes import (
     ERROR,
     FIXED_VALUES,
     FORKED,
+    IMPORTED,
     PRUNING_DECISION,
     SEED,
     SUGGESTED_BY,
@@ -97,6 +98,8 @@ def distinct_text(a: float, b: float) -> tuple[str, str]:
 def _suggested(snapshot: Snapshot, trial: Trial) -> str:
     """Return where the parameters of a trial come from, as the predicate of a sentence."""
     attrs = trial.user_attrs
+    if IMPORTED in attrs:
+        return f"was imported: {attrs[IMPORTED]}"
     if attrs.get("kind") == FORKED:
         study, _, origin = str(attrs["forked_from"]).rpartition("/")
         return f"was copied from trial {origin} of study {study}"

@@ -1,11 +1,13 @@
 """The commands that start a project: schemas for editors, new study files, and what other programs have written."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hpo.cli.groups import Commands
+from hpo.cli.options import DEFAULT_STORAGE, StorageOptions, storage_url, valid_path
 from hpo.cli.panels import SETUP
 from hpo.console import show
 
@@ -19,6 +21,42 @@ class Schema(StrEnum):
     config = "config"
 
 
+Written = Annotated[
+    Path | None, typer.Option("--output", "-o", help="New study file. Default: standard output.", callback=valid_path)
+]
+
+
+@start_commands.command("import", rich_help_panel=SETUP, epilog="Example: hpo import sweep.yaml -o lr_search.yaml")
+def import_(
+    source: Annotated[
+        str, typer.Argument(help="W&B sweep (YAML), CSV file of trials, or URL or file of an Optuna storage.")
+    ],
+    output: Written = None,
+    study: Annotated[
+        str | None, typer.Option(help="Study, by name or path of its file, that receives the trials as prior trials.")
+    ] = None,
+    from_study: Annotated[
+        str | None, typer.Option(help="Name of the Optuna study, if its storage has several.")
+    ] = None,
+    renames: Annotated[
+        list[str] | None,
+        typer.Option("--rename", metavar="THEIRS=OURS", help="Parameter or column with another name. Can be repeated."),
+    ] = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
+) -> None:
+    """Convert a W&B sweep, or add trials of Optuna or a CSV file.
+
+    A W&B sweep becomes a study file. Everything without a counterpart is printed with its line. With --study, the
+    complete trials of a CSV file or of an Optuna study become prior trials, in addition to the budget of the study: the
+    sampler learns from them. Without --study, an Optuna study becomes a study file with its ranges. The storage of the
+    Optuna study is only read.
+    """
+    from hpo.commands.import_source import import_source
+
+    for line in import_source(source, output, study, from_study, renames or [], storage_url(storage)):
+        show(line)
+
+
 @start_commands.command(rich_help_panel=SETUP, epilog="Example: hpo schema > study.schema.json")
 def schema(
     kind: Annotated[Schema, typer.Argument(help="The kind of file.")] = Schema.study,
@@ -30,8 +68,7 @@ def schema(
     """Print the JSON schema of study files or configurations.
 
     Editors with a YAML language server complete and check files that name a schema in the line
-    `# yaml-language-server: $schema=FILE`. The files that ship with hpo have this line, and `hpo init` and `hpo import`
-    write it. A schema has no rules about several keys, such as low < high. `hpo check` has them all.
+    `# yaml-language-server: $schema=FILE`. The files that ship with hpo have this line, and `hpo import` writes it. A schema has no rules about several keys, such as low < high. `hpo check` has them all.
     """
     from hpo.commands.schema import schema_text
 

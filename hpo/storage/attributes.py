@@ -29,13 +29,14 @@ PRUNING_DECISION = "hpo:pruned"  # the comparison that pruned it
 PAUSED = "paused"  # its place at the mark where it is paused; only while it is paused
 MARKS = "hpo:marks"  # what was decided about it at each mark of asha, in order
 END_REASON = "hpo:ended"  # why it ended, in one word
+IMPORTED = "imported_from"  # of a trial of another program: its place there, such as "row 3 of old.csv"
 NOTE = "hpo:note"  # what a reader of its result should know
 ERROR = "hpo:error"  # text of the exception that ended it
 ATTEMPTS = "hpo:attempts"  # how its earlier attempts ended: [attempt, event type, worker]
 IS_FEASIBLE = "hpo:feasible"  # false if it exceeded a limit; the dashboard does not show Optuna's constraints
 
 # Values
-FORKED = "forked"  # kind of a trial that `hpo fork` copied from another study
+FORKED = "forked"  # kind of a trial that `hpo fork` or `hpo import` copied from elsewhere
 LIMIT_CONSTRAINTS = {"oom": "memory", "timeout": "seconds"}  # end reason -> name of the constraint in Optuna
 
 # Keys of `about` in the definition of a ladder

@@ -16,7 +16,7 @@ PANELS = {
     INSPECT: "studies status trials show why logs best export report dashboard",
     CONTROL: "pause resume stop kill retry enqueue fork",
     EVIDENCE: "confirm ablate transfer claims replay",
-    SETUP: "data check limits doctor schema",
+    SETUP: "data check limits doctor import schema",
 }
 
 
