@@ -35,8 +35,10 @@ def split_words(given: Any) -> Any:
         raise ValueError(f"must be words, got {given!r}: {error}") from None
 
 
+_Word = Annotated[str, Field(min_length=1)]
+_Words = tuple[_Word, ...]
 CommandWords = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1), BeforeValidator(split_words)
+    _Words, Field(min_length=1), BeforeValidator(split_words, json_schema_input_type=_Word | list[_Word])
 ]
 
 
@@ -52,7 +54,7 @@ class Metric(Section):
     step: str = "step"
     """Key of the step in the lines of `file`. Lines without this key have the steps 1, 2, ..."""
 
-    @field_validator("pattern", mode="before")
+    @field_validator("pattern", mode="before", json_schema_input_type=_Word | list[_Word])
     @classmethod
     def _from_text(cls, given: Any) -> Any:
         return (given,) if isinstance(given, str) else given

@@ -60,7 +60,7 @@ def test_trainer_reports_its_evaluations_and_stops_when_it_is_pruned(tmp_path: P
         "steps": {"rungs": 4, "last": 40},
         "space": {"lr": {"choices": [3e-2, 3e-3, 1e-6]}},
         "sampler": "grid",
-        "pruner": {"name": "threshold", "upper": 3.4, "warmup_rungs": 1},
+        "pruner": {"name": "threshold", "upper": 2.5, "warmup_rungs": 1},
         "budget": {"trials": 3},
     }
     (tmp_path / "trainer.yaml").write_text(dump_yaml(study))
