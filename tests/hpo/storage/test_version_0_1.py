@@ -107,7 +107,8 @@ def test_launch_with_an_unchanged_file_continues_under_the_rules_of_version_0_1(
     done = hpo("launch", "--study", "legacy.yaml", "--trials", "9", "--workers", "1", "--plain", cwd=folder)
     note = (
         "note: legacy.yaml does not state these fields, so the study keeps its values: "
-        'probe "off" (default "auto"), pruner.peers "finished" (default "all"), sampler.multivariate true (default false)\n'
+        'probe "off" (default "auto"), pruner.peers "finished" (default "all"), '
+        "sampler.multivariate true (default false)\n"
     )
     assert note in done.stderr + done.stdout
     assert "sampler tpe, pruner median of finished trials" in done.stderr + done.stdout
