@@ -1,15 +1,17 @@
-"""Compare the trainer with a plain loop over the same network, and packs with single runs, in tokens per second.
+"""Compare the trainer with a plain loop over the same network and with a nanoGPT-style loop, in tokens per second:
+without and with compiled steps, alone and in packs.
 
-    python bench/train.py [--rounds 7] [--threads 1] [--device cpu]
+    python bench/train.py [--rounds 7] [--threads 1] [--device cpu] [--sizes 'micro;default']
 
-Neither side validates. The sides take turns in one process, so that other load slows both alike. The script prints the
-median over the rounds of the ratio (trainer / loop), and the smallest and largest ratio.
+No side validates. The sides take turns in one process, so that other load slows all of them alike. On one CPU thread,
+the time is that of the process, without the time that other programs take. The script prints the median over the rounds
+of the ratio (side / plain loop), and the smallest and largest ratio. Steps are compiled before the first round.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +19,7 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional as F
 
+from bench.gpu.nanogpt import training_loop
 from model.config import TrainConfig
 from model.data.batches import TrainingBatches
 from model.data.prepare import prepare
@@ -34,6 +37,15 @@ MICROGPT = {
     "model.n_embd": 16,
     "model.context": 16,
     "run.batch_size": 1,
+}
+DEFAULT = {"model.n_layer": 2, "model.n_embd": 96}
+# Values of each size, and the packs that are measured.
+SIZES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "micro": (MICROGPT, (4, 16, 64)),
+    "2x64": ({"model.n_layer": 2, "model.n_embd": 64, "model.context": 64, "run.batch_size": 16}, ()),
+    "default": (DEFAULT, (4,)),
+    "default, dropout 0.1": (DEFAULT | {"regularization.dropout": 0.1}, ()),
+    "4x256": ({"model.n_layer": 4, "model.n_embd": 256, "run.batch_size": 8}, ()),
 }
 
 
@@ -73,19 +85,21 @@ def plain(config: TrainConfig, prepared: PreparedData, device: torch.device) -> 
 
 def speed(run: Callable[[int], Any], updates: int, tokens: int) -> float:
     """Return tokens per second over some updates. tokens: of one update."""
-    began = time.perf_counter()
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    clock = time.process_time if alone else time.perf_counter
+    began = clock()
     run(updates)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return updates * tokens / (time.perf_counter() - began)
+    return updates * tokens / (clock() - began)
 
 
 def take_turns(sides: dict[str, tuple[Callable[[int], Any], int]], rounds: int, seconds: float) -> None:
     """Print the speed of each side and its ratio to the first. sides: what to run, tokens of one update."""
     updates = {}
     for name, (run, tokens) in sides.items():
-        run(20)
-        updates[name] = max(5, round(speed(run, 20, tokens) * seconds / tokens))
+        run(2)
+        updates[name] = max(2, round(speed(run, 3, tokens) * seconds / tokens))
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, (run, tokens) in sides.items():
@@ -98,35 +112,41 @@ def take_turns(sides: dict[str, tuple[Callable[[int], Any], int]], rounds: int, 
         print(f"  {name:24s} {statistics.median(speeds):12,.0f} tokens/s{spread}", flush=True)
 
 
+def sides_of(config: TrainConfig, packs: Sequence[int]) -> dict[str, tuple[Callable[[int], Any], int]]:
+    """Return the sides of one size: what to run, and the tokens of one update of all runs."""
+    prepared, tokens = prepare(config.data, config.tokenizer), config.update_tokens()
+    eager, compiled = (updated(config, {"run.compile": value}) for value in ("off", "on"))
+    alone = Trainer([eager], prepared)
+    sides: dict[str, tuple[Callable[[int], Any], int]] = {
+        "plain loop": (plain(alone.shared, prepared, alone.device), tokens),
+        "nanoGPT-style loop": (training_loop(alone.shared, prepared, alone.device, compiled=False), tokens),
+        "trainer": (alone._train, tokens),
+        "trainer, compiled": (Trainer([compiled], prepared)._train, tokens),
+    }
+    for size in packs:
+        for name, rule in (("", eager), (", compiled", compiled)):
+            runs = [updated(rule, {"run.seed": seed}) for seed in range(size)]
+            sides[f"pack of {size}{name}"] = (Trainer(runs, prepared)._train, tokens * size)
+    return sides
+
+
 def main() -> None:
     """Print all comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of one side in one round")
+    parser.add_argument("--seconds", type=float, default=0.5, help="seconds of one side in one round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--packs", default="4", help="sizes of packs, such as 4,16")
+    parser.add_argument("--sizes", default=";".join(SIZES), help="sizes of the network, such as 'micro;default'")
+    parser.add_argument("--set", action="append", default=[], help="a field of all configurations: PATH=VALUE")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    default = updated(TrainConfig(), LONG | {"run.device": arguments.device})
-    sizes = {
-        "default size": default,
-        "default size, dropout 0.1": updated(default, {"regularization.dropout": 0.1}),
-        "microgpt size": updated(default, MICROGPT),
-    }
-    for title, config in sizes.items():
-        prepared = prepare(config.data, config.tokenizer)
-        print(f"{title}: {config.model.n_layer} layers, width {config.model.n_embd}, {config.update_tokens()} tokens")
-        alone = Trainer([config], prepared)
-        tokens = config.update_tokens()
-        sides = {
-            "plain loop": (plain(alone.shared, prepared, alone.device), tokens),
-            "trainer": (alone._train, tokens),
-        }
-        for size in map(int, arguments.packs.split(",")):
-            runs = [updated(config, {"run.seed": seed}) for seed in range(size)]
-            sides[f"pack of {size}, all runs"] = (Trainer(runs, prepared)._train, tokens * size)
-        take_turns(sides, arguments.rounds, arguments.seconds)
+    fields = {"run.device": arguments.device} | dict(field.split("=", 1) for field in arguments.set)
+    for name in arguments.sizes.split(";"):
+        values, packs = SIZES[name]
+        config = updated(TrainConfig(), LONG | values | fields)
+        print(f"{name}: {config.model.n_layer} layers, width {config.model.n_embd}, {config.update_tokens()} tokens")
+        take_turns(sides_of(config, packs), arguments.rounds, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -57,8 +57,9 @@ class Run(Section):
     """Number of forward passes per update. The update averages over all their tokens."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the run. Initial weights, data order and dropout have separate random streams derived from it."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the forward and backward pass. Weights are fp32. auto: bf16 on a GPU that supports it, else fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """Precision of the forward and backward pass. Weights are fp32. auto: bf16 on a GPU that supports it, else fp32.
+    tf32: fp32, with matrix products in TF32 on a GPU; fp32 never uses TF32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the training step to graphs without Python, on a GPU to CUDA graphs. It takes up to 30 s the first time
     on a machine and 3 s later. auto: the first worker of a study measures whether that shortens the work ahead, and a

@@ -66,7 +66,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(["dropout", "dropout_rate", "dropout_p", "drop_rate"], ("regularization.dropout", "")),
     **dict.fromkeys(["ema_decay"], ("regularization.ema", "")),
     **dict.fromkeys(["compile", "torch_compile"], ("run.compile", "auto, on or off")),
-    **dict.fromkeys(["dtype", "torch_dtype", "mixed_precision"], ("run.precision", "auto, fp32, bf16 or fp16")),
+    **dict.fromkeys(["dtype", "torch_dtype", "mixed_precision"], ("run.precision", "auto, fp32, tf32, bf16 or fp16")),
     **dict.fromkeys(["bf16", "fp16"], ("run.precision", "bf16 or fp16")),
     "device": ("run.device", ""),
     **dict.fromkeys(["random_seed", "manual_seed"], ("run.seed", "")),

@@ -20,6 +20,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     precision = run.precision
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError("run.precision: this GPU has no bf16; use auto, fp32 or fp16, got bf16")
+    if precision == "tf32" and not (device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)):
+        raise ConfigError("run.precision: this device has no TF32; use auto or fp32, got tf32")
     if precision == "auto":
         precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     compiled = run.compile
@@ -32,6 +34,12 @@ def compiles(config: TrainConfig) -> bool:
     """Return whether a configuration may use compiled steps, and this device has a compiler for them."""
     device = best_device() if config.run.device == "auto" else config.run.device
     return config.model.name != "moe" and device in ("cpu", "cuda")
+
+
+def set_tf32(config: TrainConfig) -> None:
+    """Let the matrix products of this process use TF32 if a resolved configuration says so, and otherwise not."""
+    if config.run.device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = config.run.precision == "tf32"
 
 
 def is_available(device: str) -> bool:

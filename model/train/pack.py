@@ -9,6 +9,7 @@ from torch import Tensor
 from model.config import TrainConfig
 from model.nn.context import Diagnostics
 from model.nn.init import initial_weights
+from model.train.device import set_tf32
 from model.train.graphs import PackGraphs, build_network
 from model.train.params import PackParams
 from model.train.passes import Passes
@@ -19,6 +20,7 @@ class Pack:
 
     def __init__(self, config: TrainConfig, vocab_size: int, size: int, device: torch.device) -> None:
         self.config, self.vocab_size, self.size, self.device = config, vocab_size, size, device
+        set_tf32(config)
         self.network = build_network(config, vocab_size, device)
         self.passes = Passes(self.network, config.run.precision)
         self.params = PackParams(config, self.network.shapes, size, device)

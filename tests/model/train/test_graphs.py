@@ -100,7 +100,7 @@ def test_neither_a_diverging_neighbour_nor_a_refilled_lane_changes_a_bit_or_comp
             found[lane].append(m)
             if lane == 1 and math.isnan(m.val_loss):
                 trainer.stop(1)
-                trainer.start(1, calm[1])
+                trainer.start(1, updated(calm[1], ON))
     assert equal(found, {0: wanted[0], 2: wanted[2]})
     assert math.isnan(found[1][0].val_loss)
     assert [timeless(m) for m in found[1][1:]] == [timeless(m) for m in wanted[1]]

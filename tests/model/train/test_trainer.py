@@ -512,6 +512,11 @@ def test_a_device_that_is_not_here_is_refused():
         Trainer([tiny({"run.device": "cuda"})])
 
 
+def test_tf32_is_refused_where_the_device_has_none():
+    with pytest.raises(ConfigError, match=r"run\.precision: this device has no TF32; use auto or fp32, got tf32"):
+        Trainer([tiny({"run.precision": "tf32"})])
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("values", [{}, {"regularization.dropout": 0.1, "model.position": "rope"}], ids=["", "rope"])
 def test_half_precision_trains_near_fp32(precision, values):
