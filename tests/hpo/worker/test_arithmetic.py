@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from hpo.queue.compatibility import check_engine_of_pairs
 from hpo.queue.registry import load_stored_study, register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import describe_data
+from hpo.search.samplers import Grid
 from hpo.storage.attributes import ARITHMETIC, MACHINE
 from hpo.storage.store import Store, open_store
 from hpo.storage.studies import fill_attr
 from hpo.study.arithmetic import with_arithmetic
 from hpo.study.load import load_study
-from hpo.study.spec import Study
+from hpo.study.spec import Budget, Study
 from hpo.study.stored import study_from_spec
+from hpo.worker import pack
 from hpo.worker.arithmetic import settle_arithmetic
 from hpo.worker.worker import Worker
 from model.config import ENGINE
@@ -191,3 +194,17 @@ def test_a_worker_continues_after_the_complete_pairs_of_another_engine(here: Pat
         snapshot = read_snapshot(fresh, "arms")
         assert len(snapshot.trials) == 4
         assert compare_arms(snapshot)[1].difference.n == 2  # type: ignore[union-attr]
+
+
+def test_a_search_that_varies_shapes_trains_its_trials_in_packs_of_one_shape(
+    here: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The baseline and two points of the grid have one shape, two points have another.
+    space = {"optimizer.lr": {"choices": [1e-3, 2e-3]}, "model.n_embd": {"choices": [16, 32]}}
+    study = gpt(here, space, **{"run.rungs": 1, "run.tokens": 2 * UPDATE})
+    study = replace(study, file=study.file.model_copy(update={"sampler": Grid(), "budget": Budget(trials=5)}))
+    packs, build = [], pack.build_runs
+    monkeypatch.setattr(pack, "build_runs", lambda *args, **rest: packs.append(args[1]) or build(*args, **rest))
+    stored = settle_arithmetic(registered(store, study), lambda event: None)
+    assert Worker(stored, Path("runs"), 2, lambda event: None).work() == 0
+    assert [[flat(config)["model.n_embd"] for config in configs] for configs in packs] == [[16, 16], [32, 32]]
