@@ -11,6 +11,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from hpo.cli.compare import compare_commands
 from hpo.cli.control import control_commands
 from hpo.cli.evidence import evidence_commands
 from hpo.cli.inspect import inspect_commands
@@ -37,6 +38,7 @@ app = typer.Typer(
 for commands in (
     run_commands,
     inspect_commands,
+    compare_commands,
     control_commands,
     evidence_commands,
     transfer_commands,

@@ -98,7 +98,7 @@ def reproduce_section(snapshot: Snapshot, related: Sequence[RelatedStudy]) -> It
     yield heading("Reproduce these results")
     yield definition_table(_provenance_facts(snapshot))
     commands = _commands(snapshot, related)
-    yield paragraph("Commands:") + code_block("\n".join(commands))
+    yield paragraph("Commands:", "lead-in") + code_block("\n".join(commands))
     from_file = commands[0].endswith(".yaml")
     note = "The study file is at the end of this page. " if from_file else ""
     note += "On a CPU, equal versions, seeds and threads give equal losses. With several workers, the order of the "
@@ -106,7 +106,7 @@ def reproduce_section(snapshot: Snapshot, related: Sequence[RelatedStudy]) -> It
     yield paragraph(note, "small")
     best = snapshot.best()
     if best is not None and not snapshot.spec.get("arms"):
-        yield paragraph(f"Fields of the best trial, {best.number}, that differ from the base configuration:")
+        yield paragraph(f"Fields of the best trial, {best.number}, that differ from the base configuration:", "lead-in")
         values: Mapping[str, Any] = best.user_attrs.get(FIXED_VALUES) or best.params
         base = flatten(snapshot.spec["base"])
         changed = [{"field": k, "base": base.get(k), "best": v} for k, v in values.items() if base.get(k) != v]

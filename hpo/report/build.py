@@ -17,6 +17,7 @@ from hpo.report.coordinates import coordinates_section
 from hpo.report.html import html_page, paragraph
 from hpo.report.pdf import write_pdf
 from hpo.report.risk import risk_section
+from hpo.report.summary_page import summary_page
 from hpo.report.tables import curves_path, write_csv, write_json
 from hpo.report.transfer import LadderResult, ladder_results, transfer_section
 from hpo.report.verdict import RelatedStudy, Verdict, related_studies, verdict
@@ -107,11 +108,11 @@ def report_page(data: ReportData, out: Path) -> str:
         f"<h1>{escape(printable(snapshot.name))}</h1>\n",
         paragraph(f"{_purpose(snapshot)}Report of {time}.", "small"),
     ]
-    body.append(sections.summary_section(snapshot, data.verdict))
+    body.append(summary_page(snapshot, data.verdict))
     body += arms_section(snapshot, data.confirmations, data.ablations)
     body += transfer_section(data.ladders)
     body += coordinates_section(data.coordinates)
-    body += sections.curves_section(snapshot)
+    body += sections.progress_section(snapshot)
     body += risk_section(snapshot)
     body += sections.hyperparameters_section(snapshot, out)
     body += appendix.trials_section(snapshot)

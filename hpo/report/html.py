@@ -29,6 +29,8 @@ ul { padding-left: 20px; }
 li { margin: 3px 0; }
 .lead { font-size: 18px; line-height: 1.4; margin: 12px 0; }
 .small, figcaption { font-size: 12.5px; line-height: 1.45; color: #52606d; }
+.lead-in { break-after: avoid; }
+table + .small { break-before: avoid; }
 .note { border-left: 3px solid #c2410c; padding: 2px 0 2px 12px; margin: 12px 0; }
 figure { margin: 10px 0 16px; break-inside: avoid; }
 figure > div { width: 680px; }
@@ -48,8 +50,8 @@ table.wide { font-size: 10.5px; }
 .wide th, .wide td { padding-right: 5px; }
 code, pre { font: 12.5px/1.5 Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: #f4f6f8; padding: 8px 12px; white-space: pre-wrap; break-inside: avoid; }
-pre.long { font-size: 10.5px; line-height: 1.35; columns: 2; break-inside: auto; }
-@media print { body { margin: 0; font-size: 10.5pt; } h2 { margin-top: 20px; } a { color: inherit; } }
+pre.long { font-size: 10.5px; line-height: 1.35; columns: 3; break-inside: auto; }
+@media print { body { margin: 0; font-size: 10.5pt; } .page { break-after: page; } h2 { margin-top: 20px; } a { color: inherit; } }
 """
 
 
@@ -67,6 +69,11 @@ def inline(words: str) -> str:
 
 def _escaped(words: str) -> str:
     return html.escape(printable(words))
+
+
+def page(body: str) -> str:
+    """Return a part that is followed by a new page in print."""
+    return f'<section class="page">\n{body}</section>\n'
 
 
 def bullets(lines: Iterable[str], kind: str = "") -> str:

@@ -35,7 +35,7 @@ def lr_figure(snapshot: Snapshot, of_axes: Mapping[str, Axis], paths: Sequence[s
     if path is None or not trials:
         return None
     lr, other = of_axes[path], next((p for p in paths if p != path and any(p in t.params for t in trials)), None)
-    figure = empty_figure(lr.label + lr.scale(), objective_label(snapshot), 360)
+    figure = empty_figure(lr.label + lr.scale(), objective_label(snapshot), 300)
     marker: dict[str, Any] = {"size": 8, "color": BLUE, "line": {"width": 0.5, "color": "white"}}
     if other is not None:
         trials = [t for t in trials if other in t.params]

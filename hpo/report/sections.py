@@ -30,9 +30,8 @@ def figure_html(figure: AnnotatedFigure, name: str, caption: str) -> str:
 
 
 def summary_section(snapshot: Snapshot, verdict: Verdict) -> str:
-    """Return the verdict, its warnings, and a table of the main results."""
-    warnings = paragraph("Notes:") + bullets(verdict.warnings) if verdict.warnings else ""
-    text = paragraph(verdict.headline, "lead") + bullets(verdict.grounds) + warnings
+    """Return the verdict without its warnings, and a table of the main results."""
+    text = paragraph(verdict.headline, "lead") + bullets(verdict.grounds)
     return text + definition_table(_main_results(snapshot))
 
 
@@ -52,14 +51,15 @@ def _main_results(snapshot: Snapshot) -> dict[str, Any]:
     return results | {f"{name} model": fixed(level, d) for name, level in anchor_levels(snapshot).items()}
 
 
-def curves_section(snapshot: Snapshot) -> Iterator[str]:
-    """Yield the learning curves, the best value so far, and what pruning saved."""
+def curves_section(snapshot: Snapshot, height: int | None = None) -> Iterator[str]:
+    """Yield the learning curves; height: of the figure, None for the usual height."""
     yield heading("Learning curves")
     if snapshot.spec.get("arms"):
         caption = (
             "Mean of the runs of each arm, with one standard deviation on both sides; number of runs in brackets. "
         )
-        yield figure_html(curve_figures.arms_figure(snapshot), "arms", caption + _anchor_note(snapshot))
+        figure, notes = curve_figures.arms_figure(snapshot)
+        name, caption = "arms", caption + _anchor_note(snapshot)
     else:
         caption = f"{snapshot.objective} of each trial. Grey: trials that ended early, most of them pruned. "
         caption += (
@@ -68,7 +68,16 @@ def curves_section(snapshot: Snapshot) -> Iterator[str]:
         caption += "the same order, so curves of one seed can be compared point by point."
         if is_probed(snapshot):
             caption += " Triangles: probes, at the tokens of the rung where they leave the run."
-        yield figure_html(curve_figures.curves_figure(snapshot), "curves", caption)
+        figure, notes = curve_figures.curves_figure(snapshot)
+        name = "curves"
+    if height is not None:
+        figure.update_layout(height=height)
+    yield figure_html((figure, notes), name, caption)
+
+
+def progress_section(snapshot: Snapshot) -> Iterator[str]:
+    """Yield the best value so far, and what pruning saved."""
+    if not snapshot.spec.get("arms"):
         yield from _history(snapshot)
     if any(t.state == State.PRUNED for t in snapshot.own):
         yield from _pruning(snapshot)
@@ -167,7 +176,9 @@ def _interactions(tests: InteractionTests) -> Iterator[str]:
             yield paragraph(f"Too few trials to test for interactions: {reached}")
         return
     n, total = sum(pair.p < 1 - LEVEL for pair in tests.pairs), len(tests.pairs)
-    yield paragraph(f"Interactions: {n or 'none'} of {total} pairs of hyperparameters interact significantly.")
+    yield paragraph(
+        f"Interactions: {n or 'none'} of {total} pairs of hyperparameters interact significantly.", "lead-in"
+    )
     yield html_table(
         [
             {

@@ -113,7 +113,7 @@ def _contour_figure(snapshot: Snapshot, x_axis: Axis, y_axis: Axis, points: Sequ
     losses = np.minimum(losses, float(np.quantile(losses, 0.9)))
     values, shades = np.vectorize(loss)(losses), shades_from_best(snapshot.direction)
     low, top = float(values.min()), float(values.max())
-    figure = empty_figure(x_axis.label + x_axis.scale(), y_axis.label + y_axis.scale(), 360)
+    figure = empty_figure(x_axis.label + x_axis.scale(), y_axis.label + y_axis.scale(), 265)
     bar = {"title": {"text": objective_label(snapshot), "side": "right"}, "thickness": 12, "outlinewidth": 0}
     surface = _surface(at, values)
     if surface is not None:

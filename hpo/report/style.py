@@ -31,7 +31,7 @@ def shades_from_best(direction: Direction) -> list[list[Any]]:
 AnnotatedFigure = tuple[go.Figure, list[str]]  # a figure, and sentences to add to its caption
 
 
-def empty_figure(x: str, y: str, height: int = 340, **layout: Any) -> go.Figure:
+def empty_figure(x: str, y: str, height: int = 290, **layout: Any) -> go.Figure:
     """Return a figure without data; x, y: labels of the axes. layout: of Plotly."""
     axis = {"gridcolor": GRID, "zeroline": False, "showline": True, "linecolor": INK, "automargin": True}
     axis |= {"ticks": "outside", "tickcolor": INK}
