@@ -50,8 +50,9 @@ table.wide { font-size: 10.5px; }
 .wide th, .wide td { padding-right: 5px; }
 code, pre { font: 12.5px/1.5 Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: #f4f6f8; padding: 8px 12px; white-space: pre-wrap; break-inside: avoid; }
-pre.long { font-size: 10.5px; line-height: 1.35; columns: 3; break-inside: auto; }
-@media print { body { margin: 0; font-size: 10.5pt; } .page { break-after: page; } h2 { margin-top: 20px; } a { color: inherit; } }
+pre.long { font-size: 10px; line-height: 1.3; columns: 3; break-inside: auto; }
+@media print { body { margin: 0; font-size: 10.5pt; } h2 { margin-top: 20px; } a { color: inherit; }
+  .page { break-after: page; } .page li, .page p:not(.lead) { font-size: 9.5pt; line-height: 1.35; margin: 3px 0; } }
 """
 
 
@@ -112,7 +113,7 @@ def definition_table(facts: Mapping[str, Any]) -> str:
     """Return a table of two columns, names and values."""
     row = "<tr><th>{}</th><td class='long'>{}</td></tr>\n"
     rows = "".join(row.format(_breakable(key), _cell(value)) for key, value in facts.items())
-    return f'<table class="whole"><tbody>\n{rows}</tbody></table>\n'
+    return f"<table><tbody>\n{rows}</tbody></table>\n"
 
 
 def figure_element(figure: go.Figure, name: str, caption: str) -> str:

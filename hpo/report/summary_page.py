@@ -11,10 +11,10 @@ from hpo.storage.attributes import FIXED_VALUES
 from model.section import flatten
 
 PAGE = 1000  # pixels, the height of an A4 page without its margins
-LINE, CHARACTERS = 21, 92  # height of a line of text, and its characters
-ROW = 26  # height of a row of a table
-TITLE, CAPTION = 80, 150  # height of the title of the page, and of heading and caption of the figure
-SMALLEST, LARGEST = 220, 420  # height of the figure
+LINE, CHARACTERS = 18, 104  # height of a line of text, and its characters
+ROW = 25  # height of a row of a table
+TITLE, CAPTION = 80, 135  # height of the title of the page, and of heading and caption of the figure
+SMALLEST, LARGEST = 200, 420  # height of the figure
 MAX_FIELDS = 8  # rows of the table of the best configuration
 
 
@@ -44,7 +44,7 @@ def printed_height(body: str) -> int:
     for kind, content in re.findall(r"<(p|li|tr)\b[^>]*>(.*?)</\1>", body, re.DOTALL):
         characters = len(re.sub(r"<[^>]*>", "", content))
         lines = max(1, math.ceil(characters / CHARACTERS))
-        height += lines * ROW if kind == "tr" else lines * LINE + 10
+        height += lines * ROW if kind == "tr" else lines * LINE + 4
     return height
 
 
