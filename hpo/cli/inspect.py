@@ -10,6 +10,7 @@ from hpo.cli.options import (
     DEFAULT_STORAGE,
     RUNS,
     AllowTrain,
+    By,
     Out,
     OutputFormat,
     RuleOption,
@@ -129,16 +130,16 @@ def logs(
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo best --format json")
 def best(
-    study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE, format: OutputFormat = Format.table
+    study: StudyName = None,
+    by: By = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
+    format: OutputFormat = Format.table,
 ) -> None:
     """Show the best trial of a study."""
-    from hpo.analysis.snapshot import best_trial, read_snapshot
-    from hpo.commands.show import trial_record
-    from hpo.console import print_record
+    from hpo.commands.best import show_best
 
     with open_to_read(storage) as store:
-        snapshot = read_snapshot(store, study)
-        print_record(trial_record(snapshot, best_trial(snapshot).number), format)
+        show_best(store, study, by, format)
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo export -o best.yaml")
@@ -148,6 +149,7 @@ def export(
         typer.Option("--output", "-o", help="File to write. Default: standard output.", callback=output_file),
     ] = None,
     trial: Annotated[int | None, typer.Option(help="Number of the trial. Default: the best trial.")] = None,
+    by: By = None,
     cool_down: Annotated[
         int | None,
         typer.Option(
@@ -174,7 +176,7 @@ def export(
 
     permit_options(allow_train or [])
     with open_to_read(storage) as store:
-        config, origin = export_trial(store, study, trial, AtLength(tokens, rule, cool_down))
+        config, origin = export_trial(store, study, trial, by, AtLength(tokens, rule, cool_down))
     if output is None or output == Path("-"):
         print_yaml(config)
         return

@@ -122,6 +122,10 @@ RuleOption = Annotated[
         "Default: copy."
     ),
 ]
+By = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The objective that decides; required where the study has several objectives."),
+]
 TrialNumber = Annotated[int, typer.Argument(help="Number of the trial.")]
 RUNS = Path("runs")
 

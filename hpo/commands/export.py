@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from hpo.analysis.export import export_text, exported_configuration, provenance, select_trial
+from hpo.analysis.front import best_by, objectives_of
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.commands.train_output import without_result
 from hpo.config.files import config_text
@@ -34,17 +35,26 @@ class AtLength:
     cool_down: int | None = None
 
 
-def export_trial(store: OpenStorage, study: str | None, number: int | None, wanted: AtLength) -> tuple[str, str]:
+def export_trial(
+    store: OpenStorage, study: str | None, number: int | None, by: str | None, wanted: AtLength
+) -> tuple[str, str]:
     """Return the YAML file of a trial, and where its configuration comes from, in words.
 
-    number: of the trial. None: a confirmed trial, else the best trial of the search.
+    number: of the trial. None: a confirmed trial, else the best trial of the search. by: the objective that decides.
 
     Raises:
         NothingFeasible: no trial is complete.
         Problem: there is no such trial, or an option does not fit it.
     """
     snapshot = read_snapshot(store, study)
-    trial, known = trial_to_export(store, snapshot) if number is None else (select_trial(snapshot, number), "")
+    if number is not None and by is not None:
+        raise Problem(f"--by: must be omitted with --trial, which names the trial, got {by}")
+    if number is not None:
+        trial, known = select_trial(snapshot, number), ""
+    elif by not in (None, snapshot.objective) or (by is None and len(objectives_of(snapshot)) > 1):
+        trial, known = best_by(snapshot, by), f"best by {by}, not confirmed"
+    else:
+        trial, known = trial_to_export(store, snapshot)
     text = export_at_length(store, snapshot, trial, known, wanted)
     return text, f"trial {trial.number} of {snapshot.name}" + (f", {known}" if known else "")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.export import changed_fields, export_text
+from hpo.analysis.front import front_lines, objectives_of
 from hpo.analysis.improvements import improvement_lines
 from hpo.analysis.probes import probe_lines
 from hpo.analysis.progress import has_ended, token_counts, trial_counts
@@ -163,7 +164,14 @@ def conclude_arms(snapshot: Snapshot, folder: Path, options: LaunchOptions, seco
 def result_lines(snapshot: Snapshot, path: Path, options: LaunchOptions) -> list[str]:
     """Return lines with the best trial, its differences from the baseline, and the next commands."""
     best = best_trial(snapshot)
-    lines = [best_summary(snapshot), *probe_lines(snapshot), *goal_lines(snapshot), *improvement_lines(snapshot), ""]
+    lines = [
+        best_summary(snapshot),
+        *probe_lines(snapshot),
+        *goal_lines(snapshot),
+        *front_lines(snapshot),
+        *improvement_lines(snapshot),
+        "",
+    ]
     changed = changed_fields(snapshot, best)
     width = max((len(field) for field, _, _ in changed), default=0)
     lines += [
@@ -172,7 +180,9 @@ def result_lines(snapshot: Snapshot, path: Path, options: LaunchOptions) -> list
     lines += ["" if changed else "  the best trial is the baseline: no other trial is better"]
     if notes := study_warnings(snapshot):
         lines += [*(f"note: {note}" for note in notes), ""]
-    confirm, export = (command_line("hpo", command, "--study", snapshot.name) for command in ("confirm", "export"))
+    by = ["--by", snapshot.objective] if len(objectives_of(snapshot)) > 1 else []
+    confirm = command_line("hpo", "confirm", "--study", snapshot.name)
+    export = command_line("hpo", "export", "--study", snapshot.name, *by)
     storage = storage_option(options)
     return [
         *lines,

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from hpo.analysis.front import front_lines
 from hpo.analysis.improvements import improvement_lines
 from hpo.analysis.looks import look_lines
 from hpo.analysis.marks import pause_text, paused_lines, paused_trials, places
@@ -109,7 +110,7 @@ def _status_text(snapshot: Snapshot) -> str:
     lines += [text] if (text := tokens_text(snapshot)) else []
     lines += probe_lines(snapshot)
     lines += [best_summary(snapshot) or "no trial is complete yet", *look_lines(snapshot), *goal_lines(snapshot)]
-    lines += improvement_lines(snapshot)
+    lines += [*front_lines(snapshot), *improvement_lines(snapshot)]
     lines += [f"note: {note}" for note in study_warnings(snapshot)]
     return "\n".join(lines)
 

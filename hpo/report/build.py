@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hpo.analysis.front import front_records
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.console import printable, say
 from hpo.errors import NothingFeasible, StorageError
@@ -14,6 +15,7 @@ from hpo.evidence.verify import VERIFIES
 from hpo.report import appendix, sections
 from hpo.report.arms import arms_section
 from hpo.report.coordinates import coordinates_section
+from hpo.report.front import front_section
 from hpo.report.html import html_page, paragraph
 from hpo.report.pdf import write_pdf
 from hpo.report.risk import risk_section
@@ -112,6 +114,7 @@ def report_page(data: ReportData, out: Path) -> str:
     body += arms_section(snapshot, data.confirmations, data.ablations)
     body += transfer_section(data.ladders)
     body += coordinates_section(data.coordinates)
+    body += front_section(snapshot)
     body += sections.progress_section(snapshot)
     body += risk_section(snapshot)
     body += sections.hyperparameters_section(snapshot, out)
@@ -133,6 +136,7 @@ def _json_fields(data: ReportData) -> dict[str, Any]:
     floor = data.snapshot.noise
     return {
         "objective": data.snapshot.objective,
+        **({"front": records} if (records := front_records(data.snapshot)) else {}),
         "verdict": data.verdict.record(),
         "noise": floor and {"n": floor.n, "mean": floor.mean, "sigma": floor.sigma, "curve": floor.curve},
         "confirmed": [{"study": study.snapshot.name, "table": list(study.table)} for study in data.confirmations],

@@ -13,8 +13,8 @@ from model.section import flatten
 PAGE = 1000  # pixels, the height of an A4 page without its margins
 LINE, CHARACTERS = 18, 104  # height of a line of text, and its characters
 ROW = 25  # height of a row of a table
-TITLE, CAPTION = 80, 135  # height of the title of the page, and of heading and caption of the figure
-SMALLEST, LARGEST = 200, 420  # height of the figure
+TITLE, CAPTION = 80, 190  # height of the title of the page, and of heading and caption of the figure
+SMALLEST, LARGEST = 170, 420  # height of the figure
 MAX_FIELDS = 8  # rows of the table of the best configuration
 
 

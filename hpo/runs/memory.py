@@ -31,6 +31,21 @@ def memory_problem(study: Study, config: BaseModel, datasets: PreparedDatasets) 
         return None
 
 
+def trial_costs(study: Study, config: BaseModel, datasets: PreparedDatasets) -> dict[str, float]:
+    """Return the number of parameters and the estimated memory in GB where these are objectives of the GPT trainer."""
+    names = {"parameters", "memory"} & set(study.file.objectives)
+    if not names or study.file.train != DEFAULT_TRAIN or not isinstance(config, TrainConfig):
+        return {}
+    from model.memory.estimate import estimate_memory
+
+    try:
+        estimate = estimate_memory(config, datasets.training_arguments(config)["prepared"].vocab_size)
+    except (ConfigError, ValueError):  # reported when the run is built
+        return {}
+    costs = {"parameters": estimate.parameters // 4, "memory": estimate.total / 1e9}  # weights are float32
+    return {name: costs[name] for name in names}
+
+
 def dry_run_baseline(study: Study, datasets: PreparedDatasets) -> None:
     """Train the first two updates of the baseline, and correct later memory estimates by the measured peak.
 

@@ -47,7 +47,7 @@ _OPTIONAL: dict[str, tuple[type, ...]] = {
         key: (dict, type(None))
         for key in ("arms", "targets", "milestones", "about", "limits", "sampler", "pruner", "closed")
     },
-    **{key: (list, type(None)) for key in ("seeds", "baseline")},
+    **{key: (list, type(None)) for key in ("seeds", "baseline", "objectives")},
     **dict.fromkeys(("keep_best", "baseline_seeds"), (int,)),
     "rung_tokens": (int, float, type(None)),
     "direction": (str,),

@@ -16,7 +16,8 @@ from hpo.search.pruners import NoPruning
 from hpo.search.ranges import Choices
 from hpo.search.samplers import Random
 from hpo.study.comparable import incomparable_fields, training_lengths
-from hpo.study.spec import DEFAULT_CONFIG, SEARCH_KEYS, Study, StudyFile, seed_path, seed_remedy
+from hpo.study.seeds import seed_remedy
+from hpo.study.spec import DEFAULT_CONFIG, SEARCH_KEYS, Study, StudyFile, seed_path
 from model.section import flat, updated
 
 Equal = Literal["tokens", "updates", "seconds"]

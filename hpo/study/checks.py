@@ -10,7 +10,9 @@ from hpo.search.probe_config import Probes
 from hpo.search.probes import compared_rungs, plan_of
 from hpo.search.space import space_problems
 from hpo.study.comparable import incomparable_reason
-from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN, StudyFile, seed_path, seed_remedy
+from hpo.study.objectives import COSTS
+from hpo.study.seeds import seed_remedy
+from hpo.study.spec import DEFAULT_CONFIG, DEFAULT_TRAIN, StudyFile, seed_path
 from model.config import TrainConfig
 from model.section import flat, updated
 
@@ -173,6 +175,11 @@ def _grid_problems(file: StudyFile, base: BaseModel) -> list[str]:
 
 
 def _objective_problems(file: StudyFile, base: BaseModel) -> list[str]:
+    if file.arms is not None and file.objectives:
+        return [f"objective: must be one name in a study of arms, got {', '.join(file.objectives)}"]
+    known = (*OBJECTIVES, *COSTS)
+    if file.config == DEFAULT_CONFIG and (wrong := [name for name in file.objectives[1:] if name not in known]):
+        return [f"objective: must list only {', '.join(map(repr, known))}, got {', '.join(map(shown_value, wrong))}"]
     if file.direction == "maximize" and file.config == DEFAULT_CONFIG:
         return [f"direction: must be minimize, because {shown_value(file.objective)} of the GPT trainer is a loss"]
     if file.direction == "maximize" and file.train == DEFAULT_TRAIN:

@@ -21,6 +21,7 @@ from hpo.search.space import closed_ends
 from hpo.study.command import CommandPlan, CommandWords, Metric, Steps
 from hpo.study.command_config import complete_command
 from hpo.study.limits import Budget, Limits
+from hpo.study.objectives import split_objectives
 from model.section import Count, Section, flat, updated
 
 M = TypeVar("M", bound=BaseModel)
@@ -83,7 +84,10 @@ class StudyFile(Section):
     """Number of best complete trials whose checkpoints are kept on disk. run.keep_checkpoints selects which ones."""
     objective: str = "val_loss"
     """The metric to optimize: val_loss (nats per token) or val_bpb (bits per byte). A study that searches the tokenizer
-    must use val_bpb. ema_val_loss and ema_val_bpb are the metrics of the averaged weights."""
+    must use val_bpb. ema_val_loss and ema_val_bpb are the metrics of the averaged weights. A list, such as [val_loss,
+    seconds], adds objectives of which the report shows the front; seconds, tokens, parameters or memory (GB)."""
+    objectives: tuple[Name, ...] = ()
+    """Write `objective: [val_loss, seconds]` instead. The search uses the first; of the others, less is better."""
     direction: Literal["minimize", "maximize"] = "minimize"
     """Whether a smaller or a larger objective is better. maximize requires your own training function, for an objective
     such as accuracy."""
@@ -113,8 +117,8 @@ class StudyFile(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete_command(cls, given: Any) -> Any:
-        return complete_command(given)
+    def _complete(cls, given: Any) -> Any:
+        return complete_command(split_objectives(given))
 
     @field_validator("sampler", "pruner", mode="before")
     @classmethod
@@ -135,8 +139,7 @@ class StudyFile(Section):
 
     @property
     def first_baseline(self) -> dict[str, Any]:
-        """The values of the first baseline: dotted field -> value. {} if the baseline is the base, or if there is
-        none."""
+        """The values of the first baseline: dotted field -> value. {} if it is the base, or if there is none."""
         return dict(next(iter(self.baseline), {}))
 
     @model_validator(mode="after")
@@ -243,8 +246,3 @@ class Study:
 def seed_path(config: BaseModel) -> str | None:
     """Return the dotted field that holds the seed of a run, None if the configuration has no such field."""
     return next((path for path in ("run.seed", "seed") if path in flat(config)), None)
-
-
-def seed_remedy(file: StudyFile) -> str:
-    """Return what a study needs so that its runs can differ in their seed."""
-    return "{seed} in the command" if file.command is not None else "a config that has a field run.seed or seed"

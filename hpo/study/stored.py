@@ -25,6 +25,8 @@ def study_file_tree(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[
     if spec.get("command") is not None:
         tree = {key: value for key, value in tree.items() if key not in COMMAND}
         tree["base"] = _without_null(spec["base"])
+    if objectives := tree.pop("objectives", None):
+        tree["objective"] = list(objectives)
     tree["budget"] = {
         key: value for key, value in budget.items() if value is not None and not (arms and key == "trials")
     }

@@ -10,7 +10,7 @@ from hpo.errors import Problem, Unwritable
 from hpo.optuna_internals.objects import get_trial_id
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import PreparedDatasets
-from hpo.runs.memory import memory_problem
+from hpo.runs.memory import memory_problem, trial_costs
 from hpo.runs.provenance import describe_machine
 from hpo.runs.run_dir import write_file
 from hpo.storage.fencing import fenced
@@ -46,6 +46,7 @@ def configure_trial(
     trial.frozen = stored.store.optuna.get_trial(get_trial_id(trial.frozen))  # now with its parameters
     if reason := memory_problem(stored.study, trial.config, datasets):
         return "oom", reason
+    trial.costs = trial_costs(stored.study, trial.config, datasets)
     _write_config(stored, trial, data_hash, pack)
     return None
 

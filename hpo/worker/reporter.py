@@ -138,7 +138,8 @@ class Reporter:
 
     def _end_attrs(self, trial: RunningTrial, reason: str, error: str) -> dict[str, Any]:
         """Return the user attributes of a trial that ends."""
-        attrs: dict[str, Any] = {METRICS: {k: to_json_value(v) for k, v in trial.metrics.items()}, END_REASON: reason}
+        attrs: dict[str, Any] = {METRICS: {k: to_json_value(v) for k, v in (trial.costs | trial.metrics).items()}}
+        attrs[END_REASON] = reason
         attrs |= trial.unreported_attrs | ({ERROR: error} if error else {})
         attrs |= {NOTE: trial.note} if trial.note else {}
         attrs |= {PRUNING_DECISION: trial.pruning_decision} if reason == "pruned" else {}

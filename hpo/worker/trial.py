@@ -40,7 +40,7 @@ class RunningTrial:
     the same for attributes. probe_rungs: tokens of its probes, in rungs, rounded up.
     pruning_decision: the comparison by which the pruner ended the trial.
     mark: the place at the mark at which the trial pauses, and its record.
-    note: what a reader of the result should know.
+    note: what a reader of the result should know. costs: metrics that are known before the training.
     earlier_seconds: training time of earlier attempts. started_at: when this attempt started, by time.monotonic().
     """
 
@@ -56,6 +56,7 @@ class RunningTrial:
     pruning_decision: dict[str, Any] | None = None
     mark: tuple[Standing, dict[str, Any]] | None = None
     note: str = ""
+    costs: dict[str, Any] = field(default_factory=dict)
     earlier_seconds: float = 0.0
     started_at: float = field(default_factory=time.monotonic)
 
