@@ -4,8 +4,8 @@ OMP_NUM_THREADS=1 nice python -m bench.parametrization           # runs what is 
 OMP_NUM_THREADS=1 nice python -m bench.parametrization --table   # prints the table of the results so far
 
 Each combination of parametrization, width and learning rate trains SEEDS runs. Rates lie on a grid of sqrt(2). The
-search of a width begins at the same rate for all and adds rates until the best one has two worse neighbours on each
-side. Every combination is saved when it ends, so an interrupted measurement resumes.
+search of a width begins at the best rate of the width below and adds rates until the best one has two worse neighbours
+on each side. Every combination is saved when it ends, so an interrupted measurement resumes.
 """
 
 import argparse
@@ -23,11 +23,12 @@ RESULTS = Path(__file__).with_name("results") / "parametrization.json"
 WIDTHS, HEAD, BASE = (64, 128, 256), 16, 64
 KINDS = ("standard", "mup")
 SEEDS = (0, 1, 2)
-FIRST = -18  # the first rate is sqrt(2)^-18 = 0.00195
+FIRST = -15  # the first rate of the narrowest network is sqrt(2)^-15 = 0.0055
 NEIGHBOURS = 2  # rates on each side of the best one
 SETTINGS = {
     "data.name": "python-docs",
     "data.val_fraction": 0.01,
+    "tokenizer.name": "chars",
     "model.n_layer": 2,
     "run.device": "cpu",
     "run.precision": "fp32",
@@ -52,7 +53,9 @@ def measure(results: Results) -> None:
     """Train every combination that is missing, the narrowest networks first."""
     for width in WIDTHS:
         for kind in KINDS:
-            while (exponent := next_exponent(losses(results, kind, width))) is not None:
+            narrower = losses(results, kind, width // 2)
+            first = best(narrower) if narrower else FIRST
+            while (exponent := next_exponent(losses(results, kind, width), first)) is not None:
                 start = time.process_time()
                 values = train(kind, width, exponent)
                 seconds = round(time.process_time() - start, 1)
@@ -90,10 +93,10 @@ def best(found: dict[int, list[float]]) -> int:
     return min(found, key=lambda exponent: statistics.mean(found[exponent]))
 
 
-def next_exponent(found: dict[int, list[float]]) -> int | None:
-    """Return a rate near the best one that is missing, None if there is none."""
+def next_exponent(found: dict[int, list[float]], first: int = FIRST) -> int | None:
+    """Return a rate near the best one that is missing, None if there is none. first: the first rate of all."""
     if not found:
-        return FIRST
+        return first
     center = best(found)
     around = (center + sign * step for step in range(1, NEIGHBOURS + 1) for sign in (-1, 1))
     return next((exponent for exponent in around if exponent not in found), None)

@@ -69,7 +69,7 @@ def sweep_configs(config: TrainConfig, path: str, values: Sequence[int]) -> list
 def run_sweep(configs: Sequence[TrainConfig], path: str, measure: Measure) -> Sweep:
     """Return the sizes of the activations of all configurations, as geometric means over the seeds.
 
-    Over the depth, blocks at the same fraction of the depth are compared.
+    Over the depth, parts of the networks at the same fraction of the depth are compared.
     """
     first = configs[0].model.n_layer
     found = []
@@ -84,18 +84,22 @@ def run_sweep(configs: Sequence[TrainConfig], path: str, measure: Measure) -> Sw
 
 
 def _mean(sizes: Mapping[str, Sequence[float]], ratio: int) -> dict[str, float]:
-    """Return the geometric mean of each layer; of every ratio-th block, under the number of the shallowest network."""
-    found = {}
+    """Return the geometric mean of each layer over its seeds, under the name of its part of the shallowest network.
+
+    Each block of the shallowest network corresponds to `ratio` blocks in a row: the outputs of their attention and MLP
+    are averaged, and the residual stream is that after the last one.
+    """
+    logs: dict[str, list[float]] = {}
     for layer, values in sizes.items():
         name = layer
         if layer.startswith("blocks."):
             _, number, *part = layer.split(".")
-            block, rest = divmod(int(number) + 1, ratio)
-            if rest:
+            block, within = divmod(int(number), ratio)
+            if not part and within < ratio - 1:
                 continue
-            name = ".".join(["blocks", str(block - 1), *part])
-        found[name] = math.exp(math.fsum(math.log(value) for value in values) / len(values))
-    return found
+            name = ".".join(["blocks", str(block), *part])
+        logs.setdefault(name, []).extend(math.log(value) for value in values)
+    return {name: math.exp(math.fsum(values) / len(values)) for name, values in logs.items()}
 
 
 def slope(sweep: Sweep, layer: str, update: int) -> float:
