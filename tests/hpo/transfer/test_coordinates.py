@@ -35,7 +35,8 @@ DEEP = {"model.embedding_norm": True, "optimizer.lr": 5e-4, "model.context": 16,
 def sweep(kind: str, path: str, values: list[int], seeds: int) -> Sweep:
     from model.train.coordinates import activation_sizes
 
-    config = tiny(MEASURED | KINDS[kind] | (DEEP if path == DEPTH else {}))
+    text = {"data.name": "python-docs", "tokenizer.name": "chars"} if values[-1] == 512 else {}
+    config = tiny(MEASURED | KINDS[kind] | (DEEP if path == DEPTH else {}) | text)
     measure = partial(activation_sizes, n_updates=10, seeds=range(seeds))
     return run_sweep(sweep_configs(config, path, values), path, measure)
 
