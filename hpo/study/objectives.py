@@ -9,9 +9,14 @@ def split_objectives(tree: Any) -> Any:
     """Return the keys of a study file with the first objective as `objective` and the whole list as `objectives`.
 
     Raises:
-        ValueError: the list is empty, repeats a name or holds something else.
+        ValueError: the list is empty, repeats a name or holds something else, or it stands under `objectives`.
     """
-    if not isinstance(tree, dict) or not isinstance(names := tree.get("objective"), list | tuple):
+    if not isinstance(tree, dict):
+        return tree
+    names, stored = tree.get("objective"), tree.get("objectives")
+    if not isinstance(names, list | tuple):
+        if stored and isinstance(stored, list | tuple) and stored[0] != names:  # in a study file, not in a stored study
+            raise ValueError(f"objectives: must be omitted; write the list as objective, got {list(stored)!r:.80}")
         return tree
     if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
         raise ValueError(f"objective: must be a name, or a list of different names, got {list(names)!r:.80}")

@@ -102,3 +102,8 @@ def test_gpt_study_may_list_what_the_trainer_measures(here: Path) -> None:
     assert "'seconds', 'tokens', 'parameters', 'memory', got 'size'" in said
     (here / "gpt.yaml").write_text(dump_yaml({**tree, "objective": ["val_loss", "parameters", "memory", "seconds"]}))
     hpo("check", "gpt.yaml", cwd=here)
+    (here / "gpt.yaml").write_text(dump_yaml({**tree, "objective": "val_loss", "objectives": ["seconds", "val_loss"]}))
+    assert (
+        "objectives: must be omitted; write the list as objective"
+        in hpo("check", "gpt.yaml", cwd=here, status=2).stderr
+    )
