@@ -8,7 +8,6 @@ import pytest
 from hpo.config.foreign_names import COMPONENTS, FIELDS, NESTED_KEYS
 from hpo.config.validation import field_paths, nearest_path, union_members
 from hpo.config.yaml import dump_yaml
-from hpo.search.pruners import Threshold
 from hpo.study.spec import StudyFile
 from model.config import TrainConfig
 from tests.support.command import hpo
@@ -52,7 +51,7 @@ def test_every_counterpart_exists() -> None:
     keys = set(field_paths(StudyFile))
     assert {f"{path.partition('.')[0]}.{name}" for path, name in NESTED_KEYS.items()} <= keys
     sections = [kind for key in ("sampler", "pruner") for kind in union_members(StudyFile.model_fields[key].annotation)]
-    assert set(COMPONENTS.values()) <= {kind().name if kind is not Threshold else "threshold" for kind in sections}
+    assert set(COMPONENTS.values()) <= {kind.model_fields["name"].default for kind in sections}
 
 
 @pytest.mark.parametrize("name", NANOGPT)
