@@ -231,4 +231,7 @@ def _training_problems(file: StudyFile, base: BaseModel) -> list[str]:
         return list(problem.lines)
     if train is not None and not callable(train):
         return [f"train: must be callable, got {file.train}"]
+    kind = flat(base).get("model.parametrization", "standard")
+    if train is not None and file.config == DEFAULT_CONFIG and kind != "standard":
+        return [f"base.model.parametrization: must be standard with a training function of your own, got {kind}"]
     return []

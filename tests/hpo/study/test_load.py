@@ -312,3 +312,10 @@ def test_configuration_of_the_users_own_must_say_how_many_rungs_a_run_has() -> N
     ]
     study = valid({**own, "rungs": 3})
     assert (study.rungs, study.rung_tokens, study.file.objective) == (3, None, "error")
+
+
+def test_a_parametrization_is_refused_with_a_training_function_of_the_user() -> None:
+    model = {"parametrization": "mup", "n_embd": 32, "n_head": 2, "base_width": 16}
+    tree = edited("base/model", model) | {"train": "mine:train"}
+    rule = "must be standard with a training function of your own, got mup"
+    assert problems(write(tree)) == [f"s.yaml: base.model.parametrization: {rule}"]

@@ -16,6 +16,8 @@ from hpo.transfer.coordinates import (
     sweep_configs,
     sweep_values,
 )
+from model.data.corpus import PythonDocs
+from model.data.tokenizer import Chars
 from model.section import updated
 from tests.support.cases import exhaustive
 from tests.support.tiny import tiny
@@ -35,8 +37,9 @@ DEEP = {"model.embedding_norm": True, "optimizer.lr": 5e-4, "model.context": 16,
 def sweep(kind: str, path: str, values: list[int], seeds: int) -> Sweep:
     from model.train.coordinates import activation_sizes
 
-    text = {"data.name": "python-docs", "tokenizer.name": "chars"} if values[-1] == 512 else {}
-    config = tiny(MEASURED | KINDS[kind] | (DEEP if path == DEPTH else {}) | text)
+    config = tiny(MEASURED | KINDS[kind] | (DEEP if path == DEPTH else {}))
+    if values[-1] == 512:
+        config = config.model_copy(update={"data": PythonDocs(), "tokenizer": Chars()})
     measure = partial(activation_sizes, n_updates=10, seeds=range(seeds))
     return run_sweep(sweep_configs(config, path, values), path, measure)
 
