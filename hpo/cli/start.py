@@ -1,5 +1,6 @@
 """The commands that start a project: schemas for editors, new study files, and what other programs have written."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,8 @@ import typer
 from hpo.cli.groups import Commands
 from hpo.cli.options import DEFAULT_STORAGE, StorageOptions, storage_url, valid_path
 from hpo.cli.panels import SETUP
-from hpo.console import show
+from hpo.console import say, show
+from hpo.errors import Problem
 
 start_commands = Commands()
 
@@ -24,6 +26,41 @@ class Schema(StrEnum):
 Written = Annotated[
     Path | None, typer.Option("--output", "-o", help="New study file. Default: standard output.", callback=valid_path)
 ]
+
+
+@start_commands.command(rich_help_panel=SETUP, epilog="Example: hpo init --from train.py")
+def init(
+    output: Annotated[Path, typer.Option("--output", "-o", help="New study file.", callback=valid_path)] = Path(
+        "study.yaml"
+    ),
+    script: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="SCRIPT", help="Read the parameters of this script instead of asking."),
+    ] = None,
+) -> None:
+    """Write a commented study file for a training script.
+
+    The command asks five questions: command, parameters, metric, its direction and the number of trials. With --from,
+    it reads the options of argparse or the global variables of the script, and the metric that the script prints. The
+    script is not run.
+    """
+    from hpo.commands.init import init_study
+
+    show(init_study(output, script, _ask))
+
+
+def _ask(question: str, default: str) -> str:
+    """Return the answer to a question, which is printed on standard error.
+
+    Raises:
+        Problem: standard input has ended.
+    """
+    print(f"{question} [{default}]: ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        say("")
+        raise Problem("init: must have an answer to each question on standard input; --from SCRIPT asks none")
+    return line.strip() or default
 
 
 @start_commands.command("import", rich_help_panel=SETUP, epilog="Example: hpo import sweep.yaml -o lr_search.yaml")
@@ -68,7 +105,8 @@ def schema(
     """Print the JSON schema of study files or configurations.
 
     Editors with a YAML language server complete and check files that name a schema in the line
-    `# yaml-language-server: $schema=FILE`. The files that ship with hpo have this line, and `hpo import` writes it. A schema has no rules about several keys, such as low < high. `hpo check` has them all.
+    `# yaml-language-server: $schema=FILE`. The files that ship with hpo have this line, and `hpo init` and `hpo import`
+    write it. A schema has no rules about several keys, such as low < high. `hpo check` has them all.
     """
     from hpo.commands.schema import schema_text
 

@@ -15,8 +15,8 @@ PANELS = {
     RUN: "launch worker train sample",
     INSPECT: "studies status trials show why logs best export report dashboard",
     CONTROL: "pause resume stop kill retry enqueue fork",
-    EVIDENCE: "confirm ablate transfer claims replay",
-    SETUP: "data check limits doctor import schema",
+    EVIDENCE: "confirm ablate claims transfer replay",
+    SETUP: "data check limits doctor init import schema",
 }
 
 

@@ -52,6 +52,7 @@ def test_editor_line_of_every_shipped_file_names_the_schema_that_accepts_it(path
         ("baseline", [{"optimizer.lr": 1e-3}, {}]),
         ("milestones", {"0.5": 4.2}),
         ("config", "waves:Config"),
+        *[("command", words) for words in ("python train.py {flags}", ["python", "train.py", "{flags}"])],
     ],
 )
 def test_every_form_of_a_key_that_the_checks_accept_passes(key: str, value: Any) -> None:
