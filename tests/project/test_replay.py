@@ -69,7 +69,7 @@ def test_plan_names_every_sampler_and_pruner_that_can_be_simulated() -> None:
     samplers = {kind.model_fields["name"].default for kind in Sampler.__args__[0].__args__}  # type: ignore[attr-defined]
     pruners = {kind.model_fields["name"].default for kind in Pruner.__args__[0].__args__}  # type: ignore[attr-defined]
     # The trials of a grid are those of its budget, and a threshold needs values of its own.
-    assert samplers - {keys["name"] for keys in SAMPLERS.values()} == {"grid", "brute-force"}
+    assert samplers - {keys["name"] for keys in SAMPLERS.values()} == {"grid", "brute-force", "list"}
     assert pruners - {keys["name"] for keys in PRUNERS.values()} == {"threshold"}
 
 
