@@ -156,8 +156,8 @@ def _field_schemas(kind: type[BaseModel], definitions: Mapping[str, Schema], pre
 def _accept_short_forms(schema: Schema, definitions: dict[str, Schema]) -> None:
     """Add the forms that the classes accept besides their own fields."""
     objective = schema["properties"]["objective"]
-    names = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "uniqueItems": True}
-    objective["anyOf"] = [{"type": objective.pop("type")}, names]
+    several = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "uniqueItems": True}
+    objective["anyOf"] = [{"type": objective.pop("type")}, several]
     for key in ("sampler", "pruner"):
         union = schema["properties"][key]
         names = [definitions[member["$ref"].removeprefix(DEFS)]["properties"]["name"] for member in union["anyOf"]]
