@@ -23,7 +23,7 @@ def compare(
     format: OutputFormat = Format.table,
     allow_train: AllowTrain = None,
 ) -> None:
-    """Compare two studies or two trials: differences of the configuration, curves, and a verdict.
+    """Compare two studies or trials: fields, curves, verdict.
 
     The verdict tests the difference where both sides have runs with several seeds: repeats of the baseline, runs of an
     arm, or runs of `hpo confirm`. Of a study, the best trial and the baseline are compared.

@@ -94,7 +94,7 @@ def import_(
         show(line)
 
 
-@start_commands.command(rich_help_panel=SETUP, epilog="Example: hpo schema > study.schema.json")
+@start_commands.command(rich_help_panel=SETUP, epilog="Example: hpo schema config")
 def schema(
     kind: Annotated[Schema, typer.Argument(help="The kind of file.")] = Schema.study,
     study: Annotated[

@@ -55,7 +55,7 @@ def study_schema(kind: type[BaseModel] = TrainConfig) -> Schema:
     schema["anyOf"] = [{"required": ["space"]}, {"required": ["arms"]}]
     rules = {"properties": _configured(definitions, fields)}
     if kind is TrainConfig:
-        schema |= {"if": {"anyOf": [{"required": [key]} for key in _OWN_CODE & schema["properties"].keys()]}}
+        schema |= {"if": {"anyOf": [{"required": [key]} for key in _OWN_CODE if key in schema["properties"]]}}
         schema |= {"else": rules}
     else:
         schema["allOf"] = [rules]
@@ -63,7 +63,7 @@ def study_schema(kind: type[BaseModel] = TrainConfig) -> Schema:
 
 
 _FROM = "Name of a base, from which the configuration starts."
-_OWN_CODE = {"config", "command"}  # keys of a study whose configuration is of another class
+_OWN_CODE = ("config", "command")  # keys of a study whose configuration is of another class
 
 
 def _configured(definitions: Mapping[str, Schema], fields: Mapping[str, Schema]) -> Schema:

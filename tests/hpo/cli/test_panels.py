@@ -13,7 +13,7 @@ from tests.support.command import COMMANDS, ROOT, environment, hpo
 
 PANELS = {
     RUN: "launch worker train sample",
-    INSPECT: "studies status trials show why logs best export report dashboard",
+    INSPECT: "studies status trials show why logs best export report dashboard compare",
     CONTROL: "pause resume stop kill retry enqueue fork",
     EVIDENCE: "confirm ablate claims transfer replay",
     SETUP: "data check limits doctor init import schema",
