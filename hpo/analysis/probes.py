@@ -77,6 +77,6 @@ def probe_lines(snapshot: Snapshot) -> list[str]:
 def probe_record(snapshot: Snapshot) -> dict[str, Any] | None:
     """Return the plan of the probes as an object, None for a study without probes."""
     plan = probe_plan(snapshot)
-    if snapshot.spec.get("probe", "off") == "off" or snapshot.spec.get("arms"):
+    if not is_gpt(snapshot.spec) or snapshot.spec.get("probe", "off") == "off" or snapshot.spec.get("arms"):
         return None
     return {"rungs": None} if plan is None else {**plan.record(), "tokens": probe_tokens(snapshot)}
