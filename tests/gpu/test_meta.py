@@ -52,7 +52,7 @@ def on_meta(trainer: Trainer) -> Trainer:
     """Move a trainer to the meta device."""
     trainer.device, trainer.reads_divergence = META, False
     trainer.pack = Pack(trainer.shared, trainer.prepared.vocab_size, len(trainer.runs), META)
-    trainer.pack.autocast = nullcontext  # which does not exist for this device
+    trainer.pack.passes.autocast = nullcontext  # which does not exist for this device
     trainer.sums = torch.zeros(len(trainer.runs), dtype=torch.float64, device=META)
     trainer.optimizer = PackOptimizer(trainer.pack)
     for lane, run in trainer.runs.items():

@@ -55,7 +55,7 @@ def test_worked_example_is_confirmed(tmp_path: Path) -> None:
 def test_readme_shows_the_output_of_its_search_of_a_script(tmp_path: Path) -> None:
     study = block(README, "yaml")
     assert len(study.strip().splitlines()) <= 6
-    (tmp_path / "train.py").write_text(block(README, "python"))
+    (tmp_path / "train.py").write_text(block(PAGE.partition("## A script of 30 lines")[2], "python"))
     (tmp_path / "waves.yaml").write_text(study)
     done = hpo("launch", "--study", "waves", "--quiet", cwd=tmp_path, PATH=PATH)
     shown = [re.sub(r"after \S+ s", "after", line) for line in block(README, "text").strip().splitlines()]

@@ -105,8 +105,13 @@ class Optimizer(BaseModel):
     lr: float = 0.1
 
 
+class Run(BaseModel):
+    tokens: int = 100_000
+
+
 class Config(BaseModel):
     optimizer: Optimizer = Optimizer()
+    run: Run = Run()
     seed: int = 0
 
 
@@ -123,9 +128,23 @@ SWEEP = {
     "pruner": {"name": "none"},
     "budget": {"trials": 9},
 }
+SCRIPT = """
+import argparse
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float, default=0.1)
+for step in 1, 2, 3:
+    print(f"step {step}: val_loss {parser.parse_args().lr / step}")
+"""
+WANDB_SWEEP = {
+    "program": "train.py",
+    "method": "random",
+    "metric": {"name": "val_loss", "goal": "minimize"},
+    "parameters": {"lr": {"min": 0.01, "max": 1.0}},
+}
 # What an example needs to end in seconds here
 SHORTER = {"confirm": ["--seeds", "3", "--top", "1"], "ablate": ["--seeds", "3"], "claims": ["--list"]}
-OWN_PROCESS = {"launch", "worker", "confirm", "ablate", "kill", "doctor"}  # others answer in this process as well
+OWN_PROCESS = {"launch", "worker", "confirm", "ablate", "transfer", "kill", "doctor"}  # others answer in this process as well
 
 
 def test_every_example_of_the_command_reference_runs(tmp_path: Path) -> None:
@@ -134,6 +153,8 @@ def test_every_example_of_the_command_reference_runs(tmp_path: Path) -> None:
     (sweep / "sweep.py").write_text(SWEEP_MODULE)
     for name in ("beta2_sweep", "new"):
         (sweep / f"{name}.yaml").write_text(dump_yaml(SWEEP))
+    (sweep / "train.py").write_text(SCRIPT)
+    (sweep / "sweep.yaml").write_text(dump_yaml(WANDB_SWEEP))
     # The examples that need the data or the configuration of a GPT run in a folder of their own.
     write_base(gpt, "mainrun-small", tiny().model_dump(mode="json"))
     study = {"base": {"from": "mainrun-small"}, "space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2}}}
