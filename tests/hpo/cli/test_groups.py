@@ -36,7 +36,7 @@ def test_commands_that_run_trials_take_the_same_run_options() -> None:
     assert list(options["launch"]) == [
         *("storage", "out", "allow_train"),
         *("workers", "gpus", "per_gpu", "pack", "on", "address", "gpus_per_worker"),
-        *("dry_run", "quiet", "plain"),
+        *("dry_run", "quiet", "plain", "notify"),
     ]
     for command in RUNNING[1:]:
         assert options[command] == options["launch"]
