@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from model.data.corpus import Corpus, PythonDocs
 from model.data.corpus_base import TRAINING_FIELDS
@@ -18,10 +18,8 @@ from model.optim.optimizer import UpdateRule, decay_of_half_life
 from model.optim.optimizers import AdamW, Optimizer
 from model.optim.recovery import Recovery, Stop
 from model.optim.schedule import Cosine, OneCycle, Schedule
-from model.section import Count, Positive, Section, updated
-
-# Fields of `run` in which the runs of a pack can differ.
-FREE_RUN_FIELDS = {"tokens", "rungs", "align", "grad_accum", "seed", "keep_checkpoints", "spike_every", "spike_scale"}
+from model.run_config import FREE_RUN_FIELDS, Run
+from model.section import Section, updated
 
 # Version of the trainer's arithmetic. Raise it with a change after which equal configurations have other last bits.
 # 1: one network per run, packs by vmap (hpo 0.1). 2: a network with a leading run axis.
@@ -30,68 +28,8 @@ ENGINE = 2
 # Fields whose `auto` depends on the machine, and on which the last bits of a loss depend.
 ARITHMETIC_FIELDS = ("run.device", "run.precision", "run.compile", "run.attention", "run.graph_numbers")
 
-GraphNumber = Literal[
-    "embedding_dropout", "attention_dropout", "residual_dropout", "mlp_dropout", "head_dropout", "mask_tokens",
-    "embedding_noise", "balance", "router_noise",
-]  # fmt: skip
-"""Numbers inside the network that act only in training, by which the runs of a pack can differ."""
-
 # Fields of `data` in which runs can differ and still have comparable losses.
 COMPARABLE_DATA_FIELDS = TRAINING_FIELDS
-
-
-class Run(Section):
-    """Length, batch, seed and hardware of one run."""
-
-    tokens: Count = 400_000
-    """Number of tokens to train on: sequences times context, padding included. Rounded to whole rungs."""
-    rungs: Count = 8
-    """Number of rungs: equally spaced marks, in tokens, at which the validation split is evaluated. The last rung is
-    the end of the run."""
-    align: int = Field(default=0, ge=0)
-    """Rung marks are rounded to a multiple of this number of tokens. 0: the tokens of one update. A study sets the
-    common multiple of the update sizes in its search space, so that all its trials are evaluated at the same marks."""
-    batch_size: Count = 8
-    """Number of sequences in one forward pass."""
-    grad_accum: Count = 1
-    """Number of forward passes per update. The update averages over all their tokens."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of the run. Initial weights, data order and dropout have separate random streams derived from it."""
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """Precision of the forward and backward pass. Weights are fp32. auto: bf16 on a GPU that supports it, else fp32.
-    tf32: fp32, with matrix products in TF32 on a GPU; fp32 never uses TF32."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the training step to graphs without Python, on a GPU to CUDA graphs. It takes up to 30 s the first time
-    on a machine and 3 s later. auto: the first worker of a study measures whether that shortens the work ahead, and a
-    single run is compiled on a GPU only. A mixture of experts is never compiled."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Device to train on. auto: cuda if available, else mps, else cpu."""
-    keep_checkpoints: Literal["none", "last", "best", "all"] = "last"
-    """Which checkpoints to keep on disk. best: the rung with the lowest validation loss."""
-    attention: Literal["auto", "explicit"] = "auto"
-    """Implementation of attention. auto: fused, unless attention dropout is above 0. explicit: compute the attention
-    weights explicitly, for comparison."""
-    graph_numbers: tuple[GraphNumber, ...] = ()
-    """Numbers of the network that a step computes even where they are 0, so that runs with and without them share
-    one compiled graph. A study sets those that its trials may have."""
-    diagnostics: bool = False
-    """Measure attention entropy, expert load and kurtosis at each rung, on one additional validation batch."""
-    test: bool = False
-    """Evaluate the test split once, after the last rung. A search must not use it, or the test split is no longer
-    independent."""
-    spike_every: Count | None = None
-    """Multiply the loss of every spike_every-th update by spike_scale. This injected fault tests clipping and recovery.
-    None: no fault."""
-    spike_scale: Positive | None = None
-    """Factor on the loss of the updates that spike_every selects. With 1e38, their gradients overflow."""
-
-    @model_validator(mode="after")
-    def _check_spikes(self) -> Self:
-        if (self.spike_every is None) != (self.spike_scale is None):
-            raise ValueError(
-                f"spike_every and spike_scale must be set together, got {self.spike_every} and {self.spike_scale}"
-            )
-        return self
 
 
 class TrainConfig(Section):
@@ -190,11 +128,7 @@ class TrainConfig(Section):
             unused = "has no effect if every group has its own rate; leave it out"
             yield f"optimizer.adam_lr: {unused}, got {optimizer.adam_lr}"
         yield from self._contradictions_of_derived()
-        kind = model.parametrization
-        if kind != "standard" and not optimizer.has_parametrizations:
-            yield f"optimizer.name: must be adamw or muon with model.parametrization {kind}, got {optimizer.name}"
-        if kind == "completep" and optimizer.scalar_decay:
-            yield f"optimizer.scalar_decay: must be 0 with model.parametrization {kind}, got {optimizer.scalar_decay}"
+        yield from self._contradictions_of_parametrization()
         if isinstance(schedule, OneCycle) and schedule.beta1_dip is not None:
             beta1: float | None = self.derived().get("optimizer.beta1", getattr(optimizer, "beta1", None))
             if beta1 is None:
@@ -207,6 +141,14 @@ class TrainConfig(Section):
             yield "run.compile: must be auto or off for a mixture of experts, whose shapes vary per batch, got on"
         if self.run.attention == "explicit" and self.regularization.numbers()["attention_dropout"] > 0:
             yield "run.attention: attention dropout writes the weights out anyway; leave it auto, got explicit"
+
+    def _contradictions_of_parametrization(self) -> Iterator[str]:
+        """Yield an error message for each field that no table of the parametrization has."""
+        kind = self.model.parametrization
+        if kind != "standard" and not self.optimizer.has_parametrizations:
+            yield f"optimizer.name: must be adamw or muon with model.parametrization {kind}, got {self.optimizer.name}"
+        if kind == "completep" and (decay := self.optimizer.scalar_decay):
+            yield f"optimizer.scalar_decay: must be 0 with model.parametrization {kind}, got {decay}"
 
     def _contradictions_of_derived(self) -> Iterator[str]:
         """Yield an error message for each half-life or horizon that gives a raw field no valid value."""
