@@ -144,7 +144,15 @@ WANDB_SWEEP = {
 }
 # What an example needs to end in seconds here
 SHORTER = {"confirm": ["--seeds", "3", "--top", "1"], "ablate": ["--seeds", "3"], "claims": ["--list"]}
-OWN_PROCESS = {"launch", "worker", "confirm", "ablate", "transfer", "kill", "doctor"}  # others answer in this process as well
+OWN_PROCESS = {
+    "launch",
+    "worker",
+    "confirm",
+    "ablate",
+    "transfer",
+    "kill",
+    "doctor",
+}  # others answer in this process as well
 
 
 def test_every_example_of_the_command_reference_runs(tmp_path: Path) -> None:

@@ -26,7 +26,13 @@ TOGETHER = (
 )
 
 # What starts first, because it takes longest: at the end of a run, one long test would leave the other cores idle.
-FIRST = (*TOGETHER, "tests/faults/", "tests/project/test_docs.py", "tests/hpo/dashboard/test_pages.py")
+FIRST = (
+    "tests/model/train/test_graphs.py",
+    *TOGETHER,
+    "tests/faults/",
+    "tests/project/test_docs.py",
+    "tests/hpo/dashboard/test_pages.py",
+)
 
 
 def exhaustive(*values: Any, **options: Any) -> Any:
