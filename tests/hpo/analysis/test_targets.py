@@ -155,8 +155,9 @@ def test_several_workers_end_a_study_at_its_target_and_a_further_launch_begins_n
             snapshot = read_snapshot(store, "planted")
             assert has_ended(snapshot)
             assert {t.state for t in snapshot.trials} <= {State.COMPLETE, State.PRUNED}
-            n = snapshot.reached["tier1"].trial + 3
-            assert len(snapshot.trials) <= n, "those that the other two workers had begun"
+            first = snapshot.trials[snapshot.reached["tier1"].trial]
+            late = [t for t in snapshot.trials if t.started and first.ended and t.started > first.ended]
+            assert len(late) <= 2, "each other worker may have been about to begin one"
             assert snapshot.slots["leased"] == 0
 
 

@@ -1,6 +1,5 @@
 """Workers of studies with cool-down probes: values, budget, interruptions, `probe: auto`, and what commands show."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -254,4 +253,4 @@ def test_a_probe_of_a_training_function_of_the_user_is_refused_and_auto_is_off(h
         create_study(sqlite, here, probe={"rungs": [1]})
     stored = create_study(sqlite, here, probe="auto", budget={"trials": 2})
     work(stored)
-    assert json.dumps(summary(read_snapshot(sqlite, "planted"))["probes"]["rungs"]) == "[]"
+    assert "probes" not in summary(read_snapshot(sqlite, "planted"))
