@@ -181,14 +181,16 @@ start = int(checkpoint.read_text()) if checkpoint.exists() else 0
 log("resumed.jsonl", step=start)
 
 def stop(*_):
-    checkpoint.write_text(str(step))
+    checkpoint.write_text(str(done))
     sys.exit(0)
 
+done = start  # a step whose report was cut off is trained again
 signal.signal(signal.SIGTERM, stop)
 for step in range(start + 1, 41):
     time.sleep(float(os.environ.get("PAUSE", "0.05")))
     if step % 10 == 0:
         say(step, float(sys.argv[1]) + 1 / step)
+    done = step
 log("ends.jsonl", argv=sys.argv[1:])
 """
 
