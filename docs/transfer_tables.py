@@ -54,6 +54,10 @@ def _replay(file: Path) -> Iterator[str]:
         rows.append([rule, f"{np.mean(values):.4f}", f"{max(values):.4f}"])
     yield _table(["rule", "mean", "worst target"], rows)
     yield "By target, for the fitted rule:"
+    yield _by_target(results)
+
+
+def _by_target(results: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for target in results:
         excess = [record["fitted"] for record in target["repeats"]]
@@ -62,7 +66,7 @@ def _replay(file: Path) -> Iterator[str]:
         cells = [f"{target['N'] / 1e6:.0f} M", f"{target['D'] / 1e9:.1f} B", str(target["sources"])]
         cells += [f"{np.mean(excess):.4f}", f"{max(excess):.4f}"]
         rows.append([*cells, f"{math.exp(np.mean(rates)):.2f}", f"{math.exp(np.mean(batches)):.2f}"])
-    yield _table(["parameters", "tokens", "source cells", "mean", "worst", "lr / best", "batch / best"], rows)
+    return _table(["parameters", "tokens", "source cells", "mean", "worst", "lr / best", "batch / best"], rows)
 
 
 def _bias(results: Sequence[Mapping[str, Any]]) -> float:

@@ -113,7 +113,6 @@ def plan_confirmation(
 
     rule: carries the configurations over to the length of the new runs; None copies them.
 
-
     Raises:
         NothingFeasible: no trial is complete except the baseline.
         Problem: the study has arms itself, or there are too few seeds for the test to be significant.

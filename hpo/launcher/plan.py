@@ -13,7 +13,7 @@ from hpo.study.spec import Study, StudyFile
 
 def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") -> str:
     """Return a description of a study: search space or arms, budget, targets, rungs, rows of the data and anchors."""
-    file, budget = study.file, study.file.budget.model_dump(exclude_none=True)
+    file = study.file
     lines = [f"{study.name}  ({study.source})"]
     objective = f"objective {file.objective}" + (", maximized" if file.direction == "maximize" else "")
     if file.arms is not None:
@@ -21,19 +21,7 @@ def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") ->
         at_most = "at most " if KEY in file.about else ""
         lines.append(f"  {len(file.arms)} arms x {at_most}{len(file.seeds)} seeds, {objective}")
     else:
-        lines += [
-            f"  {path:28} {_range(entry.model_dump(exclude_defaults=True))}" for path, entry in file.space.items()
-        ]
-        lines.append(
-            f"  budget {', '.join(_amount(k, v) for k, v in budget.items())}; sampler {file.sampler.name}, "
-            f"pruner {file.pruner.name}{_peers(file)}, {objective}"
-        )
-        plan = study.probe_plan(None)
-        if plan is None:
-            lines.append("  probes: auto, by the number of updates or the first finished runs")
-        elif plan.rungs:
-            lines.append(f"  {plan.text()}")
-        lines += [f"  note: {note}" for note in [*harmful_pairs(file), *command_notes(file)]]
+        lines += _search_lines(study, objective)
     if file.targets:
         lines.append("  targets " + ", ".join(f"{name} {format_number(value)}" for name, value in file.targets.items()))
     if file.milestones:
@@ -55,6 +43,22 @@ def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") ->
     if anchors:
         lines.append("  anchors: " + ", ".join(f"{name} {format_number(value)}" for name, value in anchors.items()))
     return "\n".join([*lines, ""])
+
+
+def _search_lines(study: Study, objective: str) -> list[str]:
+    """Return what a search chooses from, how it ends, chooses and prunes, and notes on it."""
+    file, budget = study.file, study.file.budget.model_dump(exclude_none=True)
+    lines = [f"  {path:28} {_range(entry.model_dump(exclude_defaults=True))}" for path, entry in file.space.items()]
+    lines.append(
+        f"  budget {', '.join(_amount(k, v) for k, v in budget.items())}; sampler {file.sampler.name}, "
+        f"pruner {file.pruner.name}{_peers(file)}, {objective}"
+    )
+    plan = study.probe_plan(None)
+    if plan is None:
+        lines.append("  probes: auto, by the number of updates or the first finished runs")
+    elif plan.rungs:
+        lines.append(f"  {plan.text()}")
+    return lines + [f"  note: {note}" for note in [*harmful_pairs(file), *command_notes(file)]]
 
 
 def _peers(file: StudyFile) -> str:

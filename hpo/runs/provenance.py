@@ -22,7 +22,7 @@ def describe_machine() -> dict[str, Any]:
     return {"versions": dict(versions), "engine": ENGINE, "threads": threads_in_use(), "git_commit": commit}
 
 
-@functools.cache  # a process goes on with the modules that it has imported, whatever changes on disk
+@functools.cache  # a process keeps the modules that it has imported, even if the files change
 def _software() -> tuple[dict[str, str], str | None]:
     """Return the versions and the git commit of this process, which take 30 ms to find."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
