@@ -18,6 +18,7 @@ from hpo.launcher.placement import GroupFactory, resolve_workers
 from hpo.launcher.plan import describe_plan
 from hpo.launcher.processes import WorkerGroup
 from hpo.launcher.progress import EventLog, RegistrationProgress, is_dumb_terminal
+from hpo.launcher.refresh import RefreshTimer
 from hpo.launcher.run_folder import check_still_there, open_folder
 from hpo.launcher.signals import SignalForwarder
 from hpo.queue.heartbeat import LeaseRenewer, free_leases_of, lease_seconds
@@ -43,8 +44,6 @@ OnFinish = Callable[[Snapshot, Path, LaunchOptions, float], int]
 
 # Seconds that the launcher waits for an unreachable storage before it updates its view without the storage.
 VIEW_WAIT_S = 2.0
-# Seconds between two reads of the whole study. SOON_S: after a trial has started or ended.
-REFRESH_S, SOON_S = 5.0, 1.0
 
 
 def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
@@ -175,12 +174,12 @@ def _watch(
         StorageError: the file of the storage was removed or replaced.
         WorkFailed: the study or its run folder was removed.
     """
-    refresh_at, soon_at, given_up = 0.0, 0.0, set()
+    timer, given_up = RefreshTimer(), set()
     while group.is_active():
         for event in [*group.events(wait=0.5), *signals.events()]:
             view.show(event)
             if event["event"] in ("start", *ENDS):
-                refresh_at = min(refresh_at, soon_at)
+                timer.hasten()
             if event["event"] == "disk":
                 given_up.add(event["trial"])
         if note := outages.note():
@@ -191,14 +190,14 @@ def _watch(
         except (StorageError, WorkFailed) as error:  # the workers may take some seconds to stop
             view.show({"event": "note", "text": f"stopping: {error}"})
             raise
-        if (started_at := time.monotonic()) >= refresh_at:
+        if timer.is_due():
+            started_at = time.monotonic()
             with suppress(StorageError), limit_patience(VIEW_WAIT_S):
                 stored.read_state()  # raises an error if the study is gone
                 snapshot = read_snapshot(reader, stored.study.name)
                 view.refresh(snapshot)
                 notifier.look(snapshot)
-            refresh_at = (ended_at := time.monotonic()) + REFRESH_S
-            soon_at = ended_at + max(SOON_S, 4 * (ended_at - started_at))  # reading a large study takes long
+            timer.restart(time.monotonic() - started_at)
     check_still_there(stored, guard)  # the workers may have noticed it first
     with suppress(StorageError), limit_patience(VIEW_WAIT_S):
         stored.read_state()
