@@ -16,6 +16,7 @@ Test = Literal["t", "wilcoxon"]
 
 LEVEL = 0.95  # confidence level of every interval; a test is significant at a p-value below 1 - LEVEL
 N_RESAMPLES = 9_999  # of a bootstrap interval
+ROUNDING = 1e-12  # relative difference of two results of the same calculation
 SEED = 0  # of the bootstrap, so that the same runs always give the same interval
 
 
@@ -43,11 +44,16 @@ def paired(differences: Sequence[float], test: Test = "t") -> Paired:
     if len(d) < 2:
         raise ValueError(f"must be at least two pairs, got {len(d)}")
     mean = float(d.mean())
-    if np.all(d == d[0]):  # all equal, so there is no variance to resample
+    if all_equal(d):  # so there is no variance to resample
         return Paired(len(d), mean, mean, mean, 1.0 if mean == 0 else 0.0)
     p = stats.wilcoxon(d).pvalue if test == "wilcoxon" else p_value(differences)
     low, high = _bootstrap(d)
     return Paired(len(d), mean, low, high, float(p))
+
+
+def all_equal(values: np.ndarray) -> bool:
+    """Return whether values differ by rounding at most: their differences are not noise of the seed."""
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
 def _bootstrap(d: np.ndarray) -> tuple[float, float]:
@@ -66,7 +72,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     mean = float(v.mean())
     if len(v) < 2:
         return mean, -math.inf, math.inf
-    if np.all(v == v[0]):
+    if all_equal(v):
         return mean, mean, mean
     ends = stats.ttest_1samp(v, 0.0).confidence_interval(LEVEL)
     return mean, float(ends.low), float(ends.high)
@@ -75,7 +81,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 def p_value(values: Sequence[float]) -> float:
     """Return the p-value of Student's t-test that the mean is 0."""
     v = np.asarray(values, float)
-    if np.all(v == v[0]):
+    if all_equal(v):
         return 1.0 if v[0] == 0 else 0.0
     return float(stats.ttest_1samp(v, 0.0).pvalue)
 

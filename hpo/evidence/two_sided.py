@@ -10,7 +10,7 @@ from scipy import stats
 
 from hpo.analysis.looks import runs_by_arm
 from hpo.analysis.snapshot import Snapshot, read_snapshot
-from hpo.analysis.statistics import LEVEL, paired
+from hpo.analysis.statistics import LEVEL, all_equal, paired
 from hpo.evidence.paired import final_score
 from hpo.storage.attributes import ARM, FIXED_VALUES, SPEC
 from hpo.storage.retry import OpenStorage
@@ -91,7 +91,7 @@ def compare_runs(a: Runs, b: Runs) -> TwoSided | None:
 def welch(a: Sequence[float], b: Sequence[float]) -> TwoSided:
     """Return the difference of two means with Welch's interval and p-value."""
     difference = float(np.mean(b) - np.mean(a))
-    if np.ptp(a) == np.ptp(b) == 0:  # no variance: the seed causes no noise
+    if all_equal(np.asarray(a)) and all_equal(np.asarray(b)):  # no variance: the seed causes no noise
         return TwoSided((len(a), len(b)), difference, difference, difference, float(difference == 0), "Welch's t")
     result = stats.ttest_ind(b, a, equal_var=False)
     ends = result.confidence_interval(LEVEL)

@@ -48,6 +48,15 @@ def test_pairs_that_differ_by_the_same_have_an_interval_of_no_width(values: list
     assert found.p == (1.0 if values[0] == 0 else 0.0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_pairs_that_differ_by_the_same_but_for_rounding_have_an_interval_of_no_width() -> None:
+    values = [0.04 + seed / 1000 - (0.005 + seed / 1000) for seed in range(7)]
+    assert len(set(values)) > 1
+    found = paired(values)
+    assert found.low == found.high == found.mean == pytest.approx(0.035)
+    assert (found.p, p_value(values), interval(values)[1]) == (0.0, 0.0, interval(values)[2])
+
+
 def test_pairs_of_which_all_but_one_are_equal_have_an_interval() -> None:
     found = paired([0.0, 0.0, 0.0, 0.1])
     assert found.low < found.mean < found.high
