@@ -82,11 +82,24 @@ def _effects(move: Move) -> Iterator[str]:
     for field, kinds in (("n_embd", ("mup", "completep")), ("n_layer", ("completep",))):
         if not move.resizes(field):
             continue
-        if kind in kinds:
+        if kind in kinds and field == "n_embd" and (heads := _other_heads(move)):
+            yield heads
+        elif kind in kinds:
             yield f"model.{field}: carries over by construction, with model.parametrization {kind}"
-            continue
-        remedy = "" if kind is None else f"; a search with model.parametrization {kinds[-1]} finds one that does"
-        yield f"optimizer.lr does not carry over to another model.{field}, and only the rule fitted changes it{remedy}"
+        else:
+            remedy = "" if kind is None else f"; a search with model.parametrization {kinds[-1]} finds one that does"
+            rule = "only the rule fitted changes it"
+            yield f"optimizer.lr does not carry over to another model.{field}, and {rule}{remedy}"
+
+
+def _other_heads(move: Move) -> str:
+    """Return that a parametrization does not cover heads of another size, "" if they have the same size."""
+    found, goal = move.found.model, move.goal.model
+    size = found.n_embd // found.n_head
+    if goal.n_embd == size * goal.n_head:
+        return ""
+    remedy = f"set model.n_head={goal.n_embd // size}" if goal.n_embd % size == 0 else f"use a multiple of {size}"
+    return f"model.n_embd: carries over only with heads of {size} channels, as where it was found; {remedy}"
 
 
 def _horizon_line(move: Move) -> Iterator[str]:

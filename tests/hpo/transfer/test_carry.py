@@ -132,6 +132,13 @@ def test_another_width_carries_over_by_construction_only(
     assert line in capsys.readouterr().err
 
 
+def test_a_width_of_wider_heads_does_not_carry_over(capsys: pytest.CaptureFixture[str]) -> None:
+    best = exported({"model.parametrization": "mup", "model.base_width": 16})
+    trained(best, "model.n_embd=32", rule=None)
+    line = "model.n_embd: carries over only with heads of 8 channels, as where it was found; set model.n_head=4"
+    assert line in capsys.readouterr().err
+
+
 def test_what_no_study_found_is_trained_without_a_note_and_takes_rules(capsys: pytest.CaptureFixture[str]) -> None:
     Path("own.yaml").write_text(config_text(tiny(), {}))
     tree = trained(Path("own.yaml"), f"run.tokens={4 * D0}")
