@@ -55,6 +55,7 @@ ASHA: dict[str, Any] = {
 }
 LR = "optimizer.lr"
 GPT: dict[str, Any] = {"space": {LR: {"choices": [1e-3, 2e-3, 3e-3, 4e-3]}}}
+PROBED: dict[str, Any] = {**GPT, "probe": {"rungs": [2], "share": 0.1}, "pruner": {"name": "median"}}
 
 
 def base(values: Mapping[str, Any] | None = None) -> Any:
@@ -336,5 +337,6 @@ def check_curve(scene: Scene, trial: Any) -> None:
         return
     assert (found, trial.values) == (curve, [curve[RUNGS]])
     rows = list(read_metrics(scene.out / NAME / "trials" / f"{trial.number:04d}" / "metrics.jsonl"))
-    told = [(row["rung"], row["val_loss"]) for row in rows]
+    probed = {row["rung"] for row in rows if "probe_val_loss" in row}  # their lines follow the ones without a probe
+    told = [(row["rung"], row["val_loss"]) for row in rows if (row["rung"] in probed) == ("probe_val_loss" in row)]
     assert told == list(curve.items()), f"trial {trial.number}: {told} instead of {curve}"

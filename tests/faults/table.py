@@ -19,7 +19,7 @@ import optuna_dashboard
 from hpo.queue.compatibility import PROTOCOL_VERSION
 from hpo.storage.store import open_store
 from hpo.storage.studies import study_ids
-from tests.faults.scene import ASHA, GPT, NAME, PLANTED, RUNGS, TRIALS, Scene
+from tests.faults.scene import ASHA, GPT, NAME, PLANTED, PROBED, RUNGS, TRIALS, Scene
 from tests.support.disk import small_disk
 from tests.support.fork_server import SERVER
 from tests.support.wsgi import Answer
@@ -502,6 +502,7 @@ FAULTS = [
     Fault("worker killed before its first report", kill_at("first_report"), LOST),
     Fault("worker killed between a report and its checkpoint", kill_at("report"), LOST),
     Fault("worker killed between rungs", kill_at("checkpoint", GPT), LOST),
+    Fault("worker killed inside a cool-down probe", kill_at("probing", PROBED), LOST),
     Fault("worker killed between claim and trial", kill_at("claimed"), LOST),
     Fault("worker killed in the transaction that creates a trial", kill_at("created"), LOST),
     Fault("worker killed in the transaction that ends a trial", kill_at("end"), LOST),

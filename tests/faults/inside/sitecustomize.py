@@ -66,6 +66,17 @@ def checkpoint():
     after(checkpoints, "save_checkpoints", lambda runs, lane, config, folder, rung, best: rung == 2)
 
 
+def probing():
+    """Die inside a cool-down probe, after some of its updates."""
+    from model.optim.schedule import CoolDown
+    from model.train.trainer import Trainer
+
+    def cools_down(self, table, live):
+        return any(isinstance(run.schedule, CoolDown) for run in self.runs.values())
+
+    after(Trainer, "_train_on", cools_down)
+
+
 def completing():
     """Die after the checkpoint of the last rung, before the trial ends."""
     from hpo.worker.executor import TrialExecutor
