@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 
 from hpo.config.yaml import dump_yaml
 from hpo.runs.command_files import FILES, OUTPUT, TrialPlace, reports_file, stop_file
+from hpo.runs.command_lane import CommandLane
 from hpo.runs.command_process import GRACE_S, CommandProcess
 from hpo.runs.command_reports import FileReader, PatternReader, Row, RungCounter
 from hpo.runs.run_dir import set_aside_folder, write_file, writing
@@ -25,19 +25,6 @@ from model.section import flat
 TICK_S = 1.0  # seconds after which an iteration ends without a report, so that a worker sees requests and limits
 POLL_S = 0.05  # seconds between two looks at the files that a script writes
 FINISH_S = 600.0  # seconds that a script may run after its last value
-COOPERATIVE = "cooperative"  # key of the line with which a script says that it calls `should_stop`
-
-
-@dataclass
-class _Lane:
-    """One process, which starts with the first iteration, and where its reports come from."""
-
-    config: BaseModel
-    place: TrialPlace
-    counter: RungCounter
-    process: CommandProcess | None = None
-    readers: list[FileReader] = field(default_factory=list)
-    started_at: float = 0.0
 
 
 class CommandRuns:
@@ -48,7 +35,7 @@ class CommandRuns:
     ) -> None:
         """Prepare one lane for each configuration. stopping: whether the worker was asked to stop."""
         self._plan, self._stopping = plan, stopping
-        self._lanes: dict[int, _Lane] = {}
+        self._lanes: dict[int, CommandLane] = {}
         self._places: dict[int, TrialPlace] = {}
         self._changed = threading.Event()
         self._configs = dict(enumerate(configs))
@@ -69,7 +56,7 @@ class CommandRuns:
         try:
             with suppress(OSError):
                 stop_file(reports_file(found.place)).touch()
-            if not (self._cooperates(found) and found.process.wait(GRACE_S)):
+            if not (found.cooperates and found.process.wait(GRACE_S)):
                 found.process.terminate()
                 found.process.wait()
         finally:  # a second signal
@@ -81,17 +68,33 @@ class CommandRuns:
         if found is not None and found.process is not None:
             found.process.kill()
 
-    def close(self) -> None:
-        """End all processes, each with the grace period, in which a script may save its state."""
-        processes = [found.process for lane in list(self._lanes) if (found := self._drop(lane)) and found.process]
+    def rest(self) -> Iterator[tuple[int, Row]]:
+        """End all processes, each with the grace period, in which a script may save its state.
+
+        Yield (lane, metrics) for each rung that was reported before that and not yielded yet. The state that a script
+        has saved may be past it, so that the next attempt would not report it again.
+        """
+        lanes = dict(self._lanes)
+        processes = [lane.process for lane in lanes.values() if lane.process is not None]
         try:
-            for process in processes:
-                process.terminate()
+            for lane in lanes.values():
+                lane.terminate()
             for process in processes:
                 process.wait()
-        finally:
+        finally:  # a second signal
             for process in processes:
                 process.kill()
+        for number, lane in lanes.items():
+            lane.read_to_end()
+            while (row := lane.next_row()) is not None:
+                yield number, row
+
+    def close(self) -> None:
+        """End all processes and drop what they have reported."""
+        for _ in self.rest():
+            pass
+        for lane in list(self._lanes):
+            self._drop(lane)
 
     def save(self, lane: int, folder: Path) -> None:
         """Save nothing: only the script knows its state."""
@@ -110,12 +113,12 @@ class CommandRuns:
         assert found.process is not None
         deadline = time.monotonic() + FINISH_S
         while not found.process.wait(POLL_S):
-            self._read(found)
+            found.read()
             if found.counter.exceeded:
                 return found.counter.exceeded
             if time.monotonic() > deadline:
                 raise TimeoutError(f"it did not end in {FINISH_S:.0f} s")
-        if found.process.status != 0:
+        if found.process.status != 0 and not found.stopped:
             raise found.process.failure("")
         return None
 
@@ -136,14 +139,14 @@ class CommandRuns:
                 failed[lane] = error
         return failed
 
-    def _start(self, config: BaseModel, place: TrialPlace) -> _Lane:
+    def _start(self, config: BaseModel, place: TrialPlace) -> CommandLane:
         plan, files, reports = self._plan, place.folder / FILES, reports_file(place)
         with writing(files):
             files.mkdir(parents=True, exist_ok=True)
             for old in (reports, stop_file(reports)):
                 old.unlink(missing_ok=True)
         values, words, env = self._filled(config, place)
-        lane = _Lane(config, place, RungCounter(plan, place.rung), started_at=time.monotonic())
+        lane = CommandLane(config, place, RungCounter(plan, place.rung), started_at=time.monotonic())
         lane.readers.append(FileReader(reports, "step", lane.counter.add))
         on_line = None
         if plan.metric is not None and plan.metric.file is not None:
@@ -196,7 +199,7 @@ class CommandRuns:
         deadline = time.monotonic() + TICK_S
         while not self._stopping():
             self._changed.clear()
-            found = {lane: report for lane, run in self._lanes.items() if (report := self._next_report(run))}
+            found = {lane: report for lane, run in self._lanes.items() if (report := run.next_report())}
             for lane in [lane for lane, report in found.items() if isinstance(report, Exception)]:
                 self._drop(lane)
             if found or time.monotonic() >= deadline:
@@ -204,31 +207,6 @@ class CommandRuns:
             self._changed.wait(POLL_S)
         return {}
 
-    def _next_report(self, lane: _Lane) -> Row | Exception | None:
-        assert lane.process is not None
-        ended = lane.process.ended  # before the files are read, so that nothing is missed
-        self._read(lane)
-        row = lane.counter.pop()
-        if row is None and ended:
-            for reader in lane.readers:
-                reader.end()
-            if lane.process.status == 0:
-                lane.counter.end()
-            row = lane.counter.pop()
-        if row is not None:
-            seconds = lane.place.seconds + time.monotonic() - lane.started_at
-            return {"rung": row["rung"], **row, "seconds": round(seconds, 3)}
-        return lane.process.failure(lane.counter.expected()) if ended else None
-
-    @staticmethod
-    def _read(lane: _Lane) -> None:
-        for reader in lane.readers:
-            reader.read()
-
-    @staticmethod
-    def _cooperates(lane: _Lane) -> bool:
-        return COOPERATIVE in lane.readers[0].marks
-
-    def _drop(self, lane: int) -> _Lane | None:
+    def _drop(self, lane: int) -> CommandLane | None:
         self._configs.pop(lane, None)
         return self._lanes.pop(lane, None)

@@ -12,7 +12,7 @@ The pack is an object with the methods of `Runs`. `build_runs` creates it from t
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -20,6 +20,7 @@ from hpo.config.importer import import_target
 from hpo.errors import Problem, user_code
 from hpo.runs.command import CommandRuns
 from hpo.runs.command_files import TrialPlace
+from hpo.runs.generators import GeneratorReport, GeneratorRuns
 from hpo.study.command import CommandPlan
 
 RungReports = tuple[int, dict[int, Any]]  # rung, and by lane what the run reports: see `parse_report`
@@ -73,6 +74,11 @@ class GuardedRuns:
         if isinstance(self.runs, CommandRuns):
             self.runs.assign(lane, place)
 
+    def rest(self) -> Iterator[tuple[int, Any]]:
+        """End the processes of commands; yield (lane, metrics) for each rung that they had reported before."""
+        if isinstance(self.runs, CommandRuns):
+            yield from self.runs.rest()
+
     def close(self) -> None:
         """End the processes of the runs that are left."""
         if isinstance(self.runs, CommandRuns):
@@ -106,80 +112,6 @@ class GuardedRuns:
             yield reports
 
 
-class GeneratorRuns:
-    """Runs of a user's training function. One generator per lane; each iteration takes one report from each."""
-
-    def __init__(self, train: Any, configs: Sequence[BaseModel]) -> None:
-        self.train = train
-        self.generators: dict[int, Iterator[tuple[int, Any]]] = {}
-        for lane, config in enumerate(configs):
-            self.start(lane, config)
-
-    def start(self, lane: int, config: BaseModel) -> None:
-        self.generators[lane] = iter(self.train(config))
-
-    def stop(self, lane: int) -> None:
-        close_generator(self.generators.pop(lane, None))
-
-    def finish(self, lane: int) -> int | None:
-        """Run the code after the last `yield` that is used; return the next rung if the function yields again.
-
-        Raises:
-            Exception: The exception of the training function.
-        """
-        try:
-            return _checked_item(next(self.generators[lane]))[0]
-        except StopIteration:
-            return None
-
-    def save(self, lane: int, folder: Path) -> None:
-        """Save nothing, because only the user's function knows its state. An interrupted trial starts again."""
-
-    def resume(self, lane: int, folder: Path) -> int:
-        raise ValueError("a training function of the user has no checkpoints, so its trial starts again")
-
-    def __iter__(self) -> Iterator[RungReports]:
-        while self.generators:
-            reports: dict[int, Any] = {}
-            rung = 0
-            for lane, generator in list(self.generators.items()):
-                try:
-                    with user_code():
-                        item = next(generator, _END)
-                    if item is _END:
-                        del self.generators[lane]
-                        continue
-                    rung, value = _checked_item(item)
-                    reports[lane] = _GeneratorReport(rung, value)
-                except Exception as error:  # `parse_report` raises it, so that the other lanes continue
-                    reports[lane] = error
-            if reports:
-                yield rung, reports
-
-
-_END = object()  # next() returns it after the last report of a generator
-
-
-def close_generator(generator: object) -> None:
-    """Close a generator, so that its `finally` blocks run. Other iterators need no end."""
-    close = getattr(generator, "close", None)
-    if close is not None:
-        close()
-
-
-class _GeneratorReport(NamedTuple):
-    """What a user's generator has yielded."""
-
-    rung: int
-    value: Any  # the objective, or metrics
-
-
-def _checked_item(item: Any) -> tuple[int, Any]:
-    if not isinstance(item, tuple) or len(item) != 2 or type(item[0]) is not int or item[0] < 1:
-        raise TypeError(f"a training function must yield (rung, value), rung = 1, 2, ..., got {item!r}")
-    return item
-
-
 def parse_report(report: Any, objective: str) -> tuple[int, float, dict[str, Any]]:
     """Return rung, value of the objective and all metrics from the report of one run.
 
@@ -189,7 +121,7 @@ def parse_report(report: Any, objective: str) -> tuple[int, float, dict[str, Any
     """
     if isinstance(report, Exception):
         raise report
-    if not isinstance(report, _GeneratorReport):
+    if not isinstance(report, GeneratorReport):
         metrics = _as_dict(report)
         return int(metrics["rung"]), _objective(metrics, objective), metrics
     rung, value = report

@@ -84,6 +84,7 @@ class PackRunner(Lanes):
             if self.is_command:
                 self._check_commands()
             if should_stop():
+                self._report_rest()
                 return
             refill()
             self._fill_lanes()
@@ -91,6 +92,12 @@ class PackRunner(Lanes):
             self._start_timeout()
         for trial in list(self.lanes.values()):
             self.executor.end(trial, TrialState.FAIL, "error", "the training function ended before its last rung")
+
+    def _report_rest(self) -> None:
+        """End the commands and report the rungs that they reach until then, so that no reported rung is lost."""
+        for lane, metrics in self.runs.rest():
+            if lane in self.lanes and self._report(lane, self.lanes[lane], metrics):
+                del self.lanes[lane]
 
     def _start_timeout(self) -> None:
         limit = self.study.file.limits.seconds

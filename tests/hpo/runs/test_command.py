@@ -300,6 +300,39 @@ time.sleep(600)
     assert (tmp_path / "files" / "checkpoint").read_text() == "saved"
 
 
+def test_rungs_reported_before_a_stop_are_not_lost(tmp_path: Path) -> None:
+    script = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+for step in (10, 20, 30, 40):
+    print(f"step {step}: train loss 1 val loss {step}", flush=True)
+time.sleep(600)
+"""
+    runs = CommandRuns(plan(script), [config()])
+    runs.assign(0, TrialPlace("planted", 0, 1, tmp_path))
+    reports = iter(runs)
+    while not (first := next(reports)[1]):
+        pass
+    assert [first[0]["val_loss"], *(row["val_loss"] for _, row in runs.rest())] == [10, 20, 30, 40]
+    assert runs.finish(0) is None
+    runs.close()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_last_value_before_a_stop_is_not_the_result_of_a_run_without_steps(tmp_path: Path, code: int) -> None:
+    script = f"""
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))
+print("val loss 3", flush=True)
+time.sleep(600)
+"""
+    runs = CommandRuns(plan(script, metric={"pattern": r"val loss (?P<val_loss>\S+)"}, steps=None), [config()])
+    runs.assign(0, TrialPlace("planted", 0, 1, tmp_path))
+    assert next(iter(runs)) == (0, {})
+    assert list(runs.rest()) == []
+    runs.close()
+
+
 def test_script_that_asks_should_stop_ends_by_itself(tmp_path: Path) -> None:
     script = """
 import hpo, time

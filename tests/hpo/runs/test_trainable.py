@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hpo.errors import Problem
-from hpo.runs.trainable import GeneratorRuns, build_runs, parse_report
+from hpo.runs.generators import GeneratorRuns
+from hpo.runs.trainable import build_runs, parse_report
 from tests.support.command import ROOT, hpo, run_in_process
 
 MODULE = """

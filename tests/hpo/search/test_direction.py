@@ -312,7 +312,7 @@ def test_a_seed_is_not_searched_by_a_new_study(here: Path, field: str) -> None:
 
 SAVING = """
 
-from hpo.runs.trainable import GeneratorRuns
+from hpo.runs.generators import GeneratorRuns
 
 
 class Run(BaseModel):
