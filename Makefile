@@ -11,7 +11,7 @@ PIP_OPTIONS := --quiet --no-compile
 # Tests start many interpreters, so compiled modules are written even where the environment forbids it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: launch test suite exhaustive generated evidence lint docs site bench gpu gpu-wheels replay replay-full chaos clean
+.PHONY: launch test suite exhaustive generated evidence integrations lint docs site bench gpu gpu-wheels replay replay-full chaos clean
 
 launch: .venv/.installed
 	$(BIN)/hpo launch --study $(STUDY) --workers $(WORKERS)
@@ -33,6 +33,11 @@ exhaustive: .venv/.installed-dev
 # Error rates of the verdicts on hundreds of synthetic studies with a known effect; writes docs/evidence.md.
 evidence: .venv/.installed-dev
 	HPO_EVIDENCE=docs/evidence.md $(BIN)/pytest -q -m evidence tests/evidence
+
+# The programs that hpo works with but does not need: trackers, transformers, Slurm. They have an environment of their own,
+# because they may need other versions of what hpo needs, and the search must pass its tests without them.
+integrations: .venv-integrations/.installed
+	.venv-integrations/bin/pytest -q -m integrations tests/integrations
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
@@ -79,7 +84,7 @@ chaos: .venv/.installed-dev
 	PYTHONPATH=. $(BIN)/python -m tests.faults.chaos --minutes $(MINUTES)
 
 clean:
-	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-integrations site .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -92,3 +97,8 @@ clean:
 .venv/.installed-dev: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install $(PIP_OPTIONS) -e '.[dev]'
 	touch .venv/.installed $@
+
+.venv-integrations/.installed: pyproject.toml
+	test -x .venv-integrations/bin/python || $(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/python -m pip install $(PIP_OPTIONS) -e '.[integrations]'
+	touch $@

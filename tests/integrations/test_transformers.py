@@ -1,4 +1,4 @@
-"""A Hugging Face Trainer as the command of a study. Runs where transformers and accelerate are installed."""
+"""A Hugging Face Trainer as the command of a study."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from hpo.config.yaml import dump_yaml
 from hpo.runs.metrics import read_metrics
 from tests.support.command import hpo
 
-pytestmark = [pytest.mark.transformers, pytest.mark.exhaustive]
+pytestmark = pytest.mark.integrations
 
 SCRIPT = """
 import argparse, os
@@ -51,8 +51,6 @@ print("ended at step", trainer.state.global_step)
 
 
 def test_trainer_reports_its_evaluations_and_stops_when_it_is_pruned(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
     (tmp_path / "run.py").write_text(SCRIPT)
     study = {
         "command": [sys.executable, "run.py", "--learning_rate={lr}", "--output_dir={dir}/checkpoint"],
@@ -79,8 +77,9 @@ def test_trainer_reports_its_evaluations_and_stops_when_it_is_pruned(tmp_path: P
     assert "ended at step" in (tmp_path / "runs/trainer/trials/0002/output.log").read_text()
 
 
-def test_callback_without_a_search_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    transformers = pytest.importorskip("transformers")
+def test_callback_without_a_search_changes_nothing() -> None:
+    import transformers
+
     from hpo.integrations.transformers import HpoCallback
 
     control, state = transformers.TrainerControl(), transformers.TrainerState()
