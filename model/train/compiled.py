@@ -4,6 +4,7 @@ A function is traced once for the shapes of its arguments, and torch's compiler,
 stored in the cache folder, where all processes of the machine find it.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ def compile_graph(function: Graph, arguments: Sequence[Tensor]) -> Graph:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     folder = cache_root() / "compiled" / f"{torch.get_num_threads()}-threads"  # the code contains their number
+    # One C++ program calls all kernels and is compiled with them. On a GPU a CUDA graph replaces the caller.
+    on_cpu = all(tensor.device.type == "cpu" for tensor in arguments)
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     with mode:  # tensors without memory, and no two share it: torch would copy arguments that may overlap
         examples: list[Any] = [_like(tensor) for tensor in arguments]
@@ -43,7 +46,12 @@ def compile_graph(function: Graph, arguments: Sequence[Tensor]) -> Graph:
         # Locked, because the other workers of a study wait for the code of the first one.
         try:
             compiled: Graph = standalone_compile(
-                trace, examples, dynamic_shapes="from_example_inputs", fake_mode=mode, donate_graph_module=True
+                trace,
+                examples,
+                dynamic_shapes="from_example_inputs",
+                options={"config_patches": {"cpp_wrapper": on_cpu}},
+                fake_mode=mode,
+                donate_graph_module=True,
             )
         except InductorError as error:
             reason = str(error).strip().partition("\n")[0]
@@ -62,11 +70,15 @@ def _ordered_sums() -> Iterator[None]:
     from torch._inductor import decomposition
 
     operator = torch.ops.aten.embedding_dense_backward.default
+    logger = logging.getLogger("torch._inductor.ir")  # warns of the detour by which C++ calls this kernel
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     rule = decomposition.decompositions.pop(operator)
     decomposition.fast_random_decomps.cache_clear()  # copies of the table
     try:
         yield
     finally:
+        logger.setLevel(level)
         decomposition.decompositions[operator] = rule
         decomposition.fast_random_decomps.cache_clear()
 
