@@ -147,11 +147,16 @@ def print_record(fields: Mapping[str, Any], format: Format) -> None:
         leaves = _columns(fields)
         if format is Format.csv:
             _print_csv(list(leaves), [leaves])
-            return
-        names = [printable(key, keep="") for key in leaves]
-        width = max(map(len, names), default=0)
-        for name, value in zip(names, leaves.values(), strict=True):
-            show(f"{name:{width}}  {format_value(value)}")
+        elif leaves:
+            show(record_text(fields))
+
+
+def record_text(fields: Mapping[str, Any]) -> str:
+    """Return one record as text, one field per line."""
+    leaves = _columns(fields)
+    names = [printable(key, keep="") for key in leaves]
+    width = max(map(len, names), default=0)
+    return "\n".join(f"{name:{width}}  {format_value(v)}" for name, v in zip(names, leaves.values(), strict=True))
 
 
 def format_value(value: Any) -> str:

@@ -80,10 +80,16 @@ def objective_column(snapshot: Snapshot) -> str:
     return f"value.{snapshot.objective}" if COLUMNS.fullmatch(snapshot.objective) else snapshot.objective
 
 
-def trial_row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
-    """Return one row of the table that `hpo trials` prints."""
+def trial_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Return the rows of the table that `hpo trials` prints."""
+    # The user's configuration may have a field with the name of a column.
+    return [with_columns(trial_columns(snapshot, t), t.params, "params") for t in snapshot.trials]
+
+
+def trial_columns(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
+    """Return the columns of a trial in every table of trials: its state and its result."""
     value = trial_value(trial)
-    columns = {
+    return {
         "number": trial.number,
         "state": trial_status(snapshot, trial),
         "kind": trial.user_attrs.get("kind", "search"),
@@ -92,8 +98,6 @@ def trial_row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
         **({"sigmas": sigmas(snapshot.noise, trial, value)} if snapshot.noise else {}),
         "seconds": trial.duration.total_seconds() if trial.duration else None,
     }
-    # The user's configuration may have a field with the name of a column.
-    return with_columns(columns, trial.params, "params")
 
 
 def best_summary(snapshot: Snapshot) -> str:

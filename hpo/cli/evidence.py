@@ -1,6 +1,7 @@
 """The commands that test a result with new runs: paired comparisons on seeds that the search did not use."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -98,10 +99,11 @@ def confirm(
     With --tokens, the runs are longer or shorter than those of the search. The command prints what does not carry over
     to that length. The rule of --rule applies to the trials and to the baseline.
     """
-    from hpo.evidence.confirm import ConfirmRequest, run_confirmation
+    from hpo.evidence.confirm import ConfirmRequest, conclude_confirmation, run_confirmation
 
     request = ConfirmRequest(study, top, seeds, tokens, name, None if test is None else test.value, sequential, rule)
-    exit_with(run_confirmation(request, run.launch_options(overrides=overrides or []), format))
+    options = run.launch_options(overrides=overrides or [])
+    exit_with(run_confirmation(request, options, partial(conclude_confirmation, format=format)))
 
 
 @evidence_commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo ablate --study beta2_sweep --workers 4")

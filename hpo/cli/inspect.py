@@ -60,12 +60,11 @@ def trials(
 ) -> None:
     """List the trials of a study."""
     from hpo.analysis.snapshot import read_snapshot
-    from hpo.analysis.summary import trial_row
+    from hpo.analysis.summary import trial_rows
     from hpo.console import print_records
 
     with open_to_read(storage) as store:
-        snapshot = read_snapshot(store, study)
-        print_records([trial_row(snapshot, trial) for trial in snapshot.trials], format)
+        print_records(trial_rows(read_snapshot(store, study)), format)
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo show 7")
@@ -136,10 +135,12 @@ def best(
     format: OutputFormat = Format.table,
 ) -> None:
     """Show the best trial of a study."""
-    from hpo.commands.best import show_best
+    from hpo.analysis.snapshot import read_snapshot
+    from hpo.commands.best import best_record
+    from hpo.console import print_record
 
     with open_to_read(storage) as store:
-        show_best(store, study, by, format)
+        print_record(best_record(read_snapshot(store, study), by), format)
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo export -o best.yaml")
@@ -217,7 +218,7 @@ def report(
     """
     from hpo.report.build import ReportFiles, write_report
 
-    write_report(storage_url(storage), study, out, ReportFiles(html, pdf, csv, json), publish)
+    say("\n".join(write_report(storage_url(storage), study, out, ReportFiles(html, pdf, csv, json), publish).lines()))
 
 
 @inspect_commands.command(rich_help_panel=INSPECT, epilog="Example: hpo dashboard --port 8080")

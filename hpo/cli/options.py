@@ -1,6 +1,5 @@
 """Options and arguments that several commands share, and the conversions of their values."""
 
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hpo.config.outputs import output_problem
 from hpo.console import Format, command_line, say
 from hpo.errors import Problem
 from hpo.runs.resources import AUTO_PACK
@@ -34,26 +34,10 @@ def output_file(path: Path | None) -> Path | None:
     Raises:
         typer.BadParameter: the path cannot be written, or it is a file that no command should replace.
     """
-    if valid_path(path) is None or path is None or not path.exists():
-        return path
-    if not path.is_file():
-        kind = "folder" if path.is_dir() else "device"
-        raise typer.BadParameter(f"must be the name of a file, got the {kind} {str(path)!r}")
-    with suppress(OSError), path.open("rb") as file:
-        text = file.read(2**20)
-        if text.startswith(b"SQLite format 3"):
-            raise typer.BadParameter(f"must not replace the database {str(path)!r}; use another name")
-        settings = path.suffix in (".yaml", ".yml") or _STUDY_KEYS.search(text)
-        if settings and text.strip() and not _EXPORTED.search(text):
-            raise typer.BadParameter(
-                f"must be a new file or the result of an earlier export, got {str(path)!r}, which may be a study file; "
-                "use another name"
-            )
+    if valid_path(path) is not None and path is not None and (problem := output_problem(path)):
+        raise typer.BadParameter(problem)
     return path
 
-
-_STUDY_KEYS = re.compile(rb"^(space|arms|claims|base):", re.MULTILINE)
-_EXPORTED = re.compile(rb"^provenance:", re.MULTILINE)
 
 StudyName = Annotated[
     str | None, typer.Option(help="Name of the study. Can be omitted if the storage holds exactly one study.")
@@ -180,16 +164,7 @@ def storage_url(options: StorageOptions) -> str:
         Problem: both options are given.
         StorageError: the text cannot be a URL or the name of a file, or the file of the URL cannot be read.
     """
-    from hpo.errors import Problem, StorageError
-    from hpo.storage.url import (
-        default_url,
-        has_no_password,
-        masked_url,
-        normalise_url,
-        others_can_read,
-        read_url_file,
-        sqlite_file,
-    )
+    from hpo.storage.url import checked_url, has_no_password, others_can_read, read_url_file
 
     storage = options.storage
     if (file := options.storage_file) is not None:
@@ -199,17 +174,7 @@ def storage_url(options: StorageOptions) -> str:
         if not has_no_password(storage) and others_can_read(file):
             remedy = command_line("chmod", "600", file)
             say(f"warning: other users can read the password in {file}; `{remedy}` hides it")
-    url = default_url(storage)
-    try:
-        url.encode()
-        if file := sqlite_file(normalise_url(url)):
-            file.is_file()
-    except StorageError:
-        return url  # opening the storage raises the same error
-    except (OSError, ValueError) as error:  # the name is too long, or its bytes are not UTF-8
-        reason = error.strerror if isinstance(error, OSError) else "must be text in UTF-8"
-        raise StorageError(f"storage: {reason}, got {masked_url(url)!r:.60}") from None
-    return url
+    return checked_url(storage)
 
 
 def open_to_read(storage: StorageOptions) -> Any:

@@ -1,16 +1,23 @@
 """`hpo best`: the best trial of a study, by one of its objectives."""
 
+from typing import Any
+
 from hpo.analysis.front import best_by, objective_value, objectives_of
-from hpo.analysis.snapshot import read_snapshot
+from hpo.analysis.snapshot import Snapshot
 from hpo.commands.show import trial_record
-from hpo.console import Format, print_record, with_columns
-from hpo.storage.retry import OpenStorage
+from hpo.console import with_columns
 
 
-def show_best(store: OpenStorage, study: str | None, by: str | None, format: Format) -> None:
-    """Print the best trial of a study; by: the objective that decides, where the study has several."""
-    snapshot = read_snapshot(store, study)
-    trial = best_by(snapshot, by)
+def best_record(snapshot: Snapshot, by: str | None, option: str = "--by") -> dict[str, Any]:
+    """Return the record of the best trial of a study.
+
+    by: the objective that decides, where the study has several. option: the name of `by` in messages.
+
+    Raises:
+        NothingFeasible: no trial is complete.
+        Problem: `by` is not an objective of the study, or it is None and the study has several.
+    """
+    trial = best_by(snapshot, by, option)
     record = trial_record(snapshot, trial.number)
     others = {name: objective_value(snapshot, trial, name) for name in objectives_of(snapshot)[1:]}
-    print_record(with_columns(record, others, "objectives") if others else record, format)
+    return with_columns(record, others, "objectives") if others else record

@@ -8,7 +8,7 @@ from hpo.errors import Problem
 from hpo.study.command_checks import command_notes
 from hpo.study.harmful_pairs import harmful_pairs
 from hpo.study.load import load_study
-from hpo.study.names import name_problem
+from hpo.study.names import check_name
 
 
 def check_file(name: str, overrides: Sequence[str]) -> str:
@@ -25,8 +25,7 @@ def check_file(name: str, overrides: Sequence[str]) -> str:
     study = load_study(name, overrides)
     if study.objections:
         raise Problem(*study.objections)
-    if problem := name_problem(study.name):
-        raise Problem(f"{study.source}: the name of the file {problem}, got {study.name!r:.60}; rename the file")
+    check_name(study.name, study.source)
     arms, n = study.file.arms, len(study.file.space)
     contents = (
         f"{n} hyperparameter{'s' * (n != 1)}" if arms is None else f"{len(arms)} arms x {len(study.file.seeds)} seeds"

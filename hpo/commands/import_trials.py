@@ -8,6 +8,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import ValidationError
 
+from hpo.commands.create import create_study
 from hpo.config.validation import error_messages
 from hpo.console import command_line
 from hpo.errors import Problem
@@ -15,16 +16,14 @@ from hpo.foreign.study_text import study_text
 from hpo.foreign.sweep_command import study_name
 from hpo.foreign.trials import ForeignTrial, ForeignTrials, open_optuna, optuna_trials, read_csv, space_of
 from hpo.optuna_internals.objects import get_study_id
-from hpo.queue.registry import load_stored_study, register_study
+from hpo.queue.registry import load_stored_study
 from hpo.queue.stored_study import StoredStudy
-from hpo.runs.datasets import describe_data
 from hpo.search.space import params_in_range
 from hpo.storage.attributes import FORKED, IMPORTED
 from hpo.storage.locks import creation_lock
 from hpo.storage.store import Store
 from hpo.storage.studies import study_ids
 from hpo.study.load import load_study
-from hpo.study.names import name_problem
 from hpo.study.spec import Study, StudyFile
 from hpo.study.stored import study_from_spec
 from model.section import flat
@@ -114,10 +113,7 @@ def _stored(store: Store, name: str) -> StoredStudy:
     study = load_study(name)
     if study.file.arms is not None:
         raise Problem(f"{study.source}: must be a search to import trials, got a study of arms")
-    if problem := name_problem(study.name):
-        raise Problem(f"{study.source}: the name of the file {problem}, got {study.name!r:.60}; rename the file")
-    data_hash, anchors = describe_data(study.base)
-    return register_study(store, study, data_hash, anchors)
+    return create_study(store, study)
 
 
 def _add(stored: StoredStudy, found: ForeignTrials, name: str) -> list[str]:

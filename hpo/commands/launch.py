@@ -25,24 +25,46 @@ from hpo.storage.attributes import BUDGET, LADDER_OF, SPEC
 from hpo.storage.engine import open_readonly
 from hpo.storage.studies import study_attrs, study_ids
 from hpo.study.load import load_study
-from hpo.study.names import name_problem
+from hpo.study.names import check_name, name_problem
 from hpo.study.places import at_places
 from hpo.study.spec import Study, seed_path
 from hpo.study.stored import study_from_spec
 
 
 def launch_study(options: LaunchOptions) -> int:
-    """Run a study to the end of its budget, and confirm its best trial if requested; return the exit status."""
-    study = find_stored_study(options) or load_study(options.study, options.overrides, options.budget, options.seed)
-    # A study of an earlier version may have another name.
-    if (problem := name_problem(study.name)) and SPEC not in _stored_attrs(options.storage, study.name):
-        raise Problem(f"{study.source}: the name of the file {problem}, got {study.name!r:.60}; rename the file")
+    """Run the study that the options name to the end of its budget and print its result; return the exit status."""
+    return launch(options, _requested_study(options))
+
+
+def _requested_study(options: LaunchOptions) -> Study:
+    """Return the study of a file, or a study that has no file here but is in the storage, such as one of `hpo fork`."""
+    stored = None if _has_file(options.study) else stored_study(options)
+    return stored or load_study(options.study, options.overrides, options.budget, options.seed)
+
+
+def _has_file(study: str) -> bool:
+    with suppress(Problem):
+        find_study(study)
+        return True
+    return False
+
+
+def launch(options: LaunchOptions, study: Study, on_finish: OnFinish | None = None) -> int:
+    """Run a study to the end of its budget, and confirm its best trial if requested; return the exit status.
+
+    on_finish: receives the result of the study and of its confirmation; None: the result is printed.
+
+    Raises:
+        Problem: an option or the study is not valid.
+    """
+    if name_problem(study.name) and SPEC not in _stored_attrs(options.storage, study.name):
+        check_name(study.name, study.source)  # a study of an earlier version may have another name
     if study.file.arms is not None and options.budget.get("trials") not in (None, study.file.budget.trials):
         raise Problem(f"--trials: must be omitted, because {study.name} has arms, and their runs are the budget")
     if options.confirm:
         _check_confirmable(study)
-    status = run_study(options, study, _conclusion(study))
-    return status if status or not options.confirm or options.dry_run else _confirm_best(options, study.name)
+    status = run_study(options, study, on_finish or _conclusion(study))
+    return status if status or not options.confirm or options.dry_run else _confirm_best(options, study.name, on_finish)
 
 
 def _conclusion(study: Study) -> OnFinish:
@@ -74,7 +96,7 @@ def _check_confirmable(study: Study) -> None:
         raise Problem(f"--confirm: must be used with baseline, which {study.source} does not have")
 
 
-def _confirm_best(options: LaunchOptions, name: str) -> int:
+def _confirm_best(options: LaunchOptions, name: str, on_finish: OnFinish | None) -> int:
     """Continue the confirmation of a search, or start a sequential one of its best trial; return the exit status."""
     with open_readonly(options.storage) as store:
         snapshot = read_snapshot(store, name)
@@ -85,17 +107,19 @@ def _confirm_best(options: LaunchOptions, name: str) -> int:
     if is_new and snapshot.kind(best_trial(snapshot)) == "baseline":
         say("no trial is better than the baseline, so there is nothing to confirm")
         return 0
-    from hpo.evidence.confirm import ConfirmRequest, run_confirmation  # imports scipy
+    from hpo.evidence.confirm import ConfirmRequest, conclude_confirmation, run_confirmation  # imports scipy
 
     request = ConfirmRequest(name, None, None, None, None, None, sequential=is_new)
-    return run_confirmation(request, replace(options, budget={}, overrides=(), seed=None, confirm=False), Format.table)
+    again = replace(options, budget={}, overrides=(), seed=None, confirm=False)
+    return run_confirmation(request, again, on_finish or conclude_confirmation)
 
 
-def find_stored_study(options: LaunchOptions) -> Study | None:
-    """Return a study that has no file here but is in the storage, such as a study of `hpo fork`; otherwise None."""
-    with suppress(Problem):
-        find_study(options.study)
-        return None
+def stored_study(options: LaunchOptions) -> Study | None:
+    """Return the study of this name in the storage, with the requested budget and places; None if there is none.
+
+    Raises:
+        Problem: the options change the definition of the study, or the code that it names is not permitted.
+    """
     attrs = _stored_attrs(options.storage, options.study)
     if SPEC not in attrs:
         return None
@@ -129,13 +153,22 @@ def conclude_search(snapshot: Snapshot, folder: Path, options: LaunchOptions, se
         f"{snapshot.name}: {ended} trials after {format_duration(seconds)}: {n['complete']} complete, "
         f"{n['pruned']} pruned, {n['failed']} failed{savings}"
     )
+    show("\n".join(result_lines(snapshot, save_best(snapshot, folder), options)))
+    return 0
+
+
+def save_best(snapshot: Snapshot, folder: Path) -> Path:
+    """Write the configuration of the best trial into the folder of a study; return the path of the file.
+
+    Raises:
+        NothingFeasible: no trial is complete.
+    """
     best = snapshot.best()
     if best is None:
         raise NothingFeasible(f"study {snapshot.name}: no trial is complete; `hpo trials` and `hpo show N` say why")
     path = folder / "best.yaml"
-    write_file(path, export_text(snapshot, best_trial(snapshot), UNCONFIRMED))
-    show("\n".join(result_lines(snapshot, path, options)))
-    return 0
+    write_file(path, export_text(snapshot, best, UNCONFIRMED))
+    return path
 
 
 def conclude_arms(snapshot: Snapshot, folder: Path, options: LaunchOptions, seconds: float) -> int:

@@ -140,9 +140,7 @@ def conclude_comparison(snapshot: Snapshot, seconds: float, print_result: Callab
         NothingFeasible: there was nothing to compare.
     """
     if not has_ended(snapshot):
-        n, total = trial_counts(snapshot)["complete"], sum(snapshot.slots.values())
-        say(f"{snapshot.name}: {n} of {total} runs are complete; the verdict is printed when all runs have ended")
-        say("\n".join(look_lines(snapshot)))
+        say("\n".join(progress_lines(snapshot)))
         return 0
     say(f"{snapshot.name}: finished after {format_duration(seconds)}")
     if not print_result():
@@ -150,3 +148,10 @@ def conclude_comparison(snapshot: Snapshot, seconds: float, print_result: Callab
             f"study {snapshot.name}: no two runs with the same seed are complete; `hpo trials` shows the reasons"
         )
     return 0
+
+
+def progress_lines(snapshot: Snapshot) -> list[str]:
+    """Return how many runs of a comparison are complete."""
+    n, total = trial_counts(snapshot)["complete"], sum(snapshot.slots.values())
+    text = f"{snapshot.name}: {n} of {total} runs are complete; the verdict is printed when all runs have ended"
+    return [text, *look_lines(snapshot)]

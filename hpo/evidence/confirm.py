@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from hpo.evidence.comparison import (
     full_length_base,
     search_study,
 )
-from hpo.evidence.confirm_verdicts import BASELINE, confirmation_table, confirmation_verdicts
+from hpo.evidence.confirm_verdicts import BASELINE, confirmation_lines, confirmation_table
 from hpo.evidence.length_rule import LengthRule
-from hpo.evidence.paired import compare_arms, scope_note
+from hpo.evidence.paired import compare_arms
 from hpo.launcher.options import LaunchOptions
-from hpo.launcher.supervisor import run_study
+from hpo.launcher.supervisor import OnFinish, run_study
 from hpo.queue.compatibility import check_engine_of_pairs
 from hpo.storage.attributes import FIXED_VALUES, SPEC
 from hpo.storage.engine import open_readonly
@@ -67,7 +66,7 @@ class ConfirmRequest:
     rule: Rule | None = None
 
 
-def run_confirmation(request: ConfirmRequest, options: LaunchOptions, format: Format) -> int:
+def run_confirmation(request: ConfirmRequest, options: LaunchOptions, on_finish: OnFinish) -> int:
     """Re-run the best trials of a search and its baseline on new seeds; return the exit status."""
     with open_readonly(options.storage) as store:
         snapshot = read_snapshot(store, request.study)
@@ -90,7 +89,7 @@ def run_confirmation(request: ConfirmRequest, options: LaunchOptions, format: Fo
                     "`--as NAME` starts another confirmation on new seeds"
                 )
     study = at_places(study, options.overrides)
-    return run_study(replace(options, study=name), study, partial(conclude_confirmation, format=format))
+    return run_study(replace(options, study=name), study, on_finish)
 
 
 def conclude_confirmation(
@@ -100,7 +99,7 @@ def conclude_confirmation(
 
     def print_result() -> bool:
         print_records(confirmation_table(snapshot), format)
-        say("\n".join(["", *confirmation_verdicts(snapshot), scope_note(snapshot)]))
+        say("\n".join(["", *confirmation_lines(snapshot)]))
         return any(arm.difference for arm in compare_arms(snapshot))
 
     return conclude_comparison(snapshot, seconds, print_result)

@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from hpo.analysis.snapshot import Snapshot
+from hpo.analysis.progress import has_ended
+from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.analysis.statistics import Paired
 from hpo.console import format_number
-from hpo.evidence.paired import ArmComparison, compare_arms, comparison_record
+from hpo.evidence.comparison import confirmation_name, progress_lines
+from hpo.evidence.paired import ArmComparison, compare_arms, comparison_record, scope_note
+from hpo.storage.retry import OpenStorage
 from hpo.study.stored import study_from_spec
 from model.section import flat
 
@@ -33,6 +36,24 @@ def confirmation_table(snapshot: Snapshot) -> list[dict[str, Any]]:
             record |= {metric: test["mean"], f"{metric} difference": test["difference"]}
         records.append(record)
     return records
+
+
+def confirmation_of(
+    store: OpenStorage, search: Snapshot, name: str | None
+) -> tuple[str, list[dict[str, Any]], list[str]]:
+    """Return name, table and verdicts of the confirmation of a search; name: as `--as` gives it.
+
+    Before all runs have ended, there is no table, and lines about the progress replace the verdicts.
+    """
+    snapshot = read_snapshot(store, name or confirmation_name(search))
+    if not has_ended(snapshot):
+        return snapshot.name, [], progress_lines(snapshot)
+    return snapshot.name, confirmation_table(snapshot), confirmation_lines(snapshot)
+
+
+def confirmation_lines(snapshot: Snapshot) -> list[str]:
+    """Return the verdicts of a confirmation whose runs have ended, and what they cover."""
+    return [*confirmation_verdicts(snapshot), scope_note(snapshot)]
 
 
 def confirmation_verdicts(snapshot: Snapshot) -> list[str]:

@@ -1,18 +1,31 @@
 """Options of `hpo launch`, and the command that repeats a launch."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpo.console import command_line, shell_quote
-from hpo.runs.resources import pack_text
+from hpo.errors import Problem
+from hpo.runs.resources import AUTO_PACK, pack_text
 from hpo.storage.url import has_no_password
+
+PLACES = ("local", "ray")
+# The smallest and the largest value of each number, and its type
+LIMITS: Mapping[str, tuple[float, float, type]] = {
+    "workers": (0, 1024, int),
+    "per_gpu": (1, 64, int),
+    "pack": (AUTO_PACK, math.inf, int),
+    "gpus_per_worker": (0, math.inf, float),
+    "trials": (1, math.inf, int),
+    "hours": (0, math.inf, float),
+}
 
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """The command line of `hpo launch`.
+    """The options of `hpo launch`, with the defaults of its command line.
 
     budget: limits by name (trials, hours, tokens); None: the study file's. overrides: `--set` as typed.
     on: "local" or "ray". address: the head of the Ray cluster. pack: number of trials that a worker trains side by
@@ -22,23 +35,48 @@ class LaunchOptions:
 
     study: str
     storage: str
-    workers: int
-    budget: Mapping[str, Any]
-    overrides: Sequence[str]
-    seed: int | None
-    gpus: Sequence[str]
-    per_gpu: int
-    on: str
-    address: str
-    gpus_per_worker: float
-    pack: int
-    out: Path
-    dry_run: bool
-    quiet: bool
-    plain: bool
+    workers: int = 0
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    seed: int | None = None
+    gpus: Sequence[str] = ()
+    per_gpu: int = 1
+    on: str = "local"
+    address: str = ""
+    gpus_per_worker: float = 0.0
+    pack: int = 1
+    out: Path = Path("runs")
+    dry_run: bool = False
+    quiet: bool = False
+    plain: bool = False
     allow_train: Sequence[str] = ()
     confirm: bool = False
     notify: str = ""  # `resume_command` leaves it out, because such URLs are often secrets
+
+    def __post_init__(self) -> None:
+        """Check the numbers, which may come from Python.
+
+        Raises:
+            Problem: one of them is outside its limits.
+        """
+        numbers: dict[str, Any] = {"workers": self.workers, "per_gpu": self.per_gpu, "pack": self.pack}
+        numbers |= {"gpus_per_worker": self.gpus_per_worker, **self.budget}
+        problems = [text for key, value in numbers.items() if (text := _number_problem(key, value))]
+        if self.on not in PLACES:
+            problems.append(f"--on: must be {' or '.join(PLACES)}, got {self.on!r:.60}")
+        if problems:
+            raise Problem(*problems)
+
+
+def _number_problem(key: str, value: Any) -> str | None:
+    """Return the rule that the number of an option breaks, None for a valid one."""
+    low, high, kind = LIMITS.get(key, (0, math.inf, float))
+    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if value is None or (is_number and low <= value <= high):
+        return None
+    what = "a whole number" if kind is int else "a number"
+    limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+    return f"--{key.replace('_', '-')}: must be {what} {limits}, got {value!r:.60}"
 
 
 def storage_option(options: LaunchOptions) -> str:

@@ -1,5 +1,6 @@
-"""Progress of a launch without the live view of `hpo.view`: one line per event."""
+"""Progress of a launch: a live view in a terminal or a notebook, otherwise one line per event."""
 
+import sys
 import time
 
 from rich.console import Console
@@ -7,12 +8,10 @@ from rich.console import Console
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.summary import objective_decimals
 from hpo.console import say
+from hpo.launcher.options import LaunchOptions
+from hpo.view.live import LiveView
+from hpo.view.notebook import NotebookView, in_notebook
 from hpo.worker.events import Event, event_line
-
-
-def is_dumb_terminal() -> bool:
-    """Return whether the terminal of standard error cannot move its cursor, so that it cannot show the live view."""
-    return Console(stderr=True).is_dumb_terminal
 
 
 class RegistrationProgress:
@@ -49,3 +48,16 @@ class EventLog:
     def refresh(self, snapshot: Snapshot) -> None:
         """Use a newer snapshot of the study."""
         self.snapshot = snapshot
+
+
+View = EventLog | LiveView | NotebookView
+
+
+def choose_view(options: LaunchOptions, snapshot: Snapshot, n_workers: int) -> View:
+    """Return what shows a launch: the live view if a terminal or a notebook can redraw it, otherwise lines."""
+    if options.plain or options.quiet:
+        return EventLog(snapshot, options.quiet)
+    if in_notebook():
+        return NotebookView(snapshot, n_workers)
+    is_plain = not sys.stderr.isatty() or Console(stderr=True).is_dumb_terminal  # which cannot move its cursor
+    return EventLog(snapshot) if is_plain else LiveView(snapshot, n_workers)

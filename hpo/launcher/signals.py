@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 from hpo.launcher.processes import WorkerGroup
@@ -9,14 +10,19 @@ from hpo.worker.events import Event
 
 
 class SignalForwarder:
-    """Passes SIGINT and SIGTERM on to the workers: the first one ends their rung, the second stops them immediately."""
+    """Passes SIGINT and SIGTERM on to the workers: the first one ends their rung, the second stops them immediately.
+
+    In another thread than the main one, where Python allows no signal handlers, it passes nothing on.
+    """
 
     def __init__(self) -> None:
         self.group: WorkerGroup | None = None
         self.first: int | None = None
         self.reported = False
-        self.previous = {n: signal.signal(n, self._forward) for n in (signal.SIGINT, signal.SIGTERM)}
-        self.previous[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._suspend)
+        handlers = {signal.SIGINT: self._forward, signal.SIGTERM: self._forward, signal.SIGTSTP: self._suspend}
+        if threading.current_thread() is not threading.main_thread():
+            handlers = {}
+        self.previous = {n: signal.signal(n, handler) for n, handler in handlers.items()}
 
     def _forward(self, number: int, _: FrameType | None) -> None:
         self.first = self.first or number

@@ -1,7 +1,6 @@
 """Run a study to the end of its budget: start workers, restart crashed ones, pass signals on, show events."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from hpo.launcher.options import LaunchOptions, resume_command
 from hpo.launcher.placement import GroupFactory, resolve_workers
 from hpo.launcher.plan import describe_plan
 from hpo.launcher.processes import WorkerGroup
-from hpo.launcher.progress import EventLog, RegistrationProgress, is_dumb_terminal
+from hpo.launcher.progress import RegistrationProgress, View, choose_view
 from hpo.launcher.refresh import RefreshTimer
 from hpo.launcher.run_folder import check_still_there, open_folder
 from hpo.launcher.signals import SignalForwarder
@@ -35,7 +34,6 @@ from hpo.storage.store import open_store
 from hpo.storage.url import normalise_url
 from hpo.study.places import place_options
 from hpo.study.spec import Study
-from hpo.view.live import LiveView
 from hpo.worker.events import ENDS
 
 # Prints the result of a study and returns the exit status: (snapshot, folder of the study, options, seconds of the
@@ -128,8 +126,7 @@ def _supervise(
     with open_readonly(options.storage, math.inf) as reader, LeaseRenewer(stored.slots, "launch", lease_seconds()):
         snapshot = read_snapshot(reader, stored.study.name)
         notifier.look(snapshot)
-        plain = options.plain or options.quiet or not sys.stderr.isatty() or is_dumb_terminal()
-        view = EventLog(snapshot, options.quiet) if plain else LiveView(snapshot, len(environments))
+        view = choose_view(options, snapshot, len(environments))
         signals = SignalForwarder()  # before the workers start, so that a signal cannot leave them without a launcher
         try:
             group = start_group(_worker_arguments(options, stored.study), environments, guard.folder)
@@ -160,7 +157,7 @@ def _worker_arguments(options: LaunchOptions, study: Study) -> list[str]:
 def _watch(
     group: WorkerGroup,
     signals: SignalForwarder,
-    view: EventLog | LiveView,
+    view: View,
     reader: Reader,
     stored: StoredStudy,
     guard: FolderGuard,
@@ -204,7 +201,7 @@ def _watch(
     return given_up
 
 
-def _restart_crashed(group: WorkerGroup, view: EventLog | LiveView, stored: StoredStudy) -> None:
+def _restart_crashed(group: WorkerGroup, view: View, stored: StoredStudy) -> None:
     """Restart crashed workers and free their trials."""
     for worker in group.restart_crashed():
         view.show({"event": "note", "worker": worker.number, "text": worker.describe_crash()})

@@ -56,12 +56,14 @@ def register_study(
     anchors: Mapping[str, float],
     requested: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    resume: bool = True,
 ) -> StoredStudy:
     """Create a study, or find it if it exists; then create the slots of its budget.
 
     requested: the budget of the command line. An existing study keeps its own value for each key that is None here,
         but takes a larger number of trials from the file.
-    progress: called while the slots are created.
+    progress: called while the slots are created. resume: whether an existing study that is paused or stopped becomes
+        active again.
 
     Raises:
         Problem: The storage holds a different study under this name, the data differ, or a new study has objections.
@@ -81,7 +83,8 @@ def register_study(
         else:
             stored = _continue_study(store, found, study, data_hash, requested or {})
         study = stored.study
-        found.set_user_attr(STUDY_STATE, "active")
+        if is_new or resume:
+            found.set_user_attr(STUDY_STATE, "active")
         found.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
         stored.raise_protocol()
         fill_slots(stored.slots, study.slots(), progress)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hpo.analysis.front import front_records
 from hpo.analysis.snapshot import Snapshot, read_snapshot
-from hpo.console import printable, say
+from hpo.console import printable
 from hpo.errors import NothingFeasible, StorageError
 from hpo.evidence.verify import VERIFIES
 from hpo.report import appendix, sections
@@ -53,8 +53,21 @@ class ReportData:
     coordinates: Mapping[str, Any] | None = None
 
 
-def write_report(storage: str, name: str | None, out: Path, files: ReportFiles, publish: bool) -> None:
-    """Write the report of a study, print the paths of its files, and show the report in the dashboard.
+@dataclass(frozen=True)
+class WrittenReport:
+    """A report that was written. notes: what could not be done beside it."""
+
+    verdict: Verdict
+    paths: Sequence[Path]
+    notes: Sequence[str] = ()
+
+    def lines(self) -> list[str]:
+        """Return a line for each file and each note."""
+        return [*(f"{path}: written" for path in self.paths), *(f"note: {note}" for note in self.notes)]
+
+
+def write_report(storage: str, name: str | None, out: Path, files: ReportFiles, publish: bool) -> WrittenReport:
+    """Write the report of a study, and show the report in the dashboard.
 
     name: None for the only study of the storage. out: the folder of the runs. publish: whether to save note, figures
     and files to the study, where the dashboard shows them.
@@ -77,14 +90,15 @@ def write_report(storage: str, name: str | None, out: Path, files: ReportFiles, 
         if files.json:
             write_json(data.snapshot, files.json, _json_fields(data))
         written = (files.html, files.pdf, files.csv, files.csv and curves_path(files.csv), files.json)
-        say("\n".join(f"{path}: written" for path in written if path))
+        notes = []
         if publish:
             from hpo.report.publish import publish_report
 
             try:
                 publish_report(storage, data.snapshot, data.verdict, out, page)
             except (StorageError, OSError) as error:  # for example on a read-only mount
-                say(f"note: the dashboard does not show the report: {error}")
+                notes.append(f"the dashboard does not show the report: {error}")
+        return WrittenReport(data.verdict, [path for path in written if path], notes)
 
 
 def read_report(store: OpenStorage, name: str | None) -> ReportData:

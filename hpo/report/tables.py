@@ -2,17 +2,19 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hpo.analysis.snapshot import Snapshot, trial_status, trial_value
-from hpo.analysis.summary import objective_column
+from hpo.analysis.snapshot import Snapshot
+from hpo.analysis.summary import objective_column, trial_columns
+from hpo.console import with_columns
 from hpo.runs.run_dir import to_json_value, write_file
 from hpo.storage.attributes import ARM, METRICS, SEED
 from hpo.storage.trials import Trial
+from hpo.study.command import Steps
 
 
 def trials_frame(snapshot: Snapshot) -> pd.DataFrame:
@@ -22,36 +24,32 @@ def trials_frame(snapshot: Snapshot) -> pd.DataFrame:
 
 def _row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     attrs = trial.user_attrs
-    fields: dict[str, Any] = {
-        "number": trial.number,
-        "state": trial_status(snapshot, trial),
-        "kind": snapshot.kind(trial),
-    }
-    fields |= {"rung": trial.last_step or 0, objective_column(snapshot): trial_value(trial)}
-    fields |= {
-        "started": trial.started,
-        "ended": trial.ended,
-        "seconds": trial.duration and trial.duration.total_seconds(),
-    }
+    fields = trial_columns(snapshot, trial) | {"started": trial.started, "ended": trial.ended}
     fields |= {key: attrs[key] for key in ("worker", "slot", "attempt", "retry_of", ARM, SEED) if key in attrs}
     plain = {k: v for k, v in (attrs.get(METRICS) or {}).items() if not isinstance(v, Mapping | list)}
     metrics = {f"metrics.{key}": value for key, value in plain.items()}
-    # The user's configuration may have a field with the name of a column.
-    return fields | {f"params.{k}" if k in fields else k: v for k, v in trial.params.items()} | metrics
+    return with_columns(fields, trial.params, "params") | metrics  # as in `hpo trials`
 
 
 def curves_frame(snapshot: Snapshot) -> pd.DataFrame:
-    """Return one row per trial and rung."""
+    """Return one row per trial and rung, with the tokens or, of a command, the step of the rung."""
+    at = _along_the_run(snapshot)
     rows = [
-        {"number": trial.number, "rung": rung}
-        | ({"tokens": round(rung * snapshot.rung_tokens)} if snapshot.rung_tokens else {})
+        {"number": trial.number, "rung": rung, **{key: mark(rung) for key, mark in at.items()}}
         | {objective_column(snapshot): value}
         for trial in snapshot.trials
         for rung, value in sorted(trial.intermediate_values.items())
     ]
-    return pd.DataFrame(
-        rows, columns=["number", "rung", *(["tokens"] if snapshot.rung_tokens else []), objective_column(snapshot)]
-    )
+    return pd.DataFrame(rows, columns=["number", "rung", *at, objective_column(snapshot)])
+
+
+def _along_the_run(snapshot: Snapshot) -> dict[str, Callable[[int], float]]:
+    """Return the columns beside the rung that say how far a run is there."""
+    if tokens := snapshot.rung_tokens:
+        return {"tokens": lambda rung: round(rung * tokens)}
+    if steps := snapshot.spec.get("steps"):
+        return {"step": Steps.model_validate(steps).mark}
+    return {}
 
 
 def curves_path(path: Path) -> Path:

@@ -68,6 +68,25 @@ def default_url(flag: str | None) -> str:
     return flag or os.environ.get("HPO_STORAGE") or "sqlite:///runs/hpo.db"
 
 
+def checked_url(given: str | None) -> str:
+    """Return the URL that a user has given, or that of `default_url`, if it may name a storage.
+
+    Raises:
+        StorageError: the text cannot be a URL or the name of a file.
+    """
+    url = default_url(given)
+    try:
+        url.encode()
+        if file := sqlite_file(normalise_url(url)):
+            file.is_file()
+    except StorageError:
+        return url  # opening the storage raises the same error
+    except (OSError, ValueError) as error:  # the name is too long, or its bytes are not UTF-8
+        reason = error.strerror if isinstance(error, OSError) else "must be text in UTF-8"
+        raise StorageError(f"storage: {reason}, got {masked_url(url)!r:.60}") from None
+    return url
+
+
 def normalise_url(url: str) -> str:
     """Return the URL with the driver that hpo uses. A path that ends in .db, .sqlite or .sqlite3 becomes a SQLite URL.
 

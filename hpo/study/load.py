@@ -43,28 +43,45 @@ def load_study(
     if is_ledger(path):
         check = shlex.join(["hpo", "check", study])
         raise Problem(f"{path}: must be a study, got a ledger of claims; use `{check}` to validate the ledger")
-    tree = _read_tree(path)
+    tree = with_limits(_read_tree(path), budget, seed)
+    shipped = seed is None and path == shipped_folder() / f"{study}.yaml"
+    return study_of_tree(tree, path.stem, str(path), overrides, shipped)
+
+
+def with_limits(tree: Mapping[str, Any], budget: Mapping[str, Any] | None, seed: int | None) -> dict[str, Any]:
+    """Return the content of a study file with other limits and another seed; arguments as of `load_study`."""
+    tree = dict(tree)
     limits = {key: value for key, value in (budget or {}).items() if value is not None}
     if limits and isinstance(tree.get("budget", {}), dict):
         tree["budget"] = {**tree.get("budget", {}), **limits}
     if seed is not None:
         tree["seed"] = seed
+    return tree
+
+
+def study_of_tree(
+    tree: Mapping[str, Any], name: str, source: str, overrides: Sequence[str] = (), shipped: bool = False
+) -> Study:
+    """Return the study with the content of a study file; source: the file in messages. overrides: as of `load_study`.
+
+    Raises:
+        Problem: the content is invalid; the message names every problem.
+    """
     try:
         file = StudyFile.model_validate(tree)
     except ValidationError as error:
-        raise Problem(*(f"{path}: {line}" for line in error_messages(error, StudyFile))) from None
-    base = _load_base(path, file, overrides)
+        raise Problem(*(f"{source}: {line}" for line in error_messages(error, StudyFile))) from None
+    base = _load_base(source, file, overrides)
     arms_problems = arms.arms_problems(file, base, tree) if file.arms is not None else []
-    problems = [f"{path}: {line}" for line in arms_problems or checks.study_file_problems(file, base)]
+    problems = [f"{source}: {line}" for line in arms_problems or checks.study_file_problems(file, base)]
     if problems:
         raise Problem(*problems)
-    objections = tuple(f"{path}: {line}" for line in find_objections(file, base))
-    shipped = seed is None and path == shipped_folder() / f"{study}.yaml"
+    objections = tuple(f"{source}: {line}" for line in find_objections(file, base))
     stated = _leaves(base, parse_overrides(overrides) if shipped else _stated(file, base, overrides))
     if file.arms is not None:
         base = arms.with_common_rungs(file, base)
         file = arms.with_arms_as_space(file, base)
-    return Study(path.stem, str(path), file, base, objections, stated, shipped)
+    return Study(name, source, file, base, objections, stated, shipped)
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
@@ -82,21 +99,21 @@ def _read_tree(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _load_base(path: Path, file: StudyFile, overrides: Sequence[str]) -> BaseModel:
+def _load_base(source: str, file: StudyFile, overrides: Sequence[str]) -> BaseModel:
     """Return the base with overrides, and with rung marks that all trials of the space reach exactly.
 
     The user has named the file, so that its code may be imported and its command may run.
     """
     if problems := command_problems(file):
-        raise Problem(*(f"{path}: {line}" for line in problems))
+        raise Problem(*(f"{source}: {line}" for line in problems))
     try:
         permit(named_code(file.model_dump(include={"train", "config", "command", "env"})).values())
         kind = config_class(file)
         base = resolve_base(file.base, kind)
     except Problem as problem:
-        raise Problem(*(f"{path}: {line}" for line in problem.lines)) from None
+        raise Problem(*(f"{source}: {line}" for line in problem.lines)) from None
     except ValidationError as error:
-        raise Problem(*(f"{path}: {line}" for line in error_messages(error, kind, "base"))) from None
+        raise Problem(*(f"{source}: {line}" for line in error_messages(error, kind, "base"))) from None
     base = apply_overrides(base, overrides)
     if file.config != DEFAULT_CONFIG:
         return base

@@ -2,6 +2,8 @@
 
 import unicodedata
 
+from hpo.errors import Problem
+
 MAX_CHARACTERS, MAX_BYTES = 100, 200  # a file system allows 255 bytes, and `hpo confirm` appends to the name
 RULE = "must be a name of letters, digits, '-', '_' and '.' that starts with a letter, a digit or '_'"
 
@@ -20,3 +22,13 @@ def name_problem(name: str) -> str | None:
     if name.endswith((".yaml", ".yml")):
         return "must be a name, not the name of a file"
     return None
+
+
+def check_name(name: str, source: str) -> None:
+    """Check the name of a new study; source: the file from which it takes the name.
+
+    Raises:
+        Problem: the name is not valid.
+    """
+    if problem := name_problem(name):
+        raise Problem(f"{source}: the name of the file {problem}, got {name!r:.60}; rename the file")

@@ -1,4 +1,4 @@
-"""`hpo status --watch` in a terminal: the live view of a study that runs elsewhere."""
+"""`hpo status --watch` in a terminal, and `Study.watch`: the live view of a study that runs elsewhere."""
 
 import time
 
@@ -10,20 +10,21 @@ from hpo.console import show
 from hpo.queue.inspect import BeingRegistered
 from hpo.storage.retry import OpenStorage
 from hpo.view.live import LiveView
+from hpo.view.notebook import NotebookView, in_notebook
 
 READ_S = 2.0  # seconds between two reads of the study, more where a read takes long
 
 
-def can_watch(console: Console) -> bool:
-    """Return whether a terminal can redraw the view; otherwise the status is printed again and again."""
-    return console.is_terminal and not console.is_dumb_terminal
+def can_watch() -> bool:
+    """Return whether a terminal or a notebook can redraw the view; otherwise the status is printed again and again."""
+    console = Console()
+    return in_notebook() or (console.is_terminal and not console.is_dumb_terminal)
 
 
 def watch_study(store: OpenStorage, name: str | None) -> None:
     """Show a study until it ends."""
-    console = Console()
     snapshot = _first_snapshot(store, name)
-    with LiveView(snapshot, console=console) as view:
+    with NotebookView(snapshot) if in_notebook() else LiveView(snapshot, console=Console()) as view:
         while not has_ended(snapshot):
             started_at = time.monotonic()
             snapshot = read_snapshot(store, snapshot.name)

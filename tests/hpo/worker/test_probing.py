@@ -10,8 +10,9 @@ from hpo.analysis.decisions import decisions
 from hpo.analysis.export import export_text
 from hpo.analysis.progress import has_ended, token_counts
 from hpo.analysis.snapshot import Snapshot, read_snapshot
+from hpo.analysis.status import status_text
 from hpo.analysis.summary import summary
-from hpo.commands.show import _status_text, trial_record
+from hpo.commands.show import trial_record
 from hpo.config.files import read_config
 from hpo.config.yaml import dump_yaml
 from hpo.errors import Interruption, Problem
@@ -101,7 +102,7 @@ def test_a_probed_trial_has_the_curve_of_a_run_without_probes_and_is_pruned_by_i
     assert rows[2]["probe_val_loss"] == trials[0].user_attrs[PROBES]["2"]
     assert rows[2]["probe_tokens"] == 3 * UPDATE
     assert "probe_val_loss" not in rows[3]
-    status = _status_text(snapshot)
+    status = status_text(snapshot)
     tokens = sum(t.user_attrs[PROBE_TOKENS] for t in trials)
     assert f"({tokens:,} of them in probes)" in status
     assert "probes: at rungs 1, 2, 0.125 of a run each, because the study file states it" in status
@@ -180,7 +181,7 @@ def test_auto_decides_by_the_number_of_updates_stores_it_and_says_so(
     snapshot = read_snapshot(sqlite, "long")
     text = "probes: at rungs 1, 2, 0.05 of a run each, because runs of 24 updates, 24 or more, rank badly by raw losses"
     assert text in [e.get("text") for e in events]
-    assert text in _status_text(snapshot)
+    assert text in status_text(snapshot)
     assert all("1" in t.user_attrs[PROBES] for t in snapshot.trials)
     monkeypatch.undo()
     assert stored.study.probe_plan(stored.optuna.user_attrs[PROBE_PLAN])[:2] == ((1, 2), 0.05)  # type: ignore[index]
@@ -192,9 +193,7 @@ def test_auto_leaves_short_runs_alone_whose_raw_losses_rank_well(sqlite: Store, 
     work(create(sqlite, here, "short", **create_keys))
     snapshot = read_snapshot(sqlite, "short")
     assert not any(PROBES in t.user_attrs for t in snapshot.trials)
-    assert "probes: off, because raw losses at rung 1 of 8 finished runs have rank correlation" in _status_text(
-        snapshot
-    )
+    assert "probes: off, because raw losses at rung 1 of 8 finished runs have rank correlation" in status_text(snapshot)
 
 
 def test_a_stored_study_of_an_earlier_version_is_not_probed(sqlite: Store, here: Path) -> None:
