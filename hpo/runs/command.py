@@ -156,7 +156,7 @@ class CommandRuns:
             on_line = PatternReader(plan, self._notify(lane.counter)).read
         set_aside_folder(place.folder / OUTPUT)
         try:
-            lane.process = CommandProcess(words, env, place.folder / OUTPUT, on_line, self._changed)
+            lane.process = CommandProcess(words, env, place.folder / OUTPUT, on_line, self._changed, plan.memory_gb)
         except ValueError as error:  # a null character in a value
             raise ValueError(f"the command cannot be started with {values}: {error}") from None
         return lane

@@ -29,18 +29,26 @@ class CommandProcess:
     """A running command. Its output goes to `output.log`, line by line to `on_line`, and to a tail in memory."""
 
     def __init__(
-        self, words: Sequence[str], env: Mapping[str, str], log: Path, on_line: OnLine | None, changed: threading.Event
+        self,
+        words: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        on_line: OnLine | None,
+        changed: threading.Event,
+        memory_gb: float | None = None,
     ) -> None:
         """Start a command in the current folder.
 
         on_line: receives each line of the output, in a thread. changed: set when the command has ended.
+        memory_gb: of all its processes; if they use more, they are killed. None for no limit.
         """
+        self._memory_gb, self._used = memory_gb, 0
         self._output = Output(log, on_line)
         self._changed = changed
         status, status_end = os.pipe()
         inherited = {name: value for name, value in os.environ.items() if name not in HIDDEN}
         self._guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(GUARDIAN), str(status_end), *words],
+            [sys.executable, "-I", "-S", str(GUARDIAN), str(status_end), str(int((memory_gb or 0) * 1e9)), *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -76,6 +84,8 @@ class CommandProcess:
             word, _, rest = line.partition(" ")
             if word == "error":
                 self.error = rest
+            elif word == "memory":
+                self._used = int(rest)
             elif word == "exit":
                 self.status = int(rest)
 
@@ -114,6 +124,11 @@ class CommandProcess:
         shown = f"\nThe last lines of its output:\n{last}" if last.strip() else "\nIt printed nothing."
         if self.error:
             return CommandFailed(f"the command cannot be started: {self.error}")
+        if self._used:
+            return CommandFailed(
+                f"out of memory: the processes of the command used {self._used / 1e9:.2f} GB, and "
+                f"limits.memory_gb is {self._memory_gb:g}{shown}"
+            )
         if self.status is None:
             return CommandFailed(f"the guardian of the command was killed{shown}", by_signal=True)
         if self.status == 0:

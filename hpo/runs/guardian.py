@@ -1,6 +1,6 @@
 """Run one command, and leave none of its processes behind. A program of its own, started by `command_process`.
 
-    python guardian.py STATUS_FD WORD...
+    python guardian.py STATUS_FD MEMORY WORD...
 
 The worker holds the other end of standard input. A line `term S` sends SIGTERM to the command's process group, and
 SIGKILL to whatever is left after S seconds. The line `kill` sends SIGKILL immediately. At the end of the input the
@@ -8,7 +8,8 @@ worker has died, however it died, and everything is killed at once: another work
 
 The guardian is a session of its own, so that signals of the terminal and of the launcher do not reach it. On Linux it
 is the subreaper of the command: a process whose parent has ended becomes a child of the guardian, even in a session of
-its own, as the ranks of torchrun are. After the command has ended, its exit status is written to STATUS_FD:
+its own, as the ranks of torchrun are. If these processes use more than MEMORY bytes (0: no limit), they are killed, and
+`memory N` is written to STATUS_FD. After the command has ended, its exit status is written to STATUS_FD:
 `exit N`, N negative for a signal, or `error MESSAGE` if it could not be started.
 
 This file imports the standard library only, and is run with `python -I -S`, which takes 15 ms.
@@ -29,7 +30,7 @@ GIVE_UP_S = 30.0  # a process in an uninterruptible system call cannot be killed
 
 def main() -> int:
     """Run the command of the command line."""
-    status_fd, words, worker = int(sys.argv[1]), sys.argv[2:], os.getppid()
+    status_fd, limit, words, worker = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:], os.getppid()
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -43,8 +44,11 @@ def main() -> int:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):  # so that the output ends when the last process of the command ends
         os.dup2(null, stream)
-    status = Guard(child, worker, woken).watch()
+    guard = Guard(child, worker, woken, limit)
+    status = guard.watch()
     with contextlib.suppress(OSError):  # the worker has died
+        if guard.used:
+            os.write(status_fd, f"memory {guard.used}\n".encode())
         os.write(status_fd, f"exit {status}\n".encode())
     return 0
 
@@ -73,8 +77,10 @@ def _start(words: list[str], status_fd: int) -> int:
 class Guard:
     """The processes of one command."""
 
-    def __init__(self, child: int, worker: int, woken: int) -> None:
-        self.child, self.worker, self.woken = child, worker, woken
+    def __init__(self, child: int, worker: int, woken: int, limit: int) -> None:
+        """limit: bytes of memory of all processes, 0 for no limit."""
+        self.child, self.worker, self.woken, self.limit = child, worker, woken, limit
+        self.used = 0  # bytes, when this was more than the limit
         self.status: int | None = None
         self.kill_at: float | None = None  # after SIGTERM, by time.monotonic()
         self.suspended = False
@@ -91,6 +97,9 @@ class Guard:
                 break
             self._reap()
             self._follow_worker()
+            if self.limit and (used := sum(map(_memory, descendants()))) > self.limit:
+                self.used = used
+                break
         self.kill()
         return -signal.SIGKILL if self.status is None else self.status
 
@@ -168,6 +177,15 @@ def descendants() -> list[int]:
         found += below
         queue += below
     return found
+
+
+def _memory(pid: int) -> int:
+    """Return the bytes of memory of a process, of pages that it shares only its part; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            return next((1024 * int(line.split()[1]) for line in file if line.startswith(b"Pss:")), 0)
+    except (OSError, ValueError):
+        return 0
 
 
 def _state(pid: int) -> str:

@@ -117,7 +117,7 @@ class CommandPlan:
     """What it takes to run a command and to read its metrics.
 
     command: its words. env: additional variables. Both contain placeholders.
-    objective: the metric that each report must have.
+    objective: the metric that each report must have. memory_gb: limit of all its processes together, in GB.
     """
 
     command: Sequence[str]
@@ -125,6 +125,7 @@ class CommandPlan:
     metric: Metric | None
     steps: Steps | None
     objective: str
+    memory_gb: float | None = None
 
     @property
     def flags_have_seed(self) -> bool:

@@ -1,5 +1,6 @@
 """Check that the keys of a study file that belong to `command` fit together, before its configuration is built."""
 
+import sys
 from pathlib import Path
 
 from hpo.config.permission import COMMAND
@@ -25,8 +26,8 @@ def command_problems(file: StudyFile) -> list[str]:
         for key, remedy in zip(OTHER_KEYS, ("remove it", "remove it", "use steps.rungs"), strict=True)
         if getattr(file, key) != COMMAND.get(key)
     ]
-    if file.limits.memory_gb is not None:
-        problems.append("limits.memory_gb: must be omitted with command, because hpo does not measure its memory")
+    if file.limits.memory_gb is not None and sys.platform != "linux":
+        problems.append("limits.memory_gb: must be omitted with command, because only Linux shows what processes use")
     if "from" in file.base:
         problems.append("base.from: must be omitted with command; give the parameters that do not vary in base")
     names = _names(file)

@@ -35,4 +35,5 @@ class Limits(Section):
     seconds: Positive | None = None
     """Seconds of one trial, including validation, summed over all its attempts. Default: no limit."""
     memory_gb: Positive | None = None
-    """Memory of one trial on its device, in GB (1e9 bytes). Default: the memory of the device."""
+    """Memory of one trial on its device, in GB (1e9 bytes). Default: the memory of the device. With `command`: of
+    all its processes on the host, measured each second on Linux; no limit by default."""

@@ -135,7 +135,7 @@ class StudyFile(Section):
         """What trains a configuration: the address of a training function, or a command."""
         if self.command is None:
             return self.train
-        return CommandPlan(self.command, self.env, self.metric, self.steps, self.objective)
+        return CommandPlan(self.command, self.env, self.metric, self.steps, self.objective, self.limits.memory_gb)
 
     @property
     def first_baseline(self) -> dict[str, Any]:

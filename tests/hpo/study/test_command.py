@@ -111,7 +111,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"space": {**FILE["space"], "n.x": {"low": 0, "high": 1}}}, "n.x: must not be a part of the parameter n"),
     ({"command": ..., "train": "a:b", "config": "a:B"}, "metric: must be used with command"),
     ({"budget": {"tokens": 100}}, "budget.tokens: must be used with a config that has a method rung_tokens()"),
-    ({"limits": {"memory_gb": 1.0}}, "limits.memory_gb: must be omitted with command"),
 ]
 
 

@@ -74,6 +74,11 @@ elif case == "hangs":
     time.sleep(600)
 elif case == "no memory":
     raise MemoryError
+elif case == "too large":
+    child = "rest = b'x' * 200_000_000; import time; time.sleep(600)"
+    subprocess.Popen([sys.executable, "-S", "-c", child, "left-behind"])
+    rest = b"x" * 200_000_000
+    time.sleep(600)
 elif case == "floods":
     for i in range(3000):
         print("x" * 1000)
@@ -97,6 +102,7 @@ EXPECTED = {  # state, reason, curve, text of the error or note
     "trains on": ("complete", "complete", {1: 2.5, 2: 2.5, 3: 2.5, 4: 2.5}, "trains past `steps.last`"),
     "hangs": ("pruned", "timeout", {1: 2.0}, "limits.seconds: allows 4"),
     "no memory": ("pruned", "oom", {}, "MemoryError"),
+    "too large": ("pruned", "oom", {}, "GB, and limits.memory_gb is 0.3"),
     "floods": ("complete", "complete", {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}, ""),
     "deaf": ("pruned", "diverged", {}, ""),
 }
@@ -153,7 +159,7 @@ def launched(folder: Path, *options: str, **env: str) -> "subprocess.Popen[str]"
 def test_every_way_in_which_a_script_can_end_has_its_result(folder: Path) -> None:
     cases = list(EXPECTED)
     space = {"x": {"choices": cases}}
-    changes = {"limits": {"seconds": 4.0}, "sampler": "grid", "budget": {"trials": len(cases)}}
+    changes = {"limits": {"seconds": 4.0, "memory_gb": 0.3}, "sampler": "grid", "budget": {"trials": len(cases)}}
     write_study(folder, WAYS, space=space, **changes)
     hpo("launch", "--study", "scripts", "--workers", "3", "--quiet", cwd=folder)
     snapshot = read(folder)
