@@ -1,6 +1,6 @@
 """`hpo ablate`: measure the effect of each change between a baseline and a target configuration, by paired runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -8,10 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpo.analysis.looks import runs_by_arm
 from hpo.analysis.snapshot import Snapshot, read_snapshot
-from hpo.analysis.statistics import LEVEL, holm, interval, min_pairs, p_value
-from hpo.console import Format, format_number, format_value, print_records, say
+from hpo.analysis.statistics import min_pairs
+from hpo.console import Format, print_records, say
 from hpo.errors import Problem
 from hpo.evidence.comparison import (
     check_same_options,
@@ -21,11 +20,12 @@ from hpo.evidence.comparison import (
     full_length_base,
     search_study,
 )
-from hpo.evidence.designs import ALL, DESIGNS, NONE, ArmsAndContrasts, Contrast, fields_of
+from hpo.evidence.designs import ALL, DESIGNS, NONE, ArmsAndContrasts, fields_of
+from hpo.evidence.effects import effect_table, effect_verdicts, estimate_effects
 from hpo.evidence.factors import find_factors, named_configuration, order_factors, with_run_settings_of
 from hpo.evidence.length_rule import LengthRule
-from hpo.evidence.paired import ended_without_value, final_score, scope_note
-from hpo.evidence.scale_labels import ScaleLabel, scale_labels
+from hpo.evidence.paired import scope_note
+from hpo.evidence.scale_labels import scale_labels
 from hpo.launcher.options import LaunchOptions
 from hpo.launcher.supervisor import run_study
 from hpo.storage.engine import open_readonly
@@ -36,26 +36,7 @@ from hpo.study.spec import Study
 from hpo.transfer.rule import Rule
 from model.section import flat
 
-NOT_DISTINGUISHABLE = "not distinguishable from noise"
 DEFAULT_SEEDS = 5
-
-
-@dataclass(frozen=True)
-class Effect:
-    """The effect of a change on the objective.
-
-    n: seeds with a value in every arm of the contrast. lost: runs that diverged or failed, with and without the change.
-    mean, low, high: of the n paired contrasts, with Student's 95 % confidence interval. p: corrected (Holm).
-    """
-
-    name: str
-    n: int
-    lost: tuple[int, int]
-    mean: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    verdict: str
 
 
 @dataclass(frozen=True)
@@ -178,75 +159,3 @@ def _requested_and_stored(study: Study, request: AblateRequest) -> dict[str, tup
         "--tokens": (request.tokens, flat(study.base).get("run.tokens")),
         "--rule": (request.rule and str(request.rule), about.get("rule", str(Rule.copy))),
     }
-
-
-def estimate_effects(snapshot: Snapshot) -> list[Effect]:
-    """Estimate the effects of an ablation, each from the seeds on which all its arms have a value.
-
-    An effect is the mean of a contrast over seeds, with Student's confidence interval (Student 1908). The p-values of
-    all effects are corrected together (Holm 1979).
-    """
-    trials = runs_by_arm(snapshot)
-    scores = {arm: {s: final_score(snapshot, t) for s, t in runs.items()} for arm, runs in trials.items()}
-    lost = {arm: sum(ended_without_value(snapshot, t) for t in runs.values()) for arm, runs in trials.items()}
-    weights = snapshot.spec["about"]["effects"]
-    contrasts = {name: _contrast_values(scores, weights[name]) for name in weights}
-    tested = [name for name, values in contrasts.items() if len(values) >= min_pairs("t")]
-    corrected = dict(zip(tested, holm([p_value(contrasts[name]) for name in tested]), strict=True))
-    effects = []
-    for name, values in contrasts.items():
-        lost_with = sum(lost[arm] for arm, weight in weights[name].items() if weight > 0)
-        lost_without = sum(lost[arm] for arm, weight in weights[name].items() if weight <= 0)
-        mean, low, high = interval(values) if name in corrected else (None, None, None)
-        p, sides = corrected.get(name), (lost_with, lost_without)
-        effects.append(Effect(name, len(values), sides, mean, low, high, p, _verdict(mean, p, sides)))
-    return effects
-
-
-def _contrast_values(scores: Mapping[str, Mapping[int, float | None]], weights: Contrast) -> list[float]:
-    """Return the value of a contrast for each seed on which all its arms have a score."""
-    seeds = set.intersection(*(set(scores[arm]) for arm in weights))
-    terms = [[(scores[arm][seed], weight) for arm, weight in weights.items()] for seed in sorted(seeds)]
-    return [sum(v * w for v, w in row if v is not None) for row in terms if all(v is not None for v, _ in row)]
-
-
-def _verdict(mean: float | None, p: float | None, lost: tuple[int, int]) -> str:
-    """Return the verdict on an effect; lost: runs lost with and without the change."""
-    if lost[0] != lost[1]:
-        return f"{lost[0]} runs lost with it, {lost[1]} without"
-    if mean is None or p is None:
-        return f"too few pairs, {min_pairs('t')} needed"
-    if p >= 1 - LEVEL:
-        return NOT_DISTINGUISHABLE
-    return "lowers" if mean < 0 else "raises"
-
-
-def effect_table(snapshot: Snapshot, labels: Mapping[str, ScaleLabel] | None = None) -> list[dict[str, Any]]:
-    """Return one record per effect. labels: of the changes, if the search has a ladder."""
-    records = []
-    for e in estimate_effects(snapshot):
-        record = {"effect": e.name, "n": e.n, "mean": e.mean, "low": e.low, "high": e.high, "p": e.p}
-        records.append(record | {"verdict": e.verdict})
-        if labels:
-            records[-1]["at other scales"] = labels[e.name].label if e.name in labels else None
-    return records
-
-
-def effect_verdicts(snapshot: Snapshot) -> list[str]:
-    """Return sentences that say which changes have an effect, and which are not distinguishable from noise."""
-    effects = estimate_effects(snapshot)
-    lines = [f"{e.name}: {e.verdict}" for e in effects if e.lost[0] != e.lost[1] or e.mean is None]
-    lines += [
-        f"{e.name} {e.verdict} {snapshot.objective}: {_interval_text(e)}"
-        for e in sorted(effects, key=lambda e: snapshot.direction.loss(e.mean or 0.0))
-        if e.verdict in ("lowers", "raises")
-    ]
-    noise = [e.name for e in effects if e.verdict == NOT_DISTINGUISHABLE]
-    return lines + ([f"{NOT_DISTINGUISHABLE}, with {effects[0].n} seeds: {', '.join(noise)}"] if noise else [])
-
-
-def _interval_text(effect: Effect) -> str:
-    assert effect.mean is not None
-    assert effect.p is not None
-    ends = f"{format_value(effect.low)} to {format_value(effect.high)}"
-    return f"{format_number(effect.mean)} (95 % confidence interval {ends}, corrected p = {effect.p:.2g})"

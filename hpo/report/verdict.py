@@ -75,7 +75,7 @@ def _interpret(snapshot: Snapshot, key: str, store: OpenStorage | None = None) -
             from hpo.evidence.confirm_verdicts import confirmation_table, confirmation_verdicts
 
             return RelatedStudy(snapshot, confirmation_verdicts(snapshot), confirmation_table(snapshot))
-        from hpo.evidence.ablate import effect_table, effect_verdicts
+        from hpo.evidence.effects import effect_table, effect_verdicts
         from hpo.evidence.scale_labels import scale_labels
 
         labels = {} if store is None else scale_labels(store, snapshot)

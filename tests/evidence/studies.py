@@ -7,9 +7,10 @@ from typing import Any
 
 from hpo.analysis.decisions import recompute
 from hpo.config.yaml import dump_yaml
-from hpo.evidence.ablate import AblateRequest, estimate_effects, plan_ablation
+from hpo.evidence.ablate import AblateRequest, plan_ablation
 from hpo.evidence.comparison import first_new_seed
 from hpo.evidence.confirm import ConfirmRequest, plan_confirmation
+from hpo.evidence.effects import estimate_effects
 from hpo.evidence.paired import compare_arms
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State

@@ -13,8 +13,9 @@ from scipy import stats
 from hpo.analysis.snapshot import Snapshot
 from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.errors import Problem
-from hpo.evidence.ablate import AblateRequest, effect_table, effect_verdicts, estimate_effects, plan_ablation
+from hpo.evidence.ablate import AblateRequest, plan_ablation
 from hpo.evidence.designs import DESIGNS
+from hpo.evidence.effects import effect_table, effect_verdicts, estimate_effects
 from hpo.storage.store import Store
 from hpo.study.load import load_study
 from tests.support.command import hpo

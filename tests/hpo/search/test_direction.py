@@ -15,8 +15,9 @@ from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.summary import best_summary, goal_lines, summary, trial_row
 from hpo.analysis.warnings import study_warnings
 from hpo.config.yaml import dump_yaml, parse_yaml
-from hpo.evidence.ablate import AblateRequest, estimate_effects, plan_ablation
+from hpo.evidence.ablate import AblateRequest, plan_ablation
 from hpo.evidence.confirm import ConfirmRequest, confirmation_table, confirmation_verdicts, plan_confirmation
+from hpo.evidence.effects import estimate_effects
 from hpo.evidence.paired import compare_arms
 from hpo.evidence.preferred import trial_to_export
 from hpo.report.axes import axes
