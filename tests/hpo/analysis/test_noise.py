@@ -18,7 +18,7 @@ from scipy.special import gammaln
 
 from hpo.analysis.noise import Noise, c4, decimals, expected_minimum, noise_floor, unbiased_stdev
 from hpo.analysis.snapshot import Snapshot, read_snapshot
-from hpo.analysis.summary import best_summary, summary, trial_row
+from hpo.analysis.summary import best_summary, summary, trial_columns
 from hpo.cli.main import app
 from hpo.config.yaml import parse_yaml
 from hpo.console import Format, Rounded, format_number, json_value, print_records
@@ -137,7 +137,7 @@ def test_study_without_repeats_has_no_noise_and_no_column_of_sigmas(here: Path, 
     of = seen(store)
     assert of.noise is None
     assert "noise" not in summary(of)
-    assert "sigmas" not in trial_row(of, of.trials[0])
+    assert "sigmas" not in trial_columns(of, of.trials[0])
     assert "±" not in best_summary(of)
 
 
@@ -156,7 +156,7 @@ def test_sigmas_compare_a_run_with_the_baseline_at_the_rung_where_it_ended(here:
     states = set()
     for trial in of.trials:
         mean, sigma = (floor.mean, floor.sigma) if trial.state == State.COMPLETE else floor.curve[trial.last_step or 0]
-        assert trial_row(of, trial)["sigmas"] == pytest.approx((mean - trial.values[0]) / sigma)
+        assert trial_columns(of, trial)["sigmas"] == pytest.approx((mean - trial.values[0]) / sigma)
         states.add(trial.state)
     assert states == {State.COMPLETE, State.PRUNED}
 
@@ -177,9 +177,9 @@ def test_run_without_a_finite_loss_at_its_last_rung_lies_no_sigmas_away(here: Pa
         module.write(DIVERGED)
     work(register_study(store, load_study(str(path)), None, {}))
     of = seen(store)
-    last = trial_row(of, of.trials[-1])
+    last = trial_columns(of, of.trials[-1])
     assert (last["state"], last["sigmas"]) == ("diverged", None)
-    assert trial_row(of, of.trials[1])["sigmas"] is not None
+    assert trial_columns(of, of.trials[1])["sigmas"] is not None
 
 
 def test_people_see_the_digits_that_noise_leaves_and_programs_all(
@@ -245,12 +245,12 @@ def test_noise_is_computed_without_scipy(here: Path) -> None:
     program = """
 import sys
 from hpo.analysis.snapshot import read_snapshot
-from hpo.analysis.summary import best_summary, summary, trial_row
+from hpo.analysis.summary import best_summary, summary, trial_columns
 from hpo.storage.engine import open_readonly
 with open_readonly("runs/hpo.db") as store:
     snapshot = read_snapshot(store, None)
     assert summary(snapshot)["noise"]["n"] == 4 and "4 seeds" in best_summary(snapshot)
-    assert trial_row(snapshot, snapshot.trials[0])["sigmas"] and len(snapshot.noise.curve) == 4
+    assert trial_columns(snapshot, snapshot.trials[0])["sigmas"] and len(snapshot.noise.curve) == 4
 print(sorted({name.split(".")[0] for name in sys.modules} & {"optuna", "torch", "model", "scipy", "numpy"}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -279,6 +279,6 @@ def test_equal_runs_have_no_spread_and_no_sigmas(here: Path, store: Store) -> No
     assert floor == Noise(4, 1.5, 0.0)
     assert floor.curve == {rung: (pytest.approx(2.5 - rung / 4), 0.0) for rung in (1, 2, 3, 4)}
     assert "baseline 1.5000 ± 0.0000 (4 seeds)" in best_summary(of)
-    assert trial_row(of, of.trials[-1])["sigmas"] is None
+    assert trial_columns(of, of.trials[-1])["sigmas"] is None
     with open_readonly(store.url) as at:
         assert read_snapshot(at, None).noise == floor

@@ -12,11 +12,12 @@ import pytest
 
 from hpo.analysis.decisions import decisions, recompute
 from hpo.analysis.snapshot import Snapshot
-from hpo.analysis.summary import best_summary, goal_lines, summary, trial_row
+from hpo.analysis.summary import best_summary, goal_lines, summary, trial_columns
 from hpo.analysis.warnings import study_warnings
 from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.evidence.ablate import AblateRequest, plan_ablation
-from hpo.evidence.confirm import ConfirmRequest, confirmation_table, confirmation_verdicts, plan_confirmation
+from hpo.evidence.confirm import ConfirmRequest, plan_confirmation
+from hpo.evidence.confirm_verdicts import confirmation_table, confirmation_verdicts
 from hpo.evidence.effects import estimate_effects
 from hpo.evidence.paired import compare_arms
 from hpo.evidence.preferred import trial_to_export
@@ -172,8 +173,8 @@ def test_what_is_reported_of_a_study_that_maximizes_mirrors_its_negative(here: P
     assert [(m["met"], m["by"]) for m in a["milestones"].values()] == [
         (m["met"], m["by"]) for m in b["milestones"].values()
     ]
-    assert [trial_row(one, t).get("sigmas") for t in one.trials] == [
-        trial_row(other, t)["sigmas"] for t in other.trials
+    assert [trial_columns(one, t).get("sigmas") for t in one.trials] == [
+        trial_columns(other, t)["sigmas"] for t in other.trials
     ]
     assert " above the baseline)" in best_summary(other)
     assert re.search(r"the best trial is [\d.]+ below it", "\n".join(goal_lines(other)))

@@ -11,7 +11,7 @@ import hpo.storage.trials
 from bench.crowd import SPACE, plant
 from hpo.analysis.progress import trial_counts
 from hpo.analysis.snapshot import read_snapshot
-from hpo.analysis.summary import summary, trial_row
+from hpo.analysis.summary import summary, trial_rows
 from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy
 from hpo.search.pruning import CachedPruner
@@ -68,7 +68,7 @@ def test_status_counts_the_planted_trials(storage_url: str, n_finished: int) -> 
         }
         best = min((t for t in theirs if t.state == TrialState.COMPLETE), key=lambda t: t.values[0])
         assert summary(snapshot)["best"] == {"number": best.number, "value": best.values[0], "params": best.params}
-        lines = [trial_row(snapshot, trial) for trial in snapshot.trials]
+        lines = trial_rows(snapshot)
         assert [line["rung"] for line in lines] == [t.last_step for t in theirs]
         assert [line["val_loss"] for line in lines] == [t.intermediate_values[t.last_step] for t in theirs]
         assert [{path: line[path] for path in SPACE} for line in lines] == [t.params for t in theirs]
