@@ -20,6 +20,7 @@ class Where(StrEnum):
 
     local = "local"
     ray = "ray"
+    slurm = "slurm"
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Placement:
     gpus: Annotated[str, typer.Option(help="Indices of the GPUs to use, for example 0,1.")] = ""
     per_gpu: Annotated[int, typer.Option(min=1, max=64, help="Number of workers on each GPU of --gpus.")] = 1
     pack: PackOrAuto = 1
-    on: Annotated[Where, typer.Option(help="Run on this machine, or on the nodes of a running Ray cluster.")] = (
-        Where.local
-    )
+    on: Annotated[
+        Where, typer.Option(help="Run on this machine, on the nodes of a running Ray cluster, or as jobs of Slurm.")
+    ] = Where.local
     address: Annotated[
         str,
         typer.Option(
@@ -50,6 +51,13 @@ class Placement:
             min=0, help="Number of GPUs of each worker on a Ray cluster. With 0.5, two workers share one GPU."
         ),
     ] = 0.0
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Option of sbatch for the jobs of --on slurm, such as partition=gpu. Can be repeated.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class RunOptions:
             on=place.on,
             address=place.address,
             gpus_per_worker=place.gpus_per_worker,
+            slurm=place.slurm or [],
             pack=place.pack,
             out=self.out,
             allow_train=self.allow_train or [],

@@ -56,6 +56,10 @@ def launch(
     places its workers elsewhere. The storage must be Postgres, and hpo must be installed on every node. Each node
     prepares the data itself. If all nodes share the folder --out, a trial of a lost node resumes from its checkpoint.
     Otherwise the trial starts again.
+
+    With --on slurm, the workers are an array of Slurm jobs with the options of --slurm. The storage must be Postgres,
+    and all nodes must share the current folder, the folder --out and the installation of hpo. Ctrl-C ends the jobs. If
+    this command ends in another way, the jobs continue.
     """
     from hpo.commands.launch import launch_study
 
@@ -72,11 +76,18 @@ def worker(
     out: Out = RUNS,
     overrides: Place = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Work on every active study of the storage, and wait for new studies.")
+        bool,
+        typer.Option("--follow", help="Work on every active study of the storage, or on --study, and wait for trials."),
+    ] = False,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="With --follow: end when no study has a trial left for this worker.")
     ] = False,
     allow_train: AllowTrain = None,
 ) -> None:
     """Join a study and run its trials until none is left.
+
+    With --follow and --study, the worker serves this study only. SIGTERM, SIGINT and SIGUSR1 let the worker finish its
+    rung, save a checkpoint and release its trials.
 
     Everyone who can write the storage can choose which training code a study names. A worker imports your own training
     code only if --allow-train or a study file in this folder names it; with --follow, only if --allow-train names it.
@@ -90,14 +101,16 @@ def worker(
         check_gpus(split_names(gpus))
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before torch is imported
     if follow:
-        from hpo.worker.follow import Follower
+        from hpo.worker.follow import Follower, Service
 
-        if study is not None:
-            raise Problem(f"--study: must be omitted with --follow, which works on every study, got {study}")
-        if overrides:
-            raise Problem(f"--set: must be omitted with --follow, which works on every study, got {overrides[0]}")
-        exit_with(Follower(storage_url(storage), pack, out).work())
+        if overrides and study is None:
+            raise Problem(
+                f"--set: must be used with --study, because --follow works on every study, got {overrides[0]}"
+            )
+        exit_with(Follower(storage_url(storage), pack, out, Service(study, overrides or [], until_idle)).work())
         return
+    if until_idle:
+        raise Problem("--until-idle: must be used with --follow; a worker of one study ends when no trial is left")
     from hpo.worker.join import join_study
 
     exit_with(join_study(storage_url(storage), study, pack, out, overrides or []))

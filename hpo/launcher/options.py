@@ -28,8 +28,9 @@ class LaunchOptions:
     """The options of `hpo launch`, with the defaults of its command line.
 
     budget: limits by name (trials, hours, tokens); None: the study file's. overrides: `--set` as typed.
-    on: "local" or "ray". address: the head of the Ray cluster. pack: number of trials that a worker trains side by
-    side, or AUTO_PACK. out: folder of the runs. plain: print lines instead of the live view. allow_train: as typed.
+    on: "local", "ray" or "slurm". address: the head of the Ray cluster. slurm: `--slurm` as typed.
+    pack: number of trials that a worker trains side by side, or AUTO_PACK. out: folder of the runs.
+    plain: print lines instead of the live view. allow_train: as typed.
     confirm: whether to confirm the best trial of the search afterwards. notify: URL of a webhook, "" for none.
     """
 
@@ -51,6 +52,7 @@ class LaunchOptions:
     plain: bool = False
     allow_train: Sequence[str] = ()
     confirm: bool = False
+    slurm: Sequence[str] = ()
     notify: str = ""  # `resume_command` leaves it out, because such URLs are often secrets
 
     def __post_init__(self) -> None:
@@ -96,6 +98,7 @@ def resume_command(options: LaunchOptions) -> str:
     words += ["--on", options.on] if options.on != "local" else []
     words += ["--address", options.address] if options.address else []
     words += ["--gpus-per-worker", f"{options.gpus_per_worker:g}"] if options.gpus_per_worker else []
+    words += [word for option in options.slurm for word in ("--slurm", option)]
     words += ["--pack", pack_text(options.pack)] if options.pack != 1 else []
     words += [word for address in options.allow_train for word in ("--allow-train", address)]
     words += ["--confirm"] if options.confirm else []

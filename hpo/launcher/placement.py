@@ -1,4 +1,4 @@
-"""Where the workers of a launch run: on this machine or on a Ray cluster, and with which share of cores and GPUs."""
+"""Where the workers of a launch run: here, on a Ray cluster or as jobs of Slurm, and with which cores and GPUs."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -18,23 +18,44 @@ def resolve_workers(options: LaunchOptions) -> tuple[list[dict[str, str]], Group
 
     Raises:
         Problem: an option is not valid for this placement.
-        WorkFailed: the Ray cluster does not answer.
+        WorkFailed: the cluster does not answer.
     """
-    # Ray takes seconds to import, so it is imported only for --on ray.
-    from hpo.launcher.ray_cluster import CPUS, RayWorkerGroup, check_ray_options, join_cluster
-
-    local_options = {"--gpus": options.gpus, "--per-gpu": options.per_gpu > 1}
-    ray_options = {"--address": options.address, "--gpus-per-worker": options.gpus_per_worker}
-    if options.on == "local":
-        if invalid := [name for name, value in ray_options.items() if value]:
-            raise Problem(f"{invalid[0]}: must be left out without --on ray")
-        return worker_environments(options.workers, options.gpus, options.per_gpu), WorkerGroup
-    if invalid := [name for name, value in local_options.items() if value]:
-        raise Problem(f"{invalid[0]}: must be left out with --on ray; use --gpus-per-worker")
+    _check_placement(options)
     n_workers = max(1, options.workers)
-    check_ray_options(options.storage, options.gpus_per_worker)
-    join_cluster(options.address, options.storage, options.gpus_per_worker)
-    return [thread_environment(CPUS)] * n_workers, functools.partial(RayWorkerGroup, options.gpus_per_worker)
+    if options.on == "slurm":
+        from hpo.launcher.slurm_group import SlurmWorkerGroup
+        from hpo.launcher.slurm_options import check_slurm, parse_slurm_options
+
+        sbatch_options = parse_slurm_options(options.slurm)
+        check_slurm(options.storage, sbatch_options, n_workers)
+        return [{}] * n_workers, functools.partial(SlurmWorkerGroup, sbatch_options)
+    if options.on == "ray":
+        from hpo.launcher.ray_cluster import CPUS, RayWorkerGroup, check_ray_options, join_cluster
+
+        check_ray_options(options.storage, options.gpus_per_worker)
+        join_cluster(options.address, options.storage, options.gpus_per_worker)
+        return [thread_environment(CPUS)] * n_workers, functools.partial(RayWorkerGroup, options.gpus_per_worker)
+    return worker_environments(options.workers, options.gpus, options.per_gpu), WorkerGroup
+
+
+def _check_placement(options: LaunchOptions) -> None:
+    """Check that no option belongs to another placement.
+
+    Raises:
+        Problem: one does.
+    """
+    given: dict[str, dict[str, object]] = {
+        "local": {"--gpus": options.gpus, "--per-gpu": options.per_gpu > 1},
+        "ray": {"--address": options.address, "--gpus-per-worker": options.gpus_per_worker},
+        "slurm": {"--slurm": options.slurm},
+    }
+    remedies = {"ray": "; use --gpus-per-worker", "slurm": "; use an option of sbatch, such as --slurm gres=gpu:1"}
+    for place, values in given.items():
+        for name in (name for name, value in values.items() if value and place != options.on):
+            if place == "local":
+                raise Problem(f"{name}: must be left out with --on {options.on}{remedies[options.on]}")
+            remedy = remedies["slurm"] if options.on == "slurm" else ""
+            raise Problem(f"{name}: must be left out without --on {place}{remedy}")
 
 
 def worker_environments(n_workers: int, gpus: Sequence[str], per_gpu: int) -> list[dict[str, str]]:

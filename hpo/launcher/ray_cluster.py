@@ -19,14 +19,11 @@ from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, cast
 
-import sqlalchemy as sa
-
-from hpo.console import say
 from hpo.errors import Problem, WorkFailed
+from hpo.launcher.postgres_only import check_postgres, note_local_address
 from hpo.launcher.processes import WorkerGroup, WorkerProcess
 from hpo.launcher.ray_actor import RayWorker
 from hpo.launcher.ray_process import LOST, RemoteProcess
-from hpo.storage.url import masked_url, normalise_url
 from hpo.worker.events import Event
 
 CPUS = 1  # cores of a worker: another worker uses a core better than more threads of a small GPT do
@@ -45,12 +42,7 @@ def check_ray_options(storage: str, gpus: float) -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise Problem("--on ray: needs Ray, which is not installed; pip install 'hpo[ray]'")
-    url = normalise_url(storage)
-    if url.startswith("sqlite"):
-        raise Problem(
-            f"--storage: must be Postgres with --on ray, since workers on other nodes cannot reach a file here, "
-            f"got {masked_url(url)}; use postgresql://USER@HOST/DATABASE, such as the one of docker-compose.yml"
-        )
+    check_postgres("ray", storage)
     if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
         raise Problem(f"--gpus-per-worker: must be a fraction of one GPU or a whole number of them, got {gpus:g}")
 
@@ -126,11 +118,8 @@ def _check_nodes(storage: str, gpus: float) -> None:
             f"the cluster's nodes have {', '.join(f'{cpu:g} CPUs and {gpu:g} GPUs' for cpu, gpu in resources)}"
         )
     hosts = {node["NodeManagerHostname"] for node in nodes}
-    url = sa.make_url(normalise_url(storage))
-    host = str(url.host or url.query.get("host") or "/")
-    if len(hosts) > 1 and (host.startswith(("/", "127.")) or host in ("localhost", "::1")):
-        others = f"workers on the other {len(hosts) - 1} hosts cannot reach it"
-        say(f"note: --storage: {masked_url(storage)} is an address of this machine only; {others}")
+    if len(hosts) > 1:
+        note_local_address(storage, f"workers on the other {len(hosts) - 1} hosts cannot reach it")
 
 
 class RayWorkerGroup(WorkerGroup):

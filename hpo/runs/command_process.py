@@ -135,7 +135,7 @@ class CommandProcess:
             return CommandFailed(f"the command ended with status 0, {expected}{shown}")
         number = -self.status if self.status < 0 else self.status - 128 if self.status > 128 else 0
         if number in signal.valid_signals() and number:
-            by = number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            by = number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
             return CommandFailed(f"the command was ended by {signal.Signals(number).name}{shown}", by_signal=by)
         return CommandFailed(f"the command ended with status {self.status}: {_cause(tail)}{shown}")
 

@@ -32,7 +32,7 @@ def main() -> int:
     """Run the command of the command line."""
     status_fd, limit, words, worker = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:], os.getppid()
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -61,7 +61,8 @@ def _start(words: list[str], status_fd: int) -> int:
         return child
     try:
         os.setsid()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE):
+        ignored = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+        for number in (*ignored, signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # in case someone kills the guardian
         if os.getppid() != guardian:

@@ -19,6 +19,9 @@ ENDS = ("complete", "pruned", "diverged", "invalid", "error", "oom", "timeout", 
 # Environment variable: if its value is "json", a worker prints its events as lines of JSON.
 EVENTS = "HPO_EVENTS"
 
+# Environment variable: seconds that a rung has to end after SIGUSR1, if they are more than after other signals.
+WARNING_GRACE_S = "HPO_WARNING_GRACE_S"
+
 
 def event_printer(rungs: int, prefix: str = "") -> EventListener:
     """Return a function that prints a worker's events as lines of text."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from optuna.trial import TrialState
 
-from hpo.errors import StorageError, Unwritable, error_summary, raised_error
+from hpo.errors import CommandFailed, StorageError, Unwritable, error_summary, raised_error
 from hpo.queue.looks import take_look
 from hpo.runs.metrics import repair_metrics
 from hpo.runs.run_dir import append_error_log
@@ -119,6 +119,10 @@ class TrialExecutor(HeldTrials):
         """
         raised = raised_error(error)
         text = failure_text(raised)
+        if isinstance(raised, CommandFailed) and self.is_stopping():
+            # A scheduler such as Slurm sends its signals to the worker and to the processes of the command.
+            self.requeue(trials, "preempted", error_summary(text))
+            return None
         for trial in trials:
             append_error_log(trial.folder, trial.claim.attempt, text)
         match classify_failure(error):

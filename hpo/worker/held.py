@@ -2,7 +2,7 @@
 
 import traceback
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class HeldTrials:
     """The trials that one owner has claimed: they are being trained, or wait for a pack of their shape.
 
     quarantine: the failure of this machine, None while the machine is trusted.
+    is_stopping: returns whether the worker was asked to stop.
     yields_more: a note that the training function yields after its last rung, "" if that is not known.
     """
 
@@ -60,6 +61,7 @@ class HeldTrials:
         self.breaker = CircuitBreaker()
         self.trials: list[RunningTrial] = []
         self.quarantine: Quarantine | None = None
+        self.is_stopping: Callable[[], bool] = lambda: False
         self.yields_more = ""
 
     def wants_trials(self, pack: int) -> bool:

@@ -1,19 +1,21 @@
 """Signals of a worker.
 
-The first SIGINT or SIGTERM stops the worker at the end of its rung. A second signal, or a rung that takes longer than
-the grace period, stops it immediately.
+The first SIGINT, SIGTERM or SIGUSR1 stops the worker at the end of its rung. A second signal, or a rung that takes
+longer than the grace period, stops it immediately. Cluster schedulers such as Slurm send SIGUSR1 as an early warning.
 """
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 
 from hpo.errors import Interruption
 from hpo.storage.retry import is_waiting, outages
+from hpo.worker.events import WARNING_GRACE_S
 
 GRACE_S = 10.0  # time that a rung has to end after the first signal
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class GracePeriodExpired(Interruption):
@@ -29,7 +31,7 @@ class TrialTimeout(Interruption):
 
 
 class SignalHandler:
-    """A context manager that handles SIGINT, SIGTERM and SIGALRM of this process.
+    """A context manager that handles SIGINT, SIGTERM, SIGUSR1 and SIGALRM of this process.
 
     One timer serves two purposes: the timeout of a trial, and after a stop signal the grace period.
 
@@ -39,6 +41,7 @@ class SignalHandler:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._received, self._shielded, self._depth = False, False, 0
+        self._warning_grace_s = float(os.environ.get(WARNING_GRACE_S, 0.0))
 
     def __enter__(self) -> "SignalHandler":
         self._depth += 1
@@ -60,7 +63,7 @@ class SignalHandler:
         """Stop the worker as the first signal of this number would, and start the grace period."""
         if self.signal is None:
             self.signal = number
-            _set_timer(GRACE_S)
+            _set_timer(self._grace_s())
 
     def start_timeout(self, seconds: float) -> None:
         """Raise TrialTimeout after this time, unless `cancel_timeout` is called before."""
@@ -85,7 +88,10 @@ class SignalHandler:
     def _set_timer_unless_stopping(self, seconds: float) -> None:
         _set_timer(seconds)
         if self.signal is not None:  # the signal arrived just before the timer was set, which replaced the grace period
-            _set_timer(GRACE_S)
+            _set_timer(self._grace_s())
+
+    def _grace_s(self) -> float:
+        return max(GRACE_S, self._warning_grace_s) if self.signal == signal.SIGUSR1 else GRACE_S
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
         # When a launcher dies, the worker may see its closed pipe before the signal that Linux sends for it.

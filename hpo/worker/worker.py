@@ -34,7 +34,10 @@ RESTART_STATUS = 75
 
 
 class Worker:
-    """Runs trials of one study."""
+    """Runs trials of one study.
+
+    n_claimed: number of trials that it has claimed. spent: whether it has found the budget of the study spent.
+    """
 
     def __init__(
         self, stored: StoredStudy, out: Path, pack: int, listener: EventListener, parent: int | None = None
@@ -50,9 +53,10 @@ class Worker:
         self.renewer = LeaseRenewer(stored.slots, self.owner, lease_s)
         self.signals = SignalHandler()
         self.executor = TrialExecutor(stored, self.owner, self.renewer, out, lease_s, self.emit)
+        self.executor.is_stopping = lambda: self.signals.signal is not None
         self.folder = FolderGuard(self.executor.folder, stored.uid)
         self.state = StudyState("active", False, None)
-        self.n_claimed = 0
+        self.n_claimed, self.spent = 0, False
 
     def work(self, max_trials: float = math.inf) -> int:
         """Run trials; return 0 when no work is left, or 128 + the number of the signal that stopped the worker.
@@ -94,7 +98,8 @@ class Worker:
                 if self.executor.trials:
                     pause = POLL_S[0]
                     self._run_pack(max_trials)
-                elif self._is_spent() or not waits:
+                elif (spent := self._is_spent()) or not waits:
+                    self.spent = spent
                     return
                 elif not self.executor.quarantine:
                     time.sleep(random.uniform(0.7, 1.0) * pause)

@@ -56,7 +56,7 @@ def test_types_and_defaults_are_those_that_a_user_types() -> None:
     assert options["--study"].required
     assert options["--study"].default is None
     assert (options["--workers"].type, options["--workers"].default) == ("int, at least 0, at most 1024", "0")
-    assert (options["--on"].type, options["--on"].default) == ("local|ray", "local")
+    assert (options["--on"].type, options["--on"].default) == ("local|ray|slurm", "local")
     assert (options["--dry-run"].type, options["--dry-run"].default) == ("flag", None)
     assert options["--set"].type == "PATH=VALUE"
     report = next(command for command in commands() if command.name == "report")
