@@ -36,6 +36,8 @@ def launch_options(study: str, storage: str, out: Path, given: Mapping[str, Any]
         raise Problem(f"pack: must be 'auto' or a whole number of at least 1, got {AUTO_PACK}")
     if "gpus" in options:
         options["gpus"] = _names(options["gpus"])
+    if isinstance(options.get("slurm"), Mapping):
+        options["slurm"] = [f"{key}={'true' if value is True else value}" for key, value in options["slurm"].items()]
     return LaunchOptions(study=study, storage=storage, out=out, **options, **more)
 
 

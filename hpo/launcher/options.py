@@ -11,7 +11,7 @@ from hpo.errors import Problem
 from hpo.runs.resources import AUTO_PACK, pack_text
 from hpo.storage.url import has_no_password
 
-PLACES = ("local", "ray")
+PLACES = ("local", "ray", "slurm")
 # The smallest and the largest value of each number, and its type
 LIMITS: Mapping[str, tuple[float, float, type]] = {
     "workers": (0, 1024, int),
@@ -65,7 +65,7 @@ class LaunchOptions:
         numbers |= {"gpus_per_worker": self.gpus_per_worker, **self.budget}
         problems = [text for key, value in numbers.items() if (text := _number_problem(key, value))]
         if self.on not in PLACES:
-            problems.append(f"--on: must be {' or '.join(PLACES)}, got {self.on!r:.60}")
+            problems.append(f"--on: must be one of {', '.join(PLACES)}, got {self.on!r:.60}")
         if problems:
             raise Problem(*problems)
 

@@ -81,9 +81,9 @@ def check_slurm(storage: str, options: Mapping[str, str], n_workers: int) -> Non
         Problem: submitit or Slurm is not installed, jobs cannot reach the storage, or sbatch refuses the options.
         WorkFailed: the cluster does not answer.
     """
+    check_postgres("slurm", storage)
     if importlib.util.find_spec("submitit") is None:
         raise Problem("--on slurm: needs submitit, which is not installed; pip install 'hpo[slurm]'")
-    check_postgres("slurm", storage)
     if shutil.which("sbatch") is None:
         raise Problem("--on slurm: needs sbatch, which is not on PATH; run the command on a login node of the cluster")
     _try_submission(options, n_workers)

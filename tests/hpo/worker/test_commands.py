@@ -277,6 +277,24 @@ def test_interrupted_script_saves_its_state_and_resumes_from_it(folder: Path) ->
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_to_all_processes_of_a_worker_is_no_failure_of_its_trial(folder: Path, number: signal.Signals) -> None:
+    write_study(folder, TRAIN, budget={"trials": 1})
+    with launched(folder, PAUSE="0.1") as launch:
+        assert until(lambda: len(list(read_metrics(folder / "runs/scripts/trials/0000/metrics.jsonl"))) == 1)
+        (worker,) = worker_processes(folder)
+        scripts = [pid for pid in processes_with("train.py") if cwd_of(pid) == folder]
+        assert len(scripts) == 2  # the script and its guardian
+        for pid in (*scripts, worker):  # as Slurm's scancel does
+            os.kill(pid, number)
+        launch.communicate(timeout=60)
+    snapshot = read(folder)
+    assert [trial.state.value for trial in snapshot.trials] == ["waiting"]
+    assert {event.event_type for event in snapshot.events} & {"preempted", "signal", "lost", "error"} == {"preempted"}
+    hpo("launch", "--study", "scripts", "--quiet", cwd=folder, PAUSE="0.01")
+    check_exact(folder, 1)
+
+
 def test_killed_trial_ends_between_its_reports(folder: Path) -> None:
     write_study(folder, "say(10, 1.0)\ntime.sleep(600)\n", budget={"trials": 1})
     with launched(folder) as launch:

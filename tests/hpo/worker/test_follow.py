@@ -1,5 +1,6 @@
 """hpo worker --follow: one worker of all studies in a storage."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -14,14 +15,14 @@ import pytest
 
 from hpo.analysis.progress import trial_counts
 from hpo.analysis.snapshot import read_snapshot
-from hpo.errors import StorageError
+from hpo.errors import Problem, StorageError
 from hpo.queue.compatibility import PROTOCOL_VERSION
 from hpo.queue.registry import register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.storage.attributes import STUDY_STATE
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
-from tests.support.command import environment, until
+from tests.support.command import environment, run_in_process, until
 from tests.support.planted import planted_study as planted
 from tests.support.postgres import MISSING, Postgres, binaries
 
@@ -29,10 +30,11 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 @contextmanager
-def follower(url: str, folder: Path, **more: str) -> Iterator["subprocess.Popen[str]"]:
+def follower(url: str, folder: Path, *options: str, **more: str) -> Iterator["subprocess.Popen[str]"]:
     """Run `hpo worker --follow`; kill it at the end if it still runs."""
     command = [sys.executable, "-m", "hpo", "worker", "--follow", "--storage", url, "--allow-train", "curves:train"]
-    env = environment(HPO_LEASE_S="4", **more)
+    command += options
+    env = environment(**{"HPO_LEASE_S": "4", **more})
     with subprocess.Popen(
         command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -136,3 +138,90 @@ def test_follower_waits_where_the_storage_is_a_database_of_optuna_alone(here: Pa
         process.communicate(timeout=30)
     assert process.returncode == 143
     assert (here / "plain.db").read_bytes() == before
+
+
+def test_worker_until_idle_serves_one_study_and_outlives_the_lease_of_a_dead_worker(here: Path) -> None:
+    url = f"sqlite:///{here}/f.db"
+    with open_store(url, create=True) as store:
+        served = create_study(store, here, "served", budget={"trials": 3})
+        create_study(store, here, "other", budget={"trials": 1})
+        assert served.slots.claim("dead", 3.0)
+        with follower(url, here, "--until-idle", "--study", "served", HPO_LEASE_S="3") as process:
+            stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        assert ended(store, "served")()
+        assert not ended(store, "other")()
+        assert stdout.count(": complete") == 3
+        with follower(url, here, "--until-idle") as process:  # of all studies
+            process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert ended(store, "other")()
+
+
+def test_worker_until_idle_gives_up_while_others_train_the_last_trials(here: Path) -> None:
+    url = f"sqlite:///{here}/f.db"
+    with open_store(url, create=True) as store:
+        stored = create_study(store, here, "served", budget={"trials": 1})
+        claim = stored.slots.claim("alive", 60.0)
+        with follower(url, here, "--until-idle", HPO_LEASE_S="1") as process:
+            process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert claim
+        assert trial_counts(read_snapshot(store, "served"))["complete"] == 0
+
+
+def test_sigusr1_gives_the_trial_back_if_a_rung_was_reached(here: Path) -> None:
+    url = f"sqlite:///{here}/f.db"
+    only = ("--until-idle", "--study", "long")
+    with open_store(url, create=True) as store:
+        stored = create_study(store, here, "long", budget={"trials": 1}, base={"pause": 0.6})
+        with follower(url, here, *only) as process:
+            assert process.stdout is not None
+            assert until(lambda: read_snapshot(store, "long").slots["leased"] == 1)
+            assert "rung 1/4" in process.stdout.readline() + process.stdout.readline()
+            process.send_signal(signal.SIGUSR1)
+            stdout, _ = process.communicate(timeout=30)
+        assert process.returncode == 128 + signal.SIGUSR1
+        assert re.search(r"requeued after rung [12] \(preempted\)", stdout)
+        assert read_snapshot(store, "long").slots["free"] == 1
+        assert stored.slots.claim("looker", 60.0).failures == 0  # type: ignore[union-attr]
+
+
+def test_sigusr1_before_a_rung_is_an_error_because_the_next_job_would_not_get_further(here: Path) -> None:
+    url = f"sqlite:///{here}/f.db"
+    with open_store(url, create=True) as store:
+        create_study(store, here, "long", budget={"trials": 1}, base={"pause": 60})
+        with follower(url, here, "--until-idle", "--study", "long", HPO_WARNING_GRACE_S="0") as process:
+            assert until(lambda: read_snapshot(store, "long").slots["leased"] == 1)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGUSR1)  # the second signal ends the grace period
+            _, stderr = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "no trial has reached a rung before SIGUSR1 announced the end of the job" in stderr
+        assert read_snapshot(store, "long").slots["free"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--until-idle"],
+            "--until-idle: must be used with --follow; a worker of one study ends when no trial is left",
+        ),
+        (
+            ["--follow", "--set", "data.path=x"],
+            "--set: must be used with --study, because --follow works on every study, got data.path=x",
+        ),
+        (
+            ["--follow", "--until-idle", "--study", "none", "--storage", "sqlite:///f.db"],
+            "--study: no study 'none' in the storage",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(options: list[str], message: str, here: Path) -> None:
+    open_store(f"sqlite:///{here}/f.db", create=True).close()
+    with pytest.raises(Problem) as refused:
+        run_in_process("worker", *options, cwd=here)
+    assert str(refused.value).startswith(message)

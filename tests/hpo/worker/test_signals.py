@@ -48,6 +48,17 @@ def test_signal_that_follows_the_end_of_the_launcher_is_the_first() -> None:
             send(1)
 
 
+def test_warning_of_a_scheduler_leaves_a_rung_the_time_that_the_scheduler_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HPO_WARNING_GRACE_S", "300")
+    for number, seconds in ((signal.SIGUSR1, 300.0), (signal.SIGTERM, 10.0)):
+        with SignalHandler() as signals:
+            os.kill(os.getpid(), number)
+            assert signals.signal == number
+            assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(seconds, abs=1.0)
+
+
 def test_two_signals_while_a_trial_is_created_leave_no_lease(here: Path) -> None:
     with open_store(f"sqlite:///{here}/w.db", create=True) as store:
 
