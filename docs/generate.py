@@ -1,4 +1,4 @@
-"""Write the generated pages of the documentation, the tables of three pages, and the JSON schemas.
+"""Write the generated pages of the documentation, the tables of three pages, a notebook, and the JSON schemas.
 
 The tables are those of docs/search.md, docs/transfer.md and docs/gpu.md.
 
@@ -13,6 +13,7 @@ from docs.command_page import command_page
 from docs.configuration_page import configuration_page
 from docs.drawing import drawing, packages
 from docs.gpu_tables import with_results
+from docs.notebook_page import notebook
 from docs.search_tables import with_tables
 from docs.transfer_tables import with_transfer_tables
 from hpo.config.yaml import parse_yaml
@@ -29,6 +30,7 @@ def pages() -> dict[Path, str]:
         DOCS / "cli.md": command_page(),
         DOCS / "configuration.md": configuration_page(),
         DOCS / "gpu.md": with_results((DOCS / "gpu.md").read_text("utf-8")),
+        DOCS / "notebook.ipynb": notebook(),
         DOCS / "packages.md": packages(table),
         DOCS / "packages.svg": drawing(table),
         DOCS / "search.md": with_tables((DOCS / "search.md").read_text("utf-8")),

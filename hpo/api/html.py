@@ -8,11 +8,12 @@ from hpo.analysis.progress import trial_counts
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.status import status_text
 from hpo.analysis.summary import trial_columns
-from hpo.console import format_number, printable
+from hpo.console import format_number, printable, with_columns
 from hpo.report.curve_figures import thinned
 from hpo.report.html import bullets, html_table
 from hpo.report.style import BLUE, FAINT, ORANGE
 from hpo.storage.trials import State, Trial, load_details
+from hpo.view.rows import short_names
 
 MAX_BEST = 5  # rows of the table of the best trials
 MAX_PARAMS = 8  # columns of it
@@ -49,13 +50,13 @@ def _bar(snapshot: Snapshot) -> str:
 def _best_trials(snapshot: Snapshot) -> str:
     best = [] if snapshot.spec.get("arms") else sorted(snapshot.feasible, key=snapshot.loss)[:MAX_BEST]
     load_details(best)
-    return html_table(
-        [
-            {key: value for key, value in trial_columns(snapshot, t).items() if key not in ("state", "rung")}
-            | {f"params.{path}": value for path, value in list(t.params.items())[:MAX_PARAMS]}
-            for t in best
-        ]
-    )
+    names = short_names(snapshot)
+    rows = []
+    for trial in best:
+        columns = {k: v for k, v in trial_columns(snapshot, trial).items() if k not in ("state", "rung")}
+        params = {names.get(path, path): value for path, value in list(trial.params.items())[:MAX_PARAMS]}
+        rows.append(with_columns(columns, params, "params"))
+    return html_table(rows)
 
 
 def curves_svg(snapshot: Snapshot) -> str:
@@ -89,7 +90,7 @@ def _line(snapshot: Snapshot, trial: Trial, best: Trial | None, ends: tuple[floa
         share = (snapshot.direction.loss(value) - ends[0]) / (ends[1] - ends[0])
         if math.isfinite(value) and share <= 1:
             height = share if snapshot.direction.loss(1.0) < 0 else 1 - share
-            x = MARGIN + (WIDTH - MARGIN - 10) * rung / snapshot.rungs
+            x = MARGIN + (WIDTH - MARGIN - 10) * (rung - 1) / (snapshot.rungs - 1)
             points.append(f"{x:.1f},{10 + (HEIGHT - 40) * height:.1f}")
     if len(points) < 2:
         return ""
@@ -99,7 +100,7 @@ def _line(snapshot: Snapshot, trial: Trial, best: Trial | None, ends: tuple[floa
 def _labels(snapshot: Snapshot, ends: Sequence[str], best: Trial | None) -> list[str]:
     """Return the axes' labels; ends: the values at the top and at the bottom."""
     name = escape(printable(snapshot.objective, keep=""))
-    text = f"{name} at rungs up to {snapshot.rungs}" + (f"; orange: trial {best.number}, the best" if best else "")
+    text = f"{name} at rungs 1 to {snapshot.rungs}" + (f"; orange: trial {best.number}, the best" if best else "")
     style = 'font-size="11" font-family="sans-serif" fill="currentColor"'
     return [
         f'<text x="{MARGIN - 6}" y="16" text-anchor="end" {style}>{ends[0]}</text>',

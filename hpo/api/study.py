@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from hpo.view.notebook import in_notebook
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Optuna imports tqdm, which asks the users of notebooks to install ipywidgets. hpo needs neither.
+warnings.filterwarnings("ignore", "IProgress not found")
 
 
 class Study(InspectedStudy, ControlledStudy):

@@ -133,15 +133,16 @@ class WorkerGroup:
 
     def _read_events(self, worker: WorkerProcess, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            event = _parse_event(line)
-            if event is None:
-                continue
-            if event["event"] == "joined":
-                worker.owner = event["owner"]
-            elif event["event"] in (*ENDS, "rung"):
-                worker.n_crashes = 0
-            self._events.put({**event, "worker": worker.number})
+        with contextlib.closing(process.stdout) as lines:
+            for line in lines:
+                event = _parse_event(line)
+                if event is None:
+                    continue
+                if event["event"] == "joined":
+                    worker.owner = event["owner"]
+                elif event["event"] in (*ENDS, "rung"):
+                    worker.n_crashes = 0
+                self._events.put({**event, "worker": worker.number})
         self._events.put({"event": "exit", "worker": worker.number, "status": process.wait()})
 
     def restart_crashed(self) -> Iterator[WorkerProcess]:

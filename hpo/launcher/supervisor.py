@@ -198,6 +198,7 @@ def _watch(
     check_still_there(stored, guard)  # the workers may have noticed it first
     with suppress(StorageError), limit_patience(VIEW_WAIT_S):
         stored.read_state()
+        view.refresh(read_snapshot(reader, stored.study.name))  # the last picture shows the end
     return given_up
 
 

@@ -29,7 +29,7 @@ class NotebookView:
     """Shows a study while it runs, as `LiveView` does in a terminal."""
 
     def __init__(self, snapshot: Snapshot, workers: int | None = None) -> None:
-        self.view = LiveView(snapshot, workers, Console(file=io.StringIO(), force_terminal=False))
+        self.view = LiveView(snapshot, workers, Console(file=io.StringIO(), force_jupyter=False))
         self.output: Any = None
         self.drawn_at = float("-inf")
 
@@ -64,6 +64,7 @@ class NotebookView:
 
     def html(self) -> str:
         """Return the view as HTML."""
-        console = Console(file=io.StringIO(), width=WIDTH, record=True, force_terminal=True, color_system="truecolor")
+        # A console that knows the notebook would print another output of the cell.
+        console = Console(file=io.StringIO(), width=WIDTH, record=True, force_terminal=True, force_jupyter=False)
         console.print(Group(*self.view.lines(WIDTH, HEIGHT)))
         return console.export_html(inline_styles=True, code_format=_PAGE)
