@@ -18,6 +18,7 @@ from hpo.search.pruning import CachedPruner
 from hpo.storage.engine import open_readonly
 from hpo.storage.store import open_store
 from hpo.worker.trial import trial_config
+from tests.support.cases import exhaustive
 from tests.support.statements import executed_statements
 
 N_RUNNING = 4
@@ -104,7 +105,7 @@ def test_details_of_a_few_trials_are_read_alone_and_of_many_at_once(storage_url:
             assert [dict(t.user_attrs) for t in trials] == [t.user_attrs for t in theirs]
 
 
-@pytest.mark.parametrize("name", ["tpe", "cmaes", "nsga2", "random", "qmc"])
+@pytest.mark.parametrize("name", ["tpe", *map(exhaustive, ("cmaes", "nsga2", "random", "qmc"))])
 def test_an_ask_costs_as_many_statements_and_reads_as_many_trials_in_a_long_study_as_in_a_short_one(
     storage_url: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Compiled steps: three shapes, each compiled once, which takes about 10 CPU seconds."""
+"""Compiled steps: four shapes, each compiled once, which takes about 20 CPU seconds; `make exhaustive` runs all."""
 
 import math
 
@@ -9,6 +9,7 @@ from model.errors import ConfigError
 from model.section import updated
 from model.train import graphs
 from model.train.trainer import Trainer
+from tests.support.cases import exhaustive
 from tests.support.tiny import alone, curves, timeless, tiny
 
 pytestmark = [
@@ -18,7 +19,8 @@ pytestmark = [
 ON = {"run.compile": "on"}
 ALL_SITES = ("embedding_dropout", "attention_dropout", "residual_dropout", "mlp_dropout")
 # Packs: the runs complete their updates at different micro-steps.
-PACK = {"run.align": 128, "run.rungs": 2, "optimizer.name": "muon", "clip.name": "update-rms", "model.position": "rope"}
+PACK = {"run.align": 128, "run.rungs": 2, "clip.name": "update-rms", "model.position": "rope"}
+RULES = ["adamw", exhaustive("muon")]
 GUARDED = {
     "run.align": 128,
     "run.rungs": 2,
@@ -81,16 +83,20 @@ def test_runs_with_and_without_dropout_share_one_graph(tmp_path):
     assert len(graphs._code) == n_compiled
 
 
-def test_a_compiled_pack_equals_its_runs_alone_and_resumes_bit_for_bit(tmp_path):
-    configs = [tiny(PACK | {"run.grad_accum": 1 + lane % 2, "run.seed": lane}) for lane in range(3)]
+@pytest.mark.parametrize("rule", RULES)
+def test_a_compiled_pack_equals_its_runs_alone_and_resumes_bit_for_bit(rule, tmp_path):
+    configs = [
+        tiny(PACK | {"optimizer.name": rule, "run.grad_accum": 1 + lane % 2, "run.seed": lane}) for lane in range(3)
+    ]
     wanted = curves(compiled(configs))
     for lane, config in enumerate(configs):
         assert losses(wanted[lane]) == pytest.approx(losses(alone(config)), abs=1e-4)
     assert equal(resumed(configs, tmp_path), {lane: of_lane[1:] for lane, of_lane in wanted.items()})
 
 
-def test_neither_a_diverging_neighbour_nor_a_refilled_lane_changes_a_bit_or_compiles_again():
-    calm = [tiny(PACK | {"run.seed": seed}) for seed in range(3)]
+@pytest.mark.parametrize("rule", RULES)
+def test_neither_a_diverging_neighbour_nor_a_refilled_lane_changes_a_bit_or_compiles_again(rule):
+    calm = [tiny(PACK | {"optimizer.name": rule, "run.seed": seed}) for seed in range(3)]
     wanted, n_compiled = curves(compiled(calm)), len(graphs._code)
     wild = updated(calm[1], {"run.spike_every": 1, "run.spike_scale": 1e38})
     trainer = compiled([calm[0], wild, calm[2]])
@@ -107,6 +113,7 @@ def test_neither_a_diverging_neighbour_nor_a_refilled_lane_changes_a_bit_or_comp
     assert len(graphs._code) == n_compiled
 
 
+@pytest.mark.exhaustive
 def test_compiled_runs_recover_as_eager_runs_do(tmp_path):
     configs = [tiny(GUARDED | {"run.grad_accum": 1 + lane, "run.seed": lane}) for lane in range(2)]
     wanted, eager = curves(compiled(configs)), curves(Trainer(configs))
