@@ -17,6 +17,7 @@ from hpo.replay.worlds import World
 GROUP = 20  # trials of a group, to see whether a rule becomes stricter during a study
 SHARES = (0.25, 0.5, 1.0)  # of the budget, at which the regret is measured
 N_RESAMPLES = 2000
+BATCH = 100  # resamples of pairs that are in memory at once
 LEVEL = 0.95
 
 Record = dict[str, Any]
@@ -83,7 +84,12 @@ def ratio(records: Sequence[Record], reference: Sequence[Record], budget: int) -
     """
     needed = _needed(records, reference, budget)
     rng = np.random.default_rng(0)
-    draws = [np.median(needed[np.ix_(*(rng.integers(n, size=n) for n in needed.shape))]) for _ in range(N_RESAMPLES)]
+    picked = [[rng.integers(n, size=n) for n in needed.shape] for _ in range(N_RESAMPLES)]
+    draws = []
+    for start in range(0, N_RESAMPLES, BATCH):  # all resamples at once would take a gigabyte for long lists
+        rows, columns = (np.array(axis) for axis in zip(*picked[start : start + BATCH], strict=True))
+        resampled = needed[rows[:, :, None], columns[:, None, :]]
+        draws += [*np.median(resampled.reshape(len(resampled), -1), axis=1)]
     return Estimate(_median(needed), *_ends(draws))
 
 
