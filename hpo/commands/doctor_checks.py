@@ -15,6 +15,7 @@ from hpo.commands.doctor_files import CheckResult, check_checkpoints, check_paus
 from hpo.config.permission import named_code
 from hpo.config.validation import error_messages
 from hpo.errors import Problem
+from hpo.launcher.slurm_queue import queue_line
 from hpo.optuna_internals.tables import RUNNING, TRIALS, WAITING, state_name
 from hpo.queue.heartbeat import free_expired_leases, void_leases
 from hpo.queue.identity import find_slots, lost_slots, restore_slots
@@ -78,6 +79,8 @@ def _check_study(store: Reader, name: str, study_id: int, out: Path) -> Iterator
         yield check_run_folder(snapshot, out)
         yield check_checkpoints(snapshot, out)
         yield from check_paused(snapshot, out)
+        if store.engine.name == "postgresql" and (jobs := queue_line(name)):
+            yield CheckResult("slurm", "ok", f"{name}: {jobs.removeprefix('slurm: ')}")
     except BeingRegistered as problem:
         yield CheckResult("study", "warning", str(problem))
     except Problem as problem:

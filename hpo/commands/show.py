@@ -15,6 +15,7 @@ from hpo.analysis.summary import milestones_of, objective_column, summary
 from hpo.analysis.targets import milestone_records
 from hpo.console import Format, print_record, print_records, say, show
 from hpo.errors import error_summary
+from hpo.launcher.slurm_queue import queue_line
 from hpo.queue.inspect import BeingRegistered
 from hpo.runs.command_files import OUTPUT, last_output
 from hpo.runs.metrics import read_metrics, read_rungs
@@ -68,7 +69,9 @@ def _print_status(store: OpenStorage, name: str | None, format: Format) -> bool:
         show(str(problem))
         return False
     if format is Format.table:
-        show(status_text(snapshot))
+        # Jobs need a server, and the clusters of many machines take long to answer.
+        jobs = queue_line(snapshot.name) if store.engine.name == "postgresql" and not has_ended(snapshot) else ""
+        show("\n".join(filter(None, [status_text(snapshot), jobs])))
     else:
         print_record(summary(snapshot), format)
     return has_ended(snapshot)

@@ -84,11 +84,8 @@ class SlurmWorkerGroup(WorkerGroup):
         pending = [process for process in running if process.is_pending()]
         if time.monotonic() >= self._report_at and len(pending) != max(0, self._n_pending):
             n_started = sum(process.started for process in map(_job, self.workers))
-            reasons = sorted({process.state.reason for process in pending} - {"", "None"})
-            why = f" ({', '.join(reasons)})" if reasons else ""
-            jobs = "job is" if len(pending) == 1 else "jobs are"
-            text = f"{n_started} of {len(self.workers)} workers have started; {len(pending)} {jobs} pending{why}"
-            yield {"event": "note", "text": text}
+            reasons = [process.state.reason for process in pending]
+            yield {"event": "note", "text": slurm_queue.queue_text(n_started, len(self.workers), reasons)}
             self._n_pending = len(pending)
         if self._silence:
             yield {"event": "note", "text": f"Slurm does not answer: {self._silence}"}

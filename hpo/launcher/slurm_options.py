@@ -23,6 +23,7 @@ _RESERVED = {
     "error": "the logs are in the folder of the study",
     "export": "the workers need the environment of this command",
     "input": "workers read no input",
+    "job-name": "`hpo status` finds the jobs of a study by it",
     "open-mode": "the logs of a requeued job are appended",
     "output": "the logs are in the folder of the study",
     "parsable": "hpo reads what sbatch prints",

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpo.launcher.processes import RESTART_STATUSES
-from hpo.launcher.slurm_queue import ENDED, FAILURES, JobState
+from hpo.launcher.slurm_queue import ENDED, FAILURES, STARTED, JobState
 from hpo.launcher.slurm_worker import JOB_ENDED
 
 LOST = -signal.SIGKILL  # exit status of a worker that Slurm or a failure of its node has ended
@@ -57,7 +57,7 @@ class SlurmProcess:
 
     def is_pending(self) -> bool:
         """Return whether the job waits in the queue, also after it was requeued."""
-        return self.returncode is None and self.state.name not in ("RUNNING", "COMPLETING")
+        return self.returncode is None and self.state.name not in STARTED
 
     def update(self, state: JobState | None) -> None:
         """Take over the state that Slurm reports; None: Slurm no longer knows the job."""
@@ -70,7 +70,7 @@ class SlurmProcess:
         elif state.name == "RUNNING" and before.name != "RUNNING":
             self.started = True
             self._note("placed", f"job {self.job_id} runs on {state.node}")
-        elif self.started and self.is_pending() and before.name in ("RUNNING", "COMPLETING"):
+        elif self.started and self.is_pending() and before.name in STARTED:
             self._note("note", f"job {self.job_id} is requeued")
 
     def _end(self, state: JobState) -> None:

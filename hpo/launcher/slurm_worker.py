@@ -16,6 +16,7 @@ from typing import Any
 
 from hpo.errors import Problem
 from hpo.launcher.slurm_options import short_message, warning_seconds
+from hpo.launcher.slurm_queue import job_name
 from hpo.runs.resources import set_thread_environment
 from hpo.worker.events import EVENTS, WARNING_GRACE_S
 
@@ -90,7 +91,7 @@ def submit_workers(
     # exec: the signal of the option --signal=B:... reaches the process of the batch script only
     executor = submitit.SlurmExecutor(folder=folder, python=f"exec {shlex.quote(sys.executable)}")
     executor.update_parameters(
-        job_name=own.pop("job-name", f"hpo-{folder.parent.name}"),
+        job_name=job_name(arguments[arguments.index("--study") + 1]),
         time=None,  # submitit would set five minutes
         wckey=None,
         use_srun=False,

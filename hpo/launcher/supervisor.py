@@ -96,8 +96,12 @@ def _run_registered(
     if status:
         return status
     check_still_there(stored, guard)
-    if stored.read_state().state == "stopped":
+    state = stored.read_state().state
+    if state == "stopped":
         say(f"{stored.study.name} was stopped; to resume it: {resume_command(options)}")
+    elif state == "paused" and options.on == "slurm":  # other workers wait, but jobs would occupy their nodes
+        remedy = "`hpo resume` and then this command continue it"
+        say(f"{stored.study.name} is paused, and its jobs have ended; {remedy}: {resume_command(options)}")
     snapshot = read_snapshot(stored.store, stored.study.name)
     status = on_finish(snapshot, guard.folder, options, time.monotonic() - started_at)
     if given_up:
