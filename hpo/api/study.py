@@ -4,7 +4,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +71,7 @@ class Study(InspectedStudy, ControlledStudy):
         from hpo.launcher.existing import check_new
         from hpo.storage.store import open_store
 
-        with python_errors():
+        with python_errors(), _messages():
             url, budget = checked_url(storage), {"trials": trials, "hours": hours}
             LaunchOptions("", url, budget=budget)  # checks the limits
             study = read_definition(definition, name, override_words(overrides), budget, seed)
@@ -173,8 +173,8 @@ class Study(InspectedStudy, ControlledStudy):
         return Confirmation(Study(found, self.storage, self.out), records, lines)
 
     def _run(self, run: Callable[[], int]) -> None:
-        """Run workers, whose messages a notebook shows as output of the cell, and raise what has stopped them."""
-        with python_errors(), redirect_stderr(sys.stdout) if in_notebook() else nullcontext():
+        """Run workers, and raise what has stopped them."""
+        with python_errors(), _messages():
             status = run()
         if status > 128:
             signal.raise_signal(status - 128)  # as if the signal arrived now, after the workers have stopped
@@ -211,6 +211,11 @@ class Confirmation(Shown):
         from hpo.report.html import bullets, html_table
 
         return html_table(self.records) + bullets(self.verdicts)
+
+
+def _messages() -> AbstractContextManager[Any]:
+    """Return a context in which a notebook shows messages as output of the cell. Errors are exceptions."""
+    return redirect_stderr(sys.stdout) if in_notebook() else nullcontext()
 
 
 def _keep_result(snapshot: Snapshot, folder: Path, options: LaunchOptions, seconds: float) -> int:

@@ -19,7 +19,9 @@ from hpo.study.command import Steps
 
 def trials_frame(snapshot: Snapshot) -> pd.DataFrame:
     """Return one row per trial: its status, parameters and last metrics."""
-    return pd.DataFrame([_row(snapshot, trial) for trial in snapshot.trials])
+    rows = [_row(snapshot, trial) for trial in snapshot.trials]
+    empty = ["number", "state", "kind", "rung", objective_column(snapshot), "seconds"]  # before the first trial
+    return pd.DataFrame(rows, columns=None if rows else empty)
 
 
 def _row(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def in_notebook() -> bool:
     """Return whether this process is the kernel of a notebook. Nothing is imported for it."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
-    return type(shell).__name__ == "ZMQInteractiveShell"
+    return any(kind.__name__ == "ZMQInteractiveShell" for kind in type(shell).__mro__)  # Colab has a class of its own
 
 
 class NotebookView:

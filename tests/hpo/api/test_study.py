@@ -15,10 +15,11 @@ import pytest
 import hpo as package
 from hpo.analysis.snapshot import read_snapshot
 from hpo.api.errors import in_python
-from hpo.api.options import ARGUMENTS
+from hpo.api.options import ARGUMENTS, launch_options
 from hpo.cli.groups import Display, Placement
 from hpo.config import permission
 from hpo.launcher.options import LaunchOptions
+from hpo.runs.resources import AUTO_PACK
 from hpo.storage.engine import open_readonly
 from tests.support.command import MODULE, ROOT, STUDY, hpo, run_in_process, trivial
 
@@ -74,6 +75,7 @@ def test_study_is_created_once_and_continues_where_it_was(here: Path) -> None:
     created = Study.create("trivial.yaml", trials=3)
     assert created.status()["trials"]["waiting"] == 3
     assert "created" in str(created.status())
+    assert list(created.trials()["loss"]) == []
     created.pause("lunch")
     again = Study.create(TREE, name="trivial", trials=5)  # the same definition, with a larger budget
     with open_readonly(again.storage) as store:
@@ -231,9 +233,17 @@ def test_larger_values_are_drawn_higher_in_both_directions(here: Path) -> None:
 def test_options_of_a_launch_have_the_defaults_of_the_command() -> None:
     defaults = {field.name: field.default for group in (Placement, Display) for field in fields(group)}
     ours = {field.name: field.default for field in fields(LaunchOptions)}
-    given = {"gpus": ()}  # a list in Python, text on the command line
+    given = {"gpus": (), "slurm": ()}  # lists in Python, text on the command line
     assert {name: ours[name] for name in defaults} == {**defaults, **given}
     assert set(ARGUMENTS) <= defaults.keys()
+
+
+def test_options_may_have_the_types_of_python() -> None:
+    given = {"gpus": [0, 1], "pack": "auto", "slurm": {"partition": "gpu", "mem": "8G"}}
+    options = launch_options("s", "sqlite:///a.db", Path("runs"), given)
+    assert (options.gpus, options.pack, options.slurm) == (["0", "1"], AUTO_PACK, ["partition=gpu", "mem=8G"])
+    for gpus in ("0, 1", ("0", 1)):
+        assert launch_options("s", "sqlite:///a.db", Path("runs"), {"gpus": gpus}).gpus == ["0", "1"]
 
 
 def test_names_of_the_package_load_neither_torch_nor_optuna() -> None:
