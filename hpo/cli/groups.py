@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from hpo.cli.options import DEFAULT_STORAGE, RUNS, AllowTrain, Out, PackOrAuto, StorageOptions, split_names, storage_url
+from hpo.cli.options import (
+    DEFAULT_STORAGE,
+    RUNS,
+    AllowTrain,
+    Out,
+    PackOrAuto,
+    StorageOptions,
+    Track,
+    split_names,
+    storage_url,
+)
 
 if TYPE_CHECKING:
     from hpo.launcher.options import LaunchOptions
@@ -84,6 +94,7 @@ class RunOptions:
     storage: StorageOptions = DEFAULT_STORAGE
     out: Out = RUNS
     allow_train: AllowTrain = None
+    track: Track = None
     placement: Placement
     display: Display
 
@@ -119,6 +130,7 @@ class RunOptions:
             pack=place.pack,
             out=self.out,
             allow_train=self.allow_train or [],
+            track=[str(name) for name in self.track or []],
             dry_run=display.dry_run,
             quiet=display.quiet,
             plain=display.plain,

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,6 +98,33 @@ AllowTrain = Annotated[
         metavar="MODULE:NAME|COMMAND",
         help="Import this training function or configuration class, or run this command, even if only the storage "
         "names it. Can be repeated.",
+    ),
+]
+
+
+class TrackerName(StrEnum):
+    """The programs to which a launch can copy its trials."""
+
+    mlflow = "mlflow"
+    wandb = "wandb"
+    tensorboard = "tensorboard"
+
+
+class TrackChoice(StrEnum):
+    """A tracker, or none of them."""
+
+    mlflow = "mlflow"
+    wandb = "wandb"
+    tensorboard = "tensorboard"
+    none = "none"
+
+
+Track = Annotated[
+    list[TrackChoice] | None,
+    typer.Option(
+        "--track",
+        help="Copy each trial to this tracker, beside the training. Can be repeated. Default: the key track of the "
+        "study.",
     ),
 ]
 RuleOption = Annotated[

@@ -20,6 +20,8 @@ from hpo.cli.options import (
     Set,
     StorageOptions,
     StudyName,
+    Track,
+    TrackerName,
     exit_with,
     split_names,
     storage_url,
@@ -83,6 +85,7 @@ def worker(
         bool, typer.Option("--until-idle", help="With --follow: end when no study has a trial left for this worker.")
     ] = False,
     allow_train: AllowTrain = None,
+    track: Track = None,
 ) -> None:
     """Join a study and run its trials until none is left.
 
@@ -100,6 +103,9 @@ def worker(
 
         check_gpus(split_names(gpus))
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before torch is imported
+    from hpo.commands.track import tracking_of_worker
+
+    url, trackers = storage_url(storage), [str(name) for name in track or []]
     if follow:
         from hpo.worker.follow import Follower, Service
 
@@ -107,13 +113,35 @@ def worker(
             raise Problem(
                 f"--set: must be used with --study, because --follow works on every study, got {overrides[0]}"
             )
-        exit_with(Follower(storage_url(storage), pack, out, Service(study, overrides or [], until_idle)).work())
+        if track and study is None:
+            raise Problem(f"--track: must be used with --study, because --follow works on every study, got {track[0]}")
+        with tracking_of_worker(url, study, trackers, out):
+            exit_with(Follower(url, pack, out, Service(study, overrides or [], until_idle)).work())
         return
     if until_idle:
         raise Problem("--until-idle: must be used with --follow; a worker of one study ends when no trial is left")
     from hpo.worker.join import join_study
 
-    exit_with(join_study(storage_url(storage), study, pack, out, overrides or []))
+    with tracking_of_worker(url, study, trackers, out):
+        exit_with(join_study(url, study, pack, out, overrides or []))
+
+
+@run_commands.command(rich_help_panel=RUN, epilog="Example: hpo track mlflow --study beta2_sweep")
+def track(
+    tracker: Annotated[TrackerName, typer.Argument(help="Where to copy the trials.")],
+    study: StudyName = None,
+    storage: StorageOptions = DEFAULT_STORAGE,
+    out: Out = RUNS,
+    follow: Annotated[bool, typer.Option("--follow", help="Continue until the study has ended.")] = False,
+) -> None:
+    """Copy the trials of a study to MLflow, W&B or TensorBoard.
+
+    The command writes what the tracker does not have yet. `hpo launch --track` runs it beside the training. The client
+    of the tracker reads its own settings, such as $MLFLOW_TRACKING_URI or $WANDB_MODE.
+    """
+    from hpo.commands.track import track_study
+
+    exit_with(track_study(storage_url(storage), study, str(tracker), out, follow))
 
 
 @run_commands.command(rich_help_panel=RUN, epilog="Example: hpo train best.yaml")

@@ -32,6 +32,7 @@ class LaunchOptions:
     pack: number of trials that a worker trains side by side, or AUTO_PACK. out: folder of the runs.
     plain: print lines instead of the live view. allow_train: as typed.
     confirm: whether to confirm the best trial of the search afterwards. notify: URL of a webhook, "" for none.
+    track: trackers as typed; empty for those of the study.
     """
 
     study: str
@@ -53,6 +54,7 @@ class LaunchOptions:
     allow_train: Sequence[str] = ()
     confirm: bool = False
     slurm: Sequence[str] = ()
+    track: Sequence[str] = ()
     notify: str = ""  # `resume_command` leaves it out, because such URLs are often secrets
 
     def __post_init__(self) -> None:
@@ -101,6 +103,7 @@ def resume_command(options: LaunchOptions) -> str:
     words += [word for option in options.slurm for word in ("--slurm", option)]
     words += ["--pack", pack_text(options.pack)] if options.pack != 1 else []
     words += [word for address in options.allow_train for word in ("--allow-train", address)]
+    words += [word for name in options.track for word in ("--track", name)]
     words += ["--confirm"] if options.confirm else []
     words += ["--out", str(options.out)] if str(options.out) != "runs" else []
     return command_line(*words) + storage_option(options)

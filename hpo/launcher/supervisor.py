@@ -34,6 +34,8 @@ from hpo.storage.store import open_store
 from hpo.storage.url import normalise_url
 from hpo.study.places import place_options
 from hpo.study.spec import Study
+from hpo.trackers.names import chosen_trackers
+from hpo.trackers.process import STOPPED_S, tracking
 from hpo.worker.events import ENDS
 
 # Prints the result of a study and returns the exit status: (snapshot, folder of the study, options, seconds of the
@@ -57,6 +59,7 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
     if study.objections:
         check_new(options.storage, study)
     continued = continued_study(options.storage, study)
+    trackers = chosen_trackers(options.track, continued.file.track, study.source)
     data_hash, anchors = describe_data(continued.base)
     rows = row_counts(continued.base)
     if not options.quiet:
@@ -74,8 +77,13 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
         stored.store_rows(rows)
         store.patience = math.inf  # from now on an unreachable storage is waited for
         guard = open_folder(options.out, stored)
-        with notifications(url, study.name) as notifier:
+        with (
+            notifications(url, study.name) as notifier,
+            tracking(trackers, normalise_url(options.storage), study.name, options.out, guard.folder) as tracked,
+        ):
             status = _run_registered(options, stored, environments, guard, start_group, on_finish, notifier)
+            if status > 128:  # a signal has stopped it, and another may follow
+                tracked.patience = STOPPED_S
             with suppress(StorageError), limit_patience(VIEW_WAIT_S):
                 notifier.end(read_snapshot(store, study.name), status)
     return status

@@ -12,7 +12,7 @@ from hpo.errors import Problem
 from hpo.storage.attributes import DATA_HASH, PROTOCOL, SEED, SPEC, UID
 from hpo.study.earlier import complete_spec
 from hpo.study.engines import engine_text, engines_of
-from hpo.study.fingerprint import spec_fingerprint, with_places
+from hpo.study.fingerprint import CHANGEABLE, spec_fingerprint, with_places
 from hpo.study.spec import Study, StudyFile
 from model.config import ENGINE
 from model.section import flatten
@@ -133,8 +133,8 @@ def check_same(study: Study, stored: Mapping[str, Any], spec: Mapping[str, Any])
     """
     if spec_fingerprint(stored) == spec_fingerprint(spec):
         return
-    stored = {**with_places(complete_spec(stored), spec), "name": spec["name"]}
-    before, after = flatten({**stored, "budget": None}), flatten({**spec, "budget": None})
+    same = dict.fromkeys(CHANGEABLE)
+    before, after = flatten({**with_places(complete_spec(stored), spec), **same}), flatten({**spec, **same})
     lines = {
         key: f"{study.source}: {key}: the study in the storage has {old}, here it is {new}"
         for key in sorted(before.keys() | after.keys())

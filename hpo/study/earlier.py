@@ -15,6 +15,7 @@ EARLIER_KEYS: dict[str, Any] = {
     "metric": None,
     "steps": None,
     "objectives": [],
+    "track": [],
 }
 # The same for the fields of a component: key of the study file and name of the component -> fields.
 EARLIER_FIELDS: dict[tuple[str, str], dict[str, Any]] = {

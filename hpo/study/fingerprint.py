@@ -1,4 +1,4 @@
-"""What must not change in the definition of a study: everything except the budget, the name and the places of files."""
+"""What must not change in the definition of a study: all but its name, budget, trackers and places of files."""
 
 import hashlib
 import json
@@ -8,17 +8,20 @@ from typing import Any
 from hpo.study.earlier import complete_spec
 from hpo.study.spec import DEFAULT_CONFIG
 
+# Keys of a study that do not change what it runs.
+CHANGEABLE = ("budget", "name", "track")
+
 # Fields of TrainConfig that say where files are. They may differ between machines, because the data has a hash.
 PLACES = ("data.path",)
 
 
 def spec_fingerprint(spec: Mapping[str, Any]) -> str:
-    """Return a hash of everything that must not change while a study runs: all keys except budget, name and places.
+    """Return a hash of everything that must not change while a study runs: all keys except CHANGEABLE and places.
 
     The place of the data does not count, because the hash of the data is stored and compared.
     """
     spec = complete_spec(spec)
-    fixed = {key: value for key, value in spec.items() if key not in ("budget", "name")}
+    fixed = {key: value for key, value in spec.items() if key not in CHANGEABLE}
     base = without_places(fixed["base"]) if spec["config"] == DEFAULT_CONFIG else fixed["base"]
     return hashlib.sha256(json.dumps({**fixed, "base": base}, sort_keys=True).encode()).hexdigest()
 

@@ -28,6 +28,7 @@ M = TypeVar("M", bound=BaseModel)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+TrackerName = Literal["mlflow", "wandb", "tensorboard"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 # Keys of a study file that a study of arms does not have.
@@ -112,6 +113,9 @@ class StudyFile(Section):
     rungs: Count | None = None
     """Number of rungs of your own training function: how many values each run reports. Required if `config` has no
     field run.rungs. The GPT trainer uses run.rungs."""
+    track: tuple[TrackerName, ...] = ()
+    """Where to copy each trial while the study runs: mlflow, wandb or tensorboard, or a list of them. The option
+    --track replaces the key. The key may change in a study that has started."""
     about: dict[str, Any] = Field(default_factory=dict)
     """Metadata that `hpo confirm`, `hpo ablate` and `hpo claims` store with their studies. Omit it in study files."""
 
@@ -124,6 +128,11 @@ class StudyFile(Section):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return NameOnly(name=value) if isinstance(value, str) else value
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("train", "config")
     @classmethod
