@@ -17,8 +17,8 @@ from hpo.storage.engine import open_readonly
 from hpo.storage.studies import resolve_study_name
 from hpo.storage.url import normalise_url
 from hpo.trackers.follow import Follower
-from hpo.trackers.names import check_installed, chosen_trackers
-from hpo.trackers.process import FINISH_S, PIPE, tracking
+from hpo.trackers.names import check_installed, chosen_trackers, wait_seconds
+from hpo.trackers.process import PIPE, tracking
 
 HANGS_S = 60.0  # seconds without an answer of the client after which the user sees a message
 
@@ -84,7 +84,7 @@ def _watch_launch(follower: Follower, finish: threading.Event, note: Callable[[s
             note(f"no answer for {HANGS_S:.0f} s; training continues")
             reported = since
     finish.set()
-    time.sleep(FINISH_S)
+    time.sleep(wait_seconds())
     os._exit(1)
 
 

@@ -83,7 +83,7 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
         ):
             status = _run_registered(options, stored, environments, guard, start_group, on_finish, notifier)
             if status > 128:  # a signal has stopped it, and another may follow
-                tracked.patience = STOPPED_S
+                tracked.patience = min(STOPPED_S, tracked.patience)
             with suppress(StorageError), limit_patience(VIEW_WAIT_S):
                 notifier.end(read_snapshot(store, study.name), status)
     return status

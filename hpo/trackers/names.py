@@ -1,11 +1,14 @@
-"""The trackers by name, and whether their packages are installed."""
+"""The trackers by name, whether their packages are installed, and how long a launch waits for them at its end."""
 
+import math
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 
 from hpo.errors import Problem
 
+WAIT = "HPO_TRACK_WAIT"  # environment variable: seconds that a launch waits at its end for the last values
 NONE = "none"  # turns off the trackers of the study file
 
 
@@ -15,7 +18,7 @@ def chosen_trackers(option: Sequence[str], stated: Sequence[str], source: str) -
     option: --track. stated: the key track of the study. source: where the study comes from.
 
     Raises:
-        Problem: a package is missing, or --track none is combined with others.
+        Problem: a package is missing, --track none is combined with others, or HPO_TRACK_WAIT is wrong.
     """
     names, origin = list(dict.fromkeys(option or stated)), "--track" if option else f"{source}: track"
     if NONE in names:
@@ -23,7 +26,21 @@ def chosen_trackers(option: Sequence[str], stated: Sequence[str], source: str) -
             raise Problem(f"--track: none must be alone, got {', '.join(names)}")
         return []
     check_installed(names, origin)
+    wait_seconds()
     return names
+
+
+def wait_seconds() -> float:
+    """Return how long a launch waits at its end for its trackers: 30 s, or the value of HPO_TRACK_WAIT.
+
+    Raises:
+        Problem: the value is not a number of at least 0.
+    """
+    text = os.environ.get(WAIT, "30")
+    with suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise Problem(f"{WAIT}: must be a number of seconds of at least 0, got {text!r:.60}")
 
 
 def check_installed(names: Iterable[str], origin: str) -> None:

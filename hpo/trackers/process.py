@@ -13,10 +13,10 @@ from pathlib import Path
 
 from hpo.console import command_line, say
 from hpo.runs.run_dir import open_log
+from hpo.trackers.names import wait_seconds
 
 PIPE = "HPO_TRACK_PIPE"  # environment variable of a tracker whose standard input ends when the launch ends
-FINISH_S = 30.0  # how long a launch waits for a tracker to write the last values
-STOPPED_S = 5.0  # the same for a launch that a signal has stopped
+STOPPED_S = 5.0  # how long a launch that a signal has stopped waits for a tracker to write the last values, at most
 SILENT_S = 2.0  # how long it waits without a message
 RESTART_S, LONGEST_RESTART_S = 10.0, 300.0  # pause before a tracker that has crashed is restarted; it doubles
 
@@ -100,7 +100,7 @@ class Trackers:
 
     def __init__(self, processes: Sequence[TrackerProcess], study: str) -> None:
         self._processes, self._study = processes, study
-        self.patience = FINISH_S
+        self.patience = wait_seconds()
 
     def close(self) -> None:
         """Wait some seconds until all trackers have written the last values, then kill those that have not."""

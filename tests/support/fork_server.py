@@ -159,7 +159,7 @@ def own_modules() -> Iterator[str]:
     """Yield the modules of hpo and model, except those that run a command or need a package that may be missing."""
     for package in ("hpo", "model"):
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-            if not any(part in module.name for part in ("__main__", ".ray_", ".integrations.")):
+            if not any(part in module.name for part in ("__main__", ".ray_", ".integrations.", ".trackers.to_")):
                 yield module.name
 
 

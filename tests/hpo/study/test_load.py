@@ -231,7 +231,7 @@ def test_file_that_is_no_mapping_is_refused_with_the_keys(text: str, got: str) -
     keys = (
         "base, space, arms, seeds, equal, baseline, baseline_seeds, sampler, pruner, probe, budget, limits, "
         "targets, milestones, keep_best, objective, objectives, direction, seed, train, config, command, env, metric, "
-        "steps, rungs, about"
+        "steps, rungs, track, about"
     )
     assert problems("s.yaml") == [f"s.yaml: must be a mapping with the keys {keys}, got {got}"]
 
