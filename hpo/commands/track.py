@@ -16,7 +16,7 @@ from hpo.runs.run_dir import claim_folder
 from hpo.storage.engine import open_readonly
 from hpo.storage.studies import resolve_study_name
 from hpo.storage.url import normalise_url
-from hpo.trackers.follow import Follower
+from hpo.trackers.copier import StudyCopier
 from hpo.trackers.names import check_installed, chosen_trackers, wait_seconds
 from hpo.trackers.process import PIPE, tracking
 
@@ -40,16 +40,16 @@ def track_study(storage: str, study: str | None, tracker: str, out: Path, follow
     if not follow:
         finish.set()
     with open_readonly(storage) as reader:
-        follower = Follower(reader, resolve_study_name(reader, study), tracker, out, note)
+        copier = StudyCopier(reader, resolve_study_name(reader, study), tracker, out, note)
         if is_launched:
             os.nice(10)  # training comes first
-            threading.Thread(target=_watch_launch, args=(follower, finish, note), daemon=True).start()
+            threading.Thread(target=_watch_launch, args=(copier, finish, note), daemon=True).start()
         try:
-            done = follower.follow(finish)
+            done = copier.follow(finish)
         finally:
-            follower.close()
+            copier.close()
     if not done:
-        raise WorkFailed(f"track: {follower.left} trials could not be written to {tracker}; the next call continues")
+        raise WorkFailed(f"track: {copier.left} trials could not be written to {tracker}; the next call continues")
     return 0
 
 
@@ -72,14 +72,14 @@ def tracking_of_worker(storage: str, study: str | None, names: Sequence[str], ou
         yield
 
 
-def _watch_launch(follower: Follower, finish: threading.Event, note: Callable[[str], None]) -> None:
+def _watch_launch(copier: StudyCopier, finish: threading.Event, note: Callable[[str], None]) -> None:
     """Wait until the launch ends, even if it was killed, and end this process if its client then hangs.
 
     Until then, say once for each hanging call that the client does not answer.
     """
     reported: float | None = None
     while not (select.select([0], [], [], 1.0)[0] and not os.read(0, 1)):
-        since = follower.busy_since
+        since = copier.busy_since
         if since is not None and since != reported and time.monotonic() - since > HANGS_S:
             note(f"no answer for {HANGS_S:.0f} s; training continues")
             reported = since

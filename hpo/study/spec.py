@@ -22,13 +22,13 @@ from hpo.study.command import CommandPlan, CommandWords, Metric, Steps
 from hpo.study.command_config import complete_command
 from hpo.study.limits import Budget, Limits
 from hpo.study.objectives import split_objectives
+from hpo.study.trackers import TrackerNames
 from model.section import Count, Section, flat, updated
 
 M = TypeVar("M", bound=BaseModel)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-TrackerName = Literal["mlflow", "wandb", "tensorboard"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 # Keys of a study file that a study of arms does not have.
@@ -113,9 +113,8 @@ class StudyFile(Section):
     rungs: Count | None = None
     """Number of rungs of your own training function: how many values each run reports. Required if `config` has no
     field run.rungs. The GPT trainer uses run.rungs."""
-    track: tuple[TrackerName, ...] = ()
-    """Where to copy each trial while the study runs: mlflow, wandb or tensorboard, or a list of them. The option
-    --track replaces the key. The key may change in a study that has started."""
+    track: TrackerNames = ()
+    """Trackers to which each trial is copied: mlflow, wandb, tensorboard or a list of them. --track replaces them."""
     about: dict[str, Any] = Field(default_factory=dict)
     """Metadata that `hpo confirm`, `hpo ablate` and `hpo claims` store with their studies. Omit it in study files."""
 
@@ -128,11 +127,6 @@ class StudyFile(Section):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return NameOnly(name=value) if isinstance(value, str) else value
-
-    @field_validator("track", mode="before")
-    @classmethod
-    def _one_tracker(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("train", "config")
     @classmethod

@@ -34,7 +34,7 @@ def declared(command: str) -> dict[str, Any]:
 def test_commands_that_run_trials_take_the_same_run_options() -> None:
     options = {command: declared(command) for command in RUNNING}
     assert list(options["launch"]) == [
-        *("storage", "out", "allow_train"),
+        *("storage", "out", "allow_train", "track"),
         *("workers", "gpus", "per_gpu", "pack", "on", "address", "gpus_per_worker"),
         *("dry_run", "quiet", "plain", "notify"),
     ]

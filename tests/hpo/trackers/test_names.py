@@ -48,7 +48,7 @@ def test_wrong_trackers_and_waits_are_refused(here: Path) -> None:
     path.write_text(f"{path.read_text()}track: [wandb, mlflw]\n")
     assert "trivial.yaml: track.1: must be" in hpo("check", path.name, cwd=here, status=2).stderr
     done = hpo("worker", "--follow", "--track", "wandb", cwd=here, status=2)
-    assert "--track: must be omitted with --follow" in done.stderr
+    assert "--track: must be used with --study, because --follow works on every study, got wandb" in done.stderr
 
 
 def test_trackers_of_a_study_may_change_after_its_start(here: Path) -> None:

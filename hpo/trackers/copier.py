@@ -19,7 +19,7 @@ from hpo.runs.run_dir import study_folder
 from hpo.storage.engine import Reader
 from hpo.storage.studies import study_ids
 from hpo.storage.trials import Trial, load_details
-from hpo.study.spec import TrackerName
+from hpo.study.trackers import TrackerName
 from hpo.trackers.lock import TrackerLock
 from hpo.trackers.runs import ENDED, TrackedRun, has_configuration, tracked_run
 from hpo.trackers.tracker import Tracker
@@ -32,7 +32,7 @@ MOST_FAILURES = 3  # trials in a row that cannot be written, after which a pass 
 _Seen = tuple[str, int | None]
 
 
-class Follower:
+class StudyCopier:
     """Copies the trials of one study to one tracker."""
 
     def __init__(self, reader: Reader, study: str, name: str, out: Path, note: Callable[[str], None]) -> None:
