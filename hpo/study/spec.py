@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -25,7 +25,6 @@ from hpo.study.objectives import split_objectives
 from hpo.study.trackers import TrackerNames
 from model.section import Count, Section, flat, updated
 
-M = TypeVar("M", bound=BaseModel)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
@@ -242,8 +241,8 @@ class Study:
         """Return a description from which any worker can recreate the study, as JSON values."""
         tree: dict[str, Any] = self.file.model_dump(mode="json", exclude={"base"})
         derived = {"name": self.name, "rungs": self.rungs, "rung_tokens": self.rung_tokens}
-        derived["closed"] = closed_ends(self.base, self.file.space)
-        return tree | {"base": self.base.model_dump(mode="json")} | derived
+        closed = closed_ends(self.base, self.file.space)
+        return tree | {"base": self.base.model_dump(mode="json"), **derived, "closed": closed}
 
 
 def seed_path(config: BaseModel) -> str | None:

@@ -35,7 +35,7 @@ def test_commands_that_run_trials_take_the_same_run_options() -> None:
     options = {command: declared(command) for command in RUNNING}
     assert list(options["launch"]) == [
         *("storage", "out", "allow_train", "track"),
-        *("workers", "gpus", "per_gpu", "pack", "on", "address", "gpus_per_worker"),
+        *("workers", "gpus", "per_gpu", "pack", "on", "address", "gpus_per_worker", "slurm"),
         *("dry_run", "quiet", "plain", "notify"),
     ]
     for command in RUNNING[1:]:

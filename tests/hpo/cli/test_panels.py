@@ -12,7 +12,7 @@ from hpo.cli.panels import CONTROL, EVIDENCE, INSPECT, RUN, SETUP
 from tests.support.command import COMMANDS, ROOT, environment, hpo
 
 PANELS = {
-    RUN: "launch worker train sample",
+    RUN: "launch worker track train sample",
     INSPECT: "studies status trials show why logs best export report dashboard compare",
     CONTROL: "pause resume stop kill retry enqueue fork",
     EVIDENCE: "confirm ablate claims transfer replay",
