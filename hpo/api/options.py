@@ -14,6 +14,7 @@ from hpo.transfer.rule import Rule
 
 # Options of a launch that are no arguments of `Study.launch`: the study has them, or they have another form there
 _NOT_ARGUMENTS = {"study", "storage", "out", "budget", "overrides", "seed", "allow_train", "dry_run", "confirm"}
+_LISTS = {field.name for field in fields(LaunchOptions) if field.default == ()}  # one of them may be given alone
 ARGUMENTS = [field.name for field in fields(LaunchOptions) if field.name not in _NOT_ARGUMENTS]
 
 
@@ -40,6 +41,7 @@ def launch_options(study: str, storage: str, out: Path, given: Mapping[str, Any]
         options["slurm"] = [f"{key}={'true' if value is True else value}" for key, value in options["slurm"].items()]
     if isinstance(options.get("slurm"), Mapping):
         options["slurm"] = [f"{option}={value}" for option, value in options["slurm"].items()]
+    options |= {name: [value] for name, value in options.items() if name in _LISTS and isinstance(value, str)}
     return LaunchOptions(study=study, storage=storage, out=out, **options, **more)
 
 

@@ -16,7 +16,7 @@ import hpo as package
 from hpo.analysis.snapshot import read_snapshot
 from hpo.api.errors import in_python
 from hpo.api.options import ARGUMENTS, launch_options
-from hpo.cli.groups import Display, Placement
+from hpo.cli.groups import Display, Placement, RunOptions
 from hpo.config import permission
 from hpo.launcher.options import LaunchOptions
 from hpo.runs.resources import AUTO_PACK
@@ -231,17 +231,18 @@ def test_larger_values_are_drawn_higher_in_both_directions(here: Path) -> None:
 
 
 def test_options_of_a_launch_have_the_defaults_of_the_command() -> None:
-    defaults = {field.name: field.default for group in (Placement, Display) for field in fields(group)}
+    command = {field.name: field.default for group in (RunOptions, Placement, Display) for field in fields(group)}
     ours = {field.name: field.default for field in fields(LaunchOptions)}
-    given = {"gpus": (), "slurm": ()}  # lists in Python, text on the command line
-    assert {name: ours[name] for name in defaults} == {**defaults, **given}
-    assert set(ARGUMENTS) <= defaults.keys()
+    assert set(ARGUMENTS) <= command.keys()
+    for name in ARGUMENTS:
+        assert (ours[name] or None) == (command[name] or None), name  # an empty list is () in Python
 
 
 def test_options_may_have_the_types_of_python() -> None:
     given = {"gpus": [0, 1], "pack": "auto", "slurm": {"partition": "gpu", "mem": "8G"}}
     options = launch_options("s", "sqlite:///a.db", Path("runs"), given)
     assert (options.gpus, options.pack, options.slurm) == (["0", "1"], AUTO_PACK, ["partition=gpu", "mem=8G"])
+    assert launch_options("s", "sqlite:///a.db", Path("runs"), {"slurm": "mem=8G"}).slurm == ["mem=8G"]
     for gpus in ("0, 1", ("0", 1)):
         assert launch_options("s", "sqlite:///a.db", Path("runs"), {"gpus": gpus}).gpus == ["0", "1"]
 
