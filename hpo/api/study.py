@@ -109,6 +109,7 @@ class Study(InspectedStudy, ControlledStudy):
         trials: int | None = None,
         hours: float | None = None,
         confirm: bool = False,
+        overrides: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> "Study":
         """Run the study to the end of its budget, and return it. A notebook and a terminal show the progress.
@@ -117,8 +118,9 @@ class Study(InspectedStudy, ControlledStudy):
         KeyboardInterrupt. A second one stops the workers immediately. The next launch continues the study.
 
         workers: number of worker processes; 0: one. trials, hours: other limits. confirm: whether to confirm the best
-        trial afterwards. options: the other options of `hpo launch` with underscores, such as gpus=[0, 1], pack="auto",
-        on="ray", slurm={"partition": "gpu"}, quiet=True or notify="https://...".
+        trial afterwards. overrides: the place of the data on this machine, such as {"data.path": "/data/text"}.
+        options: the other options of `hpo launch` with underscores, such as gpus=[0, 1], pack="auto", on="slurm",
+        slurm={"partition": "gpu"}, quiet=True or notify="https://...".
 
         Raises:
             hpo.Problem: the search has no complete trial, a worker has failed, or an argument is not valid.
@@ -127,6 +129,7 @@ class Study(InspectedStudy, ControlledStudy):
 
         def run() -> int:
             more = {"budget": {"trials": trials, "hours": hours}, "workers": workers, "confirm": confirm}
+            more["overrides"] = override_words(overrides)
             launched = launch_options(self.name, self.storage, self.out, options, **more)
             study = stored_study(launched)
             if study is None:
@@ -148,6 +151,7 @@ class Study(InspectedStudy, ControlledStudy):
         rule: str | None = None,
         test: str | None = None,
         name: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> "Confirmation":
         """Re-run the best trials and the baseline on new seeds, in pairs, and test the differences.
@@ -155,7 +159,7 @@ class Study(InspectedStudy, ControlledStudy):
         A second call continues the confirmation, or returns its result. top: number of trials, from the best down.
         seeds: runs of each configuration. sequential: whether to add pairs only until the result is clear. tokens:
         length of a run. rule: that carries the configurations over to it. test: t or wilcoxon. name: of the study of
-        the new runs. workers, options: as in `launch`.
+        the new runs. workers, overrides, options: as in `launch`.
         """
         from hpo.evidence.confirm import ConfirmRequest, run_confirmation
         from hpo.evidence.confirm_verdicts import confirmation_of
@@ -164,7 +168,8 @@ class Study(InspectedStudy, ControlledStudy):
             for argument, number in {"top": top, "seeds": seeds, "tokens": tokens}.items():
                 check_count(argument, number)
             request = ConfirmRequest(self.name, top, seeds, tokens, name, paired_test(test), sequential, rule_of(rule))
-            launched = launch_options("", self.storage, self.out, options, workers=workers)
+            more = {"workers": workers, "overrides": override_words(overrides)}
+            launched = launch_options("", self.storage, self.out, options, **more)
             return run_confirmation(request, launched, _keep_result)
 
         self._run(run)

@@ -1,5 +1,6 @@
 """hpo.Study: what it returns is what the commands print, and its errors are one message in the words of Python."""
 
+import inspect
 import io
 import json
 import subprocess
@@ -17,6 +18,7 @@ from hpo.analysis.snapshot import read_snapshot
 from hpo.api.errors import in_python
 from hpo.api.options import ARGUMENTS, launch_options
 from hpo.cli.groups import Display, Placement, RunOptions
+from hpo.cli.reference import commands
 from hpo.config import permission
 from hpo.launcher.options import LaunchOptions
 from hpo.runs.resources import AUTO_PACK
@@ -43,10 +45,15 @@ def text_of(snapshot_of: str, folder: Path, *words: str) -> str:
     return run_in_process(snapshot_of, "--study", "trivial", *words, cwd=folder)
 
 
-def test_everything_that_python_returns_is_what_the_commands_print(study: Any, here: Path) -> None:
+def test_everything_that_python_returns_is_what_the_commands_print(
+    study: Any, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert dict(study.status()) == json.loads(text_of("status", here, "--format", "json"))
     lines = text_of("status", here).splitlines()
     assert str(study.status()).splitlines()[1:] == lines[1:]  # the first line has the age of the study
+    capsys.readouterr()
+    study.watch()  # it has ended
+    assert capsys.readouterr().out.splitlines()[1:] == lines[1:]
     assert study.status()["trials"]["complete"] + study.status()["trials"]["pruned"] == 4
 
     printed = pd.read_csv(io.StringIO(text_of("trials", here, "--format", "csv")))
@@ -164,6 +171,7 @@ def test_messages_keep_commands_and_hide_passwords() -> None:
     assert in_python("--gpus-per-worker: 1; `--as NAME` or `hpo retry --failed` helps; a--b") == (
         "gpus_per_worker: 1; `name NAME` or `hpo retry --failed` helps; a--b"
     )
+    assert "secret" not in repr(Study("s", "postgresql://me:secret@host/db", Path("runs")))
     assert "secret" not in in_python("cannot open postgresql://me:secret@host/db")
 
 
@@ -236,6 +244,37 @@ def test_options_of_a_launch_have_the_defaults_of_the_command() -> None:
     assert set(ARGUMENTS) <= command.keys()
     for name in ARGUMENTS:
         assert (ours[name] or None) == (command[name] or None), name  # an empty list is () in Python
+
+
+# command -> the methods that do the same; the options that a method has in another form
+METHODS: dict[str, tuple[list[Any], set[str]]] = {
+    "launch": ([Study.create, Study.launch], set()),
+    "confirm": ([Study.confirm], set()),
+    "export": ([Study.export], set()),
+    "report": ([Study.report], set()),
+    "best": ([Study.best_by], {"by"}),  # its only argument
+    "status": ([Study.status, Study.watch], {"watch"}),
+    "trials": ([Study.trials], set()),
+    "show": ([Study.trial], set()),
+    "studies": ([package.list_studies], set()),
+    "pause": ([Study.pause], set()),
+    "resume": ([Study.resume], set()),
+    "stop": ([Study.stop], set()),
+    "kill": ([Study.kill], set()),
+    "retry": ([Study.retry], {"failed"}),  # without a number, all failed trials
+    "enqueue": ([Study.enqueue], {"overrides"}),
+}
+# Options of the study itself, and of what a command prints
+OF_THE_STUDY = {"study", "storage", "storage_file", "out", "allow_train", "format", "dry_run"}
+
+
+def test_every_option_of_these_commands_is_an_argument() -> None:
+    options = {c.name: [p.names[0] for p in c.options if p.names[0] != "--help"] for c in commands()}
+    for command, (methods, elsewhere) in METHODS.items():
+        arguments = {name for method in methods for name in inspect.signature(method).parameters}
+        arguments |= set(ARGUMENTS) if "options" in arguments else set()
+        ours = {in_python(name) for name in options[command]}
+        assert ours - arguments - OF_THE_STUDY == elsewhere, command
 
 
 def test_options_may_have_the_types_of_python() -> None:
