@@ -74,6 +74,8 @@ class SlurmProcess:
             self._note("note", f"job {self.job_id} is requeued")
 
     def _end(self, state: JobState) -> None:
+        if state.name == "FAILED" and not self._output.exists():
+            self._note("note", f"job {self.job_id} wrote no log; --out must be on a disk that the nodes share")
         if state.name in FAILURES:
             self.end(LOST, f"job {self.job_id} ended on {state.node}: {state.name.lower().replace('_', ' ')}")
         elif state.name == "CANCELLED" and self.unneeded:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from hpo.errors import WorkFailed
@@ -50,9 +51,21 @@ def read_states(job_ids: Sequence[str]) -> dict[str, JobState]:
         return {}
     states = {}
     for line in output.splitlines():
-        job_id, name, status, reason, node = (field.strip() for field in line.split("|")[: len(FIELDS)])
-        states[job_id] = JobState(name, os.waitstatus_to_exitcode(int(status)), reason, node)
+        fields = [field.strip() for field in line.split("|")[: len(FIELDS)]]
+        if len(fields) == len(FIELDS):  # other lines name the cluster
+            job_id, name, status, reason, node = fields
+            states[job_id] = JobState(name, _exit_status(status), reason, node)
     return {job_id: state for job_id, state in states.items() if job_id in job_ids}
+
+
+def _exit_status(text: str) -> int:
+    """Return an exit status, negative for a signal. Slurm prints what wait() returns, or STATUS:SIGNAL."""
+    status, colon, number = text.partition(":")
+    if colon:
+        return -int(number) if int(number) else int(status)
+    with suppress(ValueError):
+        return os.waitstatus_to_exitcode(int(status))
+    return 1
 
 
 def job_name(study: str) -> str:

@@ -183,25 +183,38 @@ def test_ctrl_c_ends_running_and_pending_jobs(server: Postgres, slurm: Slurm, tm
 def test_job_whose_time_is_over_is_requeued_and_resumes_its_trial(
     server: Postgres, slurm: Slurm, tmp_path: Path
 ) -> None:
-    path = study(tmp_path, 1, 5.0, rungs=20)
-    limit = ["--slurm", "time=1", "--slurm", "signal=B:USR1@50"]
-    launch = Launch(server, slurm, tmp_path, "--study", path, *limit)
+    path = study(tmp_path, 1, 0.5, rungs=200)
+    launch = Launch(server, slurm, tmp_path, "--study", path, "--slurm", "time=2")  # SIGUSR1 after 30 to 60 s
     assert until(lambda: "is requeued" in launch.said(), 90), launch.said()
     said = launch.said()
-    rung = int(re.findall(r"rung (\d+)/20", said)[-1])
+    rung = int(re.findall(r"rung (\d+)/200", said)[-1])
     assert f"trial 0: requeued after rung {rung} (preempted)" in said
     assert "timeout" not in said
     launch.process.kill()  # the job needs no launcher
     launch.process.communicate()
     (job,) = slurm.jobs("PENDING")
     assert job
-    (tmp_path / "curves.py").write_text((tmp_path / "curves.py").read_text().replace("config.pause", "0.05"))
+    (tmp_path / "curves.py").write_text((tmp_path / "curves.py").read_text().replace("config.pause", "0.02"))
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
     assert until(lambda: launch.numbers() == (1, 0, 0, 0, 0), 60), slurm.run("squeue")
     events = [event.event_type for event in launch.snapshot().events]
     assert "preempted" in events
     assert "lost" not in events
     assert until(lambda: not slurm.jobs("PENDING", "RUNNING", "COMPLETING"), 30)
+
+
+def test_preempted_job_releases_its_trial_and_continues_later(server: Postgres, slurm: Slurm, tmp_path: Path) -> None:
+    launch = Launch(server, slurm, tmp_path, "--study", study(tmp_path, 1, 1.0, rungs=20))
+    assert until(lambda: "trial 0: rung 2/20" in launch.said()), launch.said()
+    (job,) = slurm.jobs("RUNNING")
+    slurm.run("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1")
+    assert until(lambda: "is requeued" in launch.said()), launch.said()
+    assert re.search(r"trial 0: requeued after rung \d+ \(preempted\)", launch.said())
+    assert until(lambda: slurm.jobs("PENDING", "RUNNING", "COMPLETING") == [job])
+    assert until(lambda: (slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now"), slurm.jobs("RUNNING"))[1])
+    assert launch.end()[0] == 0, launch.said()
+    assert launch.numbers() == (1, 0, 0, 0, 0)
+    assert re.search(r"trial 0: started.*, attempt 2", launch.said())
 
 
 def test_scancel_gives_the_trial_of_a_command_back(server: Postgres, slurm: Slurm, tmp_path: Path) -> None:

@@ -44,7 +44,10 @@ SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=2,batch_sched_delay=0,sched_min_interval=0
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
-PartitionName=main Nodes=n1,n2 Default=YES DefaultTime=10 MaxTime=15
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n1,n2 Default=YES DefaultTime=10 MaxTime=15 PriorityTier=1
+PartitionName=urgent Nodes=n1,n2 DefaultTime=10 MaxTime=15 PriorityTier=9
 JobSubmitPlugins=lua
 EnforcePartLimits=ALL
 """

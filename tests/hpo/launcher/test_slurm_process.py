@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpo.launcher.slurm_process import LOST, SlurmProcess
-from hpo.launcher.slurm_queue import JobState
+from hpo.launcher.slurm_queue import JobState, queue_text
 from hpo.launcher.slurm_worker import JOB_ENDED
 
 PENDING, RUNNING = JobState("PENDING", 0, "Priority", ""), JobState("RUNNING", 0, "None", "n1")
@@ -32,7 +32,7 @@ def process_after(states: Sequence[JobState | None], output: Path) -> tuple[Slur
     ("states", "status", "note"),
     [
         ([PENDING, RUNNING, ended("COMPLETED", 0)], 0, "job 7_0 runs on n1"),
-        ([ended("FAILED", 2)], 2, None),
+        ([ended("FAILED", 2)], 2, "job 7_0 wrote no log; --out must be on a disk that the nodes share"),
         ([RUNNING, ended("FAILED", -9)], -9, None),  # a killed worker: the launcher submits another
         ([RUNNING, ended("FAILED", 138)], 75, None),  # its time was over, and Slurm did not requeue it: another
         ([RUNNING, ended("TIMEOUT", 0)], LOST, "job 7_0 ended on n1: timeout"),
@@ -65,3 +65,9 @@ def test_job_that_no_worker_needs_has_not_failed(tmp_path: Path) -> None:
     process.unneeded = True
     process.update(ended("CANCELLED", 0))
     assert process.poll() == 0
+
+
+def test_queue_is_one_line() -> None:
+    assert queue_text(0, 4, ["Priority"] * 4) == "0 of 4 workers have started; 4 jobs are pending (Priority)"
+    assert queue_text(4, 5, ["Resources"]) == "4 of 5 workers have started; 1 job is pending (Resources)"
+    assert queue_text(1, 1, []) == "1 of 1 workers have started; 0 jobs are pending"
