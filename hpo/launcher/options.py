@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hpo.console import command_line, shell_quote
 from hpo.errors import Problem
 from hpo.runs.resources import AUTO_PACK, pack_text
 from hpo.storage.url import has_no_password
+from hpo.study.trackers import TrackerName
 
 PLACES = ("local", "ray", "slurm")
 # The smallest and the largest value of each number, and its type
@@ -58,16 +59,20 @@ class LaunchOptions:
     notify: str = ""  # `resume_command` leaves it out, because such URLs are often secrets
 
     def __post_init__(self) -> None:
-        """Check the numbers, which may come from Python.
+        """Check what the command line checks before, because options may come from Python.
 
         Raises:
-            Problem: one of them is outside its limits.
+            Problem: a number is outside its limits, or a name or a text is not valid.
         """
         numbers: dict[str, Any] = {"workers": self.workers, "per_gpu": self.per_gpu, "pack": self.pack}
         numbers |= {"gpus_per_worker": self.gpus_per_worker, **self.budget}
         problems = [text for key, value in numbers.items() if (text := _number_problem(key, value))]
         if self.on not in PLACES:
             problems.append(f"--on: must be one of {', '.join(PLACES)}, got {self.on!r:.60}")
+        if unknown := [name for name in self.track if name not in get_args(TrackerName)]:
+            problems.append(f"--track: must be {', '.join(get_args(TrackerName))}, got {unknown[0]!r:.60}")
+        texts = {"address": self.address, "notify": self.notify}
+        problems += [f"--{key}: must be text, got {v!r:.60}" for key, v in texts.items() if not isinstance(v, str)]
         if problems:
             raise Problem(*problems)
 
