@@ -47,4 +47,4 @@ class ControlledStudy(StudyHandle):
         from hpo.commands.enqueue import enqueue_trial
 
         with self._write() as store:
-            return "\n".join(enqueue_trial(store, self.name, override_words(values)))
+            return "\n".join(enqueue_trial(store, self.name, override_words(values, "values")))

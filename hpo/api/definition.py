@@ -22,6 +22,8 @@ def read_definition(
     Raises:
         Problem: the definition is invalid; the message names every problem.
     """
+    if not isinstance(definition, str | Path | Mapping):
+        raise Problem(f"definition: must be the path of a study file or a mapping, got {definition!r:.60}")
     if not isinstance(definition, Mapping):
         if name is not None:
             raise Problem(f"name: must be omitted with a study file, whose name is that of the study, got {name!r:.60}")

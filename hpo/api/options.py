@@ -10,6 +10,7 @@ from typing import Any, Literal
 from hpo.errors import Problem
 from hpo.launcher.options import LaunchOptions
 from hpo.runs.resources import AUTO_PACK
+from hpo.storage.url import checked_url
 from hpo.transfer.rule import Rule
 
 # Options of a launch that are no arguments of `Study.launch`: the study has them, or they have another form there
@@ -51,12 +52,30 @@ def _names(given: Any) -> list[str]:
     return [str(part).strip() for part in parts if str(part).strip()]
 
 
-def override_words(overrides: Mapping[str, Any] | None) -> list[str]:
-    """Return fields of a configuration as the command line gives them with --set."""
+def override_words(overrides: Mapping[str, Any] | None, name: str = "overrides") -> list[str]:
+    """Return fields of a configuration as the command line gives them with --set. name: of the argument in messages.
+
+    Raises:
+        Problem: it is no mapping, or YAML cannot represent a value.
+    """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise Problem(f"{name}: must be a mapping of fields to values, such as {{'lr': 0.01}}, got {overrides!r:.60}")
     try:
         return [f"{path}={json.dumps(value)}" for path, value in (overrides or {}).items()]
     except TypeError as error:
-        raise Problem(f"overrides: must have values of YAML: numbers, text, lists and mappings; {error}") from None
+        raise Problem(f"{name}: must have values of YAML: numbers, text, lists and mappings; {error}") from None
+
+
+def url_of(storage: str | Path | None) -> str:
+    """Return the URL of a storage that is given as a URL, as a file, or not at all.
+
+    Raises:
+        Problem: it is no text.
+        StorageError: the text cannot be a URL or the name of a file.
+    """
+    if storage is None or isinstance(storage, str | Path):
+        return checked_url(None if storage is None else str(storage))
+    raise Problem(f"storage: must be a URL or the path of a file, got {storage!r:.60}")
 
 
 def check_count(name: str, value: Any) -> None:

@@ -14,14 +14,13 @@ from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.api.control import ControlledStudy
 from hpo.api.errors import python_errors
 from hpo.api.inspect import InspectedStudy
-from hpo.api.options import check_count, launch_options, override_words, paired_test, rule_of
+from hpo.api.options import check_count, launch_options, override_words, paired_test, rule_of, url_of
 from hpo.api.results import Shown
 from hpo.config.permission import permit_options
-from hpo.errors import WorkFailed
+from hpo.errors import Problem, WorkFailed
 from hpo.launcher.options import LaunchOptions
 from hpo.storage.attributes import LADDER_OF
 from hpo.storage.engine import open_readonly
-from hpo.storage.url import checked_url
 from hpo.view.notebook import in_notebook
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Study(InspectedStudy, ControlledStudy):
         definition: str | Path | Mapping[str, Any],
         *,
         name: str | None = None,
-        storage: str | None = None,
+        storage: str | Path | None = None,
         overrides: Mapping[str, Any] | None = None,
         trials: int | None = None,
         hours: float | None = None,
@@ -72,7 +71,7 @@ class Study(InspectedStudy, ControlledStudy):
         from hpo.storage.store import open_store
 
         with python_errors(), _messages():
-            url, budget = checked_url(storage), {"trials": trials, "hours": hours}
+            url, budget = url_of(storage), {"trials": trials, "hours": hours}
             LaunchOptions("", url, budget=budget)  # checks the limits
             study = read_definition(definition, name, override_words(overrides), budget, seed)
             check_new(url, study)
@@ -86,7 +85,7 @@ class Study(InspectedStudy, ControlledStudy):
         cls,
         name: str | None = None,
         *,
-        storage: str | None = None,
+        storage: str | Path | None = None,
         out: str | Path = "runs",
         allow_train: Sequence[str] = (),
     ) -> "Study":
@@ -97,7 +96,9 @@ class Study(InspectedStudy, ControlledStudy):
         may run although only the storage names them, as with --allow-train.
         """
         with python_errors():
-            url = checked_url(storage)
+            url = url_of(storage)
+            if name is not None and not isinstance(name, str):
+                raise Problem(f"name: must be the name of a study, got {name!r:.60}")
             permit_options([allow_train] if isinstance(allow_train, str) else allow_train)
             with open_readonly(url) as store:
                 return cls(read_snapshot(store, name).name, url, Path(out))
@@ -232,7 +233,7 @@ def _keep_result(snapshot: Snapshot, folder: Path, options: LaunchOptions, secon
     return 0
 
 
-def list_studies(storage: str | None = None) -> "pd.DataFrame":
+def list_studies(storage: str | Path | None = None) -> "pd.DataFrame":
     """Return one row per study of a storage: its name, its trials by state, and its best value.
 
     storage: as in `Study.load`.
@@ -241,5 +242,5 @@ def list_studies(storage: str | None = None) -> "pd.DataFrame":
 
     from hpo.commands.show import study_records
 
-    with python_errors(), open_readonly(checked_url(storage)) as store:
+    with python_errors(), open_readonly(url_of(storage)) as store:
         return pd.DataFrame(study_records(store))

@@ -8,7 +8,6 @@ from hpo.cli.groups import Commands
 from hpo.cli.options import DEFAULT_STORAGE, AllowTrain, Set, StorageOptions, StudyName, TrialNumber, storage_url
 from hpo.cli.panels import CONTROL
 from hpo.console import say
-from hpo.errors import Problem
 
 control_commands = Commands()
 
@@ -131,7 +130,5 @@ def _set_state(storage: StorageOptions, study: str | None, state: str, because: 
     from hpo.commands.control import set_study_state
     from hpo.storage.store import open_store
 
-    if any("\ud800" <= letter <= "\udfff" for letter in because):  # bytes of the command line that are not UTF-8
-        raise Problem(f"--because: must be text in UTF-8, got {because!r}")
     with open_store(storage_url(storage)) as store:
         say(set_study_state(store, study, state, because))

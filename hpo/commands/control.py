@@ -26,8 +26,10 @@ def set_study_state(store: Store, name: str | None, state: str, reason: str = ""
     name: None for the only study of the storage. reason: text that is stored with the event.
 
     Raises:
-        Problem: there is no such study.
+        Problem: there is no such study, or the reason is not valid text.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in reason):  # bytes of the command line that are not UTF-8
+        raise Problem(f"--because: must be text in UTF-8, got {reason!r}")
     name = resolve_study_name(store, name)
     study_id = study_ids(store)[name]
     attrs = study_attrs(store, study_id)

@@ -90,6 +90,7 @@ def test_study_is_created_once_and_continues_where_it_was(here: Path) -> None:
     assert again.status()["budget"]["trials"] == 5
     with pytest.raises(Problem, match="trivial"):
         Study.create({**TREE, "space": {"lr": {"low": 0.0, "high": 0.5}}}, name="trivial")
+    assert Study.load("trivial", storage=Path("runs/hpo.db")).status()["study"] == "trivial"
     assert repr(Study.load()) == "Study('trivial', storage='sqlite:///runs/hpo.db')"
     assert Study.load("trivial.yaml").launch(quiet=True, trials=6).status()["trials"]["waiting"] == 0
     assert len(created.trials()) == 6
@@ -149,7 +150,12 @@ MISTAKES = {
     "retry": (lambda s: s.retry(0), "trial 0: must have failed to be retried; "),
     "kill": (lambda s: s.kill(0), "trial 0: must be running, interrupted or paused to be killed; "),
     "enqueue": (lambda s: s.enqueue({"lrr": 1}), "overrides lrr: no such field; did you mean lr?"),
-    "values": (lambda s: s.enqueue({"lr": object}), "overrides: must have values of YAML: "),
+    "values": (lambda s: s.enqueue({"lr": object}), "values: must have values of YAML: "),
+    "words": (lambda s: s.enqueue("lr=1"), "values: must be a mapping of fields to values, such as {'lr': 0.01}, got"),
+    "number": (lambda s: Study.load(3), "name: must be the name of a study, got 3"),
+    "storage": (lambda s: Study.load(storage=3), "storage: must be a URL or the path of a file, got 3"),
+    "none": (lambda s: Study.create(None), "definition: must be the path of a study file or a mapping, got None"),
+    "reason": (lambda s: s.pause("\ud800"), "because: must be text in UTF-8, got '\\ud800'"),
     "load": (lambda s: Study.load("b"), "study: no study 'b' in the storage; there are trivial"),
     "file": (lambda s: Study.create("gone.yaml"), "study: no such file: gone.yaml"),
     "name": (lambda s: Study.create(TREE), "name: required for a study that is given as a mapping"),
