@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
+from hpo.console import command_line, say
 from hpo.errors import Problem, WorkFailed
 from hpo.launcher import slurm_queue
 from hpo.launcher.processes import WorkerGroup, WorkerProcess
@@ -54,6 +55,10 @@ class SlurmWorkerGroup(WorkerGroup):
         self._silence = ""  # why Slurm does not answer
         self._changed_at = self._hurry_until = time.monotonic()
         self._wake: queue.SimpleQueue[str] = queue.SimpleQueue()  # its put() may interrupt itself in a signal handler
+        study = self._arguments[self._arguments.index("--study") + 1]
+        if earlier := slurm_queue.queue_line(study):
+            remedy = f"`{command_line('scancel', f'--name={slurm_queue.job_name(study)}')}` ends them"
+            say(f"note: jobs of an earlier launch serve this study too ({earlier.removeprefix('slurm: ')}); {remedy}")
         jobs = submit_workers(self._folder, options, self._arguments, environments[0], len(environments))
         self._jobs = deque(jobs)  # submitted, and not assigned to a worker yet
         super().__init__(self._arguments, environments, folder)

@@ -195,6 +195,13 @@ def test_job_whose_time_is_over_is_requeued_and_resumes_its_trial(
     (job,) = slurm.jobs("PENDING")
     assert job
     (tmp_path / "curves.py").write_text((tmp_path / "curves.py").read_text().replace("config.pause", "0.02"))
+    launch.start()  # a second launch says that there is a job, and helps it
+    note = (
+        "note: jobs of an earlier launch serve this study too (0 of 1 workers have started; 1 job is pending (BeginTi"
+    )
+    assert until(lambda: note in launch.said()), launch.said()
+    launch.process.send_signal(signal.SIGINT)
+    launch.process.communicate(timeout=60)
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
     assert until(lambda: launch.numbers() == (1, 0, 0, 0, 0), 60), slurm.run("squeue")
     events = [event.event_type for event in launch.snapshot().events]

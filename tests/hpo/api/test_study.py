@@ -137,6 +137,10 @@ MISTAKES = {
     "track": (lambda s: s.launch(track="wandbb"), "track: must be mlflow, wandb, tensorboard, got 'wandbb'"),
     "notify": (lambda s: s.launch(notify=3), "notify: must be text, got 3"),
     "on": (lambda s: s.launch(on="moon"), "on: must be "),
+    "slurm": (
+        lambda s: s.launch(on="slurm", slurm={"array": "0-9"}),
+        "slurm array: must be left out, because workers sets it, got '0-9'",
+    ),
     "trials": (lambda s: s.launch(trials=0), "trials: must be a whole number of at least 1, got 0"),
     "unknown": (lambda s: s.launch(worker=2), "worker: no such argument; did you mean workers?"),
     "seeds": (lambda s: s.confirm(seeds=0), "seeds: must be a whole number of at least 1, got 0"),

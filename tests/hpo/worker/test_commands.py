@@ -279,7 +279,8 @@ def test_interrupted_script_saves_its_state_and_resumes_from_it(folder: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signal_to_all_processes_of_a_worker_is_no_failure_of_its_trial(folder: Path, number: signal.Signals) -> None:
-    write_study(folder, TRAIN, budget={"trials": 1})
+    deaf = "import signal\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\n"
+    write_study(folder, deaf + TRAIN, budget={"trials": 1})
     with launched(folder, PAUSE="0.1") as launch:
         assert until(lambda: len(list(read_metrics(folder / "runs/scripts/trials/0000/metrics.jsonl"))) == 1)
         (worker,) = worker_processes(folder)
@@ -293,6 +294,7 @@ def test_signal_to_all_processes_of_a_worker_is_no_failure_of_its_trial(folder: 
     assert {event.event_type for event in snapshot.events} & {"preempted", "signal", "lost", "error"} == {"preempted"}
     hpo("launch", "--study", "scripts", "--quiet", cwd=folder, PAUSE="0.01")
     check_exact(folder, 1)
+    assert lines(folder, "resumed.jsonl")[1]["step"] >= 10  # the script has saved its state after SIGTERM
 
 
 def test_killed_trial_ends_between_its_reports(folder: Path) -> None:

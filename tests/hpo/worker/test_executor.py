@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 import hpo.worker.signals
 from hpo.analysis.progress import trial_counts
 from hpo.analysis.snapshot import read_snapshot
-from hpo.errors import error_summary
+from hpo.errors import CommandFailed, error_summary
 from hpo.queue.heartbeat import free_expired_leases, free_leases_of
 from hpo.queue.inspect import SlotTable
 from hpo.queue.registry import register_study
@@ -271,3 +271,17 @@ def failing(config):
         assert part in log
     trial = stored.optuna.get_trials()[0]
     assert error_summary(trial.user_attrs[ERROR]) == "ValueError: boom"
+
+
+def test_command_that_ends_while_its_worker_is_stopping_has_not_failed(store: Store, here: Path) -> None:
+    stored = create_study(store, here, budget={"trials": 1})
+    executor = (worker := Worker(stored, Path("runs"), 1, lambda event: None)).executor
+    for signal_number, reason, failures in ((None, "signal", 1), (signal.SIGTERM, "preempted", 1)):
+        worker.signals.signal = signal_number
+        assert executor.claim_trial(1)
+        executor.handle_failure(CommandFailed("the command was ended by SIGTERM", by_signal=True), executor.trials)
+        assert read_snapshot(store, "planted").events[0].event_type == reason
+        claim = stored.slots.claim("looker", 60)
+        assert claim is not None
+        assert claim.failures == failures  # the second end is not counted
+        free_leases_of(store, "looker", event_type="interrupted")
