@@ -107,6 +107,9 @@ def _try_submission(options: Mapping[str, str], n_workers: int) -> None:
         reason = short_message(done.stderr or done.stdout)
         if _NO_ANSWER.search(reason):
             raise WorkFailed(f"--on slurm: the cluster does not answer: {reason}; `sinfo` must show its nodes")
+        if "job array" in reason:
+            rule = "must be at most MaxArraySize of the cluster, which `scontrol show config` prints"
+            raise Problem(f"--workers: {rule}, got {n_workers}")
         raise Problem(f"--slurm: sbatch refuses the jobs: {reason}; `sbatch --help` lists its options")
 
 

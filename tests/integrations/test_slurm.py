@@ -106,22 +106,28 @@ def study(folder: Path, trials: int, pause: float, rungs: int = 4) -> str:
     return str(planted(folder, base=base, rungs=rungs, budget={"trials": trials}, pruner={"name": "none"}))
 
 
+REFUSED = "--slurm: sbatch refuses the jobs: "
+
+
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("options", "message"),
     [
-        (["partition=nope"], "invalid partition specified: nope; Invalid partition name specified"),
-        (["account=spent"], "account spent has no hours left; Invalid account or account/partition combination"),
-        (["time=60"], "Requested time limit is invalid (missing or exceeds some limit)"),
-        (["partitions=main"], "unrecognized option '--partitions=main'"),
+        ("--slurm partition=nope", REFUSED + "invalid partition specified: nope; Invalid partition name specified"),
+        ("--slurm account=spent", REFUSED + "account spent has no hours left; Invalid account or account/partition"),
+        ("--slurm time=60", REFUSED + "Requested time limit is invalid (missing or exceeds some limit)"),
+        ("--slurm partitions=main", REFUSED + "unrecognized option '--partitions=main'"),
+        (
+            "--workers 1002",
+            "--workers: must be at most MaxArraySize of the cluster, which `scontrol show config` prints",
+        ),
     ],
 )
 def test_what_sbatch_refuses_is_refused_before_the_study_is_stored(
-    options: list[str], reason: str, server: Postgres, slurm: Slurm, tmp_path: Path
+    options: str, message: str, server: Postgres, slurm: Slurm, tmp_path: Path
 ) -> None:
-    words = [word for option in options for word in ("--slurm", option)]
-    launch = Launch(server, slurm, tmp_path, "--study", study(tmp_path, 1, 0.0), *words)
+    launch = Launch(server, slurm, tmp_path, "--study", study(tmp_path, 1, 0.0), *options.split())
     assert launch.end(30)[0] == 2
-    assert launch.said().splitlines()[-1].startswith(f"hpo: --slurm: sbatch refuses the jobs: {reason}")
+    assert launch.said().splitlines()[-1].startswith(f"hpo: {message}")
     assert not (tmp_path / "runs").exists()
 
 
