@@ -13,6 +13,7 @@ from model.memory.dry_run import DryRun, dry_run
 from model.memory.estimate import estimate_memory
 from model.section import updated
 from model.train.trainer import Trainer
+from tests.support.cases import exhaustive
 from tests.support.tiny import UPDATE, alone, tiny
 
 GB = 10**9
@@ -40,7 +41,7 @@ def test_a_dry_run_does_not_change_the_run():
     assert alone(config) == before
 
 
-@pytest.mark.parametrize("accum", [1, 2])
+@pytest.mark.parametrize("accum", [2, exhaustive(1)])
 def test_the_first_updates_are_those_of_the_run(accum):
     # Eleven updates in three rungs: the learning rates depend on how many there are.
     values = {"run.grad_accum": accum, "run.tokens": 11 * accum * UPDATE, "schedule.warmup": 0.5}

@@ -94,8 +94,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert differences({"optimizer.name": optimizer, "clip.name": clip}, tmp_path, packed) == []
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["alone", "packed"])
-@pytest.mark.parametrize("values", STATEFUL, ids=lambda values: ",".join(map(str, values.values())))
+@pytest.mark.parametrize(("values", "packed"), covering(STATEFUL, [False, True]))
 def test_resumed_run_keeps_every_other_state(values: dict[str, Any], packed: bool, tmp_path: Path) -> None:
     assert differences(values, tmp_path, packed) == []
 

@@ -10,6 +10,7 @@ from model.optim.param_groups import param_groups
 from model.train.run_state import RunState
 from model.train.tables import MAX_STEPS, MAX_TOKENS, build_batches, build_steps, table_size
 from model.train.trainer import Trainer
+from tests.support.cases import covering
 from tests.support.tiny import curves, tiny
 
 CPU = torch.device("cpu")
@@ -49,8 +50,7 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(("rule", "size"), covering(RULES, [1, 3]))
 def test_a_step_copies_nothing_to_the_device_and_reads_nothing_from_it(rule, size, monkeypatch):
     # The runs of the pack complete their updates at different micro-steps.
     common = rule | {"model.n_layer": 2, "run.align": 128, "run.rungs": 2}

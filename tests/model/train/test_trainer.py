@@ -16,6 +16,7 @@ from model.section import updated
 from model.train.evaluate import Scores
 from model.train.run_state import RunState
 from model.train.trainer import Trainer
+from tests.support.cases import covering
 from tests.support.tiny import UPDATE, alone, curves, timeless, tiny
 
 # Hyperparameters in which the runs of a pack may differ. Marks are rounded to the update of grad_accum 4.
@@ -468,8 +469,7 @@ def test_a_run_in_a_pack_equals_the_run_alone_under_every_rule(rule):
                 assert getattr(m, field) == pytest.approx(getattr(w, field), rel=1e-3), field
 
 
-@pytest.mark.parametrize("rule", RULES, ids=named)
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(("rule", "size"), covering(RULES, [1, 3]), ids=str)
 def test_a_resumed_run_continues_as_if_nothing_had_happened(rule, size, tmp_path):
     common = rule | {"regularization.dropout": 0.1, "run.grad_accum": 2, "run.rungs": 4}
     configs = [tiny(common | {"run.seed": seed}) for seed in range(size)]
