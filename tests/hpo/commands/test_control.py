@@ -122,9 +122,10 @@ def test_stopped_workers_leave_with_0_and_another_worker_continues_after_resume(
 
 @pytest.mark.parametrize("when", ["before a trial is complete", "after"])
 def test_stopped_launcher_ends_and_says_what_was_found(here: Path, store: Store, when: str) -> None:
-    stored = create_study(store, here, **LONG, budget={"trials": 5})
+    done = 0 if when == "before a trial is complete" else 1
+    base = {"rungs": 12, "pause": 0.12 if done else 0.4}
+    stored = create_study(store, here, **LONG | {"base": base}, budget={"trials": 5})
     with working(store.url, "launch", "--workers", "2", n=1) as launchers:
-        done = 0 if when == "before a trial is complete" else 1
         assert until(lambda: rungs(store) > 0 and stored.slots.counts()["done"] >= done)
         run_control(store.url, "stop")
         stdout, stderr = launchers[0].communicate(timeout=60)
