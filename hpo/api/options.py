@@ -36,6 +36,8 @@ def launch_options(study: str, storage: str, out: Path, given: Mapping[str, Any]
         options["pack"] = AUTO_PACK
     elif options.get("pack") == AUTO_PACK:
         raise Problem(f"pack: must be 'auto' or a whole number of at least 1, got {AUTO_PACK}")
+    if isinstance(options.get("track"), str):
+        options["track"] = [options["track"]]
     if "gpus" in options:
         options["gpus"] = _names(options["gpus"])
     if isinstance(options.get("slurm"), Mapping):

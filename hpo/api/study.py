@@ -121,7 +121,7 @@ class Study(InspectedStudy, ControlledStudy):
         workers: number of worker processes; 0: one. trials, hours: other limits. confirm: whether to confirm the best
         trial afterwards. overrides: the place of the data on this machine, such as {"data.path": "/data/text"}.
         options: the other options of `hpo launch` with underscores, such as gpus=[0, 1], pack="auto", on="slurm",
-        slurm={"partition": "gpu"}, quiet=True or notify="https://...".
+        slurm={"partition": "gpu"}, track="mlflow", quiet=True or notify="https://...".
 
         Raises:
             hpo.Problem: the search has no complete trial, a worker has failed, or an argument is not valid.

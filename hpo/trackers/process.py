@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hpo.console import command_line, say
 from hpo.runs.run_dir import open_log
+from hpo.storage.url import default_url, has_no_password, normalise_url
 from hpo.trackers.names import wait_seconds
 
 PIPE = "HPO_TRACK_PIPE"  # environment variable of a tracker whose standard input ends when the launch ends
@@ -98,8 +99,9 @@ class TrackerProcess:
 class Trackers:
     """The trackers of a launch."""
 
-    def __init__(self, processes: Sequence[TrackerProcess], study: str) -> None:
-        self._processes, self._study = processes, study
+    def __init__(self, processes: Sequence[TrackerProcess], study: str, arguments: Sequence[str]) -> None:
+        """arguments: of the `hpo track` with which a user continues."""
+        self._processes, self._study, self._arguments = processes, study, arguments
         self.patience = wait_seconds()
 
     def close(self) -> None:
@@ -118,7 +120,7 @@ class Trackers:
         for process in self._processes:
             process.kill()
         for process in behind:
-            command = command_line("hpo", "track", process.name, "--study", self._study)
+            command = command_line("hpo", "track", process.name, *self._arguments)
             say(f"note: {process.name} does not have all values of {self._study}; `{command}` writes them")
 
     def _behind(self, deadline: float) -> list[TrackerProcess]:
@@ -133,7 +135,11 @@ def tracking(names: Sequence[str], storage: str, study: str, out: Path, folder: 
     storage: URL. out: folder of the runs. folder: run folder of the study, which receives the logs.
     """
     processes = [TrackerProcess(n, storage, study, out.absolute(), folder / f"track-{n}.log") for n in names]
-    trackers = Trackers(processes, study)
+    arguments = ["--study", study]
+    if storage != normalise_url(default_url(None)):
+        arguments += ["--storage", storage if has_no_password(storage) else "..."]
+    arguments += ["--out", str(out)] if out != Path("runs") else []
+    trackers = Trackers(processes, study, arguments)
     try:
         yield trackers
     finally:

@@ -49,7 +49,8 @@ class WandbTracker(Tracker):
         opened = self._runs[run.number]
         for step, metrics in run.points_after(self._steps[run.number]):
             at = run.seconds(step)
-            opened.log({**metrics, **({} if at is None else {"_timestamp": at})}, step=step)
+            if metrics:  # those of a diverged run are not finite
+                opened.log({**metrics, **({} if at is None else {"_timestamp": at})}, step=step)
             self._steps[run.number] = step
         opened.summary["status"] = run.status
         if run.has_ended:

@@ -45,6 +45,7 @@ def init(**_):
 # The training waits until the client has started, so that the client fails during the training.
 TRAINING = """
 import glob
+import os
 import time
 
 from pydantic import BaseModel
@@ -57,6 +58,9 @@ class Config(BaseModel):
 def train(config):
     while not glob.glob("client-*"):
         time.sleep(0.05)
+    if os.environ["FAULT"] == "exit" and not os.path.exists("waited"):
+        open("waited", "w").close()
+        time.sleep(3)  # until the launch has noticed that the process has ended
     for rung in 1, 2, 3:
         time.sleep(0.1)
         yield rung, (config.lr - 0.3) ** 2 + 1 / rung
