@@ -11,6 +11,7 @@ from hpo.errors import Problem
 from hpo.runs.resources import AUTO_PACK, pack_text
 from hpo.storage.url import has_no_password
 from hpo.study.trackers import TrackerName
+from hpo.trackers.names import NONE
 
 PLACES = ("local", "ray", "slurm")
 # The smallest and the largest value of each number, and its type
@@ -69,8 +70,9 @@ class LaunchOptions:
         problems = [text for key, value in numbers.items() if (text := _number_problem(key, value))]
         if self.on not in PLACES:
             problems.append(f"--on: must be one of {', '.join(PLACES)}, got {self.on!r:.60}")
-        if unknown := [name for name in self.track if name not in get_args(TrackerName)]:
-            problems.append(f"--track: must be {', '.join(get_args(TrackerName))}, got {unknown[0]!r:.60}")
+        trackers = (*get_args(TrackerName), NONE)
+        if unknown := [name for name in self.track if name not in trackers]:
+            problems.append(f"--track: must be one of {', '.join(trackers)}, got {unknown[0]!r:.60}")
         texts = {"address": self.address, "notify": self.notify}
         problems += [f"--{key}: must be text, got {v!r:.60}" for key, v in texts.items() if not isinstance(v, str)]
         if problems:
