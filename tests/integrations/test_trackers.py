@@ -239,6 +239,16 @@ def test_trials_of_a_pack_are_runs_of_their_own_at_steps_in_tokens(here: Path) -
     assert len(finals) == 4
 
 
+def test_worker_starts_a_tracker_of_its_own(here: Path) -> None:
+    (here / "curves.py").write_text(MODULE)
+    (here / "go").touch()
+    (here / "scene.yaml").write_text(dump_yaml({**STUDY, "sampler": "random", "budget": {"trials": 1}}))
+    hpo("launch", "--study", "scene", cwd=here, status=None)
+    hpo("enqueue", "--set", "x=0.1", cwd=here)
+    hpo("worker", "--track", "tensorboard", cwd=here, HPO_TRACK_WAIT="60")
+    assert sorted(path.parent.name for path in here.glob("runs/scene/tensorboard/*/events*")) == ["0000", "0001"]
+
+
 @pytest.fixture
 def silent_server(here: Path) -> Iterator[str]:
     """A server that accepts connections and never answers. The first connection lets trial 1 continue."""

@@ -134,7 +134,10 @@ MISTAKES = {
     "workers": (lambda s: s.launch(workers=-1), "workers: must be a whole number from 0 to 1024, got -1"),
     "text": (lambda s: s.launch("4"), "workers: must be a whole number from 0 to 1024, got '4'"),
     "pack": (lambda s: s.launch(pack=0), "pack: must be 'auto' or a whole number of at least 1, got 0"),
-    "track": (lambda s: s.launch(track="wandbb"), "track: must be one of mlflow, wandb, tensorboard, none, got 'wandbb'"),
+    "track": (
+        lambda s: s.launch(track="wandbb"),
+        "track: must be one of mlflow, wandb, tensorboard, none, got 'wandbb'",
+    ),
     "notify": (lambda s: s.launch(notify=3), "notify: must be text, got 3"),
     "on": (lambda s: s.launch(on="moon"), "on: must be "),
     "slurm": (
