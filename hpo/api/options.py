@@ -42,8 +42,6 @@ def launch_options(study: str, storage: str, out: Path, given: Mapping[str, Any]
         options["gpus"] = _names(options["gpus"])
     if isinstance(options.get("slurm"), Mapping):
         options["slurm"] = [f"{key}={'true' if value is True else value}" for key, value in options["slurm"].items()]
-    if isinstance(options.get("slurm"), Mapping):
-        options["slurm"] = [f"{option}={value}" for option, value in options["slurm"].items()]
     options |= {name: [value] for name, value in options.items() if name in _LISTS and isinstance(value, str)}
     return LaunchOptions(study=study, storage=storage, out=out, **options, **more)
 

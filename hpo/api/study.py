@@ -61,8 +61,8 @@ class Study(InspectedStudy, ControlledStudy):
         definition: path of a study file, name of a shipped study, or the content of a study file as a mapping. In a
         mapping, `train` and `config` may be a function and a class of a module. name: required for a mapping.
         storage: as in `load`. overrides: fields of the base, such as {"run.tokens": 8192}. trials, hours: limits; a
-        larger number extends an existing study. The hours count from the creation. seed: of the sampler. out: folder
-        of the runs.
+        larger number extends an existing study. The hours count from the first launch. seed: of the sampler. out:
+        folder of the runs.
         """
         from hpo.api.definition import read_definition  # imports Optuna
         from hpo.commands.create import create_study

@@ -115,6 +115,11 @@ class SlotTable:
         rows = self.run(sa.select(sa.func.count()).select_from(SLOT).where(self.of_study, unfinished, started))
         return int(rows[0][0])
 
+    def has_started(self) -> bool:
+        """Return whether a slot was ever leased."""
+        started = sa.or_(_c.state != "free", _c.trial_id.is_not(None))
+        return bool(self.run(sa.select(sa.func.count()).select_from(SLOT).where(self.of_study, started))[0][0])
+
     def paused(self) -> frozenset[int]:
         """Return the slots whose trials are paused."""
         return frozenset(row[0] for row in self.run(sa.select(_c.slot).where(self.of_study, _c.state == "paused")))

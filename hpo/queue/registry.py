@@ -1,6 +1,5 @@
 """Create a study in the storage, or find it and check that it is the same study."""
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,9 +9,8 @@ import optuna
 from hpo.config.names import check_folder_name
 from hpo.errors import Problem
 from hpo.optuna_internals.objects import get_study_id
-from hpo.queue.budget import Progress, delete_slots, fill_slots
+from hpo.queue.budget import Progress, fill_slots
 from hpo.queue.compatibility import (
-    PROTOCOL_VERSION,
     check_created_by_hpo,
     check_data_hash,
     check_directions,
@@ -21,27 +19,20 @@ from hpo.queue.compatibility import (
 )
 from hpo.queue.identity import check_slots, follow_renamed
 from hpo.queue.inspect import unregistered_problem
+from hpo.queue.new_study import create_row, describe_study, study_uid
 from hpo.queue.slots import Slots
 from hpo.queue.stored_study import StoredStudy
 from hpo.search.study_view import experimental
 from hpo.storage.attributes import (
-    ANCHORS,
-    ARITHMETIC,
     BUDGET,
-    DATA_HASH,
-    PROBE_PLAN,
-    PROTOCOL,
-    REGISTERING,
     SPEC,
     STARTED,
     STUDY_STATE,
-    UID,
 )
 from hpo.storage.locks import creation_lock
 from hpo.storage.retry import OpenStorage
 from hpo.storage.store import Store
-from hpo.storage.studies import assign_uid, create_study_row, resolve_study_name, study_attrs, study_ids
-from hpo.study.arithmetic import has_arithmetic
+from hpo.storage.studies import resolve_study_name, study_attrs, study_ids
 from hpo.study.fingerprint import spec_fingerprint, with_places
 from hpo.study.limits import Budget
 from hpo.study.omitted import omitted_note, with_stored_values
@@ -71,17 +62,21 @@ def register_study(
     # Two launches may run simultaneously, even with two files of one name.
     with creation_lock(store.url, store.patience):
         check_objections(store, study)
-        note = _create_row(store, study)
+        note = create_row(store, study)
         study_attrs(store, study_ids(store)[study.name], study.name)  # checks what another program may have changed
         found = optuna.load_study(study_name=study.name, storage=store.optuna)
         check_created_by_hpo(found)
         is_new = SPEC not in found.user_attrs
         if is_new:
             check_directions(found, study)
-            stored = StoredStudy(study, found, _describe(store, found, study, data_hash, anchors), store, study.name)
+            stored = StoredStudy(
+                study, found, describe_study(store, found, study, data_hash, anchors), store, study.name
+            )
             stored = replace(stored, is_new=True, fingerprint=spec_fingerprint(study.spec()))
         else:
             stored = _continue_study(store, found, study, data_hash, requested or {})
+            if resume and not stored.slots.has_started():  # created earlier, and launched for the first time
+                found.set_user_attr(STARTED, stored.slots.now())
         study = stored.study
         if is_new or resume:
             found.set_user_attr(STUDY_STATE, "active")
@@ -138,21 +133,6 @@ def _stored_definition(attrs: Mapping[str, Any]) -> Study | None:
         return None
 
 
-def _create_row(store: Store, study: Study) -> tuple[str, ...]:
-    """Create the row of a study that the storage does not hold; return notes of studies that had its name."""
-    ids = study_ids(store)
-    if study.name in ids:
-        return ()
-    attrs = {UID: uuid.uuid4().hex, PROTOCOL: PROTOCOL_VERSION, STARTED: Slots(store, 0).now()}
-    create_study_row(store, study.name, study.file.direction, attrs)
-    renamed = (name for name, i in ids.items() if study_attrs(store, i).get(SPEC, {}).get("name") == study.name)
-    return tuple(
-        f"study {name} of this storage had the name {study.name} before it was renamed; this launch creates another "
-        f"study, and `hpo launch` of {name} continues the renamed one"
-        for name in renamed
-    )
-
-
 def check_objections(store: OpenStorage | None, study: Study) -> None:
     """Check a study that the storage does not hold yet; store is None where there is no storage yet.
 
@@ -173,41 +153,6 @@ def _with_budget(study: Study, stored: Mapping[str, Any], requested: Mapping[str
         budget["trials"] = max(budget["trials"], own.trials)
     file = study.file.model_copy(update={"budget": Budget.model_validate(budget)})
     return replace(study, file=file)
-
-
-def _describe(
-    store: Store, new: optuna.Study, study: Study, data_hash: str | None, anchors: Mapping[str, float]
-) -> Slots:
-    """Set the attributes of a new study, except SPEC; return its slots.
-
-    Slots that an interrupted launch of the same definition has created are kept.
-    """
-    slots = Slots(store, get_study_id(new), _uid(store, new))
-    registering = {"slots": len(study.slots()), "definition": spec_fingerprint(study.spec())}
-    if new.user_attrs.get(REGISTERING) != registering:
-        delete_slots(slots)  # SQLite gives the id of a deleted study to the next study
-    with experimental():  # the dashboard labels its axes with this name
-        new.set_metric_names([study.file.objective])
-    attributes: dict[str, Any] = {
-        DATA_HASH: data_hash,
-        ANCHORS: dict(anchors),
-        PROTOCOL: PROTOCOL_VERSION,
-        REGISTERING: registering,
-    }
-    if has_arithmetic(study):
-        attributes[ARITHMETIC] = _inherited_arithmetic(store, study)
-    if study.probe_plan(None) is None:  # `auto`
-        attributes[PROBE_PLAN] = {}
-    for key, value in (attributes | {STARTED: slots.now()}).items():
-        new.set_user_attr(key, value)
-    return slots
-
-
-def _inherited_arithmetic(store: Store, study: Study) -> Mapping[str, Any]:
-    """Return what the search of a comparison has resolved; {} for other studies, whose first worker resolves it."""
-    source = study.file.about.get("confirms") or study.file.about.get("ablates")
-    study_id = study_ids(store).get(str(source))
-    return {} if study_id is None else study_attrs(store, study_id).get(ARITHMETIC) or {}
 
 
 def load_stored_study(store: Store, name: str | None) -> StoredStudy:
@@ -238,17 +183,10 @@ def _open_slots(store: Store, found: optuna.Study) -> tuple[Slots, tuple[str, ..
     Raises:
         Problem: The study has lost slots, or is a copy of another study.
     """
-    slots = Slots(store, get_study_id(found), _uid(store, found))
+    slots = Slots(store, get_study_id(found), study_uid(store, found))
     note = follow_renamed(slots, found.study_name)
     if note:
         with experimental():  # a renamed study loses it
             found.set_metric_names([found.user_attrs[SPEC]["objective"]])
     check_slots(slots, found.study_name)
     return slots, (note,) if note else ()
-
-
-def _uid(store: Store, found: optuna.Study) -> str:
-    """Return the uid of a study. A study of an earlier version gets one."""
-    if UID not in found.user_attrs:
-        assign_uid(store, get_study_id(found), uuid.uuid4().hex)
-    return str(found.user_attrs[UID])

@@ -22,7 +22,9 @@ from hpo.cli.reference import commands
 from hpo.config import permission
 from hpo.launcher.options import LaunchOptions
 from hpo.runs.resources import AUTO_PACK
+from hpo.storage.attributes import STARTED
 from hpo.storage.engine import open_readonly
+from hpo.storage.store import open_store
 from tests.support.command import MODULE, ROOT, STUDY, hpo, run_in_process, trivial
 
 Problem, Study = package.Problem, package.Study
@@ -43,6 +45,19 @@ def study(here: Path) -> Any:
 
 def text_of(snapshot_of: str, folder: Path, *words: str) -> str:
     return run_in_process(snapshot_of, "--study", "trivial", *words, cwd=folder)
+
+
+def test_budget_in_hours_counts_from_the_first_launch_not_from_the_creation(here: Path) -> None:
+    trivial(here)
+    study = Study.create("trivial.yaml", hours=1.0)
+    with open_store("sqlite:///runs/hpo.db") as store:
+        study_id = store.optuna.get_study_id_from_name("trivial")
+        started = store.optuna.get_study_user_attrs(study_id)[STARTED]
+        store.optuna.set_study_user_attr(study_id, STARTED, started - 7200)
+    study.launch(workers=1, quiet=True)
+    assert study.status()["trials"]["complete"] + study.status()["trials"]["pruned"] == 4
+    with open_store("sqlite:///runs/hpo.db") as store:
+        assert store.optuna.get_study_user_attrs(study_id)[STARTED] >= started
 
 
 def test_everything_that_python_returns_is_what_the_commands_print(
