@@ -174,7 +174,7 @@ def test_every_study_has_its_uid_from_the_transaction_that_creates_it(
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    for step in ("_describe", "fill_slots"):
+    for step in ("describe_study", "fill_slots"):
         monkeypatch.setattr(f"hpo.queue.registry.{step}", die)
         with pytest.raises(KeyboardInterrupt):
             create_study(store, here, budget={"trials": 2})
