@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 from hpo.storage.store import Store, open_store
-from tests.support.cases import FIRST, TOGETHER, on_other_storage
+from tests.support.cases import FIRST, RACES, TOGETHER, on_other_storage
 from tests.support.fork_server import SERVER, ForkServer, use_fork_server
 from tests.support.postgres import MISSING, TEMPLATE, Postgres, binaries
 from tests.support.race import Race
@@ -37,7 +37,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     A test that is named with its case on the command line always runs.
     """
     for item in items:
-        if item.nodeid.startswith(TOGETHER):
+        if "race" in getattr(item, "fixturenames", ()) or item.nodeid.startswith(RACES):
+            item.add_marker(pytest.mark.xdist_group("race"))
+        elif item.nodeid.startswith(TOGETHER):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
     if config.getoption("--exhaustive") or any("[" in argument for argument in config.args):

@@ -5,6 +5,8 @@ the union `Corpus` at the end of this file.
 """
 
 import ast
+import functools
+import os
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -33,12 +35,11 @@ class PythonDocs(CorpusBase):
         Raises:
             ConfigError: the sources are not installed.
         """
-        skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
         root = Path(sysconfig.get_path("stdlib"))
-        paths = [p for p in sorted(root.rglob("*.py")) if not skipped & set(p.relative_to(root).parts)]
+        paths = _standard_library(root)
         if not paths:
             raise ConfigError(f"data.name: python-docs needs the sources of the standard library, got none in {root}")
-        return paths
+        return list(paths)
 
     def documents(self) -> Iterator[str]:
         """Yield every docstring, then every topic of the language reference."""
@@ -47,6 +48,17 @@ class PythonDocs(CorpusBase):
         from pydoc_data.topics import topics
 
         yield from (topics[key] for key in sorted(topics))
+
+
+@functools.cache  # a worker asks several times, and the files of the running Python stay
+def _standard_library(root: Path) -> tuple[Path, ...]:
+    """Return the source files below a folder in a fixed order, without tests and installed packages."""
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+    paths = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in skipped]
+        paths += [Path(folder, name) for name in files if name.endswith(".py")]
+    return tuple(sorted(paths))
 
 
 class Names(CorpusBase):

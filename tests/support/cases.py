@@ -19,16 +19,19 @@ TOGETHER = (
     "tests/hpo/report/test_pages.py",
     "tests/hpo/launcher/test_ray_cluster.py",
     "tests/hpo/analysis/test_export.py",
-    "tests/hpo/queue/test_slots.py",
-    "tests/hpo/storage/test_store.py",
     "tests/model/test_config.py",
     "tests/project/test_wheel.py",
 )
+
+# Tests with the fixture `race`, and of these files, run in one process, because its processes take long to start.
+RACES = ("tests/hpo/queue/test_load.py",)
 
 # What starts first, because it takes longest: at the end of a run, one long test would leave the other cores idle.
 FIRST = (
     "tests/model/train/test_graphs.py",
     *TOGETHER,
+    "tests/hpo/queue/",
+    "tests/hpo/storage/test_store.py",
     "tests/faults/",
     "tests/project/test_docs.py",
     "tests/hpo/dashboard/test_pages.py",

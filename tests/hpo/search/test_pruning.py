@@ -12,6 +12,7 @@ from hpo.search.halving import HalvingPruner
 from hpo.search.pruning import CachedPruner
 from hpo.search.pruning_rules import compare_at_last_rung, parse_spans
 from hpo.storage.attributes import FIXED_VALUES
+from tests.support.cases import sparse
 from tests.support.pruning import LOOSE, NAMES, R, curve, end, finished, loose, pruner, running
 
 
@@ -49,7 +50,7 @@ def odd_curve(chance: random.Random, rungs: int, with_nan: bool) -> dict[int, fl
     return values | dict.fromkeys(lost, math.nan)
 
 
-@pytest.mark.parametrize("name", LOOSE)
+@pytest.mark.parametrize("name", sparse(LOOSE, 3))
 def test_the_recorded_comparison_is_that_of_the_pruner_with_ties_and_values_that_are_no_numbers(name: str) -> None:
     rule, chance = pruner(**loose(name)), random.Random(name)
     decisions, parted = [], 0

@@ -41,7 +41,7 @@ CASES = {
 }
 
 # Those that differ most in what they allocate
-OFTEN = ("gpt", "masked", "explicit", "moe-swiglu", "diagnostics", "rollback", "muon", "adagc")
+OFTEN = ("masked", "moe-swiglu", "diagnostics", "rollback", "muon", "adagc")
 
 
 def config(values=None):

@@ -517,8 +517,10 @@ def test_tf32_is_refused_where_the_device_has_none():
         Trainer([tiny({"run.precision": "tf32"})])
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("values", [{}, {"regularization.dropout": 0.1, "model.position": "rope"}], ids=["", "rope"])
+@pytest.mark.parametrize(
+    ("precision", "values"),
+    covering(["bf16", "fp16"], [{}, {"regularization.dropout": 0.1, "model.position": "rope"}]),
+)
 def test_half_precision_trains_near_fp32(precision, values):
     values = values | {"run.tokens": 60 * UPDATE, "optimizer.lr": 1e-2}
     half, full = alone(tiny(values | {"run.precision": precision})), alone(tiny(values))
