@@ -101,6 +101,18 @@ def postgres() -> Iterator[Postgres]:
         server.remove()
 
 
+@pytest.fixture(scope="module")
+def tcp_server() -> Iterator[Postgres]:
+    """A running server that other processes reach by TCP."""
+    if not binaries():
+        pytest.skip(MISSING)
+    server = Postgres(tcp=True)
+    try:
+        yield server.start()
+    finally:
+        server.remove()
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A storage without studies, for connect(storage_url, create=True)."""

@@ -202,16 +202,20 @@ def _watch(
         if timer.is_due():
             started_at = time.monotonic()
             with suppress(StorageError), limit_patience(VIEW_WAIT_S):
-                stored.read_state()  # raises an error if the study is gone
-                snapshot = read_snapshot(reader, stored.study.name)
-                view.refresh(snapshot)
-                notifier.look(snapshot)
+                notifier.look(_refresh(view, reader, stored))
             timer.restart(time.monotonic() - started_at)
     check_still_there(stored, guard)  # the workers may have noticed it first
     with suppress(StorageError), limit_patience(VIEW_WAIT_S):
-        stored.read_state()
-        view.refresh(read_snapshot(reader, stored.study.name))  # the last picture shows the end
+        _refresh(view, reader, stored)  # the last picture shows the end
     return given_up
+
+
+def _refresh(view: View, reader: Reader, stored: StoredStudy) -> Snapshot:
+    """Show the state of a study, and return it."""
+    stored.read_state()  # raises an error if the study is gone
+    snapshot = read_snapshot(reader, stored.study.name)
+    view.refresh(snapshot)
+    return snapshot
 
 
 def _restart_crashed(group: WorkerGroup, view: View, stored: StoredStudy) -> None:

@@ -17,8 +17,7 @@ from hpo.config.yaml import dump_yaml
 from hpo.storage.engine import open_readonly
 from tests.support.command import environment, until
 from tests.support.planted import planted_study as planted
-from tests.support.postgres import MISSING as NO_POSTGRES
-from tests.support.postgres import Postgres, binaries
+from tests.support.postgres import Postgres
 from tests.support.slurm import MISSING, Slurm, missing_programs
 
 pytestmark = [pytest.mark.integrations, pytest.mark.skipif(bool(missing_programs()), reason=MISSING)]
@@ -43,17 +42,6 @@ for step in range(start + 1, 41):
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    if not binaries():
-        pytest.skip(NO_POSTGRES)
-    server = Postgres(tcp=True)
-    try:
-        yield server.start()
-    finally:
-        server.remove()
-
-
-@pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
     cluster = Slurm()
     try:
@@ -65,8 +53,8 @@ def slurm() -> Iterator[Slurm]:
 class Launch:
     """A launch on the cluster in a folder. Its output goes to launch.log."""
 
-    def __init__(self, server: Postgres, slurm: Slurm, folder: Path, *options: str, **env: str) -> None:
-        self.url, self.folder, self.log = server.url(server.database(), tcp=True), folder, folder / "launch.log"
+    def __init__(self, tcp_server: Postgres, slurm: Slurm, folder: Path, *options: str, **env: str) -> None:
+        self.url, self.folder, self.log = tcp_server.url(tcp_server.database(), tcp=True), folder, folder / "launch.log"
         self.slurm, self.options, self.env = slurm, options, env
         self.start()
 
@@ -123,25 +111,25 @@ REFUSED = "--slurm: sbatch refuses the jobs: "
     ],
 )
 def test_what_sbatch_refuses_is_refused_before_the_study_is_stored(
-    options: str, message: str, server: Postgres, slurm: Slurm, tmp_path: Path
+    options: str, message: str, tcp_server: Postgres, slurm: Slurm, tmp_path: Path
 ) -> None:
-    launch = Launch(server, slurm, tmp_path, "--study", study(tmp_path, 1, 0.0), *options.split())
+    launch = Launch(tcp_server, slurm, tmp_path, "--study", study(tmp_path, 1, 0.0), *options.split())
     assert launch.end(30)[0] == 2
     assert launch.said().splitlines()[-1].startswith(f"hpo: {message}")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_study_ends_complete_though_a_node_and_a_worker_are_lost(
-    server: Postgres, slurm: Slurm, tmp_path: Path
+    tcp_server: Postgres, slurm: Slurm, tmp_path: Path
 ) -> None:
     path = study(tmp_path, 40, 0.15)
-    launch = Launch(server, slurm, tmp_path, "--study", path, "--workers", "4", "--slurm", "comment=a b'c")
+    launch = Launch(tcp_server, slurm, tmp_path, "--study", path, "--workers", "4", "--slurm", "comment=a b'c")
     assert until(lambda: len(set(re.findall(r"(worker \d): trial \d+: complete", launch.said()))) == 4), launch.said()
     on = re.findall(r"(worker \d): job \d+_\d runs on (n\d)", launch.said())
     assert sorted(node for _, node in on) == ["n1", "n1", "n2", "n2"]
     shown = slurm.run("scontrol", "show", "job", "-dd") + subprocess.run(["ps", "ax", "-o", "args"], **TEXT).stdout
     assert "Comment=a b'c" in shown
-    assert server.password not in shown
+    assert tcp_server.password not in shown
     killed = next(pid for pid in slurm.processes("n1") if b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(killed, signal.SIGKILL)
     slurm.lose("n2")
@@ -160,16 +148,16 @@ def test_a_study_ends_complete_though_a_node_and_a_worker_are_lost(
     }
     for file in [launch.log, *tmp_path.rglob("*"), *slurm.folder.glob("*")]:
         if file.is_file():
-            assert server.password.encode() not in file.read_bytes(), file
+            assert tcp_server.password.encode() not in file.read_bytes(), file
     assert until(lambda: slurm.states() == ["idle", "idle"], 60)
 
 
 TEXT: dict[str, Any] = {"capture_output": True, "text": True}
 
 
-def test_ctrl_c_ends_running_and_pending_jobs(server: Postgres, slurm: Slurm, tmp_path: Path) -> None:
+def test_ctrl_c_ends_running_and_pending_jobs(tcp_server: Postgres, slurm: Slurm, tmp_path: Path) -> None:
     path = study(tmp_path, 400, 0.3)
-    launch = Launch(server, slurm, tmp_path, "--study", path, "--workers", "5", "--slurm", "time=5")
+    launch = Launch(tcp_server, slurm, tmp_path, "--study", path, "--workers", "5", "--slurm", "time=5")
     pending = "4 of 5 workers have started; 1 job is pending (Resources)"
     assert until(lambda: pending in launch.said() and ": complete" in launch.said()), launch.said()
     hpo = [sys.executable, "-m", "hpo"]
@@ -187,10 +175,10 @@ def test_ctrl_c_ends_running_and_pending_jobs(server: Postgres, slurm: Slurm, tm
 
 
 def test_job_whose_time_is_over_is_requeued_and_resumes_its_trial(
-    server: Postgres, slurm: Slurm, tmp_path: Path
+    tcp_server: Postgres, slurm: Slurm, tmp_path: Path
 ) -> None:
     path = study(tmp_path, 1, 0.5, rungs=200)
-    launch = Launch(server, slurm, tmp_path, "--study", path, "--slurm", "time=2")  # SIGUSR1 after 30 to 60 s
+    launch = Launch(tcp_server, slurm, tmp_path, "--study", path, "--slurm", "time=2")  # SIGUSR1 after 30 to 60 s
     assert until(lambda: "is requeued" in launch.said(), 90), launch.said()
     said = launch.said()
     rung = int(re.findall(r"rung (\d+)/200", said)[-1])
@@ -216,8 +204,10 @@ def test_job_whose_time_is_over_is_requeued_and_resumes_its_trial(
     assert until(lambda: not slurm.jobs("PENDING", "RUNNING", "COMPLETING"), 30)
 
 
-def test_preempted_job_releases_its_trial_and_continues_later(server: Postgres, slurm: Slurm, tmp_path: Path) -> None:
-    launch = Launch(server, slurm, tmp_path, "--study", study(tmp_path, 1, 1.0, rungs=20))
+def test_preempted_job_releases_its_trial_and_continues_later(
+    tcp_server: Postgres, slurm: Slurm, tmp_path: Path
+) -> None:
+    launch = Launch(tcp_server, slurm, tmp_path, "--study", study(tmp_path, 1, 1.0, rungs=20))
     assert until(lambda: "trial 0: rung 2/20" in launch.said()), launch.said()
     (job,) = slurm.jobs("RUNNING")
     slurm.run("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1")
@@ -230,7 +220,7 @@ def test_preempted_job_releases_its_trial_and_continues_later(server: Postgres, 
     assert re.search(r"trial 0: started.*, attempt 2", launch.said())
 
 
-def test_scancel_gives_the_trial_of_a_command_back(server: Postgres, slurm: Slurm, tmp_path: Path) -> None:
+def test_scancel_gives_the_trial_of_a_command_back(tcp_server: Postgres, slurm: Slurm, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
     tree = {
         "command": [sys.executable, "train.py", "{x}"],
@@ -241,7 +231,7 @@ def test_scancel_gives_the_trial_of_a_command_back(server: Postgres, slurm: Slur
         "budget": {"trials": 3},
     }
     (tmp_path / "scripts.yaml").write_text(dump_yaml(tree))
-    launch = Launch(server, slurm, tmp_path, "--study", "scripts.yaml", "--workers", "2")
+    launch = Launch(tcp_server, slurm, tmp_path, "--study", "scripts.yaml", "--workers", "2")
     assert until(lambda: re.search(r"worker 1: trial (\d): rung 1/4", launch.said()))
     (trial,) = re.findall(r"worker 1: trial (\d): rung 1/4", launch.said())
     (job,) = re.findall(r"worker 1: job (\S+) runs", launch.said())
@@ -260,8 +250,8 @@ def test_scancel_gives_the_trial_of_a_command_back(server: Postgres, slurm: Slur
     assert int(resumed[1]) >= 10
 
 
-def test_rest_of_a_paused_study_is_left_to_the_next_launch(server: Postgres, slurm: Slurm, tmp_path: Path) -> None:
-    launch = Launch(server, slurm, tmp_path, "--study", study(tmp_path, 8, 0.2))
+def test_rest_of_a_paused_study_is_left_to_the_next_launch(tcp_server: Postgres, slurm: Slurm, tmp_path: Path) -> None:
+    launch = Launch(tcp_server, slurm, tmp_path, "--study", study(tmp_path, 8, 0.2))
     assert until(lambda: ": complete" in launch.said()), launch.said()
     env = environment(HPO_STORAGE=launch.url)
     pause = [sys.executable, "-m", "hpo", "pause", "--study", "planted"]

@@ -26,7 +26,7 @@ from hpo.storage.engine import open_readonly
 from tests.support.command import environment, run_in_process, until, write_base
 from tests.support.ledger import BASE, claim
 from tests.support.planted import planted_study as planted
-from tests.support.postgres import MISSING, Postgres, binaries
+from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no Ray: pip install 'hpo[ray]'")
 
@@ -98,17 +98,6 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    if not binaries():
-        pytest.skip(MISSING)
-    server = Postgres(tcp=True)
-    try:
-        yield server.start()
-    finally:
-        server.remove()
-
-
-@pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     nodes = Nodes()
     try:
@@ -149,9 +138,9 @@ def numbers(url: str) -> tuple[int, ...]:
     return n["complete"], n["pruned"], n["failed"], n["running"], n["waiting"]
 
 
-def test_a_worker_that_no_node_can_hold_is_refused(server: Postgres, nodes: Nodes, tmp_path: Path) -> None:
+def test_a_worker_that_no_node_can_hold_is_refused(tcp_server: Postgres, nodes: Nodes, tmp_path: Path) -> None:
     process = launch(
-        server.url(tcp=True), nodes, tmp_path, "--study", str(planted(tmp_path)), "--gpus-per-worker", "0.5"
+        tcp_server.url(tcp=True), nodes, tmp_path, "--study", str(planted(tmp_path)), "--gpus-per-worker", "0.5"
     )
     process.communicate(timeout=60)
     assert process.returncode == 2
@@ -161,8 +150,10 @@ def test_a_worker_that_no_node_can_hold_is_refused(server: Postgres, nodes: Node
     )
 
 
-def test_a_study_on_two_nodes_ends_complete_though_one_is_lost(server: Postgres, nodes: Nodes, tmp_path: Path) -> None:
-    url = server.url(server.database(), tcp=True)
+def test_a_study_on_two_nodes_ends_complete_though_one_is_lost(
+    tcp_server: Postgres, nodes: Nodes, tmp_path: Path
+) -> None:
+    url = tcp_server.url(tcp_server.database(), tcp=True)
     file = planted(tmp_path, base={"pause": 0.1}, budget={"trials": 40}, pruner={"name": "none"})
     process, log = launch(url, nodes, tmp_path, "--study", str(file), "--workers", "4"), tmp_path / "launch.log"
     try:
@@ -182,11 +173,11 @@ def test_a_study_on_two_nodes_ends_complete_though_one_is_lost(server: Postgres,
     assert until(lambda: not left_over(tmp_path)), left_over(tmp_path)
     for path in [log, *(tmp_path / "runs").rglob("worker-*.log"), *nodes.folder.rglob("*")]:
         if path.is_file() and not path.is_symlink():
-            assert server.password.encode() not in path.read_bytes(), path
+            assert tcp_server.password.encode() not in path.read_bytes(), path
 
 
-def test_ctrl_c_reaches_workers_with_and_without_a_node(server: Postgres, nodes: Nodes, tmp_path: Path) -> None:
-    url = server.url(server.database(), tcp=True)
+def test_ctrl_c_reaches_workers_with_and_without_a_node(tcp_server: Postgres, nodes: Nodes, tmp_path: Path) -> None:
+    url = tcp_server.url(tcp_server.database(), tcp=True)
     file = planted(tmp_path, base={"pause": 0.3}, budget={"trials": 400}, pruner={"name": "none"})
     process, log = launch(url, nodes, tmp_path, "--study", str(file), "--workers", "5"), tmp_path / "launch.log"
     try:
@@ -203,7 +194,7 @@ def test_ctrl_c_reaches_workers_with_and_without_a_node(server: Postgres, nodes:
 
 
 def test_claims_run_one_study_after_the_other_on_the_same_cluster(
-    server: Postgres, nodes: Nodes, tmp_path: Path
+    tcp_server: Postgres, nodes: Nodes, tmp_path: Path
 ) -> None:
     write_base(tmp_path, "mine", BASE)
     claims = {"C009-01": claim({"arms": {"a": {}, "b": {"optimizer.lr": 1e-2}, "c": {"optimizer.lr": 1e-1}}})}
@@ -212,7 +203,7 @@ def test_claims_run_one_study_after_the_other_on_the_same_cluster(
     done = subprocess.run(
         [sys.executable, "-m", "hpo", "claims", "--ledger", "mine.yaml", "--format", "json", "--plain", *place],
         cwd=tmp_path,
-        env=environment(HPO_STORAGE=server.url(server.database(), tcp=True), **nodes.env),
+        env=environment(HPO_STORAGE=tcp_server.url(tcp_server.database(), tcp=True), **nodes.env),
         capture_output=True,
         text=True,
         check=False,
