@@ -1,5 +1,6 @@
 """What several test modules share: a private cache folder, storages of both kinds, races between processes."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = {item for item in items if item.get_closest_marker("exhaustive") or on_other_storage(item)}
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the tests and modules that live until the end from garbage collection, a tenth of the time otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -148,11 +148,8 @@ class Snapshot:
         first = min(baselines, key=lambda t: int(t.user_attrs["slot"]), default=None)
         if first is None or first.state == State.COMPLETE:
             return first
-        tries = [
-            t
-            for t in baselines
-            if t.user_attrs.get(attributes.FIXED_VALUES) == first.user_attrs.get(attributes.FIXED_VALUES)
-        ]
+        fixed = first.user_attrs.get(attributes.FIXED_VALUES)
+        tries = [t for t in baselines if t.user_attrs.get(attributes.FIXED_VALUES) == fixed]
         return next((t for t in tries if t.state == State.COMPLETE), first)
 
     @cached_property

@@ -59,25 +59,29 @@ ResultsFile = Annotated[
     ),
 ]
 
+Top = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of trials to re-run, from the best down. Default: 3, or 1 with --sequential."),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs of each configuration. Default: 8, or at most 12 with --sequential."),
+]
+Sequential = Annotated[
+    bool,
+    typer.Option(
+        "--sequential", help="Add pairs of runs only until the result is clear, at most as many as --seeds says."
+    ),
+]
+
 
 @evidence_commands.command(rich_help_panel=EVIDENCE, epilog="Example: hpo confirm --study beta2_sweep --workers 4")
 def confirm(
     *,
     study: StudyName = None,
-    top: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of trials to re-run, from the best down. Default: 3, or 1 with --sequential."),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Runs of each configuration. Default: 8, or at most 12 with --sequential."),
-    ] = None,
-    sequential: Annotated[
-        bool,
-        typer.Option(
-            "--sequential", help="Add pairs of runs only until the result is clear, at most as many as --seeds says."
-        ),
-    ] = False,
+    top: Top = None,
+    seeds: Seeds = None,
+    sequential: Sequential = False,
     tokens: Tokens = None,
     rule: RuleOption = None,
     test: Annotated[TestName | None, typer.Option(help="Test of the paired differences. Default: t.")] = None,

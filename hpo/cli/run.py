@@ -1,6 +1,7 @@
 """The commands that train: studies, single configurations, and text generated from a trained run."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -69,6 +70,15 @@ def launch(
     exit_with(launch_study(replace(options, confirm=confirm)))
 
 
+Follow = Annotated[
+    bool,
+    typer.Option("--follow", help="Work on every active study of the storage, or on --study, and wait for trials."),
+]
+UntilIdle = Annotated[
+    bool, typer.Option("--until-idle", help="With --follow: end when no study has a trial left for this worker.")
+]
+
+
 @run_commands.command(rich_help_panel=RUN, epilog="Example: hpo worker --study beta2_sweep")
 def worker(
     study: StudyName = None,
@@ -77,13 +87,8 @@ def worker(
     gpus: Annotated[str, typer.Option(help="Index of the GPU to use.")] = "",
     out: Out = RUNS,
     overrides: Place = None,
-    follow: Annotated[
-        bool,
-        typer.Option("--follow", help="Work on every active study of the storage, or on --study, and wait for trials."),
-    ] = False,
-    until_idle: Annotated[
-        bool, typer.Option("--until-idle", help="With --follow: end when no study has a trial left for this worker.")
-    ] = False,
+    follow: Follow = False,
+    until_idle: UntilIdle = False,
     allow_train: AllowTrain = None,
     track: Track = None,
 ) -> None:
@@ -98,32 +103,44 @@ def worker(
     from hpo.config.permission import permit_options
 
     permit_options(allow_train or [])
+    _select_gpus(gpus)
+    if until_idle and not follow:
+        raise Problem("--until-idle: must be used with --follow; a worker of one study ends when no trial is left")
+    if follow and study is None:
+        _require_study({"--set": overrides, "--track": track})
+    from hpo.commands.track import tracking_of_worker
+
+    url, places = storage_url(storage), overrides or []
+    with tracking_of_worker(url, study, [str(name) for name in track or []], out):
+        if follow:
+            from hpo.worker.follow import Follower, Service
+
+            exit_with(Follower(url, pack, out, Service(study, places, until_idle)).work())
+        else:
+            from hpo.worker.join import join_study
+
+            exit_with(join_study(url, study, pack, out, places))
+
+
+def _select_gpus(gpus: str) -> None:
     if gpus:
         from hpo.runs.resources import check_gpus
 
         check_gpus(split_names(gpus))
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before torch is imported
-    from hpo.commands.track import tracking_of_worker
 
-    url, trackers = storage_url(storage), [str(name) for name in track or []]
-    if follow:
-        from hpo.worker.follow import Follower, Service
 
-        if overrides and study is None:
+def _require_study(options: Mapping[str, Sequence[str] | None]) -> None:
+    """Refuse the options that belong to one study.
+
+    Raises:
+        Problem: one of them was given.
+    """
+    for option, values in options.items():
+        if values:
             raise Problem(
-                f"--set: must be used with --study, because --follow works on every study, got {overrides[0]}"
+                f"{option}: must be used with --study, because --follow works on every study, got {values[0]}"
             )
-        if track and study is None:
-            raise Problem(f"--track: must be used with --study, because --follow works on every study, got {track[0]}")
-        with tracking_of_worker(url, study, trackers, out):
-            exit_with(Follower(url, pack, out, Service(study, overrides or [], until_idle)).work())
-        return
-    if until_idle:
-        raise Problem("--until-idle: must be used with --follow; a worker of one study ends when no trial is left")
-    from hpo.worker.join import join_study
-
-    with tracking_of_worker(url, study, trackers, out):
-        exit_with(join_study(url, study, pack, out, overrides or []))
 
 
 @run_commands.command(rich_help_panel=RUN, epilog="Example: hpo track mlflow --study beta2_sweep")

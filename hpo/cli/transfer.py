@@ -18,6 +18,31 @@ Sizes = Annotated[
     typer.Option(metavar="N,N", help="Sizes to compare with --check. Default: 1, 2, 4 and 8 times the base."),
 ]
 
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        metavar="PATH=VALUE,PATH=VALUE",
+        help="Length and size of the long run: run.tokens, model.n_embd, model.n_layer. Default: as in the ladder.",
+    ),
+]
+Cells = Annotated[
+    int | None, typer.Option(min=2, max=16, help="Number of cells: pairs of a length and a size. Default: 4.")
+]
+LadderTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of all runs of the ladder together. Default: no limit.")
+]
+VerifySeeds = Annotated[
+    int | None,
+    typer.Option(min=1, help="Train prediction, copy and nearest cell's best at the target, on this many seeds."),
+]
+LadderName = Annotated[
+    str | None, typer.Option("--as", metavar="NAME", help="Name of the study of the ladder. Default: STUDY-transfer.")
+]
+Check = Annotated[
+    bool, typer.Option("--check", help="Coordinate check: measure activations of several widths and depths instead.")
+]
+
 
 @transfer_commands.command(
     rich_help_panel=EVIDENCE, epilog="Example: hpo transfer --study beta2_sweep --to run.tokens=8_000_000 --workers 4"
@@ -25,32 +50,12 @@ Sizes = Annotated[
 def transfer(
     *,
     study: StudyName = None,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to",
-            metavar="PATH=VALUE,PATH=VALUE",
-            help="Length and size of the long run: run.tokens, model.n_embd, model.n_layer. Default: as in the ladder.",
-        ),
-    ] = None,
-    ladder: Annotated[
-        int | None, typer.Option(min=2, max=16, help="Number of cells: pairs of a length and a size. Default: 4.")
-    ] = None,
-    budget_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of all runs of the ladder together. Default: no limit.")
-    ] = None,
-    verify: Annotated[
-        int | None,
-        typer.Option(min=1, help="Train prediction, copy and nearest cell's best at the target, on this many seeds."),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--as", metavar="NAME", help="Name of the study of the ladder. Default: STUDY-transfer."),
-    ] = None,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Coordinate check: measure activations of several widths and depths instead."),
-    ] = False,
+    to: Target = None,
+    ladder: Cells = None,
+    budget_tokens: LadderTokens = None,
+    verify: VerifySeeds = None,
+    name: LadderName = None,
+    check: Check = False,
     widths: Sizes = None,
     depths: Sizes = None,
     overrides: Place = None,

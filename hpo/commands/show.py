@@ -68,12 +68,12 @@ def _print_status(store: OpenStorage, name: str | None, format: Format) -> bool:
             raise
         show(str(problem))
         return False
+    # Jobs need a server, and the clusters of many machines take long to answer.
+    jobs = queue_line(snapshot.name) if store.engine.name == "postgresql" and not has_ended(snapshot) else ""
     if format is Format.table:
-        # Jobs need a server, and the clusters of many machines take long to answer.
-        jobs = queue_line(snapshot.name) if store.engine.name == "postgresql" and not has_ended(snapshot) else ""
         show("\n".join(filter(None, [status_text(snapshot), jobs])))
     else:
-        print_record(summary(snapshot), format)
+        print_record(summary(snapshot) | ({"slurm": jobs.removeprefix("slurm: ")} if jobs else {}), format)
     return has_ended(snapshot)
 
 

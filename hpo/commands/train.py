@@ -54,10 +54,9 @@ def train_config(
     config, provenance = configuration_to_train(path, tree, provenance, FileRequest(overrides, rule, storage))
     datasets = PreparedDatasets()
     _warn_of_other_data(provenance, datasets.data_hash(config), overrides)
-    if rows := rows_text(datasets.rows(config)):
-        say(f"data: {rows}")
-    for note in filter(None, (data_note(config), idle_device_note(config))):
-        say(note)
+    rows = rows_text(datasets.rows(config))
+    for line in filter(None, (rows and f"data: {rows}", data_note(config), idle_device_note(config))):
+        say(line)
     folder = run_folder(path, out, resume)
     target = str(provenance.get("train", DEFAULT_TRAIN))
     with _explained_failures(path, target):

@@ -36,7 +36,7 @@ from hpo.study.places import place_options
 from hpo.study.spec import Study
 from hpo.trackers.names import chosen_trackers
 from hpo.trackers.process import STOPPED_S, tracking
-from hpo.worker.events import ENDS
+from hpo.worker.events import ENDS, Event
 
 # Prints the result of a study and returns the exit status: (snapshot, folder of the study, options, seconds of the
 # launch).
@@ -63,9 +63,8 @@ def run_study(options: LaunchOptions, study: Study, on_finish: OnFinish) -> int:
     data_hash, anchors = describe_data(continued.base)
     rows = row_counts(continued.base)
     if not options.quiet:
-        say(describe_plan(continued, anchors, rows_text(rows)))
-        if note := data_note(continued.base):
-            say(note)
+        plan = describe_plan(continued, anchors, rows_text(rows))
+        say("\n".join(filter(None, (plan, data_note(continued.base)))))
     if options.dry_run:
         return 0
     with (
@@ -185,14 +184,12 @@ def _watch(
     """
     timer, given_up = RefreshTimer(), set()
     while group.is_active():
-        for event in [*group.events(wait=0.5), *signals.events()]:
+        events = [*group.events(wait=0.5), *signals.events(), *_outages()]
+        for event in events:
             view.show(event)
-            if event["event"] in ("start", *ENDS):
-                timer.hasten()
-            if event["event"] == "disk":
-                given_up.add(event["trial"])
-        if note := outages.note():
-            view.show({"event": "note", "text": note})
+        given_up |= {event["trial"] for event in events if event["event"] == "disk"}
+        if any(event["event"] in ("start", *ENDS) for event in events):
+            timer.hasten()
         _restart_crashed(group, view, stored)
         try:
             check_still_there(stored, guard)
@@ -208,6 +205,11 @@ def _watch(
     with suppress(StorageError), limit_patience(VIEW_WAIT_S):
         _refresh(view, reader, stored)  # the last picture shows the end
     return given_up
+
+
+def _outages() -> list[Event]:
+    note = outages.note()
+    return [{"event": "note", "text": note}] if note else []
 
 
 def _refresh(view: View, reader: Reader, stored: StoredStudy) -> Snapshot:

@@ -66,26 +66,30 @@ def register_study(
         study_attrs(store, study_ids(store)[study.name], study.name)  # checks what another program may have changed
         found = optuna.load_study(study_name=study.name, storage=store.optuna)
         check_created_by_hpo(found)
-        is_new = SPEC not in found.user_attrs
-        if is_new:
-            check_directions(found, study)
-            stored = StoredStudy(
-                study, found, describe_study(store, found, study, data_hash, anchors), store, study.name
-            )
-            stored = replace(stored, is_new=True, fingerprint=spec_fingerprint(study.spec()))
+        if SPEC not in found.user_attrs:
+            stored = _describe_new(store, found, study, data_hash, anchors)
         else:
             stored = _continue_study(store, found, study, data_hash, requested or {})
             if resume and not stored.slots.has_started():  # created earlier, and launched for the first time
                 found.set_user_attr(STARTED, stored.slots.now())
         study = stored.study
-        if is_new or resume:
+        if stored.is_new or resume:
             found.set_user_attr(STUDY_STATE, "active")
         found.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
         stored.raise_protocol()
         fill_slots(stored.slots, study.slots(), progress)
-        if is_new:
+        if stored.is_new:
             found.set_user_attr(SPEC, study.spec())  # last: workers may join as soon as a study has this attribute
     return replace(stored, notes=(*note, *stored.notes))
+
+
+def _describe_new(
+    store: Store, found: optuna.Study, study: Study, data_hash: str | None, anchors: Mapping[str, float]
+) -> StoredStudy:
+    check_directions(found, study)
+    slots = describe_study(store, found, study, data_hash, anchors)
+    fingerprint = spec_fingerprint(study.spec())
+    return StoredStudy(study, found, slots, store, study.name, is_new=True, fingerprint=fingerprint)
 
 
 def _continue_study(

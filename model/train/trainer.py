@@ -141,7 +141,7 @@ class Trainer:
             finite = self.optimizer.finite.tolist()  # waits for a GPU, which still computes what was launched
             trained = time.perf_counter()
             at_mark = sorted(
-                lane for lane, run in self.runs.items() if run.micro_steps_to_mark() == 0 or not finite[lane]
+                lane for lane, run in self.runs.items() if not (finite[lane] and run.micro_steps_to_mark())
             )
             scores = ema_scores = None
             if any(finite[lane] for lane in at_mark):

@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from jupyter_client.manager import start_new_kernel
-from nbclient import NotebookClient
 
 from docs.notebook_page import PAGE
 from tests.support.command import ROOT, trivial, until, worker_processes
@@ -38,6 +35,9 @@ def outputs(cell: Any) -> str:
 def test_notebook_of_the_documentation_runs(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
+    import nbformat  # here, because each process of a test run imports this module
+    from nbclient import NotebookClient
+
     book = nbformat.read(ROOT / "docs" / "notebook.ipynb", 4)
     nbformat.validate(book)
     if os.environ.get(SERVER):
@@ -65,6 +65,8 @@ def test_notebook_of_the_documentation_runs(tmp_path: Path) -> None:
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[Any]:
+    from jupyter_client.manager import start_new_kernel
+
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
     yield manager, client
     client.stop_channels()

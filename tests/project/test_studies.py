@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 from hpo.config.discovery import list_studies, shipped_folder
-from hpo.evidence.claims.ledger import load_ledger as ledger
 from hpo.study.load import load_study
 from model.config import TrainConfig
+from tests.support.ledger import shipped
 
 PATHS = list_studies(shipped_folder())
 OF_REPORTS = [path for path in PATHS if path.stem.startswith(("mainrun_", "blueberry_", "microgpt_", "unet_"))]
-CLAIMS = set(ledger(shipped_folder() / "claims.yaml").claims)
 
 
 def comment(path: Path) -> str:
@@ -42,7 +41,7 @@ def test_the_studies_that_the_manual_names_are_shipped() -> None:
 def test_study_of_a_report_says_which_claims_it_bears_on(path: Path) -> None:
     named = set(re.findall(r"C\d{3}-\d\d", comment(path)))
     assert named
-    assert named <= CLAIMS
+    assert named <= set(shipped().claims)
     base = load_study(path.stem).base
     assert isinstance(base, TrainConfig)
     assert base.run.tokens < 10**6

@@ -8,6 +8,7 @@ signals and exit status. Three things differ from a new interpreter: the parent 
 """
 
 import atexit
+import functools
 import gc
 import importlib
 import json
@@ -33,7 +34,7 @@ MODULES = ("hpo", "model.memory.dry_run")  # what `python -m` runs as a fork
 SERVER = "TESTS_FORK_SERVER"  # environment variable: path of the server's socket
 LIBRARIES = (
     *("alembic.command", "alembic.migration", "numpy", "optuna.storages._rdb.models", "pandas", "psycopg"),
-    *("sqlalchemy.dialects.sqlite", "torch"),
+    *("sqlalchemy.dialects.sqlite", "torch", "torch._dynamo"),
 )
 START_S = 120.0  # seconds that the imports may take on a busy machine
 
@@ -168,6 +169,7 @@ def serve(path: str) -> dict[str, Any]:
     for name in (*LIBRARIES, *own_modules()):
         importlib.import_module(name)
     sys.modules["sqlalchemy.orm"].configure_mappers()
+    build_command_line()
     runpy.run_path(str(Path(__file__).with_name("tables.py")))["copy_tables"]()
     gc.collect()
     gc.freeze()  # the forks share the memory of these objects until they write to it
@@ -203,6 +205,14 @@ def serve(path: str) -> dict[str, Any]:
                 return request
             connection.sendall(f"{pid}\n".encode())
             selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, connection))
+
+
+def build_command_line() -> None:
+    """Build the command line of hpo once for all forks. Typer builds every command whenever one of them runs."""
+    typer_main = sys.modules["typer.main"]
+    build = functools.cache(typer_main.get_command)
+    typer_main.get_command = build  # type: ignore[attr-defined]
+    build(sys.modules["hpo.cli.main"].app)
 
 
 def close_all(selector: selectors.BaseSelector) -> None:

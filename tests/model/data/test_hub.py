@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from model.data.prepare import prepare
 from model.data.tokenizer import Bytes
 from model.errors import ConfigError
 
-datasets = pytest.importorskip("datasets")
+pytestmark = pytest.mark.skipif(find_spec("datasets") is None, reason="needs the package datasets")
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +94,7 @@ def test_it_is_fetched_once_and_never_asked_for_again(posts, folders, monkeypatc
     ids=str,
 )
 def test_every_field_that_changes_the_text_names_another_file(folders, monkeypatch, change):
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"text": "a", "b": "c"}])
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [{"text": "a", "b": "c"}])
     a = Hub(path="owner/name", revision="1")
     assert a.files() != a.model_copy(update=change).files()
     assert a.files() == a.model_copy(update={"val_fraction": 0.2, "synthetic": 1.0}).files()
@@ -102,7 +103,7 @@ def test_every_field_that_changes_the_text_names_another_file(folders, monkeypat
 def test_revision_subset_and_split_reach_the_library_and_rows_are_streamed(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda *args, **named: asked.append((args, named)) or iter([{"text": "a"}])
+        "datasets.load_dataset", lambda *args, **named: asked.append((args, named)) or iter([{"text": "a"}])
     )
     assert texts(Hub(path="owner/name", subset="en", revision="abc", split="test")) == ["a"]
     ((args, named),) = asked
@@ -114,7 +115,7 @@ def test_revision_subset_and_split_reach_the_library_and_rows_are_streamed(monke
 def test_no_more_rows_are_read_than_asked_for(monkeypatch):
     taken = []
     rows = ({"text": f"{taken.append(i)}{i}"} for i in range(100))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
     assert len(texts(Hub(path="owner/name", revision="1", first=5))) == 5
     assert taken == [0, 1, 2, 3, 4]
 
@@ -127,7 +128,7 @@ def test_two_at_once_fetch_once(monkeypatch):
         threading.Event().wait(0.1)
         return [{"text": "a"}]
 
-    monkeypatch.setattr(datasets, "load_dataset", slow)
+    monkeypatch.setattr("datasets.load_dataset", slow)
     corpus = Hub(path="owner/name", revision="1")
     both = [threading.Thread(target=corpus.files) for _ in range(2)]
     for thread in both:
@@ -141,7 +142,7 @@ def test_an_unreachable_hub_is_named_with_what_to_put_where(monkeypatch, folders
     def unreachable(*_, **__):
         raise ConnectionError("Couldn't reach 'owner/name' on the Hub\nand more lines")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
     corpus = Hub(path="owner/name", revision="abc")
     said = message(corpus)
     assert said.startswith(
@@ -162,7 +163,7 @@ def test_a_connection_lost_half_way_leaves_nothing(monkeypatch, folders):
         yield {"text": "a"}
         raise ConnectionError("lost")
 
-    monkeypatch.setattr(datasets, "load_dataset", torn)
+    monkeypatch.setattr("datasets.load_dataset", torn)
     assert "revision abc: lost; or put" in message(Hub(path="owner/name", revision="abc"))
     assert [path.suffix for path in folders.iterdir()] == [".lock"]
 
@@ -183,7 +184,7 @@ def test_what_the_data_set_has_not_got_is_refused_with_what_it_has(posts, folder
 
 
 def test_a_data_set_without_rows_is_refused(monkeypatch, folders):
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [])
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [])
     said = "data.split: split train of https://huggingface.co/datasets/owner/name has no rows"
     assert message(Hub(path="owner/name", revision="1")) == said
     assert not list(folders.glob("*.jsonl"))
