@@ -14,6 +14,8 @@ ON_BOTH = ("tests/hpo/storage/", "tests/hpo/queue/")
 TOGETHER = (
     "tests/hpo/evidence/claims/test_run.py",
     "tests/hpo/cli/test_main.py",
+    "tests/hpo/commands/test_transfer.py",
+    "tests/hpo/replay/test_study_curves.py",
     "tests/hpo/report/test_build.py",
     "tests/hpo/report/test_importance.py",
     "tests/hpo/report/test_pages.py",

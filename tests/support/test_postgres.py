@@ -74,6 +74,7 @@ def test_environment_variable_selects_the_binaries(monkeypatch: pytest.MonkeyPat
     assert binaries() == tmp_path
 
 
+@pytest.mark.exhaustive
 def test_a_server_starts_from_binaries_that_nobody_may_not_reach(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

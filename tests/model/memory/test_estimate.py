@@ -41,7 +41,7 @@ CASES = {
 }
 
 # Those that differ most in what they allocate
-OFTEN = ("masked", "moe-swiglu", "diagnostics", "rollback", "muon", "adagc")
+OFTEN = ("masked", "diagnostics", "rollback", "muon")
 
 
 def config(values=None):

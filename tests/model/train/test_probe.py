@@ -26,9 +26,9 @@ FEW = [
 CASES = [pair if pair in FEW else exhaustive(*pair) for pair in PAIRS]
 OTHERS = [
     {"regularization.ema": 0.9, "regularization.dropout": 0.1, "run.grad_accum": 2},
-    {"model.name": "moe", "recovery.name": "rollback"} | FAULT,
     {"run.precision": "fp16", "recovery.name": "skip", "clip.name": "zclip", "clip.warmup": 2} | FAULT,
-    {"data.layout": "documents", "schedule.name": "onecycle", "schedule.beta1_dip": 0.8},
+    exhaustive({"model.name": "moe", "recovery.name": "rollback"} | FAULT),
+    exhaustive({"data.layout": "documents", "schedule.name": "onecycle", "schedule.beta1_dip": 0.8}),
 ]
 
 
