@@ -4,7 +4,7 @@ Most tests start the command line, and a new interpreter spends one to three sec
 server imports everything once. Each command is a process of its own, with its own arguments, environment, folder,
 signals and exit status. Three things differ from a new interpreter: the parent process is the server,
 /proc/PID/cmdline is the server's, and no module is imported anew. A test to which this matters uses the fixture
-`new_interpreters`. `pytest --exhaustive` starts a new interpreter for every command.
+`new_interpreters`. The processes of pytest-xdist are forks too. `pytest --exhaustive` starts new interpreters only.
 """
 
 import atexit
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MODULES = ("hpo", "model.memory.dry_run")  # what `python -m` runs as a fork
+TEST_PROCESS = ("-u", "-c", "import sys;exec(eval(sys.stdin.readline()))")  # how pytest-xdist starts its processes
 SERVER = "TESTS_FORK_SERVER"  # environment variable: path of the server's socket
 LIBRARIES = (
     *("alembic.command", "alembic.migration", "numpy", "optuna.storages._rdb.models", "pandas", "psycopg"),
@@ -60,12 +61,13 @@ class Popen(_Popen[Any]):
     def _execute_child(self, args: Any, *options: Any) -> None:
         _, preexec_fn, _, _, cwd, env, _, _, _, *pipes = options[:15]
         environment = dict(os.environ if env is None else env)
-        ours = not isinstance(args, str) and [*args][:2] == [sys.executable, "-m"] and args[2] in MODULES
+        words = [] if isinstance(args, str) else [os.fspath(arg) for arg in args]
+        ours = (words[:2] == [sys.executable, "-m"] and words[2] in MODULES) or words == [sys.executable, *TEST_PROCESS]
         if preexec_fn or not ours or not environment.get(SERVER) or read_by_interpreter(environment) != AT_START:
             super()._execute_child(args, *options)  # type: ignore[misc]
             return
         request = {
-            "argv": [os.fspath(arg) for arg in args],
+            "argv": words,
             "cwd": os.path.abspath(cwd or "."),
             "env": environment,
             "affinity": sorted(os.sched_getaffinity(0)),
@@ -234,7 +236,7 @@ def report_exit(pid: int, connection: socket.socket) -> None:
 
 
 def run(argv: list[str], cwd: str, env: dict[str, str], affinity: list[int], new_session: bool) -> None:
-    """Run a module in this process, a fork of the server."""
+    """Run a module, or a process of pytest-xdist, in this process, a fork of the server."""
     if new_session:
         os.setsid()
     os.sched_setaffinity(0, affinity)
@@ -243,8 +245,6 @@ def run(argv: list[str], cwd: str, env: dict[str, str], affinity: list[int], new
     os.chdir(cwd)
     time.tzset()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    use_fork_server()
-    Path("/proc/self/comm").write_text(" ".join(argv[2:4])[:15])
     sys.modules["torch"].set_num_threads(int(env.get("OMP_NUM_THREADS") or len(affinity)))
     sys.modules["numpy"].random.seed()
     sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
@@ -254,6 +254,11 @@ def run(argv: list[str], cwd: str, env: dict[str, str], affinity: list[int], new
     sys.modules.pop("sitecustomize", None)
     with suppress(ImportError):
         importlib.import_module("sitecustomize")
+    if tuple(argv[1:]) == TEST_PROCESS:
+        exec(argv[3], {"__name__": "__main__"})
+        return
+    Path("/proc/self/comm").write_text(" ".join(argv[2:4])[:15])
+    use_fork_server()
     sys.modules.pop(argv[2] if argv[2] != "hpo" else "", None)  # others may have imported it
     runpy.run_module(argv[2], run_name="__main__", alter_sys=True)
 
