@@ -78,19 +78,24 @@ def transfer(
     under completep not on the depth. The result is stored, and `hpo report` shows it.
     """
     if check:
-        from hpo.commands.coordinates import CheckRequest, check_coordinates
-
         others = {"--to": to, "--ladder": ladder, "--budget-tokens": budget_tokens, "--verify": verify, "--as": name}
         _refuse(others, "must be omitted with --check")
-        sizes = split_numbers("--widths", widths), split_numbers("--depths", depths)
-        request = CheckRequest(study, sizes[0], sizes[1], overrides or [])
-        exit_with(check_coordinates(request, storage_url(run.storage), format))
+        _check_coordinates(study, widths, depths, overrides or [], storage_url(run.storage), format)
         return
     _refuse({"--widths": widths, "--depths": depths}, "must be used with --check")
     from hpo.commands.transfer import TransferRequest, run_transfer
 
     ladder_request = TransferRequest(study, to, ladder, budget_tokens, verify, name)
     exit_with(run_transfer(ladder_request, run.launch_options(overrides=overrides or []), format))
+
+
+def _check_coordinates(
+    study: str | None, widths: str | None, depths: str | None, overrides: list[str], url: str, format: Format
+) -> None:
+    from hpo.commands.coordinates import CheckRequest, check_coordinates
+
+    request = CheckRequest(study, split_numbers("--widths", widths), split_numbers("--depths", depths), overrides)
+    exit_with(check_coordinates(request, url, format))
 
 
 def _refuse(options: Mapping[str, Any], rule: str) -> None:

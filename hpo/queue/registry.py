@@ -72,14 +72,13 @@ def register_study(
             stored = _continue_study(store, found, study, data_hash, requested or {})
             if resume and not stored.slots.has_started():  # created earlier, and launched for the first time
                 found.set_user_attr(STARTED, stored.slots.now())
-        study = stored.study
         if stored.is_new or resume:
             found.set_user_attr(STUDY_STATE, "active")
-        found.set_user_attr(BUDGET, study.file.budget.model_dump(mode="json"))
+        found.set_user_attr(BUDGET, stored.study.file.budget.model_dump(mode="json"))
         stored.raise_protocol()
-        fill_slots(stored.slots, study.slots(), progress)
-        if stored.is_new:
-            found.set_user_attr(SPEC, study.spec())  # last: workers may join as soon as a study has this attribute
+        fill_slots(stored.slots, stored.study.slots(), progress)
+        if stored.is_new:  # last: workers may join as soon as a study has this attribute
+            found.set_user_attr(SPEC, stored.study.spec())
     return replace(stored, notes=(*note, *stored.notes))
 
 

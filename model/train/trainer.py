@@ -239,9 +239,7 @@ class Trainer:
 
     def _diagnostics(self, lane: int, scored: bool) -> dict[str, Any]:
         """Return the diagnostics that run.diagnostics requests, by the names of the metrics."""
-        if not (scored and self.shared.run.diagnostics):
-            return {}
-        diagnostics = self.validation.diagnostics(lane)
+        diagnostics = self.validation.diagnostics(lane) if scored and self.shared.run.diagnostics else {}
         return {name: [tensor.tolist() for tensor in tensors] for name, tensors in diagnostics.items() if tensors}
 
     def _begin_rung(self, lane: int) -> None:
