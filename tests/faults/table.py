@@ -17,6 +17,7 @@ from pathlib import Path
 import optuna_dashboard
 
 from hpo.queue.compatibility import PROTOCOL_VERSION
+from hpo.storage.engine import IDLE_TIMEOUT_MS
 from hpo.storage.store import open_store
 from hpo.storage.studies import study_ids
 from tests.faults.scene import ASHA, GPT, NAME, PLANTED, PROBED, RUNGS, TRIALS, Scene
@@ -117,7 +118,8 @@ def freeze_worker(scene: Scene) -> None:
     scene.wait_for_values()
     pid = freeze(scene)
     try:
-        scene.until(lambda: "lost" in scene.event_types())
+        # If it was stopped within a transaction, Postgres ends that after a minute, and the others wait for its locks.
+        scene.until(lambda: "lost" in scene.event_types(), IDLE_TIMEOUT_MS / 1000 + 30)
         time.sleep(1.0)  # until the other worker has resumed the trial
     finally:
         os.kill(pid, signal.SIGCONT)

@@ -108,7 +108,8 @@ def test_ctrl_c_ends_the_training_of_a_users_function_with_status_130(tmp_path: 
             train.send_signal(signal.SIGINT)
             time.sleep(0.2)
         _, stderr = train.communicate(timeout=60)
-    assert train.returncode == 130, stderr
+    # The second signal may come when Python is ending, and ends it. A shell reports 130 in both cases.
+    assert train.returncode in ((130,) if signals == 1 else (130, -signal.SIGINT)), stderr
     assert "Traceback" not in stderr
 
 

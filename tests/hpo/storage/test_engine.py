@@ -161,11 +161,17 @@ def test_links_in_the_place_of_logs_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_command_that_waits_for_the_lock_of_another_process_says_so(tmp_path: Path) -> None:
-    lock = tmp_path / "hpo.db.lock"
-    script = f"exec 9>{lock}; flock 9; sleep 3.5"
-    with subprocess.Popen(["bash", "-c", script]):
-        while not lock.exists():
-            pass
-        trivial(tmp_path)
-        waited = hpo("launch", "--study", "trivial.yaml", "--storage", "hpo.db", cwd=tmp_path)
-    assert "waiting for another process, which holds" in waited.stderr
+    trivial(tmp_path)
+    script = f"exec 9>{tmp_path}/hpo.db.lock; flock 9; echo locked; read"
+    command = [sys.executable, "-m", "hpo", "launch", "--study", "trivial.yaml", "--storage", "hpo.db", "--quiet"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["bash", "-c", script], stdin=pipe, stdout=pipe) as holder:
+        assert holder.stdin
+        assert holder.stdout
+        holder.stdout.readline()
+        with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=pipe, stdout=pipe, text=True) as waiting:
+            assert waiting.stderr
+            assert "waiting for another process, which holds" in waiting.stderr.readline()
+            holder.stdin.close()
+            waiting.communicate(timeout=60)
+    assert waiting.returncode == 0

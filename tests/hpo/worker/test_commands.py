@@ -284,7 +284,7 @@ def test_signal_to_all_processes_of_a_worker_is_no_failure_of_its_trial(folder: 
     with launched(folder, PAUSE="0.1") as launch:
         assert until(lambda: len(list(read_metrics(folder / "runs/scripts/trials/0000/metrics.jsonl"))) == 1)
         (worker,) = worker_processes(folder)
-        scripts = [pid for pid in processes_with("train.py") if cwd_of(pid) == folder]
+        scripts = [pid for pid in processes_with("train.py") if cwd_of(pid) == folder and pid != worker]
         assert len(scripts) == 2  # the script and its guardian
         for pid in (*scripts, worker):  # as Slurm's scancel does
             os.kill(pid, number)
