@@ -26,7 +26,7 @@ suite: .venv/.installed-dev
 generated: .venv/.installed-dev
 	HPO_EXAMPLES=10000 $(BIN)/pytest -n 2 --dist loadfile tests/generated
 
-# Every case of every test, on both storages: about 25 minutes on two cores.
+# Every case of every test, on both storages: about 40 minutes on two cores.
 exhaustive: .venv/.installed-dev
 	$(BIN)/pytest -n 4 --dist loadgroup --exhaustive
 

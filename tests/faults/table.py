@@ -35,14 +35,12 @@ class Fault:
 
     event_types: events that the table of events must hold afterwards. not_on: storages on which the fault cannot occur,
     each with the reason.
-    of_storage: whether the effect depends on the storage.
     """
 
     name: str
     provoke: Callable[[Scene], None]
     event_types: frozenset[str] = frozenset()
     not_on: Mapping[str, str] = field(default_factory=dict)
-    of_storage: bool = False
 
 
 def kill_at(where: str, keys: Mapping[str, object] = PLANTED) -> Callable[[Scene], None]:
@@ -522,18 +520,18 @@ FAULTS = [
     Fault("SIGTERM to one worker", terminate_worker, PREEMPTED),
     Fault("SIGSTOP past the lease, then SIGCONT", freeze_worker, LOST),
     Fault("SIGSTOP past the lease while trials pause and are promoted", with_asha(freeze_worker), LOST),
-    Fault("storage locked while trials pause and are promoted", with_asha(lock_briefly), of_storage=True),
+    Fault("storage locked while trials pause and are promoted", with_asha(lock_briefly)),
     Fault("Postgres restarted while trials pause and are promoted", with_asha(restart_server), not_on=FILES),
     Fault("Postgres killed and down for 20 s", stop_server, UNREACHABLE, FILES),
     Fault("Postgres restarted three times", restart_server, not_on=FILES),
     Fault("connections cut during statements", cut_connections, not_on=CLIENTS),
-    Fault("storage locked by another process", lock_storage, UNREACHABLE, of_storage=True),
+    Fault("storage locked by another process", lock_storage, UNREACHABLE),
     Fault("full disk: checkpoints", fill_checkpoints, frozenset({"disk", "quarantined", "released"})),
-    Fault("full disk: database", fill_database, of_storage=True),
+    Fault("full disk: database", fill_database),
     Fault("full disk: prepared data", fill_prepared_data, not_on=BEFORE),
-    Fault("read-only storage", write_protect, PREEMPTED, of_storage=True),
+    Fault("read-only storage", write_protect, PREEMPTED),
     Fault("clocks of workers wrong by an hour", turn_clock),
-    Fault("two launches at the same time", launch_twice, of_storage=True),
+    Fault("two launches at the same time", launch_twice),
     Fault("database file removed", remove_database, LOST, SERVED),
     Fault("run folder removed", remove_run_folder),
     Fault("study renamed while it runs", rename_study, frozenset({"renamed"})),
@@ -542,7 +540,7 @@ FAULTS = [
     Fault("training code raises PermissionError, SystemExit, KeyboardInterrupt", raise_in_training, ERROR),
     Fault("folder of a trial cannot be written", block_trial_folder, frozenset({"disk"})),
     Fault("Postgres down for longer than any patience", stop_server_beyond_patience, UNREACHABLE, FILES),
-    Fault("clock set back by an hour", set_clock_back, LOST, of_storage=True),
+    Fault("clock set back by an hour", set_clock_back, LOST),
     Fault("loss is NaN", diverge, frozenset({"diverged"})),
     Fault("out of memory", run_out_of_memory, frozenset({"oom"})),
     Fault("corrupt checkpoint", garble_checkpoints, frozenset({"preempted", "restarted"})),

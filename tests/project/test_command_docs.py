@@ -27,6 +27,7 @@ def block(text: str, language: str) -> str:
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)[0]
 
 
+@pytest.mark.exhaustive
 def test_worked_example_of_a_script_in_the_style_of_nanogpt(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(block(PAGE, "python"))
     (tmp_path / "nanogpt.yaml").write_text(block(PAGE, "yaml"))

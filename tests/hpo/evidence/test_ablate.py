@@ -18,6 +18,7 @@ from hpo.evidence.designs import DESIGNS
 from hpo.evidence.effects import effect_table, effect_verdicts, estimate_effects
 from hpo.storage.store import Store
 from hpo.study.load import load_study
+from tests.support.cases import sparse
 from tests.support.command import hpo
 from tests.support.comparisons import run_study
 from tests.support.planted import edit
@@ -98,7 +99,7 @@ WANTED: dict[str, tuple[list[str], dict[str, float]]] = {
 }
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", sparse(DESIGNS, 2))
 def test_design_runs_its_arms_and_finds_the_planted_effects(here: Path, store: Store, design: str) -> None:
     snapshot = ablated(store, search(store, here, TARGET), design)
     arms, effects = WANTED[design]

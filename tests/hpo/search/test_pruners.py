@@ -14,6 +14,7 @@ from hpo.config.validation import explain_errors
 from hpo.search.pruners import Pruner
 from hpo.search.pruning import CachedPruner
 from model.section import Section
+from tests.support.cases import covering
 from tests.support.pruning import NAMES, R, curve, end, finished, pruner, running
 
 
@@ -47,8 +48,7 @@ def test_none_prunes_nothing(crowd: optuna.Study) -> None:
     assert end(cached, dict.fromkeys(range(1, R + 1), 99.0)) == ("continue", R)
 
 
-@pytest.mark.parametrize("name", ["median", "percentile", "threshold", "wilcoxon"])
-@pytest.mark.parametrize("warmup", [0, 1, 2, 5])
+@pytest.mark.parametrize(("name", "warmup"), covering(["median", "percentile", "threshold", "wilcoxon"], [0, 1, 2, 5]))
 def test_warmup_of_w_rungs_prunes_first_at_rung_w_plus_1(crowd: optuna.Study, name: str, warmup: int) -> None:
     cached = CachedPruner(crowd, pruner(name, warmup_rungs=warmup).build(R), R)
     first = end(cached, {rung: 5.0 + rung for rung in range(1, R + 1)})

@@ -50,7 +50,7 @@ def odd_curve(chance: random.Random, rungs: int, with_nan: bool) -> dict[int, fl
     return values | dict.fromkeys(lost, math.nan)
 
 
-@pytest.mark.parametrize("name", sparse(LOOSE, 3))
+@pytest.mark.parametrize("name", sparse(LOOSE, 9))
 def test_the_recorded_comparison_is_that_of_the_pruner_with_ties_and_values_that_are_no_numbers(name: str) -> None:
     rule, chance = pruner(**loose(name)), random.Random(name)
     decisions, parted = [], 0

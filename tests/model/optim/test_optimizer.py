@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from model.config import TrainConfig
 from model.section import changes, flat, updated
 from model.train.trainer import Trainer
+from tests.support.cases import sparse
 from tests.support.tiny import UPDATE, alone, curves, tiny
 
 HALF_LIVES = {"optimizer.beta1_half_life": 500.0, "optimizer.beta2_half_life": 3000.0, "optimizer.decay_horizon": 9e3}
@@ -36,7 +37,7 @@ def by_hand(config: TrainConfig, given: dict[str, float]) -> dict[str, float]:
     return values
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sparse(CASES, 2))
 def test_half_lives_and_horizon_equal_direct_values_to_the_last_bit_alone_and_packed(name):
     given = CASES[name]
     scaled = {"optimizer.scale_lr_tokens": 1024} if "optimizer.scale_lr" in given else {}

@@ -216,8 +216,8 @@ def needing_data(test: ArmsTest) -> bool:
 
 @pytest.mark.parametrize(
     ("every", "arms"),
-    [(8, slice(1, 2)), exhaustive(1, slice(None))],
-    ids=["the second of each eighth claim", "all"],
+    [(16, slice(1, 2)), exhaustive(1, slice(None))],
+    ids=["the second of each sixteenth claim", "all"],
 )
 @pytest.mark.parametrize("needs", [
     pytest.param(False, id="on-every-machine"),
