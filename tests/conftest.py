@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from _pytest.assertion import rewrite
 
 from hpo.storage.store import Store, open_store
 from tests.support.cases import FIRST, RACES, TOGETHER, on_other_storage
@@ -29,6 +30,17 @@ def pytest_configure(config: pytest.Config) -> None:
     copy_tables()
     if sys.platform == "linux" and not hasattr(config, "workerinput") and not config.getoption("--exhaustive"):
         config.add_cleanup(ForkServer().close)
+        rewrite_assertions(config)  # while the server imports
+
+
+def rewrite_assertions(config: pytest.Config) -> None:
+    """Let pytest rewrite the assertions of all tests once, before every process of pytest-xdist does so."""
+    state = config.stash[rewrite.assertstate_key]
+    for path in () if sys.dont_write_bytecode else Path(__file__).parent.rglob("test_*.py"):
+        pyc = rewrite.get_cache_dir(path) / f"{path.stem}{rewrite.PYC_TAIL}"
+        if rewrite._read_pyc(path, pyc) is None and rewrite.try_makedirs(pyc.parent):
+            stat, code = rewrite._rewrite_test(path, config)
+            rewrite._write_pyc(state, code, stat, pyc)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers of groups

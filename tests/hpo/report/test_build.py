@@ -32,6 +32,7 @@ from hpo.report.verdict import verdict
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State
 from hpo.study.load import load_study
+from tests.support.cases import sparse
 from tests.support.command import hpo
 from tests.support.dashboard import dashboard
 from tests.support.reported_studies import LR, STUDIES, run_reported_study
@@ -169,7 +170,7 @@ def test_confirmed_and_ablated_studies_are_named_in_the_verdict(folder: Path) ->
     assert "Confirmation of study search." in words(page("search-confirm"))
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", sparse(STUDIES, 2))
 @pytest.mark.usefixtures("folder")
 def test_study_file_of_the_page_is_the_study_again(name: str, tmp_path: Path) -> None:
     found = re.search(r'<pre class="long">(.*?)</pre>', page(name), re.S)

@@ -77,8 +77,7 @@ def test_the_estimate_is_what_the_real_run_allocates(name, runs):
     assert estimate_memory(run, V, runs).total == pytest.approx(allocated(run, runs), rel=0.06)
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("name", ["gpt", "moe"])
+@pytest.mark.parametrize(("layers", "name"), covering([1, 3], ["gpt", "moe"]))
 def test_parameters_and_optimizer_are_counted_exactly(name, layers):
     run = config({"model.name": name, "model.n_layer": layers, "optimizer.name": "muon", "regularization.ema": 0.9})
     found = estimate_memory(run, V, runs=2)
