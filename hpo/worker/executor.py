@@ -31,6 +31,8 @@ END_REASONS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", Tri
 
 # Seconds after a failure before the worker claims another trial. It doubles with each failure of one trial.
 PAUSE_S = 1.0
+# A script may end, and be read, before the worker receives the signal that was sent to both.
+SIGNAL_WAIT_S = 0.5
 
 
 class TrialExecutor(HeldTrials):
@@ -111,6 +113,15 @@ class TrialExecutor(HeldTrials):
             trial.pruning_decision = self.pruner.describe(self.stored.study.file.pruner, trial.frozen)
         return decision
 
+    def _stops_soon(self) -> bool:
+        """Return whether this worker has received a signal, or receives one within the next moment."""
+        deadline = time.monotonic() + SIGNAL_WAIT_S
+        while not self.is_stopping():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
     def handle_failure(self, error: Exception, trials: Sequence[RunningTrial]) -> int | None:
         """End or requeue the trials of a failed run; return the new size of packs, or None if it does not change.
 
@@ -119,7 +130,7 @@ class TrialExecutor(HeldTrials):
         """
         raised = raised_error(error)
         text = failure_text(raised)
-        if isinstance(raised, CommandFailed) and self.is_stopping():
+        if isinstance(raised, CommandFailed) and self._stops_soon():
             # A scheduler such as Slurm sends its signals to the worker and to the processes of the command.
             self.requeue(trials, "preempted", error_summary(text))
             return None
