@@ -132,11 +132,11 @@ def test_exported_configuration_gives_the_curve_of_a_packed_trial(packed: Path, 
 
 
 def test_baseline_with_values_outside_the_space_is_exported_as_it_ran(alone: Path) -> None:
-    configs = [parse_yaml(run_in_process("export", "--trial", str(number), cwd=alone)) for number in (0, 1)]
-    assert [config["provenance"]["trial"] for config in configs] == [0, 1]
-    # Two workers take the two baselines at one moment; which row comes first is chance.
+    configs = [parse_yaml(run_in_process("export", "--trial", str(number), cwd=alone)) for number in range(4)]
+    assert [config["provenance"]["trial"] for config in configs] == [0, 1, 2, 3]
+    # Two workers take the baselines at one moment; which numbers they get is chance.
     found = {(config["optimizer"]["lr"], config["model"]["mlp"]) for config in configs}
-    assert found == {(0.001, "gelu"), (0.05, "relu")}
+    assert {(0.001, "gelu"), (0.05, "relu")} < found
 
 
 def test_searched_half_lives_are_exported_and_derived_values_stand_beside_them(packed: Path, tmp_path: Path) -> None:
