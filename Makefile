@@ -20,7 +20,7 @@ test: .venv/.installed-dev
 	$(MAKE) --jobs=2 --output-sync=line lint suite site
 
 suite: .venv/.installed-dev
-	$(BIN)/pytest -n 8 --dist loadgroup --durations=15
+	$(BIN)/pytest -n 6 --dist loadgroup --durations=15
 
 # Made-up command lines and study files, far more of them than in `make test`: about five minutes.
 generated: .venv/.installed-dev
