@@ -87,8 +87,10 @@ clean:
 	rm -rf .venv .venv-integrations site .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# The pip of a new environment is that of Python's release; a recent one installs in half the time.
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --upgrade pip
 
 .venv/.installed: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install $(PIP_OPTIONS) -e .
@@ -100,5 +102,6 @@ clean:
 
 .venv-integrations/.installed: pyproject.toml
 	test -x .venv-integrations/bin/python || $(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/python -m pip install $(PIP_OPTIONS) --upgrade pip
 	.venv-integrations/bin/python -m pip install $(PIP_OPTIONS) -e '.[integrations]'
 	touch $@

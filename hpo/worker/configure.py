@@ -7,7 +7,6 @@ from pydantic import ValidationError
 from hpo.config.files import config_text
 from hpo.config.validation import error_messages
 from hpo.errors import Problem, Unwritable
-from hpo.optuna_internals.objects import get_trial_id
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import PreparedDatasets
 from hpo.runs.memory import memory_problem, trial_costs
@@ -43,7 +42,6 @@ def configure_trial(
         raise
     except Problem as problem:
         return "invalid", str(problem)
-    trial.frozen = stored.store.optuna.get_trial(get_trial_id(trial.frozen))  # now with its parameters
     if reason := memory_problem(stored.study, trial.config, datasets):
         return "oom", reason
     trial.costs = trial_costs(stored.study, trial.config, datasets)

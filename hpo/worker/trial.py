@@ -1,6 +1,7 @@
 """A trial that a worker runs: its claim, its Optuna trial, its configuration and its folder."""
 
 import contextlib
+import copy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel
 
-from hpo.optuna_internals.objects import get_study_id, get_trial_id
+from hpo.optuna_internals.objects import cached_unfinished_trials, get_study_id, get_trial_id
 from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.provenance import describe_machine
@@ -129,7 +130,9 @@ def _create_trial(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> F
             _fill_optuna_cache(stored)
             return trial_id
 
-    return stored.store.optuna.get_trial(stored.store.retry(create))
+    trial_id = stored.store.retry(create)
+    cached = cached_unfinished_trials(stored.store.optuna, get_study_id(stored.optuna)).get(trial_id)
+    return stored.store.optuna.get_trial(trial_id) if cached is None else copy.deepcopy(cached)
 
 
 def _trial_template(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:
@@ -203,6 +206,8 @@ def _fixed_params(stored: StoredStudy, claim: Claim) -> dict[str, tuple[Any, Bas
 def trial_config(stored: StoredStudy, claim: Claim, frozen: FrozenTrial) -> BaseModel:
     """Return the configuration of a trial: the slot's fixed values, otherwise the values that the sampler suggests.
 
+    frozen: the stored trial, which receives the suggested parameters.
+
     Raises:
         pydantic.ValidationError: the values are not a valid configuration.
     """
@@ -217,10 +222,11 @@ def trial_config(stored: StoredStudy, claim: Claim, frozen: FrozenTrial) -> Base
     )
     trial = optuna.Trial(stored.optuna, get_trial_id(frozen))
     if not frozen.params:  # before the first suggestion, so that every parameter has a stored origin
-        suggested_by = _suggested_by(stored, sampler, trial)
-        stored.store.optuna.set_trial_user_attr(get_trial_id(frozen), SUGGESTED_BY, suggested_by)
+        trial.set_user_attr(SUGGESTED_BY, _suggested_by(stored, sampler, trial))
     # Parameters that an earlier attempt was given are stored in the trial, and Optuna suggests them again.
-    return stored.study.configured(suggest_values(trial, stored.study.base, file.space))
+    values = suggest_values(trial, stored.study.base, file.space)
+    frozen.params, frozen.distributions, frozen.user_attrs = trial.params, trial.distributions, trial.user_attrs
+    return stored.study.configured(values)
 
 
 def _suggested_by(stored: StoredStudy, sampler: ComplementLogSampler, trial: optuna.Trial) -> dict[str, Any]:
