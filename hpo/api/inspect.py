@@ -23,8 +23,10 @@ class InspectedStudy(StudyHandle):
 
     def status(self) -> Status:
         """Return the progress of the study: the fields of `hpo status --format json`, and its text."""
-        with self._read() as (_, snapshot):
-            return Status(snapshot)
+        from hpo.commands.show import status_of
+
+        with self._read() as (store, snapshot):
+            return Status(*status_of(store, snapshot))
 
     def watch(self) -> None:
         """Show the progress of a study that another process runs, until it ends."""

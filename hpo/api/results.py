@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hpo.analysis.snapshot import Snapshot, find_trial, trial_value
-from hpo.analysis.status import status_text
-from hpo.analysis.summary import summary
 from hpo.commands.show import trial_record
 from hpo.console import printable, record_text
 from hpo.storage.attributes import FIXED_VALUES, METRICS
@@ -32,9 +30,9 @@ class Shown:
 class Status(Shown, dict[str, Any]):
     """The progress of a study: the fields that `hpo status --format json` prints, and the text of `hpo status`."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        super().__init__(summary(snapshot))
-        self.text = status_text(snapshot)
+    def __init__(self, fields: Mapping[str, Any], text: str) -> None:
+        super().__init__(fields)
+        self.text = text
 
 
 @dataclass(frozen=True, repr=False)

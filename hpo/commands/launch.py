@@ -18,7 +18,7 @@ from hpo.console import Format, command_line, format_duration, format_value, pri
 from hpo.errors import NothingFeasible, Problem, StorageError
 from hpo.evidence.comparison import conclude_comparison, confirmation_name
 from hpo.evidence.preferred import UNCONFIRMED
-from hpo.launcher.options import LaunchOptions, storage_option
+from hpo.launcher.options import LaunchOptions, placement_words, storage_option
 from hpo.launcher.supervisor import OnFinish, run_study
 from hpo.runs.run_dir import write_file
 from hpo.storage.attributes import BUDGET, LADDER_OF, SPEC
@@ -27,8 +27,9 @@ from hpo.storage.studies import study_attrs, study_ids
 from hpo.study.load import load_study
 from hpo.study.names import check_name, name_problem
 from hpo.study.places import at_places
-from hpo.study.spec import Study, seed_path
+from hpo.study.spec import SEED_FIELDS, Study, seed_path
 from hpo.study.stored import study_from_spec
+from model.section import flatten
 
 
 def launch_study(options: LaunchOptions) -> int:
@@ -213,16 +214,20 @@ def result_lines(snapshot: Snapshot, path: Path, options: LaunchOptions) -> list
     lines += ["" if changed else "  the best trial is the baseline: no other trial is better"]
     if notes := study_warnings(snapshot):
         lines += [*(f"note: {note}" for note in notes), ""]
-    by = ["--by", snapshot.objective] if len(objectives_of(snapshot)) > 1 else []
-    confirm = command_line("hpo", "confirm", "--study", snapshot.name)
-    export = command_line("hpo", "export", "--study", snapshot.name, *by)
+    return [*lines, f"complete configuration: {path}", "next:", *_next_commands(snapshot, options)]
+
+
+def _next_commands(snapshot: Snapshot, options: LaunchOptions) -> list[str]:
+    """Return the commands that follow a search, with its storage and the places of its workers."""
     storage = storage_option(options)
+    by = ["--by", snapshot.objective] if len(objectives_of(snapshot)) > 1 else []
+    workers = command_line("--workers", str(max(1, options.workers)), *placement_words(options))
+    confirm = f"  {command_line('hpo', 'confirm', '--study', snapshot.name)}{storage} {workers}"
+    base = flatten(snapshot.spec["base"])
+    can_confirm = not options.confirm and any(field in base for field in SEED_FIELDS)
     return [
-        *lines,
-        f"complete configuration: {path}",
-        "next:",
-        *([] if options.confirm else [f"  {confirm}{storage} --workers {max(1, options.workers)}"]),
-        f"  {export}{storage} -o best.yaml",
+        *([confirm] if can_confirm else []),
+        f"  {command_line('hpo', 'export', '--study', snapshot.name, *by)}{storage} -o best.yaml",
         "  hpo train best.yaml",
         f"  hpo dashboard{storage}",
     ]

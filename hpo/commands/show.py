@@ -68,13 +68,20 @@ def _print_status(store: OpenStorage, name: str | None, format: Format) -> bool:
             raise
         show(str(problem))
         return False
+    record, text = status_of(store, snapshot)
+    if format is Format.table:
+        show(text)
+    else:
+        print_record(record, format)
+    return has_ended(snapshot)
+
+
+def status_of(store: OpenStorage, snapshot: Snapshot) -> tuple[dict[str, Any], str]:
+    """Return the progress of a study as fields and as text, with the number of its jobs that Slurm runs."""
     # Jobs need a server, and the clusters of many machines take long to answer.
     jobs = queue_line(snapshot.name) if store.engine.name == "postgresql" and not has_ended(snapshot) else ""
-    if format is Format.table:
-        show("\n".join(filter(None, [status_text(snapshot), jobs])))
-    else:
-        print_record(summary(snapshot) | ({"slurm": jobs.removeprefix("slurm: ")} if jobs else {}), format)
-    return has_ended(snapshot)
+    fields = {"slurm": jobs.removeprefix("slurm: ")} if jobs else {}
+    return summary(snapshot) | fields, "\n".join(filter(None, [status_text(snapshot), jobs]))
 
 
 def trial_record(snapshot: Snapshot, number: int) -> dict[str, Any]:

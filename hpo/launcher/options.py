@@ -97,17 +97,22 @@ def storage_option(options: LaunchOptions) -> str:
     return f" --storage {shell_quote(options.storage if has_no_password(options.storage) else '...')}"
 
 
+def placement_words(options: LaunchOptions) -> list[str]:
+    """Return the words of the next command that place its workers as this launch does."""
+    words = ["--gpus", ",".join(options.gpus), "--per-gpu", str(options.per_gpu)] if options.gpus else []
+    words += ["--on", options.on] if options.on != "local" else []
+    words += ["--address", options.address] if options.address else []
+    words += ["--gpus-per-worker", f"{options.gpus_per_worker:g}"] if options.gpus_per_worker else []
+    return words + [word for option in options.slurm for word in ("--slurm", option)]
+
+
 def resume_command(options: LaunchOptions) -> str:
     """Return the command that repeats this launch."""
     words = ["hpo", "launch", "--study", options.study, "--workers", str(options.workers)]
     words += [word for key, value in options.budget.items() if value is not None for word in (f"--{key}", str(value))]
     words += [word for override in options.overrides for word in ("--set", override)]
     words += ["--seed", str(options.seed)] if options.seed is not None else []
-    words += ["--gpus", ",".join(options.gpus), "--per-gpu", str(options.per_gpu)] if options.gpus else []
-    words += ["--on", options.on] if options.on != "local" else []
-    words += ["--address", options.address] if options.address else []
-    words += ["--gpus-per-worker", f"{options.gpus_per_worker:g}"] if options.gpus_per_worker else []
-    words += [word for option in options.slurm for word in ("--slurm", option)]
+    words += placement_words(options)
     words += ["--pack", pack_text(options.pack)] if options.pack != 1 else []
     words += [word for address in options.allow_train for word in ("--allow-train", address)]
     words += [word for name in options.track for word in ("--track", name)]

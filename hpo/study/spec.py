@@ -30,6 +30,7 @@ Name = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
+SEED_FIELDS = ("run.seed", "seed")  # a configuration has one of them, or none
 # Keys of a study file that a study of arms does not have.
 SEARCH_KEYS = ("space", "baseline", "baseline_seeds", "sampler", "pruner", "probe")
 
@@ -247,4 +248,4 @@ class Study:
 
 def seed_path(config: BaseModel) -> str | None:
     """Return the dotted field that holds the seed of a run, None if the configuration has no such field."""
-    return next((path for path in ("run.seed", "seed") if path in flat(config)), None)
+    return next((path for path in SEED_FIELDS if path in flat(config)), None)

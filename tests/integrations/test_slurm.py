@@ -165,6 +165,8 @@ def test_ctrl_c_ends_running_and_pending_jobs(tcp_server: Postgres, slurm: Slurm
     for command in ("status", "doctor"):
         shown = subprocess.run([*hpo, command, "--study", "planted"], env=env, cwd=tmp_path, **TEXT).stdout
         assert pending in shown, command
+    python = f"import hpo; print(hpo.Study.load('planted', storage={launch.url!r}).status()['slurm'])"
+    assert subprocess.run([sys.executable, "-c", python], env=env, **TEXT).stdout.strip() == pending
     launch.process.send_signal(signal.SIGINT)
     status, _ = launch.end()
     assert status == 130, launch.said()

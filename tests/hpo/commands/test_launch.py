@@ -10,7 +10,9 @@ import pytest
 
 from hpo.analysis.progress import trial_counts
 from hpo.analysis.snapshot import read_snapshot
+from hpo.commands.launch import result_lines
 from hpo.config.yaml import dump_yaml
+from hpo.launcher.options import LaunchOptions
 from hpo.storage.engine import open_readonly
 from hpo.study.load import load_study
 from hpo.worker.events import event_line
@@ -38,6 +40,24 @@ def test_launch_prints_the_best_configuration_what_changed_and_what_to_type_next
     for text in typed[:2]:
         found = subprocess.run([sys.executable, "-m", *text.split()], capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stderr
+
+
+def test_a_confirmation_is_suggested_in_the_same_place_and_only_where_a_seed_can_vary(here: Path) -> None:
+    hpo("launch", "--study", str(planted(here, budget={"trials": 2})), "--quiet", cwd=here)
+    slurm = LaunchOptions("planted", "sqlite:///runs/hpo.db", workers=3, on="slurm", slurm=("partition=a b",))
+    ray = LaunchOptions("planted", "sqlite:///runs/hpo.db", on="ray", address="head:6379", gpus_per_worker=0.5)
+    with open_readonly(slurm.storage) as store:
+        snapshot = read_snapshot(store, "planted")
+    lines = result_lines(snapshot, Path("best.yaml"), slurm)
+    assert "  hpo confirm --study planted --workers 3 --on slurm --slurm 'partition=a b'" in lines
+    lines = result_lines(snapshot, Path("best.yaml"), ray)
+    assert "  hpo confirm --study planted --workers 1 --on ray --address head:6379 --gpus-per-worker 0.5" in lines
+    script = {"command": ["sh", "-c", "echo loss: 1"], "metric": {"pattern": "(?P<loss>[0-9]+)"}, "objective": "loss"}
+    keys = {"steps": {"rungs": 1, "last": 1}, "space": {"lr": {"low": 0.1, "high": 1.0}}, "budget": {"trials": 1}}
+    (here / "unseeded.yaml").write_text(dump_yaml({**script, **keys}))
+    said = hpo("launch", "--study", "unseeded.yaml", cwd=here).stdout
+    assert "hpo export" in said
+    assert "hpo confirm" not in said
 
 
 def test_launching_again_keeps_what_the_file_omits_before_the_data_are_prepared(here: Path) -> None:
