@@ -49,12 +49,14 @@ class CurrentTrial:
         """The file or folder from which the script resumes. Exists only if an earlier attempt has saved it."""
         return self.dir / "checkpoint"
 
-    def report(self, step: float, metrics: Mapping[str, Any] | None = None, /, **named: Any) -> None:
+    def report(self, step: float, metrics: Mapping[str, Any] | None = None, **named: Any) -> None:
         """Report metrics at a step. Values are numbers, or what `float` accepts, such as a tensor of one element.
 
         metrics: for names that are no Python identifiers, such as eval/loss.
         With several processes, as under torchrun, only the report of rank 0 counts.
         """
+        if self.number is None:
+            return
         values = {str(name): float(value) for name, value in {**(metrics or {}), **named}.items()}
         self._append({**values, "step": float(step)})
 

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shlex
 import sys
 import threading
 import time
@@ -38,7 +39,7 @@ def locked(path: Path) -> Iterator[None]:
         raise CacheError(
             f"data: cannot write in {path.parent}: {error.strerror}; set HPO_CACHE to a writable directory"
         ) from None
-    text = f"waiting for another process, which prepares {path}; `fuser {name}` shows it"
+    text = f"waiting for another process, which prepares {path}; `fuser {shlex.quote(str(name))}` shows it"
     try:
         wait_for_lock(lock, lambda: print(text, file=sys.stderr))
         yield

@@ -38,7 +38,7 @@ class Run(Section):
     tf32: fp32, with matrix products in TF32 on a GPU; fp32 never uses TF32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the training step to graphs without Python, on a GPU to CUDA graphs. It takes up to 30 s the first time
-    on a machine and 3 s later. auto: the first worker of a study measures whether that shortens the work ahead, and a
+    on a machine and 3 s later. auto: the first worker of a study measures whether compiling makes the study shorter. A
     single run is compiled on a GPU only. A mixture of experts is never compiled."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to train on. auto: cuda if available, else mps, else cpu."""

@@ -26,7 +26,7 @@ def compare(
     """Compare two studies or trials: fields, curves, verdict.
 
     The verdict tests the difference where both sides have runs with several seeds: repeats of the baseline, runs of an
-    arm, or runs of `hpo confirm`. Of a study, the best trial and the baseline are compared.
+    arm, or runs of `hpo confirm`. For two studies, their best trials and their baselines are compared.
     """
     from hpo.commands.compare import compare as compare_sides
     from hpo.config.permission import permit_options

@@ -21,7 +21,7 @@ Reason = Annotated[
 def pause(study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE, because: Reason = "") -> None:
     """Pause a study: its workers requeue their trials and wait.
 
-    Each worker first finishes its rung. `hpo resume` continues the study.
+    Workers act at the next rung, for scripts within two seconds. `hpo resume` continues the study.
     """
     _set_state(storage, study, "paused", because)
 
@@ -39,7 +39,7 @@ def resume(study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE, b
 def stop(study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE, because: Reason = "") -> None:
     """Stop a study: its workers requeue their trials and exit.
 
-    Each worker first finishes its rung. `hpo launch` of the same study continues it.
+    Workers act at the next rung, for scripts within two seconds. `hpo launch` of the same study continues it.
     """
     _set_state(storage, study, "stopped", because)
 
@@ -48,7 +48,7 @@ def stop(study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE, bec
 def kill(number: TrialNumber, study: StudyName = None, storage: StorageOptions = DEFAULT_STORAGE) -> None:
     """Stop one trial and mark it as failed.
 
-    A running trial stops at its next rung. An interrupted trial fails immediately.
+    A running trial stops at its next rung, a script within two seconds. An interrupted trial fails immediately.
     """
     from hpo.commands.control import kill_trial
     from hpo.storage.store import open_store

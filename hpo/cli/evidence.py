@@ -32,10 +32,16 @@ class DesignName(StrEnum):
 
 
 Tokens = Annotated[int | None, typer.Option(min=1, help="Tokens of each run. Default: as many as in the search.")]
-ComparisonName = Annotated[
+ConfirmationName = Annotated[
+    str | None,
+    typer.Option("--as", metavar="NAME", help="Name of the study for these runs. Default: STUDY-confirm."),
+]
+AblationName = Annotated[
     str | None,
     typer.Option(
-        "--as", metavar="NAME", help="Name of the study for these runs. Default: STUDY-confirm or STUDY-DESIGN."
+        "--as",
+        metavar="NAME",
+        help="Name of the study for these runs. Default: STUDY-DESIGN, such as beta2_sweep-leave-one-out.",
     ),
 ]
 
@@ -85,7 +91,7 @@ def confirm(
     tokens: Tokens = None,
     rule: RuleOption = None,
     test: Annotated[TestName | None, typer.Option(help="Test of the paired differences. Default: t.")] = None,
-    name: ComparisonName = None,
+    name: ConfirmationName = None,
     overrides: Place = None,
     run: RunOptions,
     format: OutputFormat = Format.table,
@@ -126,7 +132,7 @@ def ablate(
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each combination. Default: 5.")] = None,
     tokens: Tokens = None,
     rule: RuleOption = None,
-    name: ComparisonName = None,
+    name: AblationName = None,
     overrides: Place = None,
     run: RunOptions,
     format: OutputFormat = Format.table,

@@ -154,7 +154,9 @@ def export(
     cool_down: Annotated[
         int | None,
         typer.Option(
-            "--cool-down", metavar="RUNG", help="Export the shorter run that the probe at this rung of a wsd run is."
+            "--cool-down",
+            metavar="RUNG",
+            help="Export the shorter run that ends with the cool-down probe at this rung. Requires a wsd schedule.",
         ),
     ] = None,
     study: StudyName = None,

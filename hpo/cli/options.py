@@ -41,7 +41,7 @@ def output_file(path: Path | None) -> Path | None:
 
 
 StudyName = Annotated[
-    str | None, typer.Option(help="Name of the study. Can be omitted if the storage holds exactly one study.")
+    str | None, typer.Option(help="Name of the study. Can be omitted if the storage holds exactly one search.")
 ]
 OutputFormat = Annotated[Format, typer.Option(help="Output format.")]
 Out = Annotated[Path, typer.Option(help="Folder that holds the files of all runs.", callback=valid_path)]

@@ -54,7 +54,7 @@ class SimulationOptions:
         list[str] | None,
         typer.Option(
             metavar="NAME|YAML",
-            help="Sampler to try, in worlds that answer any configuration. Can be repeated. Default: the recorded "
+            help="Sampler to try, with --world nearest or surrogate. Can be repeated. Default: the recorded "
             "configurations.",
         ),
     ] = None

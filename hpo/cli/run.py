@@ -61,8 +61,8 @@ def launch(
     Otherwise the trial starts again.
 
     With --on slurm, the workers are an array of Slurm jobs with the options of --slurm. The storage must be Postgres,
-    and all nodes must share the current folder, the folder --out and the installation of hpo. Ctrl-C ends the jobs. If
-    this command ends in another way, the jobs continue.
+    and all nodes must share the current folder, the folder --out and the installation of hpo. Ctrl-C stops the workers
+    after their rungs and cancels pending jobs. If this command ends in another way, the jobs continue.
     """
     from hpo.commands.launch import launch_study
 

@@ -13,9 +13,13 @@ from hpo.errors import Problem
 
 transfer_commands = Commands()
 
-Sizes = Annotated[
+Widths = Annotated[
     str | None,
-    typer.Option(metavar="N,N", help="Sizes to compare with --check. Default: 1, 2, 4 and 8 times the base."),
+    typer.Option(metavar="N,N", help="Widths to compare with --check. Default: 1, 2, 4 and 8 times the base width."),
+]
+Depths = Annotated[
+    str | None,
+    typer.Option(metavar="N,N", help="Depths to compare with --check. Default: 1, 2, 4 and 8 times the base depth."),
 ]
 
 Target = Annotated[
@@ -34,7 +38,9 @@ LadderTokens = Annotated[
 ]
 VerifySeeds = Annotated[
     int | None,
-    typer.Option(min=1, help="Train prediction, copy and nearest cell's best at the target, on this many seeds."),
+    typer.Option(
+        min=1, help="Train the predicted, the copied and the nearest cell's configuration, on this many seeds."
+    ),
 ]
 LadderName = Annotated[
     str | None, typer.Option("--as", metavar="NAME", help="Name of the study of the ladder. Default: STUDY-transfer.")
@@ -56,8 +62,8 @@ def transfer(
     verify: VerifySeeds = None,
     name: LadderName = None,
     check: Check = False,
-    widths: Sizes = None,
-    depths: Sizes = None,
+    widths: Widths = None,
+    depths: Depths = None,
     overrides: Place = None,
     run: RunOptions,
     format: OutputFormat = Format.table,

@@ -11,7 +11,8 @@ from hpo.analysis.export import configuration
 from hpo.analysis.snapshot import Snapshot, find_trial, read_snapshot, trial_status
 from hpo.console import Format, print_record, print_records, show
 from hpo.errors import Problem
-from hpo.evidence.two_sided import runs_of, verdict_text
+from hpo.evidence.run_sets import runs_of
+from hpo.evidence.two_sided import verdict_text
 from hpo.storage.attributes import FIXED_VALUES
 from hpo.storage.retry import OpenStorage
 from hpo.storage.trials import Trial

@@ -81,7 +81,7 @@ def study_of_optuna(url: str, name: str | None) -> tuple[str, str]:
         Problem: the study cannot be read, or it has no parameters.
     """
     theirs = open_optuna(url, name)
-    space = {study_name(path): entry for path, entry in space_of(theirs).items()}
+    space = _named_space(space_of(theirs), theirs.study_name)
     if not space:
         raise Problem(f"study {theirs.study_name!r}: must have trials with parameters, got none")
     metric = (theirs.metric_names or ["value"])[0]
@@ -103,6 +103,24 @@ def study_of_optuna(url: str, name: str | None) -> tuple[str, str]:
     }
     header = [f"Ranges of the Optuna study {theirs.study_name}".replace("\n", " ")]
     return study_text(header, tree, comments), theirs.study_name
+
+
+def _named_space(theirs: dict[str, Any], study: str) -> dict[str, Any]:
+    """Return ranges by the names that a command can have.
+
+    Raises:
+        Problem: two parameters have the same name in the study file.
+    """
+    names: dict[str, str] = {}  # name in the study file -> parameter of Optuna
+    for parameter in theirs:
+        name = study_name(parameter)
+        if (first := names.setdefault(name, parameter)) != parameter:
+            raise Problem(
+                f"study {study!r}: parameters must have different names in the study file, but {first!r} and "
+                f"{parameter!r} are both called {name}; write the study file with other names, and import the trials "
+                "with --study FILE --rename THEIRS=OURS"
+            )
+    return {name: theirs[parameter] for name, parameter in names.items()}
 
 
 def _stored(store: Store, name: str) -> StoredStudy:

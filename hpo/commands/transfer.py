@@ -116,8 +116,8 @@ def conclude_ladder(
     write_file(path, prediction_text(snapshot, ladder, prediction))
     storage = storage_option(options)
     verify = command_line("hpo", "transfer", "--study", snapshot.spec["about"][LADDER_OF], "--verify", 8)
-    say("\n".join(["", *lines, "", f"predicted configuration: {path}", "next:", f"  hpo train {path}"]))
-    say(f"  {verify}{storage}")
+    say("\n".join(["", *lines, "", f"predicted configuration: {path}", "next:"]))
+    say(f"  {command_line('hpo', 'train', path)}\n  {verify}{storage}")
     return 0
 
 

@@ -94,8 +94,12 @@ def effect_verdicts(snapshot: Snapshot) -> list[str]:
         for e in sorted(effects, key=lambda e: snapshot.direction.loss(e.mean or 0.0))
         if e.verdict in ("lowers", "raises")
     ]
-    noise = [e.name for e in effects if e.verdict == NOT_DISTINGUISHABLE]
-    return lines + ([f"{NOT_DISTINGUISHABLE}, with {effects[0].n} seeds: {', '.join(noise)}"] if noise else [])
+    noise = [e for e in effects if e.verdict == NOT_DISTINGUISHABLE]
+    if noise:
+        n, names = min(e.n for e in noise), ", ".join(e.name for e in noise)
+        at_least = "" if n == max(e.n for e in noise) else "at least "
+        lines.append(f"{NOT_DISTINGUISHABLE}, with {at_least}{n} seeds: {names}")
+    return lines
 
 
 def _interval_text(effect: Effect) -> str:

@@ -1,25 +1,16 @@
 """Compare two trials, or the best trials of two studies, wherever runs with several seeds exist for both."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from hpo.analysis.looks import runs_by_arm
-from hpo.analysis.snapshot import Snapshot, read_snapshot
+from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.statistics import LEVEL, all_equal, paired
-from hpo.evidence.paired import final_score
-from hpo.storage.attributes import ARM, FIXED_VALUES, SPEC
-from hpo.storage.retry import OpenStorage
-from hpo.storage.studies import study_attrs, study_ids
-from hpo.storage.trials import Trial
+from hpo.evidence.run_sets import Runs, RunSet, comparable_runs
 from hpo.study.engines import engines_of
-from model.section import flatten
-
-Runs = Mapping[int, Trial]  # seed -> complete run of one configuration
 
 
 @dataclass(frozen=True)
@@ -35,42 +26,6 @@ class TwoSided:
     high: float
     p: float
     test: str
-
-
-def runs_of(store: OpenStorage, snapshot: Snapshot, trial: Trial) -> Runs:
-    """Return the complete runs of a trial's configuration by seed.
-
-    The runs are those of its arm, the repeats of the baseline, or the runs of the confirmation with the most seeds.
-    Otherwise the trial is its only run.
-    """
-    if snapshot.spec.get("arms"):
-        return _complete(snapshot, runs_by_arm(snapshot).get(str(trial.user_attrs.get(ARM)), {}))
-    same = [trial]
-    if trial in snapshot.baseline_runs:
-        same = snapshot.baseline_runs
-    runs = _complete(snapshot, {_seed(snapshot, run): run for run in same})
-    return max([runs, *_confirmed(store, snapshot, trial.number)], key=len)
-
-
-def _confirmed(store: OpenStorage, snapshot: Snapshot, number: int) -> list[Runs]:
-    """Return the runs of a trial in each confirmation of its study."""
-    found = []
-    for name, study_id in study_ids(store).items():
-        about = (study_attrs(store, study_id).get(SPEC) or {}).get("about") or {}
-        arms = [arm for arm, trial in (about.get("trials") or {}).items() if trial == number]
-        if about.get("confirms") in snapshot.names and arms:
-            confirmation = read_snapshot(store, name)
-            found.append(_complete(confirmation, runs_by_arm(confirmation).get(arms[0], {})))
-    return found
-
-
-def _complete(snapshot: Snapshot, runs: Runs) -> Runs:
-    return {seed: run for seed, run in runs.items() if final_score(snapshot, run) is not None}
-
-
-def _seed(snapshot: Snapshot, trial: Trial) -> int:
-    values: dict[str, Any] = flatten(snapshot.spec["base"]) | (trial.user_attrs.get(FIXED_VALUES) or trial.params)
-    return int(values.get("run.seed", values.get("seed", 0)))
 
 
 def compare_runs(a: Runs, b: Runs) -> TwoSided | None:
@@ -99,19 +54,48 @@ def welch(a: Sequence[float], b: Sequence[float]) -> TwoSided:
     return TwoSided((len(a), len(b)), difference, float(ends.low), float(ends.high), p, "Welch's t")
 
 
-def verdict_text(snapshot: Snapshot, a: Runs, b: Runs) -> str:
-    """Return what the runs show about B against A, in one line."""
-    found = compare_runs(a, b)
-    if found is None:
-        return (
-            f"no verdict: A has {_n_runs(len(a))} and B has {_n_runs(len(b))}, and both need runs of at least two seeds"
-        )
+def verdict_text(snapshot: Snapshot, a: Sequence[RunSet], b: Sequence[RunSet]) -> str:
+    """Return what the runs show about B against A, in one line.
+
+    a, b: the runs of each side, as `runs_of` returns them.
+    """
+    chosen = comparable_runs(a, b)
+    found = chosen and compare_runs(chosen[0].runs, chosen[1].runs)
+    if chosen is None or found is None:
+        return _refusal(a, b)
     significant = found.p < 1 - LEVEL and math.isfinite(found.mean)
     better = snapshot.direction.loss(found.mean) < 0
     word = ("B is better" if better else "B is worse") if significant else "no difference shown"
     n = f"{found.n[0]} pairs" if found.test.startswith("paired") else f"{found.n[0]} and {found.n[1]} runs"
     interval = f"{found.mean:+.4g} ({found.low:+.4g} to {found.high:+.4g})"
-    return f"{word}: B - A {interval}, p {found.p:.2g}, {found.test} test, {n}"
+    return f"{word}: B - A {interval}, p {found.p:.2g}, {found.test} test, {n}{_origin(*chosen)}"
+
+
+def _origin(a: RunSet, b: RunSet) -> str:
+    """Return where the compared runs come from, as a clause; "" for the runs of the studies themselves."""
+    studies = dict.fromkeys(side.study for side in (a, b) if side.is_confirmation)
+    text = f" ({' and '.join(studies)}, {a.length})" if studies else ""
+    sequential = next((side.study for side in (a, b) if side.is_sequential), None)
+    if sequential is not None:
+        text += (
+            f"; {sequential} stopped as soon as its results decided, so p is too small: "
+            f"`hpo status --study {sequential}` shows the decisions"
+        )
+    return text
+
+
+def _refusal(a: Sequence[RunSet], b: Sequence[RunSet]) -> str:
+    """Return why there is no verdict: too few runs, or no runs of both sides that can be compared."""
+    most = [max(side, key=lambda runs: len(runs.runs)) for side in (a, b)]
+    n = [_n_runs(len(runs.runs)) for runs in most]
+    if min(len(runs.runs) for runs in most) < 2:
+        return f"no verdict: A has {n[0]} and B has {n[1]}, and both need runs of at least two seeds"
+    rules = [f", with values of the rule {runs.rule}" if runs.rule != "copy" else "" for runs in most]
+    sides = [f"{n[i]} of {most[i].length} in {most[i].study}{rules[i]}" for i in (0, 1)]
+    return (
+        f"no verdict: A has {sides[0]}; B has {sides[1]}. Only runs of the same length can be compared, and only with "
+        "the values of the trials"
+    )
 
 
 def _n_runs(n: int) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
+from hpo.errors import Problem
+
 Path = tuple[str | int, ...]
 
 
@@ -41,6 +43,10 @@ class Notes:
     def add(self, path: Path, text: str) -> None:
         """Add a note about the key at a path."""
         self.texts.append(f"{self.place(path)}: {'.'.join(map(str, path))}: {text}")
+
+    def problem(self, path: Path, rule: str) -> Problem:
+        """Return the error that the key at a path breaks a rule."""
+        return Problem(f"{self.place(path)}: {'.'.join(map(str, path))}: {rule}")
 
     def place(self, path: Path) -> str:
         """Return the file and the line of a path, or of the nearest key around it."""

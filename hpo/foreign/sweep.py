@@ -8,8 +8,9 @@ from hpo.config.foreign_names import component_name
 from hpo.config.validation import nearest, shown_value
 from hpo.config.yaml import YamlError, parse_yaml
 from hpo.errors import Problem
-from hpo.foreign.lines import Notes, key_lines
+from hpo.foreign.lines import Notes, Path, key_lines
 from hpo.foreign.sweep_command import read_command, study_name
+from hpo.foreign.sweep_pruner import read_pruner
 from hpo.foreign.sweep_ranges import constant, constant_value, parameters, read_entry
 from hpo.study.command import SEED
 
@@ -18,10 +19,7 @@ KEYS = (
     *("name", "description", "project", "entity"),
 )
 OTHER_TOOLS = {"tune": "Ray Tune", "hydra": "Hydra", "spec": "Kubernetes", "searchSpace": "NNI", "defaults": "Hydra"}
-LENGTHS = ("epochs", "num_epochs", "n_epochs", "max_epochs", "num_train_epochs")
 OBJECTIVE = "val_loss"  # if the sweep names no metric
-MOST_RUNGS = 50
-
 
 Entries = dict[str, Any]
 
@@ -51,7 +49,7 @@ def convert_sweep(text: str, source: str) -> Converted:
     comments: dict[str, list[str]] = {}
     _read_method(sweep, space, tree, notes)
     _read_metric(sweep, tree, notes, comments)
-    _read_pruner(sweep, base, tree, notes, comments)
+    read_pruner(sweep, base, tree, notes, comments)
     _read_other(sweep, notes)
     about = [str(sweep[key]) for key in ("name", "description") if sweep.get(key)]
     header = [f"{': '.join(about) or 'Search'} (from the W&B sweep {source})".replace("\n", " ")]
@@ -64,14 +62,16 @@ def _read_parameters(tree: Mapping[str, Any], notes: Notes) -> tuple[dict[str, s
     Names and flags: see `read_command`.
 
     Raises:
-        Problem: a parameter cannot be converted, or none is searched.
+        Problem: a parameter cannot be converted, two have the same name in the study, or none is searched.
     """
+    places: dict[str, Path] = {}  # name in the study -> path in the file
     names: dict[str, str] = {}
     flags: dict[str, Any] = {}
     base: Entries = {}
     space: Entries = {}
     for parameter, place, entry in parameters(tree, notes):
         name = names[parameter] = study_name(parameter)
+        _check_distinct(name, places.setdefault(name, place), place, notes)
         if name != parameter:
             notes.add(place, f"is called {name} in the study; the script receives it as {parameter}")
         values = [constant_value(entry)] if constant(entry) else entry.get("values", [])
@@ -88,6 +88,18 @@ def _read_parameters(tree: Mapping[str, Any], notes: Notes) -> tuple[dict[str, s
         where = notes.place(("parameters",))
         raise Problem(f"{where}: parameters: must have one with min and max, or with several values, to search")
     return names, flags, base, space
+
+
+def _check_distinct(name: str, first: Path, place: Path, notes: Notes) -> None:
+    """Check that a parameter is the first one with its name in the study.
+
+    Raises:
+        Problem: another parameter of the sweep has this name in the study.
+    """
+    if first != place:
+        one, other = (".".join(map(str, path[1:])) for path in (first, place))
+        rule = f"must have a name of its own, but {one} and {other} are both called {name} in the study"
+        raise notes.problem(place, f"{rule}; rename one of them in the sweep and in the script")
 
 
 def _read(text: str, source: str) -> tuple[dict[str, Any], Notes]:
@@ -135,7 +147,9 @@ def _read_method(sweep: Mapping[str, Any], space: Mapping[str, Any], tree: dict[
     tree["sampler"] = name
     cap = sweep.get("run_cap")
     sizes = [len(entry["choices"]) for entry in space.values() if "choices" in entry]
-    if isinstance(cap, int) and cap > 0:
+    if cap is not None and (type(cap) is not int or cap <= 0):
+        raise notes.problem(("run_cap",), f"must be a whole number greater than 0, got {shown_value(cap)}")
+    if cap is not None:
         tree["budget"] = {"trials": cap}
     elif name == "grid" and len(sizes) == len(space):
         tree["budget"] = {"trials": math.prod(sizes)}
@@ -159,7 +173,11 @@ def _read_metric(sweep: Mapping[str, Any], tree: dict[str, Any], notes: Notes, c
         notes.add(("metric", "goal"), f"must be minimize or maximize, got {shown_value(goal)}; the study minimizes")
         goal = "minimize"
     tree["direction"] = goal
-    if isinstance(target := metric.get("target"), int | float):
+    if "target" in metric:
+        target = metric["target"]
+        if isinstance(target, bool) or not isinstance(target, int | float) or not math.isfinite(target):
+            rule = f"must be a finite number, got {shown_value(target)}"
+            raise notes.problem(("metric", "target"), f"{rule}; write the value to reach, or omit the key")
         tree["targets"] = {"target": target}
         tree["budget"]["target"] = "target"
     for key in metric.keys() - {"name", "goal", "target"}:
@@ -180,55 +198,6 @@ def _group(name: str) -> str:
 def _reporting(name: str) -> str:
     values = f"{name}=..." if name.isidentifier() else f"**{{{name!r}: ...}}"
     return f"in the script, call hpo.current_trial().report(step, {values}), or give metric in the study file"
-
-
-def _read_pruner(
-    sweep: Mapping[str, Any],
-    base: Mapping[str, Any],
-    tree: dict[str, Any],
-    notes: Notes,
-    comments: dict[str, list[str]],
-) -> None:
-    """Add the pruner of `early_terminate`. W&B's hyperband has one bracket, which is successive halving."""
-    rule = sweep.get("early_terminate")
-    tree["pruner"] = "none"
-    if not isinstance(rule, Mapping):
-        return
-    if rule.get("type") != "hyperband":
-        notes.add(("early_terminate",), f"type {shown_value(rule.get('type'))} is not known; the study prunes no trial")
-        return
-    for key in rule.keys() - {"type", "min_iter", "max_iter", "s", "eta"}:
-        text = "the study prunes every trial that is not among the best" if key == "strict" else "no such key"
-        notes.add(("early_terminate", key), f"is left out; {text}{nearest(key, ['min_iter', 'max_iter', 'eta', 's'])}")
-    eta = rule.get("eta", 3)
-    factor = max(2, round(eta)) if isinstance(eta, int | float) else 3
-    if factor != eta:
-        notes.add(("early_terminate", "eta"), f"must be a whole number here, got {shown_value(eta)}; it is {factor}")
-    length = next((n for key in LENGTHS if type(n := base.get(key)) is int and n > 0), None)
-    last = rule.get("max_iter", length)
-    first = _first_mark(rule, factor)
-    if not isinstance(last, int | float) or last <= 0 or first is None or first > last:
-        notes.add(("early_terminate",), "needs the number of steps of a run, which the sweep does not say")
-        comments["pruner"] = [
-            "To end weak trials early, write the last step that the script reports, and remove `pruner: none`:",
-            "steps: {last: 1000, rungs: 8}",
-            f"pruner: {{name: halving, factor: {factor}}}",
-        ]
-        return
-    rungs = max(1, min(MOST_RUNGS, round(last / first)))
-    tree["steps"] = {"last": last, "rungs": rungs}
-    tree["pruner"] = {"name": "halving", "min_rungs": max(1, round(first * rungs / last)), "factor": factor}
-    notes.add(("early_terminate",), f"counts calls of wandb.log; the study counts the steps that it reports, to {last}")
-
-
-def _first_mark(rule: Mapping[str, Any], factor: int) -> float | None:
-    """Return the first iteration at which W&B's rule ends runs."""
-    if isinstance(first := rule.get("min_iter"), int | float) and first > 0:
-        return first
-    last, brackets = rule.get("max_iter"), rule.get("s", 1)
-    if isinstance(last, int | float) and isinstance(brackets, int) and brackets > 0:
-        return max(1, last // factor**brackets)
-    return None
 
 
 def _read_other(sweep: Mapping[str, Any], notes: Notes) -> None:

@@ -5,13 +5,15 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hpo.foreign.lines import Notes
+from hpo.config.validation import shown_value
+from hpo.foreign.lines import Notes, Path
 from hpo.study.command import FLAGS, JSON, PLACEHOLDERS, SEED
 from hpo.study.command_config import name_problem
 
 DEFAULT = ["${env}", "${interpreter}", "${program}", "${args}"]
 PYTHON = "python"
 _MACRO = re.compile(r"\$\{([^}]*)\}")
+_REMEDY = "write the words, such as [${interpreter}, ${program}, ${args}], or omit the key, which stands for them"
 
 
 def study_name(path: str) -> str:
@@ -30,20 +32,55 @@ def read_command(
 
     names: parameter of the sweep -> parameter of the study. flags: parameters that are true or false: the value, or
     None for one that is searched.
+
+    Raises:
+        Problem: the command or the program is not given as words.
     """
-    given = tree.get("command", DEFAULT)
-    words = shlex.split(given) if isinstance(given, str) else [str(word) for word in given]
-    words = [part for word in words for part in ([word] if word == word.strip() else shlex.split(word))]
-    if isinstance(tree.get("program"), str) is False and any("${program}" in word for word in words):
+    words = list(_given_words(tree.get("command", DEFAULT), notes))
+    if "program" in tree and not (isinstance(tree["program"], str) and tree["program"].strip()):
+        got = f"must be the path of a script, such as train.py, got {shown_value(tree['program'])}"
+        raise notes.problem(("program",), f"{got}; write the path, or omit the key")
+    if "program" not in tree and any("${program}" in word for word in words):
         notes.add(
             ("program",), "is missing; the study file has train.py in its place, so write the name of your script"
         )
-    program = str(tree.get("program", "train.py"))
+    program = tree.get("program", "train.py")
     command = [new for i, word in enumerate(words) for new in _word(word, i, program, names, flags, notes) if new]
+    if not command:
+        raise notes.problem(("command",), f"must name a program, got {shown_value(tree.get('command'))}; {_REMEDY}")
     named = any("{" in word.replace("{{", "") for word in command)
     if not named and names:
         notes.add(("command",), "passes no parameter to the script, which must read HPO_CONFIG, a YAML file")
     return command
+
+
+def _given_words(given: Any, notes: Notes) -> Iterator[str]:
+    """Yield the words of the key `command`.
+
+    Raises:
+        Problem: the key is neither text nor a list of words, or a quotation has no end.
+    """
+    if isinstance(given, str):
+        yield from _split(given, ("command",), notes)
+        return
+    if not isinstance(given, list):
+        rule = f"must be a list of words, or text, got {shown_value(given)}"
+        raise notes.problem(("command",), f"{rule}; {_REMEDY}")
+    for i, word in enumerate(given):
+        if not isinstance(word, str | int | float):
+            rule = f"must be text or a number, got {shown_value(word)}; write it as text in quotes"
+            raise notes.problem(("command", i), rule)
+        text = str(word)
+        yield from [text] if text == text.strip() else _split(text, ("command", i), notes)
+
+
+def _split(text: str, path: Path, notes: Notes) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        reason = str(error).lower()
+        remedy = "close the quotation, or write the command as a list of words"
+        raise notes.problem(path, f"must be words, got {shown_value(text)}: {reason}; {remedy}") from None
 
 
 def _word(

@@ -69,7 +69,9 @@ def read_entry(entry: Mapping[str, Any], path: Path, notes: Notes) -> Entry:
     try:
         converted = convert(entry, lambda text: notes.add((*path, "distribution"), text))
     except KeyError as error:
-        needs = f"distribution {word} must have {error.args[0]}, a number; add it"
+        key = error.args[0]
+        got = f", got {shown_value(entry[key])}; write a number" if key in entry else "; add it"
+        needs = f"distribution {word} must have {key}, a finite number{got}"
         raise Problem(f"{notes.place(path)}: {path[-1]}: {needs}") from None
     except (OverflowError, ValueError) as error:
         raise Problem(f"{notes.place(path)}: {path[-1]}: {error}") from None
@@ -84,6 +86,10 @@ def _choices(entry: Mapping[str, Any], path: Path, notes: Notes) -> Entry:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         rule = f"values must be a list with at least one value, got {shown_value(values)}"
         raise Problem(f"{notes.place((*path, 'values'))}: {path[-1]}: {rule}")
+    for i, value in enumerate(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            rule = f"values must be finite numbers or text, got {shown_value(value)}; remove it, or put it in quotes"
+            raise Problem(f"{notes.place((*path, 'values', i))}: {path[-1]}: {rule}")
     if "probabilities" in entry:
         notes.add((*path, "probabilities"), "is left out, because all choices are equally likely at the start")
     nested = [value for value in values if not isinstance(value, _SCALAR)]
@@ -167,6 +173,8 @@ def _inv_log_uniform(entry: Mapping[str, Any], note: Note) -> Entry:
 
 def _normal(entry: Mapping[str, Any], note: Note) -> Entry:
     mu, sigma = _number(entry, "mu", 0.0), _number(entry, "sigma", 1.0)
+    if sigma <= 0 or not math.isfinite(abs(mu) + SIGMAS * sigma):
+        raise ValueError(f"sigma must be greater than 0, and mu + {SIGMAS} sigma must be finite, got {mu} and {sigma}")
     note(f"has no counterpart; the study searches mu ± {SIGMAS} sigma with a prior at mu")
     return {"low": mu - SIGMAS * sigma, "high": mu + SIGMAS * sigma, "prior": {"at": mu}}
 

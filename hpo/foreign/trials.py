@@ -16,6 +16,8 @@ from optuna.trial import TrialState
 from hpo.config.validation import nearest
 from hpo.config.yaml import parse_value
 from hpo.errors import Problem
+from hpo.foreign.optuna_database import NoTables, open_database
+from hpo.storage.url import masked_url
 
 # What Optuna's data frames and W&B's tables put before the names of parameters
 PREFIXES = ("params_", "params.", "config.", "config/", "config_")
@@ -122,7 +124,7 @@ def open_optuna(url: str, name: str | None) -> optuna.Study:
     try:
         names = optuna.get_all_study_names(storage)
     except Exception as error:
-        raise Problem(f"{url}: cannot be read as an Optuna storage: {_reason(error)}") from None
+        raise Problem(f"{masked_url(url)}: cannot be read as an Optuna storage: {_reason(error)}") from None
     if name is None and len(names) == 1:
         name = names[0]
     if name is None or name not in names:
@@ -136,22 +138,23 @@ def open_optuna(url: str, name: str | None) -> optuna.Study:
 def _open_storage(url: str) -> optuna.storages.BaseStorage:
     path = Path(url.removeprefix("journal://").removeprefix("sqlite:///"))
     if "://" in str(url) and not url.startswith(("journal://", "sqlite:///")):
-        return _opened(url, lambda: optuna.storages.get_storage(url))
+        return _opened(url, lambda: open_database(url))
     if not path.is_file():
         raise Problem(f"{url}: no such file")
     with path.open("rb") as file:
         is_sqlite = file.read(15) == b"SQLite format 3"
     if not is_sqlite:
         return _opened(url, lambda: optuna.storages.JournalStorage(JournalFileBackend(str(path))))
-    # Read-only, because Optuna would create missing tables.
-    return _opened(url, lambda: optuna.storages.get_storage(f"sqlite:///file:{path.absolute()}?mode=ro&uri=true"))
+    return _opened(url, lambda: open_database(f"sqlite:///file:{path.absolute()}?mode=ro&uri=true"))
 
 
 def _opened(url: str, make: Callable[[], optuna.storages.BaseStorage]) -> optuna.storages.BaseStorage:
     try:
         return make()
+    except NoTables as error:
+        raise Problem(f"{masked_url(url)}: {error}") from None
     except Exception as error:
-        raise Problem(f"{url}: cannot be opened as an Optuna storage: {_reason(error)}") from None
+        raise Problem(f"{masked_url(url)}: cannot be opened as an Optuna storage: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:

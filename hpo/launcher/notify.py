@@ -7,17 +7,19 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from hpo.analysis.progress import trial_counts
+from hpo.analysis.progress import has_ended, trial_counts
 from hpo.analysis.snapshot import Snapshot
 from hpo.analysis.summary import best_summary, result_record
 from hpo.console import json_value, say
 from hpo.errors import Problem, StorageError
+from hpo.queue.inspect import SlotEvent
 
 NOTIFY = "HPO_NOTIFY"  # environment variable that holds the URL, which may be a secret
 TIMEOUT_S = 10.0  # of one attempt
@@ -36,11 +38,12 @@ def notify_url(option: str) -> str:
         name = "--notify" if option else NOTIFY
         try:
             parts = urlsplit(url)
-            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             valid = False
         if not valid:
-            raise Problem(f"{name}: must be a URL that starts with http:// or https://, got {url.split('?')[0]!r:.60}")
+            # The value may be a secret, so it is not shown.
+            raise Problem(f"{name}: must be a URL that starts with http:// or https://, and that has a host")
     return url
 
 
@@ -52,6 +55,9 @@ def notifications(url: str, study: str) -> Iterator["Notifier"]:
         yield notifier
     except (Problem, StorageError) as problem:
         notifier.post("failed", study, str(problem), {"status": getattr(problem, "status", 4)})
+        raise
+    except Exception as error:
+        notifier.post("failed", study, f"{type(error).__name__}: {error}", {"status": 1})
         raise
     finally:
         notifier.close()
@@ -65,26 +71,31 @@ class Notifier:
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._send_all, daemon=True)
         self._reached: set[str] | None = None  # None before the first snapshot
-        self._n_quarantines = 0
+        self._quarantines: Counter[SlotEvent] = Counter()  # those of the last snapshot
         if url:
             self._thread.start()
 
     def look(self, snapshot: Snapshot) -> None:
         """Report what is new in a snapshot: targets that were reached, and quarantined workers."""
-        quarantines = [event for event in snapshot.events if event.event_type == "quarantined"]
+        # A snapshot has the latest events only, so the number of quarantines does not show whether one is new.
+        quarantines = Counter(e._replace(seconds_ago=0.0) for e in snapshot.events if e.event_type == "quarantined")
         if self._reached is not None:
             for name in snapshot.reached.keys() - self._reached:
                 first = snapshot.reached[name]
                 text = f"trial {first.trial} reached the target {name} at rung {first.rung}: {first.value:.6g}"
                 self.send("target", snapshot, text, target=name, trial=first.trial, value=first.value)
-            for event in reversed(quarantines[: max(0, len(quarantines) - self._n_quarantines)]):
+            for event in reversed(list((quarantines - self._quarantines).elements())):  # the oldest first
                 self.send("quarantined", snapshot, event.text or "a worker is quarantined", worker=event.owner)
-        self._reached, self._n_quarantines = set(snapshot.reached), len(quarantines)
+        self._reached, self._quarantines = set(snapshot.reached), quarantines
 
     def end(self, snapshot: Snapshot, status: int) -> None:
-        """Report how a launch has ended, by its exit status, and what is new since the last snapshot."""
+        """Report how a launch has ended, by its exit status, and what is new since the last snapshot.
+
+        The status is 0 too if `hpo stop` or `hpo pause` has ended the workers of a study that has not ended.
+        """
         self.look(snapshot)
-        event = "done" if status == 0 else "stopped" if status > 128 else "failed"
+        stopped = status > 128 or (status == 0 and not has_ended(snapshot))
+        event = "stopped" if stopped else "failed" if status else "done"
         self.send(event, snapshot, best_summary(snapshot) or "no trial is complete", status=status)
 
     def send(self, event: str, snapshot: Snapshot, text: str, **fields: Any) -> None:
@@ -129,7 +140,8 @@ class Notifier:
         except urllib.error.HTTPError as error:
             return f"status {error.code}"
         except Exception as error:  # of any kind: a message must not end a launch
-            return str(getattr(error, "reason", error))
+            # Errors of other types, such as http.client.InvalidURL, may contain a part of the URL.
+            return str(getattr(error, "reason", error)) if isinstance(error, OSError) else type(error).__name__
 
     def _host(self) -> str:
         """Return the host of the URL. The rest of a URL may be a secret."""

@@ -201,7 +201,8 @@ class WorkerGroup:
     def _signal_groups(self, number: signal.Signals) -> None:
         for worker in self.workers:
             if worker.process.poll() is None:
-                os.killpg(worker.process.pid, number)
+                with contextlib.suppress(ProcessLookupError):  # the reader may have waited for its end meanwhile
+                    os.killpg(worker.process.pid, number)
 
     def stop(self, patience: float = 10.0) -> None:
         """Stop all workers: SIGTERM, and after `patience` seconds SIGKILL."""
@@ -212,7 +213,8 @@ class WorkerGroup:
                 worker.process.wait(max(0.1, deadline - time.monotonic()))
         for worker in self.workers:
             if worker.process.poll() is None:
-                os.killpg(worker.process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(worker.process.pid, signal.SIGKILL)
                 worker.process.wait()
             worker.kill_children()
 

@@ -97,10 +97,15 @@ class SlurmWorkerGroup(WorkerGroup):
             self._silence = ""
 
     def is_active(self) -> bool:
-        """Return whether a worker runs or will run. After one has found no trial left, pending jobs are cancelled."""
+        """Return whether a worker runs or will run. After one has found no trial left, jobs that have never started are
+        cancelled.
+
+        A requeued job, and a job that replaces a lost one, may have an interrupted trial to resume.
+        """
+        first_jobs = self._processes[: len(self.workers)]
         if any(process.poll() == 0 for process in map(_job, self.workers)):
-            for process in map(_job, self.workers):
-                if process.is_pending() and not process.unneeded:
+            for process in first_jobs:
+                if process.is_pending() and not process.started and not process.unneeded:
                     process.unneeded = True
                     self._hurry()
         return super().is_active()
@@ -167,7 +172,7 @@ class SlurmWorkerGroup(WorkerGroup):
     def _end_jobs(self) -> None:
         """Send the requested signals to running workers, and cancel pending jobs that are not needed."""
         live = [process for process in list(self._processes) if process.poll() is None]
-        unneeded = [p.job_id for p in live if p.is_pending() and (p.unneeded or self._n_signals)]
+        unneeded = [p.job_id for p in live if p.is_pending() and (p.is_unneeded() or self._n_signals)]
         if unneeded:
             slurm_queue.cancel_pending(unneeded)
         late = [p for p in live if p.state.name == "RUNNING" and p.n_signals < self._n_signals]

@@ -22,7 +22,7 @@ class SlurmProcess:
     """A job, with the methods of subprocess.Popen that a WorkerGroup uses.
 
     job_id: such as 12_0. state: the last known one. started: whether the job has run.
-    n_signals: signals that were sent to the worker. unneeded: whether the launcher has cancelled it before its start.
+    n_signals: signals that were sent to the worker. unneeded: whether the launcher cancels it before its start.
     """
 
     def __init__(self, job_id: str, output: Path, on_end: Callable[[], None]) -> None:
@@ -59,16 +59,20 @@ class SlurmProcess:
         """Return whether the job waits in the queue, also after it was requeued."""
         return self.returncode is None and self.state.name not in STARTED
 
+    def is_unneeded(self) -> bool:
+        """Return whether to cancel the job. If it starts before that, it may claim a trial, and is then needed."""
+        return self.unneeded and not self.started
+
     def update(self, state: JobState | None) -> None:
         """Take over the state that Slurm reports; None: Slurm no longer knows the job."""
         if state is None:
             self.end(LOST, f"job {self.job_id} is no longer known to Slurm")
             return
         before, self.state = self.state, state
+        self.started = self.started or state.name in STARTED
         if state.name in ENDED:
             self._end(state)
         elif state.name == "RUNNING" and before.name != "RUNNING":
-            self.started = True
             self._note("placed", f"job {self.job_id} runs on {state.node}")
         elif self.started and self.is_pending() and before.name in STARTED:
             self._note("note", f"job {self.job_id} is requeued")
@@ -78,7 +82,7 @@ class SlurmProcess:
             self._note("note", f"job {self.job_id} wrote no log; --out must be on a disk that the nodes share")
         if state.name in FAILURES:
             self.end(LOST, f"job {self.job_id} ended on {state.node}: {state.name.lower().replace('_', ' ')}")
-        elif state.name == "CANCELLED" and self.unneeded:
+        elif state.name == "CANCELLED" and self.is_unneeded():
             self.end(0)
         elif state.name == "CANCELLED":
             self.end(state.status or 128 + signal.SIGTERM)

@@ -6,6 +6,7 @@ Some classes of `hpo.search.study_view` and `hpo.search.optuna_samplers` must al
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -131,6 +132,18 @@ def cached_storage(rdb: RDBStorage) -> BaseStorage:
     from optuna.storages import get_storage
 
     return get_storage(rdb)
+
+
+def get_cached_trial(storage: BaseStorage, trial_id: int) -> FrozenTrial:
+    """Return a copy of a trial that a storage of `cached_storage` has created or read.
+
+    Raises:
+        KeyError: it has done neither.
+    """
+    cache: Any = storage
+    with cache._lock:
+        study_id, number = cache._trial_id_to_study_id_and_number[trial_id]
+        return copy.deepcopy(cache._studies[study_id].trials[number])
 
 
 def cached_unfinished_trials(storage: BaseStorage, study_id: int) -> dict[int, FrozenTrial]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from hpo.errors import Problem
-from hpo.optuna_internals.tables import FINISHED, RUNNING, TRIALS, WAITING, state_name
+from hpo.optuna_internals.tables import FINISHED, RUNNING, TRIAL_CURVES, TRIALS, WAITING, state_name
 from hpo.queue.inspect import Lease, is_void
 from hpo.queue.slots import Claim, Slots
 from hpo.storage.retry import OpenStorage, limit_patience, outages, transact
@@ -97,11 +97,17 @@ def _free(
 ) -> list[Lease]:
     """Free the leased slots that meet a condition. A slot whose trial has finished becomes done instead."""
     now = database_clock(store.engine)
-    finished = sa.exists().where(
-        TRIALS.c.trial_id == _c.trial_id, TRIALS.c.study_id == _c.study_id, state_name().in_(FINISHED)
-    )
-    counts = {"failures": _c.failures + (1 if event_type == "lost" else 0), "interruptions": _c.interruptions + 1}
-    values = {"state": sa.case((finished, "done"), else_="free"), **counts}
+    own = sa.and_(TRIALS.c.trial_id == _c.trial_id, TRIALS.c.study_id == _c.study_id)
+    finished = sa.exists().where(own, state_name().in_(FINISHED))
+    ended_early = sa.exists().where(own, state_name().in_(FINISHED), state_name() != "COMPLETE")
+    last = sa.func.coalesce(sa.func.max(TRIAL_CURVES.c.step), 0)
+    trained = sa.select(last).where(TRIAL_CURVES.c.trial_id == _c.trial_id).scalar_subquery()
+    values = {
+        "state": sa.case((finished, "done"), else_="free"),
+        "rungs": sa.case((ended_early, trained), else_=_c.rungs),  # others may train the rest
+        "failures": _c.failures + (1 if event_type == "lost" else 0),
+        "interruptions": _c.interruptions + 1,
+    }
     free = sa.update(SLOT).where(_c.state == "leased", condition).values(values)
     columns = (_c.study_id, _c.owner, _c.slot, _c.attempt, _c.kind, _c.trial_id, _c.state)
 

@@ -1,6 +1,7 @@
 """Recognise a study by its uid: after it was renamed, while it runs, and when its slots are lost."""
 
 import json
+import shlex
 
 import sqlalchemy as sa
 
@@ -175,7 +176,7 @@ def gone_problem(slots: SlotTable, name: str) -> WorkFailed | None:
         new = next(iter(names.values()))
         return WorkFailed(
             f"study {name}: was renamed to {new!r} while it ran; no reported value is lost, and "
-            f"`hpo launch` of {new!r} continues the study"
+            f"`hpo launch --study {shlex.quote(new)}` continues the study"
         )
     again = name in study_ids(slots.store)
     return WorkFailed(

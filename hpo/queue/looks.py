@@ -1,4 +1,4 @@
-"""Apply the rules of a sequential comparison to a study in the storage: record each look, skip needless runs.
+"""Apply the rules of a sequential comparison to a study in the storage: record each look, and skip needless runs.
 
 Every worker takes a look before it claims a run. The decisions follow from the results alone, so all workers agree.
 """
@@ -6,7 +6,7 @@ Every worker takes a look before it claims a run. The decisions follow from the 
 import sqlalchemy as sa
 
 from hpo.queue.arm_results import group_by_arm, look_text, results_of_arms
-from hpo.queue.inspect import SKIPPED
+from hpo.queue.inspect import SKIPPED, SlotTable
 from hpo.queue.stored_study import StoredStudy
 from hpo.storage.schema import EVENT, SLOT, insert_event
 from hpo.storage.trials import read_trials
@@ -20,7 +20,8 @@ _c = SLOT.c
 def take_look(stored: StoredStudy) -> None:
     """Decide about the arms of a sequential comparison, and skip the runs that are not needed any more.
 
-    A look is recorded once as an event. Other studies are left unchanged.
+    A retry of a failed run can revoke a decision. Runs that were skipped are then needed again. A look is recorded once
+    as an event. Other studies are left unchanged.
     """
     file = stored.study.file
     bounds = plan_of(file.about)
@@ -33,21 +34,29 @@ def take_look(stored: StoredStudy) -> None:
     decided = {names.index(name) for name, arm in arms.items() if arm.outcome is not None}
     if len(decided) == len(arms):
         decided.add(0)
-    looked = max(len(arm.gains) for arm in arms.values())
-    if looked < MIN_PAIRS and not decided:
-        return
     slots, text = stored.slots, look_text(arms, len(file.seeds))
+    is_look = bool(decided) or max(len(arm.gains) for arm in arms.values()) >= MIN_PAIRS
     known = sa.select(EVENT.c.id).where(
         EVENT.c.study_id == slots.study_id, EVENT.c.event_type == LOOK, EVENT.c.text == text
     )
-    unneeded = sa.and_(
-        slots.of_study, _c.kind == "arm", _c.state == "free", _c.attempt == 0, (_c.slot % len(names)).in_(decided)
-    )
+    of_decided = (_c.slot % len(names)).in_(decided)
+    unneeded = sa.and_(slots.of_study, _c.kind == "arm", _c.state == "free", _c.attempt == 0, of_decided)
+    needed = sa.and_(slots.of_study, _c.kind == "arm", _c.state == SKIPPED, sa.not_(of_decided), _no_retry(slots))
 
     def write(connection: sa.Connection) -> None:
         slots.lock(connection)
-        if connection.execute(known).first() is None:
+        if is_look and connection.execute(known).first() is None:
             connection.execute(insert_event(slots.clock, LOOK, text, study_id=slots.study_id))
         connection.execute(sa.update(SLOT).where(unneeded).values(state=SKIPPED))
+        connection.execute(sa.update(SLOT).where(needed).values(state="free"))
 
     slots.transact(write)
+
+
+def _no_retry(slots: SlotTable) -> sa.ColumnElement[bool]:
+    """Return the condition that every retry has ended. Before that, its arm only seems undecided."""
+    slot = SLOT.alias()
+    retries = sa.select(slot.c.slot).where(
+        slot.c.study_id == slots.study_id, slot.c.kind == "retry", slot.c.state != "done"
+    )
+    return sa.not_(retries.exists())

@@ -1,5 +1,6 @@
 """Create the row of a study in the storage, and the attributes by which other processes know it."""
 
+import shlex
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def create_row(store: Store, study: Study) -> tuple[str, ...]:
     renamed = (name for name, i in ids.items() if study_attrs(store, i).get(SPEC, {}).get("name") == study.name)
     return tuple(
         f"study {name} of this storage had the name {study.name} before it was renamed; this launch creates another "
-        f"study, and `hpo launch` of {name} continues the renamed one"
+        f"study, and `hpo launch --study {shlex.quote(name)}` continues the renamed one"
         for name in renamed
     )
 

@@ -242,7 +242,7 @@ class Slots(SlotTable):
         return self.transact(write)
 
     def claimed(self, claim: Claim, owner: str) -> sa.ColumnElement[bool]:
-        """Return the condition under which a slot is at this attempt of this owner."""
+        """Return the condition that selects the slot of a claim if the owner still holds this attempt."""
         return sa.and_(self.of_study, _c.slot == claim.slot, _c.attempt == claim.attempt, _c.owner == owner)
 
     def store_event(self, connection: sa.Connection, event_type: str, text: str = "", **values: Any) -> None:

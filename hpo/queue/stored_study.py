@@ -73,7 +73,7 @@ class StoredStudy:
         """Read what can change while a study runs, and check that it is still this study.
 
         Raises:
-            WorkFailed: The study was deleted, renamed or replaced by another.
+            WorkFailed: The study was deleted, renamed or replaced by another, or its definition was changed or removed.
             StorageError: The file of the storage was removed or replaced.
         """
         self.store.check_file()
@@ -96,6 +96,11 @@ class StoredStudy:
             attrs = {}
         if attrs.get(UID) != self.uid and (problem := gone_problem(self.slots, self.study.name)):
             raise problem
+        if SPEC not in attrs:
+            raise WorkFailed(
+                f"study {self.study.name}: its definition, the row {SPEC} of the table study_user_attributes, was "
+                "removed from the storage while it ran; restore a copy of the storage"
+            )
         if spec_fingerprint(attrs[SPEC]) != self.fingerprint:
             raise WorkFailed(f"study {self.study.name}: its definition in the storage was changed while it ran")
         return attrs

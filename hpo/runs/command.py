@@ -143,8 +143,8 @@ class CommandRuns:
         plan, files, reports = self._plan, place.folder / FILES, reports_file(place)
         with writing(files):
             files.mkdir(parents=True, exist_ok=True)
-            for old in (reports, stop_file(reports)):
-                old.unlink(missing_ok=True)
+            stop_file(reports).unlink(missing_ok=True)
+            reports.write_bytes(b"")  # exists for every attempt, also if the script reports in another way
         values, words, env = self._filled(config, place)
         lane = CommandLane(config, place, RungCounter(plan, place.rung), started_at=time.monotonic())
         lane.readers.append(FileReader(reports, "step", lane.counter.add))

@@ -43,21 +43,27 @@ class CommandProcess:
         memory_gb: of all its processes; if they use more, they are killed. None for no limit.
         """
         self._memory_gb, self._used = memory_gb, 0
-        self._output = Output(log, on_line)
         self._changed = changed
         status, status_end = os.pipe()
+        self._output = Output(log, on_line)
         inherited = {name: value for name, value in os.environ.items() if name not in HIDDEN}
-        self._guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(GUARDIAN), str(status_end), str(int((memory_gb or 0) * 1e9)), *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**inherited, "PYTHONUNBUFFERED": "1", **env},  # buffered lines would reach the pruner too late
-            pass_fds=[status_end],
-            start_new_session=True,  # the launcher kills the group of a worker that has died
-            bufsize=0,
-        )
-        os.close(status_end)
+        try:
+            self._guardian = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(GUARDIAN), str(status_end), str(int((memory_gb or 0) * 1e9)), *words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**inherited, "PYTHONUNBUFFERED": "1", **env},  # buffered lines would reach the pruner too late
+                pass_fds=[status_end],
+                start_new_session=True,  # the launcher kills the group of a worker that has died
+                bufsize=0,
+            )
+        except BaseException:
+            os.close(status)
+            self._output.close()
+            raise
+        finally:
+            os.close(status_end)
         self._status_fd, self.ended = status, False
         self.status: int | None = None
         self.error = ""  # why the command could not be started

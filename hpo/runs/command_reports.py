@@ -62,6 +62,8 @@ class RungCounter:
         while self._next <= steps.n_rungs and steps.mark(self._next) <= self.step:
             self._rows.append({**row, "rung": self._next})
             self._next += 1
+        if self._next > before:
+            self._others.clear()
         if steps.mark(steps.n_rungs + 1) <= self.step:
             self.exceeded = steps.n_rungs + 1
         return self._next > before
@@ -120,19 +122,20 @@ class FileReader:
     def __init__(self, path: Path, step: str, on_report: OnReport, from_end: bool = False) -> None:
         """Read a file from its start, or with `from_end` only what is appended from now on."""
         self._path, self._step, self._on_report = path, step, on_report
-        self._offset, self._rest = 0, b""
+        self._offset, self._rest, self._inode = 0, b"", 0
         self.marks: set[str] = set()  # keys of the lines that are no report
         if from_end:
             with contextlib.suppress(OSError):
-                self._offset = path.stat().st_size
+                self._offset, self._inode = path.stat().st_size, path.stat().st_ino
 
     def read(self) -> bool:
         """Report the new lines; return whether there may be more."""
         try:
-            size = self._path.stat().st_size
-            if size < self._offset:  # the script has written the file anew
+            status = self._path.stat()
+            if status.st_size < self._offset or self._inode not in (0, status.st_ino):  # the file was written anew
                 self._offset, self._rest = 0, b""
-            if size == self._offset:
+            self._inode = status.st_ino
+            if status.st_size == self._offset:
                 return False
             with self._path.open("rb") as file:
                 file.seek(self._offset)

@@ -76,7 +76,7 @@ class PeersPruner(BasePruner):
 class FinishedTrials:
     """The losses of finished trials at each rung, in order. They are computed once, because these trials do not change.
 
-    This is what makes a decision among 5,000 trials as fast as one of Optuna's.
+    With this cache, a decision among 5,000 trials takes no longer than a decision of Optuna's pruner.
     """
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:

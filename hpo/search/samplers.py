@@ -74,7 +74,7 @@ class Random(SamplerConfig):
 
 
 class GP(SamplerConfig):
-    """Gaussian process. Each proposal takes about a second, so use this sampler for at most a few hundred long trials.
+    """Gaussian process. Each proposal takes up to 0.5 s, so use this sampler for at most a few hundred long trials.
 
     A pruned trial counts with its last value.
     """

@@ -1,5 +1,6 @@
 """Recognise a damaged storage: a SQLite file with a wrong structure, missing tables, values that cannot be read."""
 
+import shlex
 import traceback
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,11 @@ def check_damage(engine: sa.Engine, url: str, patience: float, max_bytes: float 
     if file is not None and file.is_file() and file.stat().st_size <= max_bytes:
         result = retry(_structure, engine, patience=patience, url=url)
         if result != "ok":
-            raise StorageError(f"storage {masked_url(url)}: the file is damaged: {result}; {REMEDY.format(file)}")
+            remedy = REMEDY.format(shlex.quote(str(file)))
+            raise StorageError(f"storage {masked_url(url)}: the file is damaged: {result}; {remedy}")
     names = retry(lambda: set(sa.inspect(engine).get_table_names()), patience=patience, url=url)
     if SLOT.name in names and (missing := sorted(OPTUNA_TABLES - names)):
-        remedy = "restore a copy of it, or use another --storage"
-        text = f"the tables {', '.join(missing)} are missing; {remedy}"
+        text = f"the tables {', '.join(missing)} are missing; restore a copy of it, or use another --storage"
         raise StorageError(f"storage {masked_url(url)}: {text}", passing=True)  # another process may be creating them
 
 

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ def creation_lock(url: str, patience: float) -> Iterator[None]:
         raise StorageError(f"storage: {file.parent} cannot be written: {error.strerror}") from error
     try:
         text = "waiting for another process, which holds %s; `fuser %s` shows it"
-        wait_for_lock(lock, lambda: _log.warning(text, name, name))
+        wait_for_lock(lock, lambda: _log.warning(text, name, shlex.quote(str(name))))
         yield
     finally:
         os.close(lock)

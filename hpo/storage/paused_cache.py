@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.optuna_internals.objects import cached_unfinished_trials, without_reading
 from hpo.storage.attributes import PAUSED
@@ -28,7 +28,9 @@ def cache_paused_trials(storage: BaseStorage, engine: sa.Engine) -> None:
 def _unchanged(storage: BaseStorage, engine: sa.Engine, study_id: int) -> set[int]:
     """Return the ids of the cached trials that are still paused since the attempt in which they were read."""
     cached = cached_unfinished_trials(storage, study_id).items()
-    attempts = {trial_id: t.user_attrs.get("attempt") for trial_id, t in cached if PAUSED in t.user_attrs}
+    # Optuna reads the states before the attributes: a trial that pauses in between is read as one that runs.
+    waiting = {trial_id: t for trial_id, t in cached if t.state == TrialState.WAITING}
+    attempts = {trial_id: t.user_attrs.get("attempt") for trial_id, t in waiting.items() if PAUSED in t.user_attrs}
     if not attempts:
         return set()
     paused = sa.select(_c.trial_id, _c.attempt).where(_c.study_id == study_id, _c.state == "paused")

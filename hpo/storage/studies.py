@@ -115,16 +115,18 @@ def resolve_study_name(store: OpenStorage, name: str | None) -> str:
         Problem: No study has this name, or `name` is None and the storage does not hold exactly one search.
     """
     names = sorted(study_ids(store))
-    listed = f"there are {', '.join(names)}" if names else "`hpo launch` makes one"
     if name is None:
         searches = names if len(names) == 1 else [n for n in names if not _has_parent(store, n)]
+        if not names:
+            raise Problem("--study: the storage holds no study; `hpo launch` creates a study")
         if len(searches) != 1:
-            raise Problem(f"--study: the storage holds {len(names)} studies, {listed}; name one")
+            raise Problem(f"--study: the storage holds {len(names)} studies ({', '.join(names)}); pass --study NAME")
         return searches[0]
     if name not in names:  # the path of its file
         name = name.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")
     if name not in names:
-        raise Problem(f"--study: no study {name!r} in the storage; {listed}")
+        remedy = f"there are {', '.join(names)}" if names else "`hpo launch` creates a study"
+        raise Problem(f"--study: no study {name!r} in the storage; {remedy}")
     return name
 
 

@@ -21,6 +21,7 @@ PLACEHOLDERS = (FLAGS, CONFIG, JSON, DIR, SEED, "study", "trial", "attempt")
 DEFAULT_RUNGS = 8
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^\W\d][\w-]*(?:\.[\w-]+)*)\}")
+_SHELL_OPTION = re.compile("-[A-Za-z]*c")  # before a program for a shell, as in `bash -lc`
 
 
 def split_words(given: Any) -> Any:
@@ -187,15 +188,17 @@ def filled(text: str, values: Mapping[str, str], quote: bool = False) -> str:
 def filled_words(words: Sequence[str], values: Mapping[str, str], flags: Sequence[str]) -> list[str]:
     """Return the words of a command with the value of each name in braces.
 
-    The word {flags} alone becomes one word for each flag. A word after -c is a program for a shell, in which values are
-    quoted.
+    The word {flags} alone becomes one word for each flag. A word after -c, or after -lc and its kind, is a program for
+    a shell, in which values are quoted.
     """
     result: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         if word == f"{{{FLAGS}}}":
             result += flags
         else:
-            result.append(filled(word, {**values, FLAGS: shlex.join(flags)}, quote=before == "-c"))
+            result.append(
+                filled(word, {**values, FLAGS: shlex.join(flags)}, quote=bool(_SHELL_OPTION.fullmatch(before)))
+            )
     return result
 
 

@@ -32,7 +32,7 @@ def at_places(study: Study, overrides: Sequence[str]) -> Study:
 
 
 def place_options(study: Study) -> list[str]:
-    """Return the options of `hpo worker` that give the places of a study on this machine."""
+    """Return the options of `hpo worker` that set the paths of a study's files on this machine."""
     if study.file.config != DEFAULT_CONFIG:
         return []
     fields = flat(study.base)

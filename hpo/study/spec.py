@@ -90,8 +90,8 @@ class StudyFile(Section):
     objectives: tuple[Name, ...] = ()
     """Write `objective: [val_loss, seconds]` instead. The search uses the first; of the others, less is better."""
     direction: Literal["minimize", "maximize"] = "minimize"
-    """Whether a smaller or a larger objective is better. maximize requires your own training function, for an objective
-    such as accuracy."""
+    """Whether a smaller or a larger objective is better. maximize requires your own training function or a command,
+    for an objective such as accuracy."""
     seed: int = 0
     """Seed of the sampler. The seed of a run is run.seed of the base."""
     train: str = DEFAULT_TRAIN

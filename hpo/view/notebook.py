@@ -43,7 +43,7 @@ class NotebookView:
         self.output.update(self._page())
 
     def show(self, event: Event) -> None:
-        """Take up an event of a worker or of the launcher."""
+        """Show an event of a worker or of the launcher."""
         self.view.show(event)
         self._draw()
 

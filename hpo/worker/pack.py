@@ -148,7 +148,7 @@ class PackRunner(Lanes):
         if status in ("held", "unreachable") and self.executor.prober.is_due(trial, rung):
             self.due.append(lane)
             return self._save_checkpoints(lane, trial, rung, value)
-        decision = self.executor.decide(trial) if is_new and status != "lost" else "continue"
+        decision = self.executor.decide(trial) if is_new and status in ("held", "unreachable") else "continue"
         return self._conclude(lane, trial, status, decision) or self._continue(lane, trial, decision)
 
     def _probe(self) -> None:
@@ -169,7 +169,7 @@ class PackRunner(Lanes):
             status = self.executor.prober.report(trial, probe, self.executor.promoter.is_due(trial))
         except Unwritable as error:  # the files of this trial alone
             return self._fail(lane, trial, error)
-        decision = self.executor.decide(trial) if status != "lost" else status
+        decision = self.executor.decide(trial) if status in ("held", "unreachable") else "continue"
         if self._conclude(lane, trial, status, decision):
             return True
         return decision == "pause" and self._pause(lane, trial)

@@ -77,7 +77,10 @@ class SignalHandler:
 
     @contextlib.contextmanager
     def shield(self) -> Iterator[None]:
-        """Let neither the timer nor, while the storage answers, a signal interrupt the block, which takes seconds."""
+        """Prevent the timer from interrupting the block, and signals too while the storage is reachable.
+
+        The worker stops after the block, which should take seconds at most.
+        """
         self._shielded = True
         try:
             yield

@@ -1,7 +1,6 @@
 """A trial that a worker runs: its claim, its Optuna trial, its configuration and its folder."""
 
 import contextlib
-import copy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel
 
-from hpo.optuna_internals.objects import cached_unfinished_trials, get_study_id, get_trial_id
+from hpo.optuna_internals.objects import get_cached_trial, get_study_id, get_trial_id
 from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.provenance import describe_machine
@@ -130,9 +129,7 @@ def _create_trial(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> F
             _fill_optuna_cache(stored)
             return trial_id
 
-    trial_id = stored.store.retry(create)
-    cached = cached_unfinished_trials(stored.store.optuna, get_study_id(stored.optuna)).get(trial_id)
-    return stored.store.optuna.get_trial(trial_id) if cached is None else copy.deepcopy(cached)
+    return get_cached_trial(stored.store.optuna, stored.store.retry(create))
 
 
 def _trial_template(stored: StoredStudy, claim: Claim, owner: str, pack: int) -> FrozenTrial:

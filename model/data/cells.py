@@ -1,6 +1,8 @@
 """The text of a cell of a table: a value of a JSON object or of a parquet file, or a part of it."""
 
 from collections.abc import Mapping
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 from model.errors import ConfigError
@@ -25,7 +27,7 @@ def _follow(value: Any, path: list[str]) -> Any:
         return None
     if part == "*":
         found = [_follow(element, rest) for element in value]
-        texts = [element for element in found if element is not None]
+        texts = [element for element in found if not _is_missing(element)]
         return "\n".join(texts) if all(isinstance(text, str) for text in texts) else texts
     if not part.lstrip("-").isdecimal():
         return None
@@ -34,14 +36,16 @@ def _follow(value: Any, path: list[str]) -> Any:
 
 
 def cell_text(value: Any, column: str, place: str) -> str:
-    """Return the text of a value; "" for None.
+    """Return the text of a value; "" for None and NaN. Booleans are written as in JSON, decimals without exponent.
 
     place: row and file, for the error message.
 
     Raises:
         ConfigError: the value is a list or a mapping, whose text would be Python's notation, or bytes other than UTF-8.
     """
-    if value is None:
+    if isinstance(value, str):
+        return value
+    if _is_missing(value):
         return ""
     if isinstance(value, bytes):
         try:
@@ -51,7 +55,14 @@ def cell_text(value: Any, column: str, place: str) -> str:
     if isinstance(value, Mapping | list | tuple):
         kind = "a mapping" if isinstance(value, Mapping) else "a list"
         raise ConfigError(f"data.column: {column} must hold text, got {kind} in {place}; {_remedy(value, column)}")
-    return str(value)
+    text = f"{value:f}" if isinstance(value, Decimal) else str(value)
+    return {"True": "true", "False": "false"}.get(text, text)  # a boolean of numpy is no bool
+
+
+def _is_missing(value: Any) -> bool:
+    """Return whether a value is None or NaN, which pandas writes for a missing number or text."""
+    # math.isnan raises an error for integers beyond the range of float. NaN differs from itself.
+    return value is None or (isinstance(value, Real) and bool(value != value))
 
 
 def _remedy(value: Any, column: str) -> str:

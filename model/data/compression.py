@@ -4,6 +4,8 @@ import bz2
 import gzip
 import importlib
 import lzma
+import re
+import shlex
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,6 +28,10 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "zstd",
 }
 _BZIP2 = (b"BZh", b"1AY&SY", b"\x17rE8P\x90")  # after the first three bytes and a digit comes a block, or the end
+# The older format of LZMA has no magic number. Its header contains the usual properties, the size of the dictionary,
+# and the size of the content: all ones if it is unknown, else less than 2**40. The compressed data then begin with a
+# zero byte, so UTF-8 text, which has no NUL, never matches.
+_LZMA = re.compile(rb"\x5d.{4}(\xff{8}|.{5}\0{3})\0", re.DOTALL)
 _UNREADABLE = {  # formats that Python cannot read, and the command that unpacks them
     b"7z\xbc\xaf\x27\x1c": ("7z", "7z x"),
     b"Rar!": ("rar", "unrar x"),
@@ -81,9 +87,12 @@ def _kind(path: Path, start: bytes, key: str) -> str:
     """
     for magic, (kind, command) in _UNREADABLE.items():
         if start.startswith(magic):
-            raise ConfigError(f"{key}: {kind} files cannot be read: {path}; unpack it with `{command} {path.name}`")
+            command += f" {shlex.quote(path.name)}"
+            raise ConfigError(f"{key}: {kind} files cannot be read: {path}; unpack it with `{command}`")
     if start[:3] == _BZIP2[0] and start[4:10] in _BZIP2[1:]:
         return "bzip2"
+    if _LZMA.match(start):
+        return "lzma"
     found = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
     # A name that ends in .gz promises gzip, so that a damaged first byte is reported.
     return found or ("gzip" if path.suffix.lower() == ".gz" else "")
@@ -125,7 +134,8 @@ def _open_zstd(path: Path, file: IO[bytes], key: str) -> IO[bytes]:
     try:
         zstd: Any = importlib.import_module("compression.zstd")  # in Python 3.14
     except ImportError:
-        raise ConfigError(f"{key}: zstd files need Python 3.14: {path}; unpack it with `zstd -d {path.name}`") from None
+        command = f"zstd -d {shlex.quote(path.name)}"
+        raise ConfigError(f"{key}: zstd files need Python 3.14: {path}; unpack it with `{command}`") from None
     opened: IO[bytes] = zstd.open(file)
     return opened
 
@@ -133,6 +143,7 @@ def _open_zstd(path: Path, file: IO[bytes], key: str) -> IO[bytes]:
 _OPENERS: dict[str, Callable[[Path, IO[bytes], str], Any]] = {
     "gzip": lambda path, file, key: gzip.GzipFile(fileobj=file),
     "xz": lambda path, file, key: lzma.LZMAFile(file),  # noqa: SIM115
+    "lzma": lambda path, file, key: lzma.LZMAFile(file, format=lzma.FORMAT_ALONE),  # noqa: SIM115
     "bzip2": lambda path, file, key: bz2.BZ2File(file),
     "zip": _open_zip,
     "zstd": _open_zstd,

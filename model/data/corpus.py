@@ -119,7 +119,7 @@ class _UserFiles(CorpusBase):
 
     path: NotEmpty
     """Path of a file, or a glob pattern that matches files, relative to the current folder. Files that are compressed
-    by gzip, xz or bzip2 are decompressed, and zip files that hold one file."""
+    by gzip, xz, lzma or bzip2 are decompressed, and zip files that hold one file."""
 
     def files(self) -> list[Path]:
         """Return the files, sorted by name."""

@@ -138,7 +138,7 @@ def _map_split(folder: Path, name: str, dtype: np.dtype[Any], counts: dict[str, 
 
 
 class DamagedData(ConfigError):
-    """Prepared data in the cache are not what was prepared."""
+    """Files of prepared data in the cache are missing or damaged."""
 
 
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:

@@ -128,5 +128,5 @@ class FixedArguments:
 
 
 def bind(compiled: Graph, fixed: Sequence[Tensor], device: torch.device) -> Graph:
-    """Return a compiled function whose first arguments are `fixed`, tensors that stay where they are."""
+    """Return the compiled function with `fixed` as its first arguments: tensors whose memory does not move."""
     return CapturedGraph(compiled, fixed) if device.type == "cuda" else FixedArguments(compiled, fixed)

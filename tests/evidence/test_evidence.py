@@ -120,9 +120,9 @@ def test_sequential_rules_keep_their_level_in_simulations(run: Any, page: list[A
         better[arms, gain], pairs = (float(np.mean(values)) for values in zip(*found, strict=True))
         results.append(f"{arms} x {gain} sigma: {better[arms, gain]:.1%} after {pairs:.1f} pairs")
     page.append((
-        "the rules of `--sequential` for one and for three configurations with an equal gain, without studies",
-        "0 sigma are called `better` in at most 2.5 %, up to 0.4 points of simulation error",
-        f"called `better` in {n * STUDIES:,} simulations: {'; '.join(results)}",
+        "the rules of `--sequential` on simulated pairs: one or three configurations with an equal gain",
+        "at 0 sigma, `better` in at most 2.5 % of the simulations, plus at most 0.4 points of error",
+        f"share of `better` in {n * STUDIES:,} simulations, and mean number of pairs: {'; '.join(results)}",
     ))  # fmt: skip
     assert max(better[1, 0], better[3, 0]) <= 0.029
 

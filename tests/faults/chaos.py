@@ -57,9 +57,10 @@ class Soak:
         self._count(scene)
 
     def _disturb(self, scene: Scene, small: Path | None) -> None:
-        until = time.monotonic() + STUDY_S
         scene.launch(WORKERS)
-        scene.until(lambda: scene.rows("SELECT 1 FROM hpo_slot WHERE state = 'leased'"))
+        # The first GPT measures whether to compile, for a minute on a busy machine.
+        scene.until(lambda: scene.rows("SELECT 1 FROM hpo_slot WHERE state = 'leased'"), 300)
+        until = time.monotonic() + STUDY_S
         while time.monotonic() < until and not ended(scene):
             time.sleep(self.draw.uniform(0.5, 4.0))
             name, fault = self.draw.choice(FAULTS)

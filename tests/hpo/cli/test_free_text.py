@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpo.analysis.snapshot import read_snapshot
+from hpo.cli.reference import commands
 from hpo.config.yaml import dump_yaml, parse_yaml
 from hpo.report.publish import note_markdown
 from hpo.report.verdict import Verdict
@@ -21,11 +22,17 @@ NASTY = "\x1b[31mred\x1b]0;t\x07 [bold]x[/bold] [/INST] <img src=x onerror=alert
 VISIBLE = NASTY.encode("unicode_escape").decode("ascii")
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 COMMANDS = """studies|status|trials|show 0|show 1|why 0|why 1|logs 0|best|export|pause|resume|doctor|retry 0
+compare 0 1|replay --pruner NASTY|replay --runs 1 --seeds 1|transfer --to NASTY=1|ablate --dry-run|ablate --from NASTY
+ablate --factor NASTY=text|track tensorboard|track NASTY|import sweep.yaml|import trials.csv --study NAME|import NASTY
+init --from NASTY|init --from script.py -o init.yaml|schema NASTY|schema --study trivial.yaml|data list
+claims --ledger NASTY|data prepare --set data.name=text --set data.path=NASTY|worker --study NASTY
+worker --study NAME --gpus NASTY|stop --because NASTY|stop
 enqueue --set text=plain|fork trivial.yaml --from NAME --as forked|report --html report.html|launch --study trivial.yaml
 check trivial.yaml|confirm|status --study NAME|pause --study NAME|show 99|kill 1|status --study NASTY
 status --NASTY|NASTY|train NASTY|check NASTY|launch --study NASTY|export -o NASTY/x|limits NASTY
 sample NASTY|logs 0 --out NASTY|doctor --out NASTY|status --format NASTY|data show --set data.path=NASTY
 status --storage NASTY|dashboard --host NASTY"""
+LINES = COMMANDS.replace("\n", "|").split("|")
 
 
 def hidden(text: str) -> set[str]:
@@ -44,6 +51,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     space = {"text": {"choices": [NASTY, "plain"]}, "kind": {"choices": ["b"]}}
     plain = STUDY.replace("space: {lr: {low: 0.0, high: 1.0}}\n", "")
     (folder / "trivial.yaml").write_text(f"{plain}sampler: {{name: grid}}\nbaseline: []\n{dump_yaml({'space': space})}")
+    write_foreign_files(folder)
     hpo("launch", "--study", "trivial.yaml", cwd=folder)
     hpo("pause", "--because", NASTY, cwd=folder)
     name = f"study {NASTY}".replace("/", "|")
@@ -53,6 +61,19 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         worker = json.dumps(f"{NASTY}:1")
         connection.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = 'worker'", [worker])
     return folder, name
+
+
+def write_foreign_files(folder: Path) -> None:
+    """Write a W&B sweep, a CSV file of trials and a training script with nasty names and values."""
+    parameters = {NASTY: {"values": [NASTY, "b"]}, "lr": {"distribution": "uniform", "min": 0.1, "max": 1.0}}
+    sweep = {"name": NASTY, "program": NASTY, "method": "random", "metric": {"name": NASTY}, "parameters": parameters}
+    (folder / "sweep.yaml").write_text(dump_yaml(sweep))
+    quoted = f'"{NASTY}"'
+    (folder / "trials.csv").write_text(f"text,kind,loss,{quoted}\n{quoted},b,0.5,1\nplain,{quoted},0.5,1\n", newline="")
+    option = f"parser.add_argument('--lr', type=float, default=0.1, help={NASTY!r})"
+    more = f"parser.add_argument('--text', choices=['a', {NASTY!r}], default={NASTY!r})"
+    script = ["import argparse", "parser = argparse.ArgumentParser()", option, more, "print('loss', 1.0)", ""]
+    (folder / "script.py").write_text("\n".join(script))
 
 
 def words(line: str, name: str) -> list[str]:
@@ -112,12 +133,25 @@ def test_note_in_the_dashboard_shows_the_text_and_is_no_markup_of_it(study: tupl
         assert all(note[i - 1] == "\\" for i in range(len(note)) if note.startswith(markup, i))
 
 
+def test_every_command_is_among_those_that_are_run() -> None:
+    names = {command.name for command in commands()}
+    assert not {name for name in names if not any(f"{line} ".startswith(f"{name} ") for line in LINES)}
+
+
 def test_no_command_prints_a_character_that_a_terminal_interprets(study: tuple[Path, str]) -> None:
     folder, name = study
     shown = ""
-    for line in COMMANDS.replace("\n", "|").split("|"):
+    for line in LINES:
         command = [sys.executable, "-m", "hpo", *words(line, name)]
-        ended = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=100)
+        ended = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
         assert ("Traceback" in ended.stderr) == (line == "logs 0"), ended.stderr  # the log of the failed trial
         assert not hidden(ended.stdout + ended.stderr), line
         shown += ended.stdout + ended.stderr

@@ -6,11 +6,15 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from hpo.commands.import_trials import study_of_optuna
 from hpo.config.yaml import parse_yaml
+from hpo.errors import Problem
 from tests.support.command import hpo, run_in_process, trivial
+from tests.support.postgres import Postgres
 from tests.support.schemas import assert_schema_agrees
 
 CSV = """Name,lr,loss,State
@@ -97,6 +101,31 @@ def test_study_of_optuna_becomes_a_study_file_that_passes_the_check(folder: Path
     assert "new.yaml: ok; 1 hyperparameter" in run_in_process("check", "new.yaml", cwd=folder)
     other = hpo("import", "old.db", "--from-study", "last", "--study", "trivial.yaml", cwd=folder, status=2)
     assert "direction: must be maximize, as in study 'last'" in other.stderr
+
+
+def test_parameters_of_optuna_with_one_name_in_the_study_file_are_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/old.db"
+    kind = optuna.distributions.FloatDistribution(0, 1)
+    names = ("train/lr", "train_lr")
+    trial = optuna.create_trial(value=1.0, params=dict.fromkeys(names, 0.5), distributions=dict.fromkeys(names, kind))
+    optuna.create_study(storage=url, study_name="last").add_trial(trial)
+    with pytest.raises(
+        Problem, match=r"^study 'last': .* but 'train/lr' and 'train_lr' are both called train_lr; write"
+    ):
+        study_of_optuna(url, None)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg"])
+def test_import_writes_nothing_to_a_postgres_database_of_another_program(postgres: Postgres, scheme: str) -> None:
+    address = postgres.url(postgres.database("template1")).partition("://")[2]
+    url, psycopg = f"{scheme}://{address}", f"postgresql+psycopg://{address}"
+    with pytest.raises(Problem, match="must be a storage that Optuna has created, but it has no table alembic_version"):
+        study_of_optuna(url, None)
+    assert sa.inspect(sa.create_engine(psycopg, poolclass=sa.NullPool)).get_table_names() == []
+    optuna_study(optuna.storages.RDBStorage(psycopg, {"poolclass": sa.NullPool}))
+    text, study = study_of_optuna(url, None)
+    assert study == "last"
+    assert parse_yaml(text)["space"] == {"learning_rate": {"low": 0.001, "high": 1.0, "log": True}}
 
 
 @pytest.mark.parametrize(

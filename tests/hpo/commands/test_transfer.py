@@ -73,6 +73,14 @@ def test_the_prediction_is_near_the_planted_optimum_and_its_file_trains(searched
     hpo("train", fitted, "--set", "run.tokens=1_000", cwd=searched, status=None)
 
 
+def test_next_commands_are_quoted_for_the_shell(searched: Path) -> None:
+    (searched / "my runs").symlink_to("runs")
+    allow = ("--allow-train", "laws:train")
+    done = hpo("transfer", "--study", "small", "--quiet", "--out", "my runs", *allow, cwd=searched)
+    path = searched / "my runs" / "small-transfer" / "fitted.yaml"
+    assert f"\n  hpo train '{path}'\n  hpo transfer --study small --verify 8\n" in done.stderr
+
+
 def test_a_far_target_is_said_aloud_and_needs_no_new_runs(searched: Path) -> None:
     before = len(snapshot_of(searched, "small-transfer").trials)
     allow = ("--allow-train", "laws:train")

@@ -166,6 +166,18 @@ def test_what_matters_is_stated_in_words_and_noise_is_a_result(here: Path, store
     assert [record["effect"] for record in effect_table(snapshot)] == ["a", "b", "c", "all together"]
 
 
+def test_the_seeds_of_the_effects_in_the_noise_are_counted(here: Path, store: Store) -> None:
+    """The first effect has fewer seeds, and is not listed as noise."""
+    snapshot = search(store, here, TARGET)
+    failing = "yield 1, float('nan') if config.a and not config.b and config.seed % 2 else 3.0"
+    edit(here, "yield 1, 3.0", failing)
+    snapshot = ablated(store, snapshot, "add-one-in")
+    effects = estimate_effects(snapshot)
+    assert effects[0].n < 5
+    assert effects[0].verdict.endswith("lost with it, 0 without")
+    assert effect_verdicts(snapshot)[-1].startswith("not distinguishable from noise, with 5 seeds: ")
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -1,6 +1,7 @@
 """`hpo confirm`: which configurations it re-runs, on which seeds, and what it concludes."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -246,6 +247,11 @@ def test_gpt_is_confirmed_at_full_length_on_both_splits(here: Path) -> None:
     assert baseline["test_loss"] != baseline["mean"]
     assert best["test_loss difference"] == pytest.approx(best["test_loss"] - baseline["test_loss"])
     assert "on the test split" in done.stderr
+    assert re.search(
+        r"p-values and intervals cover the seeds of the runs, not the choice of the validation data "
+        r"\([\d,]+ tokens in [\d,]+ documents\)",
+        done.stderr,
+    )
     assert f"at {length // 2:,} tokens" in done.stderr or "the difference in the search" not in done.stderr
     assert _spec("g-confirm")["base"]["run"]["tokens"] == length
 

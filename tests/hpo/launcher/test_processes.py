@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from hpo.launcher.processes import WorkerGroup
 from hpo.launcher.ray_process import RemoteProcess
 from tests.support.command import environment, hpo, trivial
 from tests.support.command import worker_processes as workers
@@ -135,3 +137,39 @@ def test_log_of_a_worker_on_a_ray_node_is_not_written_through_a_link_and_a_full_
 
     RemoteProcess(Actor, log, ())._write_log("line\n")
     assert (tmp_path / "precious").read_text() == "content"
+
+
+class Ending(subprocess.Popen[str]):
+    """A process that ends, and that another thread waits for, just after poll() has returned None `polls` times."""
+
+    polls = 0
+
+    def poll(self) -> int | None:
+        self.polls -= 1
+        if self.polls:
+            return super().poll()
+        os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+        return None
+
+
+class EndingGroup(WorkerGroup):
+    """A group of one worker, which ignores SIGTERM."""
+
+    def _start_process(self, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+        command = ["sh", "-c", "trap '' TERM; echo; exec sleep 600"]
+        process = Ending(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+
+@pytest.mark.parametrize(("method", "polls"), [("suspend", 1), ("resume", 1), ("stop", 3)])
+def test_worker_may_end_before_a_signal_reaches_it(method: str, polls: int, tmp_path: Path) -> None:
+    group = EndingGroup([], [{}], tmp_path)
+    process = group.workers[0].process
+    assert isinstance(process, Ending)
+    process.polls = polls
+    group.stop(patience=0.1) if method == "stop" else getattr(group, method)()
+    assert process.returncode == -signal.SIGKILL
+    assert process.polls <= 0

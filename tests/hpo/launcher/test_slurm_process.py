@@ -71,3 +71,14 @@ def test_queue_is_one_line() -> None:
     assert queue_text(0, 4, ["Priority"] * 4) == "0 of 4 workers have started; 4 jobs are pending (Priority)"
     assert queue_text(4, 5, ["Resources"]) == "4 of 5 workers have started; 1 job is pending (Resources)"
     assert queue_text(1, 1, []) == "1 of 1 workers have started; 0 jobs are pending"
+
+
+@pytest.mark.parametrize("name", ["RUNNING", "COMPLETING"])
+def test_job_that_started_before_it_was_cancelled_is_needed(name: str, tmp_path: Path) -> None:
+    process = SlurmProcess("7", tmp_path / "missing", lambda: None)
+    process.unneeded = True
+    process.update(ended(name, 0))
+    process.update(PENDING)  # requeued
+    assert not process.is_unneeded()
+    process.update(ended("CANCELLED", 143))  # by the user
+    assert process.poll() == 143

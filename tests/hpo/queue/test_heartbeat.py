@@ -3,11 +3,14 @@
 import threading
 import time
 
+import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.trial import TrialState
 
+from hpo.optuna_internals.objects import get_study_id
 from hpo.queue.budget import fill_slots
-from hpo.queue.heartbeat import LeaseRenewer, free_expired_leases, void_leases
+from hpo.queue.heartbeat import LeaseRenewer, free_expired_leases, free_leases_of, void_leases
 from hpo.queue.slots import Claim, Slots
 from hpo.storage.schema import SLOT
 from hpo.storage.store import Store
@@ -74,3 +77,23 @@ def test_lease_of_another_length_is_not_void(slots: Slots) -> None:
     with LeaseRenewer(slots, "launch", 0.2):
         threading.Event().wait(0.6)
     assert slots.counts()["leased"] == 1
+
+
+@pytest.mark.parametrize(("state", "rungs"), [(TrialState.PRUNED, 2), (TrialState.FAIL, 2), (TrialState.COMPLETE, 8)])
+def test_rungs_that_a_trial_had_reserved_are_free_if_its_worker_died_after_its_end(
+    store: Store, state: TrialState, rungs: int
+) -> None:
+    study = optuna.create_study(study_name="s", storage=store.optuna)
+    slots = Slots(store, get_study_id(study))
+    fill_slots(slots, [("search", None)] * 3)
+    held = slots.claim("dead", 60.0, rungs=(8, 24))
+    assert held
+    trial = study.ask()
+    for step in (1, 2):
+        trial.report(1.0, step)
+    slots.run(sa.update(SLOT).where(SLOT.c.slot == held.slot).values(trial_id=trial._trial_id).returning(SLOT.c.slot))
+    study.tell(trial, 1.0 if state == TrialState.COMPLETE else None, state=state)
+    assert slots.rungs() == 8
+    assert [lease.slot for lease in free_leases_of(store, "dead")] == [held.slot]
+    assert slots.rungs() == rungs
+    assert slots.run(sa.select(SLOT.c.state).where(SLOT.c.slot == held.slot)) == [("done",)]

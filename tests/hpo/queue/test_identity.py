@@ -76,11 +76,14 @@ def test_renamed_study_continues_with_its_trials_in_its_run_folder_and_says_so_o
 
 def test_study_renamed_while_it_runs_stops_with_the_reason_and_loses_nothing(store: Store, here: Path) -> None:
     stored = create_study(store, here, budget={"trials": 3}, pruner={"name": "none"})
-    with pytest.raises(WorkFailed, match=r"study planted: was renamed to 'new' while it ran; .* `hpo launch` of 'new'"):
-        run_worker(stored, at_first("rung", lambda: rename(store, "planted", "new")))
-    again = load_stored_study(store, "new")
+    reason = (
+        r"study planted: was renamed to 'my new' while it ran; .* `hpo launch --study 'my new'` continues the study"
+    )
+    with pytest.raises(WorkFailed, match=reason):
+        run_worker(stored, at_first("rung", lambda: rename(store, "planted", "my new")))
+    again = load_stored_study(store, "my new")
     assert run_worker(again) == 0
-    trials = read_snapshot(store, "new").trials
+    trials = read_snapshot(store, "my new").trials
     assert [(t.number, t.state) for t in trials] == [(n, State.COMPLETE) for n in range(3)]
     assert [sorted(t.intermediate_values) for t in trials] == [[1, 2, 3, 4]] * 3
     assert events(store, "lost", "interrupted") == [("interrupted", None)]
@@ -97,11 +100,12 @@ def test_study_renamed_after_its_worker_was_killed_loses_nothing(store: Store, h
 
 def test_launch_of_the_old_name_creates_another_study_with_a_folder_of_its_own(store: Store, here: Path) -> None:
     run_worker(create_study(store, here, budget={"trials": 1}))
-    rename(store, "planted", "new")
+    rename(store, "planted", "new; rm x")
     again = create_study(store, here, budget={"trials": 1})
-    assert "study new of this storage had the name planted before it was renamed" in again.notes[0]
+    assert "study new; rm x of this storage had the name planted before it was renamed" in again.notes[0]
+    assert "`hpo launch --study 'new; rm x'` continues the renamed one" in again.notes[0]
     run_worker(again)
-    assert run_worker(launch(store, "new")) == 0
+    assert run_worker(launch(store, "new; rm x")) == 0
     folders = sorted(path.name for path in (here / "runs").iterdir())
     assert folders == ["planted", f"planted-{again.uid[:8]}"]
 

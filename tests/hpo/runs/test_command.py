@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from hpo.errors import CommandFailed
 from hpo.runs import command_process
 from hpo.runs.command import CommandRuns
 from hpo.runs.command_files import TrialPlace
+from hpo.runs.command_reports import FileReader
 from hpo.runs.guardian import __file__ as guardian
 from model.errors import is_device_fault, is_out_of_memory
 from tests.support.command import ROOT, until
@@ -117,6 +119,30 @@ def test_script_reports_by_the_client(tmp_path: Path) -> None:
     assert rows[0]["eval/loss"] == 0.1
 
 
+def test_a_metric_that_was_reported_without_the_objective_belongs_to_the_next_rung_alone(tmp_path: Path) -> None:
+    script = """
+import hpo
+trial = hpo.current_trial()
+trial.report(5, accuracy=0.5)
+for step in (8, 10, 20, 30, 40): trial.report(step=step, val_loss=1)
+"""
+    rows, _ = all_reports(plan(script, metric=None, env={"PYTHONPATH": str(ROOT)}), tmp_path)
+    assert [row.get("accuracy") for row in rows] == [0.5, None, None, None]
+
+
+def test_a_file_of_metrics_that_is_replaced_is_read_from_its_start(tmp_path: Path) -> None:
+    found: list[tuple[float | None, Any]] = []
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 1}\n')
+    reader = FileReader(path, "step", lambda step, metrics: found.append((step, metrics["loss"])))
+    reader.read()
+    new = tmp_path / "new.jsonl"
+    new.write_text('{"step": 2, "loss": 2}\n{"step": 3, "loss": 3}\n')  # longer than the old one
+    new.replace(path)
+    reader.read()
+    assert found == [(1, 1), (2, 2), (3, 3)]
+
+
 def test_only_rank_0_reports(tmp_path: Path) -> None:
     script = "import hpo\nfor step in (10, 20, 30, 40): hpo.current_trial().report(step, val_loss=1)"
     env = {"PYTHONPATH": str(ROOT), "RANK": "1"}
@@ -126,7 +152,8 @@ def test_only_rank_0_reports(tmp_path: Path) -> None:
 
 
 def test_client_does_nothing_outside_of_a_search() -> None:
-    program = "import hpo; t = hpo.current_trial(); t.report(1, val_loss=2); print(t.should_stop(), t.params, t.number)"
+    reports = "t.report(1, val_loss=2); t.report(step=2, val_loss=None); t.report(3, note='x')"
+    program = f"import hpo; t = hpo.current_trial(); {reports}; print(t.should_stop(), t.params, t.number)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False {} None\n"
 
@@ -145,6 +172,8 @@ def test_configuration_reaches_the_script_in_every_form(tmp_path: Path) -> None:
         "{seed}",
         "-c",
         "x {optimizer.name}",
+        "-lc",
+        "x {optimizer.name}",
     ]
     given = plan(script, words=words, env={"LR": "{lr}", "ALL": "{flags}"})
     _, failure = all_reports(given, tmp_path, **values)
@@ -153,7 +182,7 @@ def test_configuration_reaches_the_script_in_every_form(tmp_path: Path) -> None:
     argv, env = json.loads(line)
     flags = ["--lr=1e-05", "--n=3", "--optimizer.name=adam w", "--flag=True", "--none=None"]
     paths = [str(tmp_path / name) for name in ("params.yaml", "params.json", "files")]
-    assert argv == ["--lr=1e-05", "{lr}", '{"a": 1}', *flags, *paths, "0", "-c", "x 'adam w'"]
+    assert argv == ["--lr=1e-05", "{lr}", '{"a": 1}', *flags, *paths, "0", "-c", "x 'adam w'", "-lc", "x 'adam w'"]
     assert (env["LR"], env["ALL"]) == ("1e-05", " ".join(flags))
     shared = {name: env[f"HPO_{name}"] for name in ("STUDY", "TRIAL", "ATTEMPT", "SEED", "CONFIG", "DIR")}
     assert shared == {

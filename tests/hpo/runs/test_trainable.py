@@ -207,8 +207,8 @@ def block(language: str) -> str:
 
 
 def test_the_example_of_the_manual_runs_as_it_is_written(tmp_path: Path) -> None:
-    (tmp_path / "waves.py").write_text(block("python"))
-    (tmp_path / "waves.yaml").write_text(block("yaml"))
+    (tmp_path / "sine.py").write_text(block("python"))
+    (tmp_path / "sine.yaml").write_text(block("yaml"))
     commands = [line.removeprefix("$ hpo ").split() for line in block("console").splitlines()]
     assert [command[0] for command in commands] == ["check", "launch", "export", "train"]
     outputs = [hpo(*command, cwd=tmp_path) for command in commands]

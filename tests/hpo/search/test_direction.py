@@ -272,16 +272,18 @@ def test_a_direction_that_is_missing_or_impossible_is_refused(
     assert f"planted.yaml: {rule}" in hpo("launch", "--study", path.name, cwd=here, status=2).stderr
 
 
-@pytest.mark.parametrize(
-    "name", ["accuracy", "valAcc", "top1_acc", "f1", "BLEU-4", "rougeL", "win_rate", "eval/reward"]
-)
+MAXIMIZED = """accuracy valAcc top1_acc f1 BLEU-4 rougeL win_rate eval/reward top1 val_top5 hit_rate jaccard cosine_sim
+ep_rew_mean elbo log_prob quality tokens_per_second rating"""
+MINIMIZED = """loss val_loss accuracy_error neg_reward brier_score account recipe mapping x seconds_per_step stopped
+mean_squared_error desktop"""
+
+
+@pytest.mark.parametrize("name", MAXIMIZED.split())
 def test_a_metric_that_is_maximized_is_known_by_a_word_of_its_name(name: str) -> None:
     assert is_maximized(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["loss", "val_loss", "accuracy_error", "neg_reward", "brier_score", "account", "recipe", "mapping", "x"]
-)
+@pytest.mark.parametrize("name", MINIMIZED.split())
 def test_a_word_inside_another_word_and_a_loss_are_not_maximized(name: str) -> None:
     assert not is_maximized(name)
 

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.cli.main import _Output, _run
+from hpo.errors import StorageError
 from hpo.storage import damage
 from hpo.storage.damage import check_damage
 from tests.support.cases import covering
@@ -103,6 +104,15 @@ def test_a_damaged_file_is_one_message(
     assert lines[0].startswith("hpo: storage sqlite:///runs/hpo.db: ")
     assert "restore a copy of it" in lines[0]
     assert file.read_bytes() == before or "value" in kind
+
+
+def test_repair_of_a_damaged_file_is_a_command_for_the_shell(finished: Path, here: Path) -> None:
+    file = here / "my runs; x.db"
+    file.write_bytes(garbage((finished / "runs" / "hpo.db").read_bytes()))
+    engine = sa.create_engine(f"sqlite:///{file}", poolclass=sa.NullPool)
+    with pytest.raises(StorageError) as caught:
+        check_damage(engine, f"sqlite:///{file}", 1.0)
+    assert str(caught.value).endswith(f"or repair it with `sqlite3 '{file}' .recover`")
 
 
 def test_doctor_names_the_damage(finished: Path, here: Path) -> None:

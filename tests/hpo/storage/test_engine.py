@@ -162,8 +162,8 @@ def test_links_in_the_place_of_logs_are_not_followed(tmp_path: Path) -> None:
 
 def test_command_that_waits_for_the_lock_of_another_process_says_so(tmp_path: Path) -> None:
     trivial(tmp_path)
-    script = f"exec 9>{tmp_path}/hpo.db.lock; flock 9; echo locked; read"
-    command = [sys.executable, "-m", "hpo", "launch", "--study", "trivial.yaml", "--storage", "hpo.db", "--quiet"]
+    script = f"exec 9>'{tmp_path}/my hpo.db.lock'; flock 9; echo locked; read"
+    command = [sys.executable, "-m", "hpo", "launch", "--study", "trivial.yaml", "--storage", "my hpo.db", "--quiet"]
     pipe = subprocess.PIPE
     with subprocess.Popen(["bash", "-c", script], stdin=pipe, stdout=pipe) as holder:
         assert holder.stdin
@@ -171,7 +171,8 @@ def test_command_that_waits_for_the_lock_of_another_process_says_so(tmp_path: Pa
         holder.stdout.readline()
         with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=pipe, stdout=pipe, text=True) as waiting:
             assert waiting.stderr
-            assert "waiting for another process, which holds" in waiting.stderr.readline()
+            said = waiting.stderr.readline()
+            assert "waiting for another process, which holds my hpo.db.lock; `fuser 'my hpo.db.lock'` shows it" in said
             holder.stdin.close()
             waiting.communicate(timeout=60)
     assert waiting.returncode == 0

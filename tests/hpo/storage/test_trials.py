@@ -59,12 +59,12 @@ def test_reads_trials_as_optuna_does(storage_url: str) -> None:
 
 def test_names_the_studies_there_are(storage_url: str) -> None:
     with open_store(storage_url, create=True) as store:
-        with pytest.raises(Problem, match="holds 0 studies, `hpo launch` makes one"):
+        with pytest.raises(Problem, match="holds no study; `hpo launch` creates a study"):
             resolve_study_name(store, None)
         optuna.create_study(study_name="a", storage=store.optuna)
         assert resolve_study_name(store, None) == "a"
         optuna.create_study(study_name="b", storage=store.optuna)
-        with pytest.raises(Problem, match="holds 2 studies, there are a, b; name one"):
+        with pytest.raises(Problem, match=r"holds 2 studies \(a, b\); pass --study NAME"):
             resolve_study_name(store, None)
         with pytest.raises(Problem, match="no study 'c' in the storage; there are a, b"):
             resolve_study_name(store, "c")

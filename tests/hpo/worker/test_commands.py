@@ -340,6 +340,7 @@ def test_export_train_confirm_and_ablate_work_on_a_command(folder: Path) -> None
     best = parse_yaml((folder / "best.yaml").read_text())
     trained = hpo("train", "best.yaml", cwd=folder).stdout
     assert f"rung 4  val_loss {best['provenance']['value']:.4f}" in trained
+    assert list(folder.glob("runs/train/best/reports-*.jsonl")), "by which --resume counts the attempts"
     said = hpo("confirm", "--study", "scripts", "--seeds", "3", "--top", "1", cwd=folder)
     assert re.search(r"better: paired difference -0\.\d+ from the baseline", said.stderr + said.stdout)
     new = [start["argv"][2] for start in lines(folder, "starts.jsonl")][-6:]

@@ -20,7 +20,7 @@ from hpo.queue.registry import register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.datasets import describe_data
 from hpo.runs.metrics import read_rungs
-from hpo.storage.attributes import MARKS, PROBE_PLAN, PROBE_TOKENS, PROBES, SPEC
+from hpo.storage.attributes import END_REASON, MARKS, PROBE_PLAN, PROBE_TOKENS, PROBES, SPEC
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State, Trial
 from hpo.study.load import load_study
@@ -156,6 +156,19 @@ def test_asha_pauses_and_promotes_by_probes_at_probed_marks_only(sqlite: Store, 
         rows = decisions(snapshot, t.number)
         assert not [row for row in rows if row["decision"] == "recomputed"]
         assert any("its probe_val_loss" in row["sentence"] for row in rows)
+
+
+def test_a_trial_that_is_killed_on_its_way_to_its_first_probe_ends_alone(sqlite: Store, here: Path) -> None:
+    stored = create(sqlite, here, "killed", pruner={"name": "asha", "factor": 2})
+
+    def kill(event: dict[str, Any]) -> None:
+        if event["event"] == "start" and event["trial"] == 0:
+            stored.slots.request_action(0, "kill")
+
+    Worker(stored, Path("runs"), 2, kill).work()
+    ends = [t.user_attrs[END_REASON] for t in trials_of(read_snapshot(sqlite, "killed"))]
+    assert ends[0] == "killed"
+    assert set(ends[1:]) <= {"complete", "pruned"}
 
 
 def test_the_tokens_of_probes_count_in_the_budget(sqlite: Store, here: Path) -> None:

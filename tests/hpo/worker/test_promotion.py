@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 
 from hpo.analysis.decisions import decisions
 from hpo.analysis.progress import has_ended
@@ -18,6 +19,8 @@ from hpo.commands.doctor_files import check_checkpoints, check_paused
 from hpo.commands.fork import matching_trials
 from hpo.commands.show import trial_record
 from hpo.config.yaml import dump_yaml
+from hpo.optuna_internals.objects import get_study_id
+from hpo.optuna_internals.tables import TRIALS, trial_state
 from hpo.queue.registry import register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.checkpoints import resumable_checkpoints
@@ -348,3 +351,17 @@ def test_paused_trials_are_read_once_until_they_change(sqlite: Store, here: Path
         now = study.get_trials(deepcopy=False)
         assert now == optuna.load_study(study_name="planted", storage=other.rdb).get_trials()
         assert not any(is_paused(t) for t in now)
+
+
+def test_trial_that_pauses_while_it_is_read_is_read_again(sqlite: Store, here: Path) -> None:
+    """On Postgres, Optuna may read that a trial is running, and then the attributes of its pause."""
+    half_done(sqlite, here)
+    number = statuses(sqlite).index("paused")
+    with open_store(sqlite.url) as other:
+        study = optuna.load_study(study_name="planted", storage=other.optuna)
+        of_trial = sa.and_(TRIALS.c.number == number, TRIALS.c.study_id == get_study_id(study))
+        for state in ("RUNNING", "WAITING"):
+            with sqlite.engine.begin() as connection:
+                connection.execute(sa.update(TRIALS).where(of_trial).values(state=trial_state(state)))
+            read = [study.get_trials()[number].state.name for _ in range(2)]
+            assert read == [state, state]

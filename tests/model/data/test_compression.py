@@ -25,11 +25,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def zipped(**files):
+def zipped(files):
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in files.items():
-            archive.writestr(name.replace("__", "."), text)
+            archive.writestr(name, text)
     return content.getvalue()
 
 
@@ -44,15 +44,14 @@ PACKED = {
     "xz": lzma.compress(WORDS.encode()),
     "lzma2 of two streams.xz": lzma.compress(b"first line\n") + lzma.compress("second līne\n".encode()),
     "bz2": bz2.compress(WORDS.encode()),
-    "zip": zipped(a__txt=WORDS),
-    "zip with the attributes of macOS": zipped(**{"a__txt": WORDS, "__MACOSX/._a__txt": "x"}).replace(
-        b".MACOSX", b"__MACOSX"[:7]
-    ),
+    "lzma": lzma.compress(WORDS.encode(), format=lzma.FORMAT_ALONE),
+    "zip": zipped({"a.txt": WORDS}),
+    "attributes of macOS.zip": zipped({"__MACOSX/._a.txt": "x", "a.txt": WORDS}),
 }
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "A.TXT.GZ", "a.txt.bin"])
-@pytest.mark.parametrize("kind", ["gz", "xz", "lzma2 of two streams.xz", "bz2", "zip"])
+@pytest.mark.parametrize("kind", PACKED)
 def test_a_compressed_file_is_read_whatever_its_name_is(kind, name):
     if name.endswith("GZ") and kind != "gz":
         name = name.replace("GZ", kind.rpartition(".")[2].upper())
@@ -81,27 +80,48 @@ def test_a_table_is_recognised_by_the_name_within_the_compression(kind):
         f"a.{kind}.GZ": gzip.compress(content.encode()),
         f"b.{kind}": gzip.compress(content.encode()),
         f"a.{kind}.xz": lzma.compress(content.encode()),
-        "any.zip": zipped(**{f"inner__{kind.upper()}": content}),
+        f"a.{kind}.lzma": lzma.compress(content.encode(), format=lzma.FORMAT_ALONE),
+        "any.zip": zipped({f"inner.{kind.upper()}": content}),
+        "mac.zip": zipped({f"__MACOSX/._inner.{kind}": "x", f"inner.{kind}": content}),
     }
     for name, packed in files.items():
         Path(name).write_bytes(packed)
         assert [text for text in Table(path=name, column="t").documents() if text] == ["first", "second"], name
 
 
+@pytest.mark.parametrize("size", [2**64 - 1, len(WORDS.encode())], ids=["end marker", "known size"])
+@pytest.mark.parametrize("dict_size", [2**12, 2**16, 2**23])
+def test_legacy_lzma_is_read_whatever_its_header_says(size, dict_size):
+    filters = [{"id": lzma.FILTER_LZMA1, "dict_size": dict_size}]
+    packed = lzma.compress(WORDS.encode(), format=lzma.FORMAT_ALONE, filters=filters)
+    Path("a").write_bytes(packed[:5] + size.to_bytes(8, "little") + packed[13:])
+    assert list(Lines(path="a").documents()) == [*WORDS.splitlines(), ""]
+
+
+@pytest.mark.parametrize("text", ["]", "]]", "] and a longer line of text", "]\n\n", "]\u0001\u0001" + 20 * "x"])
+def test_text_that_begins_as_legacy_lzma_does_is_text(text):
+    Path("a.txt").write_text(text)
+    assert list(Lines(path="a.txt").documents()) == text.split("\n")
+
+
 REFUSED = {
     "a.zst": (ZSTD, "zstd files need Python 3.14: a.zst; unpack it with `zstd -d a.zst`"),
     "a.7z": (b"7z\xbc\xaf\x27\x1c" + bytes(9), "7z files cannot be read: a.7z; unpack it with `7z x a.7z`"),
+    "my a;b.zst": (ZSTD, "unpack it with `zstd -d 'my a;b.zst'`"),
+    "my a;b.7z": (b"7z\xbc\xaf\x27\x1c" + bytes(9), "unpack it with `7z x 'my a;b.7z'`"),
     "a.lz4": (b"\x04\x22\x4d\x18" + bytes(9), "unpack it with `lz4 -d a.lz4`"),
-    "two.zip": (zipped(a="x", b="y"), "a zip file must hold one file, got 2: two.zip; unpack it, use a glob"),
-    "none.zip": (zipped(), "a zip file must hold one file, got 0"),
+    "two.zip": (zipped({"a": "x", "b": "y"}), "a zip file must hold one file, got 2: two.zip; unpack it, use a glob"),
+    "none.zip": (zipped({}), "a zip file must hold one file, got 0"),
     "torn.gz": (PACKED["gz"][:-9], "not a whole gzip file: torn.gz"),
     "torn": (PACKED["xz"][:-9], "not a whole xz file: torn"),
+    "torn.lzma": (PACKED["lzma"][:-9], "not a whole lzma file: torn.lzma"),
     "torn.bz2": (PACKED["bz2"][:-9], "not a whole bzip2 file: torn.bz2"),
     "bits.bz2": (PACKED["bz2"][:20] + b"xxxx" + PACKED["bz2"][24:], "not a whole bzip2 file: bits.bz2"),
     "torn.zip": (PACKED["zip"][:-9], "not a whole zip file: torn.zip"),
     "text.gz": (b"no gzip", "not a whole gzip file: text.gz"),
     "tar.gz": (gzip.compress(bytes(257) + b"ustar" + bytes(300)), "it is a tar archive, unpack it, use a glob"),
     "wide.txt": ("plain".encode("utf-16-le"), "it may be UTF-16 without a byte order mark, save it as UTF-8"),
+    "bracket.txt": ("] is plain".encode("utf-16-le"), "it may be UTF-16 without a byte order mark, save it as UTF-8"),
     "odd.txt": ("plain".encode("utf-16") + b"x", "must be UTF-16 text"),
     "a.parquet": (b"PAR1" + bytes(9), "it is a parquet file, which data.name=table reads"),
 }

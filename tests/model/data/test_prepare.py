@@ -1,6 +1,9 @@
 import json
 import os
+import shlex
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 
 from hpo.runs.datasets import PreparedDatasets
+from model.cache import locked
 from model.config import TrainConfig
 from model.data.corpus import Lines, Names, Table
 from model.data.corpus_base import ORDER_FIELDS
@@ -198,3 +202,15 @@ def test_names_lose_their_repeats():
     splits = prepare(Names(), Chars()).splits
     assert sum(split.n_documents for split in splits.values()) == 29_494
     assert prepare(Names(), Chars(unknown=False)).vocab_size == 27
+
+
+def test_the_command_that_shows_who_prepares_the_data_is_quoted_for_the_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("model.cache.SILENT_S", 0.1)
+    path = tmp_path / "my cache;b" / "corpus"
+    with ThreadPoolExecutor(1) as pool:
+        with locked(path):
+            waiting = pool.submit(lambda: locked(path).__enter__())
+            while "waiting for" not in (said := capsys.readouterr().err):
+                time.sleep(0.05)
+        waiting.result(timeout=30)
+    assert shlex.split(said.split("`")[1]) == ["fuser", str(path.parent / ".corpus.lock")]

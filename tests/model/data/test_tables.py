@@ -1,12 +1,18 @@
 """Tables are read row by row: nothing is joined, dropped or written in Python's notation without a word."""
 
+import datetime
 import json
+import math
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from model.data.corpus import Table
+from model.data.split import RowCounts, distinct_documents
 from model.errors import ConfigError
 
 
@@ -142,3 +148,39 @@ def test_a_text_in_the_place_of_the_header_is_cut_in_the_message(name):
     assert said.startswith(f"data.column: no column 'text' in {name}; columns: word word")
     assert said.endswith("17, 18, and 31 more (the first row must name the columns)")
     assert len(said) < 300
+
+
+def test_a_gap_that_pandas_writes_into_json_is_a_missing_row():
+    content = "".join(json.dumps(row) + "\n" for row in [{"t": "a"}, {"t": math.nan}, {"t": None}, {"t": "NaN"}])
+    assert "NaN}" in content
+    assert texts("a.jsonl", content) == ["a", "", "", "NaN"]
+    Path("a.jsonl").write_text(content)
+    assert distinct_documents(Table(path="a.jsonl", column="t")) == (["a", "NaN"], RowCounts(4, 2, 0))
+
+
+def test_a_boolean_in_json_is_written_as_json_writes_it():
+    assert texts("a.jsonl", '{"t": true}\n{"t": false}\n{"t": "True"}\n') == ["true", "false", "True"]
+
+
+def test_cells_of_csv_and_tsv_stay_as_they_are():
+    cells = ["NaN", "nan", "True", "true", "NULL", "None", "1.50", "1E-8", "2024-02-29"]
+    for name in ("a.csv", "a.tsv"):
+        assert texts(name, "\n".join(["t", *cells])) == cells
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([1.5, math.nan, None], ["1.5", "", ""]),
+        ([True, False, None], ["true", "false", ""]),
+        ([1, -2, None], ["1", "-2", ""]),
+        ([Decimal("1.50000000"), Decimal("0.00000000"), None], ["1.50000000", "0.00000000", ""]),
+        ([datetime.date(2024, 2, 29), None], ["2024-02-29", ""]),
+        ([datetime.datetime(2024, 2, 29, 12, 30), None], ["2024-02-29 12:30:00", ""]),
+        ([b"caf\xc3\xa9", None], ["café", ""]),
+    ],
+    ids=["floats", "booleans", "integers", "decimals", "dates", "times", "bytes"],
+)
+def test_values_of_a_parquet_file_are_text(cells, expected):
+    pq.write_table(pa.table({"t": cells}), "a.parquet")
+    assert list(Table(path="a.parquet", column="t").documents()) == expected
