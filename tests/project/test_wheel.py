@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import ROOT, trivial
+from tests.support.command import ROOT
+
+SCRIPT = """command: ['{python}', train.py, '{{x}}']
+metric: {{pattern: 'step (?P<step>\\d+): loss (?P<loss>\\S+)'}}
+steps: {{rungs: 1, last: 1}}
+space: {{x: {{low: 0.0, high: 1.0}}}}
+objective: loss
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +59,9 @@ def test_wheel_holds_both_packages_and_every_study(wheel: Path) -> None:
     assert {name for name in top if not name.endswith(".dist-info")} == {"hpo", "model"}
 
 
-def test_installed_wheel_checks_launches_and_looks_from_another_folder(installed: Path, tmp_path: Path) -> None:
-    trivial(tmp_path)
+def test_installed_wheel_searches_a_script_from_another_folder(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import sys\nprint('step 1: loss', float(sys.argv[1]) ** 2)\n")
+    (tmp_path / "script.yaml").write_text(SCRIPT.format(python=sys.executable))
     environment = {"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
 
     def hpo(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -72,6 +80,6 @@ def test_installed_wheel_checks_launches_and_looks_from_another_folder(installed
     assert hpo("check", "claims").stdout.startswith(f"{installed}/hpo/studies/claims.yaml: ok; ")
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert hpo("--version").stdout == f"hpo {version}\n"
-    hpo("launch", "--study", "trivial.yaml", "--trials", "1")
-    assert hpo("studies", "--format", "csv").stdout.splitlines()[1].startswith("trivial,1,0,0,0,0,")
-    assert "git_commit: null" in (tmp_path / "runs/trivial/best.yaml").read_text()
+    hpo("launch", "--study", "script.yaml", "--trials", "1")
+    assert hpo("studies", "--format", "csv").stdout.splitlines()[1].startswith("script,1,0,0,0,0,")
+    assert "git_commit: null" in (tmp_path / "runs/script/best.yaml").read_text()

@@ -14,7 +14,7 @@ import pytest
 
 from hpo.config.yaml import parse_yaml
 from hpo.errors import CommandFailed
-from hpo.runs import command_process
+from hpo.runs import command, command_process
 from hpo.runs.command import CommandRuns
 from hpo.runs.command_files import TrialPlace
 from hpo.runs.command_reports import FileReader
@@ -241,6 +241,16 @@ def test_command_that_trains_on_after_its_last_step_is_noticed(tmp_path: Path) -
     rows, further = all_reports(plan(script), tmp_path)
     assert (len(rows), further) == (4, 5)
     assert time.monotonic() - start < 20
+
+
+def test_command_that_does_not_end_after_its_last_value_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "FINISH_S", 1.0)
+    script = "import time\nprint('step 40: train loss 1 val loss 2')\ntime.sleep(600)"
+    with pytest.raises(TimeoutError, match="it did not end in 1 s"):
+        all_reports(plan(script), tmp_path)
+    assert processes_with(plan(script).command[1]) == []
 
 
 # Every way in which a script can leave processes behind
