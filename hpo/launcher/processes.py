@@ -179,6 +179,9 @@ class WorkerGroup:
         reading = any(thread.is_alive() for thread in self._readers) and time.monotonic() < self._ended_at + READ_S
         return reading or not self._events.empty()
 
+    def cancel_pending(self) -> None:
+        """End the workers that have not started, because the study has ended. Here, workers start immediately."""
+
     def failed(self) -> list[WorkerProcess]:
         """Return the workers that ended with another status than 0."""
         return [worker for worker in self.workers if worker.process.poll() not in (None, 0)]

@@ -110,6 +110,12 @@ class SlurmWorkerGroup(WorkerGroup):
                     self._hurry()
         return super().is_active()
 
+    def cancel_pending(self) -> None:
+        """Cancel all pending jobs, because the study has ended."""
+        for process in self._processes:
+            process.has_no_work = True
+        self._hurry()
+
     def _signal_groups(self, number: signal.Signals) -> None:
         """Do nothing, so that the jobs continue while the launcher is suspended."""
 

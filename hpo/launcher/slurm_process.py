@@ -23,6 +23,7 @@ class SlurmProcess:
 
     job_id: such as 12_0. state: the last known one. started: whether the job has run.
     n_signals: signals that were sent to the worker. unneeded: whether the launcher cancels it before its start.
+    has_no_work: whether the study has ended, so that the launcher cancels it also if it was requeued.
     """
 
     def __init__(self, job_id: str, output: Path, on_end: Callable[[], None]) -> None:
@@ -30,7 +31,7 @@ class SlurmProcess:
         ends."""
         self.job_id, self.state = job_id, JobState("PENDING", 0, "", "")
         self.returncode: int | None = None
-        self.started, self.unneeded, self.n_signals = False, False, 0
+        self.started, self.unneeded, self.has_no_work, self.n_signals = False, False, False, 0
         self._output, self._on_end = output, on_end
         self._ended = threading.Event()
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -60,8 +61,8 @@ class SlurmProcess:
         return self.returncode is None and self.state.name not in STARTED
 
     def is_unneeded(self) -> bool:
-        """Return whether to cancel the job. If it starts before that, it may claim a trial, and is then needed."""
-        return self.unneeded and not self.started
+        """Return whether to cancel the job if it is pending. One that has started may have claimed a trial."""
+        return self.has_no_work or (self.unneeded and not self.started)
 
     def update(self, state: JobState | None) -> None:
         """Take over the state that Slurm reports; None: Slurm no longer knows the job."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from hpo.analysis.progress import has_ended
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.config.permission import named_code
 from hpo.console import say
@@ -199,7 +200,10 @@ def _watch(
         if timer.is_due():
             started_at = time.monotonic()
             with suppress(StorageError), limit_patience(VIEW_WAIT_S):
-                notifier.look(_refresh(view, reader, stored))
+                snapshot = _refresh(view, reader, stored)
+                notifier.look(snapshot)
+                if has_ended(snapshot):
+                    group.cancel_pending()
             timer.restart(time.monotonic() - started_at)
     check_still_there(stored, guard)  # the workers may have noticed it first
     with suppress(StorageError), limit_patience(VIEW_WAIT_S):
