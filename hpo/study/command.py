@@ -37,9 +37,9 @@ def split_words(given: Any) -> Any:
 
 
 _Word = Annotated[str, Field(min_length=1)]
-_Words = tuple[_Word, ...]
+_Words = Annotated[list[_Word], Field(min_length=1)]
 CommandWords = Annotated[
-    _Words, Field(min_length=1), BeforeValidator(split_words, json_schema_input_type=_Word | list[_Word])
+    tuple[_Word, ...], Field(min_length=1), BeforeValidator(split_words, json_schema_input_type=_Word | _Words)
 ]
 
 

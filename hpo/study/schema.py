@@ -176,8 +176,6 @@ def _accept_short_forms(schema: Schema, definitions: dict[str, Schema]) -> None:
             {"anyOf": [{"required": [word]} for word in words]} for words in spellings
         ]
         properties["distribution"] = {"enum": list(SWEEP_DISTRIBUTIONS), "description": "Distribution of a W&B sweep."}
-    for texts in (schema["properties"]["command"], definitions["Metric"]["properties"]["pattern"]):
-        texts["anyOf"] = [{"type": "string"}, *texts.get("anyOf", [{"type": texts.pop("type", "array")}])]
     several = schema["properties"]["track"]
     several["anyOf"] = [several["items"], {key: several.pop(key) for key in ("type", "items")}]
     definitions["Budget"]["minProperties"] = 1

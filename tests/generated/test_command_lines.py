@@ -225,8 +225,6 @@ def held_back(line: Line) -> Line:
     match line.path:
         case ("launch" | "confirm" | "ablate" | "claims",):
             first = ["--dry-run"]
-        case ("worker",):  # a study and --follow exclude each other
-            first = ["--follow", "--study=trivial"]
         case ("dashboard",):
             last, line.values["storage"] = ["--storage=sqlite:///none.db"], "sqlite:///none.db"
         case ("data", "prepare" | "show"):

@@ -174,7 +174,7 @@ WRONG: dict[str, list[Change]] = {  # key that the refusal names -> changes that
     "budget": [at("budget", value={}), at("budget", value=3)],
     "sampler.name": [at("sampler", value={"name": "tp"}), at("sampler", value={"name": [1]}), at("sampler", value={})],
     "sampler.points": [at("sampler", value={"name": "grid", "points": n}) for n in (1, 10**12)],
-    "pruner": [at("pruner", value=None), at("pruner", value="median")],
+    "pruner": [at("pruner", value=None), at("pruner", value=3)],
     "objective": [at("objective", value="x" * 10_000), at("objective", value="val_los")],
     "seed": [at("seed", value=0.5), at("seed", value="2001-12-14")],
     "train": [at("train", value=text) for text in ("x", ":", "math:pi", "no.such.module:x", ".:x")],

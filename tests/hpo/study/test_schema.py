@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft7Validator
+from pydantic import ValidationError
 
 from hpo.config.discovery import list_studies, shipped_folder
 from hpo.config.files import config_text
@@ -101,3 +102,11 @@ def test_schema_of_ones_own_configuration_knows_its_fields(tmp_path: Path) -> No
     assert not validator.is_valid({**own, "space": {"lrr": {"low": 0.0, "high": 1.0}}})
     assert not Draft7Validator(json.loads(config)).is_valid({"lr": "x"})
     assert Draft7Validator(json.loads(config)).is_valid(parse_yaml(dump_yaml({"lr": 3})))
+
+
+@pytest.mark.parametrize("command", [[], "", [""], [3]])
+def test_a_command_without_words_is_refused_by_schema_and_checker(command: Any) -> None:
+    tree = {"command": command, "space": {"x": {"low": 0.0, "high": 1.0}}}
+    assert list(study_validator().iter_errors(tree))
+    with pytest.raises(ValidationError):
+        StudyFile.model_validate(tree)
