@@ -38,6 +38,17 @@ def read_pruner(
     for key in rule.keys() - {"type", *KEYS}:
         text = "the study prunes every trial that is not among the best" if key == "strict" else "no such key"
         notes.add(("early_terminate", key), f"is left out; {text}{nearest(key, KEYS)}")
+    _add_halving(rule, base, tree, notes, comments)
+
+
+def _add_halving(
+    rule: Mapping[str, Any],
+    base: Mapping[str, Any],
+    tree: dict[str, Any],
+    notes: Notes,
+    comments: dict[str, list[str]],
+) -> None:
+    """Add the marks of hyperband, or a comment that says what the sweep lacks for them."""
     numbers = {key: _number(rule[key], key, notes) for key in KEYS if rule.get(key) is not None}
     factor = _factor(numbers.get("eta", 3), notes)
     length = next((n for key in LENGTHS if type(n := base.get(key)) is int and n > 0), None)

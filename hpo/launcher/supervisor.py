@@ -200,27 +200,25 @@ def _watch(
         if timer.is_due():
             started_at = time.monotonic()
             with suppress(StorageError), limit_patience(VIEW_WAIT_S):
-                snapshot = _refresh(view, reader, stored)
-                notifier.look(snapshot)
-                if has_ended(snapshot):
-                    group.cancel_pending()
+                notifier.look(_refresh(view, reader, stored, group))
             timer.restart(time.monotonic() - started_at)
     check_still_there(stored, guard)  # the workers may have noticed it first
     with suppress(StorageError), limit_patience(VIEW_WAIT_S):
-        _refresh(view, reader, stored)  # the last picture shows the end
+        _refresh(view, reader, stored, group)  # the last picture shows the end
     return given_up
 
 
 def _outages() -> list[Event]:
-    note = outages.note()
-    return [{"event": "note", "text": note}] if note else []
+    return [{"event": "note", "text": note}] if (note := outages.note()) else []
 
 
-def _refresh(view: View, reader: Reader, stored: StoredStudy) -> Snapshot:
-    """Show the state of a study, and return it."""
+def _refresh(view: View, reader: Reader, stored: StoredStudy, group: WorkerGroup) -> Snapshot:
+    """Show the state of a study, and return it. Workers of a study that has ended need not start any more."""
     stored.read_state()  # raises an error if the study is gone
     snapshot = read_snapshot(reader, stored.study.name)
     view.refresh(snapshot)
+    if has_ended(snapshot):
+        group.cancel_pending()
     return snapshot
 
 

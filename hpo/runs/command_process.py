@@ -25,6 +25,23 @@ HIDDEN = ("HPO_STORAGE", "HPO_EVENTS")  # variables of the worker: a password, a
 OnLine = Callable[[str], None]
 
 
+def _start_guardian(
+    words: Sequence[str], env: Mapping[str, str], status_end: int, memory_gb: float | None
+) -> "subprocess.Popen[bytes]":
+    """Start the guardian of a command, which starts the command and writes its status to a pipe."""
+    inherited = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(GUARDIAN), str(status_end), str(int((memory_gb or 0) * 1e9)), *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**inherited, "PYTHONUNBUFFERED": "1", **env},  # buffered lines would reach the pruner too late
+        pass_fds=[status_end],
+        start_new_session=True,  # the launcher kills the group of a worker that has died
+        bufsize=0,
+    )
+
+
 class CommandProcess:
     """A running command. Its output goes to `output.log`, line by line to `on_line`, and to a tail in memory."""
 
@@ -46,18 +63,8 @@ class CommandProcess:
         self._changed = changed
         status, status_end = os.pipe()
         self._output = Output(log, on_line)
-        inherited = {name: value for name, value in os.environ.items() if name not in HIDDEN}
         try:
-            self._guardian = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(GUARDIAN), str(status_end), str(int((memory_gb or 0) * 1e9)), *words],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**inherited, "PYTHONUNBUFFERED": "1", **env},  # buffered lines would reach the pruner too late
-                pass_fds=[status_end],
-                start_new_session=True,  # the launcher kills the group of a worker that has died
-                bufsize=0,
-            )
+            self._guardian = _start_guardian(words, env, status_end, memory_gb)
         except BaseException:
             os.close(status)
             self._output.close()

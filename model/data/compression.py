@@ -118,10 +118,7 @@ def _open_zip(path: Path, file: IO[bytes], key: str) -> IO[bytes]:
         raise ConfigError(f"{key}: a zip file must hold one file, got {len(members)}: {path}; unpack it, use a glob")
     try:
         return archive.open(members[0])
-    except (
-        RuntimeError,
-        NotImplementedError,
-    ) as error:  # it has a password, or a compression that Python does not know
+    except RuntimeError as error:  # a password, or a compression that Python does not know
         raise ConfigError(f"{key}: cannot read {path}: {error}; unpack it") from None
 
 
