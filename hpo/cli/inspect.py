@@ -11,6 +11,7 @@ from hpo.cli.options import (
     RUNS,
     AllowTrain,
     By,
+    CoolDown,
     Out,
     OutputFormat,
     RuleOption,
@@ -151,14 +152,7 @@ def export(
     ] = None,
     trial: Annotated[int | None, typer.Option(help="Number of the trial. Default: the best trial.")] = None,
     by: By = None,
-    cool_down: Annotated[
-        int | None,
-        typer.Option(
-            "--cool-down",
-            metavar="RUNG",
-            help="Export the shorter run that ends with the cool-down probe at this rung. Requires a wsd schedule.",
-        ),
-    ] = None,
+    cool_down: CoolDown = None,
     study: StudyName = None,
     storage: StorageOptions = DEFAULT_STORAGE,
     allow_train: AllowTrain = None,

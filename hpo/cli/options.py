@@ -138,6 +138,14 @@ By = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="The objective that decides; required where the study has several objectives."),
 ]
+CoolDown = Annotated[
+    int | None,
+    typer.Option(
+        "--cool-down",
+        metavar="RUNG",
+        help="Export the shorter run that ends with the cool-down probe at this rung. Requires a wsd schedule.",
+    ),
+]
 TrialNumber = Annotated[int, typer.Argument(help="Number of the trial.")]
 RUNS = Path("runs")
 
