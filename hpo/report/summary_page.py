@@ -14,7 +14,7 @@ PAGE = 1000  # pixels, the height of an A4 page without its margins
 LINE, CHARACTERS = 18, 104  # height of a line of text, and its characters
 ROW = 25  # height of a row of a table
 TITLE, CAPTION = 80, 190  # height of the title of the page, and of heading and caption of the figure
-SMALLEST, LARGEST = 170, 420  # height of the figure
+SMALLEST, LARGEST = 220, 420  # height of the figure; in a lower one, curves cannot be told apart
 MAX_FIELDS = 8  # rows of the table of the best configuration
 
 
@@ -26,16 +26,14 @@ def summary_page(snapshot: Snapshot, verdict: Verdict) -> str:
     text, notes = sections.summary_section(snapshot, verdict) + _best_fields(snapshot), ""
     if verdict.warnings:
         notes = paragraph("Notes:", "lead-in") + bullets(verdict.warnings)
-    room = PAGE - TITLE - CAPTION - printed_height(text + notes)
-    if room >= SMALLEST:
-        return page(text + notes + "".join(sections.curves_section(snapshot, min(room, LARGEST))))
+    for shown, later in ((text + notes, ""), (text, heading("Notes") + notes)):
+        room = PAGE - TITLE - CAPTION - printed_height(shown)
+        if room >= SMALLEST:
+            return page(shown + "".join(sections.curves_section(snapshot, min(room, LARGEST)))) + later
+    curves = "".join(sections.curves_section(snapshot))
     if PAGE - TITLE - printed_height(text + notes) >= 0:
-        return page(text + notes) + "".join(sections.curves_section(snapshot))
-    room = PAGE - TITLE - CAPTION - printed_height(text)
-    if room >= SMALLEST:
-        curves, notes = "".join(sections.curves_section(snapshot, min(room, LARGEST))), heading("Notes") + notes
-        return page(text + curves) + notes
-    return page(text) + heading("Notes") + notes + "".join(sections.curves_section(snapshot))
+        return page(text + notes) + curves
+    return page(text) + heading("Notes") + notes + curves
 
 
 def printed_height(body: str) -> int:
