@@ -1,12 +1,12 @@
 """Turn the arguments of `hpo.Study` into the options of the command line."""
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
+from hpo.config.validation import nearest
 from hpo.errors import Problem
 from hpo.launcher.options import LaunchOptions
 from hpo.runs.resources import AUTO_PACK
@@ -29,8 +29,7 @@ def launch_options(study: str, storage: str, out: Path, given: Mapping[str, Any]
     """
     options = dict(given)
     for name in options.keys() - set(ARGUMENTS):
-        close = difflib.get_close_matches(name, ARGUMENTS, 1)
-        hint = f"; did you mean {close[0]}?" if close else f"; the arguments are {', '.join(ARGUMENTS)}"
+        hint = nearest(name, ARGUMENTS) or f"; the arguments are {', '.join(ARGUMENTS)}"
         raise Problem(f"{name}: no such argument{hint}")
     if options.get("pack") == "auto":
         options["pack"] = AUTO_PACK
