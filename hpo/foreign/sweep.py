@@ -148,7 +148,8 @@ def _read_method(sweep: Mapping[str, Any], space: Mapping[str, Any], tree: dict[
     cap = sweep.get("run_cap")
     sizes = [len(entry["choices"]) for entry in space.values() if "choices" in entry]
     if cap is not None and (type(cap) is not int or cap <= 0):
-        raise notes.problem(("run_cap",), f"must be a whole number greater than 0, got {shown_value(cap)}")
+        rule = f"must be a whole number greater than 0, got {shown_value(cap)}"
+        raise notes.problem(("run_cap",), f"{rule}; write a number, or omit the key")
     if cap is not None:
         tree["budget"] = {"trials": cap}
     elif name == "grid" and len(sizes) == len(space):
