@@ -17,7 +17,7 @@ from hpo.config.discovery import find_study
 from hpo.console import Format, command_line, format_duration, format_value, print_records, say, show
 from hpo.errors import NothingFeasible, Problem, StorageError
 from hpo.evidence.comparison import conclude_comparison, confirmation_name
-from hpo.evidence.preferred import UNCONFIRMED
+from hpo.evidence.preferred import origin_of_unconfirmed
 from hpo.launcher.options import LaunchOptions, placement_words, storage_option
 from hpo.launcher.supervisor import OnFinish, run_study
 from hpo.runs.run_dir import write_file
@@ -168,7 +168,7 @@ def save_best(snapshot: Snapshot, folder: Path) -> Path:
     if best is None:
         raise NothingFeasible(f"study {snapshot.name}: no trial is complete; `hpo trials` and `hpo show N` say why")
     path = folder / "best.yaml"
-    write_file(path, export_text(snapshot, best, UNCONFIRMED))
+    write_file(path, export_text(snapshot, best, origin_of_unconfirmed(snapshot, best)))
     return path
 
 
@@ -214,17 +214,20 @@ def result_lines(snapshot: Snapshot, path: Path, options: LaunchOptions) -> list
     lines += ["" if changed else "  the best trial is the baseline: no other trial is better"]
     if notes := study_warnings(snapshot):
         lines += [*(f"note: {note}" for note in notes), ""]
-    return [*lines, f"complete configuration: {path}", "next:", *_next_commands(snapshot, options)]
+    return [*lines, f"complete configuration: {path}", "next:", *_next_commands(snapshot, options, bool(changed))]
 
 
-def _next_commands(snapshot: Snapshot, options: LaunchOptions) -> list[str]:
-    """Return the commands that follow a search, with its storage and the places of its workers."""
+def _next_commands(snapshot: Snapshot, options: LaunchOptions, is_better: bool) -> list[str]:
+    """Return the commands that follow a search, with its storage and the places of its workers.
+
+    is_better: whether the best trial is another than the baseline, so that there is something to confirm.
+    """
     storage = storage_option(options)
     by = ["--by", snapshot.objective] if len(objectives_of(snapshot)) > 1 else []
     workers = command_line("--workers", str(max(1, options.workers)), *placement_words(options))
     confirm = f"  {command_line('hpo', 'confirm', '--study', snapshot.name)}{storage} {workers}"
     base = flatten(snapshot.spec["base"])
-    can_confirm = not options.confirm and any(field in base for field in SEED_FIELDS)
+    can_confirm = is_better and not options.confirm and any(field in base for field in SEED_FIELDS)
     return [
         *([confirm] if can_confirm else []),
         f"  {command_line('hpo', 'export', '--study', snapshot.name, *by)}{storage} -o best.yaml",

@@ -1,5 +1,6 @@
 """Choose the trial of a study that `hpo export` writes: a confirmed trial, else the best trial of the search."""
 
+from hpo.analysis.export import changed_fields
 from hpo.analysis.progress import has_ended
 from hpo.analysis.snapshot import Snapshot, best_trial, find_trial, read_snapshot
 from hpo.errors import Problem
@@ -9,6 +10,7 @@ from hpo.storage.studies import study_attrs, study_ids
 from hpo.storage.trials import Trial
 
 UNCONFIRMED = "not confirmed: best of the search; `hpo confirm` tests whether it is better than the baseline"
+BASELINE = "the baseline: no other trial of the search is better"
 
 
 def trial_to_export(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]:
@@ -28,7 +30,8 @@ def trial_to_export(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]
         )
     confirmation = _latest_confirmation(store, snapshot)
     if confirmation is None:
-        return best_trial(snapshot), UNCONFIRMED
+        best = best_trial(snapshot)
+        return best, origin_of_unconfirmed(snapshot, best)
     from hpo.evidence.paired import compare_arms  # imports scipy, which few exports need
 
     trials, seeds = confirmation.spec["about"]["trials"], confirmation.spec["seeds"]
@@ -42,6 +45,11 @@ def trial_to_export(store: OpenStorage, snapshot: Snapshot) -> tuple[Trial, str]
     if best.number not in trials.values():
         return best, f"not confirmed: best of the search, which {confirmation.name} did not re-run"
     return best, f"not confirmed: best of the search, which {confirmation.name} did not find better than the baseline"
+
+
+def origin_of_unconfirmed(snapshot: Snapshot, best: Trial) -> str:
+    """Return in words what the best trial of a search without a confirmation is."""
+    return UNCONFIRMED if changed_fields(snapshot, best) else BASELINE
 
 
 def _latest_confirmation(store: OpenStorage, snapshot: Snapshot) -> Snapshot | None:

@@ -60,6 +60,16 @@ def test_a_confirmation_is_suggested_in_the_same_place_and_only_where_a_seed_can
     assert "hpo confirm" not in said
 
 
+def test_a_search_that_finds_nothing_better_exports_the_baseline_and_has_nothing_to_confirm(here: Path) -> None:
+    path = planted(here, base={"x": 0.0}, budget={"trials": 3})
+    said = hpo("launch", "--study", str(path), cwd=here).stdout
+    assert "the best trial is the baseline: no other trial is better" in said
+    assert "hpo export --study planted -o best.yaml" in said
+    assert "hpo confirm" not in said
+    origin = "trial 0 of planted, the baseline: no other trial of the search is better"
+    assert origin in hpo("export", "-o", "best.yaml", cwd=here).stderr
+
+
 def test_launching_again_keeps_what_the_file_omits_before_the_data_are_prepared(here: Path) -> None:
     base = {"data": {"name": "text", "path": corpus()}, "tokenizer": {"name": "bytes"}}
     base |= {"model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "context": 16}, "run": {"tokens": 4096, "rungs": 2}}
