@@ -1,4 +1,4 @@
-"""The results in docs/gpu.md, from the files that `make gpu` writes to bench/results/gpu/: one per card and day."""
+"""The results in docs/gpu.md, from the files that `make gpu` writes to bench/results/gpu/."""
 
 import json
 from collections.abc import Iterator

@@ -50,11 +50,11 @@ def run_parts(parts: list[Part], settings: Settings, minutes: float, out: Path) 
 
 
 def write(result: dict[str, Any], out: Path) -> Path:
-    """Write the results to a file that is named by card and date."""
+    """Write the results to a file that is named by card, date and time."""
     card = next((r["row"]["card"] for p in result["parts"] for r in p["records"] if r["table"] == "Card"), "unknown")
-    slug = re.sub(r"[^a-z0-9]+", "-", str(card).lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{card} {result['date'][:16]}".lower().replace(":", ""))
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{slug}-{result['date'][:10]}.json"
+    path = out / f"{slug}.json"
     with atomic_write(path) as part:
         part.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     return path

@@ -21,7 +21,7 @@ WARM, ROUNDS, UPDATES = 5, 5, 7  # 40 updates: 5 to warm up, then 5 rounds of 7
 
 
 def measure(settings: Settings, emit: Emit, base: str, compiled: bool = False, updates: int = UPDATES) -> None:
-    """Emit speed, MFU and memory of one base. updates: of each of five rounds.
+    """Emit speed, MFU and memory of one base. updates: of each of five rounds; 0: train one micro-step only.
 
     If its batch does not fit, halve it and accumulate twice as often.
     """
@@ -34,7 +34,9 @@ def measure(settings: Settings, emit: Emit, base: str, compiled: bool = False, u
         problem = f"by estimate {gigabytes(needed)} GB of {gigabytes(free)} GB" if needed > free else ""
         if not problem or config.run.batch_size % 2:
             try:
-                return train(settings, emit, base, config, prepared, product, 1 if settings.tiny else updates)
+                return train(
+                    settings, emit, base, config, prepared, product, min(updates, 1) if settings.tiny else updates
+                )
             except Exception as error:
                 if not is_out_of_memory(error) or config.run.batch_size % 2:
                     raise
@@ -57,6 +59,9 @@ def train(
     """Train and validate, and emit a row. product: operations per second of a matrix product."""
     vocab_size, accum, tokens = prepared.vocab_size, config.run.grad_accum, config.update_tokens()
     trainer = Trainer([config], prepared)
+    if not updates:
+        first = seconds_of(lambda: trainer._train(1), settings.device)
+        return emit("Compilation", network=base, **{"first update s": round(first, 1)})
     first = seconds_of(lambda: trainer._train(accum), settings.device)
     second = seconds_of(lambda: trainer._train(accum), settings.device)
     # A part that is stopped later has at least this.

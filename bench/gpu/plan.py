@@ -29,6 +29,8 @@ PARTS = [
     Part("compile loops 1 M", loops.warm_up, 130, {"size": "1 M"}, beside=True),
     Part("compile loops 10 M", loops.warm_up, 130, {"size": "10 M"}, beside=True),
     Part("compile loops mainrun", loops.warm_up, 130, {"size": "mainrun"}, beside=True),
+    Part("compile mainrun", full_size.measure, 130, {"base": "mainrun", "compiled": True, "updates": 0}, beside=True),
+    Part("compile unet", full_size.measure, 130, {"base": "unet", "compiled": True, "updates": 0}, beside=True),
     Part("mainrun", full_size.measure, 40, {"base": "mainrun"}),
     Part("blueberry", full_size.measure, 45, {"base": "blueberry"}),
     Part("unet", full_size.measure, 60, {"base": "unet", "updates": 1}),

@@ -14,6 +14,8 @@ from typing import Any
 from bench.gpu.plan import Part
 from bench.gpu.records import RecordFile, Row, Settings
 
+LOG = 20_000  # characters of the end of a part's output that are kept
+
 
 class Running:
     """A part that runs, with its record file and its log."""
@@ -38,9 +40,8 @@ class Running:
         seconds = round(time.monotonic() - self.began, 1)
         status = "stopped at its time limit" if late else "failed" if self.process.exitcode else "done"
         row: Row = {"part": self.part.name, "status": status, "seconds": seconds, "records": self.records.read()}
-        if status != "done":
-            log = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
-            row["error"] = log.strip()[-2000:] or f"exit status {self.process.exitcode}"
+        log = self.log.read_text("utf-8", "replace").strip()[-LOG:] if self.log.exists() else ""
+        row["log"] = log or ("" if status == "done" else f"exit status {self.process.exitcode}")
         return row
 
 

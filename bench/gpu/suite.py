@@ -32,7 +32,7 @@ def measure(settings: Settings, emit: Emit, files: Sequence[str] = (), processes
         options = ["-q", "-W", "default", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}"]
         command = [sys.executable, "-m", "pytest", *options, *select]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
+        print(done.stdout, done.stderr[-2000:], flush=True)
         if not report.exists():
             raise RuntimeError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")
         summarize(report, emit)

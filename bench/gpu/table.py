@@ -40,7 +40,7 @@ def _incomplete(result: Result, level: int) -> Iterator[str]:
         return
     rows = []
     for part in parts:
-        last = str(part.get("error", "")).strip().rpartition("\n")[2][:300]
+        last = str(part.get("log", "")).strip().rpartition("\n")[2][:300]
         rows.append({"part": part["part"], "status": part["status"], "seconds": part.get("seconds"), "error": last})
     yield f"{'#' * level} Parts without a complete result\n\n{as_table(rows)}"
 

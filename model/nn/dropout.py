@@ -24,7 +24,10 @@ def random_bits(n: int, key: Tensor, site: int) -> Tensor:
 
     key: (K,) int32, from the seed and the micro-step of each run. site: number of the place in the network.
     """
-    v = torch.arange(n, dtype=torch.int32, device=key.device).mul_(GOLDEN)
+    # The multiplier is read from a tensor. Torch's compiler would multiply a constant by the size of a row, and Triton
+    # refuses the product, which has more than 32 bits.
+    multiplier = (key[0] & 0) | GOLDEN
+    v = torch.arange(n, dtype=torch.int32, device=key.device).mul_(multiplier)
     # Key and site are combined by exclusive or between two multiplications. Added, they would only shift the sequence,
     # and two sites could get the same mask a few elements apart. The site is multiplied in Python and the key is not
     # multiplied, because torch.compile (2.13, CPU) multiplies the few integers of a pack in float32.

@@ -6,6 +6,7 @@ stored in the cache folder, where all processes of the machine find it.
 
 import logging
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,8 @@ def compile_graph(function: Graph, arguments: Sequence[Tensor]) -> Graph:
     Raises:
         ConfigError: this machine has no compiler that works.
     """
-    from torch._inductor import standalone_compile  # importing the compiler takes 2 s
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx  # importing the compiler takes 2 s
     from torch._inductor.exc import InductorError
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -42,23 +44,27 @@ def compile_graph(function: Graph, arguments: Sequence[Tensor]) -> Graph:
     with mode:  # tensors without memory, and no two share it: torch would copy arguments that may overlap
         examples: list[Any] = [_like(tensor) for tensor in arguments]
         trace = make_fx(function)(*examples)
-    with locked(folder), patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": str(folder)}), _ordered_sums():
-        # Locked, because the other workers of a study wait for the code of the first one.
+    # Workers that need the same code wait for the first of them. Others compile at the same time, up to collisions.
+    number = zlib.crc32(f"{trace.code} {examples}".encode()) % 64
+    lock = locked(folder.with_name(f"{folder.name}-{number}"))
+    with lock, patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": str(folder)}), _ordered_sums():
         try:
-            compiled: Graph = standalone_compile(
-                trace,
-                examples,
-                dynamic_shapes="from_example_inputs",
-                options={"config_patches": {"cpp_wrapper": on_cpu}},
-                fake_mode=mode,
-                donate_graph_module=True,
-            )
+            with tracing(TracingContext(mode)):
+                compiled: Any = compile_fx(
+                    trace, examples, config_patches={"cpp_wrapper": on_cpu}, ignore_shape_env=True
+                )
         except InductorError as error:
-            reason = str(error).strip().partition("\n")[0]
             raise ConfigError(
-                f"run.compile: the compiler of this machine failed; use off or install a C++ compiler: {reason}"
+                f"run.compile: the compiler of this machine failed; use off or install a C++ compiler: {_reason(error)}"
             ) from error
-    return compiled
+    graph: Graph = compiled
+    return graph
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of an error message that names the cause: the first one, or the last one of another process."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return (lines[-1] if lines[0].endswith("subprocess:") else lines[0]).strip()
 
 
 @contextmanager

@@ -70,6 +70,11 @@ class PackGraphs:
         backups = [view for _, view in self._views(self.params.backups)] if self.params.backups else []
         fixed = [self.params.grads, measured, *views, *backups]
         self._graph("update", lambda: self._updating(layout), fixed, numbers)(*numbers)
+        # Not within the graph: on a CPU, torch up to 2.12 would clear them before some groups have read their columns.
+        if self.size == 1:
+            self.params.grads.zero_()
+        else:
+            self.params.grads.masked_fill_(numbers[2][:, None], 0)
 
     def _graph(
         self, name: Hashable, function: Callable[[], Graph], fixed: Sequence[Tensor], inputs: Sequence[Tensor]
@@ -116,8 +121,7 @@ class PackGraphs:
             old, rest = dict(zip(keys, inputs, strict=False)), inputs[n:]
             backups = dict(zip(keys, rest, strict=False)) if params.backups else {}
             norms, coefficients, *masks = rest[len(backups) :]
-            complete = masks[0] if masks else None
-            accepted = masks[1] if len(masks) > 1 else complete
+            accepted = masks[1] if len(masks) > 1 else masks[0] if masks else None
             rolled_back = masks[2] if len(masks) > 2 else None
             new = {key: view.clone() for key, view in old.items()}
             step = layout.unpack(coefficients)
@@ -125,12 +129,9 @@ class PackGraphs:
             added = torch.stack((norms, fractions))
             if accepted is None:
                 measured.add_(added)
-                grads.zero_()
             else:
-                assert complete is not None
                 total = measured + torch.where(accepted, added, 0)
                 measured.copy_(total if rolled_back is None else torch.where(rolled_back, 0, total))
-                grads.copy_(torch.where(complete[:, None], 0, grads))
             for key, view in old.items():
                 kept = view if rolled_back is None else torch.where(rolled_back[:, None], backups[key], view)
                 view.copy_(new[key] if accepted is None else torch.where(accepted[:, None], new[key], kept))

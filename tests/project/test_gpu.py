@@ -68,7 +68,7 @@ def test_parts_that_fail_and_hang_lose_neither_their_rows_nor_other_parts(tmp_pa
     result = run_parts(parts, Settings("cpu", tiny=False), 1, tmp_path)
     assert time.monotonic() - began < 20
     assert [part["status"] for part in result["parts"]] == ["failed", "stopped at its time limit", "done"]
-    assert "ValueError: made-up failure" in result["parts"][0]["error"]
+    assert "ValueError: made-up failure" in result["parts"][0]["log"]
     names = [record["row"]["name"] for part in result["parts"] for record in part["records"]]
     assert names == ["before the failure", "before the end of its time", "last"]
     (path,) = tmp_path.glob("unknown-*.json")
@@ -177,7 +177,7 @@ def test_the_page_holds_the_kept_results_or_says_that_there_are_none(tmp_path: P
     rows = [{"table": "Card", "row": {"card": "Made Up 9000"}}, {"table": "Packs", "row": {"K": 1, "error": "a | b"}}]
     parts = [
         {"part": "card", "status": "done", "records": rows},
-        {"part": "unet", "status": "failed", "seconds": 3.0, "error": "trace\nout of memory", "records": []},
+        {"part": "unet", "status": "failed", "seconds": 3.0, "log": "trace\nout of memory", "records": []},
     ]
     (tmp_path / "made-up.json").write_text(json.dumps({"date": "2026-01-01 00:00 UTC", "seconds": 9.0, "parts": parts}))
     text = gpu_tables.with_results(page, tmp_path)
