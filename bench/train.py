@@ -1,5 +1,5 @@
 """Compare the trainer with a plain loop over the same network and with a nanoGPT-style loop, in tokens per second:
-without and with compiled steps, alone and in packs.
+without and with compiled steps, alone and in packs. The size mainrun is measured only if it is named.
 
     python bench/train.py [--rounds 7] [--threads 1] [--device cpu] [--sizes 'micro;default']
 
@@ -39,6 +39,14 @@ MICROGPT = {
     "run.batch_size": 1,
 }
 DEFAULT = {"model.n_layer": 2, "model.n_embd": 96}
+MAINRUN = {
+    "tokenizer.vocab_size": 16_000,
+    "model.n_layer": 6,
+    "model.n_embd": 512,
+    "model.n_head": 8,
+    "model.context": 128,
+    "run.batch_size": 64,
+}
 # Values of each size, and the packs that are measured.
 SIZES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "micro": (MICROGPT, (4, 16, 64)),
@@ -46,7 +54,9 @@ SIZES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "default": (DEFAULT, (4,)),
     "default, dropout 0.1": (DEFAULT | {"regularization.dropout": 0.1}, ()),
     "4x256": ({"model.n_layer": 4, "model.n_embd": 256, "run.batch_size": 8}, ()),
+    "mainrun": (MAINRUN, ()),
 }
+LONGEST = "mainrun"  # its updates take several seconds
 
 
 def plain(config: TrainConfig, prepared: PreparedData, device: torch.device) -> Callable[[int], None]:
@@ -83,15 +93,20 @@ def plain(config: TrainConfig, prepared: PreparedData, device: torch.device) -> 
     return run
 
 
+def clock() -> Callable[[], float]:
+    """Return a clock: on one CPU thread that of the process, without the time that other programs take."""
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time if alone else time.perf_counter
+
+
 def speed(run: Callable[[int], Any], updates: int, tokens: int) -> float:
     """Return tokens per second over some updates. tokens: of one update."""
-    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
-    clock = time.process_time if alone else time.perf_counter
-    began = clock()
+    now = clock()
+    began = now()
     run(updates)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return updates * tokens / (clock() - began)
+    return updates * tokens / (now() - began)
 
 
 def take_turns(sides: dict[str, tuple[Callable[[int], Any], int]], rounds: int, seconds: float) -> None:
@@ -137,7 +152,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="seconds of one side in one round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--sizes", default=";".join(SIZES), help="sizes of the network, such as 'micro;default'")
+    sizes = ";".join(name for name in SIZES if name != LONGEST)
+    parser.add_argument("--sizes", default=sizes, help="sizes of the network, such as 'micro;default'")
     parser.add_argument("--set", action="append", default=[], help="a field of all configurations: PATH=VALUE")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,0 +1,76 @@
+"""Measure what parts of a configuration cost beside the defaults, in tokens per second, without and with compiled
+steps: dropout, Muon, RMS norm and rotary positions; and the share of a run that validation takes.
+
+    python bench/features.py [--rounds 7] [--threads 1] [--seconds 0.5]
+
+The configurations take turns in one process, as in bench/train.py. The ratios are (configuration / defaults), both
+compiled or both not.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bench.train import DEFAULT, LONG, clock, take_turns
+from model.config import TrainConfig
+from model.data.prepare import prepare
+from model.section import updated
+from model.train.trainer import Trainer
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "dropout 0.1": {"regularization.dropout": 0.1},
+    "muon": {"optimizer.name": "muon"},
+    "rmsnorm": {"model.norm": "rmsnorm"},
+    "rope": {"model.position": "rope"},
+}
+
+
+def sides_of(compiled: str) -> dict[str, tuple[Callable[[int], Any], int]]:
+    """Return what trains each configuration for some updates, and the tokens of one update. compiled: on or off."""
+    sides = {}
+    for name, values in FEATURES.items():
+        config = updated(TrainConfig(), LONG | DEFAULT | values | {"run.compile": compiled})
+        sides[name] = (Trainer([config], prepare(config.data, config.tokenizer))._train, config.update_tokens())
+    return sides
+
+
+def validation_shares(compiled: str, rounds: int) -> list[float]:
+    """Return the share of a default run that its validations take, for each round. compiled: on or off."""
+    config = updated(TrainConfig(), DEFAULT | {"run.compile": compiled})
+    trainer = Trainer([config], prepare(config.data, config.tokenizer))
+    evaluate, now = trainer.validation.evaluate, clock()
+    trainer._train(2), evaluate()
+    shares, updates = [], 50
+    of_run = config.run.tokens / config.update_tokens() / updates
+    for _ in range(rounds):
+        began = now()
+        trainer._train(updates)
+        trained = now()
+        evaluate()
+        validating = (now() - trained) * config.run.rungs
+        shares.append(validating / ((trained - began) * of_run + validating))
+    return shares
+
+
+def main() -> None:
+    """Print all comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="seconds of one side in one round")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for compiled in ("off", "on"):
+        print(f"run.compile {compiled}")
+        take_turns(sides_of(compiled), arguments.rounds, arguments.seconds)
+        shares = validation_shares(compiled, arguments.rounds)
+        spread = f"{min(shares):.1%} to {max(shares):.1%}"
+        print(f"  validation: {statistics.median(shares):.1%} of a run ({spread})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
