@@ -4,16 +4,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+LONGEST = 900  # characters of a line of a message; a value in it may be of any length
+TAIL = 200  # of these characters, the last ones, which hold the remedy
+
 
 class Problem(Exception):
     """An error that the user can fix. Each line names the key, the rule, the value and the remedy; no traceback is
-    shown."""
+    shown. Longer lines are shortened in the middle."""
 
     status = 2
 
     def __init__(self, *lines: str) -> None:
-        super().__init__("\n".join(lines))
-        self.lines: Sequence[str] = lines
+        self.lines: Sequence[str] = tuple("\n".join(map(_shortened, text.split("\n"))) for text in lines)
+        super().__init__("\n".join(self.lines))
 
 
 class WorkFailed(Problem):
@@ -48,6 +51,13 @@ class StorageError(Exception):
     def __init__(self, message: str, passing: bool = False) -> None:
         super().__init__(message)
         self.passing = passing
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= LONGEST:
+        return line
+    left_out = f"... ({len(line):,} characters) ..."
+    return line[: LONGEST - TAIL - len(left_out)] + left_out + line[-TAIL:]
 
 
 def error_summary(text: str) -> str:
