@@ -26,7 +26,8 @@ def parameters(tree: Mapping[str, Any], notes: Notes, path: Path = ("parameters"
     for name, entry in tree.items():
         here = (*path, name)
         if not isinstance(entry, Mapping):
-            got = f"must be a mapping, such as {{value: {shown_value(entry)}}}, got {shown_value(entry)}"
+            key = "values" if isinstance(entry, list) else "value"
+            got = f"must be a mapping, such as {{{key}: {shown_value(entry)}}}, got {shown_value(entry)}"
             raise Problem(f"{notes.place(here)}: {name}: {got}")
         dotted = ".".join(str(part) for part in here if part != "parameters")
         if "parameters" in entry and isinstance(entry["parameters"], Mapping):

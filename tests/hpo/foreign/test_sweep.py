@@ -154,7 +154,11 @@ def test_notes_name_the_line_of_the_key() -> None:
     [
         ("tune:\n  num_samples: 3\n", "s.yaml:1: tune: must be a W&B sweep"),
         ("method: grid\n", "s.yaml:1: parameters: required"),
-        ("method: grid\nparameters:\n  lr: 0.1\n", "s.yaml:3: lr: must be a mapping"),
+        ("method: grid\nparameters:\n  lr: 0.1\n", "s.yaml:3: lr: must be a mapping, such as {value: 0.1}, got 0.1"),
+        (
+            "method: grid\nparameters:\n  a: [1, 2]\n",
+            "s.yaml:3: a: must be a mapping, such as {values: [1, 2]}, got [1, 2]",
+        ),
         ("parameters:\n  lr: {min: 1, max: 0.1}\n", "s.yaml:2: lr: min must be less than max"),
         ("parameters:\n  lr: {min: 0.1}\n", "s.yaml:2: lr: distribution uniform"),
         (
