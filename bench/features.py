@@ -7,14 +7,13 @@ The configurations take turns in one process, as in bench/train.py. The ratios a
 compiled or both not.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from bench.train import DEFAULT, LONG, clock, take_turns
+from bench.train import DEFAULT, LONG, clock, take_turns, timing_options
 from model.config import TrainConfig
 from model.data.prepare import prepare
 from model.section import updated
@@ -31,11 +30,10 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 def sides_of(compiled: str) -> dict[str, tuple[Callable[[int], Any], int]]:
     """Return what trains each configuration for some updates, and the tokens of one update. compiled: on or off."""
-    sides = {}
-    for name, values in FEATURES.items():
-        config = updated(TrainConfig(), LONG | DEFAULT | values | {"run.compile": compiled})
-        sides[name] = (Trainer([config], prepare(config.data, config.tokenizer))._train, config.update_tokens())
-    return sides
+    first = TrainConfig()
+    prepared = prepare(first.data, first.tokenizer)
+    configs = {n: updated(first, LONG | DEFAULT | v | {"run.compile": compiled}) for n, v in FEATURES.items()}
+    return {name: (Trainer([config], prepared)._train, config.update_tokens()) for name, config in configs.items()}
 
 
 def validation_shares(compiled: str, rounds: int) -> list[float]:
@@ -43,7 +41,8 @@ def validation_shares(compiled: str, rounds: int) -> list[float]:
     config = updated(TrainConfig(), DEFAULT | {"run.compile": compiled})
     trainer = Trainer([config], prepare(config.data, config.tokenizer))
     evaluate, now = trainer.validation.evaluate, clock()
-    trainer._train(2), evaluate()
+    trainer._train(2)
+    evaluate()
     shares, updates = [], 50
     of_run = config.run.tokens / config.update_tokens() / updates
     for _ in range(rounds):
@@ -58,11 +57,7 @@ def validation_shares(compiled: str, rounds: int) -> list[float]:
 
 def main() -> None:
     """Print all comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5, help="seconds of one side in one round")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = timing_options(__doc__).parse_args()
     torch.set_num_threads(arguments.threads)
     for compiled in ("off", "on"):
         print(f"run.compile {compiled}")

@@ -145,12 +145,18 @@ def sides_of(config: TrainConfig, packs: Sequence[int]) -> dict[str, tuple[Calla
     return sides
 
 
-def main() -> None:
-    """Print all comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def timing_options(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of how long is measured."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="seconds of one side in one round")
     parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def main() -> None:
+    """Print all comparisons."""
+    parser = timing_options(__doc__)
     parser.add_argument("--device", default="cpu")
     sizes = ";".join(name for name in SIZES if name != LONGEST)
     parser.add_argument("--sizes", default=sizes, help="sizes of the network, such as 'micro;default'")

@@ -33,6 +33,7 @@ def describe(settings: Settings) -> Row:
 
 def mps_runs() -> bool:
     """Return whether the Multi-Process Service of CUDA runs, with which processes share a card without time slices."""
+    # The folder is CUDA's default.
     pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
     return (pipes / "control").exists()
 

@@ -173,7 +173,7 @@ def claims(
     verdict_arms_only: Annotated[
         bool, typer.Option("--verdict-arms-only", help="Run only the arms that determine the verdicts.")
     ] = False,
-    weighed: Annotated[
+    old_name: Annotated[
         bool, typer.Option("--weighed", hidden=True, help="Old name of --verdict-arms-only, until version 0.3.0.")
     ] = False,
     data: ResultsFile = None,
@@ -193,7 +193,7 @@ def claims(
     """
     from hpo.evidence.claims.command import ClaimsRequest, run_claims
 
-    if weighed:
+    if old_name:
         say("note: --weighed is now --verdict-arms-only; version 0.3.0 removes the old name")
-    request = ClaimsRequest(names or [], seeds, ledger, data, write, listing, verdict_arms_only or weighed)
+    request = ClaimsRequest(names or [], seeds, ledger, data, write, listing, verdict_arms_only or old_name)
     exit_with(run_claims(request, run.launch_options(), format))

@@ -20,35 +20,17 @@ def read_pruner(
     notes: Notes,
     comments: dict[str, list[str]],
 ) -> None:
-    """Add the pruner of `early_terminate`. W&B's hyperband has one bracket, which is successive halving.
+    """Add the pruner of `early_terminate`, or a comment that says what the sweep lacks for it.
+
+    W&B's hyperband has one bracket, which is successive halving.
 
     Raises:
         Problem: the rule has a value that W&B does not accept.
     """
-    rule = sweep.get("early_terminate")
     tree["pruner"] = "none"
+    rule = _hyperband(sweep.get("early_terminate"), notes)
     if rule is None:
         return
-    if not isinstance(rule, Mapping):
-        got = f"must be a mapping such as {EXAMPLE}, got {shown_value(rule)}"
-        raise notes.problem(("early_terminate",), f"{got}; omit the key to prune no trial")
-    if rule.get("type") != "hyperband":
-        notes.add(("early_terminate",), f"type {shown_value(rule.get('type'))} is not known; the study prunes no trial")
-        return
-    for key in rule.keys() - {"type", *KEYS}:
-        text = "the study prunes every trial that is not among the best" if key == "strict" else "no such key"
-        notes.add(("early_terminate", key), f"is left out; {text}{nearest(key, KEYS)}")
-    _add_halving(rule, base, tree, notes, comments)
-
-
-def _add_halving(
-    rule: Mapping[str, Any],
-    base: Mapping[str, Any],
-    tree: dict[str, Any],
-    notes: Notes,
-    comments: dict[str, list[str]],
-) -> None:
-    """Add the marks of hyperband, or a comment that says what the sweep lacks for them."""
     numbers = {key: _number(rule[key], key, notes) for key in KEYS if rule.get(key) is not None}
     factor = _factor(numbers.get("eta", 3), notes)
     length = next((n for key in LENGTHS if type(n := base.get(key)) is int and n > 0), None)
@@ -65,6 +47,26 @@ def _add_halving(
     tree["steps"] = {"last": last, "rungs": rungs}
     tree["pruner"] = {"name": "halving", "min_rungs": max(1, round(first / last * rungs)), "factor": factor}
     notes.add(("early_terminate",), f"counts calls of wandb.log; the study counts the steps that it reports, to {last}")
+
+
+def _hyperband(rule: Any, notes: Notes) -> Mapping[str, Any] | None:
+    """Return the rule if it is one that W&B knows, after notes of what is left out.
+
+    Raises:
+        Problem: the rule is no mapping.
+    """
+    if rule is None:
+        return None
+    if not isinstance(rule, Mapping):
+        got = f"must be a mapping such as {EXAMPLE}, got {shown_value(rule)}"
+        raise notes.problem(("early_terminate",), f"{got}; omit the key to prune no trial")
+    if rule.get("type") != "hyperband":
+        notes.add(("early_terminate",), f"type {shown_value(rule.get('type'))} is not known; the study prunes no trial")
+        return None
+    for key in rule.keys() - {"type", *KEYS}:
+        text = "the study prunes every trial that is not among the best" if key == "strict" else "no such key"
+        notes.add(("early_terminate", key), f"is left out; {text}{nearest(key, KEYS)}")
+    return rule
 
 
 def _number(value: Any, key: str, notes: Notes) -> float:

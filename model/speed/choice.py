@@ -15,7 +15,8 @@ from model.train.device import compiles, resolve
 COMPILE_S = 25.0  # to compile the graphs of a shape on a CPU for the first time
 LOAD_S = 3.0  # to load the compiler and the graphs from the cache, in each worker
 # Most that compiled steps have saved: of steps whose time is launching operations, and of others. Shorter steps are of
-# the first kind. On an H100, a step of 24 ms took 5.4 ms as a CUDA graph, and one of 9 ms took 0.6 ms.
+# the first kind. On an H100, a step of one run of 1 M parameters takes 9.5 ms, or 0.58 ms as a CUDA graph, and one of
+# 27 M takes 24 ms without (docs/gpu.md).
 LAUNCHING_S, SAVED_OF_LAUNCHING, SAVED = {"cpu": 0.004, "cuda": 0.03}, 0.75, 0.25
 # Seconds of one operation, and operations per second and parameters, in a guess that is never too high.
 OPERATION_S, FLOPS = 2e-6, 200e9

@@ -70,7 +70,7 @@ class PackGraphs:
         backups = [view for _, view in self._views(self.params.backups)] if self.params.backups else []
         fixed = [self.params.grads, measured, *views, *backups]
         self._graph("update", lambda: self._updating(layout), fixed, numbers)(*numbers)
-        # Not within the graph: on a CPU, torch up to 2.12 would clear them before some groups have read their columns.
+        # Not within the graph: torch 2.10 and 2.11 clear them before some groups have read their columns.
         if self.size == 1:
             self.params.grads.zero_()
         else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.gpu import environment
-from bench.gpu.__main__ import run_parts
+from bench.gpu.__main__ import run_parts, without_paths
 from bench.gpu.networks import flops_per_token, n_weights
 from bench.gpu.plan import PARTS, Part, stages
 from bench.gpu.records import RecordFile, Settings
@@ -193,3 +194,11 @@ def test_the_page_holds_the_kept_results_or_says_that_there_are_none(tmp_path: P
 def test_a_table_has_the_columns_of_all_its_rows() -> None:
     table = as_table([{"a": 1000, "b": None}, {"a": 2, "c": "x | y"}])
     assert table.splitlines() == ["| a | c |", "|---|---|", "| 1,000 |  |", "| 2 | x \\| y |"]
+
+
+def test_kept_results_name_no_folder_of_a_machine():
+    log = f'File "{ROOT}/model/a.py", line 1\nFile "/opt/x/.venv/lib/python3.12/site-packages/torch/b.py", line 2'
+    kept = 'File "model/a.py", line 1\nFile "lib/python3.12/site-packages/torch/b.py", line 2'
+    assert json.loads(without_paths(json.dumps({"log": log}))) == {"log": kept}
+    for path in gpu_tables.RESULTS.glob("*.json"):
+        assert not re.search(r"[\s\"']/(home|opt|root)/", path.read_text("utf-8")), path.name
