@@ -56,13 +56,8 @@ def write(result: dict[str, Any], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{slug}.json"
     with atomic_write(path) as part:
-        part.write_text(without_paths(json.dumps(result, indent=1)) + "\n", "utf-8")
+        part.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     return path
-
-
-def without_paths(text: str) -> str:
-    """Return a text without the folders of this machine: relative to the project or to the folder of a Python."""
-    return re.sub(r"/[^\s\"'`\\]*?/(?=lib/python\d)", "", text.replace(f"{ROOT}/", ""))
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.plan import Part
-from bench.gpu.records import RecordFile, Row, Settings
+from bench.gpu.records import RecordFile, Row, Settings, without_paths
 
 LOG = 20_000  # characters of the end of a part's output that are kept
 
@@ -40,7 +40,7 @@ class Running:
         seconds = round(time.monotonic() - self.began, 1)
         status = "stopped at its time limit" if late else "failed" if self.process.exitcode else "done"
         row: Row = {"part": self.part.name, "status": status, "seconds": seconds, "records": self.records.read()}
-        log = self.log.read_text("utf-8", "replace").strip()[-LOG:] if self.log.exists() else ""
+        log = without_paths(self.log.read_text("utf-8", "replace").strip()[-LOG:]) if self.log.exists() else ""
         row["log"] = log or ("" if status == "done" else f"exit status {self.process.exitcode}")
         return row
 

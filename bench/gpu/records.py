@@ -1,11 +1,13 @@
 """Measurements of `make gpu`: rows of tables, which a part writes as it measures, and the settings of all parts."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 Row = dict[str, Any]
 Emit = Callable[..., None]
 """emit(table, column=value, ...) adds a row to a table."""
@@ -51,9 +53,14 @@ class RecordFile:
         if not self.path.exists():
             return []
         rows = []
-        for line in self.path.read_text("utf-8").splitlines():
+        for line in without_paths(self.path.read_text("utf-8")).splitlines():
             try:
                 rows.append(json.loads(line))
             except ValueError:
                 break
         return rows
+
+
+def without_paths(text: str) -> str:
+    """Return a text without the folders of this machine: relative to the project or to the folder of a Python."""
+    return re.sub(r"/[^\s\"'`\\]*?/(?=lib/python\d)", "", text.replace(f"{ROOT}/", ""))

@@ -14,10 +14,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.gpu import environment
-from bench.gpu.__main__ import run_parts, without_paths
+from bench.gpu.__main__ import run_parts
 from bench.gpu.networks import flops_per_token, n_weights
 from bench.gpu.plan import PARTS, Part, stages
-from bench.gpu.records import RecordFile, Settings
+from bench.gpu.records import RecordFile, Settings, without_paths
 from bench.gpu.steps import MARK, count_events
 from bench.gpu.suite import FULL_SIZE, marked_files, summarize
 from bench.gpu.table import as_table
