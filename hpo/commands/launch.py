@@ -224,7 +224,9 @@ def _next_commands(snapshot: Snapshot, options: LaunchOptions, is_better: bool) 
     """
     storage = storage_option(options)
     by = ["--by", snapshot.objective] if len(objectives_of(snapshot)) > 1 else []
-    workers = command_line("--workers", str(max(1, options.workers)), *placement_words(options))
+    # On GPUs without --workers, --per-gpu gives their number.
+    number = ["--workers", str(max(1, options.workers))] if options.workers or not options.gpus else []
+    workers = command_line(*number, *placement_words(options))
     confirm = f"  {command_line('hpo', 'confirm', '--study', snapshot.name)}{storage} {workers}"
     base = flatten(snapshot.spec["base"])
     can_confirm = is_better and not options.confirm and any(field in base for field in SEED_FIELDS)

@@ -108,7 +108,8 @@ def placement_words(options: LaunchOptions) -> list[str]:
 
 def resume_command(options: LaunchOptions) -> str:
     """Return the command that repeats this launch."""
-    words = ["hpo", "launch", "--study", options.study, "--workers", str(options.workers)]
+    words = ["hpo", "launch", "--study", options.study]
+    words += ["--workers", str(options.workers)] if options.workers else []
     words += [word for key, value in options.budget.items() if value is not None for word in (f"--{key}", str(value))]
     words += [word for override in options.overrides for word in ("--set", override)]
     words += ["--seed", str(options.seed)] if options.seed is not None else []

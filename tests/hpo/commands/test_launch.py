@@ -12,7 +12,7 @@ from hpo.analysis.progress import trial_counts
 from hpo.analysis.snapshot import read_snapshot
 from hpo.commands.launch import result_lines
 from hpo.config.yaml import dump_yaml
-from hpo.launcher.options import LaunchOptions
+from hpo.launcher.options import LaunchOptions, resume_command
 from hpo.storage.engine import open_readonly
 from hpo.study.load import load_study
 from hpo.worker.events import event_line
@@ -52,6 +52,10 @@ def test_a_confirmation_is_suggested_in_the_same_place_and_only_where_a_seed_can
     assert "  hpo confirm --study planted --workers 3 --on slurm --slurm 'partition=a b'" in lines
     lines = result_lines(snapshot, Path("best.yaml"), ray)
     assert "  hpo confirm --study planted --workers 1 --on ray --address head:6379 --gpus-per-worker 0.5" in lines
+    gpus = LaunchOptions("planted", "sqlite:///runs/hpo.db", gpus=("0", "1"), per_gpu=2)
+    assert "  hpo confirm --study planted --gpus 0,1 --per-gpu 2" in result_lines(snapshot, Path("best.yaml"), gpus)
+    assert resume_command(gpus) == "hpo launch --study planted --gpus 0,1 --per-gpu 2"
+    assert resume_command(slurm).startswith("hpo launch --study planted --workers 3 --on slurm")
     script = {"command": ["sh", "-c", "echo loss: 1"], "metric": {"pattern": "(?P<loss>[0-9]+)"}, "objective": "loss"}
     keys = {"steps": {"rungs": 1, "last": 1}, "space": {"lr": {"low": 0.1, "high": 1.0}}, "budget": {"trials": 1}}
     (here / "unseeded.yaml").write_text(dump_yaml({**script, **keys}))
