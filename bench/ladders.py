@@ -1,10 +1,11 @@
 """Show on our own GPT what a ladder predicts: ten ladders against one dense search at each of two targets.
 
 python bench/ladders.py                 train what is missing, for as long as it takes, then write the results
-python bench/ladders.py --minutes 60    the same, for at most an hour
+python bench/ladders.py --minutes 60    the same, for at most an hour; --workers 2: in two processes
 python bench/ladders.py --results       write the results of what is finished
 
-Each finished run is one line of runs/ladders/runs.jsonl, so the script can be ended at any time and resumes.
+Each finished run is one line of bench/results/transfer/ladder_runs.jsonl, so the script can be ended at any time and
+resumes.
 
 The targets are 16 times the tokens, and 4 times the width, of the smallest cell. At each target, 48 configurations are
 trained, 24 of a Sobol design and 24 around the minimum of a surface fitted to those. The minimum of the surface of all
@@ -14,7 +15,6 @@ same five seeds as the best.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -27,10 +27,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from hpo.runs.datasets import PreparedDatasets
-from hpo.runs.trainable import build_runs, pack_key
+from bench.ladder_runs import KeptRuns
 from hpo.search.ranges import Range, Space
-from hpo.study.spec import DEFAULT_TRAIN
 from hpo.transfer.cells import Cell
 from hpo.transfer.fields import Axis, axes_of
 from hpo.transfer.fit import Estimate, estimate, fit_surface
@@ -38,11 +36,10 @@ from hpo.transfer.laws import Runs, layout_of
 from hpo.transfer.plan import design
 from hpo.transfer.scale import scale_of
 from model.config import TrainConfig
-from model.section import updated
 
 ROOT = Path(__file__).parents[1]
-PIECES = ROOT / "runs" / "ladders"
 RESULTS = ROOT / "bench" / "results" / "transfer" / "ladders.json"
+RUNS = RESULTS.with_name("ladder_runs.jsonl")
 
 TOKENS = 60_000
 BASE = {
@@ -70,54 +67,6 @@ SMALLEST = Cell(scale(32, 1), 12)
 CELLS = (Cell(scale(64, 1), 12), Cell(scale(32, 4), 10), Cell(scale(64, 4), 8))
 TARGETS = {"16 times the tokens": scale(64, 16), "4 times the width": scale(128, 4)}
 LADDERS, DENSE, FRESH = 10, 48, (5_001, 5_002, 5_003, 5_004, 5_005)
-PACK = 4
-
-
-class Pieces:
-    """The finished runs, by the fields of their configuration."""
-
-    def __init__(self, deadline: float) -> None:
-        self.file, self.deadline = PIECES / "runs.jsonl", deadline
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.base, self.datasets = TrainConfig.model_validate(BASE), PreparedDatasets()
-        lines = self.file.read_text("utf-8").splitlines() if self.file.is_file() else []
-        self.runs = {tree["key"]: tree for line in lines if (tree := json.loads(line))}
-
-    def config(self, values: Mapping[str, Any]) -> TrainConfig:
-        return updated(self.base, dict(values))
-
-    def key(self, values: Mapping[str, Any]) -> str:
-        return hashlib.sha256(self.config(values).model_dump_json().encode()).hexdigest()[:20]
-
-    def loss(self, values: Mapping[str, Any]) -> float:
-        return float(self.runs[self.key(values)]["loss"])
-
-    def train(self, runs: Sequence[Mapping[str, Any]]) -> bool:
-        """Train the runs that are missing, in packs; return False if the time is over."""
-        waiting = [values for values in runs if self.key(values) not in self.runs]
-        while waiting:
-            key = pack_key(self.config(waiting[0]))
-            pack = [values for values in waiting if pack_key(self.config(values)) == key][:PACK]
-            if time.monotonic() > self.deadline:
-                return False
-            self._train_pack(pack)
-            waiting = [values for values in waiting if self.key(values) not in self.runs]
-        return True
-
-    def _train_pack(self, pack: Sequence[Mapping[str, Any]]) -> None:
-        configs = [self.config(values) for values in pack]
-        started = time.process_time()
-        losses = dict.fromkeys(range(len(pack)), math.inf)
-        for _, reports in build_runs(DEFAULT_TRAIN, configs, **self.datasets.training_arguments(configs[0])):
-            for lane, metrics in reports.items():
-                losses[lane] = float(metrics.val_loss)
-        seconds = (time.process_time() - started) / len(pack)
-        with self.file.open("a", encoding="utf-8") as file:
-            for lane, values in enumerate(pack):
-                loss = losses[lane] if math.isfinite(losses[lane]) else 1e3
-                tree = {"key": self.key(values), "values": dict(values), "loss": loss, "seconds": seconds}
-                file.write(json.dumps(tree) + "\n")
-                self.runs[tree["key"]] = tree
 
 
 def seeded(runs: Sequence[Mapping[str, Any]], first: int) -> list[dict[str, Any]]:
@@ -137,20 +86,20 @@ def sobol(base: TrainConfig, axes: Sequence[Axis], cell: Cell, seed: int) -> lis
     return runs
 
 
-def data_of(pieces: Pieces, axes: Sequence[Axis], runs: Sequence[Mapping[str, Any]]) -> Runs:
+def data_of(kept: KeptRuns, axes: Sequence[Axis], runs: Sequence[Mapping[str, Any]]) -> Runs:
     """Return finished runs as the data of a fit; runs of equal length and size form a cell."""
-    scales = [scale_of(pieces.config(values)) for values in runs]
+    scales = [scale_of(kept.config(values)) for values in runs]
     cells = list(dict.fromkeys(scales))
     x = [[axis.coordinate(float(values[axis.path])) for axis in axes] for values in runs]
-    losses = [pieces.loss(values) for values in runs]
+    losses = [kept.loss(values) for values in runs]
     return Runs(np.array(x), np.array(scales), np.array(losses), np.array([cells.index(s) for s in scales]))
 
 
 def fitted(
-    pieces: Pieces, axes: Sequence[Axis], runs: Sequence[Mapping[str, Any]], cell: Mapping[str, Any]
+    kept: KeptRuns, axes: Sequence[Axis], runs: Sequence[Mapping[str, Any]], cell: Mapping[str, Any]
 ) -> Estimate:
-    data = data_of(pieces, axes, runs)
-    return estimate(fit_surface(layout_of(axes, data), data), np.array(scale_of(pieces.config(cell))))
+    data = data_of(kept, axes, runs)
+    return estimate(fit_surface(layout_of(axes, data), data), np.array(scale_of(kept.config(cell))))
 
 
 def values_at(axes: Sequence[Axis], x: Sequence[float], cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,110 +107,108 @@ def values_at(axes: Sequence[Axis], x: Sequence[float], cell: Mapping[str, Any])
 
 
 def ladder_runs(
-    pieces: Pieces, axes: Sequence[Axis], ladder: int
+    kept: KeptRuns, axes: Sequence[Axis], ladder: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
     """Return all runs of a ladder and the configuration that a user would copy; None if the time is over."""
-    search = seeded(sobol(pieces.base, axes, SMALLEST, 100 + ladder), 10_000 * (ladder + 1))
-    if not pieces.train(search):
+    search = seeded(sobol(kept.base, axes, SMALLEST, 100 + ladder), 10_000 * (ladder + 1))
+    if not kept.train(search):
         return None
-    best = min(search, key=pieces.loss)
+    best = min(search, key=kept.loss)
     copied = {axis.path: best[axis.path] for axis in axes}
-    center, runs = pieces.config(copied), []
+    center, runs = kept.config(copied), []
     for k, cell in enumerate(CELLS):
         runs += design(center, axes, SPACE, cell, 1_000 * ladder + k)
     runs = seeded(runs, 10_000 * (ladder + 1) + 100)
-    return (search + runs, copied) if pieces.train(runs) else None
+    return (search + runs, copied) if kept.train(runs) else None
 
 
-def dense_runs(pieces: Pieces, axes: Sequence[Axis], cell: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def dense_runs(kept: KeptRuns, axes: Sequence[Axis], cell: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Return the dense search at a target; None if the time is over."""
     half = Cell(cell, DENSE // 2)
-    first = seeded(sobol(pieces.base, axes, half, 1), 1)
-    if not pieces.train(first):
+    first = seeded(sobol(kept.base, axes, half, 1), 1)
+    if not kept.train(first):
         return None
-    x = fitted(pieces, axes, first, cell).x
+    x = fitted(kept, axes, first, cell).x
     inside = [min(max(c, a.coordinate(a.low)), a.coordinate(a.high)) for a, c in zip(axes, x, strict=True)]
-    center = pieces.config(values_at(axes, inside, {}))
+    center = kept.config(values_at(axes, inside, {}))
     second = seeded(design(center, axes, SPACE, half, 2), 100)
-    return first + second if pieces.train(second) else None
+    return first + second if kept.train(second) else None
 
 
 def fresh(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**values, "run.seed": seed} for seed in FRESH]
 
 
-def steps(pieces: Pieces, axes: Sequence[Axis]) -> Iterator[bool]:
+def steps(kept: KeptRuns, axes: Sequence[Axis]) -> Iterator[bool]:
     """Train everything in an order in which early results are useful; yield False where the time is over."""
     best = {}
     for ladder in range(LADDERS):
-        yield ladder_runs(pieces, axes, ladder) is not None
+        yield ladder_runs(kept, axes, ladder) is not None
     for name, cell in TARGETS.items():
-        dense = dense_runs(pieces, axes, cell)
+        dense = dense_runs(kept, axes, cell)
         yield dense is not None
-        best[name] = values_at(axes, fitted(pieces, axes, dense or [], cell).x, cell)
-        yield pieces.train(fresh(best[name]))
+        best[name] = values_at(axes, fitted(kept, axes, dense or [], cell).x, cell)
+        yield kept.train(fresh(best[name]))
         for ladder in range(LADDERS):
-            runs, copied = ladder_runs(pieces, axes, ladder) or ([], {})
-            predicted = values_at(axes, fitted(pieces, axes, runs, cell).x, cell)
-            yield pieces.train([*fresh(predicted), *fresh({**copied, **cell})])
+            runs, copied = ladder_runs(kept, axes, ladder) or ([], {})
+            predicted = values_at(axes, fitted(kept, axes, runs, cell).x, cell)
+            yield kept.train([*fresh(predicted), *fresh({**copied, **cell})])
 
 
-def results(pieces: Pieces, axes: Sequence[Axis]) -> dict[str, Any]:
+def results(kept: KeptRuns, axes: Sequence[Axis]) -> dict[str, Any]:
     """Return what is finished, by target."""
     tree: dict[str, Any] = {"tokens": TOKENS, "cells": [dict(c.values) | {"runs": c.runs} for c in (SMALLEST, *CELLS)]}
-    pieces.deadline = 0.0
+    kept.deadline = 0.0
     for name, cell in TARGETS.items():
-        dense = dense_runs(pieces, axes, cell)
+        dense = dense_runs(kept, axes, cell)
         if dense is None:
             continue
-        best = values_at(axes, fitted(pieces, axes, dense, cell).x, cell)
-        if not pieces.train(fresh(best)):
+        best = values_at(axes, fitted(kept, axes, dense, cell).x, cell)
+        if not kept.train(fresh(best)):
             continue
-        scores = [pieces.loss(v) for v in fresh(best)]
+        scores = [kept.loss(v) for v in fresh(best)]
         tree[name] = {"best": best, "best_losses": scores, "sigma": float(np.std(scores, ddof=1)), "ladders": []}
-        tree[name]["dense"] = {"seconds": _seconds(pieces, dense), "lowest": min(map(pieces.loss, dense))}
+        tree[name]["dense"] = {"seconds": kept.seconds(dense), "lowest": min(map(kept.loss, dense))}
         for ladder in range(LADDERS):
-            found = ladder_runs(pieces, axes, ladder)
-            if found is not None and (record := _ladder_record(pieces, axes, found, cell)):
+            found = ladder_runs(kept, axes, ladder)
+            if found is not None and (record := _ladder_record(kept, axes, found, cell)):
                 tree[name]["ladders"].append(record)
     return tree
 
 
-def _seconds(pieces: Pieces, runs: Sequence[Mapping[str, Any]]) -> float:
-    return float(sum(pieces.runs[pieces.key(values)]["seconds"] for values in runs))
-
-
 def _ladder_record(
-    pieces: Pieces, axes: Sequence[Axis], found: tuple[list[dict[str, Any]], dict[str, Any]], cell: Mapping[str, Any]
+    kept: KeptRuns, axes: Sequence[Axis], found: tuple[list[dict[str, Any]], dict[str, Any]], cell: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     runs, copied = found
-    at = fitted(pieces, axes, runs, cell)
+    at = fitted(kept, axes, runs, cell)
     predicted, copy = values_at(axes, at.x, cell), {**copied, **cell}
-    if not pieces.train([*fresh(predicted), *fresh(copy)]):
+    if not kept.train([*fresh(predicted), *fresh(copy)]):
         return None
     return {
         "predicted": predicted,
-        "losses": [pieces.loss(v) for v in fresh(predicted)],
+        "losses": [kept.loss(v) for v in fresh(predicted)],
         "copied": copy,
-        "copied_losses": [pieces.loss(v) for v in fresh(copy)],
+        "copied_losses": [kept.loss(v) for v in fresh(copy)],
         "loss": [at.loss, at.loss_low, at.loss_high],
-        "seconds": _seconds(pieces, runs),
+        "seconds": kept.seconds(runs),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--results", action="store_true")
     options = parser.parse_args()
-    pieces = Pieces(time.monotonic() + 60 * options.minutes)
-    axes = axes_of(pieces.base, SPACE, {})
+    base, deadline = TrainConfig.model_validate(BASE), time.monotonic() + 60 * options.minutes
+    RUNS.parent.mkdir(parents=True, exist_ok=True)
+    kept = KeptRuns(RUNS, base, deadline, options.workers)
+    axes = axes_of(kept.base, SPACE, {})
     if not options.results:
-        for done in steps(pieces, axes):
+        for done in steps(kept, axes):
             if not done:
                 break
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results(pieces, axes), indent=1) + "\n", "utf-8")
+    RESULTS.write_text(json.dumps(results(kept, axes), indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Run(Section):
     """Number of tokens to train on: sequences times context, padding included. Rounded to whole rungs."""
     rungs: Count = 8
     """Number of rungs: equally spaced marks, in tokens, at which the validation split is evaluated. The last rung is
-    the end of the run."""
+    the end of the run. Evaluation takes about V / (V + 3 tokens) of a run, V = rungs x targets of the split."""
     align: int = Field(default=0, ge=0)
     """Rung marks are rounded to a multiple of this number of tokens. 0: the tokens of one update. A study sets the
     common multiple of the update sizes in its search space, so that all its trials are evaluated at the same marks."""

@@ -30,6 +30,8 @@ from model.train.evaluate import EVAL_TOKENS
 from model.train.trainer import Trainer
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+# What oneDNN says where a kernel finds no memory. Without a limit it could mean something else.
+KERNEL_FAILURES = ("could not create a primitive", "could not execute a primitive")
 
 
 class DryRun(NamedTuple):
@@ -160,7 +162,7 @@ def run_request(request: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         lift_limit(device)
         text = str(error).strip().partition("\n")[0].split("DefaultCPUAllocator: ")[-1] or type(error).__name__
-        return {"out_of_memory" if is_out_of_memory(error) else "error": text}
+        return {"out_of_memory" if is_out_of_memory(error) or text in KERNEL_FAILURES else "error": text}
     return result._asdict() | {"loss": result.loss if math.isfinite(result.loss) else None}
 
 

@@ -8,8 +8,9 @@ from zlib import crc32
 import pytest
 
 STORAGES = ("sqlite", "postgres")
-# A test of these folders runs on both storages every time: there the storage itself is tested.
+# A test of these folders runs on both storages every time: there the storage itself is tested, except in some files.
 ON_BOTH = ("tests/hpo/storage/", "tests/hpo/queue/")
+ON_ONE = ("tests/hpo/queue/test_looks.py", "tests/hpo/queue/test_identity.py")
 # Files whose tests share what takes long to make, a fixture or a cache: one process runs all tests of such a file.
 TOGETHER = (
     "tests/hpo/evidence/claims/test_run.py",
@@ -64,7 +65,7 @@ def on_other_storage(item: pytest.Item) -> bool:
     """
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     storage = [value for value in parameters.values() if value in STORAGES]
-    if not storage or item.nodeid.startswith(ON_BOTH):
+    if not storage or (item.nodeid.startswith(ON_BOTH) and not item.nodeid.startswith(ON_ONE)):
         return False
     name = item.nodeid.partition("[")[0]
     return bool(storage[0] != STORAGES[crc32(name.encode()) % 2])

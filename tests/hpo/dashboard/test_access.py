@@ -27,6 +27,7 @@ from hpo.errors import StorageError
 from hpo.queue.budget import fill_slots
 from hpo.queue.slots import Slots
 from hpo.storage.store import Store, open_dashboard, open_store
+from tests.support.cases import exhaustive
 from tests.support.dashboard import basic
 from tests.support.wsgi import Answer
 
@@ -251,7 +252,7 @@ def test_file_of_a_run_would_be_served_in_a_sandbox(store: Store, tmp_path: Path
     assert "access-control-allow-origin" not in served.headers
 
 
-@pytest.mark.parametrize("plot", ["contour", "rank"])
+@pytest.mark.parametrize("plot", [exhaustive("contour"), "rank"])
 def test_plots_that_take_gigabytes_are_refused_for_large_studies(look: Store, store: Store, plot: str) -> None:
     app = build_app(look, None, None, local=True)
     assert Answer(app, f"/api/studies/1/plot/{plot}").status == 200

@@ -9,7 +9,7 @@ import pytest
 
 from model.data.prepare import prepare
 from model.errors import ConfigError
-from model.memory.dry_run import DryRun, dry_run
+from model.memory.dry_run import DryRun, dry_run, run_request
 from model.memory.estimate import estimate_memory
 from model.section import updated
 from model.train.trainer import Trainer
@@ -98,6 +98,20 @@ def test_the_peak_is_about_what_was_estimated():
 def test_too_little_memory_is_an_answer():
     config = tiny(LARGE)
     assert "out_of_memory" in request(config, estimate_memory(config, 257).total // 2)
+
+
+@pytest.mark.parametrize(("message", "key"), [
+    ("could not create a primitive", "out_of_memory"),  # seen once in thousands of runs, where a kernel found no memory
+    ("could not create a primitive descriptor for a matmul primitive", "error"),
+])  # fmt: skip
+def test_a_kernel_that_finds_no_memory_under_the_limit_is_too_little_memory(message, key, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("model.memory.dry_run.dry_run", fail)
+    monkeypatch.setattr("model.memory.dry_run.limit_memory", lambda limit, device: None)
+    request = {"config": tiny().model_dump(mode="json"), "updates": 1, "runs": 1, "limit": GB}
+    assert run_request(request) == {key: message}
 
 
 def test_an_error_of_the_set_up_is_an_answer():
