@@ -11,7 +11,7 @@ PIP_OPTIONS := --quiet --no-compile
 # Tests start many interpreters, so compiled modules are written even where the environment forbids it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: launch test suite exhaustive generated evidence integrations lint docs site bench gpu gpu-wheels replay replay-full chaos clean
+.PHONY: launch test suite exhaustive generated evidence integrations lint docs site bench gpu gpu-wheels replay replay-full ladders chaos clean
 
 launch: .venv/.installed
 	$(BIN)/hpo launch --study $(STUDY) --workers $(WORKERS)
@@ -53,10 +53,10 @@ docs: .venv/.installed-dev
 	$(BIN)/python -m docs.generate
 	$(MAKE) site
 
-# Without bench/rules.py, whose searches take an hour of CPU time, bench/probe_runs.py, and bench/replay.py, which has
-# its own targets.
+# Without bench/rules.py, whose searches take an hour of CPU time, bench/probe_runs.py, and what has targets of its own:
+# bench/replay.py and bench/ladders.py.
 bench: .venv/.installed-dev
-	for script in $(filter-out bench/rules.py bench/replay% bench/probe%,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out bench/rules.py bench/replay% bench/probe% bench/ladder%,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
 
 # The tests that need a GPU, and measurements on it, in less than eight minutes. Needs Python 3.12, torch with CUDA and
 # .gpu/wheels, but no network. docs/gpu.md says more. Try it without a GPU: make gpu GPU_OPTIONS='--device cpu --tiny'
@@ -77,6 +77,11 @@ replay: .venv/.installed-dev
 # The same for every sampler and pruner: hours. It continues where it was interrupted.
 replay-full: .venv/.installed-dev
 	$(BIN)/python bench/replay.py full
+	$(BIN)/python -m docs.generate
+
+# Ladders of our own GPT against dense searches at their targets: hours. It continues where it was interrupted.
+ladders: .venv/.installed-dev
+	$(BIN)/python bench/ladders.py --workers 2
 	$(BIN)/python -m docs.generate
 
 # Faults drawn at random against real studies on both storages; docs/reliability.md holds the last run's summary.

@@ -78,7 +78,7 @@ def _ladders(file: Path) -> Iterator[str]:
     tree = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     targets = {name: result for name, result in tree.items() if isinstance(result, dict) and "ladders" in result}
     if not targets:
-        yield "No results yet; `python bench/ladders.py` writes them, in pieces that are saved."
+        yield "No results yet; `make ladders` writes them, in pieces that are saved."
         return
     rows = []
     for name, result in targets.items():

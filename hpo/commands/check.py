@@ -9,6 +9,7 @@ from hpo.study.command_checks import command_notes
 from hpo.study.harmful_pairs import harmful_pairs
 from hpo.study.load import load_study
 from hpo.study.names import check_name
+from hpo.transfer.carry import base_notes
 
 
 def check_file(name: str, overrides: Sequence[str]) -> str:
@@ -30,7 +31,7 @@ def check_file(name: str, overrides: Sequence[str]) -> str:
     contents = (
         f"{n} hyperparameter{'s' * (n != 1)}" if arms is None else f"{len(arms)} arms x {len(study.file.seeds)} seeds"
     )
-    notes = [f"note: {note}" for note in [*harmful_pairs(study.file), *command_notes(study.file)]]
+    notes = [f"note: {note}" for note in [*harmful_pairs(study.file), *command_notes(study.file), *base_notes(study)]]
     return "\n".join([f"{study.source}: ok; {contents}, {study.rungs} rungs", *notes])
 
 

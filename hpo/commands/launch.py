@@ -29,12 +29,16 @@ from hpo.study.names import check_name, name_problem
 from hpo.study.places import at_places
 from hpo.study.spec import SEED_FIELDS, Study, seed_path
 from hpo.study.stored import study_from_spec
+from hpo.transfer.carry import base_notes
 from model.section import flatten
 
 
 def launch_study(options: LaunchOptions) -> int:
     """Run the study that the options name to the end of its budget and print its result; return the exit status."""
-    return launch(options, _requested_study(options))
+    study = _requested_study(options)
+    for note in base_notes(study):
+        say(f"note: {note}")
+    return launch(options, study)
 
 
 def _requested_study(options: LaunchOptions) -> Study:

@@ -7,12 +7,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from hpo.config.discovery import find_base
+from hpo.config.files import read_config
 from hpo.config.overrides import apply_overrides, parse_overrides
 from hpo.config.validation import error_messages
 from hpo.console import say
 from hpo.errors import Problem
 from hpo.study.scale import scale_fields
-from hpo.transfer.guard import carried_config, guard_lines, transfer_record
+from hpo.study.spec import Study
+from hpo.transfer.guard import carried_config, guard_lines, scale_changes, transfer_record
 from hpo.transfer.lookup import Fitted, Lookup
 from hpo.transfer.rule import Rule
 from hpo.transfer.rules import Move
@@ -60,6 +63,27 @@ def read_found(path: Path, config: BaseModel, provenance: Mapping[str, Any]) -> 
             f"{path}: provenance.{TRANSFER}.changed: must map fields to two values, got {changed!r:.60}"
         ) from None
     return FoundFile(config, copied, found)
+
+
+def base_notes(study: Study) -> list[str]:
+    """Return a note if the base of a study is a file of `hpo export` from a search at another scale.
+
+    Raises:
+        Problem: the file's provenance is not what an exported file contains.
+    """
+    name = study.file.base.get("from")
+    if name is None or not isinstance(study.base, TrainConfig):
+        return []
+    path = find_base(name, "base.from")
+    tree, provenance = read_config(path)
+    carried_to = _mapping(path, provenance, TRANSFER).get("to")
+    if "study" not in provenance or carried_to == scale_fields(study.base):
+        return []
+    found = read_found(path, TrainConfig.model_validate(tree), provenance).found
+    assert found is not None
+    changes = ", ".join(scale_changes(Move(found, study.base)))
+    remedy = "search the learning rate and the batch, or start from a file of `hpo export --tokens N --rule RULE`"
+    return [f"base.from: {name} was found at another scale: {changes}. Its values are copied; {remedy}"] * bool(changes)
 
 
 def _mapping(path: Path, provenance: Mapping[str, Any], key: str) -> dict[str, Any]:

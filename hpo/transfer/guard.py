@@ -45,7 +45,7 @@ def guard_lines(what: str, move: Move, applied: Rule | TrainConfig, fitted: Fitt
     what: the configuration, such as "trial 7 of beta2_sweep". applied: the rule that is applied, or the configuration
     of a file in which another rule has changed fields for another scale.
     """
-    lines = [f"note: {what} was found at another scale: {', '.join(_scale_changes(move))}"]
+    lines = [f"note: {what} was found at another scale: {', '.join(scale_changes(move))}"]
     lines += [f"  {line}" for line in _effects(move)]
     lines += [f"  {line}" for line in _rule_table(move, fitted, None if isinstance(applied, Rule) else applied)]
     if fitted.missing:
@@ -55,8 +55,8 @@ def guard_lines(what: str, move: Move, applied: Rule | TrainConfig, fitted: Fitt
     return [*lines, f"  applied: {name}{' (the default)' if applied is Rule.copy else ''}; other rules: {others}"]
 
 
-def _scale_changes(move: Move) -> Iterator[str]:
-    """Yield each part of the scale that differs, with both values."""
+def scale_changes(move: Move) -> Iterator[str]:
+    """Yield each part of the scale that differs, with both values, as text."""
     found, goal = move.found, move.goal
     parts = {
         "run.tokens": (found.run.tokens, goal.run.tokens),

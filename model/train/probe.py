@@ -48,7 +48,8 @@ def unchanged(pack: Pack, optimizer: PackOptimizer, sums: Tensor) -> Iterator[No
     tensors += [sums, pack.scales, optimizer.measured, optimizer.finite, optimizer.sound]
     tensors += [] if optimizer.guard is None else [optimizer.guard.state]
     tensors += params.backups.values()  # in place, because compiled steps read these tensors
-    copies = [tensor.clone() for tensor in tensors]
+    # In the memory of the machine: a GPU that just holds the runs would have no room for copies.
+    copies = [tensor.to("cpu", copy=True) for tensor in tensors]
     numbers = list(pack.loss_scales), list(pack.clean_updates)
     try:
         yield

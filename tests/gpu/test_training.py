@@ -14,7 +14,7 @@ from model.nn.moe import grouped_linear
 from model.section import updated
 from model.train.tables import build_batches
 from model.train.trainer import Trainer
-from tests.support.tiny import UPDATE, alone, curves, tiny
+from tests.support.tiny import UPDATE, alone, curves, timeless, tiny
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 gpu = pytest.param("cuda", marks=GPU)
@@ -201,6 +201,17 @@ def test_a_diverging_run_does_not_change_its_neighbours(device):
     for lane in (0, 2):
         assert [m.val_loss for m in stormy[lane]] == pytest.approx([m.val_loss for m in calm[lane]], abs=1e-5)
     assert [math.isnan(m.val_loss) for m in stormy[1]] == [True]
+
+
+@both
+def test_a_probe_changes_no_bit_of_its_run(device):
+    config = on(device, RULES[1])
+    trainer, found = Trainer([config]), []
+    for _, metrics in trainer:
+        found.append(timeless(metrics[0]))
+        if metrics[0].rung == 1:
+            trainer.probe({0: 0.25})
+    assert found == [timeless(m) for m in alone(config)]
 
 
 @only_gpu

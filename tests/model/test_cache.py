@@ -43,5 +43,5 @@ def test_process_that_waits_for_the_lock_of_another_says_so(
             waiting = pool.submit(lambda: locked(tmp_path / "corpus").__enter__())
             time.sleep(0.5)
             assert not waiting.done()
-        waiting.result(timeout=30)
+        waiting.result(timeout=60)
     assert f"waiting for another process, which prepares {tmp_path / 'corpus'}" in capsys.readouterr().err

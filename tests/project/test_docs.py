@@ -195,7 +195,7 @@ def served_dashboard(folder: Path, words: list[str]) -> Iterator[str]:
         yield process.stderr.readline()
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 def test_claims_file_of_the_configuration_reference_is_valid(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def working(url: str, command: str = "worker", *more: str, n: int = 2) -> Iterat
         for process in processes:
             if process.poll() is None:
                 process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:

@@ -108,7 +108,7 @@ def test_first_signal_finishes_the_rung_and_requeues_and_launching_again_continu
     process = start_launch("--study", str(path), "--workers", "2")
     assert until(lambda: have_reported(here, 2))
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == status
     assert "stopping" in stderr
     assert "Traceback" not in stderr
@@ -132,11 +132,11 @@ def test_second_signal_stops_at_once_and_nothing_is_lost(here: Path) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert worker_processes(here) == []
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
     with open_readonly("runs/hpo.db") as store:
         snapshot = read_snapshot(store, "planted")
         assert trial_counts(snapshot)["running"] + trial_counts(snapshot)["waiting"] == 2

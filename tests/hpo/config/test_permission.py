@@ -121,7 +121,7 @@ def test_follower_serves_the_code_that_an_option_names_and_no_other(folder: Path
             assert line.startswith(expected), line
             assert ("is not imported" in line) == (not allowed), line
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
             assert process.returncode == 130
 
 

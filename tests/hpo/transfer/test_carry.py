@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from hpo.commands.check import check_file
 from hpo.commands.train import train_config
 from hpo.config.files import config_text
 from hpo.config.yaml import dump_yaml, parse_yaml
@@ -197,3 +198,21 @@ def test_the_exported_form_of_a_config_is_the_one_that_a_longer_run_stores() -> 
     beta2 = updated(tiny(SEARCHED), {"run.batch_size": tree["run"]["batch_size"], "run.tokens": 4 * D0}).derived()
     assert tree["optimizer"]["beta2"] is None
     assert tree["provenance"]["derived"] == beta2
+
+
+def test_a_search_that_starts_from_a_file_of_another_scale_says_so() -> None:
+    def noted(path: Path, **base: Any) -> list[str]:
+        space = {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+        Path("next.yaml").write_text(dump_yaml({"base": {"from": str(path), **base}, "space": space}))
+        return check_file("next.yaml", []).splitlines()[1:]
+
+    longer = {"run.tokens": 4 * D0}
+    (note,) = noted(exported(), **longer)
+    assert note.startswith(
+        "note: base.from: best.yaml was found at another scale: run.tokens 1,536 -> 6,144 (4 times). Its values are"
+    )
+    assert noted(exported()) == []
+    Path("mine.yaml").write_text(config_text(tiny(), {}))
+    assert noted(Path("mine.yaml"), **longer) == [], "nobody searched it"
+    record = {"rule": "nanochat", "to": scale_fields(tiny(SEARCHED | longer)), "changed": {}}
+    assert noted(exported(transfer=record), **longer) == [], "it was carried over"

@@ -386,7 +386,7 @@ def test_command_of_the_storage_runs_only_where_it_is_named(
             line = process.stdout.readline()
             assert line.startswith(expected), line
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 def test_missing_program_is_reported_before_any_trial(folder: Path) -> None:

@@ -69,7 +69,7 @@ def test_follower_waits_for_a_storage_and_serves_its_studies_in_turn(here: Path,
             create_study(store, here, "three", budget={"trials": 1})
             assert until(ended(store, "three"))
         process.send_signal(signal.SIGTERM)
-        stdout, _ = process.communicate(timeout=30)
+        stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 143
     started = [line.partition(":")[0] for line in stdout.splitlines() if "started" in line]
     assert sorted(started) == ["one"] * 4 + ["three"] + ["two"] * 4
@@ -94,7 +94,7 @@ def test_follower_skips_a_study_that_it_cannot_serve_or_that_is_paused(here: Pat
             paused.optuna.set_user_attr(STUDY_STATE, "active")
             assert until(ended(store, "paused"))
             process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=30)
+            _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert (
         "missing: skipped for 60 s: study missing: a newer version of hpo uses it with protocol 99, and this "
@@ -135,7 +135,7 @@ def test_follower_waits_where_the_storage_is_a_database_of_optuna_alone(here: Pa
         time.sleep(3.0)  # longer than the pause between two attempts
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert process.returncode == 143
     assert (here / "plain.db").read_bytes() == before
 
@@ -180,7 +180,7 @@ def test_sigusr1_gives_the_trial_back_if_a_rung_was_reached(here: Path) -> None:
             assert until(lambda: read_snapshot(store, "long").slots["leased"] == 1)
             assert "rung 1/4" in process.stdout.readline() + process.stdout.readline()
             process.send_signal(signal.SIGUSR1)
-            stdout, _ = process.communicate(timeout=30)
+            stdout, _ = process.communicate(timeout=60)
         assert process.returncode == 128 + signal.SIGUSR1
         assert re.search(r"requeued after rung [12] \(preempted\)", stdout)
         assert read_snapshot(store, "long").slots["free"] == 1
@@ -197,7 +197,7 @@ def test_sigusr1_before_a_rung_is_an_error_because_the_next_job_would_not_get_fu
             process.send_signal(signal.SIGUSR1)
             time.sleep(0.2)
             process.send_signal(signal.SIGUSR1)  # the second signal ends the grace period
-            _, stderr = process.communicate(timeout=30)
+            _, stderr = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "no trial has reached a rung before SIGUSR1 announced the end of the job" in stderr
         assert read_snapshot(store, "long").slots["free"] == 1

@@ -212,5 +212,5 @@ def test_the_command_that_shows_who_prepares_the_data_is_quoted_for_the_shell(tm
             waiting = pool.submit(lambda: locked(path).__enter__())
             while "waiting for" not in (said := capsys.readouterr().err):
                 time.sleep(0.05)
-        waiting.result(timeout=30)
+        waiting.result(timeout=60)
     assert shlex.split(said.split("`")[1]) == ["fuser", str(path.parent / ".corpus.lock")]
