@@ -302,6 +302,8 @@ def _of_study(name: str, of: dict[str, str]) -> set[int]:
             return {0} if there else {2}
         case "kill":
             return {0} if there and study == "held" else {2}
+        case "best" | "export" if "trial" not in of and of.get("by", "loss") != "loss":  # the only objective
+            return {2}
         case "best" | "export" if "trial" not in of and study != "trivial":
             return {3}
         case "report":
