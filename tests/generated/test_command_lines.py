@@ -165,7 +165,7 @@ def lines(draw: st.DrawFn) -> Line:
     """Return a command line over some options of any command, with up to four of them and some slips."""
     line = Line(draw(st.sampled_from(sorted(ALL))))
     parameters = ALL[line.path].params
-    unsaid = ("watch", "pdf")  # of what never ends, of what starts a browser
+    unsaid = ("watch", "follow", "pdf")  # of what never ends, of what starts a browser
     options = [p for p in parameters if p.param_type_name == "option" and p.name not in unsaid]
     chosen = draw(st.lists(st.sampled_from(options), max_size=4)) if options else []
     if draw(st.integers(0, 3)):  # most refusals would be for want of a study
@@ -254,7 +254,9 @@ def due(line: Line) -> set[int]:
     if "storage_file" in of:  # none of the paths is a file that holds a URL, and --storage excludes it
         return {2, 4}
     match name:
-        case "worker" | "limits" | "sample" | "data prepare" | "data show":
+        case "worker":
+            return _of_worker(of)
+        case "limits" | "sample" | "data prepare" | "data show":
             return {2}
         case "claims":  # odd names, ledgers and files of data are most of what is typed
             return {0, 2} | ({4} if of.get("storage") in STORAGES else set()) | ({1} if "write" in of else set())
@@ -282,6 +284,14 @@ def _of_file(name: str, line: Line) -> set[int]:
     # A storage is opened by a real launch only, but what cannot be the name of one is seen before.
     odd = {4} if name == "launch" and line.values.get("storage") in STORAGES else set()
     return odd | {found} | ({2} if line.values.keys() - free else set())
+
+
+def _of_worker(of: dict[str, str]) -> set[int]:
+    if of.get("storage") in STORAGES:
+        return {2, 4}
+    if of.get("study") not in STUDIES:  # of three, one must be named
+        return {2}
+    return {0, 2} if of["study"] == "trivial" else {0, 1, 2, 3}  # the others have trials to run, perhaps in odd places
 
 
 def _of_study(name: str, of: dict[str, str]) -> set[int]:
