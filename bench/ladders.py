@@ -208,7 +208,9 @@ def main() -> None:
         for done in steps(kept, axes):
             if not done:
                 break
-    RESULTS.write_text(json.dumps(results(kept, axes), indent=1) + "\n", "utf-8")
+    tree = results(kept, axes)
+    if tree.keys() & TARGETS.keys():
+        RESULTS.write_text(json.dumps(tree, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
