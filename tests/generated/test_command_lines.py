@@ -317,7 +317,8 @@ def _of_study(name: str, of: dict[str, str]) -> set[int]:
         case "best" | "export" if "trial" not in of and study != "trivial":
             return {3}
         case "report":
-            return {0, 1} if study == "trivial" else {0, 1, 3}
+            refused = {2} if of.keys() & {"html", "csv", "json"} else set()  # a folder, a study file or a database
+            return refused | ({0, 1} if study == "trivial" else {0, 1, 3})
         case "export":
             return {0, 1, 2} if there or "trial" not in of else {2}
         case "retry" | "enqueue":
