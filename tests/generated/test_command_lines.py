@@ -80,6 +80,7 @@ SETS = [
     "lr=.nan",
     "é=1",
 ]
+WRITTEN = {"html", "csv", "json", "output"}  # options with a file that may be refused: a folder, a study, a database
 PATHS = ["empty", "notes.txt", "new", "new/deep/x.yaml", ".", "/dev/null/x", "notes.txt/x", "", "x" * 300, "\udcff"]
 
 
@@ -272,7 +273,7 @@ def due(line: Line) -> set[int]:
             plain = of["config"] == "best.yaml" and not of.keys() & {"out", "resume", "overrides"}
             return {2} if of["config"] != "best.yaml" else {0} if plain else {0, 1, 2}
     if of.get("storage", "runs/hpo.db") in STORAGES:
-        return {4}
+        return {4} | ({2} if of.keys() & WRITTEN else set())
     return _of_study(name, of)
 
 
@@ -317,7 +318,7 @@ def _of_study(name: str, of: dict[str, str]) -> set[int]:
         case "best" | "export" if "trial" not in of and study != "trivial":
             return {3}
         case "report":
-            refused = {2} if of.keys() & {"html", "csv", "json"} else set()  # a folder, a study file or a database
+            refused = {2} if of.keys() & WRITTEN else set()
             return refused | ({0, 1} if study == "trivial" else {0, 1, 3})
         case "export":
             return {0, 1, 2} if there or "trial" not in of else {2}
