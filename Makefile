@@ -22,7 +22,7 @@ test: .venv/.installed-dev
 suite: .venv/.installed-dev
 	$(BIN)/pytest -n 6 --dist loadgroup --durations=15
 
-# Made-up command lines and study files, far more of them than in `make test`: up to an hour.
+# Made-up command lines and study files, far more of them than in `make test`: about twenty minutes.
 generated: .venv/.installed-dev
 	HPO_EXAMPLES=10000 $(BIN)/pytest -n 2 --dist loadfile tests/generated
 

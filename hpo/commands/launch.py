@@ -35,10 +35,7 @@ from model.section import flatten
 
 def launch_study(options: LaunchOptions) -> int:
     """Run the study that the options name to the end of its budget and print its result; return the exit status."""
-    study = _requested_study(options)
-    for note in base_notes(study):
-        say(f"note: {note}")
-    return launch(options, study)
+    return launch(options, _requested_study(options))
 
 
 def _requested_study(options: LaunchOptions) -> Study:
@@ -68,6 +65,8 @@ def launch(options: LaunchOptions, study: Study, on_finish: OnFinish | None = No
         raise Problem(f"--trials: must be omitted, because {study.name} has arms, and their runs are the budget")
     if options.confirm:
         _check_confirmable(study)
+    for note in base_notes(study):
+        say(f"note: {note}")
     status = run_study(options, study, on_finish or _conclusion(study))
     return status if status or not options.confirm or options.dry_run else _confirm_best(options, study.name, on_finish)
 

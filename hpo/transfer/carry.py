@@ -68,18 +68,21 @@ def read_found(path: Path, config: BaseModel, provenance: Mapping[str, Any]) -> 
 def base_notes(study: Study) -> list[str]:
     """Return a note if the base of a study is a file of `hpo export` from a search at another scale.
 
-    Raises:
-        Problem: the file's provenance is not what an exported file contains.
+    A file whose provenance cannot be understood is noted too, not refused: only its values are used.
     """
     name = study.file.base.get("from")
     if name is None or not isinstance(study.base, TrainConfig):
         return []
     path = find_base(name, "base.from")
     tree, provenance = read_config(path)
-    carried_to = _mapping(path, provenance, TRANSFER).get("to")
-    if "study" not in provenance or carried_to == scale_fields(study.base):
+    if "study" not in provenance:
         return []
-    found = read_found(path, TrainConfig.model_validate(tree), provenance).found
+    try:
+        if _mapping(path, provenance, TRANSFER).get("to") == scale_fields(study.base):
+            return []
+        found = read_found(path, type(study.base).model_validate(tree), provenance).found
+    except Problem as problem:
+        return list(problem.lines)
     assert found is not None
     changes = ", ".join(scale_changes(Move(found, study.base)))
     remedy = "search the learning rate and the batch, or start from a file of `hpo export --tokens N --rule RULE`"

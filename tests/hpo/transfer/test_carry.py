@@ -216,3 +216,6 @@ def test_a_search_that_starts_from_a_file_of_another_scale_says_so() -> None:
     assert noted(Path("mine.yaml"), **longer) == [], "nobody searched it"
     record = {"rule": "nanochat", "to": scale_fields(tiny(SEARCHED | longer)), "changed": {}}
     assert noted(exported(transfer=record), **longer) == [], "it was carried over"
+    assert noted(exported(transfer=[]), **longer) == [
+        "note: best.yaml: provenance.transfer: must be a mapping, got []"
+    ], "only its values are used"
