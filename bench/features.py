@@ -1,5 +1,5 @@
 """Measure what parts of a configuration cost beside the defaults, in tokens per second, without and with compiled
-steps: dropout, Muon, RMS norm and rotary positions; and the share of a run that validation takes.
+steps: dropout, Muon, RMS norm and rotary positions; the share of a run that validation takes, and its speed in other batches.
 
     python bench/features.py [--rounds 7] [--threads 1] [--seconds 0.5]
 
@@ -9,6 +9,7 @@ compiled or both not.
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from model.data.prepare import prepare
 from model.section import updated
 from model.train.trainer import Trainer
 
+BATCHES = (8_192, 2_048, 16_384)  # tokens of a validation batch; the first is the trainer's
 FEATURES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "dropout 0.1": {"regularization.dropout": 0.1},
@@ -55,6 +57,24 @@ def validation_shares(compiled: str, rounds: int) -> list[float]:
     return shares
 
 
+def evaluations(compiled: str) -> dict[str, tuple[Callable[[int], Any], int]]:
+    """Return what evaluates the validation split in batches of other sizes, and its targets. compiled: on or off."""
+    config = updated(TrainConfig(), DEFAULT | {"run.compile": compiled})
+    prepared = prepare(config.data, config.tokenizer)
+    sides: dict[str, tuple[Callable[[int], Any], int]] = {}
+    for tokens in BATCHES:
+        validation = Trainer([config], prepared).validation
+        validation.batch_size = tokens // config.model.context
+        run = partial(_repeat, validation.evaluate)
+        sides[f"validation by {tokens:,}"] = run, validation.split.n_targets
+    return sides
+
+
+def _repeat(function: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        function()
+
+
 def main() -> None:
     """Print all comparisons."""
     arguments = timing_options(__doc__).parse_args()
@@ -64,6 +84,7 @@ def main() -> None:
         take_turns(sides_of(compiled), arguments.rounds, arguments.seconds)
         shares = validation_shares(compiled, arguments.rounds)
         spread = f"{min(shares):.1%} to {max(shares):.1%}"
+        take_turns(evaluations(compiled), arguments.rounds, arguments.seconds)
         print(f"  validation: {statistics.median(shares):.1%} of a run ({spread})", flush=True)
 
 
