@@ -191,22 +191,39 @@ def serve(path: str) -> dict[str, Any]:
                 os.close(key.fd)
                 report_exit(*key.data)
                 continue
-            with socket.socket(fileno=os.dup(key.fd)) as listener:
-                connection, _ = listener.accept()
-            _, files, _, _ = socket.recv_fds(connection, 1, 3)
-            request: dict[str, Any] = json.loads(read_line(connection))
-            pid = os.fork()
+            connection, files, request = receive(key.fd)
+            pid = os.fork() if request else None
             if pid == 0:
                 for number, file in enumerate(files):
                     os.dup2(file, number)
                 close_all(selector)
-                connection.close()
             for file in files:
                 os.close(file)
+            if pid:
+                answer(connection, pid)
+                selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, connection))
+                continue
+            connection.close()
             if pid == 0:
                 return request
-            connection.sendall(f"{pid}\n".encode())
-            selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, connection))
+
+
+def receive(listener: int) -> tuple[socket.socket, list[int], dict[str, Any]]:
+    """Accept a connection; return it, standard files and the request, which is empty if its sender was killed."""
+    with socket.socket(fileno=os.dup(listener)) as accepting:
+        connection, _ = accepting.accept()
+    files: list[int] = []
+    try:
+        _, files, _, _ = socket.recv_fds(connection, 1, 3)
+        return connection, files, json.loads(read_line(connection))
+    except (EOFError, ConnectionResetError):
+        return connection, files, {}
+
+
+def answer(connection: socket.socket, number: int) -> None:
+    """Send a number to whoever started a process, unless it was killed since."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(f"{number}\n".encode())
 
 
 def build_command_line() -> None:
@@ -230,8 +247,7 @@ def close_all(selector: selectors.BaseSelector) -> None:
 def report_exit(pid: int, connection: socket.socket) -> None:
     """Send the exit status of a process to whoever started it, unless that process has ended."""
     _, status = os.waitpid(pid, 0)
-    with suppress(BrokenPipeError, ConnectionResetError):
-        connection.sendall(f"{status}\n".encode())
+    answer(connection, status)
     connection.close()
 
 
