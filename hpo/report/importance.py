@@ -243,7 +243,7 @@ def _f_test(values: np.ndarray, mains: Sequence[np.ndarray], product: Sequence[n
 
 
 def _fit(values: np.ndarray, terms: Sequence[np.ndarray]) -> Any:
-    from statsmodels.api import OLS
+    from statsmodels.regression.linear_model import OLS
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about dependent columns, as where one choice was tried only once

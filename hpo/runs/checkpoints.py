@@ -78,8 +78,13 @@ def remove_checkpoints(folder: Path, all_of_them: bool = False) -> None:
             own.unlink()
 
 
+def has_kept_checkpoints(folder: Path) -> bool:
+    """Return whether the folder of a run holds checkpoints that stay when the run has ended."""
+    return (folder / KEPT).is_dir() or (folder / FILES / CHECKPOINT).exists()
+
+
 def remove_all_checkpoints(folders: Iterable[Path]) -> None:
     """Remove all checkpoints from the folders of these runs."""
     for folder in folders:
-        if (folder / KEPT).is_dir() or (folder / FILES / CHECKPOINT).exists():
+        if has_kept_checkpoints(folder):
             remove_checkpoints(folder, all_of_them=True)

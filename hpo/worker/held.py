@@ -81,6 +81,8 @@ class HeldTrials:
     def complete(self, trial: RunningTrial, value: float) -> None:
         """End a trial that reached its last rung, and remove the checkpoints of all but the best trials."""
         self.end(trial, TrialState.COMPLETE, "complete", value=value)
+        if not checkpoints.has_kept_checkpoints(trial.folder):
+            return  # it takes the place of no other trial's checkpoints
         complete = self.stored.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         own = [frozen for frozen in complete if frozen.user_attrs.get("kind") != FORKED]
         ranked = sorted(own, key=lambda frozen: self.stored.study.direction.loss(frozen.values[0]))

@@ -271,7 +271,8 @@ def due(line: Line) -> set[int]:
             return _of_file(name, line)
         case "train":
             plain = of["config"] == "best.yaml" and not of.keys() & {"out", "resume", "overrides"}
-            return {2} if of["config"] != "best.yaml" else {0} if plain else {0, 1, 2}
+            odd = {4} if of.get("storage") in STORAGES else set()  # as for a launch
+            return odd | ({2} if of["config"] != "best.yaml" else {0} if plain else {0, 1, 2})
     if of.get("storage", "runs/hpo.db") in STORAGES:
         return {4} | ({2} if of.keys() & WRITTEN else set())
     return _of_study(name, of)

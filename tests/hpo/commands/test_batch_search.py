@@ -23,9 +23,17 @@ def planted(room: int, cap: int, a_sequence: int) -> BatchSearch:
 
 @pytest.mark.parametrize("cap", [1, 2, 3, 7, 64, 100])
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 31, 64, 99, 1000])
-def test_doubling_and_halving_find_what_counting_finds(cap, limit):
-    wanted = max([1, *(n for n in range(1, cap + 1) if n <= limit)])
-    assert largest_that_fits(lambda batch: batch <= limit, cap) == wanted
+@pytest.mark.parametrize("needs", [lambda n: n, lambda n: 30 + n // 8, lambda n: n**2, lambda n: n**0.5], ids=range(4))
+def test_the_search_finds_what_counting_finds(cap, limit, needs):
+    wanted = max([1, *(n for n in range(1, cap + 1) if needs(n) <= limit)])
+    assert largest_that_fits(needs, limit, cap) == wanted
+
+
+@pytest.mark.parametrize("limit", [100, 1000, 4000])
+def test_memory_that_is_linear_takes_few_estimates(limit):
+    asked = []
+    assert largest_that_fits(lambda n: asked.append(n) or 50 + n, limit, 5000) == limit - 50
+    assert len(set(asked)) <= 4 + limit.bit_length()
 
 
 @pytest.mark.parametrize("a_sequence", [1000, MIN_ESTIMATE])  # without and with corrections by measurements
