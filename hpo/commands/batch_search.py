@@ -96,8 +96,8 @@ class BatchSearch:
 def largest_that_fits(needs: Callable[[int], float], room: float, cap: int) -> int:
     """Return the largest batch size of at most `cap` that fits into a room; 1 if none fits.
 
-    needs: the memory of a batch size, which grows with it. Each call takes about half a second, and the memory is nearly
-    linear. So the search doubles, and then interpolates; where this has not halved the interval, it bisects once.
+    needs: the memory of a batch size, nearly linear in it. Each call takes about half a second. So the search doubles,
+    and then interpolates; where this has not halved the interval, it bisects once.
     """
     low, high = 1, 2
     while high <= cap and needs(high) <= room:

@@ -59,11 +59,11 @@ PROBED: dict[str, Any] = {**GPT, "probe": {"rungs": [2], "share": 0.1}, "pruner"
 
 
 def base(values: Mapping[str, Any] | None = None) -> Any:
-    """Return the run of a GPT scene: four rungs of about a quarter of a second.
+    """Return the run of a GPT scene: four rungs of about an eighth of a second.
 
     Not compiled, because compilation changes the last bits: `auto` would decide by the speed of the machine.
     """
-    given = {LR: 3e-3, "run.tokens": 640 * UPDATE, "run.rungs": RUNGS, "run.compile": "off"}
+    given = {LR: 3e-3, "run.tokens": 320 * UPDATE, "run.rungs": RUNGS, "run.compile": "off"}
     return tiny({**given, **(values or {})})
 
 

@@ -26,7 +26,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 # A tour that takes seconds: fewer trials and seeds of a smaller network, nothing else changed.
 # Fewer documents also make the validation set small, on which each rung is evaluated.
 SMALLER = shlex.split(
-    "--trials 4 --set run.tokens=8192 --set model.n_embd=16 --set model.context=16 --set data.max_documents=400"
+    "--trials 4 --set run.tokens=4096 --set model.n_embd=16 --set model.context=16 --set data.max_documents=200"
 )
 
 

@@ -149,9 +149,10 @@ class ForkServer:
         command = [sys.executable, "-I", __file__, os.environ[SERVER]]  # -I: no folder of ours in sys.path
         threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # read when torch is imported
         # To keep freed memory saves the page faults of using it again, a tenth of the time of small trainings.
-        memory = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+        memory = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**30))
+        variables = os.environ | threads | memory
         self._process = _Popen(
-            command, env=os.environ | threads | memory, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+            command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
         )
 
     def close(self) -> None:

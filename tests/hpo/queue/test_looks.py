@@ -14,6 +14,7 @@ from hpo.queue.looks import take_look
 from hpo.queue.registry import register_study
 from hpo.storage.store import Store
 from hpo.worker.worker import Worker
+from tests.support.cases import exhaustive
 from tests.support.comparisons import run_search, run_study
 from tests.support.planted import edit
 
@@ -26,7 +27,7 @@ def request(top: int) -> ConfirmRequest:
     return ConfirmRequest(study=None, top=top, seeds=None, tokens=None, name=None, test=None, sequential=True)
 
 
-@pytest.mark.parametrize("top", [1, 2])
+@pytest.mark.parametrize("top", [exhaustive(1), 2])
 def test_a_confirmation_continues_after_the_retry_of_a_failed_run(here: Path, store: Store, top: int) -> None:
     keys: dict[str, Any] = {"space": {"x": {"choices": [0.5, 0.1, 0.3]}}, "sampler": {"name": "grid"}}
     snapshot = run_search(store, here, {"noise": 0.1}, **keys, budget={"trials": 4})

@@ -17,6 +17,7 @@ from hpo.search.prior_draws import PriorDraws
 from hpo.search.ranges import Space, is_inside
 from hpo.search.samplers import Sampler, build_sampler
 from hpo.search.space import suggest_values
+from tests.support.cases import exhaustive
 
 
 class Config(BaseModel):
@@ -75,7 +76,7 @@ def test_draws_lie_around_the_value_on_the_scale_of_the_range() -> None:
     assert dropout.most_common(1)[0][0] == 0.1
 
 
-@pytest.mark.parametrize("trust", ["weak", "strong"])
+@pytest.mark.parametrize("trust", [exhaustive("weak"), "strong"])
 def test_a_share_of_the_trials_never_follows_a_prior_and_the_share_grows(trust: str) -> None:
     entries = {"lr": {"low": 1e-4, "high": 1e-1, "log": True, "prior": {"at": 3e-3, "trust": trust}}}
     for number in (0, 30, 300):

@@ -29,6 +29,7 @@ from hpo.worker.worker import Worker
 from model.config import TrainConfig
 from model.section import updated
 from model.train.trainer import Trainer
+from tests.support.cases import exhaustive
 from tests.support.study_files import edited, write
 from tests.support.tiny import UPDATE, alone, tiny
 
@@ -110,7 +111,7 @@ def test_a_probed_trial_has_the_curve_of_a_run_without_probes_and_is_pruned_by_i
     assert trial_record(snapshot, 0)["probes"] == trials[0].user_attrs[PROBES]
 
 
-@pytest.mark.parametrize(("pack", "pruner"), [(1, MEDIAN), (3, {"name": "asha", "factor": 2})])
+@pytest.mark.parametrize(("pack", "pruner"), [(1, MEDIAN), exhaustive(3, {"name": "asha", "factor": 2})])
 def test_a_trial_interrupted_inside_a_probe_resumes_at_its_rung_and_ends_the_same(
     sqlite: Store, here: Path, monkeypatch: pytest.MonkeyPatch, pack: int, pruner: dict[str, Any]
 ) -> None:

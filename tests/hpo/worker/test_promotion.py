@@ -34,6 +34,7 @@ from hpo.storage.trials import State, Trial
 from hpo.study.load import load_study
 from hpo.worker.worker import Worker
 from model.train.trainer import Trainer
+from tests.support.cases import exhaustive
 from tests.support.control import create_study, events, get_trial, run_worker
 from tests.support.tiny import UPDATE, alone, curves, tiny
 
@@ -141,7 +142,7 @@ def is_start(trial: Trial, curve: list[float]) -> bool:
     return trial.intermediate_values == dict(enumerate(curve[: trial.last_step or 0], 1))
 
 
-@pytest.mark.parametrize("pack", [1, 3])
+@pytest.mark.parametrize("pack", [exhaustive(1), 3])
 def test_paused_gpts_continue_in_other_workers_with_the_curves_of_unpruned_runs(
     sqlite: Store, here: Path, pack: int
 ) -> None:

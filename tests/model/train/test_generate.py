@@ -65,7 +65,7 @@ def test_tokens_are_drawn_by_their_probabilities(run, sampling):
         logits = logits.where(logits >= logits.sort().values[-sampling.top_k], -torch.inf)
     wanted = (logits / sampling.temperature).softmax(0).double().numpy()
     generator = torch.Generator().manual_seed(0)
-    n = 20_000
+    n = 5_000
     counts = np.bincount([sample_token(logits, sampling, generator) for _ in range(n)], minlength=257)
     assert chi2_p(counts, wanted) > 1e-4
 
