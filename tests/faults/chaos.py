@@ -19,7 +19,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in a worker: the number of threads changes the last bits of a loss
 
 from hpo.storage.store import open_store
-from tests.faults import table
+from tests.faults import files, storages
 from tests.faults.scene import GPT, NAME, PLANTED, Scene
 from tests.support.disk import small_disk
 from tests.support.postgres import Postgres
@@ -189,7 +189,7 @@ def cut(soak: Soak, scene: Scene, _: Path | None) -> bool:
 
 
 def lock(soak: Soak, scene: Scene, _: Path | None) -> bool:
-    with table.locked(scene):
+    with storages.locked(scene):
         time.sleep(soak.draw.uniform(1.0, 8.0))
     return True
 
@@ -197,7 +197,7 @@ def lock(soak: Soak, scene: Scene, _: Path | None) -> bool:
 def fill(soak: Soak, scene: Scene, small: Path | None) -> bool:
     if small is None:
         return False
-    ballast = table.fill(small)
+    ballast = files.fill(small)
     time.sleep(soak.draw.uniform(1.0, 6.0))
     ballast.unlink()
     return True

@@ -22,7 +22,7 @@ TOGETHER = (
     "tests/hpo/report/test_pages.py",
     "tests/hpo/launcher/test_ray_cluster.py",
     "tests/hpo/analysis/test_export.py",
-    "tests/model/test_config.py",
+    "tests/model/test_config_effects.py",
     "tests/project/test_wheel.py",
 )
 

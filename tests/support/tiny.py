@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from model.config import TrainConfig
 from model.section import updated
@@ -73,3 +74,11 @@ def curves(trainer: Trainer) -> dict[int, list[Metrics]]:
 def alone(config: TrainConfig) -> list[Metrics]:
     """Train one run without a pack; return its metrics, rung by rung."""
     return curves(Trainer([config]))[0]
+
+
+def assert_close(found: list[Metrics], wanted: list[Metrics], tolerance: float = 1e-5) -> None:
+    """Check that two curves agree: marks and rates exactly, losses and norms within a tolerance."""
+    assert [(m.rung, m.tokens, m.updates, m.lr) for m in found] == [(m.rung, m.tokens, m.updates, m.lr) for m in wanted]
+    for field in ("val_loss", "val_bpb", "train_loss", "grad_norm"):
+        a, b = ([getattr(m, field) for m in ms] for ms in (found, wanted))
+        assert a == pytest.approx(b, abs=tolerance, rel=tolerance, nan_ok=True), field
