@@ -96,8 +96,8 @@ class BatchSearch:
 def largest_that_fits(needs: Callable[[int], float], room: float, cap: int) -> int:
     """Return the largest batch size of at most `cap` that fits into a room; 1 if none fits.
 
-    needs: the memory of a batch size, nearly linear in it. Each call takes about half a second. So the search doubles,
-    and then interpolates; where this has not halved the interval, it bisects once.
+    needs: the memory of a batch size, nearly linear in it. Each call is slow. So the search doubles, and then
+    interpolates and bisects in turn.
     """
     low, high = 1, 2
     while high <= cap and needs(high) <= room:
@@ -111,5 +111,5 @@ def largest_that_fits(needs: Callable[[int], float], room: float, cap: int) -> i
             guess = low + int(width * (room - less) / (more - less)) if more > less else guess
             guess = min(max(guess, low + 1), high - 1)
         low, high = (guess, high) if needs(guess) <= room else (low, guess)
-        interpolates = 2 * (high - low) <= width or not interpolates
+        interpolates = not interpolates
     return low

@@ -65,6 +65,8 @@ def test_readme_shows_the_output_of_its_search_of_a_script(tmp_path: Path) -> No
 
 
 def test_every_study_file_of_the_page_is_valid() -> None:
-    for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.S):
+    files = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
+    assert len(files) >= 3
+    for text in files:
         tree = parse_yaml(text)
         StudyFile.model_validate({"space": {"lr": {"low": 1.0, "high": 2.0}}} | tree)

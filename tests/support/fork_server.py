@@ -148,7 +148,7 @@ class ForkServer:
         os.environ[SERVER] = f"{self._folder.name}/socket"
         command = [sys.executable, "-I", __file__, os.environ[SERVER]]  # -I: no folder of ours in sys.path
         threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # read when torch is imported
-        # To keep freed memory saves the page faults of using it again, a tenth of the time of small trainings.
+        # To keep freed memory saves the page faults of using it again, a quarter of the system time of tests.
         memory = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**30))
         variables = os.environ | threads | memory
         self._process = _Popen(

@@ -196,6 +196,22 @@ def test_only_checkpoints_of_the_best_trials_are_saved(here: Path) -> None:
     assert {int(file.parents[1].name) for file in Path("runs").glob("**/state.safetensors")} == numbers
 
 
+def test_trials_without_checkpoints_do_not_read_the_others_at_their_end(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = planted(here, budget={"trials": 4}, pruner={"name": "none"})
+    reads = []
+    with open_store(sqlite(here), create=True) as store:
+        stored = register_study(store, load_study(str(path)), None, {})
+        read = store.optuna.get_all_trials
+        monkeypatch.setattr(
+            store.optuna, "get_all_trials", lambda *given, **named: (reads.append(given), read(*given, **named))[1]
+        )
+        assert Worker(stored, Path("runs"), 1, lambda event: None).work() == 0
+        assert trial_counts(read_snapshot(store, "planted"))["complete"] == 4
+    assert len(reads) <= 1  # once when the budget is spent, to end paused trials
+
+
 def test_launching_again_resumes_and_a_larger_budget_extends(here: Path) -> None:
     path = planted(here, budget={"trials": 4}, pruner={"name": "none"}, train="curves:noted")
     run(sqlite(here), path)
