@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.steps import KERNELS
 from bench.gpu.table import markdown, rows_of, summary
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results" / "gpu"
@@ -27,4 +28,4 @@ def _result(result: dict[str, Any]) -> Iterator[str]:
     cards = rows_of(result, "Card")
     yield f"### {cards[0]['card'] if cards else 'Unknown card'}, {result['date']}"
     yield summary(result)
-    yield markdown(result, level=4).rstrip()
+    yield markdown(result, level=4, without=(KERNELS,)).rstrip()

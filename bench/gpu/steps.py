@@ -8,19 +8,29 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from bench.gpu.networks import BASES, base_config, data_of, with_compile
 from bench.gpu.packs import build, fresh
 from bench.gpu.records import Emit, Row, Settings
 from bench.gpu.timing import synchronize
+from model.train.trainer import Trainer
 
 TABLE, MARK, STEPS = "Profile of ten steps", "ten steps", 10
+KERNELS, SLOWEST, NAME = "Slowest kernels of a step", 10, 100  # rows of a case, characters of a name
 SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
 
 
-def measure(settings: Settings, emit: Emit, K: int, compiled: bool) -> None:
-    """Emit the profile of ten steps of K runs of 1 M parameters, the assembly of their batches included."""
+def measure(settings: Settings, emit: Emit, runs: str, K: int, compiled: bool) -> None:
+    """Emit the profile of ten steps of K runs, the assembly of their batches included, and the slowest kernels.
+
+    runs: a size of packs, or a base in its full size.
+    """
     fresh(settings)
-    trainer, _ = build(settings, "1 M", K, compiled)
+    if runs in BASES:
+        config = with_compile(base_config(runs, settings), compiled)
+        trainer = Trainer([config], data_of(config, runs, settings.tiny))
+    else:
+        trainer, _ = build(settings, runs, K, compiled)
     trainer._train(STEPS)  # the tables of ten steps have been built once
     synchronize(settings.device)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if settings.device == "cuda" else [])
@@ -35,14 +45,38 @@ def measure(settings: Settings, emit: Emit, K: int, compiled: bool) -> None:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text("utf-8"))["traceEvents"]
-    emit(TABLE, runs="1 M", K=K, compile=trainer.shared.run.compile, **count_events(events))
+    name = {"runs": runs, "K": K, "compile": trainer.shared.run.compile}
+    emit(TABLE, **name, **count_events(events))
+    for row in slowest_kernels(events):
+        emit(KERNELS, **name, **row)
 
 
-def measure_all(settings: Settings, emit: Emit) -> None:
-    """Emit the profiles of one run and of a pack, without and with torch.compile."""
-    for compiled in (False, True):
-        for K in (1, 2) if settings.tiny else (1, 16):
-            measure(settings, emit, K, compiled)
+def measure_packs(settings: Settings, emit: Emit) -> None:
+    """Emit the profiles of one run and of packs, without and with torch.compile."""
+    cases = [("1 M", K, compiled) for compiled in (False, True) for K in ((1, 2) if settings.tiny else (1, 16))]
+    if not settings.tiny:
+        cases += [("1 M", 64, True), ("10 M", 1, True), ("10 M", 16, True)]
+    for runs, K, compiled in cases:
+        measure(settings, emit, runs, K, compiled)
+
+
+def slowest_kernels(events: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Return the kernels on which the device spends most time: microseconds and launches in a step."""
+    spent: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("ph") == "X" and event.get("cat") == "kernel":
+            spent.setdefault(event["name"][:NAME], []).append(event["dur"])
+    total = sum(map(sum, spent.values()))
+    slowest = sorted(spent, key=lambda name: -sum(spent[name]))[:SLOWEST]
+    return [
+        {
+            "kernel": name,
+            "us": round(sum(spent[name]) / STEPS, 1),
+            "launches": round(len(spent[name]) / STEPS, 1),
+            "share": f"{sum(spent[name]) / total:.1%}",
+        }
+        for name in slowest
+    ]
 
 
 def count_events(events: Iterable[Mapping[str, Any]]) -> Row:

@@ -11,9 +11,10 @@ def rows_of(result: Result, table: str) -> list[dict[str, Any]]:
     return [record["row"] for part in result["parts"] for record in part["records"] if record["table"] == table]
 
 
-def markdown(result: Result, level: int = 3) -> str:
-    """Return all tables, and the parts that have no complete result. level: of the headings."""
+def markdown(result: Result, level: int = 3, without: Sequence[str] = ()) -> str:
+    """Return all tables, and the parts that have no complete result. level: of the headings. without: tables."""
     names = dict.fromkeys(record["table"] for part in result["parts"] for record in part["records"])
+    names = {name: None for name in names if name not in without}
     sections = [f"{'#' * level} {name}\n\n{as_table(rows_of(result, name))}" for name in names]
     return "\n\n".join([*sections, *_incomplete(result, level)]) + "\n"
 
@@ -86,7 +87,7 @@ def _loops(result: Result) -> Iterator[dict[str, Any]]:
 def _syncs(result: Result) -> Iterator[dict[str, Any]]:
     for row in rows_of(result, "Profile of ten steps"):
         measured = ", ".join(f"{row[key]} {key}" for key in ("kernels", "copies to the device", "syncs"))
-        what = f"a step at K = {row['K']}, compile {row['compile']}"
+        what = f"a step of {row['runs']} at K = {row['K']}, compile {row['compile']}"
         yield {"what": what, "measured": f"{measured}, idle {row['idle'] or 'unknown'}", "goal": "0 syncs in a table"}
 
 
