@@ -9,7 +9,7 @@ from pydantic import model_validator
 from model.data.corpus import Corpus, PythonDocs
 from model.data.corpus_base import TRAINING_FIELDS
 from model.data.tokenizer import BPE, Tokenizer
-from model.nn.architecture import GPT, Model, MoE
+from model.nn.architecture import GPT, Model
 from model.nn.parametrization import factors
 from model.nn.regularization import Regularization
 from model.optim.clipping import Clip, Norm
@@ -137,8 +137,6 @@ class TrainConfig(Section):
                 yield f"schedule.beta1_dip: must be below optimizer.beta1 = {beta1}, got {schedule.beta1_dip}"
         if model.document_mask and self.data.layout == "documents":
             yield "model.document_mask: has no effect with data.layout=documents; set data.layout=stream, got true"
-        if isinstance(model, MoE) and self.run.compile == "on":
-            yield "run.compile: must be auto or off for a mixture of experts, whose shapes vary per batch, got on"
         if self.run.attention == "explicit" and self.regularization.numbers()["attention_dropout"] > 0:
             yield "run.attention: attention dropout writes the weights out anyway; leave it auto, got explicit"
 

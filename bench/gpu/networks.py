@@ -44,8 +44,8 @@ def _hardware(settings: Settings) -> dict[str, str]:
 
 
 def with_compile(config: TrainConfig, compiled: bool) -> TrainConfig:
-    """Return the configuration with run.compile auto or off."""
-    return updated(config, {"run.compile": "auto" if compiled else "off"})
+    """Return the configuration with or without compiled steps. On a CPU, a single run has none."""
+    return updated(config, {"run.compile": "on" if compiled and config.run.device == "cuda" else "off"})
 
 
 def data_of(config: TrainConfig, base: str | None = None, tiny: bool = False) -> PreparedData:

@@ -31,6 +31,9 @@ PARTS = [
     Part("compile loops mainrun", loops.warm_up, 130, {"size": "mainrun"}, beside=True),
     Part("compile mainrun", full_size.measure, 130, {"base": "mainrun", "compiled": True, "updates": 0}, beside=True),
     Part("compile unet", full_size.measure, 240, {"base": "unet", "compiled": True, "updates": 0}, beside=True),
+    Part(
+        "compile blueberry", full_size.measure, 130, {"base": "blueberry", "compiled": True, "updates": 0}, beside=True
+    ),
     Part("mainrun", full_size.measure, 40, {"base": "mainrun"}),
     Part("blueberry", full_size.measure, 45, {"base": "blueberry"}),
     Part("unet", full_size.measure, 60, {"base": "unet", "updates": 1}),
@@ -47,6 +50,7 @@ PARTS = [
     Part("launches", commands.launches, 80),
     Part("limits", commands.limits, 70, {"base": "mainrun"}),
     Part("mainrun compiled", full_size.measure, 60, {"base": "mainrun", "compiled": True}),
+    Part("blueberry compiled", full_size.measure, 60, {"base": "blueberry", "compiled": True}),
     Part("unet compiled", full_size.measure, 130, {"base": "unet", "compiled": True}),
     Part("tests of full size", suite.measure, 90, {"files": suite.FULL_SIZE}),
     Part("packs 10 M", packs.measure, 45, {"size": "10 M", "compiled": False}),

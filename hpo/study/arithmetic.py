@@ -35,7 +35,7 @@ def with_arithmetic(study: Study, resolved: Mapping[str, Any] | None) -> Study:
         return study
     values = {path: resolved[path] for path in ARITHMETIC_FIELDS if path in resolved}
     if values.get("run.compile") == "on" and _may_have_experts(study.file):
-        del values["run.compile"]  # a mixture of experts is never compiled, so auto depends on the trial
+        del values["run.compile"]  # auto depends on the trial: not every machine compiles a mixture of experts
         values.pop("run.graph_numbers", None)
     try:
         return replace(study, base=updated(study.base, values))

@@ -3,6 +3,8 @@
 Shapes: K runs, N = B T tokens, C residual width, E experts, k experts per token, M = N k assignments of one run.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +29,8 @@ def experts(x: Tensor, w: Weights, layer: int, config: MoE, ctx: ForwardContext)
     name, top_k = f"blocks.{layer}.mlp", config.top_k
     weights, chosen, counts = route(x, w[f"{name}.router.weight"], layer, config, ctx)
     order = chosen.flatten().argsort(stable=True)  # (K M,): the assignments, sorted by run and expert
-    inputs = x.flatten(0, 1)[order // top_k]  # (K M, C)
+    # Each token k times, then permuted: a gradient that adds up rows with equal indices would depend on the threads.
+    inputs = x.flatten(0, 1).repeat_interleave(top_k, 0)[order]  # (K M, C)
     gate = grouped_linear(inputs, w[f"{name}.gate"], counts) if config.mlp == "swiglu" else None
     h = activate(config.mlp, grouped_linear(inputs, w[f"{name}.fc"], counts), gate)  # (K M, hidden)
     y = grouped_linear(ctx.drop(h, "mlp_dropout", 4 * layer + 3), w[f"{name}.proj"], counts)
@@ -49,7 +52,41 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     out = weight.shape[2]
     matrices = _padded(weight.flatten(0, 1), (-1, -2))  # (K E, out, in)
     offsets = counts.cumsum(0, dtype=torch.int32)
-    return F.grouped_mm(_padded(x, (-1,)), matrices.mT, offs=offsets)[:, :out]
+    x = _padded(x, (-1,))
+    if x.dtype == torch.bfloat16:  # which torch can trace, and a GPU computes without reading the offsets
+        return F.grouped_mm(x, matrices.mT, offs=offsets)[:, :out]
+    product: Tensor = grouped_mm(x, matrices.mT, offsets)
+    return product[:, :out]
+
+
+@torch.library.custom_op("hpo::grouped_mm", mutates_args=())
+def grouped_mm(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
+    """torch's grouped_mm as an operator of its own, because up to torch 2.13 traces take that of torch in bf16 only.
+
+    a: (M, in), rows in G groups, and b: (G, in, out); returns (M, out). Or a: (in, M), columns in G groups, and b:
+    (M, out), rows in G groups; returns (G, in, out). offsets: end of each group, (G,) int32.
+    """
+    return F.grouped_mm(a, b, offs=offsets)
+
+
+@grouped_mm.register_fake
+def _shape_of_product(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
+    groups = () if b.dim() == 3 else (len(offsets),)
+    return a.new_empty(*groups, len(a), b.shape[-1])
+
+
+def _keep_factors(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    """Return the gradients of a product of rows with the matrices of their groups."""
+    a, b, offsets = ctx.saved_tensors
+    grad = grad.contiguous()
+    return grouped_mm(grad, b.mT, offsets), grouped_mm(a.mT, grad, offsets), None
+
+
+grouped_mm.register_autograd(_gradients, setup_context=_keep_factors)
 
 
 def _padded(x: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -27,13 +27,28 @@ def resolve(config: TrainConfig) -> TrainConfig:
     compiled = run.compile
     if compiled == "auto":
         compiled = "on" if device == "cuda" and compiles(config) else "off"
+    if compiled == "on" and config.model.name == "moe" and device == "cuda" and not _multiplies_groups(precision):
+        raise ConfigError(
+            "run.compile: a GPU compiles a mixture of experts in bf16 only, from compute capability 9.0 on; "
+            "use auto or off, got on"
+        )
     return updated(config, {"run.device": device, "run.precision": precision, "run.compile": compiled})
 
 
 def compiles(config: TrainConfig) -> bool:
-    """Return whether a configuration may use compiled steps, and this device has a compiler for them."""
+    """Return whether `auto` may compile the steps of a configuration on this device."""
     device = best_device() if config.run.device == "auto" else config.run.device
-    return config.model.name != "moe" and device in ("cpu", "cuda")
+    if config.model.name == "moe":  # no graph of it was seen on a GPU yet
+        return device == "cpu"
+    return device in ("cpu", "cuda")
+
+
+def _multiplies_groups(precision: str) -> bool:
+    """Return whether this GPU has a kernel for the products of experts, so that a CUDA graph can hold them.
+
+    Elsewhere, torch reads the number of tokens of each expert before it multiplies.
+    """
+    return precision == "bf16" and torch.cuda.get_device_capability() >= (9, 0)
 
 
 def set_tf32(config: TrainConfig) -> None:

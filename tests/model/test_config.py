@@ -152,10 +152,6 @@ def test_messages_say_the_rule_and_the_value():
             },
             "optimizer.adam_lr: has no effect if every group has its own rate.*got 0.1",
         ),
-        (
-            {"model.name": "moe", "run.compile": "on"},
-            "run.compile: must be auto or off for a mixture of experts.*got on",
-        ),
         ({"run.attention": "explicit", "regularization.dropout": 0.1}, "run.attention: .*leave it auto, got explicit"),
     ],
     ids=str,

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.nn.architecture import MoE
-from model.nn.moe import experts, route
+from model.nn.moe import experts, grouped_mm, route
 from model.train.trainer import Trainer
 from tests.support.packs import (
     OneRun,
@@ -107,7 +107,7 @@ def grouped_mm_flops(rows, matrices, *_, **__):
 @pytest.mark.parametrize("K", [1, 3])
 def test_each_expert_computes_its_own_tokens_and_no_others(top_k, K):
     network = built(top_k=top_k).eval()
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: grouped_mm_flops})
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.hpo.grouped_mm: grouped_mm_flops})
     ctx = network.context(8)._replace(shape=(K, 2, 8))
     with torch.no_grad(), counter:
         experts(random_tensor(K, N, C), stacked([network] * K, "weights"), 0, network.config, ctx)
@@ -314,3 +314,25 @@ def test_padding_has_no_part_in_what_layers_say_of_themselves():
         probabilities.append(block.mlp.router(block.norm2(h))[0].softmax(-1))
     mean = torch.cat(probabilities).mean(0)
     torch.testing.assert_close(found["balance"][0], 4 * (found["expert_load"][0] * mean).sum())
+
+
+def test_the_gradient_of_three_experts_per_token_does_not_depend_on_the_order_of_threads():
+    config = SHAPE.model_copy(update={"n_embd": 64, "context": 1024, "n_expert": 8, "top_k": 3})
+    network = build_network(config, VOCAB, 0)
+    x, w, ctx = random_tensor(1, 2048, 64).requires_grad_(), network.weights(), network.context(2048)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        grads = [torch.autograd.grad(experts(x, w, 0, config, ctx).sum(), x)[0] for _ in range(40)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(grads[0], grad) for grad in grads)
+
+
+def test_grouped_products_of_rows_and_of_columns_can_be_traced():
+    offsets = torch.tensor([3, 3, 8], dtype=torch.int32)
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
+    for a, b in (((8, 4), (3, 4, 12)), ((4, 8), (8, 12))):
+        torch.library.opcheck(grouped_mm, (random_tensor(*a), random_tensor(*b), offsets), test_utils=checks)
+    a, b = random_tensor(8, 4).requires_grad_(), random_tensor(3, 4, 12).requires_grad_()
+    torch.library.opcheck(grouped_mm, (a, b, offsets), test_utils=checks)

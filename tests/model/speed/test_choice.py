@@ -62,7 +62,6 @@ def test_work_that_ends_before_the_compiler_is_neither_measured_nor_compiled(mac
     config, prepared = machine((1, "off", 0.002))
     assert choose_compile(config, prepared, work(COMPILE_S / 3600), pytest.fail) == "off"
     assert choose_compile(config, prepared, Work(1e12, 20.0), pytest.fail) == "off"  # of a study of 20 s
-    assert choose_compile(updated(config, {"model.name": "moe"}), prepared, work(9.0), pytest.fail) == "off"
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,18 @@ def test_runs_with_and_without_dropout_share_one_graph(size, tmp_path):
     assert len(graphs._code) == compiled_before
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_compiled_pack_equals_its_runs_alone_and_resumes_bit_for_bit(rule, tmp_path):
-    configs = [
-        tiny(PACK | {"optimizer.name": rule, "run.grad_accum": 1 + lane % 2, "run.seed": lane}) for lane in range(3)
-    ]
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optimizer.name": "adamw"},
+        exhaustive({"optimizer.name": "muon"}),
+        exhaustive({"model.name": "moe", "model.top_k": 3, "model.router_noise": 0.1}),
+        exhaustive({"model.name": "moe", "run.precision": "bf16"}),
+    ],
+    ids=str,
+)
+def test_a_compiled_pack_equals_its_runs_alone_and_resumes_bit_for_bit(values, tmp_path):
+    configs = [tiny(PACK | values | {"run.grad_accum": 1 + lane % 2, "run.seed": lane}) for lane in range(3)]
     wanted = curves(compiled(configs))
     for lane, config in enumerate(configs):
         assert losses(wanted[lane]) == pytest.approx(losses(alone(config)), abs=1e-4)
