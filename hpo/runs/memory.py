@@ -8,11 +8,13 @@ from model.config import TrainConfig
 from model.errors import ConfigError
 
 
-def memory_problem(study: Study, config: BaseModel, datasets: PreparedDatasets) -> str | None:
+def memory_problem(study: Study, config: BaseModel, datasets: PreparedDatasets, probed: bool) -> str | None:
     """Return why a trial does not fit into memory by estimate, None if it fits.
 
     Workers train the first updates of the baseline before the first trial. A configuration with the baseline's shapes
     therefore fits, unless the study sets limits.memory_gb.
+
+    probed: whether the study has cool-down probes.
     """
     limit = study.file.limits.memory_gb
     if study.file.train != DEFAULT_TRAIN or not isinstance(config, TrainConfig):
@@ -26,7 +28,7 @@ def memory_problem(study: Study, config: BaseModel, datasets: PreparedDatasets) 
 
     try:
         allowed = int(limit * 1e9) if limit is not None else free_memory(resolve(config).run.device)
-        return memory_shortage(config, datasets.training_arguments(config)["prepared"].vocab_size, 1, allowed)
+        return memory_shortage(config, datasets.training_arguments(config)["prepared"].vocab_size, 1, allowed, probed)
     except (ConfigError, ValueError):  # reported when the run is built
         return None
 

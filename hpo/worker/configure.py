@@ -19,13 +19,15 @@ from hpo.worker.trial import RunningTrial, trial_config
 
 
 def configure_trial(
-    stored: StoredStudy, trial: RunningTrial, owner: str, datasets: PreparedDatasets, pack: int
+    stored: StoredStudy, trial: RunningTrial, owner: str, datasets: PreparedDatasets, pack: int, probed: bool
 ) -> tuple[str, str] | None:
     """Set the configuration of a trial and write it to its folder.
 
     Values that are valid one by one may be invalid together, as n_head and n_embd, or leave too little text. Return the
     end reason and the message of such a trial, with which it is pruned: the sampler ignores failed trials, so it would
     suggest the same values again.
+
+    pack: number of trials that the worker trains side by side. probed: whether the study has cool-down probes.
 
     Raises:
         Unwritable: the prepared data or the configuration cannot be written.
@@ -42,7 +44,7 @@ def configure_trial(
         raise
     except Problem as problem:
         return "invalid", str(problem)
-    if reason := memory_problem(stored.study, trial.config, datasets):
+    if reason := memory_problem(stored.study, trial.config, datasets, probed):
         return "oom", reason
     trial.costs = trial_costs(stored.study, trial.config, datasets)
     _write_config(stored, trial, data_hash, pack)

@@ -81,7 +81,9 @@ class TrialExecutor(HeldTrials):
         if is_given_up(claim):
             self.end(trial, TrialState.FAIL, *give_up_reason(claim, self.stored.slots.attempts(claim.slot)))
             return
-        problem = configure_trial(self.stored, trial, self.owner, self.datasets, pack)
+        problem = configure_trial(
+            self.stored, trial, self.owner, self.datasets, pack, probed=bool(self.pruner.probes.rungs)
+        )
         if problem is not None:
             self.end(trial, TrialState.PRUNED, *problem)
             return

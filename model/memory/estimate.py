@@ -1,8 +1,6 @@
 """Estimate the memory of a run, by executing its first update with fake tensors, which have a shape and no memory."""
 
-import itertools
 import weakref
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -14,11 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 from model.config import TrainConfig
 from model.memory.capacity import calibrated
-from model.nn.architecture import MoE
 from model.section import updated
 from model.train.device import resolve
 from model.train.evaluate import EVAL_LOGITS, EVAL_TOKENS
 from model.train.pack import Pack
+from model.train.probe import copied_tensors
 from model.train.run_state import StepNumbers
 from model.train.tables import StepTable
 
@@ -31,7 +29,7 @@ class MemoryEstimate(NamedTuple):
     optimizer: int
     """State of the optimizer."""
     other: int
-    """Averages of the weights, state of the clipping rule, copies for a rollback, buffers of the network."""
+    """Averages of the weights, state of the clipping rule, copies for a rollback or a probe, buffers of the network."""
     activations: int
     """Tensors that the forward pass saves for the backward pass, logits included."""
     workspace: int
@@ -42,39 +40,45 @@ class MemoryEstimate(NamedTuple):
         return sum(self)
 
 
-def estimate_memory(config: TrainConfig, vocab_size: int, runs: int = 1) -> MemoryEstimate:
+def estimate_memory(config: TrainConfig, vocab_size: int, runs: int = 1, probed: bool = False) -> MemoryEstimate:
     """Return the memory that a pack of `runs` runs of this config needs, without allocating it.
+
+    probed: whether the runs have cool-down probes. On a CPU, these copy the runs into the same memory.
 
     The function executes the real forward pass, backward pass, update and validation. Gradient accumulation adds
     nothing. The estimate excludes the savings of torch.compile, the memory of kernels and libraries and fragmentation
-    in the allocator; `calibrated` corrects for these. All experts of a mixture are assumed to have equal load.
+    in the allocator; `calibrated` corrects for these.
     """
     # Shapes are the same on CPU and GPU, so a machine without a GPU can estimate a run on a GPU.
     config = updated(resolve(config), {"run.compile": "off"})
-    with FakeTensorMode(), AllocationTracker(config) as tracker:
+    with FakeTensorMode(), AllocationTracker() as tracker:
         pack = Pack(config, vocab_size, runs, torch.device("cpu"))
         for lane in range(runs):
             pack.set_numbers(lane, config)
         if config.recovery.name == "rollback":
             for lane in range(runs):
                 pack.params.backup(lane)
+        copies = [t.clone() for t in copied_tensors(pack)] if probed and config.run.device == "cpu" else []
         resident = tracker.live
         activations = _train(pack, config, tracker)
         _update(pack, config)
-        _validate(pack, config, tracker)
+        _validate(pack, config)
         params = pack.params
         parameters, gradients = _size(params.weights), _size(params.grads)
         optimizer = sum(_size(params.state[key]) for key in params.optimizer.state_groups())
+        del copies
     other = resident - parameters - gradients - optimizer
     return MemoryEstimate(parameters, gradients, optimizer, other, activations, tracker.peak - resident - activations)
 
 
-def memory_shortage(config: TrainConfig, vocab_size: int, runs: int, limit: int) -> str | None:
+def memory_shortage(config: TrainConfig, vocab_size: int, runs: int, limit: int, probed: bool = False) -> str | None:
     """Return how far a pack of `runs` runs exceeds `limit` bytes, or None if it fits.
+
+    probed: as in `estimate_memory`.
 
     The text is such as "needs about 12.3 GB, 8.0 GB are available".
     """
-    needed = calibrated(_total(config, vocab_size, runs), resolve(config).run.device)
+    needed = calibrated(_total(config, vocab_size, runs, probed), resolve(config).run.device)
     return None if needed <= limit else f"needs about {gigabytes(needed)}, {gigabytes(limit)} are available"
 
 
@@ -86,26 +90,13 @@ def gigabytes(n: float) -> str:
 class AllocationTracker(TorchDispatchMode):
     """Count the bytes of all live tensors. Tensors that share a storage count once."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live, self.peak = 0, 0
-        self._model = config.model
         self.storages: dict[int, weakref.ref[Any]] = {}  # by address
-        self._loads: Iterator[int] = iter(())
-
-    def set_tokens(self, tokens: int) -> None:
-        """Divide the assignments of `tokens` tokens of each run evenly between the experts of a layer."""
-        if isinstance(self._model, MoE):
-            n, rest = divmod(tokens * self._model.top_k, self._model.n_expert)
-            self._loads = itertools.cycle([n + (expert < rest) for expert in range(self._model.n_expert)])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(self._model, MoE):
-            return next(self._loads)  # the only values read are the tokens per expert
-        if func is torch.ops.aten._grouped_mm.default:
-            result = _grouped_mm(*args, **(kwargs or {}))
-        else:
-            result = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())
@@ -123,11 +114,6 @@ class AllocationTracker(TorchDispatchMode):
         self.live -= size
 
 
-def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor, *_: Any) -> Tensor:
-    """Return a tensor of the shape of grouped_mm. That of fake tensors refuses fp32, which the real one computes."""
-    return a.new_empty(len(a), b.shape[-1]) if b.ndim == 3 else a.new_empty(len(offs), len(a), b.shape[-1])
-
-
 def _train(pack: Pack, config: TrainConfig, tracker: AllocationTracker) -> int:
     """Execute the first micro-step. Return the bytes that the forward pass saves for the backward pass."""
     saved: dict[int, int] = {}
@@ -141,7 +127,6 @@ def _train(pack: Pack, config: TrainConfig, tracker: AllocationTracker) -> int:
 
     K, B, T = pack.size, config.run.batch_size, config.model.context
     x, y = (torch.zeros(K, B, T, dtype=torch.int64) for _ in range(2))
-    tracker.set_tokens(B * T)
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         pack.accumulate_grads(x, y, torch.zeros(K, dtype=torch.int32), torch.ones(K), torch.ones(K))
     return sum(saved.values())
@@ -161,18 +146,16 @@ def _update(pack: Pack, config: TrainConfig) -> None:
         pack.params.update(lanes, step, pack.params.grad_norms(lanes), lanes, accepted, rolled_back)
 
 
-def _validate(pack: Pack, config: TrainConfig, tracker: AllocationTracker) -> None:
+def _validate(pack: Pack, config: TrainConfig) -> None:
     """Evaluate one validation batch, with the average of the weights if there is one."""
     T = config.model.context
     rows = max(1, min(EVAL_TOKENS, EVAL_LOGITS // (pack.vocab_size * pack.size)) // T)
     x, y = (torch.zeros(rows, T, dtype=torch.int64) for _ in range(2))
-    tracker.set_tokens(rows * T)
     with nullcontext() if not config.regularization.has_average() else pack.params.averaged():
         pack.evaluate(x, y)
     if config.run.diagnostics:
         pack.network.padded = False  # padding depends on the values of tokens, which fake tensors do not have
         rows = max(1, min(EVAL_TOKENS, EVAL_LOGITS // pack.vocab_size) // T)
-        tracker.set_tokens(rows * T)
         pack.diagnostics(0, torch.zeros(rows, T, dtype=torch.int64))
 
 
@@ -183,11 +166,11 @@ def _size(tensor: Tensor) -> int:
 _totals: dict[tuple[Any, ...], int] = {}
 
 
-def _total(config: TrainConfig, vocab_size: int, runs: int) -> int:
+def _total(config: TrainConfig, vocab_size: int, runs: int, probed: bool) -> int:
     """Return the total of the estimate in bytes, cached by everything that changes a shape."""
     numbers = config.regularization.numbers() | config.model.numbers()
     active = frozenset(name for name, value in numbers.items() if value > 0)
-    key = (resolve(config).pack_key(), active, vocab_size, runs)
+    key = (resolve(config).pack_key(), active, vocab_size, runs, probed)
     if key not in _totals:
-        _totals[key] = estimate_memory(config, vocab_size, runs).total
+        _totals[key] = estimate_memory(config, vocab_size, runs, probed).total
     return _totals[key]

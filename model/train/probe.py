@@ -37,17 +37,21 @@ def probe_metrics(run: RunState, metrics: Metrics) -> dict[str, float]:
     return {**probed, "probe_tokens": metrics.tokens - run.n_tokens()}
 
 
+def copied_tensors(pack: Pack) -> list[Tensor]:
+    """Return the tensors of a pack that a probe copies and later restores in place, as compiled steps read them."""
+    params = pack.params
+    norms = [params.norms.grad_norms, params.norms.update_ratios, pack.scales]
+    return [*params.blocks().values(), *params.backups.values(), params.grads, *norms]
+
+
 @contextmanager
 def unchanged(pack: Pack, optimizer: PackOptimizer, sums: Tensor) -> Iterator[None]:
     """Restore all runs of a pack at the end of a `with` block, to the last bit.
 
     sums: of their training losses, (K,).
     """
-    params = pack.params
-    tensors = [*params.blocks().values(), params.grads, params.norms.grad_norms, params.norms.update_ratios]
-    tensors += [sums, pack.scales, optimizer.measured, optimizer.finite, optimizer.sound]
+    tensors = [*copied_tensors(pack), sums, optimizer.measured, optimizer.finite, optimizer.sound]
     tensors += [] if optimizer.guard is None else [optimizer.guard.state]
-    tensors += params.backups.values()  # in place, because compiled steps read these tensors
     # In the memory of the machine: a GPU that just holds the runs would have no room for copies.
     copies = [tensor.to("cpu", copy=True) for tensor in tensors]
     numbers = list(pack.loss_scales), list(pack.clean_updates)

@@ -51,10 +51,10 @@ def test_trial_that_cannot_fit_is_refused_before_it_is_spent_and_learnt(tmp_path
 def test_what_has_the_shape_of_the_baseline_is_not_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = load_study(str(gpt_study(tmp_path)))
     corpora = PreparedDatasets()
-    assert memory_problem(study, study.base, corpora) is None
+    assert memory_problem(study, study.base, corpora, probed=False) is None
     monkeypatch.setattr("model.memory.capacity.free_memory", lambda device: 10)
-    assert memory_problem(study, study.base, corpora) is None, "the pre-flight has shown that it fits"
-    assert memory_problem(study, study.configured({"model.n_embd": 1024}), corpora) is not None
+    assert memory_problem(study, study.base, corpora, probed=False) is None, "the pre-flight has shown that it fits"
+    assert memory_problem(study, study.configured({"model.n_embd": 1024}), corpora, probed=False) is not None
 
 
 def test_overlong_trial_ends_as_timeout_in_the_middle_of_a_rung_and_its_neighbour_continues(

@@ -48,11 +48,18 @@ def config(values=None):
     return tiny(SHAPE | LENGTH | (values or {}))
 
 
-def allocated(run, runs):
-    """Train to the end; return the peak bytes of all tensors, as torch's profiler records them."""
+def allocated(run, runs, probed=False):
+    """Train to the end; return the peak bytes of all tensors, as torch's profiler records them.
+
+    probed: whether the runs are probed at their first rung.
+    """
     gc.collect()  # what an earlier run left would be freed in the middle of this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        assert len(list(Trainer([run] * runs))) == 1
+        trainer = Trainer([run] * runs)
+        for rung, _ in trainer:
+            if probed and rung == 1:
+                trainer.probe(dict.fromkeys(range(runs), 0.5))
+        assert rung == run.run.rungs
     events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -75,6 +82,17 @@ def test_the_estimate_is_what_the_real_run_allocates(name, runs):
     run = config(CASES[name])
     prepare(run.data, run.tokenizer)
     assert estimate_memory(run, V, runs).total == pytest.approx(allocated(run, runs), rel=0.06)
+
+
+@pytest.mark.parametrize("name", ["average", exhaustive("rollback"), exhaustive("adagc")])
+@pytest.mark.parametrize("runs", [1, exhaustive(3)])
+def test_the_estimate_of_probed_runs_contains_the_copies_of_a_probe(name, runs):
+    wide = {"model.n_embd": 256, "run.batch_size": 8}  # its weights outweigh its activations
+    run = config(CASES[name] | wide | {"run.tokens": 4 * 8 * 32, "run.rungs": 2})
+    prepare(run.data, run.tokenizer)
+    peak = allocated(run, runs, probed=True)
+    assert peak > 1.2 * allocated(run, runs)
+    assert estimate_memory(run, V, runs, probed=True).total == pytest.approx(peak, rel=0.06)
 
 
 @pytest.mark.parametrize(("layers", "name"), covering([1, 3], ["gpt", "moe"]))
