@@ -140,13 +140,10 @@ def _auto_plan(pruner: Mapping[str, Any], rungs: int, updates: int) -> ProbePlan
     if pruner["name"] in ("median", "percentile"):
         wanted = sorted({max(1, round(rungs / 4)), max(1, round(rungs / 2))})
         compared = [rung for rung in wanted if rung in compared] or compared[:1]
-    share = min(
-        max(MIN_SHARE, min(MAX_SHARE, PROBE_UPDATES / updates)),
-        *(rung / rungs / 2 for rung in compared[:1]),
-        *(1 - rung / rungs for rung in compared[-1:]),
-    )
     if not compared:
         return ProbePlan((), 0.0, f"pruner {pruner['name']} compares no trials before the last of {rungs} rungs")
+    by_updates = max(MIN_SHARE, min(MAX_SHARE, PROBE_UPDATES / updates))
+    share = min(by_updates, compared[0] / rungs / 2, 1 - compared[-1] / rungs)
     return ProbePlan(tuple(compared), share, "")
 
 

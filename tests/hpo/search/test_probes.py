@@ -1,5 +1,6 @@
 """Cool-down probes: what `probe: auto` decides, and that pruners compare probes with probes at probed rungs only."""
 
+import itertools
 import math
 import random
 from typing import Any
@@ -147,6 +148,20 @@ def test_auto_follows_the_pruner(rule: dict[str, Any], updates: int, rungs: tupl
     assert plan.rungs == rungs
     assert said in plan.text()
     assert plan.share <= 1 - max(rungs, default=0) / R
+
+
+@pytest.mark.parametrize("name", ["median", "percentile", "asha", "halving", "hyperband"])
+def test_a_plan_of_auto_fits_into_runs_of_any_number_of_rungs(name: str) -> None:
+    for rungs, first, updates in itertools.product(range(1, 10), (1, 3, 9), (1, 500, 100_000)):
+        rule = {"name": name, "warmup_rungs": first - 1, "min_rungs": first, "factor": 3}
+        plan = decide_now(rule, rungs, updates, [])
+        if plan is None:
+            continue
+        assert all(0 < rung < rungs for rung in plan.rungs)
+        if plan.rungs:
+            assert 0 < plan.share <= 1 - plan.rungs[-1] / rungs
+        elif first >= rungs:
+            assert f"compares no trials before the last of {rungs} rungs" in plan.text()
 
 
 def test_plans_are_off_stated_undecided_or_what_was_decided() -> None:
