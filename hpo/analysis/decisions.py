@@ -156,7 +156,8 @@ def _ended(snapshot: Snapshot, trial: Trial) -> str:
     if status == "complete":
         kind = NEVER_PRUNED.get(str(snapshot.kind(trial)))
         reason = f" ({kind} are never pruned)" if kind else ""
-        return f"completed all {snapshot.rungs} rungs{reason}: {snapshot.objective} {format_value(trial_value(trial))}"
+        rungs = f"all {snapshot.rungs} rungs" if snapshot.rungs != 1 else "its one rung"
+        return f"completed {rungs}{reason}: {snapshot.objective} {format_value(trial_value(trial))}"
     if status == "pruned":
         return _pruned(snapshot, trial)
     error = error_summary(str(trial.user_attrs.get(ERROR, "")))

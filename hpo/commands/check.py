@@ -32,7 +32,7 @@ def check_file(name: str, overrides: Sequence[str]) -> str:
         f"{n} hyperparameter{'s' * (n != 1)}" if arms is None else f"{len(arms)} arms x {len(study.file.seeds)} seeds"
     )
     notes = [f"note: {note}" for note in [*harmful_pairs(study.file), *command_notes(study.file), *base_notes(study)]]
-    return "\n".join([f"{study.source}: ok; {contents}, {study.rungs} rungs", *notes])
+    return "\n".join([f"{study.source}: ok; {contents}, {study.rungs} rung{'s' * (study.rungs != 1)}", *notes])
 
 
 def _check_ledger(path: Path, overrides: Sequence[str]) -> str:

@@ -31,18 +31,26 @@ def describe_plan(study: Study, anchors: Mapping[str, float], rows: str = "") ->
         )
     if file.command is not None:
         lines.append(f"  command {command_text(file.command, file.env)}")
-    if file.steps is not None:
-        marks = [format_value(file.steps.mark(rung)) for rung in range(1, study.rungs + 1)]
-        shown = marks if len(marks) < 5 else [*marks[:2], "...", marks[-1]]
-        lines.append(f"  {study.rungs} rungs, at steps {', '.join(shown)}")
-    if study.rung_tokens:
-        first, second, last = (f"{round(i * study.rung_tokens):,}" for i in (1, 2, study.rungs))
-        lines.append(f"  {study.rungs} rungs, at {first}, {second}, ... {last} tokens")
+    lines += _rung_lines(study)
     if rows:
         lines.append(f"  data: {rows}")
     if anchors:
         lines.append("  anchors: " + ", ".join(f"{name} {format_number(value)}" for name, value in anchors.items()))
     return "\n".join([*lines, ""])
+
+
+def _rung_lines(study: Study) -> list[str]:
+    """Return where the rungs of a run are, one line or none."""
+    numbers, steps = range(1, study.rungs + 1), study.file.steps
+    if steps is not None:
+        marks = [format_value(steps.mark(rung)) for rung in numbers]
+    elif study.rung_tokens:
+        marks = [f"{round(rung * study.rung_tokens):,}" for rung in numbers]
+    else:
+        return []
+    shown = ", ".join(marks) if len(marks) < 5 else f"{marks[0]}, {marks[1]}, ... {marks[-1]}"
+    where = f"at {shown} tokens" if steps is None else f"at steps {shown}"
+    return [f"  {study.rungs} rung{'s' * (study.rungs != 1)}, {where}"]
 
 
 def _search_lines(study: Study, objective: str) -> list[str]:

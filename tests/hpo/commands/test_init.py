@@ -105,7 +105,7 @@ def asked(folder: Path, *answers: str) -> subprocess.CompletedProcess[str]:
 def test_five_answers_become_a_study(tmp_path: Path) -> None:
     (tmp_path / "fit.py").touch()
     done = asked(tmp_path, "python fit.py {flags}", "lr=1e-4..1e-2log n=2..8 act=relu,gelu", "val_acc", "", "30")
-    assert (done.returncode, done.stdout) == (0, "new.yaml: ok; 3 hyperparameters, 1 rungs\n")
+    assert (done.returncode, done.stdout) == (0, "new.yaml: ok; 3 hyperparameters, 1 rung\n")
     assert done.stderr.count("]:") == 5
     tree = parse_yaml((tmp_path / "new.yaml").read_text())
     assert tree["space"] == {
