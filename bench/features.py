@@ -1,6 +1,6 @@
 """Measure what parts of a configuration cost beside the defaults, in tokens per second, without and with compiled
-steps: dropout, Muon, RMS norm, rotary positions, and a mixture of experts in place of the MLP; the share of a run that validation takes, and the speed of
-validation in other batches.
+steps: dropout, Muon, RMS norm, rotary positions, and a mixture of experts in place of the MLP; the share of a run that
+validation takes, and the speed of validation in other batches.
 
     python bench/features.py [--rounds 7] [--threads 1] [--seconds 0.5]
 

@@ -18,7 +18,7 @@ from bench.gpu.__main__ import run_parts
 from bench.gpu.networks import flops_per_token, n_weights
 from bench.gpu.plan import PARTS, Part, stages
 from bench.gpu.records import RecordFile, Settings, without_paths
-from bench.gpu.steps import MARK, count_events
+from bench.gpu.steps import MARK, count_events, slowest_kernels
 from bench.gpu.suite import FULL_SIZE, marked_files, summarize
 from bench.gpu.table import as_table
 from docs import gpu_tables
@@ -118,6 +118,10 @@ def test_a_trace_is_counted_per_step() -> None:
     assert (row["copies to the device"], row["copies to the host"]) == (0.1, 0.0)
     assert row["idle"] == "70%"  # 150 + 100 + 50 of 1,000 are busy
     assert row["ms"] == 0.1
+    assert slowest_kernels(events) == [
+        {"kernel": "add", "us": 20.0, "launches": 0.2, "share": "66.7%"},
+        {"kernel": "gemm", "us": 10.0, "launches": 0.1, "share": "33.3%"},
+    ]
 
 
 @pytest.mark.parametrize("model", [GPT(tied=False, bias=True), GPT(mlp="swiglu", position="rope"), MoE()])
