@@ -40,14 +40,15 @@ def set_study_state(store: Store, name: str | None, state: str, reason: str = ""
         return f"{name}: is already {state}"
     slots = Slots(store, study_id, attrs.get(UID, ""))
     slots.log(STATE_EVENTS[state], reason)  # first, so that the history shows it before the events of the workers
+    n = sum(lease.seconds > 0 for lease in slots.owners())  # counted before the workers can react
     store.optuna.set_study_user_attr(study_id, STUDY_STATE, state)
-    return f"{name}: {_consequence(name, before, state, slots)}"
+    return f"{name}: {_consequence(name, before, state, slots, n)}"
 
 
-def _consequence(name: str, before: str, state: str, slots: Slots) -> str:
+def _consequence(name: str, before: str, state: str, slots: Slots, n: int) -> str:
+    """Return what a change of the state of a study has as a consequence. n: number of running trials before it."""
     if not slots.n_unfinished() and not slots.paused():
         return f"{state}; all of its trials have ended"
-    n = sum(lease.seconds > 0 for lease in slots.owners())
     requeued = f"its workers requeue {n} running trial{'s' if n > 1 else ''} within one rung"
     match state:
         case "paused":
