@@ -14,8 +14,8 @@ def rows_of(result: Result, table: str) -> list[dict[str, Any]]:
 def markdown(result: Result, level: int = 3, without: Sequence[str] = ()) -> str:
     """Return all tables, and the parts that have no complete result. level: of the headings. without: tables."""
     names = dict.fromkeys(record["table"] for part in result["parts"] for record in part["records"])
-    names = {name: None for name in names if name not in without}
-    sections = [f"{'#' * level} {name}\n\n{as_table(rows_of(result, name))}" for name in names]
+    shown = [name for name in names if name not in without]
+    sections = [f"{'#' * level} {name}\n\n{as_table(rows_of(result, name))}" for name in shown]
     return "\n\n".join([*sections, *_incomplete(result, level)]) + "\n"
 
 

@@ -38,9 +38,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def compiles(config: TrainConfig) -> bool:
     """Return whether `auto` may compile the steps of a configuration on this device."""
     device = best_device() if config.run.device == "auto" else config.run.device
-    if config.model.name == "moe":  # no graph of it was seen on a GPU yet
-        return device == "cpu"
-    return device in ("cpu", "cuda")
+    # No graph of a mixture of experts was seen on a GPU yet.
+    return device == "cpu" or (device == "cuda" and config.model.name != "moe")
 
 
 def _multiplies_groups(precision: str) -> bool:
