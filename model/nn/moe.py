@@ -53,7 +53,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     matrices = _padded(weight.flatten(0, 1), (-1, -2))  # (K E, out, in)
     offsets = counts.cumsum(0, dtype=torch.int32)
     x = _padded(x, (-1,))
-    if x.dtype == torch.bfloat16:  # which torch can trace, and a GPU computes without reading the offsets
+    if x.is_cuda and x.dtype == torch.bfloat16:  # which graphs may contain
         return F.grouped_mm(x, matrices.mT, offs=offsets)[:, :out]
     product: Tensor = grouped_mm(x, matrices.mT, offsets)
     return product[:, :out]
@@ -61,7 +61,9 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 
 @torch.library.custom_op("hpo::grouped_mm", mutates_args=())
 def grouped_mm(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
-    """torch's grouped_mm as an operator of its own, because up to torch 2.13 traces take that of torch in bf16 only.
+    """torch's grouped_mm as an operator of its own, which graphs may contain in any type and on any device.
+
+    Up to torch 2.13, traces take torch's operator in bf16 only, and that of torch 2.10 does not compile on a CPU.
 
     a: (M, in), rows in G groups, and b: (G, in, out); returns (M, out). Or a: (in, M), columns in G groups, and b:
     (M, out), rows in G groups; returns (G, in, out). offsets: end of each group, (G,) int32.
