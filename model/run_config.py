@@ -39,8 +39,8 @@ class Run(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the training step to graphs without Python, on a GPU to CUDA graphs. It takes up to 30 s the first time
     on a machine and 3 s later. auto: the first worker of a study measures whether compiling makes the study shorter. A
-    single run is compiled on a GPU only, a mixture of experts on a CPU only. on: a GPU compiles a mixture of experts in
-    bf16, from compute capability 9.0 on."""
+    single run is compiled on a GPU only. A GPU compiles a mixture of experts only in bf16, from compute capability 9.0
+    on."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to train on. auto: cuda if available, else mps, else cpu."""
     keep_checkpoints: Literal["none", "last", "best", "all"] = "last"

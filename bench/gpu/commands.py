@@ -19,15 +19,15 @@ from model.section import updated
 from model.train.trainer import Trainer
 
 LAUNCHES, LIMITS = "Workers against packs in `hpo launch`", "`hpo limits` against the memory in use"
-TRIALS, TOKENS = 8, 256_000  # a run takes some hundred updates of 1,024 tokens
+TRIALS, TOKENS = 16, 128_000  # a run takes a hundred updates of 1,024 tokens
 
 
 def launches(settings: Settings, emit: Emit, size: str = "1 M") -> None:
-    """Emit the duration of the same study with one worker, with several workers on the device and with a pack."""
+    """Emit the duration of the same study with one worker, with several workers on the device and with packs."""
     n = 2 if settings.tiny else 4
     gpu = ["--gpus", "0"] if settings.device == "cuda" else []
     several = ["--per-gpu", str(n)] if gpu else ["--workers", str(n)]
-    cases: dict[str, list[str]] = {f"--pack {n}": ["--pack", str(n)], " ".join(several): several}
+    cases = {"--pack auto": ["--pack", "auto"], f"--pack {n}": ["--pack", str(n)], " ".join(several): several}
     if not settings.tiny:
         cases |= {"--pack 8": ["--pack", "8"], "one worker": []}
     for name, options in cases.items():

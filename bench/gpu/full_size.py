@@ -21,7 +21,8 @@ WARM, ROUNDS, UPDATES = 5, 5, 7  # 40 updates: 5 to warm up, then 5 rounds of 7
 
 
 def measure(settings: Settings, emit: Emit, base: str, compiled: bool = False, updates: int = UPDATES) -> None:
-    """Emit speed, MFU and memory of one base. updates: of each of five rounds; 0: train one micro-step only.
+    """Emit speed, MFU and memory of one base. updates: of each of five rounds; 0: compile only, by one update and a
+    validation.
 
     If its batch does not fit, halve it and accumulate twice as often.
     """
@@ -60,7 +61,8 @@ def train(
     vocab_size, accum, tokens = prepared.vocab_size, config.run.grad_accum, config.update_tokens()
     trainer = Trainer([config], prepared)
     if not updates:
-        first = seconds_of(lambda: trainer._train(1), settings.device)
+        first = seconds_of(lambda: trainer._train(accum), settings.device)
+        trainer.validation.evaluate()
         return emit("Compilation", network=base, **{"first update s": round(first, 1)})
     first = seconds_of(lambda: trainer._train(accum), settings.device)
     second = seconds_of(lambda: trainer._train(accum), settings.device)

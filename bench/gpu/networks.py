@@ -22,6 +22,7 @@ SIZES = {
     "1 M": {"model.n_layer": 5, "model.n_embd": 128, "model.n_head": 4, "model.context": 128, "run.batch_size": 8},
     "10 M": {"model.n_layer": 8, "model.n_embd": 320, "model.n_head": 5, "model.context": 128, "run.batch_size": 8},
 }
+SIZES["10 M mixture"] = SIZES["10 M"] | {"model.name": "moe"}
 TINY = {"model.n_layer": 2, "model.n_embd": 32, "model.n_head": 4, "model.context": 16, "run.batch_size": 2}
 
 
@@ -35,7 +36,7 @@ def base_config(name: str, settings: Settings) -> TrainConfig:
 
 def small_config(size: str, settings: Settings) -> TrainConfig:
     """Return a run of about 1 or 10 million parameters, with updates of 1,024 tokens."""
-    shape = TINY if settings.tiny else SIZES[size]
+    shape = SIZES[size] | (TINY if settings.tiny else {})
     return updated(TrainConfig(), LONG | {"tokenizer.vocab_size": 512} | shape | _hardware(settings))
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import statistics
 import time
+from collections.abc import Sequence
 from queue import Empty
 from typing import Any
 
@@ -45,10 +46,10 @@ def fresh(settings: Settings) -> None:
     reset_peak(settings.device)
 
 
-def measure(settings: Settings, emit: Emit, size: str, compiled: bool) -> None:
+def measure(settings: Settings, emit: Emit, size: str, compiled: bool, sizes: Sequence[int] = SIZES) -> None:
     """Emit the speed of packs of several sizes, and its ratio to that of runs one after the other (K = 1)."""
     single = 0.0
-    for K in (1, 2) if settings.tiny else SIZES:
+    for K in (1, 2) if settings.tiny else sizes:
         fresh(settings)
         try:
             trainer, first = build(settings, size, K, compiled)
@@ -67,9 +68,9 @@ def measure(settings: Settings, emit: Emit, size: str, compiled: bool) -> None:
         del trainer
 
 
-def warm_up(settings: Settings, emit: Emit, size: str) -> None:
+def warm_up(settings: Settings, emit: Emit, size: str, sizes: Sequence[int] = SIZES) -> None:
     """Compile the steps of all packs, so that later parts find them in the cache on disk."""
-    for K in (1,) if settings.tiny else SIZES:
+    for K in (1,) if settings.tiny else sizes:
         fresh(settings)
         _, first = build(settings, size, K, compiled=True)
         emit("Compilation", network=f"{size}, K = {K}", **{"first update s": round(first, 1)})

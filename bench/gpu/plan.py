@@ -20,6 +20,7 @@ class Part:
     """Whether the part runs at the same time as the part before it. Only parts that time nothing do."""
 
 
+MIXTURE = {"size": "10 M mixture", "sizes": (1, 4)}
 PARTS = [
     Part("card", card.measure, 40),
     Part("tests", suite.measure, 130, {"processes": 4}),
@@ -34,6 +35,7 @@ PARTS = [
     Part(
         "compile blueberry", full_size.measure, 130, {"base": "blueberry", "compiled": True, "updates": 0}, beside=True
     ),
+    Part("compile mixture", packs.warm_up, 130, MIXTURE, beside=True),
     Part("mainrun", full_size.measure, 40, {"base": "mainrun"}),
     Part("blueberry", full_size.measure, 45, {"base": "blueberry"}),
     Part("unet", full_size.measure, 60, {"base": "unet", "updates": 1}),
@@ -47,7 +49,9 @@ PARTS = [
     Part("loops 10 M", loops.measure, 45, {"size": "10 M", "compiled": True}),
     Part("loops mainrun", loops.measure, 45, {"size": "mainrun", "compiled": True}),
     Part("processes 1 M", packs.processes, 50, {"size": "1 M"}),
-    Part("launches", commands.launches, 80),
+    Part("launches", commands.launches, 100),
+    Part("mixture", packs.measure, 30, MIXTURE | {"compiled": False}),
+    Part("mixture compiled", packs.measure, 45, MIXTURE | {"compiled": True}),
     Part("limits", commands.limits, 70, {"base": "mainrun"}),
     Part("mainrun compiled", full_size.measure, 60, {"base": "mainrun", "compiled": True}),
     Part("blueberry compiled", full_size.measure, 60, {"base": "blueberry", "compiled": True}),

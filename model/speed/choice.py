@@ -15,9 +15,9 @@ from model.train.device import compiles, resolve
 COMPILE_S = 25.0  # to compile the graphs of a shape on a CPU for the first time
 LOAD_S = 3.0  # to load the compiler and the graphs from the cache, in each worker
 # Most that compiled steps have saved: of steps whose time is launching operations, and of others. Shorter steps are of
-# the first kind. On an H100, a step of one run of 1 M parameters takes 9.5 ms, or 0.58 ms as a CUDA graph, and one of
-# 27 M takes 24 ms without (docs/gpu.md).
-LAUNCHING_S, SAVED_OF_LAUNCHING, SAVED = {"cpu": 0.004, "cuda": 0.03}, 0.75, 0.25
+# the first kind. On an H100, a step of one run of 1 M parameters takes 9.5 ms, or 0.58 ms as a CUDA graph; on an H200, one
+# of a mixture of 56 M takes 39 ms, or 3.6 ms, and one of blueberry 75 ms, or 18 ms (docs/gpu.md).
+LAUNCHING_S, SAVED_OF_LAUNCHING, SAVED = {"cpu": 0.004, "cuda": 0.1}, 0.75, 0.25
 # Seconds of one operation, and operations per second and parameters, in a guess that is never too high.
 OPERATION_S, FLOPS = 2e-6, 200e9
 SIZES = (1, 4, 16, 64)  # of packs
@@ -80,12 +80,15 @@ def choose_pack(config: TrainConfig, prepared: PreparedData, work: Work, note: N
 
     The sizes are measured on the first runs, as far as they fit into memory, until a larger pack is not faster.
     """
-    config, best = resolve(config), 1
+    config, best, bound = resolve(config), 1, ""
     limit = free_memory(config.run.device)
     single = speed_of(config, prepared)
     rate, measured = 1 / single.step_s, [f"1: {_rate(config, single, 1)}"]
     for size in SIZES[1:]:
-        if size > work.trials // 4 or memory_shortage(config, prepared.vocab_size, size, limit):
+        if size > work.trials // 4:
+            bound = f"; at most a quarter of {work.trials} trials"
+            break
+        if memory_shortage(config, prepared.vocab_size, size, limit):
             break
         if not _worth(config, prepared, size, single, work):
             break
@@ -101,7 +104,7 @@ def choose_pack(config: TrainConfig, prepared: PreparedData, work: Work, note: N
         if size / speed.step_s < GAIN * rate:
             break
         best, rate = size, size / speed.step_s
-    note(f"--pack auto: {best} ({', '.join(measured)} tokens/s)")
+    note(f"--pack auto: {best} ({', '.join(measured)} tokens/s{bound})")
     return best
 
 

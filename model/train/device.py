@@ -17,13 +17,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
     device = best_device() if run.device == "auto" else run.device
     if not is_available(device):
         raise ConfigError(f"run.device: no {device} device on this machine; use auto or cpu, got {run.device}")
-    precision = run.precision
+    precision = _precision(config, device)
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError("run.precision: this GPU has no bf16; use auto, fp32 or fp16, got bf16")
     if precision == "tf32" and not (device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)):
         raise ConfigError("run.precision: this device has no TF32; use auto or fp32, got tf32")
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     compiled = run.compile
     if compiled == "auto":
         compiled = "on" if device == "cuda" and compiles(config) else "off"
@@ -38,8 +36,16 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def compiles(config: TrainConfig) -> bool:
     """Return whether `auto` may compile the steps of a configuration on this device."""
     device = best_device() if config.run.device == "auto" else config.run.device
-    # No graph of a mixture of experts was seen on a GPU yet.
-    return device == "cpu" or (device == "cuda" and config.model.name != "moe")
+    if device == "cuda" and config.model.name == "moe":
+        return _multiplies_groups(_precision(config, device))
+    return device in ("cpu", "cuda")
+
+
+def _precision(config: TrainConfig, device: str) -> str:
+    """Return the precision that a configuration stands for on a device."""
+    if config.run.precision != "auto":
+        return config.run.precision
+    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def _multiplies_groups(precision: str) -> bool:

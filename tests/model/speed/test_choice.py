@@ -79,6 +79,7 @@ def test_the_size_of_packs_grows_while_a_larger_pack_is_faster(machine, steps, t
     config = updated(config, {"run.compile": "off"})
     assert choose_pack(config, prepared, work(1.0, trials=trials), notes.append) == size
     assert notes[-1].startswith(f"--pack auto: {size} (1: 32,000")
+    assert notes[-1].endswith("; at most a quarter of 24 trials)") == (trials == 24)
 
 
 def test_a_speed_is_measured_once_and_remembered(machine):
