@@ -15,8 +15,8 @@ from model.train.device import compiles, resolve
 COMPILE_S = 25.0  # to compile the graphs of a shape on a CPU for the first time
 LOAD_S = 3.0  # to load the compiler and the graphs from the cache, in each worker
 # Most that compiled steps have saved: of steps whose time is launching operations, and of others. Shorter steps are of
-# the first kind. On an H100, a step of one run of 1 M parameters takes 9.5 ms, or 0.58 ms as a CUDA graph; on an H200, one
-# of a mixture of 56 M takes 39 ms, or 3.6 ms, and one of blueberry 75 ms, or 18 ms (docs/gpu.md).
+# the first kind. On an H100, a step of one run of 1 M parameters takes 9.5 ms, or 0.58 ms as a CUDA graph, and one of
+# blueberry 75 ms, or 18 ms on an H200; there, one of a mixture of 56 M takes 39 ms, or 3.6 ms (docs/gpu.md).
 LAUNCHING_S, SAVED_OF_LAUNCHING, SAVED = {"cpu": 0.004, "cuda": 0.1}, 0.75, 0.25
 # Seconds of one operation, and operations per second and parameters, in a guess that is never too high.
 OPERATION_S, FLOPS = 2e-6, 200e9
