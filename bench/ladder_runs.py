@@ -16,7 +16,7 @@ from hpo.study.spec import DEFAULT_TRAIN
 from model.config import TrainConfig
 from model.section import updated
 
-PACK = 4
+PACK = 5  # as many as there are fresh seeds
 Values = Mapping[str, Any]
 
 

@@ -148,11 +148,12 @@ def steps(kept: KeptRuns, axes: Sequence[Axis]) -> Iterator[bool]:
         dense = dense_runs(kept, axes, cell)
         yield dense is not None
         best[name] = values_at(axes, fitted(kept, axes, dense or [], cell).x, cell)
-        yield kept.train(fresh(best[name]))
+        confirming = fresh(best[name])
         for ladder in range(LADDERS):
             runs, copied = ladder_runs(kept, axes, ladder) or ([], {})
             predicted = values_at(axes, fitted(kept, axes, runs, cell).x, cell)
-            yield kept.train([*fresh(predicted), *fresh({**copied, **cell})])
+            confirming += [*fresh(predicted), *fresh({**copied, **cell})]
+        yield kept.train(confirming)  # at once: the workers need not wait for each other between ladders
 
 
 def results(kept: KeptRuns, axes: Sequence[Axis]) -> dict[str, Any]:
