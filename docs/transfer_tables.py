@@ -80,26 +80,37 @@ def _ladders(file: Path) -> Iterator[str]:
     if not targets:
         yield "No results yet; `make ladders` writes them, in pieces that are saved."
         return
-    rows = []
-    for name, result in targets.items():
-        best, sigma = float(np.mean(result["best_losses"])), result["sigma"]
-        for i, ladder in enumerate(result["ladders"], 1):
-            predicted, copied = (float(np.mean(ladder[key])) - best for key in ("losses", "copied_losses"))
-            low, high = ladder["loss"][1:]
-            inside = "yes" if low <= best + predicted <= high else "no"
-            cost = ladder["seconds"] / result["dense"]["seconds"]
-            cells = [name, str(i), f"{predicted:+.4f}", f"{predicted / sigma:+.1f}", f"{copied:+.4f}"]
-            rows.append([*cells, inside, f"{cost:.0%}"])
-    for name, result in targets.items():
-        best, sigma, ladders = float(np.mean(result["best_losses"])), result["sigma"], result["ladders"]
-        near = sum(float(np.mean(ladder["losses"])) - best <= 2 * sigma for ladder in ladders)
-        yield (
-            f"{name}: the best configuration known from the dense search ends at {best:.4f} (sigma {sigma:.4f}, five\n"
-            f"seeds). {near} of {len(ladders)} ladders predict a configuration within two sigma of it."
-        )
+    head = ["target", "best known", "sigma", "within two sigma", "above the best", "copy above the best"]
+    head += ["predicted loss too high by", "loss in interval"]
+    yield _table(head, [_about_ladders(name, result) for name, result in targets.items()])
+    yield "Each ladder:"
     head = ["target", "ladder", "above the best", "in sigma", "copy above the best", "loss in interval", "cost"]
-    yield _table(head, rows)
-    yield "Cost: CPU time of the ladder relative to that of the dense search at the target."
+    yield _table(head, [row for name, result in targets.items() for row in _ladder_rows(name, result)])
+
+
+def _about_ladders(name: str, result: Mapping[str, Any]) -> list[str]:
+    """Return what the ladders of a target have shown on average."""
+    best, sigma, ladders = float(np.mean(result["best_losses"])), result["sigma"], result["ladders"]
+    losses, copies = (np.array([np.mean(x[key]) for x in ladders]) for key in ("losses", "copied_losses"))
+    excess = [f"{np.mean(x) - best:.4f} (worst {np.max(x) - best:.4f})" for x in (losses, copies)]
+    bias = float(np.mean([x["loss"][0] for x in ladders] - losses))
+    near, inside = (f"{n} of {len(ladders)}" for n in (sum(losses - best <= 2 * sigma), sum(map(_contains, ladders))))
+    return [name, f"{best:.4f}", f"{sigma:.4f}", near, *excess, f"{bias:.3f}", inside]
+
+
+def _contains(ladder: Mapping[str, Any]) -> bool:
+    """Return whether the interval of a predicted loss contains the measured one."""
+    _, low, high = ladder["loss"]
+    return bool(low <= np.mean(ladder["losses"]) <= high)
+
+
+def _ladder_rows(name: str, result: Mapping[str, Any]) -> Iterator[list[str]]:
+    best, sigma = float(np.mean(result["best_losses"])), result["sigma"]
+    for i, ladder in enumerate(result["ladders"], 1):
+        predicted, copied = (float(np.mean(ladder[key])) - best for key in ("losses", "copied_losses"))
+        cost = ladder["seconds"] / result["dense"]["seconds"]
+        cells = [name, str(i), f"{predicted:+.4f}", f"{predicted / sigma:+.1f}", f"{copied:+.4f}"]
+        yield [*cells, "yes" if _contains(ladder) else "no", f"{cost:.0%}"]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
