@@ -35,7 +35,7 @@ def base_config(name: str, settings: Settings) -> TrainConfig:
 
 
 def small_config(size: str, settings: Settings) -> TrainConfig:
-    """Return a run of about 1 or 10 million parameters, with updates of 1,024 tokens."""
+    """Return a run of one of SIZES, with updates of 1,024 tokens. A mixture of 10 M has 56 million parameters."""
     shape = SIZES[size] | (TINY if settings.tiny else {})
     return updated(TrainConfig(), LONG | {"tokenizer.vocab_size": 512} | shape | _hardware(settings))
 
