@@ -10,6 +10,7 @@ from hpo.transfer.laws import Layout, Runs, excess, loss, minimum, optimum
 # A run far from the optimum says little about its place: its error grows with its excess, by this share.
 MISFIT = 0.12
 FAR = 8.0  # runs whose excess is more than this many times the median excess have diverged
+SHARED = 4.0  # runs for which the noise common to all cells counts in that of a cell
 FREEDOM = 4.0  # of Student's t, whose weights limit single outliers
 ROUNDS = 4
 TOLERANCE, MAX_DAMPING = 1e-3, 1e3  # of the fit: the smallest relative gain of a step, and when to give up
@@ -19,7 +20,10 @@ LEVEL = 0.9  # of intervals
 
 @dataclass(frozen=True)
 class Surface:
-    """A fitted surface. p: (1, p) parameters. draws: (m, p) of equally supported surfaces. noise: of a run."""
+    """A fitted surface. p: (1, p) parameters. draws: (m, p) of equally supported surfaces.
+
+    noise: standard deviation of a run near the optimum, in the cell that is longest and largest.
+    """
 
     layout: Layout
     p: np.ndarray
@@ -45,28 +49,31 @@ class Estimate:
 def fit_surface(layout: Layout, runs: Runs, n_draws: int = N_DRAWS, seed: int = 0) -> Surface:
     """Fit a surface by penalized least squares, and draw surfaces from it.
 
+    Each cell has a noise of its own, because runs that are ended early differ more than longer ones (docs/transfer.md).
+
     A draw weights the runs by a Bayesian bootstrap (Rubin 1981) and starts from another draw of the priors, so the
     draws spread as far as runs and priors together allow (Bardsley et al. 2014, randomize then optimize).
     """
     runs = converged(runs)
     best = np.array([runs.y[runs.cell == k].min() for k in range(layout.n_cells)])
     above = runs.y - best[runs.cell]
-    noise, weights = 0.1 * float(np.median(above)) + 1e-9, np.ones(len(runs.y))
+    typical = [np.median(above[runs.cell == k]) for k in range(layout.n_cells)]
+    noise, weights = 0.1 * np.array(typical) + 1e-9, np.ones(len(runs.y))
     p = layout.mean[None, :]
     for _ in range(ROUNDS):
-        sigma = np.hypot(noise, MISFIT * above)
+        sigma = np.hypot(noise[runs.cell], MISFIT * above)
         p = _solve(layout, runs, (weights / sigma**2)[None, :], layout.mean[None, :], p)
         above = np.maximum(excess(layout, p, runs.x, runs.s)[0], 0.0)
-        residual = (runs.y - loss(layout, p, runs)[0]) / np.hypot(noise, MISFIT * above)
+        residual = (runs.y - loss(layout, p, runs)[0]) / np.hypot(noise[runs.cell], MISFIT * above)
         weights = (FREEDOM + 1) / (FREEDOM + residual**2)
-        noise = _noise(noise, residual, above)
+        noise = _noise(noise, residual, above, runs.cell)
         layout = _with_deviation(layout, p[0])
     rng = np.random.default_rng(seed)
     counts = rng.dirichlet(np.ones(len(runs.y)), n_draws) * len(runs.y)
     priors = layout.mean + layout.sd * rng.standard_normal((n_draws, len(layout.mean)))
-    precision = counts * weights / np.hypot(noise, MISFIT * above) ** 2
+    precision = counts * weights / np.hypot(noise[runs.cell], MISFIT * above) ** 2
     draws = _solve(layout, runs, precision, priors, np.repeat(p, n_draws, 0))
-    return Surface(layout, p, draws, noise)
+    return Surface(layout, p, draws, float(noise[runs.cell[np.argmax(runs.s.sum(1))]]))
 
 
 def _with_deviation(layout: Layout, p: np.ndarray) -> Layout:
@@ -88,11 +95,19 @@ def converged(runs: Runs) -> Runs:
     return runs.subset(above <= FAR * np.median(above))
 
 
-def _noise(noise: float, residual: np.ndarray, above: np.ndarray) -> float:
-    """Return the standard deviation of a run near the optimum, from the residuals in units of the last one."""
-    near = above <= np.median(above)
-    ratio = 1.4826 * float(np.median(np.abs(residual[near])))
-    return noise * min(max(ratio, 0.5), 2.0)
+def _noise(noise: np.ndarray, residual: np.ndarray, above: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of a run near the optimum of each cell, from the residuals in units of the last.
+
+    That of a cell is a mean of its own and of all cells, in logarithms.
+    """
+    own, counts = noise.copy(), np.zeros(len(noise))
+    for k in range(len(noise)):
+        mine = cell == k
+        near = residual[mine][above[mine] <= np.median(above[mine])]
+        counts[k] = len(near)
+        own[k] *= np.clip(1.4826 * np.median(np.abs(near)), 0.5, 2.0)
+    common = np.average(np.log(own), weights=counts)
+    return np.asarray(np.exp((counts * np.log(own) + SHARED * common) / (counts + SHARED)))
 
 
 def _solve(

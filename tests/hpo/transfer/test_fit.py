@@ -29,12 +29,13 @@ def loss(x: np.ndarray, s: np.ndarray) -> np.ndarray:
     return floor(s) + 0.05 * (np.exp(u) - 1 - u) + 0.03 * v**2
 
 
-def planted(seed: int, n: int = 12, noise: float = 0.004) -> Runs:
+def planted(seed: int, n: int = 12, noise: float | np.ndarray = 0.004) -> Runs:
+    """Return a ladder. noise: of all runs, or of the runs of each cell."""
     rng = np.random.default_rng(seed)
     cell = np.repeat(np.arange(4), n)
     s = CELLS[cell]
     x = np.log([5e-3, 8]) + rng.normal(size=(len(s), 2)) * [1.0, 0.9]
-    return Runs(x, s, loss(x, s) + noise * rng.normal(size=len(s)), cell)
+    return Runs(x, s, loss(x, s) + np.broadcast_to(noise, 4)[cell] * rng.normal(size=len(s)), cell)
 
 
 def test_a_planted_law_is_recovered_and_predicts_far_better_than_a_copy() -> None:
@@ -68,6 +69,15 @@ def test_more_runs_narrow_the_intervals() -> None:
         at = estimate(fit_surface(layout_of(AXES, runs), runs, 20), TARGET)
         widths.append(at.high - at.low)
     assert (widths[1] < widths[0]).all()
+
+
+def test_each_cell_has_a_noise_of_its_own() -> None:
+    # The last cell is the largest one, whose noise a surface keeps for its prediction.
+    quiet, loud = 0.003, 0.1
+    for noise in (np.array([loud, quiet, loud, quiet]), np.array([quiet, loud, quiet, loud])):
+        runs = planted(5, 24, noise)
+        found = fit_surface(layout_of(AXES, runs), runs, 1).noise
+        assert noise[-1] / 4 < found < noise[-1] * 4
 
 
 def test_diverged_runs_do_not_count() -> None:
