@@ -33,5 +33,5 @@ def test_rows_without_text_and_repeated_rows_are_reported_wherever_data_are_prep
 def test_a_compressed_file_that_fills_the_memory_is_one_message(here: Path) -> None:
     (here / "bomb.gz").write_bytes(64 * gzip.compress(b" " * 2**24))
     done = hpo("data", "prepare", "--set", "data.name=text", "--set", "data.path=bomb.gz", cwd=here, status=2)
-    assert done.stderr.startswith("hpo: data.path: its first ")
-    assert len(done.stderr.splitlines()) == 1
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("hpo: ")]
+    assert message.startswith("hpo: data.path: its first ")

@@ -185,7 +185,7 @@ def test_progress_goes_from_reading_to_the_last_token(corpus):
 
 
 def test_progress_on_stderr_keeps_silent_about_quick_work(capsys):
-    stderr_progress()("quick", 0.5)
+    stderr_progress(delay_s=60)("quick", 0.5)
     assert capsys.readouterr().err == ""
     stderr_progress(delay_s=-1)("slow", 0.5)
     assert capsys.readouterr().err == "slow: 50%\n"
