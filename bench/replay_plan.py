@@ -40,12 +40,19 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "median-finished": {"name": "median", "peers": "finished"},
     "percentile": {"name": "percentile", "peers": "all"},
     "percentile-finished": {"name": "percentile", "peers": "finished"},
-    "asha": {"name": "asha", "min_rungs": 1, "factor": 3},
+    "asha": {"name": "asha", "min_rungs": 1, "factor": 2, "learn_from": "deepest"},
     "halving": {"name": "halving", "min_rungs": 1, "factor": 3},
     "hyperband": {"name": "hyperband", "min_rungs": 1, "factor": 3},
     "patient": {"name": "patient"},
     "wilcoxon": {"name": "wilcoxon"},
 }
+# Other fields of asha, to show what its defaults are worth
+ASHA: dict[str, dict[str, Any]] = {
+    "asha-all": {"name": "asha", "min_rungs": 1, "factor": 2, "learn_from": "all"},
+    "asha-third": {"name": "asha", "min_rungs": 1, "factor": 3, "learn_from": "all"},
+}
+ALL_PRUNERS = PRUNERS | ASHA
+BY_RUNS = ("none", "median", "asha", "asha-third")  # pruners whose pools have a budget in runs in the short plan
 SLOW = ("gp", "auto")  # samplers that take most of the time
 
 
@@ -71,7 +78,7 @@ class Cell:
 
     def build_pruner(self) -> Any:
         """Return the pruner."""
-        return _PRUNER.validate_python(PRUNERS[self.pruner])
+        return _PRUNER.validate_python(ALL_PRUNERS[self.pruner])
 
     @property
     def path(self) -> Path:
@@ -86,7 +93,7 @@ class Cell:
             "kind": self.kind,
             **({"surrogate": SURROGATE} if self.kind == "surrogate" else {}),
             "sampler": SAMPLERS.get(self.sampler),
-            "pruner": PRUNERS[self.pruner],
+            "pruner": ALL_PRUNERS[self.pruner],
             "runs": self.runs,
             "trials": self.trials,
             "workers": self.workers,
@@ -97,12 +104,13 @@ def quick() -> Iterator[Cell]:
     """Yield the cells of `make replay`: the default rules old and new, ASHA and median by TPE and GP, few seeds."""
     for world in OWN:
         yield from _pools([world], ("none", "median-finished", "median"), seeds=20)
-        yield from (Cell(world, "shuffled", "pool", pruner, 20, runs=RUNS) for pruner in ("none", "median", "asha"))
+        yield from (Cell(world, "shuffled", "pool", pruner, 20, runs=RUNS) for pruner in BY_RUNS)
         for kind in ANSWERING:
             yield _search(world, kind, "random", "none", 40)
             yield _search(world, kind, "tpe-multivariate", "median-finished", 12)
             yield _search(world, kind, "tpe", "median", 12)
-            yield _search(world, kind, "tpe", "asha", 6)
+            yield _search(world, kind, "tpe", "asha", 12)
+            yield _search(world, kind, "tpe", "asha-third", 6)
             yield _search(world, kind, "auto", "median", 8)
         yield _search(world, "surrogate", "gp", "median", 4)
         yield _search(world, "surrogate", "gp", "asha", 2)
@@ -115,14 +123,16 @@ def full() -> Iterator[Cell]:
     """
     own, others = ([(world, kind) for world in worlds for kind in ANSWERING] for worlds in (OWN, TASKSET))
     defaults = (("auto", "median"), ("tpe-multivariate", "median-finished"), ("tpe", "median"))
-    main = (*defaults, ("tpe", "asha"), ("auto", "asha"), ("gp", "median"), ("random", "median"), ("random", "asha"))
+    main = (*defaults, *(("tpe", pruner) for pruner in ("asha", *ASHA)), ("auto", "asha"), ("gp", "median"))
+    main += (("random", "median"), ("random", "asha"))
     cells = [_search(*place, "random", "none", 60) for place in own]
     cells += [_search(*place, *rules, 20) for rules in defaults for place in own]
     cells += _pools((*OWN, *TASKSET), ("none", "median", "median-finished"), seeds=60)
     cells += [_search(*place, "random", "none", 60) for place in others]
     cells += [_search(*place, *rules, 20) for rules in main for place in (*own, *others)]
     cells += _pools(WORLD_NAMES, PRUNERS, seeds=60)
-    cells += [Cell(world, "shuffled", "pool", pruner, 60, runs=RUNS) for world in OWN for pruner in PRUNERS]
+    by_runs = [*PRUNERS, "asha-third"]
+    cells += [Cell(world, "shuffled", "pool", pruner, 60, RUNS) for world in (*OWN, *TASKSET) for pruner in by_runs]
     fast = [sampler for sampler in SAMPLERS if sampler not in SLOW]
     cells += [_search(*place, sampler, pruner, 20) for place in own for sampler in fast for pruner in PRUNERS]
     cells += [_search(*place, sampler, pruner, 20) for place in own for sampler in SLOW for pruner in PRUNERS]

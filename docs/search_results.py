@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.replay_plan import ANSWERING, PRUNERS, RUNS, SAMPLERS, SURROGATE, WORLD_NAMES
+from bench.replay_plan import ALL_PRUNERS, ANSWERING, RUNS, SAMPLERS, SURROGATE, WORLD_NAMES
 from hpo.replay.measures import Record
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results" / "replay"
@@ -50,7 +50,7 @@ def _results(folder: Path, plan: str, world: str, kind: str) -> dict[tuple[str, 
 
 def is_current(tree: dict[str, Any], sampler: str, pruner: str) -> bool:
     """Return whether saved results are those of the rules and worlds that this version measures under these names."""
-    rules = (tree["sampler"], tree["pruner"]) == (SAMPLERS.get(sampler), PRUNERS.get(pruner))
+    rules = (tree["sampler"], tree["pruner"]) == (SAMPLERS.get(sampler), ALL_PRUNERS.get(pruner))
     return rules and tree.get("surrogate") == (SURROGATE if tree["kind"] == "surrogate" else None)
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from bench.replay_plan import OWN, POOLS_ONLY, PRUNERS, RUNS, SAMPLERS, TASKSET, WORLD_NAMES
+from bench.replay_plan import ALL_PRUNERS, OWN, POOLS_ONLY, RUNS, SAMPLERS, TASKSET, WORLD_NAMES
 from docs.search_results import RESULTS, Result, Results, read_results, results_by_world
 from hpo.replay.measures import GROUP, Estimate, Record, lost_share, pruned_share, ratio, reached, regret
 
@@ -79,9 +79,14 @@ def _goals(results: Results) -> Iterator[str]:
                 worst = max(lost, key=lambda world: lost[world].value)
                 goal = f"pruner median, {trials} trials: at most {limit:.0%} of the best tenth lost in each world"
                 rows.append([goal, f"at most {_share(lost[worst])} ({worst})", _met(lost[worst].value <= limit, at)])
+    pools = [found["pool", "asha", RUNS] for found in results.values() if ("pool", "asha", RUNS) in found]
+    if pools:
+        value = _mean_ratio(pools)
+        goal = f"asha in random order: mean ratio at most 0.45 over {len(pools)} worlds"
+        rows.append([goal, f"{value:.2f}", _met(value <= 0.45, pools)])
     for sampler, pruner, limit in (("auto", "asha", 0.45), ("tpe", "asha", 0.45), ("auto", "median", 0.55)):
         if found := results_by_world(results, sampler, pruner):
-            value = _mean_ratio(found)
+            value = _mean_ratio(found.values())
             goal = f"{sampler} with {pruner}: mean ratio at most {limit} over {len(found)} worlds"
             rows.append([goal, f"{value:.2f}", _met(value <= limit, found.values())])
     new, old = (
@@ -91,7 +96,7 @@ def _goals(results: Results) -> Iterator[str]:
     if common:
         values = [[regret(found[p].records, found[p].budget).value for p in common] for found in (new, old)]
         shares = [a / b for a, b in zip(*values, strict=True)]
-        value, before = sum(shares) / len(shares), _mean_ratio({p: old[p] for p in common})
+        value, before = sum(shares) / len(shares), _mean_ratio([old[p] for p in common])
         goal = f"auto with median: final regret at most half of that of the old default, mean over {len(common)} worlds"
         rows.append(
             [
@@ -112,9 +117,9 @@ def _met(is_met: bool, found: Iterable[Result]) -> str:
     return "met" if is_met else "not met"
 
 
-def _mean_ratio(found: dict[tuple[str, str], Result]) -> float:
+def _mean_ratio(found: Iterable[Result]) -> float:
     """Return the mean ratio over worlds; a search that does not get there within the budget counts as 1."""
-    ratios = [ratio(one.records, one.reference, one.budget).value for one in found.values()]
+    ratios = [ratio(one.records, one.reference, one.budget).value for one in found]
     return sum(min(value, 1.0) for value in ratios) / len(ratios)
 
 
@@ -128,7 +133,7 @@ def _safety(results: Results) -> Iterator[str]:
     for world in (*OWN, *TASKSET, *POOLS_ONLY):
         found = results[world, "shuffled"]
         for trials in sorted({key[2] for key in found}):
-            for pruner in PRUNERS:
+            for pruner in ALL_PRUNERS:
                 if one := found.get(("pool", pruner, trials)):
                     cells = [
                         world,
@@ -162,7 +167,7 @@ def _searches(results: Results) -> Iterator[str]:
     )
     rows = []
     for sampler in SAMPLERS:
-        for pruner in PRUNERS:
+        for pruner in ALL_PRUNERS:
             for (world, kind), one in results_by_world(results, sampler, pruner).items():
                 trials = sum(record["trials"] for record in one.records) / len(one.records)
                 cells = [

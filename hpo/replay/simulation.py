@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpo.optuna_internals.objects import get_study_id, get_trial_id
 from hpo.replay.worlds import Run, World
 from hpo.search.asha import AshaPruner
-from hpo.search.pruners import Pruner, build_pruner
+from hpo.search.pruners import Pruner, build_pruner, learns_from_deepest
 from hpo.search.pruning import CachedPruner
 from hpo.search.sampler_config import SamplerConfig
 from hpo.search.samplers import build_sampler
@@ -172,7 +172,9 @@ class _Simulation:
         began = time.process_time()
         seeds = derive(self.seed, f"sampler/{number}/1") % 2**32, derive(self.seed, "sampler") % 2**32
         trial_id = self.storage.create_new_trial(get_study_id(self.study), create_trial(state=TrialState.RUNNING))
-        self.study.sampler = build_sampler(sampler, curves.base, curves.space, *seeds, point=number)
+        self.study.sampler = build_sampler(
+            sampler, curves.base, curves.space, *seeds, number, learns_from_deepest(self.search.pruner)
+        )
         values = suggest_values(optuna.Trial(self.study, trial_id), curves.base, curves.space)
         self.outcome.asks.append(time.process_time() - began)
         fields = flat(updated(curves.base, values))

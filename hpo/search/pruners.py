@@ -127,8 +127,13 @@ class Asha(Section):
     name: Literal["asha"] = "asha"
     min_rungs: Count = 1
     """First rung at which trials pause."""
-    factor: Factor = 3
-    """Reduction factor. With 3, the best third of the trials continue."""
+    factor: Factor = 2
+    """Reduction factor. With 2, the better half of the trials continue at a mark."""
+    learn_from: Literal["deepest", "all"] = "deepest"
+    """The trials from which samplers `tpe`, `gp` and `auto` learn. deepest: those that reached the deepest rung that is
+    reached by at least twice `startup_trials` of the sampler, and those that diverged or exceeded a limit. Early losses
+    would otherwise keep the sampler away from trials that start slowly. all: every trial. Studies of earlier versions
+    continue with all."""
 
     def build(self, rungs: int) -> BasePruner:
         """Return the pruner for runs with this number of rungs."""
@@ -231,6 +236,11 @@ def rule_for(plan: ProbePlan, rule: "Pruner") -> "Pruner":
 def build_pruner(rule: "Pruner", rungs: int, direction: Direction) -> BasePruner:
     """Return Optuna's pruner, which decides by losses, for runs with this number of rungs."""
     return type(rule).model_validate(rule_for_losses(rule.model_dump(), direction)).build(rungs)
+
+
+def learns_from_deepest(rule: "Pruner") -> bool:
+    """Return whether samplers learn only from the trials that trained longest."""
+    return isinstance(rule, Asha) and rule.learn_from == "deepest"
 
 
 Pruner = Annotated[

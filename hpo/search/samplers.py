@@ -48,6 +48,9 @@ class TPE(SamplerConfig):
     def recall(self) -> int | None:
         return self.history
 
+    def enough(self) -> int | None:
+        return 2 * self.startup_trials
+
     def build(self, seeds: Seeds) -> BaseSampler:
         return optuna.samplers.TPESampler(
             seed=seeds.trial,
@@ -88,6 +91,9 @@ class GP(SamplerConfig):
 
     def recall(self) -> int | None:
         return self.history
+
+    def enough(self) -> int | None:
+        return 2 * self.startup_trials
 
     def build(self, seeds: Seeds) -> BaseSampler:
         return GPWithPrunedTrials(
@@ -181,6 +187,9 @@ class Auto(SamplerConfig):
     def recall(self) -> int | None:
         return max(1000, self.gp_trials)
 
+    def enough(self) -> int | None:
+        return 2 * self.startup_trials
+
     def build(self, seeds: Seeds) -> BaseSampler:
         tpe = TPE(startup_trials=self.startup_trials).build(seeds)
         return AutoSampler(
@@ -193,16 +202,23 @@ class Auto(SamplerConfig):
 
 
 def build_sampler(
-    sampler: SamplerConfig, base: BaseModel, space: Space, seed: int, study_seed: int, point: int | None = None
+    sampler: SamplerConfig,
+    base: BaseModel,
+    space: Space,
+    seed: int,
+    study_seed: int,
+    point: int | None = None,
+    from_deepest: bool = False,
 ) -> ComplementLogSampler:
     """Return the sampler of a study for one trial. Set it as `study.sampler` before the trial is created.
 
-    point: see `Seeds`.
+    point: see `Seeds`. from_deepest: whether a sampler that can do so learns only from the trials that trained longest.
     """
     complemented_names = frozenset(p for p, entry in space.items() if isinstance(entry, Range) and entry.complement_log)
     joint = sampler.joint(unconditional(base, space))
     inner = sampler.build(Seeds(seed, study_seed, point))
-    return ComplementLogSampler(inner, joint, complemented_names, sampler.recall(), PriorDraws(space, seed))
+    enough = sampler.enough() if from_deepest else None
+    return ComplementLogSampler(inner, joint, complemented_names, sampler.recall(), PriorDraws(space, seed), enough)
 
 
 Sampler = Annotated[

@@ -21,6 +21,7 @@ EARLIER_KEYS: dict[str, Any] = {
 EARLIER_FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("pruner", "median"): {"peers": "finished"},
     ("pruner", "percentile"): {"peers": "finished"},
+    ("pruner", "asha"): {"learn_from": "all"},
 }
 
 

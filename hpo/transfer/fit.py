@@ -10,7 +10,7 @@ from hpo.transfer.laws import Layout, Runs, excess, loss, minimum, optimum
 # A run far from the optimum says little about its place: its error grows with its excess, by this share.
 MISFIT = 0.12
 FAR = 8.0  # runs whose excess is more than this many times the median excess have diverged
-SHARED = 4.0  # runs for which the noise common to all cells counts in that of a cell
+SHARED = 4.0  # weight of the noise of all cells in that of one cell, in runs
 FREEDOM = 4.0  # of Student's t, whose weights limit single outliers
 ROUNDS = 4
 TOLERANCE, MAX_DAMPING = 1e-3, 1e3  # of the fit: the smallest relative gain of a step, and when to give up

@@ -18,6 +18,7 @@ from hpo.queue.stored_study import StoredStudy
 from hpo.runs.provenance import describe_machine
 from hpo.search.complement_log import ComplementLogSampler
 from hpo.search.marks import Standing
+from hpo.search.pruners import learns_from_deepest
 from hpo.search.samplers import build_sampler
 from hpo.search.space import params_in_range, suggest_values
 from hpo.storage.attributes import ARM, FIXED_VALUES, MACHINE, RETRIED, SEED, SUGGESTED_BY
@@ -215,7 +216,7 @@ def trial_config(stored: StoredStudy, claim: Claim, frozen: FrozenTrial) -> Base
     file = stored.study.file
     point = _point(stored, claim)
     stored.optuna.sampler = sampler = build_sampler(
-        file.sampler, stored.study.base, file.space, seed, study_seed, point
+        file.sampler, stored.study.base, file.space, seed, study_seed, point, learns_from_deepest(file.pruner)
     )
     trial = optuna.Trial(stored.optuna, get_trial_id(frozen))
     if not frozen.params:  # before the first suggestion, so that every parameter has a stored origin

@@ -113,6 +113,16 @@ def test_a_paused_trial_spends_its_budget_only_up_to_its_mark() -> None:
     assert len(outcome.trials) > 10  # ten full runs
 
 
+def test_the_sampler_learns_from_the_trials_that_the_pruner_says() -> None:
+    asked = []
+    for pruner in ({"name": "asha"}, {"name": "asha", "learn_from": "deepest"}, {"name": "asha", "learn_from": "all"}):
+        rules = search(pruner, {"name": "tpe", "startup_trials": 3}, trials=30)
+        asked.append([trial.run.params for trial in simulate(Nearest(crossing_curves()), rules, seed=0).trials])
+    assert asked[0] == asked[1]
+    assert asked[0][:6] == asked[2][:6]
+    assert asked[0] != asked[2]
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
 def test_a_search_is_the_same_for_the_same_seed_only(sampler: str) -> None:
     world: World = Nearest(crossing_curves())

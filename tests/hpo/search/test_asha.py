@@ -155,7 +155,7 @@ def test_only_paused_trials_are_promoted_from_the_last_mark_down() -> None:
 def test_decision_is_pause_at_marks_only_and_from_a_fresh_list(direction: str) -> None:
     sign = 1 if direction == "minimize" else -1
     study = optuna.create_study(direction=direction)
-    rule = TypeAdapter(Pruner).validate_python({"name": "asha"})
+    rule = TypeAdapter(Pruner).validate_python({"name": "asha", "factor": 3})
     cached = CachedPruner(study, build_pruner(rule, R, Direction(direction)), R, refresh_s=math.inf)
     own = other(1000, {1: sign * 1.0})
     assert cached.decide(own) == "pause"  # the best of one

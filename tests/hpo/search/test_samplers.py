@@ -207,3 +207,40 @@ def test_cmaes_refuses_a_space_without_numbers() -> None:
 def test_cmaes_searches_a_single_parameter() -> None:
     one = space(optimizer__lr=LR)
     assert len(search(optuna.create_study(), sampler("cmaes"), one, 8)) == 8
+
+
+def seen_by(kind: Any, study: optuna.Study, from_deepest: bool) -> list[int]:
+    view = build_sampler(kind, BASE, TWO, 1, 0, from_deepest=from_deepest).view(study, {})
+    return [trial.number for trial in view.get_trials()]
+
+
+def add_ended(study: optuna.Study, curve: list[float], n: int, **fields: Any) -> list[int]:
+    """Add n trials with the same curve and return their numbers: complete at four rungs, otherwise pruned."""
+    first, values = len(study.get_trials()), dict(enumerate(curve, 1))
+    ended = {"value": curve[-1]} if len(curve) == 4 else {"state": TrialState.PRUNED}
+    study.add_trials([create_trial(intermediate_values=values, **ended, **fields) for _ in range(n)])
+    return list(range(first, first + n))
+
+
+@pytest.mark.parametrize("name", ["auto", "tpe", "gp"])
+def test_models_may_learn_only_from_trials_at_the_deepest_rung_that_enough_trials_reached(
+    study: optuna.Study, name: str
+) -> None:
+    kind = sampler(name, startup_trials=4)
+    early = add_ended(study, [3.0], 7)
+    assert seen_by(kind, study, True) == early  # seven trials are fewer than two times four
+    kept = [
+        *add_ended(study, [3.0, 2.0], 5),
+        *add_ended(study, [3.0, 2.0, 1.5, 1.2], 3),
+        *add_ended(study, [math.inf], 1),
+        *add_ended(study, [3.0], 1, constraints={"memory": 1.0}),
+    ]
+    running = study.ask().number
+    assert seen_by(kind, study, True) == [*kept, running]
+    assert seen_by(kind, study, False) == [*early, *kept, running]
+
+
+@pytest.mark.parametrize("name", ["random", "cmaes", "nsga2", "qmc"])
+def test_other_samplers_see_all_trials(study: optuna.Study, name: str) -> None:
+    numbers = add_ended(study, [3.0], 30) + add_ended(study, [3.0, 2.0, 1.5, 1.2], 30)
+    assert seen_by(sampler(name), study, True) == numbers

@@ -242,7 +242,7 @@ REFUSED = [
         {},
         "must be at most 0.25, what is left of a run after rung 3, got 0.3",
     ),
-    ({"rungs": [2]}, {"pruner": {"name": "asha"}}, "at which pruner asha may stop a trial (1, 3), got 2"),
+    ({"rungs": [3]}, {"pruner": {"name": "asha"}}, "at which pruner asha may stop a trial (1, 2), got 3"),
     ({"rungs": [1]}, {"pruner": {"name": "median", "warmup_rungs": 2}}, "at which pruner median may stop a trial (3)"),
     ({"share": 0.1}, {}, "probe.rungs"),
     ("on", {}, "probe: "),

@@ -21,14 +21,14 @@ from hpo.commands.show import trial_record
 from hpo.config.yaml import dump_yaml
 from hpo.optuna_internals.objects import get_study_id
 from hpo.optuna_internals.tables import TRIALS, trial_state
-from hpo.queue.registry import register_study
+from hpo.queue.registry import load_stored_study, register_study
 from hpo.queue.stored_study import StoredStudy
 from hpo.runs.checkpoints import resumable_checkpoints
 from hpo.runs.datasets import describe_data
 from hpo.runs.run_dir import trial_folder
 from hpo.search.asha import is_paused
 from hpo.search.complement_log import ComplementLogSampler
-from hpo.storage.attributes import END_REASON, MARKS, STARTED
+from hpo.storage.attributes import END_REASON, MARKS, SPEC, STARTED, SUGGESTED_BY
 from hpo.storage.store import Store, open_store
 from hpo.storage.trials import State, Trial
 from hpo.study.load import load_study
@@ -312,6 +312,33 @@ def test_killed_paused_trial_fails_and_forked_one_is_pruned(sqlite: Store, here:
     assert run_worker(stored) == 0
     assert sorted(statuses(sqlite)) == sorted(["killed", *[s for s in statuses(sqlite) if s != "killed"]])
     assert set(statuses(sqlite)) == {"killed", "complete", "pruned"}
+
+
+@pytest.mark.parametrize("learn_from", ["deepest", "all"])
+def test_the_sampler_learns_from_the_trials_that_the_study_says(sqlite: Store, here: Path, learn_from: str) -> None:
+    keys: dict[str, Any] = {
+        "space": {"x": {"low": 0.0, "high": 1.0}},
+        "sampler": {"name": "tpe", "startup_trials": 2},
+        "pruner": ASHA["pruner"] | {"learn_from": learn_from},
+        "budget": {"trials": 16},
+    }
+    stored = create_study(sqlite, here, **ASHA | keys)
+    assert run_worker(stored) == 0
+    seen = [trial.user_attrs[SUGGESTED_BY]["finished"] for trial in read_snapshot(sqlite, "planted").trials]
+    assert seen[:4] == [0, 1, 2, 3]
+    if learn_from == "all":
+        assert seen == list(range(16))  # one worker: every earlier trial has paused or ended
+    else:
+        assert 4 <= seen[-1] < 15
+
+
+def test_study_that_was_stored_before_learn_from_existed_continues_with_all(sqlite: Store, here: Path) -> None:
+    stored = create_study(sqlite, here, **ASHA)
+    assert stored.study.file.pruner.model_dump()["learn_from"] == "deepest"
+    spec = stored.optuna.user_attrs[SPEC]
+    del spec["pruner"]["learn_from"]
+    stored.optuna.set_user_attr(SPEC, spec)
+    assert load_stored_study(sqlite, "planted").study.file.pruner.model_dump()["learn_from"] == "all"
 
 
 def test_checkpoints_of_paused_trials_stay_until_they_are_pruned(sqlite: Store, here: Path) -> None:
