@@ -175,7 +175,7 @@ def select_deepest(ids: Sequence[int], ended: FinishedTrials, enough: int) -> li
     """Return the ids of the trials that reached the deepest rung that at least `enough` trials reached.
 
     Trials that diverged or exceeded a limit are included, because they would not have become better. Early losses of
-    the others may mislead: a small learning rate is ahead at first.
+    the others may mislead: high learning rates often lead at first (docs/search.md).
     Source: Falkner et al. 2018, arXiv:1807.01774, section 3.2, which fits a model for each budget.
     """
     depths = {i: ended[i][0].last_step or 0 for i in ids}

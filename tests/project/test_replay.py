@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import replay
-from bench.replay_plan import OWN, PLANS, PRUNERS, SAMPLERS, WORLD_NAMES, Cell
+from bench.replay_plan import ASHA, OWN, PLANS, PRUNERS, SAMPLERS, WORLD_NAMES, Cell
 from docs import search_tables
 from hpo.search.pruners import Pruner
 from hpo.search.samplers import Sampler
@@ -60,7 +60,8 @@ def test_full_plan_has_every_sampler_with_every_pruner_on_the_own_worlds() -> No
     assert len({cell.path for cell in cells}) == len(cells)
     for world in OWN:
         pairs = {(cell.sampler, cell.pruner) for cell in cells if (cell.world, cell.kind) == (world, "nearest")}
-        assert pairs == {(sampler, pruner) for sampler in SAMPLERS for pruner in PRUNERS}
+        shipped = {(sampler, pruner) for sampler in SAMPLERS for pruner in PRUNERS}
+        assert pairs == shipped | {("tpe", pruner) for pruner in ASHA}
     assert all(cell.seeds >= 20 for cell in cells)
     assert {cell.world for cell in cells} == set(WORLD_NAMES)
 
