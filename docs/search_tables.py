@@ -1,11 +1,13 @@
 """The tables of docs/search.md, computed from the saved results of bench/replay.py."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 
-from bench.replay_plan import ALL_PRUNERS, OWN, POOLS_ONLY, RUNS, SAMPLERS, TASKSET, WORLD_NAMES
+from bench.replay_plan import ALL_PRUNERS, ANSWERING, OWN, POOLS_ONLY, RUNS, SAMPLERS, TASKSET, WORLD_NAMES
 from docs.search_results import RESULTS, Result, Results, read_results, results_by_world
 from hpo.replay.measures import GROUP, Estimate, Record, lost_share, pruned_share, ratio, reached, regret
 
@@ -62,6 +64,7 @@ def _plan(folder: Path, plan: str) -> Iterator[str]:
         return
     results = read_results(folder, plan)
     yield from _goals(results)
+    yield from _means(results)
     yield from _safety(results)
     yield from _ratchet(results)
     yield from _searches(results)
@@ -181,6 +184,35 @@ def _searches(results: Results) -> Iterator[str]:
                 share = reached(one.records, one.reference, one.budget)
                 rows.append([*cells, f"{share:.2f}", _regret(one), _share(lost_share(one.records)), _ask(one.records)])
     yield _table(["rules", "world", "seeds", "trials", "ratio", "reached", "final regret", "lost", "ask, ms"], rows)
+
+
+def _means(results: Results) -> Iterator[str]:
+    yield "### Means over worlds"
+    yield (
+        f"Rules that were measured in every world, with a budget of {RUNS} full runs. A ratio above 1 counts as 1.\n"
+        "Regret: that of random search without pruning is 1. Seeds: the fewest of a world."
+    )
+    rows = []
+    for kinds, samplers, reference in ((("shuffled",), ("pool",), "pool"), (ANSWERING, tuple(SAMPLERS), "random")):
+        found = [rules for (_, kind), rules in results.items() if kind in kinds and (reference, "none", RUNS) in rules]
+        for sampler, pruner in itertools.product(samplers, ALL_PRUNERS):
+            measured = [rules[sampler, pruner, RUNS] for rules in found if (sampler, pruner, RUNS) in rules]
+            if measured and len(measured) == len(found):
+                name = "random order" if sampler == "pool" else sampler
+                rows.append([f"{name}, {pruner}", *_mean_cells(measured)])
+    yield _table(["rules", "worlds", "seeds", "ratio", "reached", "lost", "regret"], rows)
+
+
+def _mean_cells(measured: Sequence[Result]) -> list[str]:
+    regrets = [regret(o.records, o.budget).value / regret(o.reference, o.budget).value for o in measured]
+    return [
+        str(len(measured)),
+        str(min(len(one.records) for one in measured)),
+        f"{_mean_ratio(measured):.2f}",
+        f"{fmean(reached(one.records, one.reference, one.budget) for one in measured):.2f}",
+        f"{100 * fmean(lost_share(one.records).value for one in measured):.1f} %",
+        f"{fmean(regrets):.2f}" if math.isfinite(fmean(regrets)) else "-",
+    ]
 
 
 def _ask(records: Sequence[Record]) -> str:
