@@ -55,7 +55,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None = No
         ) from None
 
 
-def stderr_progress(delay_s: float = -1.0) -> Progress:
+def stderr_progress(delay_s: float = 1.0) -> Progress:
     """Return a progress callback that prints to stderr once the work has taken longer than `delay_s` seconds."""
     start = time.monotonic()
     last_line = ""

@@ -184,10 +184,15 @@ def test_progress_goes_from_reading_to_the_last_token(corpus):
     assert said[-1] == ("tokenizing test", 1.0)
 
 
-def test_progress_on_stderr_keeps_silent_about_quick_work(capsys):
-    stderr_progress(delay_s=60)("quick", 0.5)
+def test_progress_on_stderr_keeps_silent_for_the_first_second(capsys, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("model.data.prepare.time.monotonic", lambda: now)
+    show = stderr_progress()
+    now = 100.9
+    show("quick", 0.5)
     assert capsys.readouterr().err == ""
-    stderr_progress(delay_s=-1)("slow", 0.5)
+    now = 101.1
+    show("slow", 0.5)
     assert capsys.readouterr().err == "slow: 50%\n"
 
 
