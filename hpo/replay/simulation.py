@@ -173,7 +173,7 @@ class _Simulation:
         seeds = derive(self.seed, f"sampler/{number}/1") % 2**32, derive(self.seed, "sampler") % 2**32
         trial_id = self.storage.create_new_trial(get_study_id(self.study), create_trial(state=TrialState.RUNNING))
         self.study.sampler = build_sampler(
-            sampler, curves.base, curves.space, *seeds, number, learns_from_deepest(self.search.pruner)
+            sampler, curves.base, curves.space, *seeds, number, from_deepest=learns_from_deepest(self.search.pruner)
         )
         values = suggest_values(optuna.Trial(self.study, trial_id), curves.base, curves.space)
         self.outcome.asks.append(time.process_time() - began)

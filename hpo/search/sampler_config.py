@@ -36,13 +36,6 @@ class SamplerConfig(Section):
         """Return the number of finished trials that the sampler uses, None for all."""
         return None
 
-    def enough(self) -> int | None:
-        """Return from how many finished trials the sampler can learn, so that it may ignore less trained ones.
-
-        None: it needs all of them.
-        """
-        return None
-
     def build(self, seeds: Seeds) -> BaseSampler:
         """Return Optuna's sampler for one trial."""
         return optuna.samplers.RandomSampler(seed=seeds.trial)

@@ -48,9 +48,6 @@ class TPE(SamplerConfig):
     def recall(self) -> int | None:
         return self.history
 
-    def enough(self) -> int | None:
-        return 2 * self.startup_trials
-
     def build(self, seeds: Seeds) -> BaseSampler:
         return optuna.samplers.TPESampler(
             seed=seeds.trial,
@@ -91,9 +88,6 @@ class GP(SamplerConfig):
 
     def recall(self) -> int | None:
         return self.history
-
-    def enough(self) -> int | None:
-        return 2 * self.startup_trials
 
     def build(self, seeds: Seeds) -> BaseSampler:
         return GPWithPrunedTrials(
@@ -187,9 +181,6 @@ class Auto(SamplerConfig):
     def recall(self) -> int | None:
         return max(1000, self.gp_trials)
 
-    def enough(self) -> int | None:
-        return 2 * self.startup_trials
-
     def build(self, seeds: Seeds) -> BaseSampler:
         tpe = TPE(startup_trials=self.startup_trials).build(seeds)
         return AutoSampler(
@@ -212,12 +203,13 @@ def build_sampler(
 ) -> ComplementLogSampler:
     """Return the sampler of a study for one trial. Set it as `study.sampler` before the trial is created.
 
-    point: see `Seeds`. from_deepest: whether a sampler that can do so learns only from the trials that trained longest.
+    point: see `Seeds`. from_deepest: whether tpe, gp and auto learn only from the trials that trained longest. Other
+    samplers need all trials: they count generations or points.
     """
     complemented_names = frozenset(p for p, entry in space.items() if isinstance(entry, Range) and entry.complement_log)
     joint = sampler.joint(unconditional(base, space))
     inner = sampler.build(Seeds(seed, study_seed, point))
-    enough = sampler.enough() if from_deepest else None
+    enough = 2 * sampler.startup_trials if from_deepest and isinstance(sampler, TPE | GP | Auto) else None
     return ComplementLogSampler(inner, joint, complemented_names, sampler.recall(), PriorDraws(space, seed), enough)
 
 

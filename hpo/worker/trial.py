@@ -215,8 +215,9 @@ def trial_config(stored: StoredStudy, claim: Claim, frozen: FrozenTrial) -> Base
     study_seed = derive(stored.study.file.seed, "sampler") % 2**32
     file = stored.study.file
     point = _point(stored, claim)
+    deepest = learns_from_deepest(file.pruner)
     stored.optuna.sampler = sampler = build_sampler(
-        file.sampler, stored.study.base, file.space, seed, study_seed, point, learns_from_deepest(file.pruner)
+        file.sampler, stored.study.base, file.space, seed, study_seed, point, from_deepest=deepest
     )
     trial = optuna.Trial(stored.optuna, get_trial_id(frozen))
     if not frozen.params:  # before the first suggestion, so that every parameter has a stored origin
