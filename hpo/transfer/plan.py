@@ -21,11 +21,12 @@ from hpo.study.limits import Budget
 from hpo.study.spec import Study, seed_path
 from hpo.study.stored import study_from_spec
 from hpo.transfer.cells import Cell, plan_cells
+from hpo.transfer.center import fitted_center
 from hpo.transfer.fields import BATCH, Axis, axes_of
 from hpo.transfer.scale import HEADS, SIZES, TOKENS
 from model.section import flat, updated
 
-SPREAD = 0.22  # standard deviation of a design around the copied configuration, as a share of each range
+SPREAD = 0.22  # standard deviation of a design around its center, as a share of each range
 FIRST_SEED = 1_000_000  # of the runs of ladders, far from those of searches and confirmations
 WITHIN_CELLS = (Median, Percentile, Patient, Threshold, NoPruning)  # pruners that need no promotion across cells
 
@@ -47,7 +48,7 @@ def ladder_name(search: str) -> str:
 
 
 def plan_ladder(snapshot: Snapshot, copied: Trial, request: LadderRequest) -> Study:
-    """Return the study of a ladder around a configuration of a search.
+    """Return the study of a ladder around the best configuration of a search (`fitted_center`).
 
     copied: the trial whose configuration a user would copy. Its fields that are not numbers hold in the whole ladder.
 
@@ -55,9 +56,10 @@ def plan_ladder(snapshot: Snapshot, copied: Trial, request: LadderRequest) -> St
         Problem: the search, the target or the budget does not allow a ladder.
     """
     search = study_from_spec(snapshot.spec, snapshot.name)
-    base, axes = ladder_base(search, configuration(search, copied))
+    best = configuration(search, copied)
+    base, axes = ladder_base(search, best)
     cells = plan_cells(base, request.target, request.cells, request.budget)
-    return ladder_study(search, base, axes, cells, request)
+    return ladder_study(search, base, axes, cells, fitted_center(snapshot, search, best, axes), request)
 
 
 def ladder_base(search: Study, copied: BaseModel) -> tuple[BaseModel, list[Axis]]:
@@ -84,15 +86,24 @@ def ladder_base(search: Study, copied: BaseModel) -> tuple[BaseModel, list[Axis]
 
 
 def ladder_study(
-    search: Study, base: BaseModel, axes: Sequence[Axis], cells: Sequence[Cell], request: LadderRequest
+    search: Study,
+    base: BaseModel,
+    axes: Sequence[Axis],
+    cells: Sequence[Cell],
+    center: Mapping[str, float],
+    request: LadderRequest,
 ) -> Study:
     """Return the study of a ladder with given cells.
+
+    center: the values of the axes around which the runs of each cell lie.
 
     Raises:
         Problem: a run of the ladder is not a valid configuration.
     """
     space: Space = {axis.path: _without_prior(search.file.space[axis.path]) for axis in axes}
-    runs = [values for i, cell in enumerate(cells) for values in design(base, axes, space, cell, request.seed + i)]
+    runs: list[dict[str, Any]] = []
+    for i, cell in enumerate(cells):
+        runs += design(base, axes, space, cell, center, request.seed + i)
     if seed := seed_path(base):
         runs = [{**values, seed: FIRST_SEED + 10_000 * request.seed + i} for i, values in enumerate(runs)]
     fields = flat(base)
@@ -103,6 +114,7 @@ def ladder_study(
         "budget_tokens": request.budget,
         "searched": {path: flat(search.base)[path] for path in cells[0].values},
         "copied": {axis.path: fields[axis.path] for axis in axes},
+        "center": dict(center),
         "cells": [{"values": dict(cell.values), "runs": cell.runs} for cell in cells],
     }
     limits = search.file.limits.model_copy(update={"seconds": None})  # runs may be longer than those of the search
@@ -126,17 +138,19 @@ def _without_prior(entry: Any) -> Any:
     return entry.model_copy(update={"prior": None})
 
 
-def design(base: BaseModel, axes: Sequence[Axis], space: Space, cell: Cell, seed: int) -> list[dict[str, Any]]:
-    """Return the runs of a cell: the copied configuration, then a scrambled Sobol design around it.
+def design(
+    base: BaseModel, axes: Sequence[Axis], space: Space, cell: Cell, center: Mapping[str, float], seed: int
+) -> list[dict[str, Any]]:
+    """Return the runs of a cell: the copied configuration, then a scrambled Sobol design around a center.
 
     The design is normal in each axis, with SPREAD of the range as standard deviation, and stays in the range. A batch
     that leaves a rung of a short run without an update is made smaller.
     """
     fields = flat(base)
-    center = np.array([_unit(axis, fields[axis.path]) for axis in axes])
+    middle = np.array([_unit(axis, center[axis.path]) for axis in axes])
     uniform = stats.qmc.Sobol(len(axes), rng=np.random.default_rng([seed, 7])).random_base2(_power(cell.runs))
-    low, high = (stats.norm.cdf((end - center) / SPREAD) for end in (0.0, 1.0))
-    positions = center + SPREAD * stats.norm.ppf(low + (high - low) * uniform[: cell.runs - 1])
+    low, high = (stats.norm.cdf((end - middle) / SPREAD) for end in (0.0, 1.0))
+    positions = middle + SPREAD * stats.norm.ppf(low + (high - low) * uniform[: cell.runs - 1])
     runs = [{axis.path: fields[axis.path] for axis in axes}]
     for row in positions:
         runs.append({axis.path: _snapped(axis, space[axis.path], float(t)) for axis, t in zip(axes, row, strict=True)})
