@@ -101,11 +101,7 @@ def ladder_study(
         Problem: a run of the ladder is not a valid configuration.
     """
     space: Space = {axis.path: _without_prior(search.file.space[axis.path]) for axis in axes}
-    runs: list[dict[str, Any]] = []
-    for i, cell in enumerate(cells):
-        runs += design(base, axes, space, cell, center, request.seed + i)
-    if seed := seed_path(base):
-        runs = [{**values, seed: FIRST_SEED + 10_000 * request.seed + i} for i, values in enumerate(runs)]
+    runs = _runs(base, axes, space, cells, center, request.seed)
     fields = flat(base)
     about = {
         LADDER_OF: search.name,
@@ -126,6 +122,15 @@ def ladder_study(
     if problems := study_file_problems(file, base):
         raise Problem(*(f"`hpo transfer` of {search.name}: {line}" for line in problems))
     return Study(request.name, f"`hpo transfer` of {search.name}", file, base)
+
+
+def _runs(
+    base: BaseModel, axes: Sequence[Axis], space: Space, cells: Sequence[Cell], center: Mapping[str, float], seed: int
+) -> list[dict[str, Any]]:
+    """Return the runs of all cells, each with a seed of its own."""
+    runs = [run for i, cell in enumerate(cells) for run in design(base, axes, space, cell, center, seed + i)]
+    path = seed_path(base)
+    return [{**run, path: FIRST_SEED + 10_000 * seed + i} for i, run in enumerate(runs)] if path else runs
 
 
 def _pruner(pruner: Pruner) -> Pruner:
