@@ -1,5 +1,6 @@
 """How a command ends: by itself, at a signal, or with its worker, and that no process of it is left."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -91,7 +92,8 @@ script = {FORKS.replace("{end}", "time.sleep(600)") if victim == "worker" else "
 all_reports(plan(script, words=[{mark!r}]), Path({str(tmp_path)!r}))
 """
     n = 5 if victim == "worker" else 2
-    with subprocess.Popen([sys.executable, "-c", program]) as worker:
+    with subprocess.Popen([sys.executable, "-c", program]) as worker, contextlib.ExitStack() as ends:
+        ends.callback(worker.kill)  # also where an assertion fails, which would wait for the script otherwise
         assert until(lambda: len(processes_with(mark)) >= n)
         guardians = [
             pid for pid in processes_with(mark) if guardian.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -99,7 +101,6 @@ all_reports(plan(script, words=[{mark!r}]), Path({str(tmp_path)!r}))
         assert len(guardians) == 1
         os.kill(worker.pid if victim == "worker" else guardians[0], signal.SIGKILL)
         assert until(lambda: not processes_with(mark), 10)
-        worker.kill()
 
 
 def test_script_saves_its_state_on_sigterm_before_it_is_killed(tmp_path: Path) -> None:
