@@ -20,7 +20,7 @@ test: .venv/.installed-dev
 	$(MAKE) --jobs=2 --output-sync=line lint suite site
 
 suite: .venv/.installed-dev
-	$(BIN)/pytest -n 6 --dist loadgroup --durations=15
+	$(BIN)/pytest -n 4 --dist loadgroup --durations=15
 
 # Made-up command lines and study files, far more of them than in `make test`: about twenty minutes.
 generated: .venv/.installed-dev

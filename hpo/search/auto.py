@@ -30,8 +30,8 @@ def choose_sampler(joint: Distributions, finished: int, startup_trials: int, gp_
     if n_choices > MAX_CHOICES:
         return "tpe", f"a field has {n_choices} choices, more than {MAX_CHOICES}"
     if finished > gp_trials:
-        return "tpe", f"more than {gp_trials} trials had finished"
-    return "gp", f"at most {MAX_FIELDS} fields vary and at most {gp_trials} trials had finished"
+        return "tpe", f"there were more than {gp_trials} finished trials to learn from"
+    return "gp", f"at most {MAX_FIELDS} fields vary, and there were at most {gp_trials} finished trials to learn from"
 
 
 class AutoSampler(BaseSampler):

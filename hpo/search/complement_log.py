@@ -172,21 +172,28 @@ def select_history(ids: Sequence[int], ended: FinishedTrials, history: int) -> S
 
 
 def select_deepest(ids: Sequence[int], ended: FinishedTrials, enough: int) -> list[int]:
-    """Return the ids of the trials that reached the deepest rung that at least `enough` trials reached.
+    """Return the ids of the trials that reached the deepest rung that at least `enough` configurations reached.
 
-    Trials that diverged or exceeded a limit are included, because they would not have become better. Early losses of
-    the others may mislead: high learning rates often lead at first (docs/search.md).
+    Early losses of the others may mislead: high learning rates often lead at first (docs/search.md). Complete trials
+    are always included, also those without a curve, which were imported. So are trials that would not have become
+    better: those that diverged, were invalid or exceeded a limit.
     Source: Falkner et al. 2018, arXiv:1807.01774, section 3.2, which fits a model for each budget.
     """
-    depths = {i: ended[i][0].last_step or 0 for i in ids}
-    limit = sorted(depths.values(), reverse=True)[enough - 1] if len(ids) >= enough else 0
-    return [i for i in ids if depths[i] >= limit or _is_hopeless(ended[i][0])]
+    reached: dict[object, int] = {}  # the deepest rung of each configuration: repeated baselines are one
+    for trial in (ended[i][0] for i in ids):
+        if trial.last_step is not None:
+            configuration = tuple(sorted(trial.params.items()))
+            reached[configuration] = max(reached.get(configuration, 0), trial.last_step)
+    limit = sorted(reached.values(), reverse=True)[enough - 1] if len(reached) >= enough else 0
+    return [i for i in ids if (ended[i][0].last_step or 0) >= limit or _counts_anyway(ended[i][0])]
 
 
-def _is_hopeless(trial: FrozenTrial) -> bool:
+def _counts_anyway(trial: FrozenTrial) -> bool:
     last = trial.last_step
-    diverged = last is not None and not math.isfinite(trial.intermediate_values[last])
-    return diverged or any(excess > 0 for excess in trial.constraints.values())
+    if last is None:
+        return True  # imported with its final value, or invalid
+    diverged = not math.isfinite(trial.intermediate_values[last])
+    return trial.state == TrialState.COMPLETE or diverged or any(excess > 0 for excess in trial.constraints.values())
 
 
 def _rank(trial: FrozenTrial) -> TrialRank:

@@ -46,9 +46,9 @@ class ChoicePrior(Section):
     quarters, and half as many after 100 trials."""
 
 
-def share(trust: str, point: int) -> float:
-    """Return the share of trials that follow a prior, for the trial with this index: hyperbolic decay."""
-    return FIRST_SHARE[trust] / (1 + point / HALF_LIFE[trust])
+def share(trust: str, number: int) -> float:
+    """Return the share of trials that follow a prior, for the trial with this number: hyperbolic decay."""
+    return FIRST_SHARE[trust] / (1 + number / HALF_LIFE[trust])
 
 
 def density(position: float, centre: float, spread: float) -> float:

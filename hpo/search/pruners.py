@@ -117,9 +117,9 @@ class Halving(Section):
 class Asha(Section):
     """Asynchronous successive halving by promotion: trials pause at marks, and the best of the paused continue.
 
-    Use it for many cheap trials of which good ones are plenty. Marks are the rungs min_rungs, min_rungs x factor, and
-    so on. A trial among the best 1 / factor of the trials that reached a mark continues. Any other trial pauses, and
-    keeps its checkpoint. A free worker continues the best paused trial that is now among them, from the last mark
+    Use it for many short trials, if several good configurations are enough. Marks are the rungs min_rungs,
+    min_rungs x factor, and so on. A trial among the best 1 / factor of the trials that reached a mark continues. Any
+    other trial pauses, and keeps its checkpoint. A free worker continues the best paused trial that is now among them, from the last mark
     down, and starts a new trial only if there is none. When the budget ends, the trials still paused are pruned.
     Source: Li et al. 2020, arXiv:1810.05934, algorithm 2.
     """
@@ -131,9 +131,9 @@ class Asha(Section):
     """Reduction factor. With 2, the better half of the trials continue at a mark."""
     learn_from: Literal["deepest", "all"] = "deepest"
     """The trials from which samplers `tpe`, `gp` and `auto` learn. deepest: those that reached the deepest rung that is
-    reached by at least twice `startup_trials` of the sampler, and those that diverged or exceeded a limit. Early losses
-    would otherwise keep the sampler away from trials that start slowly. all: every trial. Studies of earlier versions
-    continue with all."""
+    reached by at least twice `startup_trials` of the sampler, all complete trials, and those that diverged, were
+    invalid or exceeded a limit. Early losses would otherwise keep the sampler away from trials that start slowly. all:
+    every trial. Studies of earlier versions continue with all."""
 
     def build(self, rungs: int) -> BasePruner:
         """Return the pruner for runs with this number of rungs."""

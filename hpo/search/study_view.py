@@ -40,10 +40,11 @@ class StudyView(optuna.Study):
         return copy.deepcopy(trials) if deepcopy else trials
 
     def _get_best_trial(self, deepcopy: bool) -> FrozenTrial:
-        complete = self._get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        # Only pruners ask for the best trial, to compare curves. Imported trials have none.
+        complete = [t for t in self._get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if t.intermediate_values]
         feasible = [t for t in complete if all(c <= 0 for c in t.constraints.values())]
         if not feasible:
-            raise ValueError("no feasible trial is complete")
+            raise ValueError("no feasible trial with a curve is complete")
         best = min(feasible, key=lambda t: t.values[0])
         return copy.deepcopy(best) if deepcopy else best
 

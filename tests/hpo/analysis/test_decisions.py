@@ -260,9 +260,9 @@ def test_auto_says_what_it_took_and_why_and_which_fields_follow_their_priors(sql
     )
     assert told[2] == (
         "trial 3 was suggested by gp from 3 finished trials, 0 running: sampler auto took gp, because at most 20 "
-        "fields vary and at most 4 trials had finished"
+        "fields vary, and there were at most 4 finished trials to learn from"
     )
-    assert told[5].endswith("sampler auto took tpe, because more than 4 trials had finished")
+    assert told[5].endswith("sampler auto took tpe, because there were more than 4 finished trials to learn from")
     followed = [" follows the prior of x (0.4000, strong)" in sentences(snapshot, number)[0] for number in range(1, 7)]
     assert followed == ["prior" in record for record in records]
     assert 0 < sum(followed) < 6

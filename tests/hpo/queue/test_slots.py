@@ -268,7 +268,7 @@ def end_all(i: int, url: str, trial_ids: list[int]) -> list[int]:
 
 def test_of_eight_processes_exactly_one_ends_a_trial(race: Race, store: Store) -> None:
     study = optuna.create_study(storage=store.optuna)
-    trial_ids = [study.ask()._trial_id for _ in range(100)]
+    trial_ids = [study.ask()._trial_id for _ in range(40)]
     ended = race(end_all, store.url, trial_ids)
     assert len(ended) == N_PROCESSES
     assert sorted(trial_id for each in ended for trial_id in each) == trial_ids

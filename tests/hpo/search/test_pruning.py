@@ -6,7 +6,7 @@ import random
 import optuna
 import pytest
 import sqlalchemy
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.search.halving import HalvingPruner
 from hpo.search.pruning import CachedPruner
@@ -41,6 +41,16 @@ def test_judging_reads_no_table_between_refreshes(crowd: optuna.Study) -> None:
     assert statements == []
     crowd.get_trials(deepcopy=False)
     assert statements != []
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_imported_trial_without_a_curve_does_not_switch_wilcoxon_off(study: optuna.Study) -> None:
+    study.add_trial(create_trial(value=0.1))  # better than all others, but it cannot be compared rung by rung
+    cached = CachedPruner(study, pruner("wilcoxon").build(R), R, refresh_s=0)
+    assert end(cached, curve(3.0)) == ("continue", R)
+    study.add_trial(finished(curve(1.0)))
+    decision, rung = end(cached, curve(3.0))
+    assert (decision, rung < R) == ("prune", True)
 
 
 def odd_curve(chance: random.Random, rungs: int, with_nan: bool) -> dict[int, float]:

@@ -214,12 +214,19 @@ def seen_by(kind: Any, study: optuna.Study, from_deepest: bool) -> list[int]:
     return [trial.number for trial in view.get_trials()]
 
 
-def add_ended(study: optuna.Study, curve: list[float], n: int, **fields: Any) -> list[int]:
-    """Add n trials with the same curve and return their numbers: complete at four rungs, otherwise pruned."""
+def add_ended(study: optuna.Study, curve: list[float], n: int, lr: float | None = None, **fields: Any) -> list[int]:
+    """Add n trials with the same curve and return their numbers: complete at four rungs, otherwise pruned.
+
+    lr: of all of them; each has another one by default.
+    """
     first, values = len(study.get_trials()), dict(enumerate(curve, 1))
     ended = {"value": curve[-1]} if len(curve) == 4 else {"state": TrialState.PRUNED}
-    study.add_trials([create_trial(intermediate_values=values, **ended, **fields) for _ in range(n)])
-    return list(range(first, first + n))
+    numbers = list(range(first, first + n))
+    kinds = {"lr": FloatDistribution(0.0, 1e6)}
+    for number in numbers:
+        params = {"lr": number if lr is None else lr}
+        study.add_trial(create_trial(params=params, distributions=kinds, intermediate_values=values, **ended, **fields))
+    return numbers
 
 
 @pytest.mark.parametrize("name", ["auto", "tpe", "gp"])
@@ -235,9 +242,20 @@ def test_models_may_learn_only_from_trials_at_the_deepest_rung_that_enough_trial
         *add_ended(study, [math.inf], 1),
         *add_ended(study, [3.0], 1, constraints={"memory": 1.0}),
     ]
+    study.add_trials([create_trial(value=2.5), create_trial(state=TrialState.PRUNED)])  # imported; invalid
     running = study.ask().number
+    kept += [running - 2, running - 1]
     assert seen_by(kind, study, True) == [*kept, running]
     assert seen_by(kind, study, False) == [*early, *kept, running]
+
+
+def test_repeated_baselines_count_once_among_the_trials_that_must_have_reached_a_rung(study: optuna.Study) -> None:
+    kind, whole = sampler("tpe", startup_trials=2), [3.0, 2.0, 1.5, 1.2]
+    baselines = add_ended(study, whole, 6, lr=0.5)
+    early = add_ended(study, [3.0], 4)
+    assert seen_by(kind, study, True) == baselines + early
+    others = add_ended(study, whole, 3)
+    assert seen_by(kind, study, True) == baselines + others
 
 
 @pytest.mark.parametrize("name", ["random", "cmaes", "nsga2", "qmc"])
