@@ -117,10 +117,11 @@ class Halving(Section):
 class Asha(Section):
     """Asynchronous successive halving by promotion: trials pause at marks, and the best of the paused continue.
 
-    Use it for many short trials, if several good configurations are enough. Marks are the rungs min_rungs,
-    min_rungs x factor, and so on. A trial among the best 1 / factor of the trials that reached a mark continues. Any
-    other trial pauses, and keeps its checkpoint. A free worker continues the best paused trial that is now among them, from the last mark
-    down, and starts a new trial only if there is none. When the budget ends, the trials still paused are pruned.
+    Use it for many short trials, if several good configurations are enough. Marks are the rungs min_rungs, min_rungs x
+    factor, and so on. A trial among the best 1 / factor of the trials that reached a mark continues. Any other trial
+    pauses, and keeps its checkpoint. A free worker continues the best paused trial that is now among them, from the
+    last mark down, and starts a new trial only if there is none. When the budget ends, the trials still paused are
+    pruned.
     Source: Li et al. 2020, arXiv:1810.05934, algorithm 2.
     """
 
