@@ -26,7 +26,7 @@ from hpo.study.places import at_places
 from hpo.study.spec import Study
 from hpo.study.stored import study_from_spec
 from hpo.transfer.cells import Cell
-from hpo.transfer.ladder import Ladder, read_ladder
+from hpo.transfer.ladder import Ladder, ladders_of, read_ladder
 from hpo.transfer.lines import cell_table, law_table, plan_table, prediction_lines, prediction_table
 from hpo.transfer.plan import LadderRequest, ladder_name, plan_ladder
 from hpo.transfer.prediction import Prediction, fit_ladder, predict
@@ -64,7 +64,8 @@ def run_transfer(request: TransferRequest, options: LaunchOptions, format: Forma
         else:
             about = study.file.about
             stored = {"--ladder": (request.cells, len(about["cells"]))}
-            check_same_options(study, stored | {"--budget-tokens": (request.budget, about["budget_tokens"])})
+            options_of = stored | {"--budget-tokens": (request.budget, about["budget_tokens"])}
+            check_same_options(study, options_of, "`--as NAME` trains another ladder")
     study, target = at_places(study, options.overrides), given or dict(study.file.about["target"])
     if not options.quiet:
         print_records(plan_table([Cell(c["values"], c["runs"]) for c in study.file.about["cells"]]), Format.table)
@@ -82,7 +83,8 @@ def _new_ladder(
     copied, known = trial_to_export(store, snapshot)
     say(f"copied configuration: trial {copied.number} of {snapshot.name}, {known}")
     cells = DEFAULT_CELLS if request.cells is None else request.cells
-    study = plan_ladder(snapshot, copied, LadderRequest(name, target, cells, request.budget))
+    seed = len(ladders_of(store, snapshot))  # so that no ladder has the runs of an earlier one
+    study = plan_ladder(snapshot, copied, LadderRequest(name, target, cells, request.budget, seed))
     center = study.file.about["center"]
     if center != study.file.about["copied"]:
         values = ", ".join(f"{path} {format_number(value)}" for path, value in center.items())
@@ -120,7 +122,11 @@ def conclude_ladder(
     path = folder / "fitted.yaml"
     write_file(path, prediction_text(snapshot, ladder, prediction))
     storage = storage_option(options)
-    verify = command_line("hpo", "transfer", "--study", snapshot.spec["about"][LADDER_OF], "--verify", 8)
+    about = snapshot.spec["about"]
+    other = [] if snapshot.name == ladder_name(about[LADDER_OF]) else ["--as", snapshot.name]
+    if target not in (None, about["target"]):
+        other += ["--to", ",".join(f"{path}={value}" for path, value in prediction.target.items())]
+    verify = command_line("hpo", "transfer", "--study", about[LADDER_OF], *other, "--verify", 8)
     say("\n".join(["", *lines, "", f"predicted configuration: {path}", "next:"]))
     say(f"  {command_line('hpo', 'train', path)}\n  {verify}{storage}")
     return 0
@@ -132,7 +138,7 @@ def prediction_record(prediction: Prediction) -> dict[str, Any]:
     return {
         "target": dict(prediction.target),
         "fields": prediction_table(prediction),
-        "loss": {"predicted": prediction.loss, "low": prediction.loss_low, "high": prediction.loss_high},
+        "loss": {"predicted": prediction.value, "low": prediction.low, "high": prediction.high},
         "regret_of_copying": {"mean": regret, "low": low, "high": high},
         "tokens_beyond_ladder": prediction.reach,
         "size_beyond_ladder": prediction.size_reach,
@@ -148,7 +154,7 @@ def prediction_text(snapshot: Snapshot, ladder: Ladder, prediction: Prediction) 
         "ladder": snapshot.name,
         "rule": "fitted",
         "objective": snapshot.objective,
-        "predicted": {"loss": prediction.loss, "low": prediction.loss_low, "high": prediction.loss_high},
+        "predicted": {"loss": prediction.value, "low": prediction.low, "high": prediction.high},
         "data_hash": snapshot.data_hash,
         "train": snapshot.spec["train"],
         "config": snapshot.spec["config"],
@@ -172,6 +178,6 @@ def _verify(name: str, target: Mapping[str, Any], n: int, options: LaunchOptions
             raise Problem(f"--verify: study {own} of the storage is no verification of {name}; `--as NAME` avoids it")
         else:
             study = study_from_spec(attrs[SPEC], own)
-            check_same_options(study, {"--verify": (n, len(study.file.seeds))})
+            check_same_options(study, {"--verify": (n, len(study.file.seeds))}, "`--as NAME` trains another ladder")
     study = at_places(study, options.overrides)
     return run_study(replace(options, study=own), study, partial(conclude_verification, format=format))

@@ -93,7 +93,9 @@ def check_baseline(study: Study) -> None:
         )
 
 
-def check_same_options(study: Study, options: Mapping[str, tuple[Any, Any]]) -> None:
+def check_same_options(
+    study: Study, options: Mapping[str, tuple[Any, Any]], remedy: str = "`--as NAME` starts another study on new seeds"
+) -> None:
     """Check that a comparison is continued under the options it was started with.
 
     If the number of seeds could change after a result is known, the result could choose its own sample size.
@@ -105,7 +107,7 @@ def check_same_options(study: Study, options: Mapping[str, tuple[Any, Any]]) -> 
     """
     problems = [
         f"{key}: must be {format_value(stored) or 'empty'}, with which study {study.name} was started, "
-        f"got {format_value(requested)}; `--as NAME` starts another study on new seeds"
+        f"got {format_value(requested)}; {remedy}"
         for key, (requested, stored) in options.items()
         if requested not in (None, [], stored)
     ]

@@ -37,10 +37,10 @@ def scale_labels(store: OpenStorage, ablation: Snapshot) -> dict[str, ScaleLabel
     if ladder is None or surface is None:
         return {}
     before = flat(study_from_spec(ablation.spec, ablation.name).base)
-    varied = {axis.path for axis in ladder.axes}
+    axes = {axis.path: axis for axis in ladder.axes}
     labels = {}
     for name, values in ablation.spec["about"]["factors"].items():
-        if not set(values) <= varied or any(before.get(path) is None for path in values):
+        if not all(path in axes and axes[path].holds(side.get(path)) for side in (before, values) for path in values):
             labels[name] = ScaleLabel("undecided", {})
             continue
         effects, label = cell_effects(ladder, surface, {path: before[path] for path in values}, values)

@@ -44,7 +44,7 @@ def plan_verification(ladder: Study, prediction: Prediction, n: int, first_seed:
         raise Problem(f"--verify: must be at least {required}, or no difference is significant, got {n}")
     about = {VERIFIES: ladder.name, "target": dict(prediction.target), "reference": "the copied configuration"}
     about |= {"found": {}, "test": "t"}
-    about["predicted"] = {"loss": prediction.loss, "low": prediction.loss_low, "high": prediction.loss_high}
+    about["predicted"] = {"loss": prediction.value, "low": prediction.low, "high": prediction.high}
     scale = {path: value for path, value in prediction.copied.items() if path not in dict(ladder.file.space)}
     base = updated(full_length_base(ladder, None), scale)
     plan = ArmsPlan(f"`hpo transfer --verify` of {ladder.name}", arms, range(first_seed, first_seed + n), about)

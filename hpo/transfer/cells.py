@@ -13,13 +13,14 @@ from model.section import flat, updated
 
 REACHES = (4, 8, 16, 32, 64)  # how many times longer the target is than the longest cell, from the best to the cheapest
 SPAN = 4  # ratio of the lengths of the longest and the shortest cell, at least
+MIN_GRID = 3  # cells, with fewer of which either the length or the size would be the same in all
 MIN_RUNS, MANY_RUNS = 6, 12  # runs of a cell: at least, and of the mean cell without a budget
 FAR = 16  # a law that extrapolates further in tokens is warned about
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One rung of a ladder: the fields of its length and size, and the number of its runs."""
+    """One cell of a ladder: the fields of its length and size, and the number of its runs."""
 
     values: Mapping[str, Any]
     runs: int = 0
@@ -43,6 +44,8 @@ def plan_cells(base: BaseModel, target: Mapping[str, Any], n: int, budget: int |
     """
     goal = target_config(base, target)
     _check_larger(base, goal)
+    if n < MIN_GRID and tokens_of(goal) > tokens_of(base) and _grows(base, goal):
+        raise Problem(f"--ladder: must be at least {MIN_GRID} if length and size change, got {n}")
     fewest = []
     for reach in REACHES:
         cells = _grid(base, goal, n, reach)
@@ -86,7 +89,7 @@ def _check_larger(base: BaseModel, goal: BaseModel) -> None:
 def _grid(base: BaseModel, goal: BaseModel, n: int, reach: int) -> list[Cell] | None:
     """Return n cells up to 1 / reach of the target's length, None if there are no n such cells."""
     longer = tokens_of(goal) > tokens_of(base)
-    larger = any(flat(base).get(path) != flat(goal).get(path) for path in SIZES)
+    larger = _grows(base, goal)
     if not longer:
         sizes = [between(base, goal, 0.6 * i / max(1, n - 1)) for i in range(n)]
         lengths = [int(tokens_of(goal))]
@@ -101,6 +104,10 @@ def _grid(base: BaseModel, goal: BaseModel, n: int, reach: int) -> list[Cell] | 
     cells.sort(key=lambda cell: compute_of(_at(base, cell.values)))
     fits = len(cells) >= n and all(_has_updates(base, cell) for cell in cells)
     return cells[:n] if fits else None
+
+
+def _grows(base: BaseModel, goal: BaseModel) -> bool:
+    return any(flat(base).get(path) != flat(goal).get(path) for path in SIZES)
 
 
 def _at(base: BaseModel, values: Mapping[str, Any]) -> BaseModel:

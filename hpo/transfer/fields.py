@@ -57,7 +57,15 @@ class Axis:
             number = -math.expm1(-coordinate)
         else:
             number = min(max(coordinate, self.low), self.high)
-        return max(1, round(number)) if self.whole else number
+        if not self.whole:
+            return number
+        return max(1, round(number)) if self.scale == "log" else round(number)
+
+    def holds(self, value: Any) -> bool:
+        """Return whether a value has a coordinate: null has none, and 0 has none on a log scale."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return value > 0 if self.scale == "log" else value < 1 if self.scale == "complement_log" else True
 
 
 def axis_of(path: str, entry: Range | Choices, kind: type) -> Axis | None:
@@ -70,11 +78,16 @@ def axis_of(path: str, entry: Range | Choices, kind: type) -> Axis | None:
     if len(numbers) < len(entry.choices) or len(numbers) < 2:
         return None
     ordered = tuple(sorted(float(n) for n in numbers))
-    return Axis(path, "log" if ordered[0] > 0 else "linear", ordered[0], ordered[-1], whole, ordered)
+    near_one = ordered[0] >= 0.5 and ordered[-1] < 1  # the coefficients of running means
+    of_list: Scale = "complement_log" if near_one else "log" if ordered[0] > 0 else "linear"
+    return Axis(path, of_list, ordered[0], ordered[-1], whole, ordered)
 
 
 def axes_of(base: BaseModel, space: Space, fixed: Mapping[str, Any]) -> list[Axis]:
-    """Return the axes of a space, in its order.
+    """Return the axes of a space: learning rates, the batch, then the others in their order.
+
+    The best learning rate is modelled as a function of the batch and not the reverse (`hpo.transfer.laws`), so the
+    order of the space must not decide. A field whose value in the base has no coordinate is no axis.
 
     fixed: fields that do not vary in a ladder, such as its lengths and sizes. Where both factors of the batch are
     searched, only the number of sequences varies, because their product decides.
@@ -82,5 +95,7 @@ def axes_of(base: BaseModel, space: Space, fixed: Mapping[str, Any]) -> list[Axi
     paths = [path for path in space if path not in fixed and configs_with_field(base, space, path)]
     if set(BATCH) <= set(paths):
         paths.remove("run.grad_accum")
-    found = [axis_of(path, space[path], field_type(base, path)) for path in paths if path in flat(base)]
-    return [axis for axis in found if axis is not None]
+    fields = flat(base)
+    found = [axis_of(path, space[path], field_type(base, path)) for path in paths if path in fields]
+    axes = [axis for axis in found if axis is not None and axis.holds(fields[axis.path])]
+    return sorted(axes, key=lambda axis: ("lr", "batch", axis.role).index(axis.role))

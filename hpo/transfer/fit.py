@@ -35,7 +35,7 @@ class Surface:
 class Estimate:
     """A prediction at one scale: coordinates with an interval each, loss with an interval.
 
-    x: (d,) with the smallest expected loss. low, high: (d,) of the optimum. exact: loss expected at x.
+    x: (d,) with the smallest expected loss. low, high: (d,) of the optimum.
     """
 
     x: np.ndarray
@@ -79,7 +79,8 @@ def fit_surface(layout: Layout, runs: Runs, n_draws: int = N_DRAWS, seed: int = 
 def _with_deviation(layout: Layout, p: np.ndarray) -> Layout:
     """Return the layout with the deviation of cells from the power laws that prior and fit together suggest.
 
-    The prior counts as much as four cells.
+    The prior counts as much as four cells. A cell counts half, because the fitted power laws absorb a part of the
+    deviations.
     """
     start, squares = len(p) - layout.n_cells, float(np.sum(p[-layout.n_cells :] ** 2))
     sd = layout.sd.copy()
@@ -163,21 +164,25 @@ def _jacobian(layout: Layout, runs: Runs, root: np.ndarray, z: np.ndarray) -> np
     return root[:, None, :] * (values[:, 0] - values[:, 1]) / (2 * step)
 
 
-def estimate(surface: Surface, s: np.ndarray, seed: int = 0) -> Estimate:
-    """Predict configuration and loss at a scale (2,).
+def estimate(surface: Surface, s: np.ndarray, seed: int = 0, bounds: np.ndarray | None = None) -> Estimate:
+    """Predict configuration and loss at a scale (2,), with coordinates between bounds (d, 2).
 
     The configuration is the one whose loss is smallest on average over all draws: if the position of the optimum is
     uncertain, it lies on the side on which a miss costs less.
     """
     layout, at = surface.layout, s[None, :]
     optima = optimum(layout, surface.draws, at)[:, 0]
-    center = np.median(optima, axis=0)
+    least, most = (-np.inf, np.inf) if bounds is None else bounds.T
+    center = np.clip(np.median(optima, axis=0), least, most)
+
+    def place(z: np.ndarray) -> np.ndarray:
+        return np.asarray(np.clip(center + layout.unit * z, least, most))
 
     def expected(z: np.ndarray) -> float:
-        return float(excess(layout, surface.draws, (center + layout.unit * z)[None, :], at).mean())
+        return float(excess(layout, surface.draws, place(z)[None, :], at).mean())
 
     options = {"xatol": 1e-3, "fatol": 1e-9, "maxiter": 200 * layout.d}
-    x = center + layout.unit * minimize(expected, np.zeros(layout.d), method="Nelder-Mead", options=options).x
+    x = place(minimize(expected, np.zeros(layout.d), method="Nelder-Mead", options=options).x)
     values = (minimum(layout, surface.draws, at) + excess(layout, surface.draws, x[None, :], at))[:, 0]
     rng, deviation = np.random.default_rng(seed), layout.sd[-1]
     values = values + np.hypot(surface.noise, deviation) * rng.standard_normal(len(values))

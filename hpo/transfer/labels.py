@@ -37,7 +37,7 @@ def cell_effects(
 
     The fields that do not change have their values in the copied configuration. A change is scale-stable if it has the
     same sign at all cells, each with an interval without 0, and keeps at least half of its effect. It is scale-bound if
-    the effects at the smallest and at the largest cell differ, with an interval of their difference without 0, and the
+    the effect at the smallest cell and its difference from that at the largest one have intervals without 0, and the
     sign changes or more than half of the effect is lost. Otherwise the ladder does not decide.
 
     before, after: values of the fields that change, by dotted field; each is an axis of the ladder.

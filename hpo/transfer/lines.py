@@ -26,7 +26,8 @@ def cell_table(ladder: Ladder, surface: Surface) -> list[dict[str, Any]]:
         runs = [run for run in ladder.runs if run.cell == cell]
         best = min(runs, key=lambda run: run.loss)
         at = optimum(surface.layout, surface.p, np.array([scale_of(ladder.at(cell))]))[0, 0]
-        record = dict(zip(ladder.cell_fields, cell, strict=True)) | {"runs": len(runs), "best": best.loss}
+        record = dict(zip(ladder.cell_fields, cell, strict=True)) | {"runs": len(runs)}
+        record["best"] = ladder.study.direction.loss(best.loss)
         for i, axis in enumerate(ladder.axes):
             record |= {axis.path: best.values[axis.path], f"{axis.path} by law": axis.value(float(at[i]))}
         records.append(record)
@@ -68,10 +69,10 @@ def prediction_table(prediction: Prediction) -> list[dict[str, Any]]:
 def prediction_lines(objective: str, prediction: Prediction) -> list[str]:
     """Return sentences: the predicted loss, the regret of copying, and how far the ladder reaches."""
     target = ", ".join(f"{path}={value:,}" for path, value in prediction.target.items())
-    low, high = format_number(prediction.loss_low), format_number(prediction.loss_high)
+    low, high = format_number(prediction.low), format_number(prediction.high)
     regret, least, most = (format_number(value) for value in prediction.regret)
     lines = [
-        f"at {target}: predicted {objective} {format_number(prediction.loss)} (90 % interval {low} to {high})",
+        f"at {target}: predicted {objective} {format_number(prediction.value)} (90 % interval {low} to {high})",
         f"copying is expected to lose {regret} against the prediction (90 % interval {least} to {most})",
         f"the target has {format_number(prediction.reach)} times the tokens of the longest cell"
         + (f" and {format_number(prediction.size_reach)} times the size of the largest" * (prediction.size_reach > 1)),

@@ -60,9 +60,9 @@ def find_fitted(store: OpenStorage, search: str, move: Move) -> Fitted:
         to = ",".join(f"{path}={value}" for path, value in target.items())
         remedy = command_line("hpo", "transfer", "--study", search, "--to", to)
         return Fitted(missing=f"no ladder of {search} has finished; `{remedy}` trains one")
-    loss, low, high = (format_number(v) for v in (prediction.loss, prediction.loss_low, prediction.loss_high))
+    value, low, high = (format_number(v) for v in (prediction.value, prediction.low, prediction.high))
     values = {f.path: prediction.values[f.path] for f in prediction.fields}
-    return Fitted(values, f"ladder of {search}, which predicts a loss of {loss} ({low} to {high})")
+    return Fitted(values, f"ladder of {search}, which predicts a value of {value} ({low} to {high})")
 
 
 def target_of(move: Move) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _runs(
     base: BaseModel, axes: Sequence[Axis], space: Space, cells: Sequence[Cell], center: Mapping[str, float], seed: int
 ) -> list[dict[str, Any]]:
     """Return the runs of all cells, each with a seed of its own."""
-    runs = [run for i, cell in enumerate(cells) for run in design(base, axes, space, cell, center, seed + i)]
+    runs = [run for i, cell in enumerate(cells) for run in design(base, axes, space, cell, center, 100 * seed + i)]
     path = seed_path(base)
     return [{**run, path: FIRST_SEED + 10_000 * seed + i} for i, run in enumerate(runs)] if path else runs
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from hpo.config.validation import error_messages
 from hpo.errors import NothingFeasible, Problem
+from hpo.search.ranges import Range, nearest_value
 from hpo.transfer.cells import FAR, MIN_RUNS
 from hpo.transfer.fields import Axis
 from hpo.transfer.fit import Estimate, Surface, estimate, fit_surface
@@ -40,7 +42,7 @@ class Prediction:
     """What a ladder predicts for a target.
 
     values: every field that changes from the base of the ladder, the target's included. copied, nearest: the same for
-    the copied configuration and for the best run of the nearest cell. loss: with a 90 % interval.
+    the copied configuration and for the best run of the nearest cell. value: of the objective, with a 90 % interval.
     regret: how much more the copied configuration is expected to lose, with a 90 % interval.
     reach: the target's tokens over those of the longest cell. size_reach: the same for sizes.
     """
@@ -51,9 +53,9 @@ class Prediction:
     copied: Mapping[str, Any]
     nearest: Mapping[str, Any]
     nearest_cell: tuple[Any, ...]
-    loss: float
-    loss_low: float
-    loss_high: float
+    value: float
+    low: float
+    high: float
     regret: tuple[float, float, float]
     reach: float
     size_reach: float
@@ -92,15 +94,18 @@ def predict(ladder: Ladder, surface: Surface, target: Mapping[str, Any]) -> Pred
     """Return the prediction for a target.
 
     Raises:
-        Problem: the target is smaller than the ladder, or differs in a field in which its cells do not.
+        Problem: the target is smaller than the ladder, or differs in a field in which its cells do not, or the
+            predicted values do not go together.
     """
     goal = target_config(updated(ladder.base, ladder.searched), target)
     _check_target(ladder, goal, target)
     s = np.array(scale_of(goal))
-    at = estimate(surface, s)
+    at = _estimate(ladder, surface, s, goal)
     fields = tuple(_field(ladder, axis, i, at) for i, axis in enumerate(ladder.axes))
     scale_values = {path: flat(goal)[path] for path in {*target, *ladder.cell_fields}}
     values = {field.path: _typed(axis, field.value) for axis, field in zip(ladder.axes, fields, strict=True)}
+    _check_values(goal, values)
+    value, *ends = (ladder.study.direction.loss(loss) for loss in (at.loss, at.loss_low, at.loss_high))
     cell = ladder.cells[-1]
     best = min((run for run in ladder.runs if run.cell == cell), key=lambda run: run.loss)
     nearest = {axis.path: _typed(axis, best.values[axis.path]) for axis in ladder.axes}
@@ -113,14 +118,45 @@ def predict(ladder: Ladder, surface: Surface, target: Mapping[str, Any]) -> Pred
         copied=scale_values | dict(ladder.copied),
         nearest=scale_values | nearest,
         nearest_cell=cell,
-        loss=at.loss,
-        loss_low=at.loss_low,
-        loss_high=at.loss_high,
+        value=value,
+        low=min(ends),
+        high=max(ends),
         regret=_regret(ladder, surface, at, s),
         reach=tokens_of(goal) / max(lengths),
         size_reach=math.exp(scale_of(goal)[1] - max(sizes)),
         n_runs=len(ladder.runs),
     )
+
+
+def _estimate(ladder: Ladder, surface: Surface, s: np.ndarray, goal: BaseModel) -> Estimate:
+    """Return the estimate at a scale, with fields in their searched range that the configuration would refuse outside.
+
+    Fields on a linear scale and lists whose optimum no publication extrapolates always stay in their range.
+    """
+    ends = np.array([[axis.coordinate(axis.low), axis.coordinate(axis.high)] for axis in ladder.axes])
+    inside = np.array([axis.scale == "linear" or bool(axis.choices and axis.role == "other") for axis in ladder.axes])
+    at = estimate(surface, s, bounds=np.where(inside[:, None], ends, [-np.inf, np.inf]))
+    refused = [not _allows(goal, axis, float(x)) for axis, x in zip(ladder.axes, at.x, strict=True)]
+    if any(refused):
+        inside |= np.array(refused)
+        at = estimate(surface, s, bounds=np.where(inside[:, None], ends, [-np.inf, np.inf]))
+    return at
+
+
+def _allows(goal: BaseModel, axis: Axis, coordinate: float) -> bool:
+    try:
+        updated(goal, {axis.path: _typed(axis, axis.value(coordinate))})
+    except ValidationError:
+        return False
+    return True
+
+
+def _check_values(goal: BaseModel, values: Mapping[str, Any]) -> None:
+    try:
+        updated(goal, values)
+    except ValidationError as error:
+        lines = error_messages(error, type(goal))
+        raise Problem(*(f"--to: the predicted values do not go together: {line}" for line in lines)) from None
 
 
 def _check_target(ladder: Ladder, goal: BaseModel, target: Mapping[str, Any]) -> None:
@@ -148,8 +184,11 @@ def _typed(axis: Axis, value: float) -> float | int:
 
 def _field(ladder: Ladder, axis: Axis, i: int, at: Estimate) -> FieldPrediction:
     value, low, high = (axis.value(float(ends[i])) for ends in (at.x, at.low, at.high))
-    if axis.choices and axis.scale == "linear":
-        value = min(axis.choices, key=lambda choice: abs(choice - value))
+    entry = ladder.study.file.space[axis.path]
+    if axis.choices and (axis.scale == "linear" or axis.role == "other"):
+        value = min(axis.choices, key=lambda choice: abs(axis.coordinate(choice) - axis.coordinate(value)))
+    elif isinstance(entry, Range) and entry.step is not None:
+        value = nearest_value(entry, value, int if axis.whole else float)
     outside = not axis.low <= value <= axis.high
     return FieldPrediction(axis.path, float(ladder.copied[axis.path]), value, low, high, outside)
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from hpo.config.validation import error_messages, nearest
 from hpo.config.yaml import parse_value
 from hpo.errors import Problem
+from model.config import TrainConfig
 from model.section import flat, updated
 
 TOKENS = "run.tokens"
@@ -22,11 +23,11 @@ def size_of(config: BaseModel) -> float:
     The experts of a mixture count as far as a token uses them. The embeddings do not count, as in Kaplan et al. 2020,
     arXiv:2001.08361.
     """
-    fields = flat(config)
-    if not all(path in fields for path in SIZES):
+    if not isinstance(config, TrainConfig):
         return 1.0
+    fields = flat(config)
     width, used = fields["model.n_embd"], fields.get("model.top_k", 1)
-    hidden = config.model.hidden()  # type: ignore[attr-defined]
+    hidden = config.model.hidden()
     matrices = 3 if fields.get("model.mlp") == "swiglu" else 2
     return float(fields["model.n_layer"] * (4 * width**2 + used * matrices * width * hidden))
 
@@ -72,7 +73,7 @@ def target_config(base: BaseModel, target: Mapping[str, Any]) -> BaseModel:
     fields = flat(base)
     if TOKENS not in fields:
         raise Problem(f"--study: must have a config with the field {TOKENS}, because a ladder has runs of many lengths")
-    known = [path for path in (TOKENS, *SIZES, HEADS) if path in fields]
+    known = [TOKENS, *SIZES, HEADS] if isinstance(base, TrainConfig) else [TOKENS]
     if unknown := [path for path in target if path not in known]:
         raise Problem(f"--to {unknown[0]}: must be one of {', '.join(known)}{nearest(unknown[0], known)}")
     problems = [

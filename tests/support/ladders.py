@@ -16,11 +16,13 @@ from pydantic import BaseModel, Field
 
 class Optimizer(BaseModel):
     lr: float = Field(default=0.01, gt=0)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
 
 
 class Run(BaseModel):
     tokens: int = 1_000
     batch_size: int = Field(default=8, ge=1)
+    grad_accum: int = Field(default=1, ge=1)
     seed: int = 0
     rungs: int = 2
 
@@ -30,6 +32,8 @@ class Config(BaseModel):
     run: Run = Run()
     kind: Literal["plain", "wrong"] = "plain"
     noise: float = 0.002
+    dropout: float = Field(default=0.0, ge=0)
+    sign: int = 1
 
 
 def best(tokens):
@@ -42,11 +46,12 @@ def floor(tokens):
 
 def train(config):
     lr, batch = best(config.run.tokens)
-    u, v = math.log(config.optimizer.lr / lr), math.log(config.run.batch_size / batch)
+    u, v = math.log(config.optimizer.lr / lr), math.log(config.run.batch_size * config.run.grad_accum / batch)
     loss = floor(config.run.tokens) + 0.05 * (u - 0.3 * v) ** 2 + 0.03 * v * v + (config.kind == "wrong")
+    loss += 0.2 * config.dropout
     loss += config.noise * random.Random(repr((config.run.seed, config.optimizer.lr))).gauss(0.0, 1.0)
     for rung in range(1, config.run.rungs + 1):
-        yield rung, loss + 1.0 - rung / config.run.rungs
+        yield rung, config.sign * (loss + 1.0 - rung / config.run.rungs)
 """
 
 

@@ -86,6 +86,7 @@ def test_a_far_target_is_said_aloud_and_needs_no_new_runs(searched: Path) -> Non
     allow = ("--allow-train", "laws:train")
     done = hpo("transfer", "--study", "small", "--to", "run.tokens=512_000", "--quiet", *allow, cwd=searched)
     assert "warning: the prediction extrapolates more than 16 times in tokens" in done.stderr
+    assert "\n  hpo transfer --study small --to run.tokens=512000 --verify 8\n" in done.stderr
     assert len(snapshot_of(searched, "small-transfer").trials) == before
 
 
@@ -163,6 +164,17 @@ def test_what_cannot_be_done_is_one_message(searched: Path, arguments: list[str]
     done = hpo("transfer", "--study", "small", "--quiet", *arguments, *allow, cwd=searched, status=2)
     assert f"hpo: {message}" in done.stderr
     assert done.stderr.count("hpo: ") == 1
+
+
+def test_a_second_ladder_has_seeds_of_its_own_and_names_itself_in_the_next_command(searched: Path) -> None:
+    allow = ("--allow-train", "laws:train")
+    again = ("--as", "again", "--to", TO, "--ladder", "2", "--quiet")
+    done = hpo("transfer", "--study", "small", *again, *allow, cwd=searched)
+    assert "\n  hpo transfer --study small --as again --verify 8\n" in done.stderr
+    ladders = [snapshot_of(searched, name) for name in ("small-transfer", "again")]
+    first, second = ({t.user_attrs[FIXED_VALUES]["run.seed"] for t in ladder.trials} for ladder in ladders)
+    assert len(second) > 0
+    assert not first & second
 
 
 def test_a_search_without_a_learning_rate_is_refused(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from hpo.errors import Problem
 from hpo.transfer.cells import MIN_RUNS, Cell, plan_cells, with_runs
-from hpo.transfer.scale import compute_of, parse_target, size_of, target_config
+from hpo.transfer.scale import compute_of, parse_target, scale_of, size_of, target_config
 from model.config import TrainConfig
 from model.section import updated
 
@@ -49,6 +50,26 @@ def test_the_runs_stay_within_the_budget_and_a_small_budget_shortens_the_ladder(
         assert 0.6 * budget < spent <= budget
     shorter = plan_cells(BASE, {"run.tokens": 1_024_000}, 4, 1_500_000)
     assert max(cell.tokens for cell in shorter) < 256_000
+
+
+def test_two_cells_cannot_show_both_a_law_of_tokens_and_one_of_size() -> None:
+    target = {"run.tokens": 1_024_000, "model.n_embd": 128}
+    with pytest.raises(Problem, match=r"^--ladder: must be at least 3 if length and size change, got 2$"):
+        plan_cells(BASE, target, 2, None)
+    for path in (0, 1):
+        cells = plan_cells(BASE, target, 3, None)
+        assert len({scale_of(updated(BASE, dict(cell.values)))[path] for cell in cells}) > 1
+
+
+def test_a_configuration_class_of_ones_own_has_no_size_whatever_its_fields_are_called() -> None:
+    class Model(BaseModel):
+        n_embd: int = 32
+        n_layer: int = 2
+
+    class Own(BaseModel):
+        model: Model = Model()
+
+    assert size_of(Own()) == 1.0
 
 
 def test_more_runs_go_to_cheap_cells_by_the_square_root_of_their_cost() -> None:

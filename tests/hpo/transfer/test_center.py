@@ -12,6 +12,7 @@ from hpo.analysis.export import configuration, select_trial
 from hpo.analysis.snapshot import Snapshot
 from hpo.search.ranges import Range
 from hpo.storage.store import Store
+from hpo.storage.trials import State
 from hpo.study.load import load_study
 from hpo.study.stored import study_from_spec
 from hpo.transfer.cells import Cell
@@ -72,6 +73,29 @@ def test_trials_that_differ_in_a_field_that_is_no_number_do_not_count(store: Sto
     assert same < MIN_TRIALS
     center, best = center_of(few)
     assert center == best
+
+
+def test_the_product_of_both_factors_of_the_batch_decides(store: Store, here: Path) -> None:
+    both = NUMBERS | {"run.grad_accum": {"low": 1, "high": 8}}
+    snapshot = search_of(store, here, "both", 40, space=both, base={**NOISE, "noise": 0.01})
+    center = center_of(snapshot)[0]
+    accumulated = select_trial(snapshot, None).params["run.grad_accum"]
+    assert set(center) == {"optimizer.lr", "run.batch_size"}
+    assert excess(center | {"run.batch_size": center["run.batch_size"] * accumulated}) < 0.02
+
+
+def test_trials_whose_values_have_no_place_on_the_scale_do_not_count(store: Store, here: Path) -> None:
+    space = NUMBERS | {"dropout": {"low": 0.01, "high": 0.4, "log": True}}
+    baseline = {"optimizer.lr": 0.01, "run.batch_size": 8, "dropout": 0.0}  # the best of all
+    snapshot = search_of(store, here, "zero", 12, space=space, baseline=[baseline], base={**NOISE, "noise": 0.0})
+    best = select_trial(snapshot, None)
+    assert best.number == 0
+    ladder = plan_ladder(snapshot, best, LadderRequest("zero-transfer", {"run.tokens": 64_000}, 4, None))
+    assert list(ladder.file.space) == ["optimizer.lr", "run.batch_size"]
+    others = [trial for trial in snapshot.in_state(State.COMPLETE) if trial.number]
+    search = study_from_spec(snapshot.spec, snapshot.name)
+    copied = configuration(search, others[0])
+    assert "dropout" in fitted_center(snapshot, search, copied, ladder_base(search, copied)[1])
 
 
 def test_a_search_with_few_trials_keeps_the_copied_configuration(store: Store, here: Path) -> None:

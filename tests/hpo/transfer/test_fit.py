@@ -1,6 +1,7 @@
 """Fits of planted ladders: the law is recovered, and intervals contain it as often as they say."""
 
 import numpy as np
+import pytest
 
 from hpo.transfer.fields import Axis
 from hpo.transfer.fit import converged, estimate, fit_surface
@@ -60,6 +61,17 @@ def test_intervals_contain_the_optimum_and_the_loss() -> None:
         of_loss += at.loss_low <= measured <= at.loss_high
     assert inside >= 2 * n - 4  # nine of ten, less two standard deviations
     assert of_loss >= n - 2
+
+
+def test_a_bound_moves_the_other_fields_and_the_predicted_loss_too() -> None:
+    runs = planted(8, 30, noise=0.001)
+    surface = fit_surface(layout_of(AXES, runs), runs, 20)
+    free, most = estimate(surface, TARGET), np.log(8)
+    bound = estimate(surface, TARGET, bounds=np.array([[-np.inf, np.inf], [-np.inf, most]]))
+    assert bound.x[1] == most < free.x[1]
+    assert bound.x[0] < free.x[0] - 0.2  # the planted best rate falls with the batch, by 0.3
+    measured = [float(loss(at.x[None, :], TARGET[None, :])[0]) for at in (free, bound)]
+    assert bound.loss - free.loss == pytest.approx(measured[1] - measured[0], rel=0.3)
 
 
 def test_more_runs_narrow_the_intervals() -> None:

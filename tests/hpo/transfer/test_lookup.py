@@ -125,7 +125,7 @@ def test_a_ladder_gives_the_values_of_the_rule_fitted(
     assert tree["run"]["tokens"] == LONG
     record = tree["provenance"]["transfer"]
     assert record["rule"] == "fitted"
-    assert record["source"].startswith("ladder of lawful, which predicts a loss of ")
+    assert record["source"].startswith("ladder of lawful, which predicts a value of ")
     assert record["changed"]["optimizer.lr"] == [best.params["optimizer.lr"], tree["optimizer"]["lr"]]
     plan = planned(store, snapshot, request(rule=Rule.fitted))
     arms = arms_of(plan)
