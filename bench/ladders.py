@@ -10,8 +10,8 @@ resumes.
 The targets are 16 times the tokens, and 4 times the width, of the smallest cell. At each target, 48 configurations are
 trained, 24 of a Sobol design and 24 around the minimum of a surface fitted to those. The minimum of the surface of all
 48 is trained on five fresh seeds: the best that is known. A ladder draws 12 runs of the smallest cell, centers the
-other cells on the minimum of a surface fitted to them, and predicts for both targets. Prediction and copied
-configuration are trained on the same five seeds as the best.
+other cells on the best of them, and predicts for both targets. Prediction and copied configuration are trained on the
+same five seeds as the best.
 """
 
 import argparse
@@ -102,10 +102,6 @@ def fitted(
     return estimate(fit_surface(layout_of(axes, data), data), np.array(scale_of(kept.config(cell))))
 
 
-def _inside(axes: Sequence[Axis], x: Sequence[float]) -> list[float]:
-    return [min(max(c, a.coordinate(a.low)), a.coordinate(a.high)) for a, c in zip(axes, x, strict=True)]
-
-
 def values_at(axes: Sequence[Axis], x: Sequence[float], cell: Mapping[str, Any]) -> dict[str, Any]:
     return {axis.path: axis.value(float(c)) for axis, c in zip(axes, x, strict=True)} | dict(cell)
 
@@ -119,9 +115,9 @@ def ladder_runs(
         return None
     best = min(search, key=kept.loss)
     copied = {axis.path: best[axis.path] for axis in axes}
-    center, runs = values_at(axes, _inside(axes, fitted(kept, axes, search, SMALLEST.values).x), {}), []
+    center, runs = kept.config(copied), []
     for k, cell in enumerate(CELLS):
-        runs += design(kept.config(copied), axes, SPACE, cell, center, 1_000 * ladder + k)
+        runs += design(center, axes, SPACE, cell, 1_000 * ladder + k)
     runs = seeded(runs, 10_000 * (ladder + 1) + 100)
     return (search + runs, copied) if kept.train(runs) else None
 
@@ -132,8 +128,10 @@ def dense_runs(kept: KeptRuns, axes: Sequence[Axis], cell: Mapping[str, Any]) ->
     first = seeded(sobol(kept.base, axes, half, 1), 1)
     if not kept.train(first):
         return None
-    center = values_at(axes, _inside(axes, fitted(kept, axes, first, cell).x), {})
-    second = seeded(design(kept.config(center), axes, SPACE, half, center, 2), 100)
+    x = fitted(kept, axes, first, cell).x
+    inside = [min(max(c, a.coordinate(a.low)), a.coordinate(a.high)) for a, c in zip(axes, x, strict=True)]
+    center = kept.config(values_at(axes, inside, {}))
+    second = seeded(design(center, axes, SPACE, half, 2), 100)
     return first + second if kept.train(second) else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from hpo.analysis.progress import has_ended, trial_counts
 from hpo.analysis.snapshot import Snapshot, read_snapshot
 from hpo.config.files import config_text
-from hpo.console import Format, command_line, format_duration, format_number, print_record, print_records, say
+from hpo.console import Format, command_line, format_duration, print_record, print_records, say
 from hpo.errors import Problem
 from hpo.evidence.comparison import check_same_options, existing_study
 from hpo.evidence.preferred import trial_to_export
@@ -84,12 +84,7 @@ def _new_ladder(
     say(f"copied configuration: trial {copied.number} of {snapshot.name}, {known}")
     cells = DEFAULT_CELLS if request.cells is None else request.cells
     seed = len(ladders_of(store, snapshot))  # so that no ladder has the runs of an earlier one
-    study = plan_ladder(snapshot, copied, LadderRequest(name, target, cells, request.budget, seed))
-    center = study.file.about["center"]
-    if center != study.file.about["copied"]:
-        values = ", ".join(f"{path} {format_number(value)}" for path, value in center.items())
-        say(f"center of the ladder: {values}, the minimum of a surface fitted to the trials of {snapshot.name}")
-    return study
+    return plan_ladder(snapshot, copied, LadderRequest(name, target, cells, request.budget, seed))
 
 
 def conclude_ladder(

@@ -21,12 +21,11 @@ from hpo.study.limits import Budget
 from hpo.study.spec import Study, seed_path
 from hpo.study.stored import study_from_spec
 from hpo.transfer.cells import Cell, plan_cells
-from hpo.transfer.center import fitted_center
 from hpo.transfer.fields import BATCH, Axis, axes_of
 from hpo.transfer.scale import HEADS, SIZES, TOKENS
 from model.section import flat, updated
 
-SPREAD = 0.22  # standard deviation of a design around its center, as a share of each range
+SPREAD = 0.22  # standard deviation of a design around the copied configuration, as a share of each range
 FIRST_SEED = 1_000_000  # of the runs of ladders, far from those of searches and confirmations
 WITHIN_CELLS = (Median, Percentile, Patient, Threshold, NoPruning)  # pruners that need no promotion across cells
 
@@ -48,7 +47,7 @@ def ladder_name(search: str) -> str:
 
 
 def plan_ladder(snapshot: Snapshot, copied: Trial, request: LadderRequest) -> Study:
-    """Return the study of a ladder around the best configuration of a search (`fitted_center`).
+    """Return the study of a ladder around a configuration of a search.
 
     copied: the trial whose configuration a user would copy. Its fields that are not numbers hold in the whole ladder.
 
@@ -56,10 +55,9 @@ def plan_ladder(snapshot: Snapshot, copied: Trial, request: LadderRequest) -> St
         Problem: the search, the target or the budget does not allow a ladder.
     """
     search = study_from_spec(snapshot.spec, snapshot.name)
-    best = configuration(search, copied)
-    base, axes = ladder_base(search, best)
+    base, axes = ladder_base(search, configuration(search, copied))
     cells = plan_cells(base, request.target, request.cells, request.budget)
-    return ladder_study(search, base, axes, cells, fitted_center(snapshot, search, best, axes), request)
+    return ladder_study(search, base, axes, cells, request)
 
 
 def ladder_base(search: Study, copied: BaseModel) -> tuple[BaseModel, list[Axis]]:
@@ -86,22 +84,19 @@ def ladder_base(search: Study, copied: BaseModel) -> tuple[BaseModel, list[Axis]
 
 
 def ladder_study(
-    search: Study,
-    base: BaseModel,
-    axes: Sequence[Axis],
-    cells: Sequence[Cell],
-    center: Mapping[str, float],
-    request: LadderRequest,
+    search: Study, base: BaseModel, axes: Sequence[Axis], cells: Sequence[Cell], request: LadderRequest
 ) -> Study:
     """Return the study of a ladder with given cells.
-
-    center: the values of the axes around which the runs of each cell lie.
 
     Raises:
         Problem: a run of the ladder is not a valid configuration.
     """
     space: Space = {axis.path: _without_prior(search.file.space[axis.path]) for axis in axes}
-    runs = _runs(base, axes, space, cells, center, request.seed)
+    runs = [
+        values for i, cell in enumerate(cells) for values in design(base, axes, space, cell, 100 * request.seed + i)
+    ]
+    if seed := seed_path(base):
+        runs = [{**values, seed: FIRST_SEED + 10_000 * request.seed + i} for i, values in enumerate(runs)]
     fields = flat(base)
     about = {
         LADDER_OF: search.name,
@@ -110,7 +105,6 @@ def ladder_study(
         "budget_tokens": request.budget,
         "searched": {path: flat(search.base)[path] for path in cells[0].values},
         "copied": {axis.path: fields[axis.path] for axis in axes},
-        "center": dict(center),
         "cells": [{"values": dict(cell.values), "runs": cell.runs} for cell in cells],
     }
     limits = search.file.limits.model_copy(update={"seconds": None})  # runs may be longer than those of the search
@@ -124,15 +118,6 @@ def ladder_study(
     return Study(request.name, f"`hpo transfer` of {search.name}", file, base)
 
 
-def _runs(
-    base: BaseModel, axes: Sequence[Axis], space: Space, cells: Sequence[Cell], center: Mapping[str, float], seed: int
-) -> list[dict[str, Any]]:
-    """Return the runs of all cells, each with a seed of its own."""
-    runs = [run for i, cell in enumerate(cells) for run in design(base, axes, space, cell, center, 100 * seed + i)]
-    path = seed_path(base)
-    return [{**run, path: FIRST_SEED + 10_000 * seed + i} for i, run in enumerate(runs)] if path else runs
-
-
 def _pruner(pruner: Pruner) -> Pruner:
     """Return the pruner of a ladder: that of the search if it compares trials of one cell, else median."""
     return pruner if isinstance(pruner, WITHIN_CELLS) else Median()
@@ -143,19 +128,17 @@ def _without_prior(entry: Any) -> Any:
     return entry.model_copy(update={"prior": None})
 
 
-def design(
-    base: BaseModel, axes: Sequence[Axis], space: Space, cell: Cell, center: Mapping[str, float], seed: int
-) -> list[dict[str, Any]]:
-    """Return the runs of a cell: the copied configuration, then a scrambled Sobol design around a center.
+def design(base: BaseModel, axes: Sequence[Axis], space: Space, cell: Cell, seed: int) -> list[dict[str, Any]]:
+    """Return the runs of a cell: the copied configuration, then a scrambled Sobol design around it.
 
     The design is normal in each axis, with SPREAD of the range as standard deviation, and stays in the range. A batch
     that leaves a rung of a short run without an update is made smaller.
     """
     fields = flat(base)
-    middle = np.array([_unit(axis, center[axis.path]) for axis in axes])
+    center = np.array([_unit(axis, fields[axis.path]) for axis in axes])
     uniform = stats.qmc.Sobol(len(axes), rng=np.random.default_rng([seed, 7])).random_base2(_power(cell.runs))
-    low, high = (stats.norm.cdf((end - middle) / SPREAD) for end in (0.0, 1.0))
-    positions = middle + SPREAD * stats.norm.ppf(low + (high - low) * uniform[: cell.runs - 1])
+    low, high = (stats.norm.cdf((end - center) / SPREAD) for end in (0.0, 1.0))
+    positions = center + SPREAD * stats.norm.ppf(low + (high - low) * uniform[: cell.runs - 1])
     runs = [{axis.path: fields[axis.path] for axis in axes}]
     for row in positions:
         runs.append({axis.path: _snapped(axis, space[axis.path], float(t)) for axis, t in zip(axes, row, strict=True)})

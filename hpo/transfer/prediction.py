@@ -1,7 +1,7 @@
 """Predict the configuration and the loss at a target from a ladder."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from hpo.transfer.cells import FAR, MIN_RUNS
 from hpo.transfer.fields import Axis
 from hpo.transfer.fit import Estimate, Surface, estimate, fit_surface
 from hpo.transfer.ladder import Ladder
-from hpo.transfer.laws import Runs, excess, layout_of
+from hpo.transfer.laws import excess, layout_of
 from hpo.transfer.scale import compute_of, scale_of, target_config, tokens_of
 from model.section import flat, updated
 
@@ -79,15 +79,10 @@ def fit_ladder(ladder: Ladder) -> Surface:
             f"study {ladder.name}: needs complete runs in at least {MIN_CELLS} cells, {MIN_RUNS} in each on average, "
             f"to fit a law; {sum(counts)} runs in {len(counts)} cells are complete"
         )
-    return fit_runs(ladder.base, ladder.axes, ladder.data())
-
-
-def fit_runs(base: BaseModel, axes: Sequence[Axis], runs: Runs) -> Surface:
-    """Return the surface fitted to runs of a base, whose parametrization decides about the priors."""
-    fields = flat(base)
+    data, fields = ladder.data(), flat(ladder.base)
     uniform = fields.get("model.parametrization", "standard") != "standard"
     by_batch = fields.get("optimizer.scale_lr", "none") not in ("none", 0)
-    return fit_surface(layout_of(axes, runs, uniform_lr=uniform, lr_by_batch=by_batch), runs)
+    return fit_surface(layout_of(ladder.axes, data, uniform_lr=uniform, lr_by_batch=by_batch), data)
 
 
 def predict(ladder: Ladder, surface: Surface, target: Mapping[str, Any]) -> Prediction:
