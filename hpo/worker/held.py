@@ -15,7 +15,7 @@ from hpo.queue.slots import Claim
 from hpo.queue.stored_study import StoredStudy, StudyState
 from hpo.runs import checkpoints
 from hpo.runs.datasets import PreparedDatasets
-from hpo.runs.run_dir import append_error_log, claim_folder, trial_folder
+from hpo.runs.run_dir import append_error_log, claim_folder, to_json_value, trial_folder
 from hpo.runs.trainable import pack_key
 from hpo.search.pruners import build_pruner
 from hpo.search.pruning import CachedPruner
@@ -148,8 +148,9 @@ class HeldTrials:
         self.breaker.reset()
         assert trial.mark is not None
         place, record = trial.mark
-        event = {"event": "paused", "trial": trial.number, "rung": place.rung, "value": record["value"]}
-        self.emit({**event, "text": f"paused at {place_text(place)}"})
+        event = {"event": "paused", "trial": trial.number, "rung": place.rung}
+        value = to_json_value(record["value"])  # a probe may have diverged
+        self.emit({**event, "value": value, "text": f"paused at {place_text(place)}"})
 
     def end_paused(self, state: StudyState) -> bool:
         """End the trials that are paused when nothing else is left to run; return False if one of them may continue."""

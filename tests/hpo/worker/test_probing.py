@@ -1,5 +1,6 @@
 """Workers of studies with cool-down probes: values, budget, interruptions, `probe: auto`, and what commands show."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,19 @@ def test_asha_pauses_and_promotes_by_probes_at_probed_marks_only(sqlite: Store, 
         rows = decisions(snapshot, t.number)
         assert not [row for row in rows if row["decision"] == "recomputed"]
         assert any("its probe_val_loss" in row["sentence"] for row in rows)
+
+
+def test_a_trial_whose_probe_diverges_pauses_without_a_value(sqlite: Store, here: Path) -> None:
+    spike = {"clip.name": "none", "run.spike_every": 13, "run.spike_scale": 1e38}  # at the first update after rung 2
+    base = tiny(BASE | spike).model_dump(mode="json")
+    asha = {"name": "asha", "factor": 2}
+    events = work(create(sqlite, here, "wild", base=base, pruner=asha, probe={"rungs": [2], "share": 0.125}))
+    paused = [event for event in events if event["event"] == "paused"]
+    assert paused
+    assert all(event["value"] is None for event in paused)
+    assert json.dumps(events, allow_nan=False)
+    snapshot = read_snapshot(sqlite, "wild")
+    assert "its probe_val_loss, inf, ranked 1 of 1" in decisions(snapshot, 0)[1]["sentence"]
 
 
 def test_a_trial_that_is_killed_on_its_way_to_its_first_probe_ends_alone(sqlite: Store, here: Path) -> None:
