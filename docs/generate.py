@@ -41,12 +41,13 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> int:
-    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text("utf-8") != text]
+    written = pages()
+    stale = [path for path, text in written.items() if not path.is_file() or path.read_text("utf-8") != text]
     if "--check" in sys.argv[1:]:
         for path in stale:
             print(f"{path.name} is not up to date; run `python -m docs.generate`", file=sys.stderr)
         return 1 if stale else 0
-    for path, text in pages().items():
+    for path, text in written.items():
         path.write_text(text, "utf-8")
     return 0
 

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from bench.replay_plan import ALL_PRUNERS, ANSWERING, OWN, POOLS_ONLY, RUNS, SAMPLERS, TASKSET, WORLD_NAMES
 from docs.search_results import RESULTS, Result, Results, read_results, results_by_world
-from hpo.replay.measures import GROUP, Estimate, Record, lost_share, pruned_share, ratio, reached, regret
+from hpo.replay.measures import GROUP, Estimate, Record, lost_share, median_ratio, pruned_share, ratio, reached, regret
 
 BEGIN, END = "<!-- replay: begin -->", "<!-- replay: end -->"
 MIN_SEEDS = 20  # of a verdict on a goal
@@ -123,7 +123,7 @@ def _met(is_met: bool, found: Iterable[Result]) -> str:
 
 def _mean_ratio(found: Iterable[Result]) -> float:
     """Return the mean ratio over worlds; a search that does not get there within the budget counts as 1."""
-    ratios = [ratio(one.records, one.reference, one.budget).value for one in found]
+    ratios = [median_ratio(one.records, one.reference, one.budget) for one in found]
     return sum(min(value, 1.0) for value in ratios) / len(ratios)
 
 
