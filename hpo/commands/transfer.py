@@ -34,6 +34,7 @@ from hpo.transfer.scale import parse_target
 
 DEFAULT_CELLS = 4
 FIRST_SEED = 2_000_000  # of verifications
+OTHER_LADDER = "`--as NAME` trains another ladder"
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def run_transfer(request: TransferRequest, options: LaunchOptions, format: Forma
         else:
             about = study.file.about
             stored = {"--ladder": (request.cells, len(about["cells"]))}
-            options_of = stored | {"--budget-tokens": (request.budget, about["budget_tokens"])}
-            check_same_options(study, options_of, "`--as NAME` trains another ladder")
+            stored |= {"--budget-tokens": (request.budget, about["budget_tokens"])}
+            check_same_options(study, stored, OTHER_LADDER)
     study, target = at_places(study, options.overrides), given or dict(study.file.about["target"])
     if not options.quiet:
         print_records(plan_table([Cell(c["values"], c["runs"]) for c in study.file.about["cells"]]), Format.table)
@@ -83,7 +84,8 @@ def _new_ladder(
     copied, known = trial_to_export(store, snapshot)
     say(f"copied configuration: trial {copied.number} of {snapshot.name}, {known}")
     cells = DEFAULT_CELLS if request.cells is None else request.cells
-    seed = len(ladders_of(store, snapshot))  # so that no ladder has the runs of an earlier one
+    # So that no ladder has the runs of an earlier one. Ladders of earlier versions have the seed 0.
+    seed = max((ladder.spec["about"].get("seed", 0) + 1 for ladder in ladders_of(store, snapshot)), default=0)
     return plan_ladder(snapshot, copied, LadderRequest(name, target, cells, request.budget, seed))
 
 
@@ -173,6 +175,6 @@ def _verify(name: str, target: Mapping[str, Any], n: int, options: LaunchOptions
             raise Problem(f"--verify: study {own} of the storage is no verification of {name}; `--as NAME` avoids it")
         else:
             study = study_from_spec(attrs[SPEC], own)
-            check_same_options(study, {"--verify": (n, len(study.file.seeds))}, "`--as NAME` trains another ladder")
+            check_same_options(study, {"--verify": (n, len(study.file.seeds))}, OTHER_LADDER)
     study = at_places(study, options.overrides)
     return run_study(replace(options, study=own), study, partial(conclude_verification, format=format))

@@ -101,6 +101,7 @@ def check_same_options(
     If the number of seeds could change after a result is known, the result could choose its own sample size.
 
     options: option -> the requested value (None for the stored one), and the value that the study was started with.
+    remedy: what the message advises.
 
     Raises:
         Problem: an option differs.

@@ -103,6 +103,7 @@ def ladder_study(
         CELL_FIELDS: list(cells[0].values),
         "target": dict(request.target),
         "budget_tokens": request.budget,
+        "seed": request.seed,
         "searched": {path: flat(search.base)[path] for path in cells[0].values},
         "copied": {axis.path: fields[axis.path] for axis in axes},
         "cells": [{"values": dict(cell.values), "runs": cell.runs} for cell in cells],

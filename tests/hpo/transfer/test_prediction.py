@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hpo.analysis.export import select_trial
+from hpo.search.ranges import Range
 from hpo.storage.store import open_store
 from hpo.study.load import load_study
 from hpo.transfer.fields import Axis, axes_of
+from hpo.transfer.fit import estimate
 from hpo.transfer.ladder import Ladder, read_ladder
 from hpo.transfer.lines import cell_table, prediction_lines
 from hpo.transfer.plan import LadderRequest, plan_ladder
@@ -45,6 +48,9 @@ def test_predicted_values_are_allowed_and_the_predicted_loss_is_theirs(here: Pat
     assert prediction.values["optimizer.beta2"] in (0.9, 0.95, 0.99)
     assert prediction.values["dropout"] == pytest.approx(0.0, abs=0.03)  # the loss grows from there
     ladder.study.configured(prediction.values)
+    free = estimate(fit_ladder(ladder), np.array([np.log(FAR["run.tokens"]), 0.0]))
+    assert free.x[-1] < 0  # no dropout: the fitted optimum lies outside the range
+    assert prediction.value > free.loss
     true = FLOOR + 0.2 * prediction.values["dropout"]
     assert prediction.low < true < prediction.high
 
@@ -66,21 +72,11 @@ def test_a_ladder_that_maximizes_mirrors_its_negative(here: Path) -> None:
 
 
 def test_the_order_of_the_space_does_not_decide() -> None:
-    space = load_space()
+    ranges = {"optimizer.weight_decay": (1e-3, 1.0), "run.batch_size": (2, 64), "optimizer.lr": (1e-4, 1e-1)}
+    space = {path: Range(low=low, high=high, log=True) for path, (low, high) in ranges.items()}
     reverse = dict(reversed(space.items()))
     roles = [[axis.role for axis in axes_of(TrainConfig(), each, {})] for each in (space, reverse)]
     assert roles == [["lr", "batch", "decay"], ["lr", "batch", "decay"]]
-
-
-def load_space() -> dict[str, Any]:
-    from hpo.search.ranges import Range
-
-    log = {"log": True}
-    return {
-        "optimizer.weight_decay": Range(low=1e-3, high=1.0, **log),
-        "run.batch_size": Range(low=2, high=64, **log),
-        "optimizer.lr": Range(low=1e-4, high=1e-1, **log),
-    }
 
 
 def test_values_without_a_place_on_a_scale() -> None:
